@@ -1,0 +1,1 @@
+"""Help for tests: the store contract, and servers and crashes to test against."""
