@@ -1,4 +1,4 @@
-"""A private Redis-compatible server for tests and demos, started from whatever binary is at hand."""
+"""A private Redis-compatible server for tests and demos, run from whatever binary is there."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ class RedisServer:
         self._remove_private_directory()
 
     def kill(self) -> None:
-        """End it with SIGKILL, as a crash would; :meth:`start` or :meth:`restart` brings it back."""
+        """End it with SIGKILL, as a crash would; :meth:`restart` brings it back."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

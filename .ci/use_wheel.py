@@ -1,0 +1,36 @@
+"""Use the installed package as a stranger would: its data files, its types, and one eager task."""
+
+import pathlib
+from importlib import metadata, resources
+
+import celery
+
+import celery_idempotent
+from celery_idempotent import IdempotentTask, State
+
+package = resources.files("celery_idempotent")
+scripts = sorted(path.name for path in (package / "stores" / "lua").iterdir())
+assert scripts, "no Lua script is inside the wheel"
+assert (package / "py.typed").is_file(), "py.typed is not inside the wheel"
+assert "site-packages" in pathlib.Path(celery_idempotent.__file__).parts
+assert metadata.version("celery-idempotent") == celery_idempotent.__version__
+
+app = celery.Celery("stranger", broker="memory://", backend="cache+memory://")
+app.conf.task_always_eager = True
+app.conf.idempotency_store_url = "memory://"
+runs = []
+
+
+@app.task(base=IdempotentTask, idempotency_key="order:{order}")
+def charge(order, amount):
+    runs.append(order)
+    return {"order": order, "amount": amount, "receipt": len(runs)}
+
+
+first = charge.delay(42, amount=100).get()
+second = charge.delay(order=42, amount=100).get()
+record = charge.idempotency_record(42, 100)
+assert runs == [42], runs
+assert first == second == {"order": 42, "amount": 100, "receipt": 1}, (first, second)
+assert record is not None and record.state is State.SUCCEEDED, record
+print(f"wheel: version {celery_idempotent.__version__}, {len(scripts)} Lua scripts, one charge")

@@ -1,0 +1,68 @@
+# `make` alone says what there is. Everything runs in .venv, which the first target that needs it
+# makes: Python 3.10 or newer and make are all that has to be there.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?=
+ARGS ?=
+STAMP = $(VENV)/.stamp
+DECLARED := setup.cfg setup.py pyproject.toml Makefile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit lint format types docs matrix build clean
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under faults
+	@$(BIN)/python -m celery_idempotent.demo $(ARGS)
+
+test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-unit: $(STAMP)-test ## The tests that need no worker and no broker
+	@$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
+
+lint: $(STAMP)-lint ## Check with ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(STAMP)-lint ## Put rules and format right with ruff
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(STAMP)-lint $(STAMP)-test ## Check with mypy --strict
+	@$(BIN)/mypy --strict celery_idempotent tests/typing
+
+docs: $(STAMP)-docs ## The documentation, into docs/_build/html
+	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+matrix: $(STAMP)-test $(STAMP)-matrix ## Tests under every Python on this machine, with Celery 5.5 to 5.7
+	@.ci/matrix
+
+build: $(STAMP)-venv ## The wheel, into dist
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check wheel --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .tox build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# An interpreter counts if it runs, is new enough and can make environments: a name on PATH may be a
+# stub that only prints an error.
+$(STAMP)-venv:
+	@for python in $(PYTHON) python3.11 python3 python3.14 python3.13 python3.12 python3.10; do \
+	  if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python -V) ..."; \
+	    $$python -m venv --clear $(VENV) && touch $@ && exit 0; \
+	    exit 1; \
+	  fi; \
+	done; \
+	echo "No Python 3.10 or newer that has venv was found (on Debian: apt install python3-venv)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.11 ..." >&2; \
+	exit 1
+
+$(STAMP)-%: $(STAMP)-venv $(DECLARED)
+	@echo "Installing what '$*' needs into $(VENV) (once, a minute or less) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@touch $@
