@@ -1,0 +1,1 @@
+"""What is decided, as pure functions: no clock, no I/O, no Celery."""

@@ -1,0 +1,226 @@
+"""The record of one key, and its packed form: one string a record, the same in every store.
+
+The packed form is a 24-byte header and five length-prefixed fields, big-endian, so that a Lua
+script and Python read and write the same bytes::
+
+    version:1 state:1 flags:1 interruptions:1 token:8 until_ms:8 retries:4
+    owner:1+n  process:1+n  nonce:1+n  fingerprint:1+n  label:2+n  outcome:rest
+
+Only ``owner``, ``process``, ``nonce`` and ``fingerprint`` are compared by the stores, and only as
+whole strings; ``outcome`` is opaque to them.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+import uuid
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from celery_idempotent.errors import RecordCorrupt, RecordTooNew
+
+__all__ = ["VERSION", "Owner", "Process", "Record", "State"]
+
+#: The version of the packed form. A reader refuses a higher one (a newer worker wrote it).
+VERSION: Final = 1
+
+_HEADER = struct.Struct(">BBBBQQI")
+_UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
+_TEXT_OWNER = 0x54  # "T"
+_MAX_FIELD = 255
+_MAX_LABEL = 65535
+_MAX_INTERRUPTIONS = 255
+
+
+class State(enum.IntEnum):
+    """Where a key stands. The names in lower case are what commands and pages show."""
+
+    #: A run holds the key, or held it until its lease ended.
+    RUNNING = 1
+    #: The run asked to be retried; its next message is due at ``until_ms``.
+    RETRYING = 2
+    #: The key is free. With an outcome: the last run failed, and this is its failure.
+    RELEASED = 3
+    #: The run's result is the key's outcome.
+    SUCCEEDED = 4
+    #: The run's failure is the key's outcome (``idempotency_store_failures``).
+    FAILED = 5
+    #: A run was interrupted, and nobody knows whether its effect happened.
+    UNKNOWN = 6
+    #: The body failed for good; the compensations of its finished steps are being run.
+    COMPENSATING = 7
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+class Owner(NamedTuple):
+    """Whose claim it is: a task id, and how often that message's task was replaced."""
+
+    task_id: str
+    nesting: int = 0
+
+    def pack(self) -> bytes:
+        """Give the bytes that stores compare: equal owners, equal bytes."""
+        nesting = b"" if not self.nesting else self.nesting.to_bytes(4, "big")
+        try:
+            parsed = uuid.UUID(self.task_id)
+        except ValueError:
+            parsed = None
+        if parsed is not None and str(parsed) == self.task_id:
+            return bytes((_UUID_OWNER,)) + parsed.bytes + nesting
+        text = self.task_id.encode("utf-8", "surrogatepass")
+        if len(text) > _MAX_FIELD - 6:
+            # A task id of that length is nobody's: it is bounded, and stays distinct by its digest.
+            text = text[:200] + uuid.uuid5(uuid.NAMESPACE_OID, self.task_id).bytes
+        return bytes((_TEXT_OWNER, len(text))) + text + nesting
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Owner | None:
+        """Read what :meth:`pack` wrote; ``None`` for the empty string (a key without an owner)."""
+        if not packed:
+            return None
+        if packed[0] == _UUID_OWNER and len(packed) in (17, 21):
+            return cls(str(uuid.UUID(bytes=packed[1:17])), int.from_bytes(packed[17:], "big"))
+        if packed[0] == _TEXT_OWNER and len(packed) >= 2:
+            end = 2 + packed[1]
+            if len(packed) in (end, end + 4):
+                text = packed[2:end].decode("utf-8", "replace")
+                return cls(text, int.from_bytes(packed[end:], "big"))
+        raise RecordCorrupt("a record's owner cannot be read: forget the key to free it")
+
+
+class Process(NamedTuple):
+    """Which process runs it. The boot id keeps two containers with one host name and pid apart."""
+
+    host: str
+    pid: int
+    boot: str
+
+    def pack(self) -> bytes:
+        """Give the bytes that stores compare."""
+        tail = f"\0{self.pid}\0{self.boot}".encode()
+        return self.host.encode("utf-8", "replace")[: _MAX_FIELD - len(tail)] + tail
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Process | None:
+        """Read what :meth:`pack` wrote; ``None`` where no process is kept any more."""
+        if not packed:
+            return None
+        try:
+            host, pid, boot = packed.decode("utf-8", "replace").rsplit("\0", 2)
+            return cls(host, int(pid), boot)
+        except ValueError as exc:
+            raise RecordCorrupt(
+                "a record's process cannot be read: forget the key to free it"
+            ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of one key. Times are the store's, in milliseconds since 1970."""
+
+    state: State
+    #: The fencing token: higher with every claim.
+    token: int
+    #: Running, compensating: when the lease ends. Retrying: when the retry is due. Done: when the
+    #: delivery lease ends (0: there is none).
+    until_ms: int = 0
+    #: The owner's ``request.retries`` (of the coming attempt, where it is retrying).
+    retries: int = 0
+    #: Runs cut off since the last retry, release or success.
+    interruptions: int = 0
+    #: Packed :class:`Owner`.
+    owner: bytes = b""
+    #: Packed :class:`Process`; empty once nothing is running.
+    process: bytes = b""
+    #: Which call of ``claim`` made this claim; empty once it is settled.
+    nonce: bytes = b""
+    #: Digest of the arguments.
+    fingerprint: bytes = b""
+    #: What operators read where the store's key is a digest, and the task's name where the
+    #: namespace is another: ``task\\nreadable key``; empty where the store's key says it all.
+    label: str = ""
+    #: The packed outcome (see :mod:`.codec`); empty where there is none.
+    outcome: bytes = b""
+
+    @property
+    def owner_id(self) -> str | None:
+        """The task id of the owner; ``None`` for a key that was forgotten."""
+        owner = Owner.unpack(self.owner)
+        return None if owner is None else owner.task_id
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is an outcome that a delivery lease may protect."""
+        return self.state in (State.SUCCEEDED, State.FAILED) or (
+            self.state is State.RELEASED and bool(self.outcome)
+        )
+
+    def pack(self) -> bytes:
+        """Give the stored form."""
+        label = self.label.encode("utf-8", "replace")[:_MAX_LABEL]
+        parts = [
+            _HEADER.pack(
+                VERSION,
+                self.state,
+                0,
+                min(self.interruptions, _MAX_INTERRUPTIONS),
+                self.token,
+                self.until_ms,
+                self.retries,
+            )
+        ]
+        for field in (self.owner, self.process, self.nonce, self.fingerprint):
+            parts.append(bytes((len(field),)))
+            parts.append(field)
+        parts.append(len(label).to_bytes(2, "big"))
+        parts.append(label)
+        parts.append(self.outcome)
+        return b"".join(parts)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Record:
+        """Read the stored form.
+
+        Raises:
+            RecordTooNew: a newer version of this library wrote it.
+            RecordCorrupt: it is no record, or is cut short.
+        """
+        if packed and packed[0] > VERSION:
+            raise RecordTooNew(
+                f"a record has version {packed[0]}, this worker reads up to {VERSION}: "
+                "upgrade celery_idempotent here"
+            )
+        try:
+            version, state, _, interruptions, token, until_ms, retries = _HEADER.unpack_from(packed)
+            if version != VERSION:
+                raise ValueError(f"version {version}")
+            at = _HEADER.size
+            fields = []
+            for _ in range(4):
+                end = at + 1 + packed[at]
+                fields.append(packed[at + 1 : end])
+                at = end
+            end = at + 2 + int.from_bytes(packed[at : at + 2], "big")
+            if end > len(packed) or at + 2 > len(packed):
+                raise ValueError("cut short")
+            owner, process, nonce, fingerprint = fields
+            return cls(
+                state=State(state),
+                token=token,
+                until_ms=until_ms,
+                retries=retries,
+                interruptions=interruptions,
+                owner=owner,
+                process=process,
+                nonce=nonce,
+                fingerprint=fingerprint,
+                label=packed[at + 2 : end].decode("utf-8", "replace"),
+                outcome=packed[end:],
+            )
+        except (struct.error, ValueError, IndexError) as exc:
+            raise RecordCorrupt(
+                f"a record cannot be read ({exc}): forget the key to free it"
+            ) from exc

@@ -1,0 +1,83 @@
+"""Every error this library raises, under one root.
+
+::
+
+    IdempotencyError
+    ├── ConfigurationError        an option is wrong; raised when the task is bound to its app
+    ├── KeyDerivationError        the arguments have no canonical form, or the key is empty
+    ├── IdempotencyKeyMismatch    an explicit key was sent again with other arguments
+    ├── IdempotencyInProgress     another call with this key is still running
+    ├── OutcomeUnknown            a run was interrupted and nobody knows how it ended
+    ├── ResultNotKept             the call succeeded before, its result was not kept
+    ├── ClaimLost                 this run's claim has been taken over, or there is none
+    └── StoreError
+        ├── StoreUnavailable      the store cannot be reached or refuses to work now
+        ├── RecordCorrupt         a stored record cannot be read
+        └── RecordTooNew          a stored record was written by a newer version
+
+Each takes one message, so that a result backend which keeps only the type and the arguments of an
+exception gives the same error back to the caller.
+"""
+
+__all__ = [
+    "ClaimLost",
+    "ConfigurationError",
+    "IdempotencyError",
+    "IdempotencyInProgress",
+    "IdempotencyKeyMismatch",
+    "KeyDerivationError",
+    "OutcomeUnknown",
+    "RecordCorrupt",
+    "RecordTooNew",
+    "ResultNotKept",
+    "StoreError",
+    "StoreUnavailable",
+]
+
+
+class IdempotencyError(Exception):
+    """The root: ``except IdempotencyError`` catches all that this library raises by itself."""
+
+
+class ConfigurationError(IdempotencyError):
+    """An option or a setting is wrong; the message names it and says what it may be."""
+
+
+class KeyDerivationError(IdempotencyError):
+    """No key can be derived from this call; the message names the argument."""
+
+
+class IdempotencyKeyMismatch(IdempotencyError):
+    """The key has been used for a call with other arguments: the body was not run."""
+
+
+class IdempotencyInProgress(IdempotencyError):
+    """A call with the same key is running, and this one may not, or no longer, wait for it."""
+
+
+class OutcomeUnknown(IdempotencyError):
+    """A run with this key was interrupted: a person, or ``resolve``, must settle how it ended."""
+
+
+class ResultNotKept(IdempotencyError):
+    """The call succeeded and is not run again, but its result was too large or not serializable."""
+
+
+class ClaimLost(IdempotencyError):
+    """This run does not hold its key (any more): whatever it writes now may be a second effect."""
+
+
+class StoreError(IdempotencyError):
+    """Something is wrong with the store or with what it holds."""
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer, or answered that it cannot work now; nothing is known to be lost."""
+
+
+class RecordCorrupt(StoreError):
+    """A stored record cannot be read; ``forget`` frees its key."""
+
+
+class RecordTooNew(StoreError):
+    """A stored record was written by a newer version of this library: upgrade this worker."""

@@ -1,0 +1,1 @@
+"""One delivery, without Celery: claim, body, record."""

@@ -1,0 +1,1 @@
+"""Where records live: each module knows one technology."""

@@ -1,0 +1,137 @@
+"""What a store is: the protocol every kind of store keeps, and how one is made from a URL.
+
+A store keeps one record a key, and for each message with callbacks a note. Each operation reads,
+decides and writes as one step that nothing can come between, by the store's own clock; what is
+decided is said by :mod:`celery_idempotent.core.transitions`. The instants:
+
+* a lease that ends at ``t`` is over at ``t`` (live: ``now < t``), and so is the wait for a retry;
+* a record that lives for ``d`` is gone at ``now + d``;
+* tokens are the clock in microseconds, or one more than the last token, whichever is higher.
+
+An operation that cannot be carried out raises :class:`.StoreUnavailable`; whether it took effect
+is then not known, and it may be sent again: each is idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Settle
+from celery_idempotent.errors import ConfigurationError, StoreError
+
+__all__ = ["Renewal", "Store", "mask_url", "note_key", "store_from_url"]
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """One lease to prolong: the record as its holder knows it, and for how long."""
+
+    key: str
+    held: Record
+    lease_ms: int
+    keep_ms: int
+
+
+class Store(Protocol):
+    """Where records live. ``key`` is the whole key of a record, as ``record_key`` gives it."""
+
+    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+        """Ask for a key. ``note``: the key of the message's note, where it has callbacks.
+
+        Raises:
+            StoreUnavailable: it did not answer; ``abandon`` undoes what it may have done.
+            RecordCorrupt, RecordTooNew: the record cannot be read, and was left as it is.
+        """
+
+    def settle(self, key: str, event: Settle) -> Recorded | Lost:
+        """Write what a run became: completed, failed, released, retrying or interrupted."""
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
+        """Prolong leases, in one round trip a node; answers, or errors, in the order of ``renewals``."""
+
+    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
+        """Note that a message's callbacks went out, and end the delivery lease of ``token``."""
+
+    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
+        """End what a dead process held for ``owner``; whether there was something."""
+
+    def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
+        """Undo a claim that was given up, or see to it that it gets nothing if it comes late."""
+
+    def forget(self, key: str, ttl_ms: int) -> bool:
+        """Free a key; whether there was a record."""
+
+    def get(self, key: str) -> Record | None:
+        """Read a record, and change nothing."""
+
+    def ttl(self, key: str) -> float | None:
+        """How many seconds a record still lives; ``None`` where there is none."""
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        """Give the keys of records that match a glob pattern, in no order, as they come."""
+
+    def ping(self) -> None:
+        """Raise :class:`.StoreUnavailable` where the store does not answer."""
+
+    def close(self) -> None:
+        """Give back all connections."""
+
+
+def note_key(key: str, task_id: str) -> str:
+    """Where the note of a message's callbacks lives: beside its record, by the hash tag."""
+    return f"{key}:sent:{task_id}"
+
+
+def mask_url(url: str) -> str:
+    """Give a URL that may be logged or shown: without its password.
+
+    Several URLs joined by ``;`` (Sentinel) are masked one by one.
+    """
+    return ";".join(_mask_one(part) for part in url.split(";"))
+
+
+def _mask_one(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "<not a URL>"
+    netloc = parts.netloc
+    if "@" in netloc:
+        login, _, host = netloc.rpartition("@")
+        user = login.partition(":")[0] if ":" in login else login
+        netloc = f"{user}:**@{host}" if ":" in login else f"{user}@{host}"
+    query = "&".join(
+        f"{name}=**" if "pass" in name.lower() else item
+        for item in parts.query.split("&")
+        for name in (item.partition("=")[0],)
+    )
+    return urlunsplit(parts._replace(netloc=netloc, query=query, fragment=""))
+
+
+def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
+    """Make the store that a URL names; nothing is connected yet.
+
+    Args:
+        url: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://`` or ``memory://``.
+        options: passed on to the client (``socket_timeout``, ``master_name``, ...).
+
+    Raises:
+        ConfigurationError: there is no such kind of store, or the URL cannot be read.
+    """
+    scheme = url.partition(":")[0].lower()
+    if scheme == "memory":
+        from celery_idempotent.stores.memory import MemoryStore
+
+        return MemoryStore.shared(url)
+    if scheme in ("redis", "rediss", "redis+socket", "unix", "sentinel"):
+        from celery_idempotent.stores.redis import RedisStore
+
+        return RedisStore.from_url(url, options)
+    raise ConfigurationError(
+        f"there is no store for {mask_url(url)!r}: idempotency_store_url may begin with redis://, "
+        "rediss://, redis+socket://, sentinel:// or memory://"
+    )

@@ -1,0 +1,70 @@
+-- One message asks for its key: transitions.claim, restated.
+-- KEYS: record [, note]
+-- ARGV: candidate, lease_ms, keep_ms, unknown_ms, max_interruptions, checked, callbacks, awaited
+-- Returns: {1, token, interruptions} claimed | {2, mine, now_ms, record} busy
+--   | {3, mine, noted, record} replay | {4} superseded | {5, record} mismatch | {6, record} unknown
+--   | {0, raw} unreadable
+local candidate, lease_ms, keep_ms = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local now = now_us()
+local now_ms = math.floor(now / 1000)
+local new = parse(candidate)
+local record, raw = load_record(KEYS[1])
+if record == false then return {0, raw} end
+local noted = KEYS[2] and redis.call('EXISTS', KEYS[2]) == 1
+local mine = record and record.owner == new.owner
+if noted and not mine then return {4} end
+
+local function take(interruptions)
+  local token = record and math.max(record.token + 1, now) or now
+  save(KEYS[1], with_header(candidate, RUNNING, interruptions, token, now_ms + lease_ms), keep_ms)
+  return {1, token, interruptions}
+end
+
+local function busy() return {2, mine and 1 or 0, now_ms, raw} end
+local function replay() return {3, mine and 1 or 0, noted and 1 or 0, raw} end
+
+if not record then return take(0) end
+
+if #new.nonce > 0 and record.nonce == new.nonce then
+  if record.state == RUNNING then return {1, record.token, record.interruptions} end
+  if record.done and record.until_ms > 0 then return replay() end
+  return busy()
+end
+
+local live = now_ms < record.until_ms
+if record.state == RELEASED and not record.done then
+  return take(#record.nonce > 0 and record.interruptions or 0)
+end
+if ARGV[6] == '1' and not mine and record.fingerprint ~= new.fingerprint then return {5, raw} end
+if record.state == RUNNING then
+  if mine and new.retries < record.retries then return {4} end
+  if live then return busy() end
+  if mine and new.retries > record.retries then return take(0) end
+  local interruptions = record.interruptions + 1
+  if interruptions <= tonumber(ARGV[5]) then return take(interruptions) end
+  record.raw = with_header(raw, UNKNOWN, math.min(interruptions, 255), record.token, 0)
+  local unknown = with_holder(record, record.process, '')
+  save(KEYS[1], unknown, tonumber(ARGV[4]))
+  return {6, unknown}
+end
+if record.state == RETRYING then
+  if mine and new.retries < record.retries then return {4} end
+  if mine or now_ms >= record.until_ms + lease_ms then return take(0) end
+  return busy()
+end
+if record.done then
+  if mine then
+    if live then return busy() end
+    if ARGV[7] == '1' and not noted then
+      record.raw = with_header(raw, record.state, record.interruptions, record.token,
+        now_ms + lease_ms)
+      raw = with_holder(record, new.process, new.nonce)
+      save_keep_ttl(KEYS[1], raw)
+    end
+    return replay()
+  end
+  if record.state == RELEASED and ARGV[8] ~= record.owner then return take(0) end
+  return replay()
+end
+if record.state == COMPENSATING and live then return busy() end
+return {6, raw}

@@ -1,0 +1,61 @@
+-- Put in front of every script: reads and writes the packed record (core/record.py has the layout).
+local RUNNING, RETRYING, RELEASED, SUCCEEDED, FAILED, UNKNOWN, COMPENSATING = 1, 2, 3, 4, 5, 6, 7
+local VERSION = 1
+
+local function now_us()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+-- A record as a table; false where the string is none that this version can read.
+local function parse(raw)
+  if #raw < 30 or string.byte(raw, 1) ~= VERSION then return false end
+  local _, state, _, interruptions, token, until_ms, retries = struct.unpack('>BBBBI8I8I4', raw)
+  if state < RUNNING or state > COMPENSATING then return false end
+  local fields, at = {}, 25
+  for i = 1, 4 do
+    local length = string.byte(raw, at)
+    if not length or at + length > #raw then return false end
+    fields[i] = string.sub(raw, at + 1, at + length)
+    at = at + 1 + length
+  end
+  if at + 1 > #raw then return false end
+  local outcome_at = at + 2 + struct.unpack('>I2', string.sub(raw, at, at + 1))
+  if outcome_at > #raw + 1 then return false end
+  local done = state == SUCCEEDED or state == FAILED or (state == RELEASED and outcome_at <= #raw)
+  return {
+    raw = raw, state = state, interruptions = interruptions, token = token, until_ms = until_ms,
+    retries = retries, owner = fields[1], process = fields[2], nonce = fields[3],
+    fingerprint = fields[4], tail_at = at, done = done,
+  }
+end
+
+local function load_record(key)
+  local raw = redis.call('GET', key)
+  if not raw then return nil, nil end
+  return parse(raw), raw
+end
+
+-- The same record with another header; retries and all fields stay.
+local function with_header(raw, state, interruptions, token, until_ms)
+  return struct.pack('>BBBBI8I8', VERSION, state, 0, interruptions, token, until_ms)
+    .. string.sub(raw, 21)
+end
+
+-- The same record with another process and nonce.
+local function with_holder(record, process, nonce)
+  return string.sub(record.raw, 1, 24)
+    .. struct.pack('B', #record.owner) .. record.owner
+    .. struct.pack('B', #process) .. process
+    .. struct.pack('B', #nonce) .. nonce
+    .. struct.pack('B', #record.fingerprint) .. record.fingerprint
+    .. string.sub(record.raw, record.tail_at)
+end
+
+local function save(key, raw, ttl_ms)
+  redis.call('SET', key, raw, 'PX', ttl_ms)
+end
+
+local function save_keep_ttl(key, raw)
+  redis.call('SET', key, raw, 'KEEPTTL')
+end

@@ -1,0 +1,140 @@
+"""Records in this process's memory: for eager tests, and as the model of every other store."""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from celery_idempotent.core import transitions
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Settle, Write
+from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.base import Renewal
+
+__all__ = ["MemoryStore"]
+
+
+def _clock_us() -> int:
+    return time.time_ns() // 1000
+
+
+class MemoryStore:
+    """A :class:`~celery_idempotent.stores.base.Store` in a dictionary.
+
+    Args:
+        clock: gives the time in microseconds; a test may move it.
+    """
+
+    _shared: dict[str, MemoryStore] = {}
+
+    def __init__(self, clock: Callable[[], int] = _clock_us) -> None:
+        self._clock = clock
+        self._lock = threading.RLock()
+        # Packed, as everywhere: what a test sees here has been through the stored form.
+        self._records: dict[str, tuple[bytes, int]] = {}
+        self._notes: dict[str, int] = {}
+
+    @classmethod
+    def shared(cls, url: str) -> MemoryStore:
+        """Give the store of that URL in this process: every app that names it gets the same."""
+        return cls._shared.setdefault(url, cls())
+
+    def _read(self, key: str, now_us: int) -> Record | None:
+        entry = self._records.get(key)
+        if entry is None:
+            return None
+        packed, gone_ms = entry
+        if now_us // 1000 >= gone_ms:
+            del self._records[key]
+            return None
+        return Record.unpack(packed)
+
+    def _write(self, key: str, write: Write | None, now_us: int) -> bool:
+        if write is None:
+            return False
+        gone_ms = now_us // 1000 + write.ttl_ms
+        if write.ttl_ms == transitions.KEEP_TTL:
+            gone_ms = self._records[key][1]
+        self._records[key] = (write.record.pack(), gone_ms)
+        return True
+
+    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+        with self._lock:
+            now = self._clock()
+            noted = note is not None and self._notes.get(note, 0) > now // 1000
+            verdict, write = transitions.claim(self._read(key, now), ask, now, noted=noted)
+            self._write(key, write, now)
+            return verdict
+
+    def settle(self, key: str, event: Settle) -> Recorded | Lost:
+        with self._lock:
+            now = self._clock()
+            verdict, write = transitions.settle(self._read(key, now), event, now)
+            self._write(key, write, now)
+            return verdict
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
+        with self._lock:
+            now = self._clock()
+            return [self._renew_one(one, now) for one in renewals]
+
+    def _renew_one(self, one: Renewal, now: int) -> Recorded | Lost | StoreError:
+        try:
+            record = self._read(one.key, now)
+        except StoreError as exc:
+            return exc
+        verdict, write = transitions.renew(record, one.held, one.lease_ms, one.keep_ms, now)
+        self._write(one.key, write, now)
+        return verdict
+
+    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
+        with self._lock:
+            now = self._clock()
+            if ttl_ms > 0:
+                self._notes[note] = now // 1000 + ttl_ms
+            self._write(key, transitions.note(self._read(key, now), token), now)
+
+    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
+        with self._lock:
+            now = self._clock()
+            write = transitions.end_lease(self._read(key, now), owner, process, now)
+            return self._write(key, write, now)
+
+    def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
+        with self._lock:
+            now = self._clock()
+            self._write(key, transitions.abandon(self._read(key, now), given_up, ttl_ms, now), now)
+
+    def forget(self, key: str, ttl_ms: int) -> bool:
+        with self._lock:
+            now = self._clock()
+            try:
+                record = self._read(key, now)
+            except StoreError:
+                record = Record(State.RELEASED, 0)  # unreadable: freed all the same
+            return self._write(key, transitions.forget(record, ttl_ms, now), now)
+
+    def get(self, key: str) -> Record | None:
+        with self._lock:
+            return self._read(key, self._clock())
+
+    def ttl(self, key: str) -> float | None:
+        with self._lock:
+            now = self._clock()
+            if self._read(key, now) is None:
+                return None
+            return (self._records[key][1] - now // 1000) / 1000
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        with self._lock:
+            now = self._clock()
+            keys = [key for key in self._records if self._records[key][1] > now // 1000]
+        return (key for key in keys if fnmatch.fnmatchcase(key, pattern))
+
+    def ping(self) -> None:
+        """Memory always answers."""
+
+    def close(self) -> None:
+        """Nothing is held."""

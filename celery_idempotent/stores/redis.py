@@ -1,0 +1,230 @@
+"""Records in Redis or Valkey: single, by Sentinel, over TLS or a socket; one script an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import (
+    UNKNOWN_TTL_MS,
+    Busy,
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Mismatch,
+    Recorded,
+    Replay,
+    Settle,
+    Superseded,
+    Unknown,
+)
+from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
+from celery_idempotent.stores.base import Renewal, mask_url
+from celery_idempotent.stores.wire import Call, Wire, load_script
+
+__all__ = ["RedisStore"]
+
+#: A server that hangs must not hang a worker: seconds, unless ``idempotency_store_options`` says so.
+_TIMEOUTS: Final = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+#: Options that are Sentinel's or Celery's, not a connection's.
+_SENTINEL_OPTIONS: Final = ("master_name", "sentinel_kwargs", "min_other_sentinels")
+#: Celery writes Python's names of these, redis-py wants its own.
+_CERT_REQS: Final = {
+    "CERT_REQUIRED": "required",
+    "CERT_OPTIONAL": "optional",
+    "CERT_NONE": "none",
+}
+
+
+class RedisStore:
+    """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server (or its heir)."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._claim = load_script("claim")
+        self._settle = load_script("settle")
+        self._renew = load_script("renew")
+        self._note = load_script("note")
+        self._end_lease = load_script("end_lease")
+        self._abandon = load_script("abandon")
+        self._forget = load_script("forget")
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> RedisStore:
+        """Make a store from a URL as Celery writes them; it connects at the first operation."""
+        pool = _pool(url, dict(options or {}))
+        return cls(
+            Wire(lambda: pool.connection_class(**pool.connection_kwargs), where=mask_url(url))
+        )
+
+    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+        answer = self._wire.call(
+            Call(
+                self._claim,
+                (key,) if note is None else (key, note),
+                (
+                    ask.candidate.pack(),
+                    ask.lease_ms,
+                    ask.keep_ms,
+                    UNKNOWN_TTL_MS,
+                    ask.max_interruptions,
+                    int(ask.checked),
+                    int(ask.callbacks),
+                    ask.awaited,
+                ),
+            )
+        )
+        code = answer[0]
+        if code == 1:
+            return Claimed(answer[1], answer[2])
+        if code == 2:
+            return Busy(Record.unpack(answer[3]), bool(answer[1]), answer[2])
+        if code == 3:
+            return Replay(Record.unpack(answer[3]), bool(answer[1]), bool(answer[2]))
+        if code == 4:
+            return Superseded()
+        if code == 5:
+            return Mismatch(Record.unpack(answer[1]))
+        if code == 6:
+            return Unknown(Record.unpack(answer[1]))
+        raise _unreadable(answer)
+
+    def settle(self, key: str, event: Settle) -> Recorded | Lost:
+        args = (event.record.pack(), event.delay_ms, event.ttl_ms)
+        return _recorded(self._wire.call(Call(self._settle, (key,), args)))
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
+        answers = self._wire.call_all(
+            [
+                Call(self._renew, (one.key,), (one.held.pack(), one.lease_ms, one.keep_ms))
+                for one in renewals
+            ]
+        )
+        return [_renewed(answer) for answer in answers]
+
+    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
+        self._wire.call(Call(self._note, (key, note), (token, ttl_ms)))
+
+    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
+        return bool(self._wire.call(Call(self._end_lease, (key,), (owner, process)))[0])
+
+    def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
+        self._wire.call(Call(self._abandon, (key,), (given_up.pack(), ttl_ms)))
+
+    def forget(self, key: str, ttl_ms: int) -> bool:
+        return bool(self._wire.call(Call(self._forget, (key,), (ttl_ms,)))[0])
+
+    def get(self, key: str) -> Record | None:
+        packed = self._wire.command("GET", key)
+        return None if packed is None else Record.unpack(packed)
+
+    def ttl(self, key: str) -> float | None:
+        left = self._wire.command("PTTL", key)
+        return None if left < 0 else left / 1000
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        cursor = "0"
+        while True:
+            answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            for key in answer[1]:
+                yield key.decode("utf-8", "surrogateescape")
+            cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
+            if cursor == "0":
+                return
+
+    def ping(self) -> None:
+        self._wire.command("PING")
+
+    def close(self) -> None:
+        self._wire.close()
+
+
+def _recorded(answer: Any) -> Recorded | Lost:
+    if answer[0] == 1:
+        return Recorded(answer[1])
+    if answer[0] == 2:
+        return Lost(Record.unpack(answer[1]))
+    raise _unreadable(answer)
+
+
+def _renewed(answer: Any) -> Recorded | Lost | StoreError:
+    if isinstance(answer, StoreError):
+        return answer
+    try:
+        return _recorded(answer)
+    except StoreError as exc:
+        return exc
+
+
+def _unreadable(answer: Any) -> StoreError:
+    try:
+        Record.unpack(answer[1])
+    except StoreError as exc:
+        return exc
+    return RecordCorrupt("a record cannot be read by the store's script: forget the key to free it")
+
+
+def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
+    sentinel_options = {name: options.pop(name, None) for name in _SENTINEL_OPTIONS}
+    kwargs: dict[str, Any] = {
+        **_TIMEOUTS,
+        # RESP2: no push messages may come between a command and its answer.
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+        **options,
+    }
+    try:
+        if url.lower().startswith("sentinel://"):
+            return _sentinel_pool(url, kwargs, sentinel_options)
+        return redis.ConnectionPool.from_url(_for_redis_py(url), **kwargs)
+    except (ValueError, TypeError) as exc:
+        raise ConfigurationError(
+            f"the store's URL {mask_url(url)!r} or its idempotency_store_options are wrong: {exc}"
+        ) from exc
+
+
+def _for_redis_py(url: str) -> str:
+    """Turn what Celery writes otherwise into redis-py's words."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    scheme = parts.scheme.lower()
+    if scheme == "redis+socket":
+        scheme = "unix"
+        if "virtual_host" in query:
+            query["db"] = query.pop("virtual_host")
+    if "ssl_cert_reqs" in query:
+        query["ssl_cert_reqs"] = _CERT_REQS.get(query["ssl_cert_reqs"], query["ssl_cert_reqs"])
+    tail = f"?{urlencode(query)}" if query else ""
+    return f"{scheme}://{parts.netloc}{parts.path}{tail}"
+
+
+def _sentinel_pool(
+    url: str, kwargs: dict[str, Any], options: dict[str, Any]
+) -> redis.ConnectionPool:
+    from redis.sentinel import Sentinel, SentinelConnectionPool
+
+    parts = [urlsplit(part) for part in url.split(";") if part]
+    first = parts[0]
+    if not options["master_name"]:
+        raise ConfigurationError(
+            "a sentinel:// store needs to know which master: set idempotency_store_options = "
+            "{'master_name': '...'}"
+        )
+    database = first.path.strip("/")
+    login = {"username": first.username, "password": first.password, "db": int(database or 0)}
+    kwargs = {**{name: value for name, value in login.items() if value is not None}, **kwargs}
+    timeouts = {name: kwargs[name] for name in _TIMEOUTS if name in kwargs}
+    sentinel = Sentinel(
+        [(part.hostname or "localhost", part.port or 26379) for part in parts],
+        min_other_sentinels=options["min_other_sentinels"] or 0,
+        sentinel_kwargs={**timeouts, **(options["sentinel_kwargs"] or {})},
+    )
+    return SentinelConnectionPool(options["master_name"], sentinel, **kwargs)

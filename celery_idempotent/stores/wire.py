@@ -1,0 +1,183 @@
+"""Scripts over redis-py's own connections: the few calls that a round trip really needs.
+
+redis-py's client does much around each command (pools with locks, checks, callbacks, metrics). A
+guard that wants to cost two bare round trips takes the client's connections, with all that they
+know of TLS, Sentinel, sockets and logins, and speaks over them by itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any, NamedTuple, Protocol
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
+
+__all__ = ["Call", "Connection", "Script", "Wire", "load_script"]
+
+Argument = bytes | str | int
+
+
+class Connection(Protocol):
+    """What is used of redis-py's connections."""
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> Any: ...
+
+    def read_response(self) -> Any: ...
+
+    def connect(self) -> None: ...
+
+    def disconnect(self, *args: Any) -> None: ...
+
+
+class Script(NamedTuple):
+    """One Lua script: its source, and the packed beginning of a command that calls it."""
+
+    name: str
+    source: bytes
+    sha: bytes
+
+
+class Call(NamedTuple):
+    """One call of a script."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[Argument, ...]
+
+
+def load_script(name: str) -> Script:
+    """Read ``lua/<name>.lua``, with what all scripts share in front of it."""
+    folder = resources.files("celery_idempotent.stores") / "lua"
+    source = (folder / "record.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+
+
+def _pack(parts: Sequence[Argument]) -> bytes:
+    chunks = [b"*%d\r\n" % len(parts)]
+    for part in parts:
+        raw = part if type(part) is bytes else str(part).encode("utf-8", "surrogatepass")
+        chunks.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+    return b"".join(chunks)
+
+
+def _pack_call(call: Call, command: bytes, script: bytes) -> bytes:
+    return _pack((command, script, len(call.keys), *call.keys, *call.args))
+
+
+class Wire:
+    """Idle connections to one server, and calls over them; safe for threads, greenlets and forks.
+
+    Args:
+        connect: makes a new (not yet connected) connection.
+        where: the server's URL, without passwords, for messages.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], where: str) -> None:
+        self._connect = connect
+        self._where = where
+        self._idle: deque[Connection] = deque()
+        self._pid = os.getpid()
+
+    def call(self, call: Call) -> Any:
+        """Call one script and give its answer."""
+        return self._answer(call, self._exchange([_pack_call(call, b"EVALSHA", call.script.sha)])[0])
+
+    def call_all(self, calls: Sequence[Call]) -> list[Any]:
+        """Call several scripts in one round trip; an answer that is an error is given as one."""
+        packed = [_pack_call(call, b"EVALSHA", call.script.sha) for call in calls]
+        answers: list[Any] = []
+        for call, answer in zip(calls, self._exchange(packed), strict=True):
+            try:
+                answers.append(self._answer(call, answer))
+            except (StoreUnavailable, RecordCorrupt) as exc:
+                answers.append(exc)
+        return answers
+
+    def command(self, *parts: Argument) -> Any:
+        """Send one plain command and give its answer."""
+        return self._checked(self._exchange([_pack(parts)])[0])
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while True:
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
+                return
+
+    def _answer(self, call: Call, answer: Any) -> Any:
+        if isinstance(answer, NoScriptError):
+            # Scripts were flushed, or a replica took over: EVAL runs it and loads it again.
+            answer = self._exchange([_pack_call(call, b"EVAL", call.script.source)])[0]
+        return self._checked(answer)
+
+    def _checked(self, answer: Any) -> Any:
+        if not isinstance(answer, ResponseError):
+            return answer
+        if "WRONGTYPE" in str(answer):
+            raise RecordCorrupt(
+                f"the store at {self._where} holds something else where a record should be: is "
+                "idempotency_key_prefix shared with another program? forget the key to free it"
+            ) from answer
+        raise StoreUnavailable(
+            f"the store at {self._where} refused to work: {answer}"
+        ) from answer
+
+    def _exchange(self, packed: list[bytes]) -> list[Any]:
+        """Send commands and read as many answers; once more where the connection was stale.
+
+        All that this library sends is idempotent (a claim by its nonce), so that sending it again
+        after a broken connection is safe.
+        """
+        if self._pid != os.getpid():
+            # After a fork: the sockets are the parent's, and are left to it.
+            self._idle = deque()
+            self._pid = os.getpid()
+        try:
+            try:
+                answers = self._once(packed)
+            except RedisTimeoutError:
+                raise
+            except (RedisConnectionError, OSError):
+                self.close()  # the others were made before the same restart
+                return self._once(packed)
+            if any(isinstance(answer, ReadOnlyError) for answer in answers):
+                # The master became a replica: ask again who is the master.
+                self.close()
+                return self._once(packed)
+            return answers
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(
+                f"the store at {self._where} does not answer: {exc or type(exc).__name__}"
+            ) from exc
+
+    def _once(self, packed: list[bytes]) -> list[Any]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect()
+        try:
+            connection.send_packed_command([b"".join(packed)], check_health=False)
+            answers = []
+            for _ in packed:
+                try:
+                    answers.append(connection.read_response())
+                except ResponseError as exc:
+                    answers.append(exc)
+        except BaseException:
+            # An answer may be under way (a soft time limit can cut in here): never use it again.
+            connection.disconnect()
+            raise
+        if any(isinstance(answer, ReadOnlyError) for answer in answers):
+            connection.disconnect()
+        else:
+            self._idle.append(connection)
+        return answers
