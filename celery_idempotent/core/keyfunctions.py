@@ -1,0 +1,80 @@
+"""Calls a user's function for a key or a namespace, and checks what it returns."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery_idempotent.core.binding import Binder
+from celery_idempotent.core.templates import NoKey, Wrong
+from celery_idempotent.errors import KeyDerivationError
+
+__all__ = ["KeyFunction"]
+
+
+class KeyFunction:
+    """A callable of the task's arguments, defaults applied, that returns a text or None.
+
+    It gets them by name if its parameters are named like the task's, else by position, as the task
+    itself would; the task comes first if its first parameter is called ``self``.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], option: str, binder: Binder, wrong: Wrong
+    ) -> None:
+        self._function = function
+        self._option = option
+        self._binder = binder
+        self._wants_task = False
+        self._by_name = False
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):
+            return  # a builtin that doesn't say what it takes
+        parameters = list(signature.parameters.values())
+        self._wants_task = bool(parameters) and parameters[0].name == "self"
+        if self._wants_task:
+            parameters = parameters[1:]
+        signature = signature.replace(parameters=parameters)
+        sample = binder.sample()
+        args, kwargs = binder.as_call(sample)
+        # A function that takes *args expects them by position.
+        starred = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+        by_name = not starred and not binder.variadic
+        self._by_name = by_name and _takes(signature, [], binder.as_keywords(sample))
+        if not self._by_name and not _takes(signature, args, kwargs):
+            raise wrong(
+                "the callable must take the task's arguments, "
+                f"({', '.join(binder.names)}), or (*args, **kwargs)"
+            )
+
+    def text(self, values: Sequence[Any], task: object = None) -> str | None:
+        """What the function returns for a call; NoKey if that can't be a key."""
+        args: list[Any] = []
+        if self._by_name:
+            kwargs = self._binder.as_keywords(values)
+        else:
+            args, kwargs = self._binder.as_call(values)
+        if self._wants_task:
+            args = [task, *args]
+        try:
+            text = self._function(*args, **kwargs)
+        except KeyDerivationError:
+            raise
+        except Exception as exc:
+            raise NoKey(f"{self._option} raised {type(exc).__name__}") from exc
+        if text is None:
+            return None
+        if not isinstance(text, str):
+            kind = type(text).__qualname__
+            raise NoKey(f"{self._option} returned {kind}, and must return a string or None")
+        if not text.strip():
+            raise NoKey(f"{self._option} returned an empty string, and would make one call of many")
+        return str.__str__(text)
+
+
+def _takes(signature: inspect.Signature, args: list[Any], kwargs: dict[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True

@@ -1,0 +1,299 @@
+"""Derives from a call which other calls are the same: namespace, key and fingerprint."""
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any
+from urllib.parse import quote
+
+from celery_idempotent.core.binding import Binder
+from celery_idempotent.core.canonical import NoForm, canonical, text_of, visible
+from celery_idempotent.core.keyfunctions import KeyFunction
+from celery_idempotent.core.templates import (
+    Field,
+    NoKey,
+    Template,
+    Wrong,
+    names_template,
+    no_form,
+    parse_names,
+    parse_template,
+)
+from celery_idempotent.errors import ConfigurationError, KeyDerivationError
+
+__all__ = ["MESSAGE_ID", "CallKey", "KeyScheme", "MessageId", "canonical", "record_key"]
+
+#: What a user calls a key is readable in Redis up to this length.
+MAX_READABLE = 100
+MAX_LABEL = 200
+MAX_EXPLICIT = 1024
+
+_MARK = "~"  # opens a digest; a text of the user's that opens with it is digested itself
+_DIGEST = re.compile(r"~[0-9a-f]{32}\Z")
+_READABLE = re.compile(rf"(?!{_MARK})[!#-\[\]-z|~]{{1,{MAX_READABLE}}}\Z")
+
+
+class MessageId:
+    """The type of :data:`MESSAGE_ID`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MESSAGE_ID"
+
+    def __reduce__(self) -> str:
+        return "MESSAGE_ID"
+
+
+#: As ``idempotency_key``: the key is the task id, so that only redeliveries of one message are
+#: duplicates (the Inbox pattern).
+MESSAGE_ID = MessageId()
+
+
+@dataclass(frozen=True, slots=True)
+class CallKey:
+    """What makes a call the same as another."""
+
+    #: Keys in different namespaces are different.
+    namespace: str
+    #: The identity inside the namespace: readable, or a digest that opens with ``~``.
+    key: str
+    #: Where ``key`` is a digest of something the user chose: its readable form, at most 200
+    #: characters. Empty otherwise.
+    label: str
+    #: A digest of the arguments, 16 bytes; empty if there is none.
+    fingerprint: bytes
+    #: Whether a call with the same key must bring the same fingerprint.
+    checked: bool
+
+
+def record_key(prefix: str, call_key: CallKey) -> str:
+    """The name of the record, ``<prefix>:{<namespace>:<key>}``; the braces are its hash tag.
+
+    The namespace holds no colon, so no two pairs meet. A key that came from elsewhere and can't
+    stand there is digested, as :meth:`KeyScheme.derive` would have done.
+    """
+    key = call_key.key
+    if not _READABLE.match(key) and not _DIGEST.match(key):
+        key = _digested(key)
+    return f"{prefix}:{{{_namespace_part(call_key.namespace)}:{key}}}"
+
+
+@lru_cache(maxsize=1024)
+def _namespace_part(namespace: str) -> str:
+    if _DIGEST.match(namespace):
+        return namespace
+    text = quote(namespace, safe="@+/=,~", errors="surrogatepass")
+    if text.startswith(_MARK):
+        text = f"%7E{text[1:]}"
+    return text if len(text) <= MAX_READABLE else _digested(namespace)
+
+
+def _hash(text: str, purpose: bytes) -> blake2b:
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, person=purpose)
+
+
+def _digested(text: str) -> str:
+    return _MARK + _hash(text, b"idem-text").hexdigest()
+
+
+def _label(text: str) -> str:
+    text = visible(text)
+    return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 3]}..."
+
+
+class KeyScheme:
+    """How a task's calls get their keys: its key options, checked and compiled once.
+
+    Raises :class:`ConfigurationError` for an option that can't work.
+    """
+
+    def __init__(
+        self,
+        *,
+        task_name: str,
+        signature: inspect.Signature,
+        key: object = None,
+        namespace: object = None,
+        fingerprint: tuple[str, ...] | None = None,
+        redact: bool = False,
+    ) -> None:
+        self._where = f"task {task_name!r}"
+        self._redact = redact
+        self._binder = Binder(signature)
+        self._prefixes = tuple(f"{name}=" for name in self._binder.names)
+        self._by_message_id = key is MESSAGE_ID
+        self._source = self._compile_key(key)
+        self._namespace = self._compile_namespace(task_name if namespace is None else namespace)
+        self._covered = self._compile_fingerprint(fingerprint)
+
+    def derive(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        task_id: str | None = None,
+        explicit: str | None = None,
+        task: object = None,
+    ) -> CallKey | None:
+        """The key of a call, or None if it is not to be deduplicated.
+
+        ``explicit`` is a key that came with the call and outranks the task's own; ``task_id`` is
+        needed with ``MESSAGE_ID``; ``task`` is passed to a callable whose first parameter is
+        ``self``. Raises TypeError if the arguments don't fit the task, and
+        :class:`KeyDerivationError`, which names the argument, if they have no key.
+        """
+        values = self._binder.bind(args, kwargs)
+        try:
+            return self._derive(values, task_id, explicit, task)
+        except NoKey as exc:
+            raise KeyDerivationError(f"{self._where}: {exc}") from exc.__cause__
+
+    def _derive(
+        self, values: Sequence[Any], task_id: str | None, explicit: str | None, task: object
+    ) -> CallKey | None:
+        chosen: str | None  # what the user chose as identity, None: all arguments
+        arguments: str | None = None
+        if explicit is not None:
+            chosen = _checked_explicit(explicit)
+        elif self._by_message_id:
+            if not task_id:
+                raise NoKey("its key is the message's id, and this call has none yet")
+            chosen = task_id
+        elif self._source is not None:
+            chosen = self._source.text(values, task)
+            if chosen is None:
+                return None
+        else:
+            chosen = None
+
+        if self._covered is not None:
+            checked = bool(self._covered)
+            fingerprint = self._fingerprint_of_names(values)
+        else:
+            checked = explicit is not None
+            try:
+                arguments = self._text_of_arguments(values)
+                fingerprint = _hash(arguments, b"idem-arguments").digest()
+            except NoKey:
+                if checked or chosen is None:
+                    raise
+                fingerprint = b""
+
+        if chosen is None:
+            if arguments is None:
+                arguments = self._text_of_arguments(values)
+            key, label = _MARK + _hash(arguments, b"idem-key").hexdigest(), ""
+        elif self._redact:
+            key, label = _digested(chosen), ""
+        elif _READABLE.match(chosen):
+            key, label = chosen, ""
+        else:
+            key, label = _digested(chosen), _label(chosen)
+        return CallKey(self._namespace_of(values, task), key, label, fingerprint, checked)
+
+    def _text_of_arguments(self, values: Sequence[Any]) -> str:
+        texts: list[str] = []
+        try:
+            for value in values:
+                texts.append(text_of(value))
+        except NoForm as exc:
+            raise no_form(self._binder.names[len(texts)], exc) from exc
+        return ",".join(map(str.__add__, self._prefixes, texts))
+
+    def _fingerprint_of_names(self, values: Sequence[Any]) -> bytes:
+        if not self._covered:
+            return b""
+        text = ",".join([f"{field.name}={field.text(values)}" for field in self._covered])
+        return _hash(text, b"idem-arguments").digest()
+
+    def _namespace_of(self, values: Sequence[Any], task: object) -> str:
+        if isinstance(self._namespace, str):
+            return self._namespace
+        text = self._namespace.text(values, task)
+        if text is None:
+            raise NoKey("idempotency_namespace returned None, and a namespace can't be left out")
+        # Under redact nothing that came from the arguments is to be read in Redis.
+        return _digested(text) if self._redact else _settled_namespace(text)
+
+    # -- compiling -----------------------------------------------------------------------------
+
+    def _wrong(self, option: str) -> Wrong:
+        return lambda reason: ConfigurationError(f"{self._where}: {option}: {reason}")
+
+    def _compile_key(self, key: object) -> Template | KeyFunction | None:
+        option = "idempotency_key"
+        wrong = self._wrong(option)
+        if key is None:
+            if not self._binder.names:
+                raise wrong(
+                    "the task has no parameters, so all of its calls would be one, and a periodic "
+                    "task would silently run once a day: say what makes two calls the same: "
+                    "MESSAGE_ID (only redeliveries of one message), or a callable that returns, "
+                    "for instance, today's date"
+                )
+            return None
+        if key is MESSAGE_ID:
+            return None
+        if isinstance(key, str):
+            literals, fields = parse_template(key, self._binder, wrong)
+            if not fields:
+                hint = f": did you mean '{{{key}}}'?" if key in self._binder.index else ""
+                raise wrong(f"{key!r} names no argument, so all calls would be one{hint}")
+            return Template(literals, fields)
+        if isinstance(key, (tuple, list)):
+            if not key:
+                raise wrong("an empty tuple names no argument, so all calls would be one")
+            return names_template(parse_names(key, self._binder, wrong))
+        if callable(key):
+            return KeyFunction(key, option, self._binder, wrong)
+        raise wrong(
+            f"{key!r} is not a way to derive a key: give a tuple of argument names, a template "
+            "such as 'order:{order_id}', a callable of the task's arguments, or MESSAGE_ID"
+        )
+
+    def _compile_namespace(self, namespace: object) -> Template | KeyFunction | str:
+        option = "idempotency_namespace"
+        wrong = self._wrong(option)
+        if isinstance(namespace, str):
+            literals, fields = parse_template(namespace, self._binder, wrong)
+            if fields:
+                return Template(literals, fields)
+            if not literals[0]:
+                raise wrong("it is empty: leave it out to use the task's name")
+            return _settled_namespace(literals[0])
+        if callable(namespace):
+            return KeyFunction(namespace, option, self._binder, wrong)
+        raise wrong(
+            f"{namespace!r} is not a namespace: give a string, a template such as "
+            "'tenant:{tenant_id}', or a callable of the task's arguments"
+        )
+
+    def _compile_fingerprint(self, names: object) -> tuple[Field, ...] | None:
+        wrong = self._wrong("idempotency_fingerprint")
+        if names is None:
+            return None
+        if not isinstance(names, (tuple, list)):
+            raise wrong(f"{names!r} is not a tuple of argument names, such as ('amount',)")
+        return parse_names(names, self._binder, wrong)
+
+
+def _checked_explicit(explicit: object) -> str:
+    if not isinstance(explicit, str):
+        raise NoKey(f"idempotency_key is {type(explicit).__name__}, and must be a string")
+    if not explicit.strip():
+        raise NoKey("idempotency_key is empty, and would make one call of many")
+    if len(explicit) > MAX_EXPLICIT:
+        raise NoKey(
+            f"idempotency_key has {len(explicit)} characters, more than {MAX_EXPLICIT}: "
+            "send a digest of it"
+        )
+    return str.__str__(explicit)
+
+
+def _settled_namespace(text: str) -> str:
+    """A namespace as it travels in a message: not without bounds, and no forged digest."""
+    return _digested(text) if text.startswith(_MARK) or len(text) > MAX_LABEL else text

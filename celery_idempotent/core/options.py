@@ -1,0 +1,296 @@
+"""Every idempotency_* option: what it means, its default, and what it may be.
+
+The comments that open with ``#:`` are the settings page of the documentation.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, ClassVar, TypeVar
+
+from celery_idempotent.errors import ConfigurationError
+
+__all__ = ["Options", "Settings", "check_unknown", "option_names", "setting_names"]
+
+PREFIX = "idempotency_"
+
+#: No duration is shorter: below it a lease would end while a healthy worker renews it.
+SHORTEST = 0.1
+#: No duration is longer: ten years, well inside of what Redis takes as an expiry.
+LONGEST = 10 * 365 * 86400.0
+
+Check = Callable[[Any], Any]
+T = TypeVar("T", bound="_FromLookup")
+
+
+class _Wrong(Exception):
+    """A value is not what an option may be; says what it may be."""
+
+
+# -- checks: each returns the value to keep --------------------------------------------------------
+
+
+def _seconds(least: float) -> Check:
+    def check(value: Any) -> float:
+        if isinstance(value, timedelta):
+            value = value.total_seconds()
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not least <= value <= LONGEST:
+            raise _Wrong(
+                f"seconds (a number) or a timedelta, at least {least:g} s and at most ten years"
+            )
+        return float(value)
+
+    return check
+
+
+def _integer(least: int, most: int | None = None) -> Check:
+    def check(value: Any) -> int:
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if not number or value < least or (most is not None and value > most):
+            limit = f" and at most {most}" if most is not None else ""
+            raise _Wrong(f"a whole number, at least {least}{limit}")
+        return int(value)
+
+    return check
+
+
+def _one_of(*choices: str) -> Check:
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value not in choices:
+            raise _Wrong(" or ".join(f'"{choice}"' for choice in choices))
+        return value
+
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong("True or False")
+    return value
+
+
+def _anything(value: Any) -> Any:
+    return value  # KeyScheme checks it against the task's signature
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (tuple, list)) or not all(isinstance(name, str) for name in value):
+        raise _Wrong("a tuple of argument names, such as ('amount',)")
+    return tuple(value)
+
+
+def _failures(value: Any) -> bool | tuple[type[BaseException], ...]:
+    if isinstance(value, bool):
+        return value
+    types = (value,) if isinstance(value, type) else value
+    if not isinstance(types, (tuple, list)) or not all(
+        isinstance(kind, type) and issubclass(kind, BaseException) for kind in types
+    ):
+        raise _Wrong("False, True, or a tuple of exception types")
+    return tuple(types)
+
+
+def _url(value: Any) -> str:
+    if not isinstance(value, str) or "://" not in value:
+        raise _Wrong("a URL such as redis://localhost:6379/2")
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise _Wrong("a dict of the client's options by name")
+    return dict(value)
+
+
+def _prefix(value: Any) -> str:
+    usable = isinstance(value, str) and value and len(value) <= 100
+    if not usable or any(not "!" <= c <= "~" or c in "{}" for c in value):
+        raise _Wrong("1 to 100 printable ASCII characters without spaces and braces")
+    return str(value)
+
+
+def _checked(check: Check, secret: bool = False) -> dict[str, Any]:
+    return {"check": check, "secret": secret}
+
+
+# -- the options -----------------------------------------------------------------------------------
+
+
+class _FromLookup:
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @classmethod
+    def from_lookup(cls: type[T], lookup: Callable[[str], object | None], where: str) -> T:
+        """Ask ``lookup`` for each option by its full name; None means that it is not set.
+
+        Raises :class:`ConfigurationError`, which names ``where`` (the task, or the app), the
+        option, its value and what it may be.
+        """
+        values: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):
+            name = PREFIX + item.name
+            value = lookup(name)
+            if value is None:
+                continue
+            try:
+                values[item.name] = item.metadata["check"](value)
+            except _Wrong as exc:
+                # A URL may hold a password, and errors end up in logs.
+                shown = "wrong" if item.metadata["secret"] else repr(value)[:80]
+                raise ConfigurationError(f"{where}: {name} is {shown}, and must be {exc}") from None
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Options(_FromLookup):
+    """The options of one task, checked, with the app's settings and the defaults filled in."""
+
+    #: What makes two calls of a task the same. Default: all of its arguments. A tuple of argument
+    #: names, ``("order_id", "currency")``, where dotted paths reach inside, ``("order.id",)``. Or a
+    #: template, ``"order:{order_id}"``. Or a function that takes the task's arguments and returns a
+    #: string, or None for a call that is not to be deduplicated. Or ``MESSAGE_ID``: only
+    #: redeliveries of one message are duplicates. Set it where some arguments don't matter, such as
+    #: a timestamp or a trace id, and where operators search by the key: a key over all arguments is
+    #: a digest, and one that you chose stays readable.
+    key: object = field(default=None, metadata=_checked(_anything))
+
+    #: Keys in different namespaces never meet. Default: the task's name. A string, a template such
+    #: as ``"tenant:{tenant_id}"``, or a function of the task's arguments that returns a string. Two
+    #: tasks with the same namespace share their keys. Set it where tenants number their things
+    #: alike: they are apart only if the namespace or the key names them.
+    namespace: object = field(default=None, metadata=_checked(_anything))
+
+    #: The arguments that must be the same whenever a key is used again, as a tuple of names; a call
+    #: that brings the key with others gets ``IdempotencyKeyMismatch`` and does not run. Default:
+    #: all arguments for a key that was sent with the call (``idempotency_key=...`` or the header),
+    #: none for a key that was derived from the arguments. An empty tuple turns the check off. Set
+    #: it where a retried call may differ in what doesn't matter, or to have a derived key checked.
+    fingerprint: tuple[str, ...] | None = field(default=None, metadata=_checked(_names))
+
+    #: Whether to keep what you chose as key out of the store, the logs and the tools for operators:
+    #: they then show a digest of it. Default: False. Set it where keys are made of personal data.
+    #: A digest hides, but does not protect, what can be guessed: a number of four digits, say.
+    redact_key: bool = field(default=False, metadata=_checked(_flag))
+
+    #: How long a finished call answers for its duplicates, from the moment it completed. Seconds or
+    #: a timedelta, at least 0.1 s. Default: 86400 (a day). Raise it where duplicates come later
+    #: than that; it should be longer than the broker's visibility timeout. Each key takes some
+    #: hundred bytes and its result until then.
+    ttl: float = field(default=86400.0, metadata=_checked(_seconds(SHORTEST)))
+
+    #: How long a key stays taken when the process that runs its task is gone without a trace; a
+    #: living one renews its lease three times in that time, so it does not limit how long a task
+    #: runs. Seconds or a timedelta, at least 0.1 s. Default: 30. Shorten it to have crashed tasks
+    #: taken over sooner; lengthen it where processes stall, in a C extension that holds the GIL or
+    #: on an overloaded machine. A few seconds is the least that makes sense in production.
+    lease: float = field(default=30.0, metadata=_checked(_seconds(SHORTEST)))
+
+    #: What a duplicate does that finds its key running. Default: ``"wait"``: it is put back with a
+    #: delay, without holding a worker, until it can give the first call's answer. ``"raise"``: it
+    #: fails with ``IdempotencyInProgress``. ``"drop"``: it is ignored, without a result; a message
+    #: that others depend on (a chord's, a chain's, one with a link) waits all the same.
+    on_running: str = field(default="wait", metadata=_checked(_one_of("wait", "raise", "drop")))
+
+    #: How long a duplicate waits in all before it fails with ``IdempotencyInProgress``. Seconds or
+    #: a timedelta; 0 fails at the first turn. Default: 3600 (an hour). Raise it for tasks that run
+    #: for hours. A redelivery of the running call's own message waits as long as it takes.
+    wait_timeout: float = field(default=3600.0, metadata=_checked(_seconds(0)))
+
+    #: What happens to a key whose run ended without an outcome: its worker was killed or shut down.
+    #: Default: ``"rerun"``: the next delivery runs the task again, with
+    #: ``self.idempotency.interrupted`` true. ``"unknown"``: nothing runs, every call fails with
+    #: ``OutcomeUnknown`` until an operator settles it; for effects that must rather be missing than
+    #: happen twice.
+    on_interrupted: str = field(default="rerun", metadata=_checked(_one_of("rerun", "unknown")))
+
+    #: How often a key may be interrupted before its calls fail with ``OutcomeUnknown``, so that a
+    #: task which kills its worker stops doing so. A whole number, at least 0; retries and success
+    #: start the count anew. Default: 3. Raise it for long tasks on machines that go away often.
+    max_interruptions: int = field(default=3, metadata=_checked(_integer(0)))
+
+    #: Whether a failure is an outcome that duplicates get as well, instead of running the task
+    #: again. Default: False: a failed key is free again. True: each failure is kept. A tuple of
+    #: exception types: those are. Set it for failures that would only repeat, such as a declined
+    #: card.
+    store_failures: bool | tuple[type[BaseException], ...] = field(
+        default=False, metadata=_checked(_failures)
+    )
+
+    #: What a call does while the store can't be reached. Default: ``"retry"``: it waits until the
+    #: store is back; nothing runs, nothing is lost. ``"raise"``: it fails with
+    #: ``StoreUnavailable``. ``"run"``: it runs unprotected, and duplicates may run as well; for
+    #: tasks where that is better than being late.
+    on_store_error: str = field(
+        default="retry", metadata=_checked(_one_of("retry", "raise", "run"))
+    )
+
+    #: The largest result that is kept for duplicates, in bytes as the result backend writes it. A
+    #: larger one is given to its own caller only, and duplicates fail with ``ResultNotKept``; the
+    #: task is not run again. Default: 1048576 (1 MiB). At most 512 MiB, which is Redis's limit.
+    #: Rather than raise it, keep large results elsewhere and return where they are.
+    max_result_size: int = field(
+        default=1024 * 1024, metadata=_checked(_integer(1, 512 * 1024 * 1024))
+    )
+
+    #: ``"enforce"``: duplicates don't run. ``"off"``: tasks run as plain Celery tasks, nothing is
+    #: read or recorded: the switch for an emergency. Default: ``"enforce"``.
+    mode: str = field(default="enforce", metadata=_checked(_one_of("enforce", "off")))
+
+
+@dataclass(frozen=True)
+class Settings(_FromLookup):
+    """What can be set on the app only."""
+
+    #: Where the records are kept: ``redis://``, ``rediss://``, ``redis+socket://`` or
+    #: ``sentinel://``, as Celery writes them, or ``memory://`` for tests in one process. Default:
+    #: the result backend if it is Redis, else the broker if it is Redis. Set it to keep records
+    #: apart from both, on a server that persists and does not evict.
+    store_url: str | None = field(default=None, metadata=_checked(_url, secret=True))
+
+    #: More options for the store's client by name, such as timeouts and certificates. Default:
+    #: none.
+    store_options: Mapping[str, Any] = field(
+        default_factory=dict, metadata=_checked(_mapping, secret=True)
+    )
+
+    #: What the names of all records begin with. Default: ``"idempotent"``. 1 to 100 printable
+    #: ASCII characters without spaces and braces. Change it where several applications share one
+    #: database; all processes of one application need the same.
+    key_prefix: str = field(default="idempotent", metadata=_checked(_prefix))
+
+
+def option_names() -> frozenset[str]:
+    """The full names of what a task can set."""
+    return frozenset(PREFIX + item.name for item in dataclasses.fields(Options))
+
+
+def setting_names() -> frozenset[str]:
+    """The full names of what the app can set: every task option, and the app's own."""
+    return option_names() | {PREFIX + item.name for item in dataclasses.fields(Settings)}
+
+
+def check_unknown(names: Iterable[str], where: str, allow: Collection[str] = ()) -> None:
+    """Raise :class:`ConfigurationError` for a name ``idempotency_*`` that is no task option.
+
+    A misspelt option would be ignored in silence. ``allow`` holds names which are something else,
+    such as methods; names without the prefix are not looked at.
+    """
+    options = option_names()
+    for name in sorted(names):
+        if not name.startswith(PREFIX) or name in options or name in allow:
+            continue
+        if name in setting_names():
+            raise ConfigurationError(f"{where}: {name} can't be set on a task: set it on the app")
+        # Without the prefix, which makes any two of them look alike.
+        known = sorted(known.removeprefix(PREFIX) for known in options.union(allow))
+        close = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
+        hint = (
+            f"did you mean {PREFIX}{close[0]}?"
+            if close
+            else f"there are {', '.join(sorted(options))}"
+        )
+        raise ConfigurationError(f"{where}: there is no option {name}: {hint}")
