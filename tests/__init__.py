@@ -1,0 +1,1 @@
+"""The tests: unit, contract (each store), integration (real workers), faults, typing."""

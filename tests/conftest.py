@@ -1,0 +1,162 @@
+"""Fixtures for every test: private servers, brokers, systems; and no skipping under CI=true."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from celery_idempotent.testing.servers import RedisServer
+from tests.support.brokers import (
+    AMQP_URL,
+    AMQP_VARIABLE,
+    Broker,
+    RabbitBroker,
+    RedisBroker,
+    rabbitmq_answers,
+)
+from tests.support.system import System
+
+IN_CI = os.environ.get("CI", "").lower() == "true"
+SYSTEMS: pytest.StashKey[list[System]] = pytest.StashKey()
+
+MakeSystem = Callable[..., System]
+
+
+@pytest.fixture(scope="session")
+def session_server() -> Iterator[RedisServer]:
+    """One private server for the whole run; use ``redis_server``, which is empty."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(session_server: RedisServer) -> RedisServer:
+    """The run's private server, emptied: broker, results and records may all be in it."""
+    with redis.Redis.from_url(session_server.url()) as client:
+        client.flushall()
+        client.script_flush()
+    return session_server
+
+
+@pytest.fixture
+def own_server() -> Iterator[RedisServer]:
+    """A server for this test alone, with every write on disk: to be killed, paused and counted."""
+    with RedisServer(args=("--appendonly", "yes", "--appendfsync", "always")) as server:
+        yield server
+
+
+@pytest.fixture
+def rabbit_broker() -> RabbitBroker:
+    """RabbitMQ, where it runs."""
+    if not rabbitmq_answers():
+        unavailable(
+            f"no RabbitMQ at {AMQP_URL.rpartition('@')[2]}: start one (rabbitmq-server -detached), "
+            f"or name another with {AMQP_VARIABLE}"
+        )
+    return RabbitBroker()
+
+
+@pytest.fixture(params=["redis", "rabbitmq"])
+def broker(request: pytest.FixtureRequest, redis_server: RedisServer) -> Broker:
+    """Each broker in turn."""
+    if request.param == "redis":
+        return RedisBroker(redis_server)
+    rabbit: RabbitBroker = request.getfixturevalue("rabbit_broker")
+    return rabbit
+
+
+@pytest.fixture
+def redis_broker(redis_server: RedisServer) -> RedisBroker:
+    """Redis, for what only its transport does, or where the broker makes no difference."""
+    return RedisBroker(redis_server)
+
+
+def _systems(
+    request: pytest.FixtureRequest, broker: Broker, server: RedisServer, directory: Path
+) -> Iterator[MakeSystem]:
+    made = request.node.stash.setdefault(SYSTEMS, [])
+
+    def make(**options: Any) -> System:
+        system = System(broker, server, directory, **options)
+        made.append(system)
+        return system
+
+    yield make
+    for system in made:
+        system.close()
+
+
+@pytest.fixture
+def make_system(
+    request: pytest.FixtureRequest, broker: Broker, redis_server: RedisServer, tmp_path: Path
+) -> Iterator[MakeSystem]:
+    """Make a system on each broker: ``make_system(visibility_timeout=2, idempotency_lease=30)``."""
+    yield from _systems(request, broker, redis_server, tmp_path)
+
+
+@pytest.fixture
+def make_redis_system(
+    request: pytest.FixtureRequest,
+    redis_broker: RedisBroker,
+    redis_server: RedisServer,
+    tmp_path: Path,
+) -> Iterator[MakeSystem]:
+    """Make a system on Redis only."""
+    yield from _systems(request, redis_broker, redis_server, tmp_path)
+
+
+@pytest.fixture
+def make_rabbit_system(
+    request: pytest.FixtureRequest,
+    rabbit_broker: RabbitBroker,
+    redis_server: RedisServer,
+    tmp_path: Path,
+) -> Iterator[MakeSystem]:
+    """Make a system on RabbitMQ only."""
+    yield from _systems(request, rabbit_broker, redis_server, tmp_path)
+
+
+def unavailable(reason: str) -> None:
+    """Skip on a laptop; fail under CI=true, where everything has to be there."""
+    if IN_CI:
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the ledger and the workers' logs of a test that failed."""
+    report: pytest.TestReport = yield
+    if report.failed:
+        for system in item.stash.get(SYSTEMS, []):
+            report.sections.append(("ledger", str(system.ledger)))
+            for worker in system.workers:
+                report.sections.append((f"log of {worker.node}", worker.log[-8000:]))
+    return report
+
+
+def skipped(config: pytest.Config) -> list[Any]:
+    """The reports of what was skipped so far, tests and whole modules."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    return [] if reporter is None else reporter.stats.get("skipped", [])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Under CI=true a skipped test is a test that did not show what it is there for: a failure."""
+    if IN_CI and exitstatus == pytest.ExitCode.OK and skipped(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say why the run failed where only skipping made it fail."""
+    if IN_CI and skipped(config):
+        terminalreporter.section("skipped under CI=true, which counts as failed", red=True)
+        for report in skipped(config):
+            terminalreporter.line(report.nodeid)

@@ -1,0 +1,29 @@
+"""Wait for a fact instead of sleeping, with a deadline and a message."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+#: Long enough for a busy machine; nothing waits this long unless it is about to fail.
+PATIENCE_SECONDS = 30.0
+_POLL_SECONDS = 0.02
+
+
+def eventually(fact: Callable[[], T], what: str = "", timeout: float = PATIENCE_SECONDS) -> T:
+    """Ask until the answer is true and return it.
+
+    Raises:
+        AssertionError: it was not true within ``timeout`` seconds; the message has the last answer.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = fact()
+        if answer:
+            return answer
+        if time.monotonic() >= deadline:
+            raise AssertionError(f"not within {timeout} s: {what or fact} (last: {answer!r})")
+        time.sleep(_POLL_SECONDS)
