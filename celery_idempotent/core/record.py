@@ -13,6 +13,7 @@ whole strings; ``outcome`` is opaque to them.
 from __future__ import annotations
 
 import enum
+import hashlib
 import struct
 import uuid
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _TEXT_OWNER = 0x54  # "T"
 _MAX_FIELD = 255
 _MAX_LABEL = 65535
 _MAX_INTERRUPTIONS = 255
+# Lua counts in doubles: above this a token or an instant would not be the same number there.
+_MAX_NUMBER = 2**53 - 1
 
 
 class State(enum.IntEnum):
@@ -73,7 +76,7 @@ class Owner(NamedTuple):
         text = self.task_id.encode("utf-8", "surrogatepass")
         if len(text) > _MAX_FIELD - 6:
             # A task id of that length is nobody's: it is bounded, and stays distinct by its digest.
-            text = text[:200] + uuid.uuid5(uuid.NAMESPACE_OID, self.task_id).bytes
+            text = text[:200] + hashlib.blake2b(text, digest_size=16).digest()
         return bytes((_TEXT_OWNER, len(text))) + text + nesting
 
     @classmethod
@@ -160,7 +163,9 @@ class Record:
 
     def pack(self) -> bytes:
         """Give the stored form."""
-        label = self.label.encode("utf-8", "replace")[:_MAX_LABEL]
+        label = self.label.encode("utf-8", "replace")
+        if len(label) > _MAX_LABEL:
+            label = label[:_MAX_LABEL].decode("utf-8", "ignore").encode()
         parts = [
             _HEADER.pack(
                 VERSION,
@@ -197,6 +202,8 @@ class Record:
             version, state, _, interruptions, token, until_ms, retries = _HEADER.unpack_from(packed)
             if version != VERSION:
                 raise ValueError(f"version {version}")
+            if token > _MAX_NUMBER or until_ms > _MAX_NUMBER:
+                raise ValueError("a token or an instant that no clock gives")
             at = _HEADER.size
             fields = []
             for _ in range(4):

@@ -42,7 +42,7 @@ if record.state == RUNNING then
   if mine and new.retries > record.retries then return take(0) end
   local interruptions = record.interruptions + 1
   if interruptions <= tonumber(ARGV[5]) then return take(interruptions) end
-  record.raw = with_header(raw, UNKNOWN, math.min(interruptions, 255), record.token, 0)
+  record.raw = with_header(raw, UNKNOWN, interruptions, record.token, 0)
   local unknown = with_holder(record, record.process, '')
   save(KEYS[1], unknown, tonumber(ARGV[4]))
   return {6, unknown}

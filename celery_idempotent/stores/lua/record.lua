@@ -1,6 +1,8 @@
 -- Put in front of every script: reads and writes the packed record (core/record.py has the layout).
 local RUNNING, RETRYING, RELEASED, SUCCEEDED, FAILED, UNKNOWN, COMPENSATING = 1, 2, 3, 4, 5, 6, 7
 local VERSION = 1
+-- Numbers are doubles here: above this they would not be the ones that Python reads.
+local MAX_NUMBER = 2 ^ 53 - 1
 
 local function now_us()
   local time = redis.call('TIME')
@@ -12,6 +14,7 @@ local function parse(raw)
   if #raw < 30 or string.byte(raw, 1) ~= VERSION then return false end
   local _, state, _, interruptions, token, until_ms, retries = struct.unpack('>BBBBI8I8I4', raw)
   if state < RUNNING or state > COMPENSATING then return false end
+  if token > MAX_NUMBER or until_ms > MAX_NUMBER then return false end
   local fields, at = {}, 25
   for i = 1, 4 do
     local length = string.byte(raw, at)
@@ -38,7 +41,8 @@ end
 
 -- The same record with another header; retries and all fields stay.
 local function with_header(raw, state, interruptions, token, until_ms)
-  return struct.pack('>BBBBI8I8', VERSION, state, 0, interruptions, token, until_ms)
+  -- The count has one byte; unbounded, 256 would be written as 0.
+  return struct.pack('>BBBBI8I8', VERSION, state, 0, math.min(interruptions, 255), token, until_ms)
     .. string.sub(raw, 21)
 end
 
