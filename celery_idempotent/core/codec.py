@@ -66,7 +66,7 @@ class Outcome:
                 raw = text.encode("utf-8")[:255]
                 head += bytes((len(raw),)) + raw
         payload = self.payload
-        if len(payload) > COMPRESS_OVER:
+        if COMPRESS_OVER < len(payload) <= MAX_UNPACKED:
             smaller = zlib.compress(payload, 6)
             if len(smaller) < len(payload):
                 code |= _COMPRESSED
@@ -82,6 +82,8 @@ class Outcome:
         """
         try:
             kind, code = Kind(packed[0]), packed[1]
+            if kind is Kind.NOT_KEPT:
+                return cls(kind)
             at = 2
             if code & ~_COMPRESSED:
                 pair = _COMMON[code & ~_COMPRESSED]
