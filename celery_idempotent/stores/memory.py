@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import ClassVar
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
@@ -20,6 +23,11 @@ def _clock_us() -> int:
     return time.time_ns() // 1000
 
 
+def _unescaped(pattern: str) -> str:
+    """Turn Redis's ``\\*`` for a plain star into fnmatch's ``[*]``."""
+    return re.sub(r"\\(.)", lambda m: f"[{m[1]}]" if m[1] in "*?[" else m[1], pattern)
+
+
 class MemoryStore:
     """A :class:`~celery_idempotent.stores.base.Store` in a dictionary.
 
@@ -27,7 +35,7 @@ class MemoryStore:
         clock: gives the time in microseconds; a test may move it.
     """
 
-    _shared: dict[str, MemoryStore] = {}
+    _shared: ClassVar[dict[str, MemoryStore]] = {}
 
     def __init__(self, clock: Callable[[], int] = _clock_us) -> None:
         self._clock = clock
@@ -90,20 +98,21 @@ class MemoryStore:
         return verdict
 
     def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
-        with self._lock:
+        with self._lock, suppress(StoreError):
             now = self._clock()
             if ttl_ms > 0:
                 self._notes[note] = now // 1000 + ttl_ms
             self._write(key, transitions.note(self._read(key, now), token), now)
 
     def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
-        with self._lock:
+        with self._lock, suppress(StoreError):
             now = self._clock()
             write = transitions.end_lease(self._read(key, now), owner, process, now)
             return self._write(key, write, now)
+        return False
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
-        with self._lock:
+        with self._lock, suppress(StoreError):
             now = self._clock()
             self._write(key, transitions.abandon(self._read(key, now), given_up, ttl_ms, now), now)
 
@@ -122,16 +131,15 @@ class MemoryStore:
 
     def ttl(self, key: str) -> float | None:
         with self._lock:
-            now = self._clock()
-            if self._read(key, now) is None:
-                return None
-            return (self._records[key][1] - now // 1000) / 1000
+            left = self._records.get(key, (b"", 0))[1] - self._clock() // 1000
+            return left / 1000 if left > 0 else None
 
     def scan(self, pattern: str) -> Iterator[str]:
         with self._lock:
             now = self._clock()
             keys = [key for key in self._records if self._records[key][1] > now // 1000]
-        return (key for key in keys if fnmatch.fnmatchcase(key, pattern))
+        wanted = _unescaped(pattern)
+        return (key for key in keys if fnmatch.fnmatchcase(key, wanted))
 
     def ping(self) -> None:
         """Memory always answers."""
