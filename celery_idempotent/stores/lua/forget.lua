@@ -1,10 +1,12 @@
--- Free a key: only a higher token is kept, so that no late run is accepted. Frees unreadable ones too.
+-- Free a key: only a higher token is kept, so that no late run is accepted. Frees unreadable ones too,
+-- and what another program put there.
 -- KEYS: record
 -- ARGV: ttl_ms
 -- Returns: {1} freed | {0} there was no record
 local now = now_us()
-local record, raw = load_record(KEYS[1])
-if record == nil then return {0} end
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind == 'none' then return {0} end
+local record = kind == 'string' and load_record(KEYS[1])
 local token = record and math.max(record.token + 1, now) or now
 save(KEYS[1], struct.pack('>BBBBI8I8I4BBBBI2', VERSION, RELEASED, 0, 0, token, 0, 0, 0, 0, 0, 0, 0),
   tonumber(ARGV[1]))
