@@ -14,16 +14,16 @@ is then not known, and it may be sent again: each is idempotent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Settle
 from celery_idempotent.errors import ConfigurationError, StoreError
 
-__all__ = ["Renewal", "Store", "mask_url", "note_key", "store_from_url"]
+__all__ = ["Renewal", "Store", "is_beside_a_record", "mask_url", "note_key", "store_from_url"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Store(Protocol):
         """Write what a run became: completed, failed, released, retrying or interrupted."""
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
-        """Prolong leases, in one round trip a node; answers, or errors, in the order of ``renewals``."""
+        """Prolong leases, in one round trip a node; answers or errors in the same order."""
 
     def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
         """Note that a message's callbacks went out, and end the delivery lease of ``token``."""
@@ -86,30 +86,31 @@ def note_key(key: str, task_id: str) -> str:
     return f"{key}:sent:{task_id}"
 
 
+def is_beside_a_record(key: str) -> bool:
+    """Whether a store's key is no record's own: those end with their hash tag."""
+    return "}:" in key
+
+
 def mask_url(url: str) -> str:
     """Give a URL that may be logged or shown: without its password.
 
-    Several URLs joined by ``;`` (Sentinel) are masked one by one.
+    Several URLs joined by ``;`` (Sentinel) are masked one by one. A password is found even where
+    it is written so that the URL cannot be read (with a ``/``, ``?``, ``#`` or ``;`` in it).
     """
-    return ";".join(_mask_one(part) for part in url.split(";"))
+    return ";".join(_mask_one(part) for part in re.split(r";(?=[\w+.-]+://)", url))
 
 
 def _mask_one(url: str) -> str:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "<not a URL>"
-    netloc = parts.netloc
-    if "@" in netloc:
-        login, _, host = netloc.rpartition("@")
-        user = login.partition(":")[0] if ":" in login else login
-        netloc = f"{user}:**@{host}" if ":" in login else f"{user}@{host}"
-    query = "&".join(
-        f"{name}=**" if "pass" in name.lower() else item
-        for item in parts.query.split("&")
-        for name in (item.partition("=")[0],)
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    login, at, place = rest.rpartition("@")
+    user, colon, _ = login.partition(":")
+    if re.search("[/?#]", user):
+        user = "**"  # the @ belongs to something else: better to show too little
+    place, asked, query = place.partition("?")
+    shown = "&".join(
+        re.sub("=.*", "=**", item) if "pass" in item.lower() else item for item in query.split("&")
     )
-    return urlunsplit(parts._replace(netloc=netloc, query=query, fragment=""))
+    return f"{scheme}{mark}{user}{colon and ':**'}{at}{place}{asked}{shown}"
 
 
 def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:

@@ -1,12 +1,13 @@
-"""Records in Redis or Valkey: single, by Sentinel, over TLS or a socket; one script an operation."""
+"""Records in Redis or Valkey: one server, by Sentinel, over TLS or a socket; one script each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
 import redis
+import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -26,13 +27,16 @@ from celery_idempotent.core.transitions import (
     Unknown,
 )
 from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
-from celery_idempotent.stores.base import Renewal, mask_url
+from celery_idempotent.stores.base import Renewal, is_beside_a_record, mask_url
 from celery_idempotent.stores.wire import Call, Wire, load_script
 
 __all__ = ["RedisStore"]
 
-#: A server that hangs must not hang a worker: seconds, unless ``idempotency_store_options`` says so.
+#: Seconds, unless ``idempotency_store_options`` says so: a server that hangs must hang no worker.
 _TIMEOUTS: Final = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+#: How the wire reads answers, whatever the options say: as bytes, and by RESP2, in which no push
+#: message can come between a command and its answer.
+_OURS: Final = {"protocol": 2, "decode_responses": False}
 #: Options that are Sentinel's or Celery's, not a connection's.
 _SENTINEL_OPTIONS: Final = ("master_name", "sentinel_kwargs", "min_other_sentinels")
 #: Celery writes Python's names of these, redis-py wants its own.
@@ -44,7 +48,7 @@ _CERT_REQS: Final = {
 
 
 class RedisStore:
-    """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server (or its heir)."""
+    """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server."""
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
@@ -101,6 +105,8 @@ class RedisStore:
         return _recorded(self._wire.call(Call(self._settle, (key,), args)))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
+        if not renewals:
+            return []
         answers = self._wire.call_all(
             [
                 Call(self._renew, (one.key,), (one.held.pack(), one.lease_ms, one.keep_ms))
@@ -133,8 +139,8 @@ class RedisStore:
         cursor = "0"
         while True:
             answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-            for key in answer[1]:
-                yield key.decode("utf-8", "surrogateescape")
+            keys = (key.decode("utf-8", "surrogateescape") for key in answer[1])
+            yield from (key for key in keys if not is_beside_a_record(key))
             cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
             if cursor == "0":
                 return
@@ -175,31 +181,50 @@ def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
     sentinel_options = {name: options.pop(name, None) for name in _SENTINEL_OPTIONS}
     kwargs: dict[str, Any] = {
         **_TIMEOUTS,
-        # RESP2: no push messages may come between a command and its answer.
-        "protocol": 2,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
         **options,
+        **_OURS,
     }
     try:
         if url.lower().startswith("sentinel://"):
-            return _sentinel_pool(url, kwargs, sentinel_options)
-        return redis.ConnectionPool.from_url(_for_redis_py(url), **kwargs)
-    except (ValueError, TypeError) as exc:
+            pool = _sentinel_pool(url, kwargs, sentinel_options)
+        else:
+            pool = redis.ConnectionPool.from_url(_for_redis_py(url), **kwargs)
+        # Connects to nothing, but is where redis-py looks at what it was given.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, redis.RedisError) as exc:
         raise ConfigurationError(
             f"the store's URL {mask_url(url)!r} or its idempotency_store_options are wrong: {exc}"
         ) from exc
+    return pool
+
+
+def _split(url: str) -> tuple[SplitResult, int]:
+    """Read one URL, and the number of its database."""
+    try:
+        parts = urlsplit(url)
+        is_path = parts.scheme.lower() in ("redis+socket", "unix")
+        database = 0 if is_path else int(parts.path.strip("/") or 0)
+        parts.port  # noqa: B018  it is looked at when it is asked for
+    except ValueError:
+        # Not chained: what could not be read as a number may be a part of the password.
+        raise ConfigurationError(
+            f"the store's URL {mask_url(url)!r} cannot be read: port and database are numbers, and "
+            "in a user name or a password / ? # @ : ; are written as %2F %3F %23 %40 %3A %3B"
+        ) from None
+    return parts, database
 
 
 def _for_redis_py(url: str) -> str:
     """Turn what Celery writes otherwise into redis-py's words."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
+    parts, _ = _split(url)
+    query = {name: text for name, text in parse_qsl(parts.query) if name not in _OURS}
     scheme = parts.scheme.lower()
     if scheme == "redis+socket":
         scheme = "unix"
         if "virtual_host" in query:
-            query["db"] = query.pop("virtual_host")
+            query["db"] = query.pop("virtual_host").strip("/")
     if "ssl_cert_reqs" in query:
         query["ssl_cert_reqs"] = _CERT_REQS.get(query["ssl_cert_reqs"], query["ssl_cert_reqs"])
     tail = f"?{urlencode(query)}" if query else ""
@@ -209,22 +234,30 @@ def _for_redis_py(url: str) -> str:
 def _sentinel_pool(
     url: str, kwargs: dict[str, Any], options: dict[str, Any]
 ) -> redis.ConnectionPool:
-    from redis.sentinel import Sentinel, SentinelConnectionPool
+    sentinels: Any = redis.sentinel  # its constructors have no types
 
-    parts = [urlsplit(part) for part in url.split(";") if part]
-    first = parts[0]
+    splits = [_split(part) for part in url.split(";") if part]
+    parts = [part for part, _ in splits]
+    first, database = splits[0]
     if not options["master_name"]:
         raise ConfigurationError(
             "a sentinel:// store needs to know which master: set idempotency_store_options = "
             "{'master_name': '...'}"
         )
-    database = first.path.strip("/")
-    login = {"username": first.username, "password": first.password, "db": int(database or 0)}
-    kwargs = {**{name: value for name, value in login.items() if value is not None}, **kwargs}
-    timeouts = {name: kwargs[name] for name in _TIMEOUTS if name in kwargs}
-    sentinel = Sentinel(
+    login = {"username": unquote(first.username or ""), "password": unquote(first.password or "")}
+    kwargs = {
+        **{name: value for name, value in login.items() if value},
+        "db": database,
+        **kwargs,
+    }
+    # Without retries, too: a client left to itself waits for seconds in front of a dead Sentinel.
+    timeouts = {name: kwargs[name] for name in (*_TIMEOUTS, "retry")}
+    sentinel = sentinels.Sentinel(
         [(part.hostname or "localhost", part.port or 26379) for part in parts],
         min_other_sentinels=options["min_other_sentinels"] or 0,
         sentinel_kwargs={**timeouts, **(options["sentinel_kwargs"] or {})},
     )
-    return SentinelConnectionPool(options["master_name"], sentinel, **kwargs)
+    pool: redis.ConnectionPool = sentinels.SentinelConnectionPool(
+        options["master_name"], sentinel, **kwargs
+    )
+    return pool
