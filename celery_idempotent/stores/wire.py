@@ -72,6 +72,13 @@ def _pack_call(call: Call, command: bytes, script: bytes) -> bytes:
     return _pack((command, script, len(call.keys), *call.keys, *call.args))
 
 
+def _is_read_only(answer: Any) -> bool:
+    # Servers before version 7 hide the code of an error inside a script in the message.
+    return isinstance(answer, ReadOnlyError) or (
+        isinstance(answer, ResponseError) and "READONLY" in str(answer)
+    )
+
+
 class Wire:
     """Idle connections to one server, and calls over them; safe for threads, greenlets and forks.
 
@@ -88,7 +95,8 @@ class Wire:
 
     def call(self, call: Call) -> Any:
         """Call one script and give its answer."""
-        return self._answer(call, self._exchange([_pack_call(call, b"EVALSHA", call.script.sha)])[0])
+        packed = _pack_call(call, b"EVALSHA", call.script.sha)
+        return self._answer(call, self._exchange([packed])[0])
 
     def call_all(self, calls: Sequence[Call]) -> list[Any]:
         """Call several scripts in one round trip; an answer that is an error is given as one."""
@@ -127,9 +135,7 @@ class Wire:
                 f"the store at {self._where} holds something else where a record should be: is "
                 "idempotency_key_prefix shared with another program? forget the key to free it"
             ) from answer
-        raise StoreUnavailable(
-            f"the store at {self._where} refused to work: {answer}"
-        ) from answer
+        raise StoreUnavailable(f"the store at {self._where} refused to work: {answer}") from answer
 
     def _exchange(self, packed: list[bytes]) -> list[Any]:
         """Send commands and read as many answers; once more where the connection was stale.
@@ -149,7 +155,7 @@ class Wire:
             except (RedisConnectionError, OSError):
                 self.close()  # the others were made before the same restart
                 return self._once(packed)
-            if any(isinstance(answer, ReadOnlyError) for answer in answers):
+            if any(_is_read_only(answer) for answer in answers):
                 # The master became a replica: ask again who is the master.
                 self.close()
                 return self._once(packed)
@@ -176,7 +182,7 @@ class Wire:
             # An answer may be under way (a soft time limit can cut in here): never use it again.
             connection.disconnect()
             raise
-        if any(isinstance(answer, ReadOnlyError) for answer in answers):
+        if any(_is_read_only(answer) for answer in answers):
             connection.disconnect()
         else:
             self._idle.append(connection)
