@@ -152,6 +152,28 @@ class KeyScheme:
         except NoKey as exc:
             raise KeyDerivationError(f"{self._where}: {exc}") from exc.__cause__
 
+    def named(self, explicit: str) -> CallKey:
+        """The key of a call that was sent with an explicit key, where only that key is known.
+
+        Raises :class:`KeyDerivationError` if the namespace depends on the arguments.
+        """
+        if not isinstance(self._namespace, str):
+            raise KeyDerivationError(
+                f"{self._where}: its namespace depends on the arguments: give them as well"
+            )
+        try:
+            key, label = self._identity(_checked_explicit(explicit))
+        except NoKey as exc:
+            raise KeyDerivationError(f"{self._where}: {exc}") from exc
+        return CallKey(self._namespace, key, label, b"", False)
+
+    def _identity(self, chosen: str) -> tuple[str, str]:
+        if self._redact:
+            return _digested(chosen), ""
+        if _READABLE.match(chosen):
+            return chosen, ""
+        return _digested(chosen), _label(chosen)
+
     def _derive(
         self, values: Sequence[Any], task_id: str | None, explicit: str | None, task: object
     ) -> CallKey | None:
@@ -187,12 +209,8 @@ class KeyScheme:
             if arguments is None:
                 arguments = self._text_of_arguments(values)
             key, label = _MARK + _hash(arguments, b"idem-key").hexdigest(), ""
-        elif self._redact:
-            key, label = _digested(chosen), ""
-        elif _READABLE.match(chosen):
-            key, label = chosen, ""
         else:
-            key, label = _digested(chosen), _label(chosen)
+            key, label = self._identity(chosen)
         return CallKey(self._namespace_of(values, task), key, label, fingerprint, checked)
 
     def _text_of_arguments(self, values: Sequence[Any]) -> str:

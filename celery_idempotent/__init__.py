@@ -1,0 +1,36 @@
+"""Celery tasks that run once per key: what users import, and nothing else."""
+
+from celery_idempotent.core.keys import MESSAGE_ID
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.errors import (
+    ClaimLost,
+    ConfigurationError,
+    IdempotencyError,
+    IdempotencyInProgress,
+    IdempotencyKeyMismatch,
+    KeyDerivationError,
+    OutcomeUnknown,
+    RecordCorrupt,
+    ResultNotKept,
+    StoreUnavailable,
+)
+from celery_idempotent.task import IdempotentTask
+
+__all__ = [
+    "MESSAGE_ID",
+    "ClaimLost",
+    "ConfigurationError",
+    "IdempotencyError",
+    "IdempotencyInProgress",
+    "IdempotencyKeyMismatch",
+    "IdempotentTask",
+    "KeyDerivationError",
+    "OutcomeUnknown",
+    "Record",
+    "RecordCorrupt",
+    "ResultNotKept",
+    "State",
+    "StoreUnavailable",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,121 @@
+"""A message's callbacks (link, chain, chord part, errbacks): sent once for each task id."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+from celery.canvas import group, maybe_signature
+from celery.exceptions import Reject
+from celery.utils.log import get_logger
+from kombu.exceptions import EncodeError, OperationalError
+
+__all__ = ["Delivered", "announce", "has_callbacks", "send_tail", "silence", "traced"]
+
+log = get_logger("celery_idempotent")
+
+#: Outcomes for which the tracer sends callbacks or errbacks. ``None``: success.
+_FINAL = (None, "FAILURE")
+
+
+class Delivered(Protocol):
+    """Who wants to know how the tracer returned."""
+
+    def delivered(self, *, sent: bool) -> None:
+        """End the delivery lease; ``sent``: note that the callbacks went out."""
+
+
+_current: ContextVar[list[Delivered] | None] = ContextVar("idempotent_delivery", default=None)
+
+
+def has_callbacks(request: Any) -> bool:
+    """Whether anything hangs on this message's outcome."""
+    return bool(request.callbacks or request.chain or request.chord or request.errbacks)
+
+
+def silence(request: Any) -> None:
+    """Let the tracer send nothing: all of it went out with an earlier copy of the message."""
+    request.callbacks = request.chain = request.chord = request.errbacks = None
+
+
+def send_tail(task: Any, request: Any, result: Any) -> None:
+    """Send link and chain as the tracer would, and let it send them no more.
+
+    The tracer turns a broker that is away into a FAILURE of the task, and the tail is lost. Here
+    the message goes back to the broker, and its next delivery sends them.
+
+    Raises:
+        Reject: the broker is away.
+    """
+    callbacks, chain = request.callbacks, request.chain
+    if not callbacks and not chain:
+        return
+    app = task.app
+    options = {
+        "parent_id": request.id,
+        "root_id": request.root_id or request.id,
+        "priority": (
+            (request.delivery_info or {}).get("priority")
+            if app.conf.task_inherit_parent_priority
+            else None
+        ),
+    }
+    try:
+        signatures = [maybe_signature(callback, app=app) for callback in callbacks or ()]
+        plain = [signature for signature in signatures if not isinstance(signature, group)]
+        for signature in signatures:
+            # A group keeps a trail of its own; several plain ones become a group, for one trail.
+            if isinstance(signature, group) or len(plain) == 1:
+                signature.apply_async((result,), **options)
+        if len(plain) > 1:
+            group(plain, app=app).apply_async((result,), **options)
+        if chain:
+            head = maybe_signature(chain[-1], app=app)
+            head.apply_async((result,), chain=chain[:-1], **options)
+    except EncodeError:
+        raise  # as in plain Celery: this result can't be sent, and the task fails
+    except (OperationalError, OSError) as exc:
+        log.warning(
+            "%s[%s] is done, but its callbacks could not be sent; its message goes back to the "
+            "broker, and its next delivery sends them: %s",
+            task.name,
+            request.id,
+            exc,
+        )
+        raise Reject(exc, requeue=True) from exc
+    request.callbacks = request.chain = None
+
+
+def announce(delivered: Delivered) -> None:
+    """Have ``delivered`` told when the tracer of this delivery has returned."""
+    waiting = _current.get()
+    if waiting is not None:
+        waiting.append(delivered)
+
+
+def traced(tracer: Any) -> Any:
+    """Wrap a task's tracer: the note is set after it returned, for success and failure alike."""
+
+    def trace(uuid: Any, args: Any, kwargs: Any, request: Any = None) -> Any:
+        waiting: list[Delivered] = []
+        token = _current.set(waiting)
+        sent = False
+        try:
+            answer = tracer(uuid, args, kwargs, request)
+            info = answer[1]
+            sent = (None if info is None else info.state) in _FINAL
+            return answer
+        finally:
+            _current.reset(token)
+            for delivered in waiting:
+                _tell(delivered, sent)
+
+    return trace
+
+
+def _tell(delivered: Delivered, sent: bool) -> None:
+    try:
+        delivered.delivered(sent=sent)
+    except Exception:
+        # The task's outcome is out already: nothing here may turn it into another.
+        log.exception("could not note that callbacks went out")

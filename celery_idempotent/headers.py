@@ -1,0 +1,146 @@
+"""What travels in a message's headers: the key that its producer derived, and how it has waited.
+
+Two headers. ``idempotency-key`` is anybody's: an explicit key, as text, from a producer in any
+language. ``celery-idempotency`` is ours: a table that is tied to its message's task id, so that
+headers which are copied from one message to another task's message give nothing away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
+from celery_idempotent.errors import KeyDerivationError
+
+__all__ = ["EXPLICIT", "OWN", "Waits", "explicit_key", "own_header", "read_own"]
+
+#: The header with an explicit key.
+EXPLICIT: Final = "idempotency-key"
+#: Our own header.
+OWN: Final = "celery-idempotency"
+
+_MAX_ID: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """How a message has waited so far."""
+
+    #: How often it was put back.
+    count: int = 0
+    #: When it first found its key busy, in milliseconds on the store's clock; 0: it hasn't.
+    since_ms: int = 0
+    #: The task id and nesting of the run that it found last.
+    awaited: tuple[str, int] | None = None
+    #: Whether it is a copy of a message whose run was still alive.
+    redelivery: bool = False
+
+    def again(self, **changes: Any) -> Waits:
+        """Count one more."""
+        return replace(self, count=self.count + 1, **changes)
+
+
+def own_header(
+    task_id: str, call_key: CallKey | None, waits: Waits | None = None
+) -> dict[str, Any]:
+    """Make our header. ``call_key`` ``None``: the call is not deduplicated."""
+    header: dict[str, Any] = {"id": task_id, "key": None}
+    if call_key is not None:
+        header.update(
+            ns=call_key.namespace,
+            key=call_key.key,
+            fp=call_key.fingerprint.hex(),
+            checked=call_key.checked,
+        )
+        if call_key.label:
+            header["label"] = call_key.label
+    if waits is not None and waits.count:
+        header.update(waits=waits.count, since=waits.since_ms, again=waits.redelivery)
+        if waits.awaited is not None:
+            header["awaited"] = list(waits.awaited)
+    return header
+
+
+def read_own(
+    headers: Mapping[str, Any] | None, task_id: str | None
+) -> tuple[CallKey | None, Waits] | None:
+    """Read our header; ``None`` where there is none, or it came from another message.
+
+    Raises:
+        KeyDerivationError: it is malformed.
+    """
+    header = (headers or {}).get(OWN)
+    if not isinstance(header, Mapping):
+        if header is None:
+            return None
+        raise _malformed()
+    if header.get("id") != task_id:
+        return None
+    try:
+        waits = _read_waits(header)
+        key = header.get("key")
+        if key is None:
+            return None, waits
+        call_key = CallKey(
+            namespace=_text(header["ns"], MAX_EXPLICIT),
+            key=_text(key, MAX_EXPLICIT),
+            label=_text(header.get("label", ""), MAX_LABEL),
+            fingerprint=bytes.fromhex(_text(header["fp"], 64)),
+            checked=header["checked"] is True,
+        )
+    except (KeyError, TypeError, ValueError) as exc:
+        raise _malformed() from exc
+    if not call_key.key or not call_key.namespace:
+        raise _malformed()
+    return call_key, waits
+
+
+def _read_waits(header: Mapping[str, Any]) -> Waits:
+    count, since, again = (
+        header.get("waits", 0),
+        header.get("since", 0),
+        header.get("again", False),
+    )
+    awaited = header.get("awaited")
+    if not (type(count) is int and type(since) is int and count >= 0 and since >= 0):
+        raise ValueError("waits")
+    if awaited is not None:
+        awaited = (_text(awaited[0], _MAX_ID), int(awaited[1]))
+    return Waits(count, since, awaited, again is True)
+
+
+def _text(value: object, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise ValueError("not a text, or too long")
+    return value
+
+
+def _malformed() -> KeyDerivationError:
+    return KeyDerivationError(
+        f"the message's {OWN!r} header is malformed: only this library should write it; a producer "
+        f"of another kind sends {EXPLICIT!r}"
+    )
+
+
+def explicit_key(headers: Mapping[str, Any] | None) -> str | None:
+    """Give the explicit key in a message's headers, if there is one.
+
+    Names are read without regard to case, and ``_`` is equal to ``-``.
+
+    Raises:
+        KeyDerivationError: it is not text.
+    """
+    for name, value in (headers or {}).items():
+        if len(name) == len(EXPLICIT) and name.lower().replace("_", "-") == EXPLICIT:
+            if value is None:
+                continue
+            if isinstance(value, bytes):
+                value = value.decode("utf-8", "replace")
+            if not isinstance(value, str):
+                raise KeyDerivationError(
+                    f"the message's {name!r} header is {type(value).__name__}, and must be text"
+                )
+            return value
+    return None

@@ -1,0 +1,51 @@
+"""The seam in the worker's parent process: it frees what a dead child of the pool held."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from billiard.einfo import ExceptionWithTraceback
+from billiard.exceptions import Terminated, WorkerLostError
+from celery.utils.log import get_logger
+from celery.worker.request import Request
+
+from celery_idempotent.core.record import Process
+from celery_idempotent.delivery import owner_of
+from celery_idempotent.run.runner import BOOT_ID
+from celery_idempotent.settings import environment_of
+
+__all__ = ["IdempotentRequest"]
+
+log = get_logger("celery_idempotent")
+
+
+class IdempotentRequest(Request):
+    """A request of an :class:`.IdempotentTask`, in the parent."""
+
+    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's, which puts the message back; a lost child's lease is ended before that.
+
+        Never for a hard time limit: the message is put back before the child is dead.
+        """
+        exc = exc_info.exception
+        if isinstance(exc, ExceptionWithTraceback):
+            exc = exc.exc
+        if isinstance(exc, (WorkerLostError, Terminated)):
+            try:
+                self._end_lease()
+            except Exception as problem:
+                # Its lease ends by itself; the parent has other tasks to care for.
+                log.warning("could not free the key of lost task %s: %s", self.id, problem)
+        return super().on_failure(exc_info, *args, **kwargs)
+
+    def _end_lease(self) -> None:
+        if not self.worker_pid:
+            return
+        environment = environment_of(self._app)
+        key = self.task._record_key(self._context, self.args, self.kwargs)
+        if key is None:
+            return
+        process = Process(socket.gethostname(), self.worker_pid, BOOT_ID).pack()
+        if environment.store.end_lease(key, owner_of(self._context).pack(), process):
+            log.info("task %s lost its process %s: its key is free", self.id, self.worker_pid)

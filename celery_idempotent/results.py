@@ -1,0 +1,80 @@
+"""Outcomes in the result backend's own encoding, so that a replay equals ``AsyncResult.get()``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
+from kombu.serialization import dumps, loads
+
+from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.errors import RecordCorrupt, ResultNotKept
+
+__all__ = ["encode_failure", "encode_result", "replay"]
+
+_NOT_KEPT = Outcome(Kind.NOT_KEPT).pack()
+
+
+def encode_result(backend: Any, result: Any, most: int) -> bytes:
+    """Pack a result as ``backend`` would store it; "not kept" where it is over ``most`` bytes.
+
+    A result that the serializer doesn't take is "not kept" too: the backend raises for it by
+    itself, and the effect happened.
+    """
+    try:
+        return _pack(backend, Kind.RESULT, backend.prepare_value(result), most)
+    except Exception:
+        return _NOT_KEPT
+
+
+def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
+    """Pack a failure as ``backend`` would store it; "not kept" where that can't be done."""
+    try:
+        prepared = backend.prepare_exception(exc, serializer=backend.serializer)
+        return _pack(backend, Kind.FAILURE, prepared, most)
+    except Exception:
+        return _NOT_KEPT
+
+
+def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:
+    content_type, encoding, payload = dumps(value, serializer=backend.serializer)
+    raw = payload.encode("utf-8") if isinstance(payload, str) else bytes(payload)
+    if len(raw) > most:
+        return _NOT_KEPT
+    return Outcome(kind, content_type, encoding, raw).pack()
+
+
+def replay(backend: Any, packed: bytes, key: str) -> Any:
+    """Give the result that was stored, or raise the failure that was.
+
+    Raises:
+        ResultNotKept: the call succeeded, and that is all that is known.
+        RecordCorrupt: what is stored can't be read, or is of a content type that the app doesn't
+            accept (``result_accept_content``).
+    """
+    outcome = Outcome.unpack(packed)
+    if outcome.kind is Kind.NOT_KEPT:
+        raise ResultNotKept(
+            f"{key} was done before and is not run again, but its result was not kept: it was over "
+            "idempotency_max_result_size, or the result serializer didn't take it"
+        )
+    payload: Any = outcome.payload
+    if outcome.content_encoding not in ("binary", ""):
+        payload = payload.decode(outcome.content_encoding, "replace")
+    try:
+        value = loads(
+            payload, outcome.content_type, outcome.content_encoding, accept=backend.accept
+        )
+    except ContentDisallowed as exc:
+        raise RecordCorrupt(
+            f"the outcome of {key} is stored as {outcome.content_type}, which this app does not "
+            "accept: add it to result_accept_content, or forget the key"
+        ) from exc
+    except (DecodeError, SerializationError, ValueError) as exc:
+        raise RecordCorrupt(f"the outcome of {key} can't be decoded: forget the key") from exc
+    if outcome.kind is Kind.RESULT:
+        return value
+    failure = backend.exception_to_python(value)
+    if not isinstance(failure, BaseException):
+        raise RecordCorrupt(f"the failure of {key} can't be rebuilt: forget the key")
+    raise failure

@@ -1,0 +1,84 @@
+"""What a running task can ask: ``self.idempotency``."""
+
+from __future__ import annotations
+
+import hashlib
+
+from celery_idempotent.errors import ClaimLost
+from celery_idempotent.run.runner import Run
+
+__all__ = ["RunContext"]
+
+
+class RunContext:
+    """The run that asks, and its key.
+
+    In a run that holds no claim (a direct call, a key of ``None``, ``idempotency_mode = "off"``,
+    or a store that was away with ``idempotency_on_store_error = "run"``) the token is ``None`` and
+    :meth:`check` raises; the rest works.
+    """
+
+    __slots__ = ("_identity", "_run", "_why", "attempt", "key", "owner_id")
+
+    def __init__(
+        self,
+        *,
+        key: str | None,
+        identity: str,
+        owner_id: str | None,
+        retries: int,
+        run: Run | None = None,
+        why: str = "",
+    ) -> None:
+        #: The key of this call, as operators see it; ``None`` where it has none.
+        self.key = key
+        #: The task id of the call that runs.
+        self.owner_id = owner_id
+        #: Which run of the call this is, from 1: its retries, and the runs that were cut off since.
+        self.attempt = 1 + retries + (run.interruptions if run is not None else 0)
+        self._identity = identity
+        self._run = run
+        self._why = why
+
+    @property
+    def token(self) -> int | None:
+        """The fencing token of this run: higher than that of every earlier run of the key."""
+        return None if self._run is None else self._run.token
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an earlier run was cut off, so that its effect may have happened already."""
+        return self._run is not None and self._run.interruptions > 0
+
+    def key_for(self, name: str) -> str:
+        """Derive a key for a downstream API that takes one: the same for every run of this key.
+
+        Args:
+            name: which effect it is for (``"stripe"``, ``"receipt-mail"``).
+
+        Returns:
+            32 hexadecimal digits, different for each key and name.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError("key_for() takes the name of an effect, such as key_for('stripe')")
+        joined = f"{len(name)}:{name}:{self._identity}".encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+    def check(self) -> None:
+        """Ask the store, in one round trip, whether this run still holds its key.
+
+        To be called just before an effect that cannot be taken back; it prolongs the lease.
+
+        Raises:
+            ClaimLost: it does not, or it never held one.
+            StoreUnavailable: the store does not answer, so nobody knows.
+        """
+        if self._run is None:
+            raise ClaimLost(f"this run holds no claim: {self._why}")
+        if self._run.lease.lost is None:
+            self._run.lease.renew()
+        if self._run.lease.lost is not None:
+            raise ClaimLost(
+                f"{self.key} is no longer this run's: another delivery has taken over, or the key "
+                "was forgotten; stop before the effect"
+            )

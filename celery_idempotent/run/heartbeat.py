@@ -1,0 +1,238 @@
+"""One thread a process that keeps leases alive, and finishes what the store could not take at once.
+
+It starts with the first lease, sleeps until one is older than a third of its length, and renews
+those that are, in one round trip a node. A body that ends sooner costs it nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from weakref import WeakValueDictionary
+
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import Lost
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.stores.base import Renewal, Store
+
+__all__ = ["Heartbeat", "Lease", "heartbeat"]
+
+log = logging.getLogger("celery_idempotent")
+
+_NEVER: Final = float("inf")
+_RETRY_S: Final = 0.5
+_RETRY_MAX_S: Final = 5.0
+
+
+class Lease:
+    """A lease that is held: of a run, or the delivery lease of its outcome."""
+
+    __slots__ = (
+        "__weakref__",
+        "_lost",
+        "keep_ms",
+        "key",
+        "lease_ms",
+        "on_lost",
+        "record",
+        "renewed",
+        "store",
+    )
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        record: Record,
+        lease_ms: int,
+        keep_ms: int,
+        on_lost: Callable[[Lease], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.key = key
+        #: The record as its holder knows it; the token in it is what it holds.
+        self.record = record
+        self.lease_ms = lease_ms
+        self.keep_ms = keep_ms
+        self.on_lost = on_lost
+        #: When it was last known to be held, on this process's monotonic clock.
+        self.renewed = time.monotonic()
+        self._lost: Record | None = None
+
+    @property
+    def due(self) -> float:
+        """When it wants to be renewed: after a third of its length."""
+        return self.renewed + self.lease_ms / 3000
+
+    @property
+    def lost(self) -> Record | None:
+        """What took its place, once that is known."""
+        return self._lost
+
+    def lose(self, record: Record) -> None:
+        """Learn that it is gone."""
+        if self._lost is None:
+            self._lost = record
+            if self.on_lost is not None:
+                self.on_lost(self)
+
+    def renewal(self) -> Renewal:
+        """Give what the store needs to prolong it."""
+        return Renewal(self.key, self.record, self.lease_ms, self.keep_ms)
+
+    def renew(self) -> bool:
+        """Renew now, in the caller's thread; whether it is still held."""
+        asked = time.monotonic()
+        self._take(self.store.renew([self.renewal()])[0], asked)
+        return self._lost is None
+
+    def _take(self, answer: object, asked: float) -> None:
+        if isinstance(answer, Lost):
+            self.lose(answer.record)
+        elif isinstance(answer, StoreError):
+            raise answer
+        else:
+            self.renewed = asked
+
+
+@dataclass(slots=True)
+class _Job:
+    """Something the store is still to be told."""
+
+    tell: Callable[[], object]
+    what: str
+    until: float
+    at: float
+    pause: float = _RETRY_S
+
+
+class Heartbeat:
+    """The leases of one process, and the thread that renews them."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
+        # Weak: a lease that nobody holds any more, however its run was cut off, is not renewed.
+        self._leases: WeakValueDictionary[int, Lease] = WeakValueDictionary()
+        self._jobs: dict[int, _Job] = {}
+        self._wake = threading.Event()
+        self._wakes_at = 0.0
+        self._thread: threading.Thread | None = None
+        self._starting = threading.Lock()
+
+    def add(self, lease: Lease) -> None:
+        """Keep a lease alive from now on."""
+        self._attend()
+        self._leases[id(lease)] = lease
+        if lease.due < self._wakes_at:
+            self._wake.set()
+
+    def remove(self, lease: Lease) -> None:
+        """Let a lease be; no renewal of it is sent after this, save one that is under way."""
+        self._leases.pop(id(lease), None)
+
+    def later(self, tell: Callable[[], object], what: str, for_s: float) -> None:
+        """Call ``tell`` until it raises no :class:`.StoreUnavailable`, for at most ``for_s``.
+
+        ``what`` says, for the log, what would otherwise be lost.
+        """
+        self._attend()
+        now = time.monotonic()
+        job = _Job(tell, what, now + for_s, now + _RETRY_S)
+        self._jobs[id(job)] = job
+        if job.at < self._wakes_at:
+            self._wake.set()
+
+    def leases(self) -> list[Lease]:
+        """Give the leases held now in this process."""
+        return list(self._leases.values()) if self._pid == os.getpid() else []
+
+    def flush(self, for_s: float) -> bool:
+        """Try now to tell the store all that is waiting; whether nothing is left."""
+        until = time.monotonic() + for_s
+        while self._pid == os.getpid() and self._jobs:
+            self._work_off(time.monotonic(), at_once=True)
+            if not self._jobs or time.monotonic() >= until:
+                break
+            time.sleep(min(_RETRY_S, for_s))
+        return self._pid != os.getpid() or not self._jobs
+
+    def _attend(self) -> None:
+        if self._pid != os.getpid():
+            self._reset()  # after a fork: the parent's leases are the parent's
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(
+                        target=self._beat, name="idempotency-heartbeat", daemon=True
+                    )
+                    self._thread.start()
+
+    def _beat(self) -> None:
+        while True:
+            # In this order, a lease that _next() doesn't see yet sets the event.
+            self._wakes_at = _NEVER
+            self._wake.clear()
+            self._wakes_at = upcoming = self._next()
+            pause = upcoming - time.monotonic()
+            if pause > 0:
+                self._wake.wait(None if upcoming == _NEVER else pause)
+            self._wakes_at = 0.0
+            try:
+                self._renew(time.monotonic())
+                self._work_off(time.monotonic())
+            except Exception:
+                log.exception("the idempotency heartbeat went wrong; it goes on")
+
+    def _next(self) -> float:
+        times = [lease.due for lease in list(self._leases.values())]
+        times += [job.at for job in list(self._jobs.values())]
+        return min(times, default=_NEVER)
+
+    def _renew(self, now: float) -> None:
+        by_store: dict[int, list[Lease]] = {}
+        for lease in list(self._leases.values()):
+            if lease.due <= now:
+                by_store.setdefault(id(lease.store), []).append(lease)
+        for leases in by_store.values():
+            try:
+                answers = leases[0].store.renew([lease.renewal() for lease in leases])
+            except StoreError as exc:
+                answers = [exc] * len(leases)
+            for lease, answer in zip(leases, answers, strict=True):
+                try:
+                    lease._take(answer, now)
+                except StoreError as exc:
+                    # Soon again: what is left of the lease is the time there is.
+                    pause = min(_RETRY_S * 2, lease.lease_ms / 10_000)
+                    lease.renewed = now + pause - lease.lease_ms / 3000
+                    log.warning("cannot renew the lease of %s, trying again: %s", lease.key, exc)
+                if lease.lost is not None:
+                    self.remove(lease)
+
+    def _work_off(self, now: float, *, at_once: bool = False) -> None:
+        for name, job in list(self._jobs.items()):
+            if job.at > now and not at_once:
+                continue
+            try:
+                job.tell()
+            except StoreUnavailable as exc:
+                if now < job.until:
+                    job.at = time.monotonic() + job.pause
+                    job.pause = min(job.pause * 2, _RETRY_MAX_S)
+                    continue
+                log.error("gave up telling the store: %s (%s)", job.what, exc)
+            except Exception:
+                log.exception("could not tell the store: %s", job.what)
+            self._jobs.pop(name, None)
+
+
+#: This process's heartbeat.
+heartbeat = Heartbeat()

@@ -1,0 +1,281 @@
+"""One delivery, without Celery: ask for the key, run the body under a lease, record how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from celery_idempotent.core.record import Process, Record, State
+from celery_idempotent.core.transitions import (
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Recorded,
+    Replay,
+    Settle,
+)
+from celery_idempotent.errors import RecordTooNew, StoreError, StoreUnavailable
+from celery_idempotent.run.heartbeat import Lease, heartbeat
+from celery_idempotent.stores.base import Store
+
+__all__ = ["Call", "Ending", "Run", "ask", "this_process"]
+
+log = logging.getLogger("celery_idempotent")
+
+#: The worker's boot id: made once in the parent, and inherited by the children of its pool.
+BOOT_ID: Final = os.urandom(4).hex()
+_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.4)
+
+_process: tuple[int, bytes] = (0, b"")
+
+
+def this_process() -> bytes:
+    """Give the packed :class:`.Process` of this process."""
+    global _process
+    pid = os.getpid()
+    if _process[0] != pid:
+        _process = (pid, Process(socket.gethostname(), pid, BOOT_ID).pack())
+    return _process[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one delivery asks of the store. Times are in milliseconds."""
+
+    store: Store
+    #: The record's key, and the note's where the message carries callbacks.
+    key: str
+    note: str | None
+    owner: bytes
+    retries: int
+    fingerprint: bytes
+    checked: bool
+    label: str
+    lease_ms: int
+    #: How long a finished record lives.
+    ttl_ms: int
+    #: How long a copy of a message may still come.
+    horizon_ms: int
+    max_interruptions: int
+    awaited: bytes = b""
+
+    @property
+    def keep_ms(self) -> int:
+        """How long an unfinished record lives after its last sign of life."""
+        return max(self.ttl_ms, self.horizon_ms, self.lease_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended, as far as its record is concerned."""
+
+    state: State
+    outcome: bytes = b""
+    #: Retrying: until the retry is due, and which one it is.
+    delay_ms: int = 0
+    retries: int = 0
+
+
+def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> ClaimVerdict | Run:
+    """Ask for the key: a :class:`Run` where it is granted, else what the delivery has to do.
+
+    In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
+    request arrived, the answer is the same), then gives up and has the claim undone.
+
+    Raises:
+        StoreUnavailable, RecordTooNew: the delivery must wait.
+        RecordCorrupt: it must not run.
+    """
+    candidate = Record(
+        State.RUNNING,
+        0,
+        retries=call.retries,
+        owner=call.owner,
+        process=this_process(),
+        nonce=os.urandom(8),
+        fingerprint=call.fingerprint,
+        label=call.label,
+    )
+    request = Claim(
+        candidate=candidate,
+        lease_ms=call.lease_ms,
+        keep_ms=call.keep_ms,
+        max_interruptions=call.max_interruptions,
+        checked=call.checked,
+        callbacks=call.note is not None,
+        awaited=call.awaited,
+    )
+    try:
+        verdict = _claim(call, request, patience_s)
+    except RecordTooNew:
+        raise
+    except BaseException as exc:
+        # No answer, or cut off while waiting for one: it may have been granted all the same.
+        if not isinstance(exc, StoreError) or isinstance(exc, StoreUnavailable):
+            heartbeat.later(
+                lambda: call.store.abandon(call.key, candidate, call.horizon_ms),
+                f"a claim of {call.key} was given up",
+                call.lease_ms / 1000,
+            )
+        raise
+    if isinstance(verdict, Claimed):
+        held = replace(candidate, token=verdict.token, interruptions=verdict.interruptions)
+        return Run(call, held, on_lost)
+    if isinstance(verdict, Replay) and verdict.mine and not verdict.noted and call.note is not None:
+        return Run(call, verdict.record, on_lost, verdict)
+    return verdict
+
+
+def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
+    until = time.monotonic() + patience_s
+    for pause in (*_BACKOFF_S, *(0.4,) * 8):
+        try:
+            return call.store.claim(call.key, request, call.note)
+        except StoreUnavailable:
+            if time.monotonic() + pause >= until:
+                raise
+            time.sleep(pause)
+    return call.store.claim(call.key, request, call.note)
+
+
+class Run:
+    """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery."""
+
+    def __init__(
+        self,
+        call: Call,
+        held: Record,
+        on_lost: Callable[[Lease], None],
+        replay: Replay | None = None,
+    ) -> None:
+        self.call = call
+        #: Set where there is an outcome already, and only its callbacks are still to be sent.
+        self.replay = replay
+        self._delivered = False
+        self._ending = False
+        self.lease = Lease(call.store, call.key, held, call.lease_ms, call.keep_ms, on_lost)
+        heartbeat.add(self.lease)
+
+    @property
+    def token(self) -> int:
+        """The fencing token."""
+        return self.lease.record.token
+
+    @property
+    def interruptions(self) -> int:
+        """How many earlier runs were cut off."""
+        return self.lease.record.interruptions
+
+    def end(self, ending: Ending) -> Recorded | Lost | None:
+        """Record how the run ended. ``None``: the store is away, and is told when it is back.
+
+        Where the message has callbacks and there is an outcome, a delivery lease is held until
+        :meth:`delivered`.
+        """
+        self._ending = True
+        event = self._settle(ending)
+        try:
+            answer = self.call.store.settle(self.call.key, event)
+        except StoreError as exc:
+            self._record_later(event, exc)
+            return None
+        except BaseException as exc:
+            # A soft time limit, say: the body is done, and its outcome is not lost to that.
+            self._record_later(event, exc)
+            if isinstance(exc, Exception):
+                return None
+            raise
+        self._ended(event, answer)
+        return answer
+
+    def _settle(self, ending: Ending) -> Settle:
+        delivery = self._needs_delivery(ending)
+        ttl_ms, delay_ms = self.call.horizon_ms, ending.delay_ms
+        if ending.state in (State.SUCCEEDED, State.FAILED):
+            ttl_ms = self.call.ttl_ms
+        elif ending.state is State.RETRYING:
+            ttl_ms = ending.delay_ms + self.call.keep_ms
+        elif ending.state is State.RUNNING:
+            ttl_ms = self.call.keep_ms
+        if delivery:
+            delay_ms = self.call.lease_ms
+            ttl_ms = max(ttl_ms, delay_ms)
+        kept = delivery or ending.state is State.RUNNING
+        record = replace(
+            self.lease.record,
+            state=ending.state,
+            outcome=ending.outcome,
+            retries=ending.retries if ending.state is State.RETRYING else self.call.retries,
+            process=self.lease.record.process if kept else b"",
+            nonce=b"",
+        )
+        return Settle(record, delay_ms, ttl_ms)
+
+    def _needs_delivery(self, ending: Ending) -> bool:
+        if self.call.note is None:
+            return False
+        return ending.state in (State.SUCCEEDED, State.FAILED) or (
+            ending.state is State.RELEASED and bool(ending.outcome)
+        )
+
+    def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
+        if isinstance(answer, Lost):
+            heartbeat.remove(self.lease)
+            self.lease.lose(answer.record)
+        elif event.delay_ms and event.record.state not in (State.RETRYING, State.RUNNING):
+            self.lease.record = replace(event.record, token=answer.token)
+        else:
+            heartbeat.remove(self.lease)
+
+    def _record_later(self, event: Settle, exc: BaseException) -> None:
+        log.error(
+            "could not record that %s is %s; going on trying in the background: %s",
+            self.call.key,
+            event.record.state,
+            exc,
+        )
+
+        def tell() -> None:
+            answer = self.call.store.settle(self.call.key, event)
+            self._ended(event, answer)
+            if isinstance(answer, Recorded) and self._delivered:
+                self._note()
+
+        heartbeat.later(tell, f"{self.call.key} is {event.record.state}", self.call.keep_ms / 1000)
+
+    def let_go(self) -> None:
+        """See to it that a run which was cut off before its end is not kept alive."""
+        if not self._ending:
+            heartbeat.remove(self.lease)
+
+    def delivered(self, *, sent: bool) -> None:
+        """End the delivery lease; ``sent``: the message's callbacks went out, so note that."""
+        self._delivered = sent
+        if sent:
+            self._note()
+        elif self.lease.record.is_done:
+            self._tell_note(0)
+
+    def _note(self) -> None:
+        self._tell_note(self.call.horizon_ms)
+
+    def _tell_note(self, ttl_ms: int) -> None:
+        call, token = self.call, self.token
+        if call.note is None:
+            return
+        note = call.note
+
+        def tell() -> None:
+            call.store.note(call.key, token, note, ttl_ms)
+            heartbeat.remove(self.lease)
+
+        try:
+            tell()
+        except StoreUnavailable:
+            heartbeat.later(tell, f"the callbacks of {call.key} went out", call.horizon_ms / 1000)

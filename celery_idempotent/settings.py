@@ -1,0 +1,168 @@
+"""From ``app.conf`` and a task's attributes to options, key scheme and store."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from celery.utils.quorum_queues import detect_quorum_queues
+
+from celery_idempotent.core.keys import KeyScheme
+from celery_idempotent.core.options import Options, Settings, check_unknown
+from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.stores.base import Store, mask_url, store_from_url
+
+__all__ = ["Environment", "TaskSetup", "environment_of", "task_setup"]
+
+log = logging.getLogger("celery_idempotent")
+
+_REDIS: Final = ("redis", "rediss", "redis+socket", "sentinel")
+#: Visibility timeouts that hold where ``broker_transport_options`` has none, in seconds.
+_VISIBILITY_S: Final = {**dict.fromkeys(_REDIS, 3600), "sqs": 1800}
+#: How long a copy of a message may come late where the broker has no visibility timeout.
+_HORIZON_S: Final = 3600.0
+_LONGEST_WAIT_S: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSetup:
+    """What a task's options come to: made once, when it is bound to its app."""
+
+    options: Options
+    scheme: KeyScheme
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What an app's settings come to: made when the first task needs it."""
+
+    store: Store
+    prefix: str
+    #: How long a copy of a message may still come, in seconds.
+    horizon: float
+    #: The longest that a delivery is put back for, in seconds.
+    longest_wait: float
+    #: Whether the queue delays by itself, in whole seconds (quorum queues on RabbitMQ).
+    whole_seconds: bool
+
+
+def task_setup(cls: type, app: Any, methods: frozenset[str]) -> TaskSetup:
+    """Check a task class's options and compile its key scheme.
+
+    Raises:
+        ConfigurationError: an option is wrong.
+    """
+    name = cls.name  # type: ignore[attr-defined]
+    where = f"task {name!r}"
+    names = {name for klass in cls.__mro__ for name in vars(klass)}
+    check_unknown(names, where, methods)
+
+    def lookup(option: str) -> object | None:
+        value = _attribute(cls, option)
+        return app.conf.get(option) if value is None else value
+
+    options = Options.from_lookup(lookup, where)
+    scheme = KeyScheme(
+        task_name=name,
+        signature=_signature(cls),
+        key=options.key,
+        namespace=options.namespace,
+        fingerprint=options.fingerprint,
+        redact=options.redact_key,
+    )
+    return TaskSetup(options, scheme)
+
+
+def _attribute(cls: type, name: str) -> Any:
+    """Give a class attribute as it was written: a function stays one, and is not bound."""
+    value = inspect.getattr_static(cls, name, None)
+    return value.__func__ if isinstance(value, staticmethod) else value
+
+
+def _signature(cls: type) -> inspect.Signature:
+    run = inspect.getattr_static(cls, "run")
+    if isinstance(run, (staticmethod, classmethod)):
+        return inspect.signature(getattr(cls, "run"))  # noqa: B009
+    signature = inspect.signature(run)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+_environments: WeakKeyDictionary[Any, Environment] = WeakKeyDictionary()
+
+
+def environment_of(app: Any) -> Environment:
+    """Give the app's store and times.
+
+    Raises:
+        ConfigurationError: a setting is wrong, or no store can be found.
+    """
+    try:
+        return _environments[app]
+    except KeyError:
+        environment = _environments[app] = _make_environment(app)
+        return environment
+
+
+def _make_environment(app: Any) -> Environment:
+    settings = Settings.from_lookup(app.conf.get, "this app")
+    url, options = settings.store_url, dict(settings.store_options)
+    if not url:
+        url, found = _redis_of(app)
+        options = {**found, **options}
+    broker = _scheme(_broker_url(app))
+    timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
+    visibility = float(timeout or _VISIBILITY_S.get(broker, 0))
+    return Environment(
+        store=store_from_url(url, options),
+        prefix=settings.key_prefix,
+        horizon=2 * visibility if visibility else _HORIZON_S,
+        longest_wait=min(_LONGEST_WAIT_S, visibility / 4) if visibility else _LONGEST_WAIT_S,
+        whole_seconds=_delays_natively(app, broker),
+    )
+
+
+def _redis_of(app: Any) -> tuple[str, dict[str, Any]]:
+    """Give the result backend if it is Redis, else the broker if it is Redis, and its options."""
+    backend, broker = _text(app.conf.result_backend), _broker_url(app)
+    found: tuple[tuple[str, str, str], ...] = (
+        (backend, "result_backend_transport_options", "redis_backend_use_ssl"),
+        (broker, "broker_transport_options", "broker_use_ssl"),
+    )
+    for url, transport, tls in found:
+        if _scheme(url) not in _REDIS:
+            continue
+        known = app.conf.get(transport) or {}
+        options = {n: known[n] for n in ("master_name", "sentinel_kwargs") if n in known}
+        secure = app.conf.get(tls)
+        if isinstance(secure, Mapping):
+            options.update(secure)
+        return url, options
+    raise ConfigurationError(
+        "there is no store for idempotency records: neither the result backend "
+        f"({mask_url(backend) or 'none'}) nor the broker ({mask_url(broker) or 'none'}) is Redis; "
+        "set app.conf.idempotency_store_url = 'redis://host:6379/2'"
+    )
+
+
+def _broker_url(app: Any) -> str:
+    return _text(app.conf.broker_write_url or app.conf.broker_url)
+
+
+def _text(url: Any) -> str:
+    if isinstance(url, (list, tuple)):
+        url = url[0] if url else ""
+    return url if isinstance(url, str) else ""
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
+def _delays_natively(app: Any, broker: str) -> bool:
+    if broker not in ("amqp", "amqps", "pyamqp", "librabbitmq"):
+        return False
+    return bool(detect_quorum_queues(app, "amqp")[0])

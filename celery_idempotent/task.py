@@ -1,0 +1,314 @@
+"""The seam to Celery in the process that runs the task, and where calls are published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from celery import Task
+from kombu.utils.uuid import uuid
+
+from celery_idempotent import callbacks
+from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.options import option_names
+from celery_idempotent.core.record import Record
+from celery_idempotent.delivery import Delivery, identity_of
+from celery_idempotent.errors import KeyDerivationError
+from celery_idempotent.headers import EXPLICIT, OWN, Waits, explicit_key, own_header, read_own
+from celery_idempotent.run.context import RunContext
+from celery_idempotent.settings import TaskSetup, environment_of, task_setup
+from celery_idempotent.worker import install
+
+__all__ = ["IdempotentTask"]
+
+
+class IdempotentTask(Task):
+    """A task that runs once per key: retries, redeliveries and duplicates get its outcome.
+
+    ::
+
+        @app.task(base=IdempotentTask, idempotency_key="order:{order_id}")
+        def charge(order_id, amount): ...
+
+    Every option is an attribute here and a setting of the same name in ``app.conf``; the attribute
+    wins, ``None`` means that it is not set. What each means is said in
+    :class:`celery_idempotent.core.options.Options`.
+    """
+
+    abstract = True
+    #: Messages are acknowledged after the run: that is what this class makes safe.
+    acks_late = True
+    #: A message whose process was lost comes back.
+    reject_on_worker_lost = True
+    #: The seam in the worker's parent process.
+    Request = "celery_idempotent.request:IdempotentRequest"
+
+    idempotency_key: Any = None
+    idempotency_namespace: Any = None
+    idempotency_fingerprint: Any = None
+    idempotency_redact_key: Any = None
+    idempotency_ttl: Any = None
+    idempotency_lease: Any = None
+    idempotency_on_running: Any = None
+    idempotency_wait_timeout: Any = None
+    idempotency_on_interrupted: Any = None
+    idempotency_max_interruptions: Any = None
+    idempotency_store_failures: Any = None
+    idempotency_on_store_error: Any = None
+    idempotency_max_result_size: Any = None
+    idempotency_mode: Any = None
+
+    _idempotency: ClassVar[TaskSetup | None] = None
+
+    # --- binding ---------------------------------------------------------------------------------
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Check the options.
+
+        Raises:
+            ConfigurationError: one of them is wrong.
+        """
+        super().on_bound(app)
+        cls._idempotency = None
+        if cls.run is not Task.run and cls.name and not cls.name.startswith("celery."):
+            cls._idempotency = task_setup(cls, app, _METHODS)
+            install(app)
+
+    @property
+    def __trace__(self) -> Any:
+        return self.__dict__.get("_idempotent_trace")
+
+    @__trace__.setter
+    def __trace__(self, tracer: Any) -> None:
+        self.__dict__["_idempotent_trace"] = None if tracer is None else callbacks.traced(tracer)
+
+    # --- publishing ------------------------------------------------------------------------------
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        *more: Any,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Publish a call; as Celery's, and ``idempotency_key`` is an explicit key for this call.
+
+        Raises:
+            KeyDerivationError: no key can be derived; nothing is published.
+        """
+        task_id = task_id or uuid()
+        headers = self._with_key(args, kwargs, task_id, idempotency_key, headers)
+        return super().apply_async(args, kwargs, task_id, *more, headers=headers, **options)
+
+    def apply(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        *more: Any,
+        task_id: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run a call in this process, guarded; it can't wait: a busy key raises.
+
+        Raises:
+            KeyDerivationError: no key can be derived.
+        """
+        task_id = task_id or uuid()
+        headers = self._with_key(args, kwargs, task_id, idempotency_key, headers)
+        return super().apply(args, kwargs, *more, task_id=task_id, headers=headers, **options)
+
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, **options: Any
+    ) -> Any:
+        """As Celery's; a message that is published again keeps its key, whatever headers it gets."""
+        request = self.request if request is None else request
+        given = options.get("headers")
+        own = request.__dict__.get("_idempotent_header")
+        if own is None:
+            own = (request.headers or {}).get(OWN)
+        if own is not None and not (given and OWN in given):
+            if given is None:
+                given = request.as_execution_options()["headers"]
+            options["headers"] = {**(given or {}), OWN: own}
+        return super().signature_from_request(request, args, kwargs, **options)
+
+    def _with_key(
+        self,
+        args: Any,
+        kwargs: Any,
+        task_id: str,
+        explicit: str | None,
+        headers: Mapping[str, Any] | None,
+    ) -> Mapping[str, Any] | None:
+        setup = self._setup()
+        if setup is None or setup.options.mode == "off":
+            return headers if explicit is None else {**(headers or {}), EXPLICIT: explicit}
+        if explicit is None and headers and _is_own(headers, task_id):
+            return headers  # the same message, published again
+        if explicit is None:
+            explicit = explicit_key(headers)
+        try:
+            call_key = self._derive(setup, args or (), kwargs or {}, task_id, explicit)
+        except TypeError:
+            if self.typing:
+                raise
+            return headers  # typing=False: Celery has such a call fail in the worker
+        made = {**(headers or {}), OWN: own_header(task_id, call_key)}
+        if explicit is not None:
+            made[EXPLICIT] = explicit
+        return made
+
+    def _derive(
+        self,
+        setup: TaskSetup,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        task_id: str | None,
+        explicit: str | None,
+    ) -> CallKey | None:
+        return setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=self)
+
+    def _setup(self) -> TaskSetup | None:
+        self._get_app()  # binds a class that was not registered
+        return self._idempotency
+
+    # --- delivery --------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        request = self.request
+        if request.called_directly or "_idempotent_header" in request.__dict__:
+            # A direct call, or one from inside the body: Celery gives it a request of its own.
+            return super().__call__(*args, **kwargs)
+        setup = self._setup()
+        if setup is None or setup.options.mode == "off":
+            return super().__call__(*args, **kwargs)
+        # Celery's guard for calls from inside the body, which it sets in super().__call__.
+        request._protected = 1
+        request._idempotent_header = None
+        try:
+            call_key, waits = self._identify(request, args, kwargs, request.id)
+        except TypeError:
+            return self.run(*args, **kwargs)  # it raises the same, in words that Celery users know
+        request._idempotent_header = own_header(request.id, call_key)
+        if call_key is None:
+            return self.run(*args, **kwargs)
+        environment = environment_of(self.app)
+        return Delivery(self, setup, environment, request, call_key, waits)(args, kwargs)
+
+    def _identify(
+        self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str
+    ) -> tuple[CallKey | None, Waits]:
+        own = read_own(request.headers, request.id)
+        if own is not None:
+            return own
+        setup = self._setup()
+        if setup is None:
+            return None, Waits()
+        explicit = explicit_key(request.headers)
+        return self._derive(setup, args, kwargs, task_id, explicit), Waits()
+
+    def _record_key(
+        self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> str | None:
+        """Give the name of the record of a delivery, for the worker's parent process."""
+        call_key = self._identify(request, args, kwargs, request.id)[0]
+        if call_key is None:
+            return None
+        return record_key(environment_of(self.app).prefix, call_key)
+
+    @property
+    def idempotency(self) -> RunContext:
+        """What the running body can ask of its own run: its key, token, attempt, and more."""
+        request = self.request
+        context: RunContext | None = request.__dict__.get("_idempotency")
+        if context is None:
+            context = request._idempotency = self._unguarded(request)
+        return context
+
+    def _unguarded(self, request: Any) -> RunContext:
+        task_id = request.id or uuid()
+        try:
+            call_key = self._identify(request, request.args or (), request.kwargs or {}, task_id)[0]
+        except (TypeError, KeyDerivationError):
+            call_key = None
+        return RunContext(
+            key=None if call_key is None else call_key.key,
+            identity=task_id if call_key is None else identity_of(call_key),
+            owner_id=request.id,
+            retries=request.retries or 0,
+            why="it was called directly, has no key, or idempotency_mode is 'off'",
+        )
+
+    # --- for clients -----------------------------------------------------------------------------
+
+    def idempotency_key_for(
+        self, *args: Any, idempotency_key: str | None = None, **kwargs: Any
+    ) -> str | None:
+        """Give the key that a call with these arguments has; ``None``: it isn't deduplicated.
+
+        Raises:
+            KeyDerivationError: it has none.
+        """
+        call_key = self._call_key(args, kwargs, idempotency_key)
+        return None if call_key is None else call_key.key
+
+    def idempotency_record(
+        self, *args: Any, idempotency_key: str | None = None, **kwargs: Any
+    ) -> Record | None:
+        """Read the record of a call; ``None`` where there is none.
+
+        Raises:
+            KeyDerivationError: the call has no key that can be derived.
+            StoreUnavailable: the store does not answer.
+            RecordCorrupt: the record can't be read.
+        """
+        call_key = self._call_key(args, kwargs, idempotency_key)
+        if call_key is None:
+            return None
+        environment = environment_of(self.app)
+        return environment.store.get(record_key(environment.prefix, call_key))
+
+    def forget(self, *args: Any, idempotency_key: str | None = None, **kwargs: Any) -> bool:
+        """Free the key of a call, so that the next one runs; whether there was a record.
+
+        A run that is under way goes on, but its outcome is refused.
+
+        Raises:
+            KeyDerivationError: the call has no key that can be derived.
+            StoreUnavailable: the store does not answer.
+        """
+        call_key = self._call_key(args, kwargs, idempotency_key)
+        if call_key is None:
+            return False
+        environment = environment_of(self.app)
+        key = record_key(environment.prefix, call_key)
+        return environment.store.forget(key, int(environment.horizon * 1000))
+
+    def _call_key(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], explicit: str | None
+    ) -> CallKey | None:
+        setup = self._setup()
+        if setup is None:
+            return None
+        if explicit is not None and not args and not kwargs:
+            return setup.scheme.named(explicit)
+        return self._derive(setup, args, kwargs, None, explicit)
+
+
+#: What begins with ``idempotency_`` on a task, and is no option.
+_METHODS = frozenset(
+    name
+    for name in vars(IdempotentTask)
+    if name.startswith("idempotency_") and name not in option_names()
+)
+
+
+def _is_own(headers: Mapping[str, Any], task_id: str) -> bool:
+    own = headers.get(OWN)
+    return isinstance(own, Mapping) and own.get("id") == task_id

@@ -1,0 +1,78 @@
+"""Waiting without holding a worker: a message is put back with a delay, and comes again."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any, Final
+
+from celery.exceptions import Reject
+from celery.utils.log import get_logger
+
+from celery_idempotent.core.keys import CallKey
+from celery_idempotent.headers import OWN, Waits, own_header
+from celery_idempotent.settings import Environment
+
+__all__ = ["pause_of", "put_back"]
+
+log = get_logger("celery_idempotent")
+
+_FIRST_S: Final = 0.25
+_SHORTEST_S: Final = 0.05
+
+
+def pause_of(environment: Environment, ttl: float, count: int, until: float | None = None) -> float:
+    """Give the seconds to wait: short at first, growing, with jitter.
+
+    Args:
+        ttl: the window; a wait of more than half of it could miss the outcome.
+        count: how often the message has waited before.
+        until: when what it waits for ends by itself, in seconds from now, if that is known.
+    """
+    most = min(environment.longest_wait, ttl / 2)
+    grown = min(most, _FIRST_S * 2.0 ** min(count, 10)) * random.uniform(0.75, 1.0)
+    if until is not None:
+        # Not past the end of a lease: a key that nobody holds any more is free then.
+        grown = min(grown, until + _SHORTEST_S)
+    pause = max(_SHORTEST_S, min(grown, most))
+    return float(math.ceil(pause)) if environment.whole_seconds else pause
+
+
+def put_back(
+    task: Any,
+    request: Any,
+    call_key: CallKey | None,
+    waits: Waits,
+    delay: float,
+) -> Any:
+    """Publish the message again, to come in ``delay`` seconds, and give its signature.
+
+    It is the same message: its id, retries, callbacks, headers and key stay. A copy of a message
+    whose run is alive does not expire: if that run dies, it is all there is.
+
+    Raises:
+        Reject: it could not be published; the message goes back to the broker as it is.
+    """
+    headers = dict(request.as_execution_options()["headers"] or {})
+    headers[OWN] = own_header(request.id, call_key, waits)
+    options = {"expires": None} if waits.redelivery else {}
+    signature = task.signature_from_request(
+        request,
+        countdown=delay,
+        retries=request.retries,
+        headers=headers,
+        add_to_parent=False,
+        **options,
+    )
+    try:
+        signature.apply_async()
+    except Exception as exc:
+        log.warning(
+            "%s[%s] has to wait and could not be published again: it goes back to the broker as "
+            "it is: %s",
+            task.name,
+            request.id,
+            exc,
+        )
+        raise Reject(exc, requeue=True) from exc
+    return signature
