@@ -178,9 +178,7 @@ class Delivery:
                 self.request.id,
                 verdict.record.owner_id,
             )
-            signals.emit(
-                signals.task_deduplicated, self.task, signals.Event, *self._event(verdict)
-            )
+            signals.emit(signals.task_deduplicated, self.task, signals.Event, *self._event(verdict))
         result = replay(self.task.backend, verdict.record.outcome, self._name)
         return self._hand_over(result)
 
@@ -238,13 +236,15 @@ class Delivery:
         if policy == "raise":
             raise exc
         if policy == "run":
-            log.error("%s runs unprotected, as idempotency_on_store_error says: %s", self._name, exc)
+            log.error(
+                "%s runs unprotected, as idempotency_on_store_error says: %s", self._name, exc
+            )
             self.request._idempotency = self.context(None, "the store is away")
             return self.task.run(*args, **kwargs)
         log.warning("%s waits, its body was not run: %s", self._name, exc)
         if self.redelivered or self.waits.redelivery:
             self._wait_as_copy(None)
-        self._wait(None, self.waits.since_ms, None)
+        return self._wait(None, self.waits.since_ms, None)
 
     # --- waiting ---------------------------------------------------------------------------------
 
@@ -349,7 +349,7 @@ class Delivery:
             return self._hand_over(replay(self.task.backend, record.outcome, self._name))
         if self.eager:
             raise IdempotencyInProgress(f"{self._name} was taken over by task {record.owner_id}")
-        self._wait(record, self.waits.since_ms, None)
+        return self._wait(record, self.waits.since_ms, None)
 
     def _on_lost(self, lease: Lease) -> None:
         if lease.record.is_done:

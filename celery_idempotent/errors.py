@@ -72,7 +72,7 @@ class StoreError(IdempotencyError):
 
 
 class StoreUnavailable(StoreError):
-    """The store did not answer, or answered that it cannot work now; nothing is known to be lost."""
+    """The store did not answer, or answered that it cannot work now; nothing is lost by that."""
 
 
 class RecordCorrupt(StoreError):

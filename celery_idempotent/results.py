@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
-from kombu.serialization import dumps, loads
+from kombu import serialization
 
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt, ResultNotKept
 
 __all__ = ["encode_failure", "encode_result", "replay"]
+
+# kombu has no types for these.
+_registry: Any = serialization.registry
 
 _NOT_KEPT = Outcome(Kind.NOT_KEPT).pack()
 
@@ -37,7 +40,7 @@ def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
 
 
 def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:
-    content_type, encoding, payload = dumps(value, serializer=backend.serializer)
+    content_type, encoding, payload = _registry.dumps(value, serializer=backend.serializer)
     raw = payload.encode("utf-8") if isinstance(payload, str) else bytes(payload)
     if len(raw) > most:
         return _NOT_KEPT
@@ -62,7 +65,7 @@ def replay(backend: Any, packed: bytes, key: str) -> Any:
     if outcome.content_encoding not in ("binary", ""):
         payload = payload.decode(outcome.content_encoding, "replace")
     try:
-        value = loads(
+        value = _registry.loads(
             payload, outcome.content_type, outcome.content_encoding, accept=backend.accept
         )
     except ContentDisallowed as exc:

@@ -62,8 +62,10 @@ def task_setup(cls: type, app: Any, methods: frozenset[str]) -> TaskSetup:
     check_unknown(names, where, methods)
 
     def lookup(option: str) -> object | None:
-        value = _attribute(cls, option)
-        return app.conf.get(option) if value is None else value
+        value: object | None = _attribute(cls, option)
+        if value is None:
+            value = app.conf.get(option)
+        return value
 
     options = Options.from_lookup(lookup, where)
     scheme = KeyScheme(

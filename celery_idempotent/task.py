@@ -126,7 +126,7 @@ class IdempotentTask(Task):
     def signature_from_request(
         self, request: Any = None, args: Any = None, kwargs: Any = None, **options: Any
     ) -> Any:
-        """As Celery's; a message that is published again keeps its key, whatever headers it gets."""
+        """As Celery's; a message that is published again keeps its key, whatever its headers."""
         request = self.request if request is None else request
         given = options.get("headers")
         own = request.__dict__.get("_idempotent_header")

@@ -246,7 +246,9 @@ def _replay_mine(
     return Replay(leased, True, noted), Write(leased, KEEP_TTL)
 
 
-def settle(record: Record | None, event: Settle, now_us: int) -> tuple[Recorded | Lost, Write | None]:
+def settle(
+    record: Record | None, event: Settle, now_us: int
+) -> tuple[Recorded | Lost, Write | None]:
     """Complete, fail, release, retry, interrupt: write what a run became, if it holds its key.
 
     An absent record is written anew (the store came back empty, and nobody took over). Released
@@ -339,7 +341,7 @@ def abandon(record: Record | None, given_up: Record, ttl_ms: int, now_us: int) -
 
 
 def forget(record: Record | None, ttl_ms: int, now_us: int) -> Write | None:
-    """Free a key for the next call: only a higher token is kept, so that no late run is accepted."""
+    """Free a key for the next call: only a higher token stays, so that no late run is accepted."""
     if record is None:
         return None
     return Write(Record(State.RELEASED, max(record.token + 1, now_us)), ttl_ms)

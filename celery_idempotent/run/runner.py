@@ -1,4 +1,4 @@
-"""One delivery, without Celery: ask for the key, run the body under a lease, record how it ended."""
+"""One delivery, without Celery: ask for the key, run the body under a lease, record its end."""
 
 from __future__ import annotations
 
