@@ -1,0 +1,390 @@
+"""The demo: its promises can break, its faults take place, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from celery_idempotent.demo.acts import ACTS, Act
+from celery_idempotent.demo.ledger import Entry, Ledger
+from celery_idempotent.demo.scene import LABELS, Evidence
+from celery_idempotent.demo.stage import IDEMPOTENT, PLAIN, SIDES
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+BY_NAME = {act.name: act for act in ACTS}
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@dataclass
+class Demo:
+    """A demo that runs, or ran, with a directory of its own for all that it leaves."""
+
+    process: subprocess.Popen[str]
+    temporary: Path
+
+    @property
+    def directory(self) -> Path:
+        """Where its ledger and its logs are."""
+        (found,) = self.temporary.glob("celery-idempotent-demo-*")
+        return found
+
+    def lines(self) -> list[Entry]:
+        """Its ledger, empty before there is one."""
+        found = list(self.temporary.glob("*/ledger.jsonl"))
+        return Ledger(found[0]).entries() if found else []
+
+    def seen(self, event: str) -> list[Entry]:
+        return [entry for entry in self.lines() if entry.event == event]
+
+
+def start(temporary: Path, *arguments: str, program: str | None = None) -> Demo:
+    how = ["-c", program] if program else ["-m", "celery_idempotent.demo"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(temporary),
+        # Whoever has these set must not find the demo's charges in a queue of theirs.
+        "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
+        "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/1",
+        "FORCE_COLOR": "1",
+    }
+    process = subprocess.Popen(
+        [sys.executable, *how, *arguments],
+        cwd=temporary,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return Demo(process, temporary)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a demo left when it had ended."""
+
+    code: int
+    out: str
+    err: str
+    entries: tuple[Entry, ...]
+
+    def of(self, side: str, event: str, act: str = "") -> list[Entry]:
+        return [
+            entry
+            for entry in self.entries
+            if entry.side == side and entry.event == event and entry.order.startswith(act)
+        ]
+
+
+def finished(demo: Demo) -> Run:
+    out, err = demo.process.communicate(timeout=200)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+    return Run(demo.process.returncode, plain, err, tuple(demo.lines()))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One run of all acts, as `make demo` does it, its ledger kept."""
+    return finished(start(tmp_path_factory.mktemp("whole"), "--keep"))
+
+
+def test_every_promise_holds(whole: Run) -> None:
+    """All acts, played on real workers, end with exit code 0 and without a broken promise."""
+    assert whole.code == 0, whole.err + whole.out
+    assert whole.out.count("held") >= len(ACTS)
+    assert "BROKEN" not in whole.out
+
+
+def test_progress_is_told_in_plain_lines(whole: Run) -> None:
+    """Where stdout is no terminal, each act and what each side does is a line with its time."""
+    for act in ACTS:
+        assert re.search(rf"^ *[\d.]+s  {re.escape(act.title)}\. ", whole.out, re.MULTILINE)
+    assert re.search(r"^ *[\d.]+s  plain Celery: ten equal calls$", whole.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_table_says_what_the_ledger_says(whole: Run, side: str) -> None:
+    """The charges in the table are the ledger's lines, act by act, for both sides."""
+    # Given
+    in_ledger = [len(whole.of(side, "charged", f"{act.name}-")) for act in ACTS]
+    # When
+    rows = re.findall(rf"{LABELS[side]} +(\d+) +(\d+) +(\d+) +(\d+)", whole.out)
+    # Then
+    assert [int(charges) for _, charges, _, _ in rows] == in_ledger
+    assert all(calls == answered for calls, _, answered, _ in rows)
+
+
+def test_plain_celery_charges_once_a_call_and_once_a_redelivery(whole: Run) -> None:
+    """What the reader compares with: without the guard the same faults charge again."""
+    charges = {act.name: len(whole.of(PLAIN, "charged", f"{act.name}-")) for act in ACTS}
+    assert charges == {
+        "at-once": 10,
+        "later": 2,
+        "back-off": 6,
+        "kill": 2,
+        "overrun": 2,
+        "chord": 4,
+    }
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_kill_hits_in_mid_charge_and_is_redelivered(whole: Run, side: str) -> None:
+    """The killed worker had begun to charge and had not charged; its message came again."""
+    # Given
+    (killed,) = whole.of(side, "killed")
+    # When
+    victim = next(e for e in whole.of(side, "began", "kill-") if e.worker == killed.worker)
+    # Then
+    deliveries = [e for e in whole.of(side, "delivered") if e.task_id == victim.task_id]
+    assert not [e for e in whole.of(side, "charged", "kill-") if e.worker == killed.worker]
+    assert len(deliveries) >= 2
+    assert not deliveries[0].redelivered
+    assert any(entry.redelivered for entry in deliveries[1:])
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_overrun_is_redelivered_while_it_runs(whole: Run, side: str) -> None:
+    """The second delivery came before the first one's charge."""
+    # Given
+    first = whole.of(side, "began", "overrun-")[0]
+    charge = next(e for e in whole.of(side, "charged", "overrun-") if e.pid == first.pid)
+    # When
+    again = next(
+        e for e in whole.of(side, "delivered") if e.task_id == first.task_id and e.redelivered
+    )
+    # Then
+    entries = list(whole.entries)
+    assert entries.index(first) < entries.index(again) < entries.index(charge)
+
+
+def test_a_broken_promise_ends_it_with_1(tmp_path: Path) -> None:
+    """With the guard off a promise breaks: exit code 1, which one, and where the logs are."""
+    # When
+    demo = start(tmp_path, "--act", "later", "--unguarded")
+    run = finished(demo)
+    # Then
+    assert run.code == 1, run.err + run.out
+    assert BY_NAME["later"].title in run.err
+    assert "each order is charged once" in run.err
+    assert "BROKEN" in run.out
+    assert str(demo.directory) in run.err
+    assert {path.name for path in demo.directory.glob("*.log")} >= {"plain-1.log"}
+
+
+def test_it_leaves_no_files_unless_asked(tmp_path: Path) -> None:
+    """Where every promise held, the ledger and the logs are removed."""
+    # When
+    run = finished(start(tmp_path, "--act", "later"))
+    # Then
+    assert run.code == 0, run.err + run.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Demo]:
+    """A demo in the middle of its longest act, ended after the test whatever happens."""
+    demo = start(tmp_path, "--act", "overrun", "--keep")
+    try:
+        eventually(lambda: len(demo.seen("began")) == 2 or demo.process.poll() is not None)
+        yield demo
+    finally:
+        if demo.process.poll() is None:
+            demo.process.terminate()
+        demo.process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_ends_all_that_it_started(running: Demo, number: int, code: int) -> None:
+    """Ctrl-C, or SIGTERM, ends workers, pool children and server, and says so by its exit code."""
+    # Given
+    workers = {entry.pid for entry in running.seen("ready")}
+    children = {entry.pid for entry in running.seen("began")}
+    log = (running.directory / "plain-1.log").read_text()
+    port = re.search(r"127\.0\.0\.1:(\d+)/0", log)
+    assert port is not None, log
+    # When
+    running.process.send_signal(number)
+    # Then
+    assert running.process.wait(timeout=30) == code
+    assert len(workers) == 4
+    eventually(lambda: not any(alive(pid) for pid in workers | children), "all processes gone")
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port[1]))) != 0
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a dead one that nobody has collected yet doesn't."""
+    done = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return bool(done.stdout.strip()) and not done.stdout.strip().startswith("Z")
+
+
+def test_list_says_the_acts_and_their_promises(tmp_path: Path) -> None:
+    """--list names every act and what must hold in it, and starts nothing."""
+    # When
+    run = finished(start(tmp_path, "--list"))
+    # Then
+    assert run.code == 0
+    for act in ACTS:
+        assert f"{act.name}: {act.told}" in run.out
+        assert all(promise.says in run.out for promise in act.promises)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_act_that_is_none_is_refused(tmp_path: Path) -> None:
+    """--act takes the names of the acts only, and says which these are."""
+    # When
+    run = finished(start(tmp_path, "--act", "encore"))
+    # Then
+    assert run.code == 2
+    assert "back-off" in run.err
+
+
+def test_without_rich_the_error_names_the_extra(tmp_path: Path) -> None:
+    """Where the table's library is missing, the message says which extra brings it."""
+    # Given
+    program = (
+        "import runpy, sys; sys.modules['rich'] = None;"
+        "runpy.run_module('celery_idempotent.demo', run_name='__main__')"
+    )
+    # When
+    run = finished(start(tmp_path, program=program))
+    # Then
+    assert run.code == 1
+    assert "celery-idempotent[demo]" in run.err
+    assert "Traceback" not in run.err
+
+
+def good_evidence(act: Act) -> Evidence:
+    """What an act shows where all went well: one order, two calls, one charge, one redelivery."""
+    order, receipt = f"{act.name}-1", "r1"
+    began = Entry("began", pid=7, order=order, gateway_key="k")
+    attempts = 3 if act.name == "back-off" else 1
+    return Evidence(
+        orders=(order, order),
+        answers=({"order": order, "receipt": receipt},) * 2,
+        total=400,
+        entries=(
+            Entry("delivered", redelivered=True),
+            *(began, replace(began, event="declined")) * (attempts - 1),
+            began,
+            replace(began, event="charged", receipt=receipt),
+            Entry("summed"),
+        ),
+    )
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
+def test_good_evidence_breaks_nothing(act: Act) -> None:
+    """Where all went well no promise counts as broken."""
+    assert act.broken(good_evidence(act)) == []
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
+def test_each_act_sees_a_second_charge(act: Act) -> None:
+    """A second charge of one order breaks every act, whatever the callers were told."""
+    # Given
+    good = good_evidence(act)
+    charge = next(entry for entry in good.entries if entry.event == "charged")
+    # When
+    broken = act.broken(replace(good, entries=(*good.entries, replace(charge, receipt="r2"))))
+    # Then
+    assert "each order is charged once" in [promise.says for promise in broken]
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
+@pytest.mark.parametrize("answer", [None, RuntimeError("no"), {"receipt": "r2"}])
+def test_each_act_sees_a_caller_without_its_answer(act: Act, answer: object) -> None:
+    """No answer, an error, or another receipt than the ledger's breaks every act."""
+    # Given
+    good = good_evidence(act)
+    if isinstance(answer, dict):
+        answer["order"] = good.orders[0]
+    # When
+    broken = act.broken(replace(good, answers=(good.answers[0], answer)))
+    # Then
+    assert any("every call is answered" in promise.says for promise in broken)
+
+
+@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
+def test_a_fault_that_did_not_take_place_proves_nothing(act: Act) -> None:
+    """An act that is about a redelivery is broken where nothing was redelivered."""
+    # Given
+    good = good_evidence(act)
+    # When
+    broken = act.broken(replace(good, entries=good.entries[1:]))
+    # Then
+    assert bool(broken) == (act.fault is not None)
+
+
+def test_overlapping_bodies_are_seen() -> None:
+    """Two bodies of one order at a time are an overlap; in turn, or after a kill, they are not."""
+    # Given
+    one = Entry("began", worker="a", pid=1, order="o")
+    two = Entry("began", worker="b", pid=2, order="o")
+    end = replace(one, event="charged")
+    killed = Entry("killed", worker="a", pid=9)
+    # Then
+    assert Evidence(entries=(one, two, end)).overlaps == 1
+    assert Evidence(entries=(one, end, two)).overlaps == 0
+    assert Evidence(entries=(one, killed, two)).overlaps == 0
+    assert Evidence(entries=(one, replace(two, order="p"))).overlaps == 0
+
+
+def test_the_special_promises_can_break() -> None:
+    """Attempts, overlaps, gateway keys and the chord's body are each looked at."""
+
+    def says(act: str, **changes: object) -> list[str]:
+        good = good_evidence(BY_NAME[act])
+        return [promise.says for promise in BY_NAME[act].broken(replace(good, **changes))]
+
+    retried = good_evidence(BY_NAME["back-off"]).entries
+    assert says("back-off", entries=(retried[0], *retried[3:])) == [
+        "the body runs three times, once for each attempt"
+    ]
+    one = good_evidence(BY_NAME["overrun"]).entries
+    other_key = replace(one[1], gateway_key="k2", pid=8)
+    assert says("overrun", entries=(*one[:2], other_key, *one[2:])) == [
+        "no two bodies run at the same time"
+    ]
+    kill = good_evidence(BY_NAME["kill"]).entries
+    assert says("kill", entries=(kill[0], replace(kill[1], gateway_key="k2"), *kill[1:])) == [
+        "every attempt hands the gateway the same key"
+    ]
+    twice = (*good_evidence(BY_NAME["chord"]).entries, Entry("summed"))
+    assert (
+        says("chord", entries=twice)
+        == says("chord", total=300)
+        == ["the chord's body runs once, with every part answered"]
+    )
+
+
+def test_a_half_written_line_is_left_for_later(tmp_path: Path) -> None:
+    """A line counts once it is whole: a reader in the middle of a write sees what was before."""
+    # Given
+    ledger = Ledger(tmp_path / "ledger")
+    ledger.write(Entry("charged", order="1"))
+    whole = ledger.path.read_bytes()
+    # When
+    with open(ledger.path, "ab") as file:
+        file.write(whole[:10])
+    first = ledger.entries()
+    with open(ledger.path, "ab") as file:
+        file.write(whole[10:])
+    # Then
+    assert [entry.order for entry in first] == ["1"]
+    assert [entry.order for entry in ledger.entries()] == ["1", "1"]
+    assert ledger.of(IDEMPOTENT) == []
