@@ -74,6 +74,9 @@ class StoreError(IdempotencyError):
 class StoreUnavailable(StoreError):
     """The store did not answer, or answered that it cannot work now; nothing is lost by that."""
 
+    #: Whether what was asked for may have been done all the same (the answer was lost, say).
+    may_have_arrived = True
+
 
 class RecordCorrupt(StoreError):
     """A stored record cannot be read; ``forget`` frees its key."""

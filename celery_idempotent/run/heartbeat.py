@@ -227,7 +227,7 @@ class Heartbeat:
                 if now < job.until:
                     job.at = time.monotonic() + job.pause
                     job.pause = min(job.pause * 2, _RETRY_MAX_S)
-                    continue
+                    return  # the others would find it away too: leases come first
                 log.error("gave up telling the store: %s (%s)", job.what, exc)
             except Exception:
                 log.exception("could not tell the store: %s", job.what)

@@ -30,7 +30,8 @@ log = logging.getLogger("celery_idempotent")
 
 #: The worker's boot id: made once in the parent, and inherited by the children of its pool.
 BOOT_ID: Final = os.urandom(4).hex()
-_BACKOFF_S: Final = (0.05, 0.1, 0.2, 0.4)
+_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 0.4
 
 _process: tuple[int, bytes] = (0, b"")
 
@@ -117,7 +118,7 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
         raise
     except BaseException as exc:
         # No answer, or cut off while waiting for one: it may have been granted all the same.
-        if not isinstance(exc, StoreError) or isinstance(exc, StoreUnavailable):
+        if not isinstance(exc, StoreError) or getattr(exc, "may_have_arrived", False):
             heartbeat.later(
                 lambda: call.store.abandon(call.key, candidate, call.horizon_ms),
                 f"a claim of {call.key} was given up",
@@ -134,14 +135,16 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
 
 def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
     until = time.monotonic() + patience_s
-    for pause in (*_BACKOFF_S, *(0.4,) * 8):
+    pause, arrived = _PAUSE_S, False
+    while True:
         try:
             return call.store.claim(call.key, request, call.note)
-        except StoreUnavailable:
+        except StoreUnavailable as exc:
+            exc.may_have_arrived = arrived = arrived or exc.may_have_arrived
             if time.monotonic() + pause >= until:
                 raise
-            time.sleep(pause)
-    return call.store.claim(call.key, request, call.note)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 class Run:

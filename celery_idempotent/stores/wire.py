@@ -79,6 +79,20 @@ def _is_read_only(answer: Any) -> bool:
     )
 
 
+class _NotConnected(Exception):
+    """There was no connection, so that nothing can have arrived."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+def _unavailable(message: str, may_have_arrived: bool) -> StoreUnavailable:
+    error = StoreUnavailable(message)
+    error.may_have_arrived = may_have_arrived
+    return error
+
+
 class Wire:
     """Idle connections to one server, and calls over them; safe for threads, greenlets and forks.
 
@@ -135,7 +149,9 @@ class Wire:
                 f"the store at {self._where} holds something else where a record should be: is "
                 "idempotency_key_prefix shared with another program? forget the key to free it"
             ) from answer
-        raise StoreUnavailable(f"the store at {self._where} refused to work: {answer}") from answer
+        raise _unavailable(
+            f"the store at {self._where} refused to work: {answer}", False
+        ) from answer
 
     def _exchange(self, packed: list[bytes]) -> list[Any]:
         """Send commands and read as many answers; once more where the connection was stale.
@@ -150,26 +166,35 @@ class Wire:
         try:
             try:
                 answers = self._once(packed)
-            except RedisTimeoutError:
+            except (RedisTimeoutError, _NotConnected):
                 raise
             except (RedisConnectionError, OSError):
                 self.close()  # the others were made before the same restart
-                return self._once(packed)
+                try:
+                    return self._once(packed)
+                except _NotConnected as exc:
+                    raise exc.why from None  # the first time, it may have arrived
             if any(_is_read_only(answer) for answer in answers):
                 # The master became a replica: ask again who is the master.
                 self.close()
                 return self._once(packed)
             return answers
-        except (RedisError, OSError) as exc:
-            raise StoreUnavailable(
-                f"the store at {self._where} does not answer: {exc or type(exc).__name__}"
-            ) from exc
+        except (_NotConnected, RedisError, OSError) as exc:
+            arrived = not isinstance(exc, _NotConnected)
+            why = exc.why if isinstance(exc, _NotConnected) else exc
+            raise _unavailable(
+                f"the store at {self._where} does not answer: {why or type(why).__name__}", arrived
+            ) from why
 
     def _once(self, packed: list[bytes]) -> list[Any]:
         try:
             connection = self._idle.pop()
         except IndexError:
             connection = self._connect()
+            try:
+                connection.connect()
+            except (RedisError, OSError) as exc:
+                raise _NotConnected(exc) from exc
         try:
             connection.send_packed_command([b"".join(packed)], check_health=False)
             answers = []
