@@ -60,6 +60,8 @@ def main(names: tuple[str, ...], list_acts: bool, keep: bool, unguarded: bool) -
     try:
         with report:
             report.say("starting a private server, and two workers for each side")
+            if unguarded:
+                report.say("the guard is off: IdempotentTask runs as a plain task")
             with stage:
                 _run(stage, report, performances)
         broken = [] if stop.code else report.conclude()

@@ -24,9 +24,10 @@ except ImportError as exc:
     ) from exc
 
 _CAVEAT = (
-    "Both sides had the same broker, acks_late and reject_on_worker_lost. What no task queue can "
-    "do by itself: a crash after the money moved, before that is recorded, runs the body again. "
-    "There the body hands self.idempotency.key_for(...) to the gateway, which knows it again."
+    "Both sides had the same broker, acks_late and reject_on_worker_lost.\n"
+    "What no task queue can do by itself: a crash after the money moved, before that is recorded, "
+    "runs the body again. Hand self.idempotency.key_for(...) to the gateway: it is the same for "
+    "every attempt, so the gateway can tell."
 )
 
 __all__ = ["Performance", "Report", "table"]
@@ -162,9 +163,19 @@ class Report:
         """
         self._console.print()
         self._console.print(table(self._performances))
+        seen = {
+            side: [performance.scenes[side].evidence for performance in self._performances]
+            for side in (PLAIN, IDEMPOTENT)
+        }
+        orders = {order for evidence in seen[IDEMPOTENT] for order in evidence.orders}
+        sums = {side: sum(evidence.charges for evidence in seen[side]) for side in seen}
+        self._console.print(
+            f"Orders to be paid: {len(orders)}. Charges by {LABELS[PLAIN]}: {sums[PLAIN]}; "
+            f"by {LABELS[IDEMPOTENT]}: {sums[IDEMPOTENT]}."
+        )
         broken = [words for performance in self._performances for words in performance.broken()]
         if not broken:
-            self._console.print(f"Every promise held, in {self.seconds:.0f} s. {_CAVEAT}")
+            self._console.print(f"Every promise held, in {self.seconds:.0f} s.\n\n{_CAVEAT}")
         return broken
 
     def warn(self, sentences: Sequence[str]) -> None:

@@ -50,7 +50,8 @@ class Worker:
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **briefing.environment()},
+                # A pool that is killed leaves a directory behind: here it goes away with the logs.
+                env={**os.environ, **briefing.environment(), "TMPDIR": str(log.parent)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
