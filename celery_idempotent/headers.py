@@ -90,7 +90,7 @@ def read_own(
             fingerprint=bytes.fromhex(_text(header["fp"], 64)),
             checked=header["checked"] is True,
         )
-    except (KeyError, TypeError, ValueError) as exc:
+    except (LookupError, TypeError, ValueError) as exc:
         raise _malformed() from exc
     if not call_key.key or not call_key.namespace:
         raise _malformed()

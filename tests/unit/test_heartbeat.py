@@ -1,0 +1,216 @@
+"""One thread a process keeps leases alive, and finishes what the store could not take."""
+
+import os
+import threading
+import time
+
+import pytest
+
+from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.transitions import Claim
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.run.heartbeat import Heartbeat, Lease
+from celery_idempotent.stores.memory import MemoryStore
+
+
+class CountingStore(MemoryStore):
+    """Counts the round trips of renewals, and can be away."""
+
+    def __init__(self):
+        super().__init__()
+        self.round_trips = []
+        self.away = False
+        self.renewed = threading.Event()
+
+    def renew(self, renewals):
+        self.round_trips.append(len(renewals))
+        if self.away:
+            raise StoreUnavailable("away")
+        answers = super().renew(renewals)
+        self.renewed.set()
+        return answers
+
+
+@pytest.fixture
+def store():
+    return CountingStore()
+
+
+@pytest.fixture
+def beat():
+    return Heartbeat()
+
+
+def hold(store, key="k", lease_ms=300, on_lost=None):
+    candidate = Record(State.RUNNING, 0, owner=Owner(key).pack(), nonce=os.urandom(8))
+    claimed = store.claim(key, Claim(candidate, lease_ms, 60_000))
+    record = Record(State.RUNNING, claimed.token, owner=candidate.owner)
+    return Lease(store, key, record, lease_ms, 60_000, on_lost)
+
+
+def test_a_lease_is_renewed_while_it_is_held(store, beat):
+    """It outlives its length, by renewals after a third of it."""
+    # Given
+    lease = hold(store)
+    before = store.get("k").until_ms
+    # When
+    beat.add(lease)
+    assert store.renewed.wait(5)
+    # Then
+    assert store.get("k").until_ms > before
+    assert lease.lost is None
+
+
+def test_a_short_body_costs_no_renewal(store, beat):
+    """A lease that is younger than a third of its length is left alone."""
+    # Given
+    long, short = hold(store, "long", lease_ms=60_000), hold(store, "short", lease_ms=300)
+    # When
+    beat.add(long)
+    beat.add(short)
+    assert store.renewed.wait(5)
+    # Then
+    assert set(store.round_trips) == {1}
+
+
+def test_a_thousand_leases_are_one_round_trip_and_one_thread(store, beat):
+    """Their number doesn't matter, and neither does it that they began one after the other."""
+    # Given
+    leases = [hold(store, f"k{n}", lease_ms=3000) for n in range(1000)]
+    began = [lease.renewed for lease in leases]
+    # When
+    for lease in leases:
+        beat.add(lease)
+    until = time.monotonic() + 10
+    while any(lease.renewed == at for lease, at in zip(leases, began, strict=True)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    # Then
+    took = time.monotonic() - began[0]
+    assert sum(t is beat._thread for t in threading.enumerate()) == 1
+    assert len(store.round_trips) <= took / 1.0 + 1
+
+
+def test_a_removed_lease_is_not_renewed(store, beat):
+    """A run that ended is no longer kept alive."""
+    # Given
+    gone, kept = hold(store, "gone"), hold(store, "kept")
+    beat.add(gone)
+    beat.add(kept)
+    # When
+    beat.remove(gone)
+    assert store.renewed.wait(5)
+    # Then
+    assert set(store.round_trips) == {1}
+
+
+def test_a_lease_that_nobody_holds_any_more_is_not_renewed(store, beat):
+    """However a run was cut off: nothing keeps its key but the run itself."""
+    # Given
+    dropped, kept = hold(store, "dropped"), hold(store, "kept")
+    beat.add(dropped)
+    beat.add(kept)
+    # When
+    del dropped
+    assert store.renewed.wait(5)
+    # Then
+    assert [lease.key for lease in beat.leases()] == ["kept"]
+
+
+def test_a_lost_lease_is_told_once(store, beat):
+    """The run learns it, and it is renewed no more."""
+    # Given
+    told = threading.Event()
+    losses = []
+
+    def on_lost(lease):
+        losses.append(lease.lost.state)
+        told.set()
+
+    lease = hold(store, on_lost=on_lost)
+    store.forget("k", 60_000)
+    # When
+    beat.add(lease)
+    assert told.wait(5)
+    # Then
+    assert losses == [State.RELEASED]
+    assert not beat.leases()
+
+
+def test_a_store_that_is_away_is_asked_again(store, beat):
+    """The lease is still held when it comes back."""
+    # Given
+    store.away = True
+    lease = hold(store)
+    beat.add(lease)
+    until = time.monotonic() + 5
+    while len(store.round_trips) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    # When
+    store.away = False
+    # Then
+    assert store.renewed.wait(5)
+    assert lease.lost is None
+
+
+def test_what_the_store_could_not_take_is_told_later(beat):
+    """Until it takes it."""
+    # Given
+    told, tries = threading.Event(), []
+
+    def tell():
+        tries.append(1)
+        if len(tries) < 3:
+            raise StoreUnavailable("away")
+        told.set()
+
+    # When
+    beat.later(tell, "an outcome", 60)
+    # Then
+    assert told.wait(15)
+    assert len(tries) == 3
+
+
+def test_a_process_that_ends_tells_at_once(beat):
+    """Flushing doesn't wait for the next try's turn."""
+    # Given
+    told = []
+    beat.later(lambda: told.append(1), "an outcome", 60)
+    # When
+    left_nothing = beat.flush(5)
+    # Then
+    assert left_nothing
+    assert told == [1]
+
+
+def test_flushing_gives_up_in_time(beat):
+    """A store that stays away doesn't keep a process from ending."""
+
+    # Given
+    def tell():
+        raise StoreUnavailable("away")
+
+    beat.later(tell, "an outcome", 60)
+    # Then
+    assert not beat.flush(0.1)
+
+
+def test_a_forked_child_keeps_none_of_its_parents_leases(store, beat):
+    """They are the parent's, and so is its thread."""
+    # Given
+    lease = hold(store)
+    beat.add(lease)
+    # When
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            beat.add(hold(store, "child"))
+            child_only = [held.key for held in beat.leases()] == ["child"]
+            code = 0 if child_only or not beat.leases() else 2
+        finally:
+            os._exit(code)
+    # Then
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert [held.key for held in beat.leases()] == ["k"]
