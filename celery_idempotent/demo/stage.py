@@ -154,11 +154,12 @@ class Stage:
         """Whether all workers of a side take messages.
 
         Raises:
-            DemoFailed: one of them ended by itself; the message names its log.
+            DemoFailed: one of them ended by itself; the message has what it said last.
         """
         for worker in self._workers[side]:
             if worker.ended:
-                raise DemoFailed(f"the worker {worker.name} ended by itself: see {worker.log}")
+                last = worker.log.read_text(errors="replace").strip().rpartition("\n")[2]
+                raise DemoFailed(f"the worker {worker.name} ended by itself: {last}")
         up = {entry.worker for entry in self.ledger.of(side) if entry.event == "ready"}
         return up.issuperset(worker.name for worker in self._workers[side])
 

@@ -1,27 +1,32 @@
-"""The demo: its promises can break, its faults take place, and it leaves nothing behind."""
+"""The demo, run as a user runs it: its faults take place, and it leaves nothing behind."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from celery_idempotent.demo.acts import ACTS, Act
+from celery_idempotent.demo.acts import ACTS
 from celery_idempotent.demo.ledger import Entry, Ledger
-from celery_idempotent.demo.scene import LABELS, Evidence
-from celery_idempotent.demo.stage import IDEMPOTENT, PLAIN, SIDES
+from celery_idempotent.demo.scene import LABELS
+from celery_idempotent.demo.stage import PLAIN, SIDES
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 BY_NAME = {act.name: act for act in ACTS}
+
+#: Set by a developer or by CI, they would decide what a test here is about.
+_COLOUR_VARIABLES = {"FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES"}
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -48,23 +53,30 @@ class Demo:
         return [entry for entry in self.lines() if entry.event == event]
 
 
-def start(temporary: Path, *arguments: str, program: str | None = None) -> Demo:
+def start(
+    temporary: Path,
+    *arguments: str,
+    program: str | None = None,
+    stdout: int = subprocess.PIPE,
+    environment: dict[str, str] | None = None,
+) -> Demo:
     how = ["-c", program] if program else ["-m", "celery_idempotent.demo"]
+    inherited = {key: value for key, value in os.environ.items() if key not in _COLOUR_VARIABLES}
     environment = {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": str(ROOT),
         "TMPDIR": str(temporary),
         # Whoever has these set must not find the demo's charges in a queue of theirs.
         "CELERY_BROKER_URL": "redis://127.0.0.1:1/0",
         "CELERY_RESULT_BACKEND": "redis://127.0.0.1:1/1",
-        "FORCE_COLOR": "1",
+        **(environment or {}),
     }
     process = subprocess.Popen(
         [sys.executable, *how, *arguments],
         cwd=temporary,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -90,8 +102,7 @@ class Run:
 
 def finished(demo: Demo) -> Run:
     out, err = demo.process.communicate(timeout=200)
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
-    return Run(demo.process.returncode, plain, err, tuple(demo.lines()))
+    return Run(demo.process.returncode, out, err, tuple(demo.lines()))
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +203,28 @@ def test_it_leaves_no_files_unless_asked(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("no_color", [False, True])
+def test_a_terminal_sees_it_move(tmp_path: Path, no_color: bool) -> None:
+    """On a terminal the table is drawn anew while it fills, in colour unless NO_COLOR is set."""
+    # Given
+    ours, theirs = pty.openpty()
+    environment = {"TERM": "xterm", **({"NO_COLOR": "1"} if no_color else {})}
+    # When
+    demo = start(tmp_path, "--act", "later", stdout=theirs, environment=environment)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while chunk := os.read(ours, 65536):
+            shown += chunk
+    os.close(ours)
+    # Then
+    _, err = demo.process.communicate(timeout=60)
+    assert demo.process.returncode == 0, err
+    assert shown.count(b"What happens") > 2
+    assert b"\x1b[1A" in shown
+    assert (b"\x1b[1;32mheld" in shown) is not no_color
+
+
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[Demo]:
     """A demo in the middle of its longest act, ended after the test whatever happens."""
@@ -266,125 +299,3 @@ def test_without_rich_the_error_names_the_extra(tmp_path: Path) -> None:
     assert run.code == 1
     assert "celery-idempotent[demo]" in run.err
     assert "Traceback" not in run.err
-
-
-def good_evidence(act: Act) -> Evidence:
-    """What an act shows where all went well: one order, two calls, one charge, one redelivery."""
-    order, receipt = f"{act.name}-1", "r1"
-    began = Entry("began", pid=7, order=order, gateway_key="k")
-    attempts = 3 if act.name == "back-off" else 1
-    return Evidence(
-        orders=(order, order),
-        answers=({"order": order, "receipt": receipt},) * 2,
-        total=400,
-        entries=(
-            Entry("delivered", redelivered=True),
-            *(began, replace(began, event="declined")) * (attempts - 1),
-            began,
-            replace(began, event="charged", receipt=receipt),
-            Entry("summed"),
-        ),
-    )
-
-
-@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
-def test_good_evidence_breaks_nothing(act: Act) -> None:
-    """Where all went well no promise counts as broken."""
-    assert act.broken(good_evidence(act)) == []
-
-
-@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
-def test_each_act_sees_a_second_charge(act: Act) -> None:
-    """A second charge of one order breaks every act, whatever the callers were told."""
-    # Given
-    good = good_evidence(act)
-    charge = next(entry for entry in good.entries if entry.event == "charged")
-    # When
-    broken = act.broken(replace(good, entries=(*good.entries, replace(charge, receipt="r2"))))
-    # Then
-    assert "each order is charged once" in [promise.says for promise in broken]
-
-
-@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
-@pytest.mark.parametrize("answer", [None, RuntimeError("no"), {"receipt": "r2"}])
-def test_each_act_sees_a_caller_without_its_answer(act: Act, answer: object) -> None:
-    """No answer, an error, or another receipt than the ledger's breaks every act."""
-    # Given
-    good = good_evidence(act)
-    if isinstance(answer, dict):
-        answer["order"] = good.orders[0]
-    # When
-    broken = act.broken(replace(good, answers=(good.answers[0], answer)))
-    # Then
-    assert any("every call is answered" in promise.says for promise in broken)
-
-
-@pytest.mark.parametrize("act", ACTS, ids=lambda act: act.name)
-def test_a_fault_that_did_not_take_place_proves_nothing(act: Act) -> None:
-    """An act that is about a redelivery is broken where nothing was redelivered."""
-    # Given
-    good = good_evidence(act)
-    # When
-    broken = act.broken(replace(good, entries=good.entries[1:]))
-    # Then
-    assert bool(broken) == (act.fault is not None)
-
-
-def test_overlapping_bodies_are_seen() -> None:
-    """Two bodies of one order at a time are an overlap; in turn, or after a kill, they are not."""
-    # Given
-    one = Entry("began", worker="a", pid=1, order="o")
-    two = Entry("began", worker="b", pid=2, order="o")
-    end = replace(one, event="charged")
-    killed = Entry("killed", worker="a", pid=9)
-    # Then
-    assert Evidence(entries=(one, two, end)).overlaps == 1
-    assert Evidence(entries=(one, end, two)).overlaps == 0
-    assert Evidence(entries=(one, killed, two)).overlaps == 0
-    assert Evidence(entries=(one, replace(two, order="p"))).overlaps == 0
-
-
-def test_the_special_promises_can_break() -> None:
-    """Attempts, overlaps, gateway keys and the chord's body are each looked at."""
-
-    def says(act: str, **changes: object) -> list[str]:
-        good = good_evidence(BY_NAME[act])
-        return [promise.says for promise in BY_NAME[act].broken(replace(good, **changes))]
-
-    retried = good_evidence(BY_NAME["back-off"]).entries
-    assert says("back-off", entries=(retried[0], *retried[3:])) == [
-        "the body runs three times, once for each attempt"
-    ]
-    one = good_evidence(BY_NAME["overrun"]).entries
-    other_key = replace(one[1], gateway_key="k2", pid=8)
-    assert says("overrun", entries=(*one[:2], other_key, *one[2:])) == [
-        "no two bodies run at the same time"
-    ]
-    kill = good_evidence(BY_NAME["kill"]).entries
-    assert says("kill", entries=(kill[0], replace(kill[1], gateway_key="k2"), *kill[1:])) == [
-        "every attempt hands the gateway the same key"
-    ]
-    twice = (*good_evidence(BY_NAME["chord"]).entries, Entry("summed"))
-    assert (
-        says("chord", entries=twice)
-        == says("chord", total=300)
-        == ["the chord's body runs once, with every part answered"]
-    )
-
-
-def test_a_half_written_line_is_left_for_later(tmp_path: Path) -> None:
-    """A line counts once it is whole: a reader in the middle of a write sees what was before."""
-    # Given
-    ledger = Ledger(tmp_path / "ledger")
-    ledger.write(Entry("charged", order="1"))
-    whole = ledger.path.read_bytes()
-    # When
-    with open(ledger.path, "ab") as file:
-        file.write(whole[:10])
-    first = ledger.entries()
-    with open(ledger.path, "ab") as file:
-        file.write(whole[10:])
-    # Then
-    assert [entry.order for entry in first] == ["1"]
-    assert [entry.order for entry in ledger.entries()] == ["1", "1"]
-    assert ledger.of(IDEMPOTENT) == []
