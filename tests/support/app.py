@@ -34,3 +34,8 @@ def _note_received(request: Any, **_: Any) -> None:
 @signals.task_prerun.connect
 def _note_executed(task_id: str, task: Any, **_: Any) -> None:
     _ledger.write("executed", name=task.name, id=task_id, retries=task.request.retries)
+
+
+@signals.task_postrun.connect
+def _note_finished(task_id: str, task: Any, state: str, **_: Any) -> None:
+    _ledger.write("finished", name=task.name, id=task_id, state=state)

@@ -22,6 +22,8 @@ class Broker(Protocol):
     """What a test needs of a broker."""
 
     name: str
+    #: Where a producer connects; a worker's connection may go another way, to be cut there.
+    producer_url: str
 
     def settings(self, visibility_timeout: float | None) -> Settings:
         """What the app needs to use it; a visibility timeout means nothing to AMQP."""
@@ -42,7 +44,7 @@ class RedisBroker:
     name = "redis"
 
     def __init__(self, server: RedisServer, db: int = 0) -> None:
-        self.url = server.url(db)
+        self.url = self.producer_url = server.url(db)
         self.queue = f"idempotent-{uuid.uuid4().hex[:8]}"
 
     def settings(self, visibility_timeout: float | None) -> Settings:
@@ -77,7 +79,7 @@ class RabbitBroker:
     name = "rabbitmq"
 
     def __init__(self, url: str = AMQP_URL) -> None:
-        self._direct_url = url
+        self.producer_url = url
         parts = urlsplit(url)
         self.proxy = Proxy(parts.hostname or "127.0.0.1", parts.port or 5672)
         user = f"{parts.username or 'guest'}:{parts.password or 'guest'}"
@@ -95,14 +97,14 @@ class RabbitBroker:
         self.proxy.cut()
 
     def messages(self) -> int:
-        with Connection(self._direct_url) as connection:
+        with Connection(self.producer_url) as connection:
             declared = connection.default_channel.queue_declare(self.queue, passive=True)
             size: int = declared.message_count
             return size
 
     def close(self) -> None:
         self.proxy.close()
-        with Connection(self._direct_url) as connection:
+        with Connection(self.producer_url) as connection:
             connection.default_channel.queue_delete(self.queue)
             connection.default_channel.exchange_delete(self.queue)
 

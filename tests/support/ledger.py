@@ -20,9 +20,9 @@ class Ledger:
     never mix, and their order is the order of the events. Beside it stand the gates: a body that
     waits at one goes on when the test opens it.
 
-    Events: ``received`` (a worker's parent took a message), ``executed`` (the tracer began with
-    it), ``start``, ``effect`` and ``end`` (the body), ``ready`` (a worker), ``tail``, ``body`` and
-    ``errback`` (callbacks).
+    Events: ``received`` (a worker's parent took a message), ``executed`` and ``finished`` (the
+    tracer began and was done with it), ``start``, ``effect`` and ``end`` (the body), ``ready`` (a
+    worker), ``tail``, ``body`` and ``errback`` (callbacks).
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:

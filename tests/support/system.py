@@ -57,7 +57,7 @@ class System:
             **settings,
         }
         self.ledger = Ledger(self.settings["test_ledger"])
-        self.app: Celery = make_app(self.settings)
+        self.app: Celery = make_app({**self.settings, "broker_url": broker.producer_url})
         self.workers: list[Worker] = []
 
     def task(self, name: str) -> Any:

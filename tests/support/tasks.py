@@ -94,6 +94,31 @@ def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str,
             raise ValueError(f"order {order} was declined")
         return charged(self, order, 100)
 
+    @task("shop.fails_at_gate", idempotency_key="order:{order}")
+    def fails_at_gate(self: Any, order: Any, gate: str) -> Any:
+        """Wait at the gate, then fail for good."""
+        began(self, order)
+        ledger.hold(gate)
+        raise ValueError(f"order {order} was declined")
+
+    @task("shop.first_fails", idempotency_key="order:{order}")
+    def first_fails(self: Any, order: Any, gate: str) -> Any:
+        """Wait at the gate; the run that began first fails then, every other charges."""
+        mine = ledger.count("start", name=self.name, key=order)
+        began(self, order)
+        ledger.hold(gate)
+        if mine == 0:
+            raise ValueError(f"order {order} was declined")
+        return charged(self, order, 100)
+
+    @task("shop.charge_two_gates", idempotency_key="order:{order}")
+    def charge_two_gates(self: Any, order: Any, first: str, second: str) -> Any:
+        """Wait at the first gate in the run that began first, at the second in every other."""
+        mine = ledger.count("start", name=self.name, key=order)
+        began(self, order)
+        ledger.hold(first if mine == 0 else second)
+        return charged(self, order, 100)
+
     @task("shop.leave", idempotency_key="order:{order}")
     def leave(self: Any, order: Any, how: str) -> Any:
         """The first time leave as told, without charging; charge every other time."""

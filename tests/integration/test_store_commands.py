@@ -1,0 +1,132 @@
+"""What the store is asked, as the server itself sees it come in, and what it has to keep."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import redis
+
+from celery_idempotent.testing.servers import RedisServer
+from tests.conftest import MakeSystem
+from tests.support.system import STORE_DB, System
+
+#: Anything that ends when the watch ends is in the list: the last line is our own.
+MARK = "the-watch-ends-here"
+
+
+@contextmanager
+def watched(server: RedisServer) -> Iterator[list[str]]:
+    """The commands that clients sent meanwhile; those that scripts issue are not among them."""
+    commands: list[str] = []
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+        connection.makefile("rb") as lines,
+    ):
+        connection.sendall(b"MONITOR\r\n")
+        assert lines.readline().startswith(b"+OK")
+        yield commands
+        with redis.Redis.from_url(server.url()) as client:
+            client.echo(MARK)
+        for line in lines:
+            text = line.decode(errors="replace")
+            if MARK in text:
+                break
+            # `+1700000000.123 [2 127.0.0.1:5000] "EVALSHA" ...`; a script's has [2 lua].
+            origin, _, command = text.partition("]")
+            if not origin.endswith("lua") and "CLIENT" not in command.upper():
+                commands.append(command.strip())
+
+
+def warmed_up(make_system: MakeSystem, store: RedisServer) -> System:
+    """A worker of one process that is connected and has sent each script."""
+    system = make_system(store=store)
+    system.start_worker(concurrency=1)
+    charge, tail = system.task("charge"), system.task("tail")
+    charge.delay(0).get(timeout=30)
+    charge.apply_async((0,), link=tail.s("warm")).get(timeout=30)
+    charge.apply_async((-1,), link=tail.s("warm")).get(timeout=30)
+    system.ledger.wait_for("tail", times=2)
+    system.wait_until_quiet()
+    return system
+
+
+def test_a_first_execution_is_two_commands_and_a_replay_is_one(
+    make_system: MakeSystem, own_server: RedisServer
+) -> None:
+    """One to claim and one to complete; a duplicate's claim brings the outcome along."""
+    # Given
+    system = warmed_up(make_system, own_server)
+    charge = system.task("charge")
+    # When
+    with watched(own_server) as first:
+        charge.delay(1).get(timeout=30)
+        system.wait_until_quiet()
+    with watched(own_server) as replay:
+        charge.delay(1).get(timeout=30)
+        system.wait_until_quiet()
+    # Then
+    assert len(first) == 2, first
+    assert len(replay) == 1, replay
+    assert system.ledger.count("effect", key=1) == 1
+
+
+def test_callbacks_cost_one_command_more(make_system: MakeSystem, own_server: RedisServer) -> None:
+    """The note that they went out, for a first execution and for a replay."""
+    # Given
+    system = warmed_up(make_system, own_server)
+    charge, tail = system.task("charge"), system.task("tail")
+    # When
+    with watched(own_server) as first:
+        charge.apply_async((1,), link=tail.s("one")).get(timeout=30)
+        system.ledger.wait_for("tail", times=3)
+        system.wait_until_quiet()
+    with watched(own_server) as replay:
+        charge.apply_async((1,), link=tail.s("two")).get(timeout=30)
+        system.ledger.wait_for("tail", times=4)
+        system.wait_until_quiet()
+    # Then
+    assert len(first) == 3, first
+    assert len(replay) == 2, replay
+
+
+def test_a_producer_asks_the_store_nothing(
+    make_redis_system: MakeSystem, own_server: RedisServer
+) -> None:
+    """To publish a call is one message to the broker, whatever the state of its key."""
+    # Given
+    system = make_redis_system(store=own_server)
+    # When
+    with watched(own_server) as commands:
+        system.task("charge").delay(1)
+        system.task("charge").apply_async((1,), idempotency_key="req-1")
+    # Then
+    assert commands == []
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("echo", {}),
+        ("echo", {"idempotency_key": None}),
+        ("echo", {"idempotency_redact_key": True}),
+    ],
+    ids=["readable-key", "digest-key", "redacted-key"],
+)
+def test_a_record_takes_three_hundred_bytes(
+    make_redis_system: MakeSystem, own_server: RedisServer, task: str, options: dict[str, object]
+) -> None:
+    """A completed record with a result of 64 bytes is one key of at most 300 bytes."""
+    # Given
+    system = make_redis_system(store=own_server, task_options={f"shop.{task}": options})
+    system.start_worker(concurrency=1)
+    answer = "x" * 62  # and two quotes in JSON
+    # When
+    assert system.task(task).delay("order-4711", answer=answer).get(timeout=30) == answer
+    # Then
+    with redis.Redis.from_url(own_server.url(STORE_DB)) as client:
+        (key,) = client.keys()
+        assert client.memory_usage(key) <= 300
+        assert 0 < client.ttl(key) <= 86400
