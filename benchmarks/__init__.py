@@ -1,0 +1,1 @@
+"""Measurements of the library: what it costs, and how it compares."""

@@ -1,0 +1,30 @@
+"""celery-heimdall's "unique interval task": the lock outlives the task until it expires."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery_heimdall import HeimdallTask  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+from benchmarks.compare.shop import charge_order, make_app, sum_up
+
+app = make_app("heimdall_interval")
+
+
+def order_key(args: Any, kwargs: Any) -> str:
+    """The lock's name: one for each order."""
+    return f"order:{kwargs['order_id']}"
+
+
+charge = app.task(
+    base=HeimdallTask,
+    bind=True,
+    name="shop.charge",
+    heimdall={
+        "unique": True,
+        "unique_timeout": 60 * 60,
+        "unique_wait_for_expiry": True,
+        "key": order_key,
+    },
+)(charge_order)
+summary = app.task(name="shop.summary")(sum_up)

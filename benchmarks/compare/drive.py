@@ -1,0 +1,69 @@
+"""Plays one group of scenarios on one contender, in a process of its own; prints JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks.compare.bench import Bench
+from benchmarks.compare.contenders import CONTENDERS
+from benchmarks.compare.scenarios import GROUPS, SCENARIOS
+
+__all__ = ["main"]
+
+
+def say(kind: str, **fields: Any) -> None:
+    """One line for the process that started us."""
+    print(json.dumps({"kind": kind, **fields}), flush=True)
+
+
+def _play(bench: Bench, names: tuple[str, ...]) -> None:
+    scenarios = {scenario.name: scenario for scenario in SCENARIOS}
+    for name in names:
+        begun = time.monotonic()
+        try:
+            found = asdict(scenarios[name].play(bench))
+        except Exception as error:
+            # One scenario that can't be played says so in its cell; the others still run.
+            traceback.print_exc()
+            found = {
+                "brief": "could not be measured",
+                "text": f"could not be measured: {error}",
+                "facts": {"error": repr(error)},
+            }
+        say("finding", scenario=name, seconds=round(time.monotonic() - begun, 1), **found)
+
+
+def _leave(*_: object) -> None:
+    raise SystemExit(143)
+
+
+def main() -> int:
+    """Entry: ``python -m benchmarks.compare.drive CONTENDER GROUP``, in a prepared environment."""
+    # Through SystemExit the workers end with us.
+    signal.signal(signal.SIGTERM, _leave)
+    contender = next(item for item in CONTENDERS if item.name == sys.argv[1])
+    group = next(item for item in GROUPS if item.name == sys.argv[2])
+    directory = Path(os.environ["COMPARE_LEDGER"])
+    try:
+        bench = Bench(contender, directory, os.environ["COMPARE_SERVER_URL"])
+    except Exception as error:
+        # That a contender can't be imported beside this Celery is a finding.
+        traceback.print_exc()
+        say("unavailable", error=f"{type(error).__name__}: {error}")
+        return 1
+    with bench:
+        say("server", version=bench.server_version())
+        _play(bench, group.scenarios)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
