@@ -262,6 +262,11 @@ class Settings(_FromLookup):
     #: database; all processes of one application need the same.
     key_prefix: str = field(default="idempotent", metadata=_checked(_prefix))
 
+    #: Whether workers that send events (``-E``) name keys and duplicates in them, so that Flower
+    #: shows a duplicate as DEDUPLICATED. Default: True. Turn it off where something that reads the
+    #: events can't bear a ``task-deduplicated`` after a ``task-succeeded``.
+    events: bool = field(default=True, metadata=_checked(_flag))
+
 
 def option_names() -> frozenset[str]:
     """The full names of what a task can set."""

@@ -29,6 +29,7 @@ VERSION: Final = 1
 _HEADER = struct.Struct(">BBBBQQI")
 _UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
 _TEXT_OWNER = 0x54  # "T"
+_HAS_STEPS = 1  # a bit of the flags
 _MAX_FIELD = 255
 _MAX_LABEL = 65535
 _MAX_INTERRUPTIONS = 255
@@ -147,6 +148,8 @@ class Record:
     label: str = ""
     #: The packed outcome (see :mod:`.codec`); empty where there is none.
     outcome: bytes = b""
+    #: Whether finished steps are kept beside it.
+    has_steps: bool = False
 
     @property
     def owner_id(self) -> str | None:
@@ -170,7 +173,7 @@ class Record:
             _HEADER.pack(
                 VERSION,
                 self.state,
-                0,
+                _HAS_STEPS if self.has_steps else 0,
                 min(self.interruptions, _MAX_INTERRUPTIONS),
                 self.token,
                 self.until_ms,
@@ -199,7 +202,8 @@ class Record:
                 "upgrade celery_idempotent here"
             )
         try:
-            version, state, _, interruptions, token, until_ms, retries = _HEADER.unpack_from(packed)
+            header = _HEADER.unpack_from(packed)
+            version, state, flags, interruptions, token, until_ms, retries = header
             if version != VERSION:
                 raise ValueError(f"version {version}")
             if token > _MAX_NUMBER or until_ms > _MAX_NUMBER:
@@ -226,6 +230,7 @@ class Record:
                 fingerprint=fingerprint,
                 label=packed[at + 2 : end].decode("utf-8", "replace"),
                 outcome=packed[end:],
+                has_steps=bool(flags & _HAS_STEPS),
             )
         except (struct.error, ValueError, IndexError) as exc:
             raise RecordCorrupt(

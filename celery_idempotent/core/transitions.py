@@ -7,10 +7,26 @@ holds the two together. ``now_us`` is always the store's clock, in microseconds 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from dataclasses import replace
 
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.verdicts import (
+    KEEP_TTL,
+    UNKNOWN_TTL_MS,
+    Busy,
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Mismatch,
+    Recorded,
+    Replay,
+    Resolve,
+    Settle,
+    Superseded,
+    Unknown,
+    Write,
+)
 
 __all__ = [
     "KEEP_TTL",
@@ -23,6 +39,7 @@ __all__ = [
     "Mismatch",
     "Recorded",
     "Replay",
+    "Resolve",
     "Settle",
     "Superseded",
     "Unknown",
@@ -33,124 +50,10 @@ __all__ = [
     "forget",
     "note",
     "renew",
+    "resolve",
     "settle",
+    "step",
 ]
-
-#: Leave the record's time to live as it is.
-KEEP_TTL: Final = -1
-#: How long an unknown outcome waits to be resolved: 30 days.
-UNKNOWN_TTL_MS: Final = 30 * 86_400_000
-
-
-class Write(NamedTuple):
-    """The record to store, and how long it is to live from now (``KEEP_TTL``: as before)."""
-
-    record: Record
-    ttl_ms: int
-
-
-# --- verdicts ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """The key is this run's: run the body."""
-
-    token: int
-    #: Earlier runs that were cut off; more than none: an effect may have happened already.
-    interruptions: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Busy:
-    """Somebody holds the key, or is about to: wait."""
-
-    record: Record
-    #: Whether it is the same message, delivered again.
-    mine: bool
-    now_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """There is an outcome: answer with it."""
-
-    record: Record
-    mine: bool
-    #: Whether this message's callbacks have gone out already.
-    noted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Superseded:
-    """An old copy of a message whose successor was published, or whose answer was given."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """The key belongs to a call with other arguments."""
-
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """A run was interrupted, and nobody knows whether its effect happened."""
-
-    record: Record
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """The write was accepted; the record now carries ``token``."""
-
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The write was refused: the record is another run's, or nobody's."""
-
-    record: Record
-
-
-ClaimVerdict = Claimed | Busy | Replay | Superseded | Mismatch | Unknown
-
-
-# --- events --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """One message asks for its key."""
-
-    #: The record as it would be written, less token, ``until_ms`` and interruptions.
-    candidate: Record
-    lease_ms: int
-    #: How long an unfinished record lives after its last sign of life.
-    keep_ms: int
-    #: Interruptions beyond this make the outcome unknown (0: the first one does).
-    max_interruptions: int = 3
-    #: Whether another fingerprint in the record refuses this call.
-    checked: bool = False
-    #: Whether the message carries callbacks, so that its note counts.
-    callbacks: bool = False
-    #: The (packed) owner of the run that this caller waited for last.
-    awaited: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """A run ends, or hands over: what its record becomes."""
-
-    #: The record to write; its token is the run's, and is what is checked.
-    record: Record
-    #: ``until_ms`` of the new record, from now: a retry's delay, a delivery lease, or 0.
-    delay_ms: int
-    ttl_ms: int
-
-
-# --- transitions ---------------------------------------------------------------------------------
 
 
 def claim(
@@ -169,6 +72,8 @@ def claim(
         # Our own claim, whose answer was lost on the wire, or that we gave up.
         if record.state is State.RUNNING:
             return Claimed(record.token, record.interruptions), None
+        if record.state is State.COMPENSATING:
+            return Claimed(record.token, record.interruptions, record), None
         if record.is_done and record.until_ms:
             return Replay(record, mine, noted), None
         return Busy(record, mine, now_ms), None
@@ -201,8 +106,10 @@ def claim(
         if record.state is State.RELEASED and ask.awaited != record.owner:
             return _take(record, ask, now_us, 0)
         return Replay(record, mine, noted), None
-    if record.state is State.COMPENSATING and live:
-        return Busy(record, mine, now_ms), None
+    if record.state is State.COMPENSATING:
+        if live:
+            return Busy(record, mine, now_ms), None
+        return _compensate(record, ask, now_us)
     return Unknown(record), None
 
 
@@ -216,6 +123,7 @@ def _take(
         token=token,
         until_ms=now_us // 1000 + ask.lease_ms,
         interruptions=interruptions,
+        has_steps=record is not None and record.has_steps,
     )
     return Claimed(token, interruptions), Write(taken, ask.keep_ms)
 
@@ -224,6 +132,26 @@ def _interrupted(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict,
     interruptions = record.interruptions + 1
     if interruptions <= ask.max_interruptions:
         return _take(record, ask, now_us, interruptions)
+    return _become_unknown(record, interruptions)
+
+
+def _compensate(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write]:
+    interruptions = record.interruptions + 1
+    if interruptions > ask.max_compensations:
+        return _become_unknown(record, interruptions)
+    # The owner stays: the failure is its call's, whoever undoes what it did.
+    taken = replace(
+        record,
+        token=max(record.token + 1, now_us),
+        until_ms=now_us // 1000 + ask.lease_ms,
+        interruptions=interruptions,
+        process=ask.candidate.process,
+        nonce=ask.candidate.nonce,
+    )
+    return Claimed(taken.token, interruptions, taken), Write(taken, ask.keep_ms)
+
+
+def _become_unknown(record: Record, interruptions: int) -> tuple[Unknown, Write]:
     # No new token: the run may be alive still, and its late completion settles the record.
     unknown = replace(
         record, state=State.UNKNOWN, until_ms=0, interruptions=interruptions, nonce=b""
@@ -259,7 +187,7 @@ def settle(
     token = new.token + 1 if releases else new.token
     if record is not None:
         again = record.token == token and record.state is new.state and record.owner == new.owner
-        if again and new.state is not State.RUNNING:
+        if again and new.state not in (State.RUNNING, State.COMPENSATING):
             return Recorded(token), None  # the first answer was lost
         if record.token != new.token:
             return Lost(record), None
@@ -267,12 +195,21 @@ def settle(
             return Recorded(record.token), None
         if record.state is State.UNKNOWN and new.state is State.RUNNING:
             return Recorded(record.token), None  # an interrupt tells nothing new
-    timed = event.delay_ms > 0 or new.state in (State.RUNNING, State.RETRYING)
+    # Compensating is a run of its own: what counts is how often that is cut off.
+    begins = new.state is State.COMPENSATING and (
+        record is not None and record.state is not State.COMPENSATING
+    )
+    timed = event.delay_ms > 0 or new.state in (
+        State.RUNNING,
+        State.RETRYING,
+        State.COMPENSATING,
+    )
     written = replace(
         new,
         token=token,
         until_ms=now_us // 1000 + event.delay_ms if timed else 0,
-        interruptions=0 if record is None else record.interruptions,
+        interruptions=0 if record is None or begins else record.interruptions,
+        has_steps=new.has_steps if record is None else record.has_steps,
     )
     return Recorded(token), Write(written, event.ttl_ms)
 
@@ -283,7 +220,7 @@ def renew(
     """Prolong the lease of a run, or the delivery lease of a done one, by ``held.token``."""
     until_ms = now_us // 1000 + lease_ms
     if record is None:
-        if held.state is not State.RUNNING:
+        if held.state not in (State.RUNNING, State.COMPENSATING):
             return Recorded(held.token), None
         return Recorded(held.token), Write(replace(held, until_ms=until_ms), keep_ms)
     if record.token != held.token:
@@ -293,6 +230,22 @@ def renew(
     if record.is_done and record.until_ms:
         return Recorded(held.token), Write(replace(record, until_ms=until_ms), KEEP_TTL)
     return Recorded(held.token), None
+
+
+def step(
+    record: Record | None, held: Record, lease_ms: int, keep_ms: int, now_us: int
+) -> tuple[Recorded | Lost, Write | None]:
+    """Let a run write a step, if it holds its key: it is a sign of life, too."""
+    until_ms = now_us // 1000 + lease_ms
+    if record is None:
+        record = held
+    elif record.token != held.token:
+        return Lost(record), None
+    if record.state in (State.RUNNING, State.COMPENSATING):
+        record = replace(record, until_ms=until_ms)
+    elif record.state is not State.UNKNOWN:
+        return Lost(record), None
+    return Recorded(held.token), Write(replace(record, has_steps=True), keep_ms)
 
 
 def note(record: Record | None, token: int) -> Write | None:
@@ -345,3 +298,23 @@ def forget(record: Record | None, ttl_ms: int, now_us: int) -> Write | None:
     if record is None:
         return None
     return Write(Record(State.RELEASED, max(record.token + 1, now_us)), ttl_ms)
+
+
+def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
+    """Settle an unknown outcome, with a higher token: a late completion is refused from then on."""
+    if record is None or record.state is not State.UNKNOWN:
+        return None
+    resolved = replace(
+        record,
+        state=State.RELEASED if event.state is State.FAILED else event.state,
+        token=max(record.token + 1, now_us),
+        until_ms=0,
+        outcome=event.outcome,
+        process=b"",
+        nonce=b"",
+        interruptions=0,
+    )
+    if event.state is State.FAILED and event.compensate:
+        # Its lease is over: the next delivery of the key, or a message made for it, goes on.
+        resolved = replace(resolved, state=State.COMPENSATING, until_ms=now_us // 1000)
+    return Write(resolved, event.ttl_ms)

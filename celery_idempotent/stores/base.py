@@ -20,10 +20,18 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Settle
+from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Resolve, Settle
 from celery_idempotent.errors import ConfigurationError, StoreError
 
-__all__ = ["Renewal", "Store", "is_beside_a_record", "mask_url", "note_key", "store_from_url"]
+__all__ = [
+    "Renewal",
+    "Store",
+    "is_beside_a_record",
+    "mask_url",
+    "note_key",
+    "steps_key",
+    "store_from_url",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,12 @@ class Store(Protocol):
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         """Prolong leases, in one round trip a node; answers or errors in the same order."""
 
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        """Write a step of a run, and prolong its lease; ``name`` again replaces what it was."""
+
+    def resolve(self, key: str, event: Resolve) -> bool:
+        """Settle an unknown outcome by a person's word; ``False``: it isn't unknown."""
+
     def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
         """Note that a message's callbacks went out, and end the delivery lease of ``token``."""
 
@@ -67,6 +81,9 @@ class Store(Protocol):
 
     def get(self, key: str) -> Record | None:
         """Read a record, and change nothing."""
+
+    def steps(self, key: str) -> dict[str, bytes]:
+        """Give the (packed) steps of a record by name."""
 
     def ttl(self, key: str) -> float | None:
         """How many seconds a record still lives; ``None`` where there is none."""
@@ -84,6 +101,11 @@ class Store(Protocol):
 def note_key(key: str, task_id: str) -> str:
     """Where the note of a message's callbacks lives: beside its record, by the hash tag."""
     return f"{key}:sent:{task_id}"
+
+
+def steps_key(key: str) -> str:
+    """Where a record's steps live."""
+    return f"{key}:steps"
 
 
 def is_beside_a_record(key: str) -> bool:

@@ -8,11 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import ClassVar
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Settle, Write
+from celery_idempotent.core.transitions import (
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Recorded,
+    Resolve,
+    Settle,
+    Write,
+)
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal
 
@@ -43,6 +53,7 @@ class MemoryStore:
         # Packed, as everywhere: what a test sees here has been through the stored form.
         self._records: dict[str, tuple[bytes, int]] = {}
         self._notes: dict[str, int] = {}
+        self._steps: dict[str, dict[str, bytes]] = {}
 
     @classmethod
     def shared(cls, url: str) -> MemoryStore:
@@ -56,6 +67,7 @@ class MemoryStore:
         packed, gone_ms = entry
         if now_us // 1000 >= gone_ms:
             del self._records[key]
+            self._steps.pop(key, None)
             return None
         return Record.unpack(packed)
 
@@ -72,8 +84,11 @@ class MemoryStore:
         with self._lock:
             now = self._clock()
             noted = note is not None and self._notes.get(note, 0) > now // 1000
-            verdict, write = transitions.claim(self._read(key, now), ask, now, noted=noted)
+            record = self._read(key, now)
+            verdict, write = transitions.claim(record, ask, now, noted=noted)
             self._write(key, write, now)
+            if isinstance(verdict, Claimed) and record is not None and record.has_steps:
+                return replace(verdict, steps=dict(self._steps.get(key, {})))
             return verdict
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
@@ -96,6 +111,23 @@ class MemoryStore:
         verdict, write = transitions.renew(record, one.held, one.lease_ms, one.keep_ms, now)
         self._write(one.key, write, now)
         return verdict
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        with self._lock:
+            now = self._clock()
+            record = self._read(one.key, now)
+            verdict, write = transitions.step(record, one.held, one.lease_ms, one.keep_ms, now)
+            if write is not None:
+                if not (record or one.held).has_steps:
+                    self._steps[one.key] = {}
+                self._steps.setdefault(one.key, {})[name] = packed
+            self._write(one.key, write, now)
+            return verdict
+
+    def resolve(self, key: str, event: Resolve) -> bool:
+        with self._lock:
+            now = self._clock()
+            return self._write(key, transitions.resolve(self._read(key, now), event, now), now)
 
     def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
         with self._lock, suppress(StoreError):
@@ -123,11 +155,16 @@ class MemoryStore:
                 record = self._read(key, now)
             except StoreError:
                 record = Record(State.RELEASED, 0)  # unreadable: freed all the same
+            self._steps.pop(key, None)
             return self._write(key, transitions.forget(record, ttl_ms, now), now)
 
     def get(self, key: str) -> Record | None:
         with self._lock:
             return self._read(key, self._clock())
+
+    def steps(self, key: str) -> dict[str, bytes]:
+        with self._lock:
+            return dict(self._steps.get(key, {})) if self.ttl(key) else {}
 
     def ttl(self, key: str) -> float | None:
         with self._lock:

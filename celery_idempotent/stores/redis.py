@@ -22,12 +22,13 @@ from celery_idempotent.core.transitions import (
     Mismatch,
     Recorded,
     Replay,
+    Resolve,
     Settle,
     Superseded,
     Unknown,
 )
 from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
-from celery_idempotent.stores.base import Renewal, is_beside_a_record, mask_url
+from celery_idempotent.stores.base import Renewal, is_beside_a_record, mask_url, steps_key
 from celery_idempotent.stores.wire import Call, Wire, load_script
 
 __all__ = ["RedisStore"]
@@ -59,6 +60,8 @@ class RedisStore:
         self._end_lease = load_script("end_lease")
         self._abandon = load_script("abandon")
         self._forget = load_script("forget")
+        self._step = load_script("step")
+        self._resolve = load_script("resolve")
 
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> RedisStore:
@@ -72,7 +75,7 @@ class RedisStore:
         answer = self._wire.call(
             Call(
                 self._claim,
-                (key,) if note is None else (key, note),
+                _keys(key) if note is None else (*_keys(key), note),
                 (
                     ask.candidate.pack(),
                     ask.lease_ms,
@@ -82,12 +85,13 @@ class RedisStore:
                     int(ask.checked),
                     int(ask.callbacks),
                     ask.awaited,
+                    ask.max_compensations,
                 ),
             )
         )
         code = answer[0]
         if code == 1:
-            return Claimed(answer[1], answer[2])
+            return _claimed(answer)
         if code == 2:
             return Busy(Record.unpack(answer[3]), bool(answer[1]), answer[2])
         if code == 3:
@@ -102,34 +106,48 @@ class RedisStore:
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         args = (event.record.pack(), event.delay_ms, event.ttl_ms)
-        return _recorded(self._wire.call(Call(self._settle, (key,), args)))
+        return _recorded(self._wire.call(Call(self._settle, _keys(key), args)))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
             return []
         answers = self._wire.call_all(
             [
-                Call(self._renew, (one.key,), (one.held.pack(), one.lease_ms, one.keep_ms))
+                Call(self._renew, _keys(one.key), (one.held.pack(), one.lease_ms, one.keep_ms))
                 for one in renewals
             ]
         )
         return [_renewed(answer) for answer in answers]
 
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        args = (one.held.pack(), one.lease_ms, one.keep_ms, name, packed)
+        return _recorded(self._wire.call(Call(self._step, _keys(one.key), args)))
+
+    def resolve(self, key: str, event: Resolve) -> bool:
+        args = (int(event.state), event.outcome, event.ttl_ms, int(event.compensate))
+        answer = self._wire.call(Call(self._resolve, _keys(key), args))
+        if answer[0] == 0:
+            raise _unreadable(answer)
+        return bool(answer[0] == 1)
+
     def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
-        self._wire.call(Call(self._note, (key, note), (token, ttl_ms)))
+        self._wire.call(Call(self._note, (*_keys(key), note), (token, ttl_ms)))
 
     def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
-        return bool(self._wire.call(Call(self._end_lease, (key,), (owner, process)))[0])
+        return bool(self._wire.call(Call(self._end_lease, _keys(key), (owner, process)))[0])
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
-        self._wire.call(Call(self._abandon, (key,), (given_up.pack(), ttl_ms)))
+        self._wire.call(Call(self._abandon, _keys(key), (given_up.pack(), ttl_ms)))
 
     def forget(self, key: str, ttl_ms: int) -> bool:
-        return bool(self._wire.call(Call(self._forget, (key,), (ttl_ms,)))[0])
+        return bool(self._wire.call(Call(self._forget, _keys(key), (ttl_ms,)))[0])
 
     def get(self, key: str) -> Record | None:
         packed = self._wire.command("GET", key)
         return None if packed is None else Record.unpack(packed)
+
+    def steps(self, key: str) -> dict[str, bytes]:
+        return _pairs(self._wire.command("HGETALL", steps_key(key)))
 
     def ttl(self, key: str) -> float | None:
         left = self._wire.command("PTTL", key)
@@ -150,6 +168,22 @@ class RedisStore:
 
     def close(self) -> None:
         self._wire.close()
+
+
+def _keys(key: str) -> tuple[str, str]:
+    return key, steps_key(key)
+
+
+def _pairs(flat: Any) -> dict[str, bytes]:
+    names = (name.decode("utf-8", "surrogateescape") for name in flat[::2])
+    return dict(zip(names, flat[1::2], strict=True))
+
+
+def _claimed(answer: Any) -> Claimed:
+    if len(answer) == 3:
+        return Claimed(answer[1], answer[2])
+    failed = Record.unpack(answer[3]) if answer[3] else None
+    return Claimed(answer[1], answer[2], failed, _pairs(answer[4]))
 
 
 def _recorded(answer: Any) -> Recorded | Lost:

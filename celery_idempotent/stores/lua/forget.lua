@@ -1,13 +1,14 @@
 -- Free a key: only a higher token is kept, so that no late run is accepted. Frees unreadable ones too,
 -- and what another program put there.
--- KEYS: record
+-- KEYS: record, steps
 -- ARGV: ttl_ms
 -- Returns: {1} freed | {0} there was no record
 local now = now_us()
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind == 'none' then return {0} end
-local record = kind == 'string' and load_record(KEYS[1])
+local record = kind == 'string' and load_record()
+redis.call('DEL', KEYS[2])
 local token = record and math.max(record.token + 1, now) or now
-save(KEYS[1], struct.pack('>BBBBI8I8I4BBBBI2', VERSION, RELEASED, 0, 0, token, 0, 0, 0, 0, 0, 0, 0),
+save(struct.pack('>BBBBI8I8I4BBBBI2', VERSION, RELEASED, 0, 0, token, 0, 0, 0, 0, 0, 0, 0),
   tonumber(ARGV[1]))
 return {1}

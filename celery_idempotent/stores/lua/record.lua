@@ -1,4 +1,5 @@
 -- Put in front of every script: reads and writes the packed record (core/record.py has the layout).
+-- KEYS: record, steps [, note]: the same hash tag, so the same node.
 local RUNNING, RETRYING, RELEASED, SUCCEEDED, FAILED, UNKNOWN, COMPENSATING = 1, 2, 3, 4, 5, 6, 7
 local VERSION = 1
 -- Numbers are doubles here: above this they would not be the ones that Python reads.
@@ -29,22 +30,26 @@ local function parse(raw)
   return {
     raw = raw, state = state, interruptions = interruptions, token = token, until_ms = until_ms,
     retries = retries, owner = fields[1], process = fields[2], nonce = fields[3],
-    fingerprint = fields[4], tail_at = at, done = done,
+    fingerprint = fields[4], tail_at = at, done = done, flags = string.byte(raw, 3),
   }
 end
 
-local function load_record(key)
-  local raw = redis.call('GET', key)
+local function load_record()
+  local raw = redis.call('GET', KEYS[1])
   if not raw then return nil, nil end
   return parse(raw), raw
 end
 
--- The same record with another header; retries and all fields stay.
-local function with_header(raw, state, interruptions, token, until_ms)
+-- The same record with another header; retries and all fields stay, and flags unless given.
+local function with_header(raw, state, interruptions, token, until_ms, flags)
+  flags = flags or string.byte(raw, 3)
   -- The count has one byte; unbounded, 256 would be written as 0.
-  return struct.pack('>BBBBI8I8', VERSION, state, 0, math.min(interruptions, 255), token, until_ms)
+  interruptions = math.min(interruptions, 255)
+  return struct.pack('>BBBBI8I8', VERSION, state, flags, interruptions, token, until_ms)
     .. string.sub(raw, 21)
 end
+
+local function has_steps(flags) return flags % 2 == 1 end
 
 -- The same record with another process and nonce.
 local function with_holder(record, process, nonce)
@@ -56,10 +61,12 @@ local function with_holder(record, process, nonce)
     .. string.sub(record.raw, record.tail_at)
 end
 
-local function save(key, raw, ttl_ms)
-  redis.call('SET', key, raw, 'PX', ttl_ms)
+-- Steps live as long as their record.
+local function save(raw, ttl_ms)
+  redis.call('SET', KEYS[1], raw, 'PX', ttl_ms)
+  if has_steps(string.byte(raw, 3)) then redis.call('PEXPIRE', KEYS[2], ttl_ms) end
 end
 
-local function save_keep_ttl(key, raw)
-  redis.call('SET', key, raw, 'KEEPTTL')
+local function save_keep_ttl(raw)
+  redis.call('SET', KEYS[1], raw, 'KEEPTTL')
 end

@@ -1,14 +1,14 @@
 -- Prolong a lease, or the delivery lease of a done run: transitions.renew, restated.
--- KEYS: record
+-- KEYS: record, steps
 -- ARGV: record as its holder knows it, lease_ms, keep_ms
 -- Returns: {1, token} renewed | {2, record} lost | {0, raw} unreadable
 local held = parse(ARGV[1])
 local until_ms = math.floor(now_us() / 1000) + tonumber(ARGV[2])
-local record, raw = load_record(KEYS[1])
+local record, raw = load_record()
 if record == false then return {0, raw} end
 if not record then
-  if held.state == RUNNING then
-    save(KEYS[1], with_header(ARGV[1], RUNNING, held.interruptions, held.token, until_ms),
+  if held.state == RUNNING or held.state == COMPENSATING then
+    save(with_header(ARGV[1], held.state, held.interruptions, held.token, until_ms),
       tonumber(ARGV[3]))
   end
   return {1, held.token}
@@ -16,8 +16,8 @@ end
 if record.token ~= held.token then return {2, raw} end
 local renewed = with_header(raw, record.state, record.interruptions, record.token, until_ms)
 if record.state == RUNNING or record.state == COMPENSATING then
-  save(KEYS[1], renewed, tonumber(ARGV[3]))
+  save(renewed, tonumber(ARGV[3]))
 elseif record.done and record.until_ms > 0 then
-  save_keep_ttl(KEYS[1], renewed)
+  save_keep_ttl(renewed)
 end
 return {1, held.token}

@@ -1,0 +1,64 @@
+"""One finished step of a run, and its packed form.
+
+Layout, big-endian: ``state:1 order:2 compensation:4+n outcome:rest``.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+
+from celery_idempotent.errors import RecordCorrupt
+
+__all__ = ["Step", "StepState"]
+
+_HEAD = struct.Struct(">BHI")
+
+
+class StepState(enum.IntEnum):
+    """What became of a step's effect."""
+
+    #: It happened.
+    DONE = 1
+    #: It was undone after the body failed for good; a later run does it again.
+    COMPENSATED = 2
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step that finished."""
+
+    state: StepState
+    #: Which step of its run it was, from 0: compensations run in reverse.
+    order: int
+    #: The packed result (see :mod:`.codec`).
+    outcome: bytes
+    #: The signature that undoes it, as JSON; empty where there is none.
+    compensation: bytes = b""
+
+    def pack(self) -> bytes:
+        """Give the stored form."""
+        head = _HEAD.pack(self.state, min(self.order, 0xFFFF), len(self.compensation))
+        return head + self.compensation + self.outcome
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Step:
+        """Read the stored form.
+
+        Raises:
+            RecordCorrupt: it is no step, or is cut short.
+        """
+        try:
+            state, order, length = _HEAD.unpack_from(packed)
+            end = _HEAD.size + length
+            if end > len(packed):
+                raise ValueError("cut short")
+            return cls(StepState(state), order, packed[end:], packed[_HEAD.size : end])
+        except (struct.error, ValueError) as exc:
+            raise RecordCorrupt(
+                f"a stored step cannot be read ({exc}): forget the key to free it"
+            ) from exc

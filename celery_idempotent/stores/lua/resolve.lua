@@ -1,0 +1,20 @@
+-- Settle an unknown outcome by a person's word: transitions.resolve, restated.
+-- KEYS: record, steps
+-- ARGV: state, outcome, ttl_ms, compensate
+-- Returns: {1} resolved | {2} it is not unknown | {0, raw} unreadable
+local now = now_us()
+local state = tonumber(ARGV[1])
+local record, raw = load_record()
+if record == false then return {0, raw} end
+if not record or record.state ~= UNKNOWN then return {2} end
+local until_ms = 0
+if state == FAILED then
+  state = RELEASED
+  if ARGV[4] == '1' then state, until_ms = COMPENSATING, math.floor(now / 1000) end
+end
+record.raw = with_header(raw, state, 0, math.max(record.token + 1, now), until_ms)
+local resolved = with_holder(record, '', '')
+local label_at = #resolved - (#raw - record.tail_at)
+local label_end = label_at + 1 + struct.unpack('>I2', string.sub(resolved, label_at, label_at + 1))
+save(string.sub(resolved, 1, label_end) .. ARGV[2], tonumber(ARGV[3]))
+return {1}

@@ -1,0 +1,27 @@
+-- Let a run write a step, if it holds its key: transitions.step, restated.
+-- KEYS: record, steps
+-- ARGV: record as its holder knows it, lease_ms, keep_ms, name, packed step
+-- Returns: {1, token} recorded | {2, record} lost | {0, raw} unreadable
+local keep_ms = tonumber(ARGV[3])
+local until_ms = math.floor(now_us() / 1000) + tonumber(ARGV[2])
+local record, raw = load_record()
+if record == false then return {0, raw} end
+local held = parse(ARGV[1])
+if not record then
+  record, raw = held, ARGV[1]
+elseif record.token ~= held.token then
+  return {2, raw}
+end
+if record.state == UNKNOWN then
+  until_ms = record.until_ms
+elseif record.state ~= RUNNING and record.state ~= COMPENSATING then
+  return {2, raw}
+end
+local flags = record.flags
+if not has_steps(flags) then
+  redis.call('DEL', KEYS[2])
+  flags = flags + 1
+end
+redis.call('HSET', KEYS[2], ARGV[4], ARGV[5])
+save(with_header(raw, record.state, record.interruptions, record.token, until_ms, flags), keep_ms)
+return {1, held.token}
