@@ -80,5 +80,8 @@ def test_an_eager_call_cannot_wait(make_redis_system: MakeSystem) -> None:
     # Then
     with pytest.raises(IdempotencyInProgress):
         eager.get()
+    # When
     system.ledger.open("go")
-    assert charge.apply((1,)).get() == first.get(timeout=30)
+    answer = first.get(timeout=30)
+    # Then
+    assert charge.apply((1,)).get() == answer
