@@ -10,6 +10,8 @@ from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError, OperationalError
 
+from celery_idempotent.events import marked
+
 __all__ = ["Delivered", "announce", "has_callbacks", "send_tail", "silence", "traced"]
 
 log = get_logger("celery_idempotent")
@@ -104,7 +106,7 @@ def traced(tracer: Any) -> Any:
             answer = tracer(uuid, args, kwargs, request)
             info = answer[1]
             sent = (None if info is None else info.state) in _FINAL
-            return answer
+            return marked(answer, waiting) if waiting else answer
         finally:
             _current.reset(token)
             for delivered in waiting:

@@ -29,6 +29,7 @@ from celery_idempotent.errors import (
     StoreError,
     StoreUnavailable,
 )
+from celery_idempotent.events import Duplicate
 from celery_idempotent.headers import Waits
 from celery_idempotent.results import encode_failure, encode_result, replay
 from celery_idempotent.run.context import RunContext
@@ -179,6 +180,14 @@ class Delivery:
                 verdict.record.owner_id,
             )
             signals.emit(signals.task_deduplicated, self.task, signals.Event, *self._event(verdict))
+            if self.environment.events and not self.eager:
+                callbacks.announce(
+                    Duplicate(
+                        self.call_key.label or self.call_key.key,
+                        verdict.record.owner_id or "",
+                        self.call.key,
+                    )
+                )
         result = replay(self.task.backend, verdict.record.outcome, self._name)
         return self._hand_over(result)
 

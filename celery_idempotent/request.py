@@ -12,6 +12,7 @@ from celery.worker.request import Request
 
 from celery_idempotent.core.record import Process
 from celery_idempotent.delivery import owner_of
+from celery_idempotent.events import DEDUPLICATED, follow_up, name_key
 from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.settings import environment_of
 
@@ -22,6 +23,17 @@ log = get_logger("celery_idempotent")
 
 class IdempotentRequest(Request):
     """A request of an :class:`.IdempotentTask`, in the parent."""
+
+    def send_event(self, kind: str, **fields: Any) -> None:
+        """As Celery's; a task that starts names its key, and a duplicate is said to be one."""
+        duplicate = None
+        if kind == "task-started":
+            name_key(self, fields)
+        elif kind == "task-succeeded":
+            duplicate = follow_up(fields)
+        super().send_event(kind, **fields)
+        if duplicate is not None:
+            super().send_event(DEDUPLICATED, **duplicate)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """As Celery's, which puts the message back; a lost child's lease is ended before that.

@@ -48,6 +48,8 @@ class Environment:
     longest_wait: float
     #: Whether the queue delays by itself, in whole seconds (quorum queues on RabbitMQ).
     whole_seconds: bool
+    #: Whether Celery's events name keys and duplicates.
+    events: bool
 
 
 def task_setup(cls: type, app: Any, methods: frozenset[str]) -> TaskSetup:
@@ -124,6 +126,7 @@ def _make_environment(app: Any) -> Environment:
         horizon=2 * visibility if visibility else _HORIZON_S,
         longest_wait=min(_LONGEST_WAIT_S, visibility / 4) if visibility else _LONGEST_WAIT_S,
         whole_seconds=_delays_natively(app, broker),
+        events=settings.events,
     )
 
 

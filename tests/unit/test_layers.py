@@ -30,6 +30,7 @@ LAYERS = (
         "signals",
         "callbacks",
         "delivery",
+        "events",
         "headers",
         "results",
         "waiting",

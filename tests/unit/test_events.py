@@ -1,0 +1,222 @@
+"""The mark on a duplicate's result: who can make it, how it travels, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from billiard.reduction import ForkingPickler
+from celery import Celery
+from celery.app.trace import TraceInfo, trace_ok_t
+from celery.utils.saferepr import saferepr
+from kombu.serialization import dumps
+
+from celery_idempotent import IdempotentTask, events
+from celery_idempotent.core.keys import CallKey
+from celery_idempotent.events import Duplicate, MarkedRepr, follow_up, marked, name_key
+from celery_idempotent.headers import OWN, own_header
+from celery_idempotent.request import IdempotentRequest
+
+KEY, ORIGINAL, RECORD = "order:42", "the-first", "idempotent:{shop.charge:order:42}"
+DUPLICATE = Duplicate(KEY, ORIGINAL, RECORD)
+
+
+def answer(result: Any = 1, failed: bool = False) -> Any:
+    info = TraceInfo("FAILURE", ValueError()) if failed else None
+    return trace_ok_t(result, info, 0.1, saferepr(result))
+
+
+class Eventer:
+    """Keeps what is sent."""
+
+    enabled = True
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, dict[str, Any]]] = []
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self.sent.append((kind, fields))
+
+
+@pytest.fixture
+def eventer() -> Eventer:
+    return Eventer()
+
+
+@pytest.fixture
+def request_(eventer: Eventer) -> Iterator[Any]:
+    """A worker's request without the worker around it."""
+    app = Celery("events", set_as_current=False)
+    app.conf.idempotency_store_url = "memory://test-events"
+
+    @app.task(base=IdempotentTask, name="shop.charge", send_events=True)
+    def task(order: int) -> int:
+        return order
+
+    request: Any = IdempotentRequest.__new__(IdempotentRequest)
+    request.id = "task-1"
+    request._app, request._eventer, request._task = app, eventer, task
+    request._request_dict = {"id": "task-1"}
+    yield request
+    app.close()
+
+
+def test_a_marked_answer_says_whose_outcome_it_is(request_: Any, eventer: Eventer) -> None:
+    """The success is told as it is, and then that it was a duplicate's, with key and original."""
+    # Given
+    text = marked(answer({"receipt": 7}), [DUPLICATE]).retstr
+    # When
+    request_.send_event("task-succeeded", result=text, runtime=0.1)
+    # Then
+    assert eventer.sent == [
+        (
+            "task-succeeded",
+            {"uuid": "task-1", "result": "{'receipt': 7}", "runtime": 0.1},
+        ),
+        (
+            "task-deduplicated",
+            {
+                "uuid": "task-1",
+                "state": "DEDUPLICATED",
+                "result": "deduplicated key=order:42 original=the-first",
+                "idempotency_key": KEY,
+                "idempotency_original": ORIGINAL,
+                "idempotency_record": RECORD,
+            },
+        ),
+    ]
+    assert all(type(fields["result"]) is str for _, fields in eventer.sent)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        "deduplicated key=order:42 original=the-first",
+        MarkedRepr("'forged'", KEY, ORIGINAL, RECORD),
+        [MarkedRepr("'forged'", KEY, ORIGINAL, RECORD)],
+        SimpleNamespace(key=KEY, original=ORIGINAL),
+    ],
+    ids=["its text", "itself", "a list of it", "its fields"],
+)
+def test_no_result_can_pass_for_a_mark(request_: Any, eventer: Eventer, result: Any) -> None:
+    """A task may return what it likes, the mark itself too: it is not taken for a duplicate."""
+    # When
+    text = marked(answer(result), []).retstr
+    request_.send_event("task-succeeded", result=text, runtime=0.1)
+    # Then
+    assert [kind for kind, _ in eventer.sent] == ["task-succeeded"]
+
+
+def test_a_repr_of_ones_own_making_is_no_mark(request_: Any, eventer: Eventer) -> None:
+    """Not even a result whose repr returns the mark."""
+
+    # Given
+    class Sly:
+        def __repr__(self) -> str:
+            return MarkedRepr("'forged'", KEY, ORIGINAL, RECORD)
+
+    # When
+    text = marked(answer(Sly()), []).retstr
+    request_.send_event("task-succeeded", result=text, runtime=0.1)
+    # Then
+    assert "forged" in text
+    assert [kind for kind, _ in eventer.sent] == ["task-succeeded"]
+
+
+def test_the_mark_survives_the_way_to_the_parent() -> None:
+    """What the pool's pipe carries arrives as a mark; what JSON carries is the plain text."""
+    # Given
+    mark = marked(answer("done"), [DUPLICATE]).retstr
+    # When
+    arrived = pickle.loads(bytes(ForkingPickler.dumps((0, mark, 0.1))))[1]
+    # Then
+    assert (type(arrived), str(arrived)) == (MarkedRepr, "'done'")
+    assert (arrived.key, arrived.original, arrived.record) == (KEY, ORIGINAL, RECORD)
+    assert json.loads(dumps({"result": mark}, serializer="json")[2]) == {"result": "'done'"}
+
+
+def test_a_failure_is_not_marked() -> None:
+    """A duplicate that got a stored failure is shown as the failure that it is."""
+    failed = answer(failed=True)
+    assert marked(failed, [DUPLICATE]) is failed
+
+
+def test_an_answer_of_an_unknown_form_stays_as_it_is() -> None:
+    """Where a version of Celery has no such seam, the task is shown as any other, and no worse."""
+    odd = (1, None, 0.1)
+    assert marked(odd, [DUPLICATE]) is odd
+
+
+def test_a_start_names_the_key_that_its_message_brought(request_: Any, eventer: Eventer) -> None:
+    """The task page of a Flower with our tab can so show the key of every task."""
+    # Given
+    call_key = CallKey("shop.charge", "order:42", "", b"", False)
+    request_._request_dict[OWN] = own_header("task-1", call_key)
+    # When
+    request_.send_event("task-started")
+    # Then
+    assert eventer.sent == [
+        (
+            "task-started",
+            {"uuid": "task-1", "idempotency_key": KEY, "idempotency_record": RECORD},
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {OWN: own_header("another", CallKey("shop.charge", "order:42", "", b"", False))},
+        {OWN: own_header("task-1", None)},
+        {OWN: "nonsense"},
+        {OWN: {"id": "task-1", "key": 7}},
+    ],
+    ids=["none", "another message's", "not deduplicated", "nonsense", "malformed"],
+)
+def test_a_start_without_a_key_is_told_as_it_is(
+    request_: Any, eventer: Eventer, headers: dict[str, Any]
+) -> None:
+    """Whatever a message's headers are, the event is sent."""
+    # Given
+    request_._request_dict.update(headers)
+    # When
+    request_.send_event("task-started")
+    # Then
+    assert eventer.sent == [("task-started", {"uuid": "task-1"})]
+
+
+def test_nothing_is_added_where_events_are_turned_off(request_: Any, eventer: Eventer) -> None:
+    """``idempotency_events = False`` leaves Celery's events as they are."""
+    # Given
+    request_._app.conf.idempotency_events = False
+    call_key = CallKey("shop.charge", "order:42", "", b"", False)
+    request_._request_dict[OWN] = own_header("task-1", call_key)
+    # When
+    request_.send_event("task-started")
+    # Then
+    assert eventer.sent == [("task-started", {"uuid": "task-1"})]
+
+
+def test_nothing_is_worked_out_where_no_events_are_sent(request_: Any, eventer: Eventer) -> None:
+    """A worker without ``-E`` does not look for a key."""
+    # Given
+    eventer.enabled = False
+    fields: dict[str, Any] = {}
+    call_key = CallKey("shop.charge", "order:42", "", b"", False)
+    request_._request_dict[OWN] = own_header("task-1", call_key)
+    # When
+    name_key(request_, fields)
+    # Then
+    assert not fields
+
+
+def test_other_results_are_not_followed_up() -> None:
+    """A plain repr, or none, is left alone."""
+    assert follow_up({"result": "'done'"}) is None
+    assert follow_up({}) is None
+    assert events.STATE == "DEDUPLICATED"
