@@ -1,0 +1,140 @@
+"""Claims whose answer never came: they are undone, or get nothing when they come late."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from celery_idempotent.core.record import State
+from celery_idempotent.core.transitions import Busy, Claimed, Lost, Recorded, Replay
+from celery_idempotent.stores.base import Store
+from celery_idempotent.testing.contract.kit import (
+    ENDINGS,
+    FIRST,
+    HORIZON_MS,
+    KEY,
+    SECOND,
+    Ending,
+    Message,
+    claim,
+    complete,
+    fail,
+    hold,
+    interrupt,
+    release,
+    release_failed,
+    retry,
+    stored,
+)
+
+
+class GivenUpRows:
+    """``abandon``: a claim whose answer never came is undone, whichever arrives first."""
+
+    def test_a_claim_that_was_given_up_is_undone(self, store: Store) -> None:
+        """Claimed, then given up: the key is free at once, and no interruption is counted."""
+        # Given
+        held = hold(store, FIRST)
+        # When
+        store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
+        # Then
+        assert stored(store).state is State.RELEASED
+        verdict = claim(store, SECOND)
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == 0
+        assert verdict.token > held.token
+
+    def test_a_claim_that_arrives_late_gets_nothing(self, store: Store) -> None:
+        """Given up, then claimed: the record is left to others, the late claim must wait."""
+        # Given
+        store.abandon(KEY, FIRST.candidate(b"given up"), HORIZON_MS)
+        before = stored(store)
+        # Then
+        assert isinstance(claim(store, FIRST, nonce=b"given up"), Busy)
+        assert stored(store) == before
+        assert before.state is State.RELEASED
+        verdict = claim(store, SECOND)
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == 0
+
+    def test_a_claim_that_was_undone_stays_so(self, store: Store) -> None:
+        """Claimed, given up, and claimed once more by the same call: that is late, and waits."""
+        # Given
+        held = hold(store, FIRST)
+        store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, FIRST, nonce=held.nonce), Busy)
+        assert isinstance(claim(store, FIRST, nonce=b"the next"), Claimed)
+
+    @pytest.mark.parametrize("name", ENDINGS)
+    def test_what_was_given_up_is_not_accepted(self, store: Store, name: str) -> None:
+        """The token of a claim that was undone writes nothing any more."""
+        # Given
+        held = hold(store, FIRST)
+        store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
+        before = stored(store)
+        # When
+        answer = ENDINGS[name](store, held)
+        # Then
+        if not name.startswith("release"):
+            assert answer == Lost(before)
+        assert stored(store).state is State.RELEASED
+        assert stored(store).token > held.token
+
+    def test_giving_up_may_be_sent_again(self, store: Store) -> None:
+        """Given up twice is given up."""
+        # Given
+        held = hold(store, FIRST)
+        store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
+        before = stored(store)
+        # When
+        store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
+        # Then
+        assert stored(store) == before
+
+    @pytest.mark.parametrize("message", [FIRST, SECOND], ids=["its own copy", "another call"])
+    def test_giving_up_leaves_another_claim_alone(self, store: Store, message: Message) -> None:
+        """Only the claim with that nonce is undone: another run of the key goes on."""
+        # Given
+        held = hold(store, FIRST)
+        before = stored(store)
+        # When
+        store.abandon(KEY, message.candidate(b"another"), HORIZON_MS)
+        # Then
+        assert stored(store) == before
+        assert complete(store, held) == Recorded(held.token)
+
+    def test_what_was_counted_before_stands(self, store: Store) -> None:
+        """A takeover that was given up leaves the interruption of the run before it, once."""
+        # Given
+        interrupt(store, hold(store, FIRST))
+        taken = hold(store, SECOND)
+        assert taken.interruptions == 1
+        # When
+        store.abandon(KEY, SECOND.candidate(taken.nonce), HORIZON_MS)
+        # Then
+        assert hold(store, SECOND).interruptions == 1
+
+    @pytest.mark.parametrize("ending", [complete, fail, retry, release, release_failed])
+    def test_giving_up_changes_no_outcome(self, store: Store, ending: Ending) -> None:
+        """Where a run has ended, only the late claim is kept from getting anything."""
+        # Given
+        held = hold(store, FIRST)
+        ending(store, held)
+        before = stored(store)
+        # When
+        store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
+        assert replace(stored(store), nonce=b"") == before
+
+    def test_an_ended_run_is_not_undone(self, store: Store) -> None:
+        """The claim was granted, its run has ended, and only then it is given up: it has ended."""
+        # Given
+        held = hold(store, FIRST)
+        complete(store, held)
+        # When
+        store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, SECOND), Replay)

@@ -1,0 +1,223 @@
+"""What the store contract is written with: messages, their claims, and how their runs end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.transitions import (
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Recorded,
+    Settle,
+)
+from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.base import Renewal, Store, note_key
+
+#: The key that nearly every test is about.
+KEY: Final = "idempotent:{shop.charge:order:42}"
+LEASE_MS: Final = 30_000
+#: How long an unfinished record lives.
+KEEP_MS: Final = 3_600_000
+#: How long a finished one lives.
+TTL_MS: Final = 86_400_000
+#: How long a released one, and a note, live.
+HORIZON_MS: Final = 7_200_000
+
+RESULT: Final = b"\x01\x01" + b'"charged"'
+OTHER_RESULT: Final = b"\x01\x01" + b'"charged again"'
+FAILURE: Final = b"\x02\x01" + b'{"exc_type": "CardDeclined"}'
+
+
+class StoreClock(Protocol):
+    """The clock of the store under test, in the test's hand."""
+
+    def now_us(self) -> int:
+        """The store's time in microseconds since 1970."""
+
+    def advance(self, ms: int) -> None:
+        """Move the store's time; negative: back. What lives in the store ages with it."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """A message as a worker sees it; a copy that is delivered again is an equal one."""
+
+    task_id: str
+    retries: int = 0
+    nesting: int = 0
+    fingerprint: bytes = b"fingerprint of a"
+    label: str = "order:42"
+
+    @property
+    def owner(self) -> bytes:
+        return Owner(self.task_id, self.nesting).pack()
+
+    @property
+    def note(self) -> str:
+        return note_key(KEY, self.task_id)
+
+    def retried(self, times: int = 1) -> Message:
+        return replace(self, retries=self.retries + times)
+
+    def candidate(self, nonce: bytes | None = None) -> Record:
+        """The record that a claim of this message asks for; each call has a nonce of its own."""
+        return Record(
+            State.RUNNING,
+            0,
+            retries=self.retries,
+            owner=self.owner,
+            process=PROCESS,
+            nonce=os.urandom(8) if nonce is None else nonce,
+            fingerprint=self.fingerprint,
+            label=self.label,
+        )
+
+
+PROCESS: Final = Process("worker-1", 4711, "boot-a").pack()
+OTHER_PROCESS: Final = Process("worker-1", 4711, "boot-b").pack()
+
+#: The owner in nearly every test, another call with equal arguments, and one with other arguments.
+FIRST: Final = Message("0b9f5c3e-5d0f-4f5e-9d53-0d5a36a3a001")
+SECOND: Final = Message("0b9f5c3e-5d0f-4f5e-9d53-0d5a36a3a002")
+THIRD: Final = Message("a task id that is no UUID")
+STRANGER: Final = replace(SECOND, fingerprint=b"fingerprint of b")
+
+
+def claim(
+    store: Store,
+    message: Message,
+    *,
+    nonce: bytes | None = None,
+    noted: bool = False,
+    **options: Any,
+) -> ClaimVerdict:
+    """Let one delivery of a message ask for the key; ``options`` are those of :class:`Claim`.
+
+    Args:
+        noted: whether the message carries callbacks, and so asks with its note.
+    """
+    ask = Claim(message.candidate(nonce), **{"lease_ms": LEASE_MS, "keep_ms": KEEP_MS, **options})
+    if noted:
+        return store.claim(KEY, replace(ask, callbacks=True), message.note)
+    return store.claim(KEY, ask)
+
+
+def hold(store: Store, message: Message = FIRST, **options: Any) -> Record:
+    """Let a message claim the key, which must be granted; gives the record as its run knows it."""
+    nonce = options.pop("nonce", None) or os.urandom(8)
+    verdict = claim(store, message, nonce=nonce, **options)
+    assert isinstance(verdict, Claimed), verdict
+    return replace(
+        message.candidate(nonce), token=verdict.token, interruptions=verdict.interruptions
+    )
+
+
+def settle(
+    store: Store, held: Record, state: State, delay_ms: int, ttl_ms: int, **changes: Any
+) -> Recorded | Lost:
+    changes = {"process": b"", "nonce": b"", **changes}
+    return store.settle(KEY, Settle(replace(held, state=state, **changes), delay_ms, ttl_ms))
+
+
+def complete(
+    store: Store, held: Record, outcome: bytes = RESULT, *, delivery_ms: int = 0
+) -> Recorded | Lost:
+    """Record the run's result; ``delivery_ms``: keep a delivery lease for that long."""
+    process = held.process if delivery_ms else b""
+    return settle(
+        store, held, State.SUCCEEDED, delivery_ms, TTL_MS, outcome=outcome, process=process
+    )
+
+
+def fail(store: Store, held: Record, *, delivery_ms: int = 0) -> Recorded | Lost:
+    """Record the run's failure as the key's outcome."""
+    process = held.process if delivery_ms else b""
+    return settle(store, held, State.FAILED, delivery_ms, TTL_MS, outcome=FAILURE, process=process)
+
+
+def retry(store: Store, held: Record, delay_ms: int = 60_000) -> Recorded | Lost:
+    """Record that the run's next attempt is due after ``delay_ms``."""
+    return settle(
+        store, held, State.RETRYING, delay_ms, delay_ms + KEEP_MS, retries=held.retries + 1
+    )
+
+
+def release(store: Store, held: Record) -> Recorded | Lost:
+    """Free the key without an outcome (Ignore, Reject, replace)."""
+    return settle(store, held, State.RELEASED, 0, HORIZON_MS)
+
+
+def release_failed(store: Store, held: Record, *, delivery_ms: int = 0) -> Recorded | Lost:
+    """Free the key for other calls, with the failure for the leftover copies of this one."""
+    process = held.process if delivery_ms else b""
+    return settle(
+        store, held, State.RELEASED, delivery_ms, HORIZON_MS, outcome=FAILURE, process=process
+    )
+
+
+def interrupt(store: Store, held: Record) -> Recorded | Lost:
+    """End the run's lease at once: it was cut off from outside."""
+    return settle(store, held, State.RUNNING, 0, KEEP_MS, process=held.process)
+
+
+def renew(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded | Lost | StoreError:
+    (answer,) = store.renew([Renewal(KEY, held, lease_ms, KEEP_MS)])
+    return answer
+
+
+Ending = Callable[[Store, Record], "Recorded | Lost | StoreError"]
+
+#: Every way in which a run writes to its record by itself.
+ENDINGS: Final[dict[str, Ending]] = {
+    "complete": complete,
+    "fail": fail,
+    "retry": retry,
+    "release": release,
+    "release after a failure": release_failed,
+    "interrupt": interrupt,
+    "renew": renew,
+}
+
+#: Those after which the key has an outcome for everybody.
+OUTCOMES: Final[dict[str, Ending]] = {"complete": complete, "fail": fail}
+
+
+def stored(store: Store, key: str = KEY) -> Record:
+    """The record, which must be there."""
+    record = store.get(key)
+    assert record is not None, f"there is no record of {key}"
+    return record
+
+
+def lives_ms(store: Store, key: str = KEY) -> float:
+    """How many milliseconds the record still lives."""
+    left = store.ttl(key)
+    assert left is not None, f"there is no record of {key}"
+    return left * 1000
+
+
+def about(expected_ms: float) -> _About:
+    """Equal to a time to live that was set a moment ago: tests run while a real clock goes on."""
+    return _About(expected_ms)
+
+
+class _About:
+    def __init__(self, expected_ms: float) -> None:
+        self._expected_ms = expected_ms
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, int | float):
+            return NotImplemented
+        return self._expected_ms - 10_000 < other <= self._expected_ms
+
+    def __hash__(self) -> int:
+        return hash(self._expected_ms)
+
+    def __repr__(self) -> str:
+        return f"about {self._expected_ms}"

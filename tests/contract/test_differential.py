@@ -1,0 +1,339 @@
+"""core.transitions and the Lua scripts, told the same, decide the same and store the same bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import hypothesis
+import hypothesis.strategies as st
+import pytest
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
+
+from celery_idempotent.core.record import Process, Record, State
+from celery_idempotent.core.transitions import Claim, Claimed, Recorded, Settle
+from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.base import Renewal, Store, note_key
+from celery_idempotent.stores.memory import MemoryStore
+from celery_idempotent.testing.contract.kit import FAILURE, FIRST, RESULT, SECOND, STRANGER, Message
+from celery_idempotent.testing.contract.upkeep import UNREADABLE
+from celery_idempotent.testing.servers import RedisServer
+from tests.contract.stores_under_test import (
+    MemoryClock,
+    VirtualClock,
+    VirtualRedisStore,
+    read_memory,
+    write_memory,
+    write_redis,
+)
+
+Answer = TypeVar("Answer")
+
+KEYS = ("idempotent:{shop.charge:order:42}", "idempotent:{shop.charge:order:43}")
+MESSAGES = (FIRST, SECOND, STRANGER, replace(FIRST, nesting=1), replace(FIRST, fingerprint=b""))
+YEAR_MS = 366 * 86_400_000
+PROCESSES = (Process("worker", 1, "a").pack(), Process("worker", 1, "b").pack())
+EXAMPLES = int(os.environ.get("CELERY_IDEMPOTENT_EXAMPLES", "150"))
+
+keys = st.sampled_from(KEYS)
+messages = st.builds(Message.retried, st.sampled_from(MESSAGES), st.integers(0, 2))
+nonces = st.sampled_from((b"", b"nonce-1", b"nonce-2", b"nonce-3"))
+spans = st.sampled_from((1, 2, 1_000, 30_000))
+owners = st.sampled_from((b"", *(message.owner for message in MESSAGES)))
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> Record:
+    """What a call of claim asks for; few enough that the same comes again, with its nonce."""
+    message = draw(messages)
+    nonce = draw(nonces)
+    # Nonces are of one call: another message never has the same.
+    nonce += bytes((MESSAGES.index(replace(message, retries=0)), message.retries)) * bool(nonce)
+    return replace(message.candidate(nonce), process=draw(st.sampled_from(PROCESSES)))
+
+
+# One look at all that a virtual store holds: the record and the end of each key, and the notes.
+_LOOK = """
+local seen = {}
+for _, key in ipairs(KEYS) do
+  seen[#seen + 1] = {redis.call('GET', key), redis.call('ZSCORE', 'virtual:gone', key)}
+end
+seen[#seen + 1] = redis.call('KEYS', '*:sent:*')
+return seen
+"""
+
+
+class Twins(RuleBasedStateMachine):
+    """A memory store and a Redis store that are told the same, and what always holds of both."""
+
+    store: VirtualRedisStore  # given by the test: one connection for all examples
+
+    held = Bundle("held")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory_clock = MemoryClock()
+        self.memory = MemoryStore(self.memory_clock.now_us)
+        self.redis_clock = VirtualClock(self.store)
+        self.redis_clock.reset()
+        self.notes: set[str] = set()
+        #: The highest token given for a key, and the token that is accepted, while a record lasts.
+        self.highest: dict[str, int] = {}
+        self.accepted: dict[str, int] = {}
+        #: Keys that have a record, as far as is known before the next step.
+        self.present: set[str] = set()
+
+    def both(self, do: Callable[[Store], Answer]) -> Answer | None:
+        """Do it to both stores; they must answer the same, or raise the same (then: ``None``)."""
+        answers: list[Any] = []
+        for store in (self.memory, self.store):
+            try:
+                answers.append(do(store))
+            except StoreError as exc:
+                answers.append((type(exc), str(exc)))
+        first, second = (_comparable(answer) for answer in answers)
+        assert first == second, f"in memory: {first}\nin Redis: {second}"
+        return None if isinstance(answers[0], tuple) else answers[0]
+
+    @rule(
+        target=held,
+        key=keys,
+        candidate=candidates(),
+        lease_ms=spans,
+        keep_ms=spans,
+        most=st.integers(0, 2),
+        checked=st.booleans(),
+        callbacks=st.booleans(),
+        awaited=owners,
+    )
+    def claim(
+        self,
+        key: str,
+        candidate: Record,
+        lease_ms: int,
+        keep_ms: int,
+        most: int,
+        checked: bool,
+        callbacks: bool,
+        awaited: bytes,
+    ) -> Any:
+        ask = Claim(
+            candidate,
+            lease_ms,
+            keep_ms,
+            max_interruptions=most,
+            checked=checked,
+            callbacks=callbacks,
+            awaited=awaited,
+        )
+        note = note_key(key, str(candidate.owner_id)) if callbacks else None
+        before = self.record(key)
+        verdict = self.both(lambda store: store.claim(key, ask, note))
+        if not isinstance(verdict, Claimed):
+            return multiple()
+        repeated = before is not None and before.nonce == candidate.nonce != b""
+        if not (repeated and before is not None and before.state is State.RUNNING):
+            assert verdict.token > self.highest.get(key, 0)
+        self.highest[key] = verdict.token
+        return key, replace(candidate, token=verdict.token, interruptions=verdict.interruptions)
+
+    @rule(
+        run=held,
+        state=st.sampled_from(State),
+        delay_ms=st.sampled_from((0, 0, 1, 1_000)),
+        ttl_ms=spans,
+        outcome=st.sampled_from((b"", RESULT, FAILURE)),
+        keeps_process=st.booleans(),
+    )
+    def settle(
+        self,
+        run: tuple[str, Record],
+        state: State,
+        delay_ms: int,
+        ttl_ms: int,
+        outcome: bytes,
+        keeps_process: bool,
+    ) -> None:
+        key, record = run
+        event = Settle(
+            replace(
+                record,
+                state=state,
+                outcome=outcome,
+                nonce=b"",
+                process=record.process if keeps_process else b"",
+                retries=record.retries + (state is State.RETRYING),
+            ),
+            delay_ms,
+            ttl_ms,
+        )
+        answer = self.both(lambda store: store.settle(key, event))
+        if isinstance(answer, Recorded):
+            self.highest[key] = max(self.highest.get(key, 0), answer.token)
+            if state in (State.SUCCEEDED, State.FAILED):
+                assert self.accepted.setdefault(key, record.token) == record.token
+
+    @rule(runs=st.lists(held, max_size=3), lease_ms=spans, keep_ms=spans, delivers=st.booleans())
+    def renew(
+        self, runs: list[tuple[str, Record]], lease_ms: int, keep_ms: int, delivers: bool
+    ) -> None:
+        state = State.SUCCEEDED if delivers else State.RUNNING
+        renewals = [
+            Renewal(key, replace(record, state=state), lease_ms, keep_ms) for key, record in runs
+        ]
+        self.both(lambda store: [_comparable(answer) for answer in store.renew(renewals)])
+
+    @rule(run=held, message=messages, ttl_ms=st.sampled_from((0, 1, 1_000)))
+    def note(self, run: tuple[str, Record], message: Message, ttl_ms: int) -> None:
+        key, record = run
+        note = note_key(key, message.task_id)
+        self.notes.add(note)
+        # A release has a token of its own, one higher.
+        token = max(record.token, (self.record(key) or record).token)
+        self.both(lambda store: store.note(key, token, note, ttl_ms))
+
+    @rule(key=keys, owner=owners, process=st.sampled_from((b"", *PROCESSES)))
+    def end_lease(self, key: str, owner: bytes, process: bytes) -> None:
+        self.both(lambda store: store.end_lease(key, owner, process))
+
+    @rule(key=keys, candidate=candidates(), ttl_ms=spans)
+    def abandon(self, key: str, candidate: Record, ttl_ms: int) -> None:
+        self.both(lambda store: store.abandon(key, candidate, ttl_ms))
+
+    @rule(run=held, ttl_ms=spans)
+    def abandon_a_granted_claim(self, run: tuple[str, Record], ttl_ms: int) -> None:
+        key, record = run
+        self.both(lambda store: store.abandon(key, replace(record, token=0), ttl_ms))
+
+    @rule(key=keys, ttl_ms=spans)
+    def forget(self, key: str, ttl_ms: int) -> None:
+        self.both(lambda store: store.forget(key, ttl_ms))
+        self.accepted.pop(key, None)
+
+    @rule(key=keys)
+    def get(self, key: str) -> None:
+        self.both(lambda store: (store.get(key),))
+        self.both(lambda store: sorted(store.scan("idempotent:*")))
+
+    @rule(ms=st.sampled_from((1, 2, 999, 1_000, 30_000, -1, -60_000)))
+    def advance(self, ms: int) -> None:
+        self.memory_clock.advance(ms)
+        self.redis_clock.advance(ms)
+        now_ms = self.memory_clock.now_us() // 1000
+        # A server deletes what is over; memory only when it is looked at, which matters where the
+        # clock goes back.
+        self.memory._notes = {n: end for n, end in self.memory._notes.items() if end > now_ms}
+        for key in KEYS:
+            if self.memory.ttl(key) is None:
+                self.memory._records.pop(key, None)
+                self.present.discard(key)
+                self.highest.pop(key, None)
+                self.accepted.pop(key, None)
+
+    @rule(key=keys, before_ms=st.sampled_from((0, 1)), later=st.sampled_from((0, 1, 1_000, 30_000)))
+    def advance_to_an_instant(self, key: str, before_ms: int, later: int) -> None:
+        record = self.record(key)
+        if record is not None and record.until_ms:
+            self.go_to(record.until_ms + later - before_ms)
+
+    @rule(key=keys, before_ms=st.sampled_from((0, 1)))
+    def advance_to_the_end_of_a_record(self, key: str, before_ms: int) -> None:
+        left = self.memory.ttl(key)
+        if left is not None:
+            self.go_to(self.memory_clock.now_us() // 1000 + round(left * 1000) - before_ms)
+
+    @rule(key=keys, spoil=st.sampled_from(sorted(UNREADABLE)))
+    def spoil(self, key: str, spoil: str) -> None:
+        self.write(key, UNREADABLE[spoil][0])
+
+    @rule(key=keys, at=st.integers(0, 23), value=st.integers(0, 255))
+    def spoil_the_header(self, key: str, at: int, value: int) -> None:
+        packed = read_memory(self.memory, key)
+        if self.memory.ttl(key) is not None and packed:
+            self.write(key, packed[:at] + bytes((value,)) + packed[at + 1 :])
+
+    @rule(key=keys, size=st.integers(0, 120))
+    def cut_short(self, key: str, size: int) -> None:
+        packed = read_memory(self.memory, key)
+        if self.memory.ttl(key) is not None and packed is not None:
+            self.write(key, packed[:size])
+
+    @invariant()
+    def the_same_is_stored(self) -> None:
+        """The bytes, what is left of their time, and the notes are the same in both."""
+        look = self.store._wire.command("EVAL", _LOOK, len(KEYS), *KEYS)
+        now_ms = self.memory_clock.now_us() // 1000
+        for key, (packed, gone_ms) in zip(KEYS, look, strict=False):
+            left = self.memory.ttl(key)
+            assert (left is None) is (packed is None)
+            if left is not None:
+                assert read_memory(self.memory, key) == packed
+                assert round(left * 1000) == int(gone_ms) - now_ms
+        set_in_memory = {note for note in self.notes if self.memory._notes.get(note, 0) > now_ms}
+        assert {note.decode() for note in look[-1]} == set_in_memory
+
+    @invariant()
+    def nothing_disappears(self) -> None:
+        """A record that was there is there, unless its time ran out."""
+        there = {key for key in KEYS if self.memory.ttl(key) is not None}
+        assert self.present <= there
+        self.present = there
+
+    def record(self, key: str) -> Record | None:
+        try:
+            return self.memory.get(key)
+        except StoreError:
+            return None
+
+    def write(self, key: str, packed: bytes) -> None:
+        """Put bytes into both; from then on nothing is promised of the key's past."""
+        write_memory(self.memory, key, packed)
+        write_redis(self.store, key, packed)
+        self.highest.pop(key, None)
+        self.accepted.pop(key, None)
+
+    def go_to(self, ms: int) -> None:
+        ahead_ms = ms - self.memory_clock.now_us() // 1000
+        if abs(ahead_ms) < YEAR_MS:  # a spoilt instant may be far beyond what a clock shows
+            self.advance(ahead_ms)
+
+
+def _comparable(answer: Any) -> Any:
+    return (type(answer), str(answer)) if isinstance(answer, Exception) else answer
+
+
+@pytest.fixture
+def virtual_store(session_server: RedisServer) -> Iterator[VirtualRedisStore]:
+    store = VirtualRedisStore.from_url(session_server.url(3))
+    assert isinstance(store, VirtualRedisStore)
+    yield store
+    store.close()
+
+
+def test_memory_and_redis_are_the_same(virtual_store: VirtualRedisStore) -> None:
+    """Whatever happens in whatever order: equal verdicts, equal bytes, equal times to live.
+
+    And of both: tokens only rise, one completion is accepted in a window, nothing disappears.
+    """
+
+    class TheseTwins(Twins):
+        store = virtual_store
+
+    run_state_machine_as_test(
+        TheseTwins,
+        settings=hypothesis.settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        ),
+    )
