@@ -125,6 +125,7 @@ def _run(stage: Stage, report: Report, performances: list[Performance]) -> None:
 
 def _pause(stage: Stage, report: Report) -> None:
     report.refresh()
+    stage.sweep()
     stage.stopping.wait(_FRAME_SECONDS)
 
 

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import redis
+from kombu.transport.redis import Channel as RedisChannel
 
 from celery_idempotent.demo.briefing import Briefing
 from celery_idempotent.demo.ledger import Entry, Ledger
@@ -92,6 +93,7 @@ class Stage:
         self.ledger = Ledger(self.directory / "ledger.jsonl")
         self.shop: Any = None
         self._mode = mode
+        self._sweeper: Any = None
         self._server = RedisServer(directory=self.directory / "server")
         self._workers: dict[str, list[Worker]] = {side: [] for side in SIDES}
         self._hired = dict.fromkeys(SIDES, 0)
@@ -112,6 +114,8 @@ class Stage:
 
             self.shop = shop
             self._broker = redis.Redis(port=self._server.port, db=0)
+            if not hasattr(RedisChannel, "unacked_restore_interval"):
+                self._sweeper = shop.app.connection_for_read().default_channel
             for _ in range(_WORKERS_A_SIDE):
                 for side in SIDES:
                     self._hire(side)
@@ -172,6 +176,15 @@ class Stage:
             workers.remove(victim)
         self.ledger.write(Entry("killed", side=entry.side, worker=victim.name, pid=victim.pid))
         self._hire(entry.side)
+
+    def sweep(self) -> None:
+        """Have the broker deliver lost messages again, where its workers do that too rarely.
+
+        Before kombu 5.7 a running worker looks for them every 100 s and can't be told otherwise.
+        Any client may look; this one does by kombu's own means. To be called by one thread only.
+        """
+        if self._sweeper is not None:
+            self._sweeper.qos.restore_visible(interval=1)
 
     def quiet(self, side: str) -> bool:
         """Whether nothing of this side is queued, held back, or running: all figures are final."""
