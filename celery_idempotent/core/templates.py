@@ -2,8 +2,8 @@
 
 A value stands bare where it can't be mistaken: ``order:42`` is the number, ``order:'42'`` the
 string, ``order:A-17`` a string again. What follows a field in its template must not be readable as
-part of the value, else the value is put between quotes or brackets: ``{a}-{b}`` gives ``'x-y'-z``
-and ``x-'y-z'``. So no two calls share a text, whatever their values contain.
+part of the value, else the value is put between quotes or brackets: with ``{a}-{b}``, ``'x-y'-z``
+is not ``x-y-z``. So no two calls share a text, whatever their values contain.
 """
 
 import re

@@ -294,7 +294,9 @@ def structures(
 
 
 # A key that JSON makes of another one would collide with it: that is an error of its own.
-json_keys = texts.filter(lambda text: not re.match(r"[-\d]|true|false|null|inf|Inf", text))
+json_keys: st.SearchStrategy[Any] = texts.filter(
+    lambda text: not re.match(r"[-\d]|true|false|null|inf|Inf", text)
+)
 json_keys |= st.integers() | st.booleans() | st.none()
 WHAT_IT_TAKES = {
     "json": structures(simple | exact | mixed_enum, json_keys),
@@ -377,7 +379,7 @@ def test_two_values_share_a_text_only_if_they_mean_the_same(pair: tuple[Any, Any
 def test_what_looks_alike_differs() -> None:
     """The values that a careless form would mix up all have texts of their own."""
     # Given
-    values = [
+    values: list[Any] = [
         *(1, 1.0, True, "1", None, "null", "None", "true", b"1", Decimal(1), [1], {1}, {"1": 1}),
         *("", b"", [], {}, set(), 0, 0.0, False, [[]], [""], [None]),
         *(dt.date(2020, 1, 2), dt.datetime(2020, 1, 2), "2020-01-02", "date(2020-01-02)"),
