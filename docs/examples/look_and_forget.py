@@ -1,0 +1,34 @@
+"""What can be asked about a call from outside, and how its key is freed."""
+
+from celery import Celery
+
+from celery_idempotent import IdempotentTask, State
+
+app = Celery("shop")
+app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
+charged = []
+
+
+@app.task(base=IdempotentTask, idempotency_key="order:{order_id}")
+def charge(order_id, amount):
+    charged.append(order_id)
+
+
+# [client]
+first = charge.delay(42, 100)
+
+assert charge.idempotency_key_for(42, 100) == "order:42"
+
+record = charge.idempotency_record(42, 100)
+assert record.state is State.SUCCEEDED
+assert record.owner_id == first.id
+assert charge.idempotency_record(43, 100) is None
+
+charge.forget(42, 100)  # the next call with this key runs
+charge.delay(42, 100)
+assert charged == [42, 42]
+
+# A call that had an explicit key is found by it, without its arguments.
+charge.apply_async((42, 100), idempotency_key="req-7f3a")
+assert charge.idempotency_record(idempotency_key="req-7f3a").state is State.SUCCEEDED
+# [end]

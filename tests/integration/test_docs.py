@@ -1,0 +1,94 @@
+"""Every example in README and documentation does what is said of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from celery_idempotent.testing.servers import RedisServer
+from tests.support.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "docs" / "examples"
+#: Together they are the quick start: they need a broker and a worker.
+QUICK_START = ("shop.py", "gateway.py", "calls.py", "mismatch.py")
+EAGER = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in QUICK_START)
+
+
+def run(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script as a reader would, from the folder that it is in."""
+    return subprocess.run(
+        [sys.executable, script],
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+@pytest.mark.parametrize("script", EAGER)
+def test_an_example_does_what_it_says(script: str) -> None:
+    """It runs, and what it asserts holds."""
+    done = run(script, EXAMPLES)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def shop(redis_server: RedisServer, tmp_path: Path) -> Iterator[Path]:
+    """The quick start in a folder, on a private server, with its worker running."""
+    for name in QUICK_START:
+        shutil.copy(EXAMPLES / name, tmp_path)
+    text = (tmp_path / "shop.py").read_text(encoding="utf-8")
+    server = redis_server.url().rpartition("/")[0]
+    assert text.count("redis://localhost:6379/") == 3
+    (tmp_path / "shop.py").write_text(text.replace("redis://localhost:6379", server))
+    log_path = tmp_path / "worker.log"
+    with open(log_path, "wb") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "celery", "-A", "shop", "worker", "-c", "2", "-l", "INFO"],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        eventually(
+            lambda: b" ready." in log_path.read_bytes() or worker.poll() is not None,
+            "the worker is ready",
+            timeout=60,
+        )
+        assert worker.poll() is None, log_path.read_text()
+        yield tmp_path
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def test_the_quick_start_works(shop: Path) -> None:
+    """Its calls are answered as it says, and the same key for something else is refused."""
+    # When
+    calls, mismatch = run("calls.py", shop), run("mismatch.py", shop)
+    # Then
+    assert calls.returncode == 0, calls.stderr + (shop / "worker.log").read_text()
+    assert mismatch.returncode == 0, mismatch.stderr
+    assert "req-7f3a was used before" in mismatch.stdout
+    # And three calls that were not refused made two charges, as the comments say
+    log = (shop / "worker.log").read_text()
+    assert log.count("is a duplicate of") == 3  # two in calls.py, one in mismatch.py

@@ -1,0 +1,205 @@
+"""What README and documentation say is what the code has: names, defaults, numbers, states."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+import celery_idempotent
+from celery_idempotent import IdempotentTask, State, signals
+from celery_idempotent.core import transitions
+from celery_idempotent.core.options import Options, Settings, setting_names
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import Claim, ClaimVerdict, Settle
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(DOCS.glob("*.rst"))
+EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+
+
+def page(name: str) -> str:
+    return (DOCS / f"{name}.rst").read_text(encoding="utf-8")
+
+
+def table_rows(text: str) -> list[list[str]]:
+    """The rows of all Markdown tables, as their cells."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+# --- examples ------------------------------------------------------------------------------------
+
+
+def test_the_readme_shows_the_examples_that_are_run() -> None:
+    """Each Python block of the README is a file of docs/examples, word for word."""
+    # Given
+    named = dict(re.findall(r"<!-- (\S+) -->\n```python\n(.*?)```", README, re.DOTALL))
+    # Then
+    assert README.count("```python") == len(named) > 0
+    for name, block in named.items():
+        assert block == (ROOT / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pages_take_their_code_from_files(path: Path) -> None:
+    """No page has Python of its own, which nothing would run."""
+    text = path.read_text(encoding="utf-8")
+    assert "code-block:: python" not in text
+    assert ">>>" not in text
+
+
+def test_every_example_is_shown() -> None:
+    """A file that no page shows is none."""
+    shown = "".join(path.read_text(encoding="utf-8") for path in PAGES)
+    hidden = [path.name for path in EXAMPLES if f"examples/{path.name}" not in shown]
+    assert hidden == ["gateway.py"]  # what the quick start imports
+
+
+# --- names and defaults --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
+def test_only_what_exists_is_named(path: Path) -> None:
+    """Each idempotency_ name in a text is an option, a setting or a method of the task."""
+    # Given
+    named = set(re.findall(r"\bidempotency_[a-z_]*[a-z]\b", path.read_text(encoding="utf-8")))
+    # Then
+    known = setting_names() | {name for name in vars(IdempotentTask) if name.startswith("idem")}
+    assert named <= known
+
+
+@pytest.mark.parametrize("options", [Options, Settings])
+def test_the_readme_has_every_option_with_its_default(options: Any) -> None:
+    """The tables list all options in their order; a default that is a value is the real one."""
+    # Given
+    cells = {row[0].strip("`"): row[1] for row in table_rows(README)}
+    fields = {f"idempotency_{item.name}": item for item in dataclasses.fields(options)}
+    # Then
+    assert [name for name in cells if name in fields] == list(fields)
+    for name, item in fields.items():
+        default = item.default
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if default is not None:
+            assert ast.literal_eval(cells[name].strip("`")) == default, name
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """What users may import stands on the page for it."""
+    for name in celery_idempotent.__all__:
+        assert re.search(rf"^\.\. auto\w+:: {name}\b", page("api"), re.MULTILINE), name
+    for name, value in vars(signals).items():
+        if isinstance(value, signals.Signal):
+            assert f"``{name}``" in page("signals"), name
+
+
+def test_the_readme_compares_what_was_measured() -> None:
+    """Each cell of the comparison is a finding of the run whose results are kept."""
+    # Given
+    measured = json.loads((DOCS / "comparison-results.json").read_text(encoding="utf-8"))
+    rows = table_rows(README.partition("## How it compares")[2])
+    contenders = ["celery_setting", "once", "singleton", "heimdall", "heimdall_interval"]
+    contenders.append("idempotent")
+    findings = [measured["findings"][name] for name in contenders]
+    versions = [measured["contenders"][name] for name in contenders]
+    # When
+    head, _, *body = rows
+    # Then
+    assert [cell.rpartition(" ")[2] for cell in head[1:]] == versions
+    assert measured["measured_on"] in README
+    assert len(body) >= 6
+    measured_rows = [[found[name]["brief"] for found in findings] for name in findings[0]]
+    assert all(row[1:] in measured_rows for row in body)
+
+
+# --- how it works --------------------------------------------------------------------------------
+
+
+def test_every_verdict_is_drawn() -> None:
+    """Each answer of the store has a diagram, and so have no answer and a refused outcome."""
+    # Given
+    titles = re.findall(r"^\.\. sequence:: (.+)$", page("verdicts"), re.MULTILINE)
+    # Then
+    names = [verdict.__name__ for verdict in get_args(ClaimVerdict)]
+    drawn = [title.partition(",")[0] for title in titles]
+    assert drawn.count("Busy") == 2  # another call, and the own message
+    assert {*names, "Lost", "The store is away"} == set(drawn)
+
+
+NOW = 1_000_000_000_000_000  # the store's clock, in µs
+TOKEN = NOW - 60_000_000
+
+
+def records(state: State) -> list[Record]:
+    """Records of one state: lease over or live, with and without an outcome."""
+    return [
+        Record(state, TOKEN, until_ms=until, retries=1, owner=b"mine", outcome=outcome)
+        for until, outcome in product((1, NOW // 1000 + 1000), (b"", b"outcome"))
+    ]
+
+
+def after_claims(record: Record | None) -> set[State]:
+    """What any claim makes of a record."""
+    states = set()
+    for owner, retries, most in product((b"mine", b"other"), (0, 1, 2), (0, 3)):
+        candidate = Record(State.RUNNING, 0, retries=retries, owner=owner, nonce=b"nonce")
+        ask = Claim(candidate, lease_ms=30_000, keep_ms=60_000, max_interruptions=most)
+        write = transitions.claim(record, ask, NOW)[1]
+        if write is not None:
+            states.add(write.record.state)
+    return states
+
+
+def after_endings(record: Record) -> set[State]:
+    """What any end of the run that holds it makes of a record."""
+    states = set()
+    for state in ENDINGS:
+        ending = Settle(dataclasses.replace(record, state=state), delay_ms=0, ttl_ms=60_000)
+        write = transitions.settle(record, ending, NOW)[1]
+        if write is not None:
+            states.add(write.record.state)
+    return states
+
+
+#: How the body of a task can end.
+ENDINGS = (State.RUNNING, State.RETRYING, State.RELEASED, State.SUCCEEDED, State.FAILED)
+#: The states that this version reaches.
+REACHED = (*ENDINGS, State.UNKNOWN)
+
+
+def test_the_state_chart_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What claims and endings do to records of each state is drawn, and nothing else is."""
+    # Given
+    monkeypatch.syspath_prepend(str(DOCS))
+    from _ext import statechart  # type: ignore[import-not-found, unused-ignore]
+
+    # When
+    happens = {("absent", str(state)) for state in after_claims(None)}
+    for state in REACHED:
+        for record in records(state):
+            happens |= {(str(state), str(new)) for new in after_claims(record)}
+            if state in (State.RUNNING, State.UNKNOWN):  # whose run may still be under way
+                happens |= {(str(state), str(new)) for new in after_endings(record)}
+    # Then
+    changes = {(old, new) for old, new in happens if old != new or old == "running"}
+    assert changes == statechart.edges_of()
+    assert set(statechart.STATES) == {"absent", *map(str, REACHED)}
+
+
+@pytest.mark.parametrize("state", REACHED, ids=str)
+def test_forget_leads_to_released_from_everywhere(state: State) -> None:
+    """As the page says below the chart."""
+    for record in records(state):
+        write = transitions.forget(record, 1000, NOW)
+        assert write is not None
+        assert write.record.state is State.RELEASED
+        assert write.record.token > record.token
