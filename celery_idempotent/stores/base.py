@@ -82,6 +82,16 @@ class Store(Protocol):
     def get(self, key: str) -> Record | None:
         """Read a record, and change nothing."""
 
+    def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
+        """Read records for a list, in one round trip a node; errors are given in their places.
+
+        A long outcome may come cut short, so that a thousand large results do not come over the
+        wire for a list that doesn't show them: ``get`` reads it whole.
+        """
+
+    def now_ms(self) -> int:
+        """Give the store's clock, in milliseconds since 1970."""
+
     def steps(self, key: str) -> dict[str, bytes]:
         """Give the (packed) steps of a record by name."""
 

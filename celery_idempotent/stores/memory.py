@@ -162,6 +162,18 @@ class MemoryStore:
         with self._lock:
             return self._read(key, self._clock())
 
+    def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
+        return [self._in_list(key) for key in keys]
+
+    def _in_list(self, key: str) -> Record | StoreError | None:
+        try:
+            return self.get(key)
+        except StoreError as exc:
+            return exc
+
+    def now_ms(self) -> int:
+        return self._clock() // 1000
+
     def steps(self, key: str) -> dict[str, bytes]:
         with self._lock:
             return dict(self._steps.get(key, {})) if self.ttl(key) else {}

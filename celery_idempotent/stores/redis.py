@@ -40,6 +40,8 @@ _TIMEOUTS: Final = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
 _OURS: Final = {"protocol": 2, "decode_responses": False}
 #: Options that are Sentinel's or Celery's, not a connection's.
 _SENTINEL_OPTIONS: Final = ("master_name", "sentinel_kwargs", "min_other_sentinels")
+#: How much of a record is read for a list: all but the tail of a long outcome, in bytes.
+_HEAD: Final = 2048
 #: Celery writes Python's names of these, redis-py wants its own.
 _CERT_REQS: Final = {
     "CERT_REQUIRED": "required",
@@ -145,6 +147,27 @@ class RedisStore:
     def get(self, key: str) -> Record | None:
         packed = self._wire.command("GET", key)
         return None if packed is None else Record.unpack(packed)
+
+    def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
+        heads = self._wire.commands([("GETRANGE", key, 0, _HEAD - 1) for key in keys])
+        return [self._in_list(key, head) for key, head in zip(keys, heads, strict=True)]
+
+    def _in_list(self, key: str, head: Any) -> Record | StoreError | None:
+        if isinstance(head, StoreError):
+            return head
+        try:
+            return Record.unpack(head) if head else None
+        except StoreError as exc:
+            if len(head) < _HEAD:
+                return exc
+        try:
+            return self.get(key)  # its label alone is longer than that
+        except StoreError as exc:
+            return exc
+
+    def now_ms(self) -> int:
+        seconds, micros = self._wire.command("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
 
     def steps(self, key: str) -> dict[str, bytes]:
         return _pairs(self._wire.command("HGETALL", steps_key(key)))

@@ -127,6 +127,18 @@ class Wire:
         """Send one plain command and give its answer."""
         return self._checked(self._exchange([_pack(parts)])[0])
 
+    def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Send plain commands in one round trip; an answer that is an error is given as one."""
+        if not commands:
+            return []
+        answers: list[Any] = []
+        for answer in self._exchange([_pack(parts) for parts in commands]):
+            try:
+                answers.append(self._checked(answer))
+            except (StoreUnavailable, RecordCorrupt) as exc:
+                answers.append(exc)
+        return answers
+
     def close(self) -> None:
         """Close the idle connections."""
         while True:

@@ -1,0 +1,1 @@
+"""For operators: what is recorded, and what can be done about it."""

@@ -1,0 +1,472 @@
+"""Records as operators see them: listed, filtered, counted, located, shown and forgotten."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import redis
+
+from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.transitions import Claim, Claimed, Settle
+from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, StoreUnavailable
+from celery_idempotent.ops import records
+from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of
+from celery_idempotent.ops.records import Filter, RecordView
+from celery_idempotent.stores.base import Renewal, Store, note_key, store_from_url
+from celery_idempotent.stores.memory import MemoryStore
+from celery_idempotent.testing.servers import RedisServer
+
+PREFIX = "idem*[1]"  # a prefix may hold what a glob pattern would take for more than itself
+TTL_MS = 100_000
+JSON = ("application/json", "utf-8")
+
+
+class Shelf:
+    """A store, and short words for what a test puts there."""
+
+    def __init__(self, store: Store, raw: redis.Redis | None) -> None:
+        self.store = store
+        self.raw = raw
+
+    def hold(
+        self, key: str = "order:42", task: str = "shop.charge", owner: str = "", label: str = ""
+    ) -> tuple[str, Record]:
+        """Claim a key and leave it running."""
+        name = record_key(PREFIX, CallKey(task, key, "", b"", False))
+        record = Record(
+            State.RUNNING,
+            0,
+            owner=Owner(owner or str(uuid.uuid4())).pack(),
+            process=Process("host-1", 77, "boot").pack(),
+            nonce=uuid.uuid4().bytes,
+            label=label,
+        )
+        claimed = self.store.claim(name, Claim(record, 30_000, TTL_MS))
+        assert isinstance(claimed, Claimed)
+        return name, replace(record, token=claimed.token)
+
+    def done(
+        self,
+        key: str = "order:42",
+        task: str = "shop.charge",
+        outcome: bytes = b"",
+        owner: str = "",
+        label: str = "",
+    ) -> str:
+        """Claim a key and complete it."""
+        name, held = self.hold(key, task, owner, label)
+        outcome = outcome or Outcome(Kind.RESULT, *JSON, b'{"receipt": 7}').pack()
+        ended = replace(held, state=State.SUCCEEDED, process=b"", nonce=b"", outcome=outcome)
+        self.store.settle(name, Settle(ended, 0, TTL_MS))
+        return name
+
+    def write(self, name: str, packed: bytes) -> None:
+        """Put something under a name, past the store."""
+        if isinstance(self.store, MemoryStore):
+            self.store._records[name] = (packed, self.store.now_ms() + TTL_MS)
+        else:
+            assert self.raw is not None
+            self.raw.set(name, packed)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
+    """Each kind of store in turn, empty."""
+    if request.param == "memory":
+        yield Shelf(MemoryStore(), None)
+        return
+    server: RedisServer = request.getfixturevalue("redis_server")
+    store = store_from_url(server.url())
+    with redis.Redis.from_url(server.url()) as raw:
+        yield Shelf(store, raw)
+    store.close()
+
+
+def keys(views: Iterator[RecordView] | Sequence[RecordView]) -> list[str]:
+    return sorted(view.key for view in views)
+
+
+# --- reading many ---------------------------------------------------------------------------------
+
+
+def test_records_are_read_together_in_their_order(shelf: Shelf) -> None:
+    """A record for each name, None for what is absent, an error where one can't be read."""
+    # Given
+    first, _ = shelf.hold("order:1")
+    second = shelf.done("order:2")
+    shelf.write("corrupt", b"\x01nonsense")
+    shelf.write("new", b"\x63")
+    # When
+    found = shelf.store.get_many([second, "absent", "corrupt", "new", first])
+    # Then
+    assert found[0] == shelf.store.get(second)
+    assert found[1] is None
+    assert isinstance(found[2], RecordCorrupt)
+    assert isinstance(found[3], RecordTooNew)
+    assert found[4] == shelf.store.get(first)
+    assert shelf.store.get_many([]) == []
+
+
+def test_a_long_record_is_readable_in_a_list(shelf: Shelf) -> None:
+    """A long result may come cut short, and a label that is longer still comes whole."""
+    # Given
+    large = Outcome(Kind.RESULT, *JSON, uuid.uuid4().hex.encode() * 10_000).pack()
+    name = shelf.done("order:1", outcome=large)
+    odd = shelf.done("order:2", label="shop.charge\n" + "x" * 5000)
+    # When
+    result, label = shelf.store.get_many([name, odd])
+    # Then
+    assert isinstance(result, Record)
+    assert result.state is State.SUCCEEDED
+    assert large.startswith(result.outcome)
+    assert label == shelf.store.get(odd)
+
+
+def test_what_is_no_record_is_an_error_in_its_place(redis_server: RedisServer) -> None:
+    """Another program's list under one name does not keep the other records from being seen."""
+    # Given
+    store = store_from_url(redis_server.url())
+    with redis.Redis.from_url(redis_server.url()) as raw:
+        raw.rpush(f"{PREFIX}:{{shop.charge:list}}", "something")
+    shelf = Shelf(store, None)
+    name = shelf.done()
+    # When
+    odd, record = store.get_many([f"{PREFIX}:{{shop.charge:list}}", name])
+    views = {view.key: view for view in records.find(store, PREFIX)}
+    # Then
+    assert isinstance(odd, StoreError)
+    assert isinstance(record, Record)
+    assert views["list"].state == "unreadable"
+    assert "another program" in views["list"].problem
+    assert views["order:42"].state == "succeeded"
+    store.close()
+
+
+def test_the_clock_is_the_stores(shelf: Shelf) -> None:
+    """It is the clock that tokens are made of."""
+    before = shelf.store.now_ms()
+    _, held = shelf.hold()
+    assert before <= held.token // 1000 <= shelf.store.now_ms()
+
+
+def test_many_records_take_two_commands_a_thousand(own_server: RedisServer) -> None:
+    """A list is read in scans and one round trip each, and a result of a megabyte stays away."""
+    # Given
+    store = store_from_url(own_server.url())
+    shelf = Shelf(store, None)
+    for number in range(30):
+        payload = os.urandom(48_000)  # what can't be compressed
+        shelf.done(f"order:{number}", outcome=Outcome(Kind.RESULT, *JSON, payload).pack())
+    with redis.Redis.from_url(own_server.url()) as raw:
+        raw.config_resetstat()
+        # When
+        found = list(records.find(store, PREFIX))
+        # Then
+        assert len(found) == 30
+        commands = raw.info("commandstats")
+        assert "cmdstat_get" not in commands
+        assert commands["cmdstat_getrange"]["calls"] == 30
+        assert commands["cmdstat_scan"]["calls"] == 1
+        assert raw.info("stats")["total_net_output_bytes"] < 30 * 3000
+    store.close()
+
+
+# --- listing --------------------------------------------------------------------------------------
+
+
+def test_a_record_is_shown_in_plain_words(shelf: Shelf) -> None:
+    """Key, task, state, owner, process, token, attempt and interruptions, as they were recorded."""
+    # Given
+    name, held = shelf.hold(owner="task-1")
+    # When
+    (view,) = records.find(shelf.store, PREFIX)
+    # Then
+    assert view.name == name == f"{PREFIX}:{{shop.charge:order:42}}"
+    assert (view.namespace, view.key, view.task) == ("shop.charge", "order:42", "shop.charge")
+    assert (view.state, view.owner_id) == ("running", "task-1")
+    assert (view.host, view.pid) == ("host-1", 77)
+    assert (view.token, view.attempt, view.interruptions) == (held.token, 1, 0)
+    assert view.claimed_at == held.token / 1e6
+    assert view.as_dict()["claimed_at"] == view.claimed_at
+    assert view.outcome is None
+
+
+def test_a_key_that_is_a_digest_in_the_store_is_shown_readable(shelf: Shelf) -> None:
+    """The label has the task's name and the key as a person wrote it."""
+    # Given
+    shelf.done("an order {7}", "tenant 1", label="shop.charge\nan order {7}")
+    # When
+    (view,) = records.find(shelf.store, PREFIX)
+    # Then
+    assert (view.namespace, view.key, view.task) == ("tenant 1", "an order {7}", "shop.charge")
+    assert view.stored_key.startswith("~")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, ["item:42", "order:42", "order:7", "wörter 42"]),
+        ({"match": "42"}, ["item:42", "order:42", "wörter 42"]),
+        ({"match": "order 42"}, ["order:42"]),
+        ({"match": "ORDER"}, ["order:42", "order:7"]),
+        ({"match": "WÖRTER"}, ["wörter 42"]),
+        ({"match": "shop"}, []),
+        ({"task": "shop.charge"}, ["order:42", "order:7", "wörter 42"]),
+        ({"task": "shop.*", "match": "42"}, ["item:42", "order:42", "wörter 42"]),
+        ({"state": "running"}, ["order:7"]),
+        ({"state": "succeeded", "task": "shop.pack"}, ["item:42"]),
+        ({"match": "0b5cbf0e-5d4a-4a0c-a5a4-7e3c2d1f0a9b"}, ["order:7"]),
+        ({"task": "", "state": "", "match": " "}, ["item:42", "order:42", "order:7", "wörter 42"]),
+    ],
+    ids=str,
+)
+def test_records_are_found_by_what_a_person_knows(
+    shelf: Shelf, asked: dict[str, str], expected: list[str]
+) -> None:
+    """By words of the key in any case, by task, by state, by the owner's task id."""
+    # Given
+    shelf.done("order:42")
+    shelf.hold("order:7", owner="0b5cbf0e-5d4a-4a0c-a5a4-7e3c2d1f0a9b")
+    shelf.done("item:42", "shop.pack")
+    shelf.done("wörter 42", label="shop.charge\nwörter 42")
+    # When
+    found = records.find(shelf.store, PREFIX, **asked)
+    # Then
+    assert keys(found) == expected
+
+
+def test_only_records_are_listed(shelf: Shelf) -> None:
+    """Neither notes and steps, nor what another prefix or program has put there."""
+    # Given
+    name, held = shelf.hold()
+    shelf.store.note(name, held.token, note_key(name, "task-1"), TTL_MS)
+    packed = Step(StepState.DONE, 0, b"").pack()
+    shelf.store.step(Renewal(name, held, 30_000, TTL_MS), "pay", packed)
+    for other in ("other:{shop.charge:order:42}", "idemX1:{a:b}", f"{PREFIX}:{{nocolon}}", "queue"):
+        shelf.write(other, b"whatever")
+    # When
+    found = list(records.find(shelf.store, PREFIX))
+    # Then
+    assert [view.name for view in found] == [name]
+
+
+def test_a_list_stops_at_its_limit(shelf: Shelf) -> None:
+    """And asks for no more than it needs."""
+    for number in range(5):
+        shelf.done(f"order:{number}")
+    assert len(list(records.find(shelf.store, PREFIX, limit=3))) == 3
+
+
+def test_unreadable_records_are_listed_as_such(shelf: Shelf) -> None:
+    """One that is corrupt, of a newer version, or has an owner that can't be read."""
+    # Given
+    shelf.write(f"{PREFIX}:{{shop.charge:a}}", b"\x01nonsense")
+    shelf.write(f"{PREFIX}:{{shop.charge:b}}", b"\x63")
+    shelf.write(f"{PREFIX}:{{shop.charge:c}}", Record(State.RUNNING, 1, owner=b"?").pack())
+    # When
+    found = list(records.find(shelf.store, PREFIX, state="unreadable"))
+    # Then
+    assert keys(found) == ["a", "b", "c"]
+    assert all(view.problem and view.task == "shop.charge" for view in found)
+
+
+def test_records_are_counted_by_state_and_task(shelf: Shelf) -> None:
+    """The count goes through all of them."""
+    # Given
+    shelf.done("order:1")
+    shelf.done("order:2")
+    shelf.hold("order:3")
+    shelf.done("item:1", "shop.pack")
+    # When
+    stats = records.count(shelf.store, PREFIX)
+    # Then
+    assert stats.total == 4
+    assert stats.states == {"succeeded": 3, "running": 1}
+    assert stats.tasks == {"shop.charge": 3, "shop.pack": 1}
+
+
+def test_batches_come_even_where_nothing_is_wanted(shelf: Shelf) -> None:
+    """So that who looks for a needle in a large store can give up in time."""
+    for number in range(1500):
+        shelf.write(f"{PREFIX}:{{shop.charge:{number}}}", b"?")
+    found = list(records.batches(shelf.store, PREFIX, Filter(match="needle")))
+    assert len(found) == 2
+    assert not any(found)
+
+
+# --- one record -----------------------------------------------------------------------------------
+
+
+def test_a_running_record_is_shown_with_its_lease(shelf: Shelf) -> None:
+    """How long it is still held, and how long the store keeps it, by the store's clock."""
+    # Given
+    name, held = shelf.hold()
+    packed = Step(StepState.DONE, 1, Outcome(Kind.RESULT, *JSON, b'"paid"').pack(), b"{}").pack()
+    lease = Renewal(name, held, 30_000, TTL_MS)
+    shelf.store.step(lease, "pay", packed)
+    shelf.store.step(lease, "reserve", Step(StepState.COMPENSATED, 0, b"").pack())
+    # When
+    detail = records.show(shelf.store, PREFIX, name)
+    # Then
+    assert detail is not None
+    assert detail.lease_left is not None
+    assert 0 < detail.lease_left <= 30
+    assert detail.window_left is not None
+    assert 30 < detail.window_left <= TTL_MS / 1000
+    assert detail.result == ""
+    assert [(step.name, step.state, step.result) for step in detail.steps] == [
+        ("reserve", "compensated", ""),
+        ("pay", "done", '"paid"'),
+    ]
+    assert detail.as_dict()["steps"][1] == {
+        "name": "pay",
+        "state": "done",
+        "result": '"paid"',
+        "compensated_by": True,
+    }
+
+
+def test_a_finished_record_is_shown_with_its_result(shelf: Shelf) -> None:
+    """Whole, even where a list would have cut it short."""
+    # Given
+    payload = b'"' + b"ab" * 1200 + b'"'
+    name = shelf.done(outcome=bytes((Kind.RESULT, 1)) + payload)
+    # When
+    detail = records.show(shelf.store, PREFIX, name)
+    # Then
+    assert detail is not None
+    assert detail.result == payload.decode()[: MAX_SHOWN - 3] + "..."
+    assert (detail.view.state, detail.view.outcome) == ("succeeded", "result")
+    assert detail.lease_left is None
+
+
+def test_an_absent_record_and_a_strange_name_are_none(shelf: Shelf) -> None:
+    """So is the name of something that is no record, though there be something."""
+    shelf.write("celery", b"a queue")
+    assert records.show(shelf.store, PREFIX, f"{PREFIX}:{{shop.charge:none}}") is None
+    assert records.show(shelf.store, PREFIX, "celery") is None
+
+
+def test_an_unreadable_record_is_shown_with_why(shelf: Shelf) -> None:
+    """Its page says what is wrong, and can free it."""
+    name = f"{PREFIX}:{{shop.charge:a}}"
+    shelf.write(name, b"\x01nonsense")
+    detail = records.show(shelf.store, PREFIX, name)
+    assert detail is not None
+    assert (detail.view.state, detail.result) == ("unreadable", "")
+    assert "cannot be read" in detail.view.problem
+
+
+def test_a_store_that_is_away_is_said_to_be(own_server: RedisServer) -> None:
+    """It isn't taken for an empty one, nor for an unreadable record."""
+    store = store_from_url(own_server.url())
+    name = Shelf(store, None).done()
+    own_server.kill()
+    for look in (
+        lambda: records.show(store, PREFIX, name),
+        lambda: list(records.find(store, PREFIX)),
+        lambda: records.forget(store, PREFIX, name, 10),
+    ):
+        with pytest.raises(StoreUnavailable):
+            look()
+
+
+@pytest.mark.parametrize("text", ["name", "order:42", "task-1"], ids=["name", "key", "task id"])
+def test_a_record_is_located_by_what_one_has(shelf: Shelf, text: str) -> None:
+    """Its name in the store, its key, or the id of the task that owns it."""
+    # Given
+    name = shelf.done(owner="task-1")
+    shelf.done("order:43", owner="task-2")
+    # When
+    found = list(records.locate(shelf.store, PREFIX, name if text == "name" else text))
+    # Then
+    assert [view.name for view in found] == [name]
+
+
+def test_a_key_is_located_in_each_namespace(shelf: Shelf) -> None:
+    """Once each, those of known tasks first."""
+    # Given
+    names = [shelf.done(task=task) for task in ("shop.charge", "shop.pack", "shop.send")]
+    # When
+    found = records.locate(shelf.store, PREFIX, "order:42", ["shop.send"])
+    # Then
+    located = [view.name for view in found]
+    assert located[0] == names[2]
+    assert sorted(located) == sorted(names)
+
+
+def test_forgetting_frees_a_key(shelf: Shelf) -> None:
+    """The next call gets it, with a higher token."""
+    # Given
+    name = shelf.done(owner="task-1")
+    before = shelf.store.get(name)
+    # When
+    assert records.forget(shelf.store, PREFIX, name, 100) is True
+    # Then
+    detail = records.show(shelf.store, PREFIX, name)
+    assert detail is not None
+    assert (detail.view.state, detail.view.owner_id) == ("released", None)
+    assert detail.window_left is not None
+    assert detail.window_left <= 100
+    _, held = shelf.hold(owner="task-2")
+    assert before is not None
+    assert held.token > before.token
+    assert records.forget(shelf.store, PREFIX, f"{PREFIX}:{{shop.charge:none}}", 100) is False
+
+
+def test_forgetting_touches_records_only(shelf: Shelf) -> None:
+    """A name from a request may be anything: what is no record's name is left alone."""
+    shelf.write("celery", b"a queue")
+    assert records.forget(shelf.store, PREFIX, "celery", 100) is False
+    found = shelf.store.get_many(["celery"])
+    assert isinstance(found[0], RecordTooNew)  # what it was: no forgotten record
+
+
+# --- outcomes -------------------------------------------------------------------------------------
+
+
+def test_a_pickle_is_not_opened() -> None:
+    """Looking at a record never runs what is in it."""
+    # Given a payload that would fail loudly
+    payload = b"cbuiltins\nexit\n(tR."
+    packed = Outcome(Kind.RESULT, "application/x-python-serialize", "binary", payload).pack()
+    # Then
+    assert text_of(packed) == f"(a pickle, {len(payload)} bytes, not opened)"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "text"),
+    [
+        (Outcome(Kind.RESULT, *JSON, b'{"a": 1}'), '{"a": 1}'),
+        (Outcome(Kind.RESULT, "application/x-msgpack", "binary", b"\x81\xa1a\x01"), "{'a': 1}"),
+        (
+            Outcome(Kind.RESULT, "application/x-msgpack", "binary", b"\xc1"),
+            "(msgpack that cannot be read, 1 bytes)",
+        ),
+        (
+            Outcome(Kind.FAILURE, *JSON, b'{"exc_type": "ValueError", "exc_message": ["no", 1]}'),
+            "ValueError: no, 1",
+        ),
+        (Outcome(Kind.FAILURE, *JSON, b"[]"), "[]"),
+        (Outcome(Kind.NOT_KEPT), ""),
+    ],
+    ids=["json", "msgpack", "bad msgpack", "failure", "odd failure", "not kept"],
+)
+def test_an_outcome_has_a_text(outcome: Outcome, text: str) -> None:
+    """As the result backend wrote it, a failure as type and message."""
+    assert text_of(outcome.pack()) == text
+
+
+def test_odd_outcomes_have_a_text_too() -> None:
+    """None, unreadable, too long."""
+    assert (text_of(b""), kind_of(b"")) == ("", None)
+    assert "cannot be read" in text_of(b"\xff\x01")
+    assert kind_of(b"\xff\x01") == "unreadable"
+    assert text_of(Outcome(Kind.RESULT, *JSON, b"x" * 50).pack(), most=10) == "xxxxxxx..."
