@@ -1,6 +1,7 @@
 """Celery tasks that run once per key: what users import, and nothing else."""
 
 from celery_idempotent.core.keys import MESSAGE_ID
+from celery_idempotent.core.options import RERUN, UNKNOWN
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.errors import (
     ClaimLost,
@@ -18,6 +19,8 @@ from celery_idempotent.task import IdempotentTask
 
 __all__ = [
     "MESSAGE_ID",
+    "RERUN",
+    "UNKNOWN",
     "ClaimLost",
     "ConfigurationError",
     "IdempotencyError",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any, NoReturn
 
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Retry
 from celery.utils.log import get_logger
 
 from celery_idempotent import callbacks, signals
-from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.calls import awaiting, identity_of, store_call
+from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import (
     Busy,
     ClaimVerdict,
-    Lost,
     Mismatch,
     Replay,
     Superseded,
@@ -30,56 +28,21 @@ from celery_idempotent.errors import (
     StoreUnavailable,
 )
 from celery_idempotent.events import Duplicate
+from celery_idempotent.execution import Execution
 from celery_idempotent.headers import Waits
-from celery_idempotent.results import encode_failure, encode_result, replay
+from celery_idempotent.results import replay
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease
-from celery_idempotent.run.runner import Call, Ending, Run, ask
+from celery_idempotent.run.runner import Call, Run, ask
+from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
-from celery_idempotent.stores.base import note_key
 from celery_idempotent.waiting import pause_of, put_back
 
-__all__ = ["Delivery", "identity_of", "owner_of", "store_call"]
+__all__ = ["Delivery"]
 
 log = get_logger("celery_idempotent")
 
 _PATIENCE_S = 1.0
-
-
-def owner_of(request: Any) -> Owner:
-    """Give who would own the claim of this message."""
-    return Owner(str(request.id), int(request.replaced_task_nesting or 0))
-
-
-def identity_of(call_key: CallKey) -> str:
-    """Give what keys for downstream APIs are derived from: the same wherever the call runs."""
-    return record_key("effect", call_key)
-
-
-def store_call(
-    task: Any, setup: TaskSetup, environment: Environment, request: Any, call_key: CallKey
-) -> Call:
-    """Give what a delivery of this message asks of the store."""
-    options = setup.options
-    key = record_key(environment.prefix, call_key)
-    label = call_key.label
-    if label or call_key.namespace != task.name:
-        label = f"{task.name}\n{label}"
-    noted = not request.is_eager and callbacks.has_callbacks(request)
-    return Call(
-        store=environment.store,
-        key=key,
-        note=note_key(key, request.id) if noted else None,
-        owner=owner_of(request).pack(),
-        retries=int(request.retries or 0),
-        fingerprint=call_key.fingerprint,
-        checked=call_key.checked,
-        label=label,
-        lease_ms=int(options.lease * 1000),
-        ttl_ms=int(options.ttl * 1000),
-        horizon_ms=int(environment.horizon * 1000),
-        max_interruptions=0 if options.on_interrupted == "unknown" else options.max_interruptions,
-    )
 
 
 class Delivery:
@@ -109,12 +72,19 @@ class Delivery:
         self.waits = waits
         self.eager = bool(request.is_eager)
         self.redelivered = bool((request.delivery_info or {}).get("redelivered"))
-        self.call = store_call(task, setup, environment, request, call_key)
+        self.call = store_call(
+            task,
+            setup,
+            environment,
+            request,
+            call_key,
+            compensates_only=waits.compensates_only,
+        )
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the delivery: run the body, replay an outcome, wait, or refuse."""
         awaited = self.waits.awaited
-        call = self.call if awaited is None else _awaiting(self.call, awaited)
+        call = self.call if awaited is None else awaiting(self.call, awaited)
         try:
             verdict = ask(call, _PATIENCE_S, self._on_lost)
         except (StoreUnavailable, RecordTooNew) as exc:
@@ -126,11 +96,11 @@ class Delivery:
         if verdict.replay is not None:
             return self._replay(verdict.replay)
         try:
-            return self._run(verdict, args, kwargs)
+            return Execution(self, verdict)(args, kwargs)
         finally:
             verdict.let_go()
 
-    def context(self, run: Run | None, why: str = "") -> RunContext:
+    def context(self, run: Run | None, why: str = "", steps: Steps | None = None) -> RunContext:
         """Give what the body sees as ``self.idempotency``."""
         return RunContext(
             key=self.call_key.key,
@@ -138,6 +108,7 @@ class Delivery:
             owner_id=self.request.id,
             retries=self.call.retries,
             run=run,
+            steps=steps,
             why=why,
         )
 
@@ -149,7 +120,7 @@ class Delivery:
         if isinstance(verdict, Busy):
             return self._busy(verdict)
         if isinstance(verdict, Mismatch):
-            signals.emit(signals.key_mismatch, self.task, signals.Event, *self._event(verdict))
+            signals.emit(signals.key_mismatch, self.task, signals.Event, *self.event(verdict))
             hint = ""
             if self.request.group or self.request.chord:
                 hint = (
@@ -157,14 +128,15 @@ class Delivery:
                     "task.s(...).set(idempotency_key=...)"
                 )
             raise IdempotencyKeyMismatch(
-                f"the key {self._name} was used before, by task {verdict.record.owner_id}, for a "
+                f"the key {self.name} was used before, by task {verdict.record.owner_id}, for a "
                 f"call of {self.task.name} with other arguments: this call was not run{hint}"
             )
         if isinstance(verdict, Unknown):
-            self._emit_interrupted(verdict.record, unknown=True)
+            self.emit_interrupted(verdict.record, unknown=True)
             raise OutcomeUnknown(
-                f"a run of {self._name} (task {verdict.record.owner_id}) was cut off, and nobody "
-                "knows whether its effect happened: look there, then forget the key to run it again"
+                f"a run of {self.name} (task {verdict.record.owner_id}) was cut off, and nobody "
+                "knows whether its effect happened: look there, then resolve the key, or forget it "
+                "to run it again"
             )
         log.info("%s: %s is an old copy of its message, ignored", self.task.name, self.request.id)
         raise Ignore("superseded")
@@ -179,7 +151,7 @@ class Delivery:
                 self.request.id,
                 verdict.record.owner_id,
             )
-            signals.emit(signals.task_deduplicated, self.task, signals.Event, *self._event(verdict))
+            signals.emit(signals.task_deduplicated, self.task, signals.Event, *self.event(verdict))
             if self.environment.events and not self.eager:
                 callbacks.announce(
                     Duplicate(
@@ -188,10 +160,11 @@ class Delivery:
                         self.call.key,
                     )
                 )
-        result = replay(self.task.backend, verdict.record.outcome, self._name)
-        return self._hand_over(result)
+        result = replay(self.task.backend, verdict.record.outcome, self.name)
+        return self.hand_over(result)
 
-    def _hand_over(self, result: Any) -> Any:
+    def hand_over(self, result: Any) -> Any:
+        """Give a result to the tracer, its link and chain sent."""
         if self.call.note is not None:
             callbacks.send_tail(self.task, self.request, result)
         return result
@@ -200,28 +173,28 @@ class Delivery:
         record = verdict.record
         if self.eager:
             raise IdempotencyInProgress(
-                f"{self._name} is being run by task {record.owner_id}, and an eager call can't wait"
+                f"{self.name} is being run by task {record.owner_id}, and an eager call can't wait"
             )
         left = (record.until_ms - verdict.now_ms) / 1000
         if verdict.mine:
-            self._wait_as_copy(left)
+            self.wait_as_copy(left)
         first = not (self.call.retries or self.redelivered or self.waits.count)
         policy = self.options.on_running if first else "wait"
         if policy == "raise":
             raise IdempotencyInProgress(
-                f"{self._name} is being run by task {record.owner_id}: this call was not run"
+                f"{self.name} is being run by task {record.owner_id}: this call was not run"
             )
         if policy == "drop" and not self._is_awaited():
-            log.info("%s: %s dropped, %s is running", self.task.name, self.request.id, self._name)
+            log.info("%s: %s dropped, %s is running", self.task.name, self.request.id, self.name)
             raise Ignore("dropped")
         since_ms = self.waits.since_ms or verdict.now_ms
         if verdict.now_ms - since_ms >= self.options.wait_timeout * 1000:
             raise IdempotencyInProgress(
-                f"{self._name} is still being run by task {record.owner_id} after "
+                f"{self.name} is still being run by task {record.owner_id} after "
                 f"{self.options.wait_timeout:g} s (idempotency_wait_timeout): this call was not run"
             )
         until = left + (self.options.lease if record.state is State.RETRYING else 0)
-        self._wait(record, since_ms, until)
+        self.wait(record, since_ms, until)
 
     def _is_awaited(self) -> bool:
         request = self.request
@@ -238,42 +211,48 @@ class Delivery:
             signals.store_unavailable,
             self.task,
             signals.StoreUnavailableEvent,
-            *self._event(None),
+            *self.event(None),
             str(exc),
             action,
         )
         if policy == "raise":
             raise exc
         if policy == "run":
-            log.error(
-                "%s runs unprotected, as idempotency_on_store_error says: %s", self._name, exc
-            )
+            log.error("%s runs unprotected, as idempotency_on_store_error says: %s", self.name, exc)
             self.request._idempotency = self.context(None, "the store is away")
             return self.task.run(*args, **kwargs)
-        log.warning("%s waits, its body was not run: %s", self._name, exc)
+        log.warning("%s waits, its body was not run: %s", self.name, exc)
         if self.redelivered or self.waits.redelivery:
-            self._wait_as_copy(None)
-        return self._wait(None, self.waits.since_ms, None)
+            self.wait_as_copy(None)
+        return self.wait(None, self.waits.since_ms, None)
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def _wait(self, record: Record | None, since_ms: int, until: float | None) -> NoReturn:
+    def wait(
+        self,
+        record: Record | None,
+        since_ms: int,
+        until: float | None,
+        delay: float | None = None,
+    ) -> NoReturn:
         """Put the message back; the caller's state becomes RETRY."""
         owner = None if record is None else Owner.unpack(record.owner)
         awaited = self.waits.awaited if owner is None else (owner.task_id, owner.nesting)
         delay, signature = self._put_back(
-            self.waits.again(since_ms=since_ms, awaited=awaited), until
+            self.waits.again(since_ms=since_ms, awaited=awaited), until, delay
         )
-        busy = IdempotencyInProgress(f"{self._name} is busy, waiting")
+        busy = IdempotencyInProgress(f"{self.name} is busy, waiting")
         raise Retry(exc=busy, when=delay, sig=signature)
 
-    def _wait_as_copy(self, until: float | None) -> NoReturn:
+    def wait_as_copy(self, until: float | None) -> NoReturn:
         """Put back a copy of a message whose own run may be alive, and touch nobody's state."""
         self._put_back(self.waits.again(redelivery=True), until)
         raise Ignore("a copy of this message is being run")
 
-    def _put_back(self, waits: Waits, until: float | None) -> tuple[float, Any]:
-        delay = pause_of(self.environment, self.options.ttl, self.waits.count, until)
+    def _put_back(
+        self, waits: Waits, until: float | None, delay: float | None = None
+    ) -> tuple[float, Any]:
+        delay = pause_of(self.environment, self.options.ttl, self.waits.count, until, delay)
         signature = put_back(self.task, self.request, self.call_key, waits, delay)
         original = waits.awaited[0] if waits.awaited else None
         signals.emit(
@@ -288,77 +267,6 @@ class Delivery:
             waits.redelivery,
         )
         return delay, signature
-
-    # --- the run ---------------------------------------------------------------------------------
-
-    def _run(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if run.interruptions:
-            self._emit_interrupted(run.lease.record, unknown=False)
-        self.request._idempotency = self.context(run)
-        try:
-            result = self.task.run(*args, **kwargs)
-        except BaseException as exc:
-            verdict = self._end(run, self._ending_of(exc))
-            if isinstance(verdict, Lost) and isinstance(exc, Exception):
-                return self._lost(verdict.record, exc)
-            raise
-        outcome = encode_result(self.task.backend, result, self.options.max_result_size)
-        verdict = self._end(run, Ending(State.SUCCEEDED, outcome))
-        if isinstance(verdict, Lost):
-            return self._lost(verdict.record, None, result)
-        return self._hand_over(result)
-
-    def _ending_of(self, exc: BaseException) -> Ending:
-        if isinstance(exc, Retry):
-            return Ending(State.RETRYING, b"", _delay_ms(exc.when), self.call.retries + 1)
-        if isinstance(exc, (Ignore, Reject)):
-            return Ending(State.RELEASED)
-        unknown = self.options.on_interrupted == "unknown"
-        if not isinstance(exc, Exception) or (unknown and isinstance(exc, SoftTimeLimitExceeded)):
-            return Ending(State.RUNNING)
-        stored = self.options.store_failures
-        outcome = encode_failure(self.task.backend, exc, self.options.max_result_size)
-        if stored is True or (isinstance(stored, tuple) and isinstance(exc, stored)):
-            return Ending(State.FAILED, outcome)
-        return Ending(State.RELEASED, outcome)
-
-    def _end(self, run: Run, ending: Ending) -> object:
-        verdict = run.end(ending)
-        if verdict is None:
-            signals.emit(
-                signals.store_unavailable,
-                self.task,
-                signals.StoreUnavailableEvent,
-                *self._event(None),
-                f"could not record that it is {ending.state}",
-                "record later",
-            )
-        return verdict
-
-    def _lost(self, record: Record, exc: Exception | None, result: Any = None) -> Any:
-        """Leave a run whose key is another's now: its caller gets what holds, not what it made."""
-        log.warning(
-            "%s: task %s lost its key %s to %s: its outcome is refused",
-            self.task.name,
-            self.request.id,
-            self._name,
-            record.owner_id or "nobody (it was forgotten)",
-        )
-        if record.owner == self.call.owner and not self.eager:
-            if isinstance(exc, Retry):
-                raise Ignore("a copy of this message took over")  # its successor is out already
-            self._wait_as_copy(None)
-        if record.state is State.RELEASED and not record.outcome:
-            if exc is not None:
-                raise exc
-            return self._hand_over(result)
-        if isinstance(exc, Retry):
-            raise Ignore("another call took over")
-        if record.is_done:
-            return self._hand_over(replay(self.task.backend, record.outcome, self._name))
-        if self.eager:
-            raise IdempotencyInProgress(f"{self._name} was taken over by task {record.owner_id}")
-        return self._wait(record, self.waits.since_ms, None)
 
     def _on_lost(self, lease: Lease) -> None:
         if lease.record.is_done:
@@ -377,14 +285,17 @@ class Delivery:
     # --- words -----------------------------------------------------------------------------------
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The key, for messages."""
         return f"{self.call_key.namespace}:{self.call_key.label or self.call_key.key}"
 
-    def _event(self, verdict: Replay | Mismatch | None) -> tuple[str, str, str, str | None]:
+    def event(self, verdict: Replay | Mismatch | None) -> tuple[str, str, str, str | None]:
+        """Give what every event tells."""
         original = None if verdict is None else verdict.record.owner_id
         return self.task.name, self.call_key.key, self.request.id, original
 
-    def _emit_interrupted(self, record: Record, *, unknown: bool) -> None:
+    def emit_interrupted(self, record: Record, *, unknown: bool) -> None:
+        """Say that an earlier run was cut off."""
         signals.emit(
             signals.task_interrupted,
             self.task,
@@ -407,18 +318,3 @@ class _Noted:
     def delivered(self, *, sent: bool) -> None:
         if sent and self._call.note is not None:
             self._call.store.note(self._call.key, 0, self._call.note, self._call.horizon_ms)
-
-
-def _awaiting(call: Call, awaited: tuple[str, int]) -> Call:
-    return replace(call, awaited=Owner(*awaited).pack())
-
-
-def _delay_ms(when: Any) -> int:
-    if isinstance(when, datetime):
-        now = datetime.now(when.tzinfo or timezone.utc)
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=timezone.utc)
-        return max(0, int((when - now).total_seconds() * 1000))
-    if isinstance(when, (int, float)):
-        return max(0, int(when * 1000))
-    return 0

@@ -36,6 +36,8 @@ class Waits:
     awaited: tuple[str, int] | None = None
     #: Whether it is a copy of a message whose run was still alive.
     redelivery: bool = False
+    #: Whether it was made to go on with a compensation, and for nothing else.
+    compensates_only: bool = False
 
     def again(self, **changes: Any) -> Waits:
         """Count one more."""
@@ -60,6 +62,8 @@ def own_header(
         header.update(waits=waits.count, since=waits.since_ms, again=waits.redelivery)
         if waits.awaited is not None:
             header["awaited"] = list(waits.awaited)
+    if waits is not None and waits.compensates_only:
+        header["compensate"] = True
     return header
 
 
@@ -108,7 +112,7 @@ def _read_waits(header: Mapping[str, Any]) -> Waits:
         raise ValueError("waits")
     if awaited is not None:
         awaited = (_text(awaited[0], _MAX_ID), int(awaited[1]))
-    return Waits(count, since, awaited, again is True)
+    return Waits(count, since, awaited, again is True, header.get("compensate") is True)
 
 
 def _text(value: object, most: int) -> str:

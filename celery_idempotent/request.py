@@ -10,8 +10,8 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery.utils.log import get_logger
 from celery.worker.request import Request
 
+from celery_idempotent.calls import owner_of
 from celery_idempotent.core.record import Process
-from celery_idempotent.delivery import owner_of
 from celery_idempotent.events import DEDUPLICATED, follow_up, name_key
 from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.settings import environment_of

@@ -9,10 +9,11 @@ from celery import Task
 from kombu.utils.uuid import uuid
 
 from celery_idempotent import callbacks
+from celery_idempotent.calls import identity_of
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import option_names
 from celery_idempotent.core.record import Record
-from celery_idempotent.delivery import Delivery, identity_of
+from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import KeyDerivationError
 from celery_idempotent.headers import EXPLICIT, OWN, Waits, explicit_key, own_header, read_own
 from celery_idempotent.run.context import RunContext
@@ -53,6 +54,7 @@ class IdempotentTask(Task):
     idempotency_wait_timeout: Any = None
     idempotency_on_interrupted: Any = None
     idempotency_max_interruptions: Any = None
+    idempotency_reconcile: Any = None
     idempotency_store_failures: Any = None
     idempotency_on_store_error: Any = None
     idempotency_max_result_size: Any = None

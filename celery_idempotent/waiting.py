@@ -21,16 +21,24 @@ _FIRST_S: Final = 0.25
 _SHORTEST_S: Final = 0.05
 
 
-def pause_of(environment: Environment, ttl: float, count: int, until: float | None = None) -> float:
+def pause_of(
+    environment: Environment,
+    ttl: float,
+    count: int,
+    until: float | None = None,
+    wanted: float | None = None,
+) -> float:
     """Give the seconds to wait: short at first, growing, with jitter.
 
     Args:
         ttl: the window; a wait of more than half of it could miss the outcome.
         count: how often the message has waited before.
         until: when what it waits for ends by itself, in seconds from now, if that is known.
+        wanted: how long it should be, where that doesn't depend on ``count``.
     """
     most = min(environment.longest_wait, ttl / 2)
-    grown = min(most, _FIRST_S * 2.0 ** min(count, 10)) * random.uniform(0.75, 1.0)
+    grown = _FIRST_S * 2.0 ** min(count, 10) if wanted is None else wanted
+    grown = min(most, grown) * random.uniform(0.75, 1.0)
     if until is not None:
         # Not past the end of a lease: a key that nobody holds any more is free then.
         grown = min(grown, until + _SHORTEST_S)

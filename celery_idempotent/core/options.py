@@ -5,6 +5,7 @@ The comments that open with ``#:`` are the settings page of the documentation.
 
 import dataclasses
 import difflib
+import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,19 @@ SHORTEST = 0.1
 LONGEST = 10 * 365 * 86400.0
 
 Check = Callable[[Any], Any]
+
+
+class Answer(enum.Enum):
+    """What ``idempotency_reconcile`` may answer, besides the result of what happened."""
+
+    #: The effect did not happen: run the task again.
+    RERUN = "rerun"
+    #: It can't tell: a person has to.
+    UNKNOWN = "unknown"
+
+
+RERUN = Answer.RERUN
+UNKNOWN = Answer.UNKNOWN
 T = TypeVar("T", bound="_FromLookup")
 
 
@@ -92,6 +106,12 @@ def _failures(value: Any) -> bool | tuple[type[BaseException], ...]:
     ):
         raise _Wrong("False, True, or a tuple of exception types")
     return tuple(types)
+
+
+def _function(value: Any) -> Callable[..., Any]:
+    if not callable(value):
+        raise _Wrong("a function of the task's arguments")
+    return value  # type: ignore[no-any-return]
 
 
 def _url(value: Any) -> str:
@@ -211,6 +231,13 @@ class Options(_FromLookup):
     #: task which kills its worker stops doing so. A whole number, at least 0; retries and success
     #: start the count anew. Default: 3. Raise it for long tasks on machines that go away often.
     max_interruptions: int = field(default=3, metadata=_checked(_integer(0)))
+
+    #: A function that is asked first whether an interrupted run's effect happened, with the task's
+    #: arguments (and the task before them, if its first parameter is called ``self``). It returns
+    #: the result to record, or ``RERUN``, or ``UNKNOWN``; where it fails, the outcome is unknown.
+    #: Default: none, ``idempotency_on_interrupted`` decides. Set it where the other side can be
+    #: asked: a payment that is looked up by the key that it was made with.
+    reconcile: Callable[..., Any] | None = field(default=None, metadata=_checked(_function))
 
     #: Whether a failure is an outcome that duplicates get as well, instead of running the task
     #: again. Default: False: a failed key is free again. True: each failure is kept. A tuple of

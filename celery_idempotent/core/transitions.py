@@ -65,6 +65,8 @@ def claim(
     mine = record is not None and record.owner == new.owner
     if noted and not mine:
         return Superseded(), None
+    if ask.compensates_only and (record is None or record.state is not State.COMPENSATING):
+        return Superseded(), None
     if record is None:
         return _take(None, ask, now_us, 0)
 

@@ -131,6 +131,8 @@ class Claim:
     checked: bool = False
     #: Whether the message carries callbacks, so that its note counts.
     callbacks: bool = False
+    #: Whether this message was made to go on with a compensation, and for nothing else.
+    compensates_only: bool = False
     #: The (packed) owner of the run that this caller waited for last.
     awaited: bytes = b""
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from celery_idempotent.errors import ClaimLost
 from celery_idempotent.run.runner import Run
+from celery_idempotent.run.steps import Steps
 
 __all__ = ["RunContext"]
+
+T = TypeVar("T")
 
 
 class RunContext:
@@ -18,7 +23,7 @@ class RunContext:
     :meth:`check` raises; the rest works.
     """
 
-    __slots__ = ("_identity", "_run", "_why", "attempt", "key", "owner_id")
+    __slots__ = ("_identity", "_run", "_steps", "_why", "attempt", "key", "owner_id")
 
     def __init__(
         self,
@@ -28,6 +33,7 @@ class RunContext:
         owner_id: str | None,
         retries: int,
         run: Run | None = None,
+        steps: Steps | None = None,
         why: str = "",
     ) -> None:
         #: The key of this call, as operators see it; ``None`` where it has none.
@@ -38,6 +44,7 @@ class RunContext:
         self.attempt = 1 + retries + (run.interruptions if run is not None else 0)
         self._identity = identity
         self._run = run
+        self._steps = steps
         self._why = why
 
     @property
@@ -63,6 +70,32 @@ class RunContext:
             raise ValueError("key_for() takes the name of an effect, such as key_for('stripe')")
         joined = f"{len(name)}:{name}:{self._identity}".encode("utf-8", "surrogatepass")
         return hashlib.blake2b(joined, digest_size=16).hexdigest()
+
+    def step(
+        self, name: str, fn: Callable[..., T], *args: Any, compensate: Any = None, **kwargs: Any
+    ) -> T:
+        """Do a part of the task once: a step that finished is not done again by a later run.
+
+        Between its effect and its record a crash repeats it: give it ``key_for(name)``, if it is a
+        call of an API that takes a key.
+
+        Args:
+            name: which step it is; the same in every run, and used once in each.
+            fn: does it, called with the arguments that follow.
+            compensate: a signature that undoes it, ``refund.s()``: where the body fails for good,
+                those of the finished steps are run in reverse, each with its step's result first.
+
+        Returns:
+            What ``fn`` returned; in a later run, as the result backend would give it back.
+
+        Raises:
+            ClaimLost: the key is another run's by now.
+            ResultNotKept: the step was done in an earlier run, and its result was not kept.
+        """
+        if self._steps is None:
+            return fn(*args, **kwargs)
+        result: T = self._steps.do(name, fn, args, kwargs, compensate)
+        return result
 
     def check(self) -> None:
         """Ask the store, in one round trip, whether this run still holds its key.

@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.transitions import (
+    UNKNOWN_TTL_MS,
     Claim,
     Claimed,
     ClaimVerdict,
@@ -64,7 +66,9 @@ class Call:
     #: How long a copy of a message may still come.
     horizon_ms: int
     max_interruptions: int
+    max_compensations: int
     awaited: bytes = b""
+    compensates_only: bool = False
 
     @property
     def keep_ms(self) -> int:
@@ -78,7 +82,7 @@ class Ending:
 
     state: State
     outcome: bytes = b""
-    #: Retrying: until the retry is due, and which one it is.
+    #: Retrying: until the retry is due, and which one it is. Compensating: the lease that goes on.
     delay_ms: int = 0
     retries: int = 0
 
@@ -108,6 +112,8 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
         lease_ms=call.lease_ms,
         keep_ms=call.keep_ms,
         max_interruptions=call.max_interruptions,
+        max_compensations=call.max_compensations,
+        compensates_only=call.compensates_only,
         checked=call.checked,
         callbacks=call.note is not None,
         awaited=call.awaited,
@@ -126,10 +132,15 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
             )
         raise
     if isinstance(verdict, Claimed):
-        held = replace(candidate, token=verdict.token, interruptions=verdict.interruptions)
-        return Run(call, held, on_lost)
+        held = verdict.failed or replace(
+            candidate,
+            token=verdict.token,
+            interruptions=verdict.interruptions,
+            has_steps=bool(verdict.steps),
+        )
+        return Run(call, held, on_lost, steps=verdict.steps)
     if isinstance(verdict, Replay) and verdict.mine and not verdict.noted and call.note is not None:
-        return Run(call, verdict.record, on_lost, verdict)
+        return Run(call, verdict.record, on_lost, replay=verdict)
     return verdict
 
 
@@ -155,9 +166,13 @@ class Run:
         call: Call,
         held: Record,
         on_lost: Callable[[Lease], None],
+        *,
         replay: Replay | None = None,
+        steps: Mapping[str, bytes] = MappingProxyType({}),
     ) -> None:
         self.call = call
+        #: What earlier runs of the key have finished.
+        self.steps = steps
         #: Set where there is an outcome already, and only its callbacks are still to be sent.
         self.replay = replay
         self._delivered = False
@@ -169,6 +184,12 @@ class Run:
     def token(self) -> int:
         """The fencing token."""
         return self.lease.record.token
+
+    @property
+    def failed(self) -> bytes:
+        """The outcome of a body that failed for good, and whose steps are to be compensated."""
+        record = self.lease.record
+        return record.outcome if record.state is State.COMPENSATING else b""
 
     @property
     def interruptions(self) -> int:
@@ -204,17 +225,21 @@ class Run:
             ttl_ms = self.call.ttl_ms
         elif ending.state is State.RETRYING:
             ttl_ms = ending.delay_ms + self.call.keep_ms
-        elif ending.state is State.RUNNING:
+        elif ending.state in (State.RUNNING, State.COMPENSATING):
             ttl_ms = self.call.keep_ms
+        elif ending.state is State.UNKNOWN:
+            ttl_ms = UNKNOWN_TTL_MS
         if delivery:
             delay_ms = self.call.lease_ms
             ttl_ms = max(ttl_ms, delay_ms)
-        kept = delivery or ending.state is State.RUNNING
+        kept = delivery or ending.state in (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
         record = replace(
             self.lease.record,
             state=ending.state,
             outcome=ending.outcome,
-            retries=ending.retries if ending.state is State.RETRYING else self.call.retries,
+            retries=(
+                ending.retries if ending.state is State.RETRYING else self.lease.record.retries
+            ),
             process=self.lease.record.process if kept else b"",
             nonce=b"",
         )

@@ -88,6 +88,7 @@ class RedisStore:
                     int(ask.callbacks),
                     ask.awaited,
                     ask.max_compensations,
+                    int(ask.compensates_only),
                 ),
             )
         )

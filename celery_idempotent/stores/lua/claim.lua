@@ -1,7 +1,7 @@
 -- One message asks for its key: transitions.claim, restated.
 -- KEYS: record, steps [, note]
 -- ARGV: candidate, lease_ms, keep_ms, unknown_ms, max_interruptions, checked, callbacks, awaited,
---   max_compensations
+--   max_compensations, compensates_only
 -- Returns: {1, token, interruptions [, record to compensate or '', steps]} claimed | {2, mine, now_ms, record} busy
 --   | {3, mine, noted, record} replay | {4} superseded | {5, record} mismatch | {6, record} unknown
 --   | {0, raw} unreadable
@@ -38,6 +38,7 @@ end
 local function busy() return {2, mine and 1 or 0, now_ms, raw} end
 local function replay() return {3, mine and 1 or 0, noted and 1 or 0, raw} end
 
+if ARGV[10] == '1' and not (record and record.state == COMPENSATING) then return {4} end
 if not record then return take(0) end
 
 if #new.nonce > 0 and record.nonce == new.nonce then

@@ -1,0 +1,66 @@
+"""What a message asks of the store: who it is, which record, and for how long."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from celery_idempotent import callbacks
+from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.record import Owner
+from celery_idempotent.run.runner import Call
+from celery_idempotent.settings import Environment, TaskSetup
+from celery_idempotent.stores.base import note_key
+
+__all__ = ["awaiting", "identity_of", "owner_of", "store_call"]
+
+
+def owner_of(request: Any) -> Owner:
+    """Give who would own the claim of this message."""
+    return Owner(str(request.id), int(request.replaced_task_nesting or 0))
+
+
+def identity_of(call_key: CallKey) -> str:
+    """Give what keys for downstream APIs are derived from: the same wherever the call runs."""
+    return record_key("effect", call_key)
+
+
+def store_call(
+    task: Any,
+    setup: TaskSetup,
+    environment: Environment,
+    request: Any,
+    call_key: CallKey,
+    *,
+    compensates_only: bool = False,
+) -> Call:
+    """Give what a delivery of this message asks of the store."""
+    options = setup.options
+    # With reconcile, what cut a run off is looked into before anybody calls it unknown.
+    unknown = options.on_interrupted == "unknown" and options.reconcile is None
+    key = record_key(environment.prefix, call_key)
+    label = call_key.label
+    if label or call_key.namespace != task.name:
+        label = f"{task.name}\n{label}"
+    noted = not request.is_eager and callbacks.has_callbacks(request)
+    return Call(
+        store=environment.store,
+        key=key,
+        note=note_key(key, request.id) if noted else None,
+        owner=owner_of(request).pack(),
+        retries=int(request.retries or 0),
+        fingerprint=call_key.fingerprint,
+        checked=call_key.checked,
+        label=label,
+        lease_ms=int(options.lease * 1000),
+        ttl_ms=int(options.ttl * 1000),
+        horizon_ms=int(environment.horizon * 1000),
+        max_interruptions=0 if unknown else options.max_interruptions,
+        max_compensations=options.max_interruptions,
+        compensates_only=compensates_only,
+    )
+
+
+def awaiting(call: Call, awaited: tuple[str, int]) -> Call:
+    """Give the call of a message that has waited for the run of ``awaited``."""
+    return replace(call, awaited=Owner(*awaited).pack())

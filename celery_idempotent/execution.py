@@ -1,0 +1,241 @@
+"""What the worker does with a key that was granted: run the body, or undo what a body did."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from inspect import signature
+from typing import TYPE_CHECKING, Any, Final
+
+from celery.canvas import Signature, maybe_signature
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.utils.log import get_logger
+
+from celery_idempotent import signals
+from celery_idempotent.core.options import RERUN, UNKNOWN
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.transitions import Lost
+from celery_idempotent.errors import ClaimLost, IdempotencyInProgress, OutcomeUnknown
+from celery_idempotent.results import encode_failure, encode_result, replay
+from celery_idempotent.run.runner import Ending, Run
+from celery_idempotent.run.steps import Steps
+
+if TYPE_CHECKING:
+    from celery_idempotent.delivery import Delivery
+
+__all__ = ["Execution"]
+
+log = get_logger("celery_idempotent")
+
+_FIRST_PAUSE_S: Final = 2.0
+
+
+class Execution:
+    """One run of a key, for one delivery."""
+
+    def __init__(self, delivery: Delivery, run: Run) -> None:
+        self.delivery = delivery
+        self.run = run
+        self.task = delivery.task
+        self.options = delivery.options
+        self.steps = Steps(run, run.steps, _Codec(self.task, self.options.max_result_size))
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the body and record its outcome; or go on with a compensation, and fail as it did."""
+        delivery, run = self.delivery, self.run
+        if run.failed:
+            return self._compensate(run.failed)
+        delivery.request._idempotency = delivery.context(run, steps=self.steps)
+        if run.interruptions:
+            delivery.emit_interrupted(run.lease.record, unknown=False)
+        try:
+            if run.interruptions and self.options.reconcile is not None:
+                result = self._reconcile(args, kwargs)
+            else:
+                result = self.task.run(*args, **kwargs)
+        except _NobodyKnows as exc:
+            return self._unknown(exc)
+        except BaseException as exc:
+            return self._failed(exc)
+        outcome = encode_result(self.task.backend, result, self.options.max_result_size)
+        verdict = self._end(Ending(State.SUCCEEDED, outcome))
+        if isinstance(verdict, Lost):
+            return self._lost(verdict.record, None, result)
+        return delivery.hand_over(result)
+
+    # --- how a body ends -------------------------------------------------------------------------
+
+    def _failed(self, exc: BaseException) -> Any:
+        ending = self._ending_of(exc)
+        final = ending.state is State.FAILED or bool(ending.outcome)
+        if final and any(self.steps.to_compensate()):
+            lease_ms = self.delivery.call.lease_ms
+            verdict = self._end(Ending(State.COMPENSATING, ending.outcome, lease_ms))
+            if not isinstance(verdict, Lost):
+                return self._compensate(ending.outcome, exc)
+        else:
+            verdict = self._end(ending)
+        if isinstance(verdict, Lost) and isinstance(exc, Exception):
+            return self._lost(verdict.record, exc)
+        raise exc
+
+    def _ending_of(self, exc: BaseException) -> Ending:
+        if isinstance(exc, Retry):
+            return Ending(State.RETRYING, b"", _delay_ms(exc.when), self.delivery.call.retries + 1)
+        if isinstance(exc, (Ignore, Reject)):
+            return Ending(State.RELEASED)
+        unknown = self.options.on_interrupted == "unknown"
+        if not isinstance(exc, Exception) or (unknown and isinstance(exc, SoftTimeLimitExceeded)):
+            return Ending(State.RUNNING)
+        outcome = encode_failure(self.task.backend, exc, self.options.max_result_size)
+        return Ending(self._final_state(exc), outcome)
+
+    def _final_state(self, exc: BaseException) -> State:
+        stored = self.options.store_failures
+        if stored is True or (isinstance(stored, tuple) and isinstance(exc, stored)):
+            return State.FAILED
+        return State.RELEASED
+
+    def _end(self, ending: Ending) -> object:
+        verdict = self.run.end(ending)
+        if verdict is None:
+            signals.emit(
+                signals.store_unavailable,
+                self.task,
+                signals.StoreUnavailableEvent,
+                *self.delivery.event(None),
+                f"could not record that it is {ending.state}",
+                "record later",
+            )
+        return verdict
+
+    def _lost(self, record: Record, exc: Exception | None, result: Any = None) -> Any:
+        """Leave a run whose key is another's now: its caller gets what holds, not what it made."""
+        delivery = self.delivery
+        log.warning(
+            "%s: task %s lost its key %s to %s: its outcome is refused",
+            self.task.name,
+            delivery.request.id,
+            delivery.name,
+            record.owner_id or "nobody (it was forgotten)",
+        )
+        if record.owner == delivery.call.owner and not delivery.eager:
+            if isinstance(exc, Retry):
+                raise Ignore("a copy of this message took over")  # its successor is out already
+            delivery.wait_as_copy(None)
+        if record.state is State.RELEASED and not record.outcome:
+            if exc is not None:
+                raise exc
+            return delivery.hand_over(result)
+        if isinstance(exc, Retry):
+            raise Ignore("another call took over")
+        if record.is_done:
+            return delivery.hand_over(replay(self.task.backend, record.outcome, delivery.name))
+        if delivery.eager:
+            raise IdempotencyInProgress(f"{delivery.name} was taken over by {record.owner_id}")
+        return delivery.wait(record, delivery.waits.since_ms, None)
+
+    # --- after an interruption -------------------------------------------------------------------
+
+    def _reconcile(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Ask whether the effect happened, and run the body only if it didn't."""
+        ask = self.options.reconcile
+        assert ask is not None
+        first = (self.task,) if next(iter(signature(ask).parameters), "") == "self" else ()
+        try:
+            answer = ask(*first, *args, **kwargs)
+        except Exception as exc:
+            raise _NobodyKnows(f"idempotency_reconcile failed ({exc!r})") from exc
+        if answer is UNKNOWN:
+            raise _NobodyKnows("idempotency_reconcile couldn't tell")
+        if answer is RERUN:
+            return self.task.run(*args, **kwargs)
+        return answer
+
+    def _unknown(self, why: _NobodyKnows) -> Any:
+        verdict = self._end(Ending(State.UNKNOWN))
+        if isinstance(verdict, Lost):
+            return self._lost(verdict.record, why)
+        self.delivery.emit_interrupted(self.run.lease.record, unknown=True)
+        raise OutcomeUnknown(
+            f"a run of {self.delivery.name} was cut off, and {why}: look there, then resolve the "
+            "key, or forget it to run it again"
+        ) from why
+
+    # --- compensation ----------------------------------------------------------------------------
+
+    def _compensate(self, failure: bytes, exc: BaseException | None = None) -> Any:
+        """Undo the finished steps in reverse, then fail as the body did."""
+        delivery = self.delivery
+        try:
+            for name, step in self.steps.to_compensate():
+                self._undo(name, step)
+        except ClaimLost:
+            lost = self.run.lease.lost
+            if lost is not None:
+                return self._lost(lost, exc if isinstance(exc, Exception) else None)
+            raise
+        except BaseException as problem:
+            # Its lease ends at once; the next delivery goes on where this one stopped.
+            self._end(Ending(State.COMPENSATING, failure))
+            if not isinstance(problem, Exception) or delivery.eager:
+                raise
+            log.exception("%s: a compensation failed, it is tried again", delivery.name)
+            pause = _FIRST_PAUSE_S * 4.0 ** min(self.run.interruptions, 5)
+            return delivery.wait(self.run.lease.record, delivery.waits.since_ms, None, pause)
+        if exc is None:
+            try:
+                replay(self.task.backend, failure, delivery.name)
+            except Exception as stored:
+                exc = stored
+        assert exc is not None
+        verdict = self._end(Ending(self._final_state(exc), failure))
+        if isinstance(verdict, Lost) and isinstance(exc, Exception):
+            return self._lost(verdict.record, exc)
+        raise exc
+
+    def _undo(self, name: str, step: Step) -> None:
+        undo = maybe_signature(json.loads(step.compensation), app=self.task.app)
+        if not undo.immutable:
+            undo = undo.clone(args=(self.steps.result_of(step),))
+        self.task.app.tasks[undo.task](*undo.args, **undo.kwargs)
+        self.steps.record(name, Step(StepState.COMPENSATED, step.order, step.outcome))
+
+
+class _NobodyKnows(Exception):
+    """It can't be told whether the effect of a run that was cut off happened."""
+
+
+class _Codec:
+    """Results as the result backend encodes them, signatures as JSON."""
+
+    def __init__(self, task: Any, most: int) -> None:
+        self._task = task
+        self._most = most
+
+    def pack(self, result: Any) -> bytes:
+        return encode_result(self._task.backend, result, self._most)
+
+    def unpack(self, packed: bytes) -> Any:
+        return replay(self._task.backend, packed, "a step")
+
+    def pack_signature(self, undo: Any) -> bytes:
+        if not isinstance(undo, Signature):
+            raise TypeError(
+                f"compensate= takes the signature of a task, such as refund.s(), not {undo!r}"
+            )
+        if undo.task not in self._task.app.tasks:
+            raise TypeError(f"compensate= names {undo.task!r}, which this app does not have")
+        return json.dumps(undo).encode()
+
+
+def _delay_ms(when: Any) -> int:
+    if isinstance(when, datetime):
+        now = datetime.now(when.tzinfo or timezone.utc)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=timezone.utc)
+        return max(0, int((when - now).total_seconds() * 1000))
+    if isinstance(when, (int, float)):
+        return max(0, int(when * 1000))
+    return 0

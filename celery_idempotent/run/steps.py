@@ -1,0 +1,122 @@
+"""The steps of one run: each is done once, and what was done can be undone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final, Protocol
+
+from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.transitions import Lost
+from celery_idempotent.errors import ClaimLost, StoreUnavailable
+from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.run.runner import Run
+
+__all__ = ["StepCodec", "Steps"]
+
+log = logging.getLogger("celery_idempotent")
+
+_MAX_NAME: Final = 200
+
+
+class StepCodec(Protocol):
+    """How results and signatures become bytes, and results come back."""
+
+    def pack(self, result: Any) -> bytes:
+        """Pack a result."""
+
+    def unpack(self, packed: bytes) -> Any:
+        """Give a result back."""
+
+    def pack_signature(self, undo: Any) -> bytes:
+        """Pack the signature of a compensation.
+
+        Raises:
+            TypeError: it is none, or can't be kept.
+        """
+
+
+class Steps:
+    """The steps that this run's key has finished, now or in an earlier run."""
+
+    def __init__(self, run: Run, packed: Mapping[str, bytes], codec: StepCodec) -> None:
+        self._run = run
+        self._codec = codec
+        self._steps = {name: Step.unpack(step) for name, step in packed.items()}
+        self._asked: set[str] = set()
+
+    def do(
+        self,
+        name: str,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        compensate: Any = None,
+    ) -> Any:
+        """Call ``fn`` and record its result, or give the result that was recorded.
+
+        Raises:
+            ClaimLost: the key is another run's: the effect happened, and is not recorded.
+        """
+        self._check(name)
+        compensation = b"" if compensate is None else self._codec.pack_signature(compensate)
+        done = self._steps.get(name)
+        if done is not None and done.state is StepState.DONE:
+            return self._codec.unpack(done.outcome)
+        if self._run.lease.lost is not None:
+            raise ClaimLost(f"step {name!r} was not begun: this run has lost its key")
+        result = fn(*args, **kwargs)
+        order = 1 + max((step.order for step in self._steps.values()), default=-1)
+        self.record(name, Step(StepState.DONE, order, self._codec.pack(result), compensation))
+        return result
+
+    def record(self, name: str, step: Step) -> None:
+        """Write a step; where the store is away, in the background: its effect happened.
+
+        Raises:
+            ClaimLost: the key is another run's.
+        """
+        self._steps[name] = step
+        renewal, packed = self._run.lease.renewal(), step.pack()
+        store, lease = self._run.call.store, self._run.lease
+        lease.record = replace(lease.record, has_steps=True)
+
+        def tell() -> None:
+            answer = store.step(renewal, name, packed)
+            if isinstance(answer, Lost):
+                lease.lose(answer.record)
+
+        try:
+            tell()
+        except StoreUnavailable as exc:
+            log.error("could not record step %s of %s, trying on: %s", name, lease.key, exc)
+            heartbeat.later(tell, f"step {name} of {lease.key}", self._run.call.keep_ms / 1000)
+        if lease.lost is not None:
+            raise ClaimLost(
+                f"step {name!r} is not recorded: another delivery has taken over, or the key was "
+                "forgotten; stop"
+            )
+
+    def to_compensate(self) -> Iterator[tuple[str, Step]]:
+        """Give the finished steps that have a compensation, the last one first."""
+        waiting = [
+            (name, step)
+            for name, step in self._steps.items()
+            if step.state is StepState.DONE and step.compensation
+        ]
+        yield from sorted(waiting, key=lambda item: -item[1].order)
+
+    def result_of(self, step: Step) -> Any:
+        """Give the result of a finished step."""
+        return self._codec.unpack(step.outcome)
+
+    def _check(self, name: str) -> None:
+        if not isinstance(name, str) or not name or len(name) > _MAX_NAME:
+            raise ValueError(f"a step's name is text of 1 to {_MAX_NAME} characters, not {name!r}")
+        if name in self._asked:
+            raise ValueError(
+                f"step {name!r} was asked for before in this run, and would give that result: in a "
+                f"loop, number the steps: f'{name}-{{i}}'"
+            )
+        self._asked.add(name)

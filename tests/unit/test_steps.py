@@ -1,0 +1,456 @@
+"""Steps are done once, and undone in reverse where the body fails for good."""
+
+from functools import partial
+
+import pytest
+from celery import Celery
+
+from celery_idempotent import (
+    RERUN,
+    UNKNOWN,
+    ClaimLost,
+    IdempotentTask,
+    OutcomeUnknown,
+    ResultNotKept,
+    State,
+)
+from celery_idempotent.core.keys import record_key
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.transitions import Resolve
+from celery_idempotent.errors import RecordCorrupt
+from celery_idempotent.settings import environment_of
+from celery_idempotent.testing.servers import RedisServer
+
+
+@pytest.fixture(scope="module")
+def server():
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture(params=["memory", "redis"])
+def app(request, server):
+    url = server.url() if request.param == "redis" else f"memory://{id(request)}"
+    app = Celery(f"steps-{id(request)}", broker="memory://", backend="cache+memory://")
+    app.conf.update(idempotency_store_url=url, idempotency_key_prefix=f"steps{id(request)}")
+    # Else every app of this process would get the tasks of every test.
+    app.task = partial(app.task, shared=False)
+    return app
+
+
+def key_of(task, *args):
+    call_key = task._call_key(args, {}, None)
+    return record_key(environment_of(task.app).prefix, call_key)
+
+
+class Ledger(list):
+    def does(self, what, result=None, error=None):
+        def effect(*args, **kwargs):
+            self.append((what, *args, *kwargs.items()))
+            if error is not None:
+                raise error
+            return result
+
+        return effect
+
+
+@pytest.fixture
+def ledger():
+    return Ledger()
+
+
+def saga(app, ledger, failures=1, **options):
+    """A task of three steps, whose third fails ``failures`` times; all but the first undo."""
+    left = [failures]
+
+    @app.task(name=f"{app.main}.refund")
+    def refund(*args):
+        ledger.append(("refund", *args))
+
+    @app.task(name=f"{app.main}.release")
+    def release(*args):
+        ledger.append(("release", *args))
+
+    @app.task(base=IdempotentTask, bind=True, name=f"{app.main}.order", **options)
+    def order(self, number):
+        ask = self.idempotency
+        ask.step("look", ledger.does("look"))
+        seat = ask.step("reserve", ledger.does("reserve", {"seat": 7}), compensate=release.s())
+        ask.step("charge", ledger.does("charge", "ch-1"), number, compensate=refund.s("why"))
+        if left[0] > 0:
+            left[0] -= 1
+            ledger.does("mail", error=ValueError("no mail"))()
+        return seat
+
+    return order
+
+
+def test_a_finished_step_is_not_done_again_by_a_retry(app, ledger):
+    """Its result is given back instead."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, max_retries=3)
+    def task(self, number):
+        charge = self.idempotency.step("charge", ledger.does("charge", {"id": "ch-1"}), amount=5)
+        if self.request.retries < 2:
+            raise self.retry(countdown=0)
+        return charge
+
+    # When
+    result = task.apply((1,)).get()
+    # Then
+    assert result == {"id": "ch-1"}
+    assert ledger == [("charge", ("amount", 5))]
+
+
+def test_steps_survive_a_failure(app, ledger):
+    """The next call goes on after the last one that finished."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        self.idempotency.step("charge", ledger.does("charge"))
+        if len(ledger) < 2:
+            ledger.append("crash")
+            raise ValueError
+        return "done"
+
+    # When
+    first, second = task.apply((1,)), task.apply((1,))
+    # Then
+    assert (first.state, second.result) == ("FAILURE", "done")
+    assert ledger == [("charge",), "crash"]
+
+
+def test_forget_begins_anew(app, ledger):
+    """Steps end with their record."""
+    # Given
+    order = saga(app, ledger, failures=0)
+    order.apply((1,)).get()
+    # When
+    order.forget(1)
+    order.apply((1,)).get()
+    # Then
+    assert ledger.count(("charge", 1)) == 2
+
+
+def test_a_step_of_a_run_that_lost_its_key_says_so(app, ledger):
+    """It raises, and the run stops before its next effect."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        task.forget(number)
+        with pytest.raises(ClaimLost):
+            self.idempotency.step("one", ledger.does("one"))
+        with pytest.raises(ClaimLost):
+            self.idempotency.step("two", ledger.does("two"))
+        return "own"
+
+    # When
+    result = task.apply((1,)).get()
+    # Then
+    assert ledger == [("one",)]
+    assert result == "own"
+    assert environment_of(app).store.steps(key_of(task, 1)) == {}
+
+
+def test_a_body_that_fails_for_good_is_undone_in_reverse(app, ledger):
+    """Each compensation gets its step's result first; the caller gets the failure."""
+    # Given
+    order = saga(app, ledger)
+    # When
+    answer = order.apply((1,))
+    # Then
+    assert isinstance(answer.result, ValueError)
+    assert ledger == [
+        ("look",),
+        ("reserve",),
+        ("charge", 1),
+        ("mail",),
+        ("refund", "ch-1", "why"),
+        ("release", {"seat": 7}),
+    ]
+    assert order.idempotency_record(1).state is State.RELEASED
+
+
+def test_compensated_steps_are_done_again_by_the_next_call(app, ledger):
+    """And those that have no compensation are still done."""
+    # Given
+    order = saga(app, ledger)
+    order.apply((1,))
+    ledger.clear()
+    # When
+    assert order.apply((1,)).get() == {"seat": 7}
+    # Then
+    assert ledger == [("reserve",), ("charge", 1)]
+
+
+def test_a_retry_undoes_nothing(app, ledger):
+    """Only a failure for good does."""
+
+    # Given
+    @app.task(name=f"{app.main}.undo")
+    def undo(*args):
+        ledger.append(("undo", *args))
+
+    @app.task(base=IdempotentTask, bind=True, max_retries=1, autoretry_for=(ValueError,))
+    def task(self, number):
+        self.idempotency.step("charge", ledger.does("charge", "ch"), compensate=undo.s())
+        raise ValueError(self.request.retries)
+
+    task.default_retry_delay = 0
+    # When
+    answer = task.apply((1,))
+    # Then
+    assert answer.state == "FAILURE"
+    assert ledger == [("charge",), ("undo", "ch")]
+
+
+def test_a_stored_failure_is_stored_after_the_compensation(app, ledger):
+    """With idempotency_store_failures the key is failed, and a duplicate gets that."""
+    # Given
+    order = saga(app, ledger, failures=9, idempotency_store_failures=True)
+    # When
+    first, second = order.apply((1,)), order.apply((1,))
+    # Then
+    assert isinstance(first.result, ValueError)
+    assert isinstance(second.result, ValueError)
+    assert ledger.count(("charge", 1)) == 1
+    assert order.idempotency_record(1).state is State.FAILED
+
+
+def test_a_compensation_that_was_cut_off_goes_on_and_never_runs_the_body(app, ledger):
+    """What was undone stays so, what was not is undone, and the call fails as the body did."""
+    # Given
+    order = saga(app, ledger)
+    app.tasks[f"{app.main}.release"].run = ledger.does("release!", error=SystemExit())
+    with pytest.raises(SystemExit):
+        order.apply((1,))
+    assert order.idempotency_record(1).state is State.COMPENSATING
+    app.tasks[f"{app.main}.release"].run = ledger.does("release")
+    ledger.clear()
+    # When
+    answer = order.apply((1,))
+    # Then
+    assert isinstance(answer.result, ValueError)
+    assert ledger == [("release", {"seat": 7})]
+    assert order.idempotency_record(1).state is State.RELEASED
+
+
+def test_a_compensation_that_never_succeeds_is_left_to_a_person(app, ledger):
+    """After idempotency_max_interruptions the outcome is unknown."""
+    # Given
+    order = saga(app, ledger, failures=9, idempotency_max_interruptions=1)
+    app.tasks[f"{app.main}.release"].run = ledger.does("release!", error=OSError("down"))
+    # When
+    states = [type(order.apply((1,)).result) for _ in range(3)]
+    # Then
+    assert states == [OSError, OSError, OutcomeUnknown]
+    assert ledger.count(("charge", 1)) == 1
+    assert ledger.count(("refund", "ch-1", "why")) == 1
+
+
+def cut_off(task, *args):
+    """Leave a record as a run leaves it that is cut off in its body."""
+    body, task.run = task.run, raising(SystemExit())
+    with pytest.raises(SystemExit):
+        task.apply(args)
+    task.run = body
+
+
+def raising(error):
+    def run(*args, **kwargs):
+        raise error
+
+    return run
+
+
+def test_resolved_as_failed_it_compensates_and_does_nothing_else(app, ledger):
+    """A message made for it goes on with the compensation; a second one finds nothing to do."""
+    # Given
+    order = saga(app, ledger, failures=0, idempotency_on_interrupted="unknown")
+    app.tasks[f"{app.main}.release"].run = ledger.does("release")
+    store, key = environment_of(app).store, key_of(order, 1)
+    body = order.run
+
+    def dies(*args):
+        body(*args)
+        raise SystemExit
+
+    order.run = dies
+    with pytest.raises(SystemExit):
+        order.apply((1,))
+    order.run = body
+    assert isinstance(order.apply((1,)).result, OutcomeUnknown)
+    failure = order.apply((2,), throw=False)  # any stored failure will do
+    assert failure.get()
+    packed = (
+        b"\x02\x01" + b'{"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins"}'
+    )
+    ledger.clear()
+    # When
+    assert store.resolve(key, Resolve(State.FAILED, packed, 60_000, compensate=True))
+    answer = order.apply((1,))
+    # Then
+    assert isinstance(answer.result, ValueError)
+    assert ledger == [("refund", "ch-1", "why"), ("release", {"seat": 7})]
+    assert not store.resolve(key, Resolve(State.RELEASED, b"", 60_000))
+
+
+def test_a_step_asked_for_twice_in_one_run_is_an_error(app, ledger):
+    """In a loop, the second would silently be skipped."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        for _ in range(2):
+            self.idempotency.step("send", ledger.does("send"))
+
+    # Then
+    with pytest.raises(ValueError, match="in a loop"):
+        task.apply((1,), throw=True)
+
+
+@pytest.mark.parametrize("name", ["", None, "x" * 201, 7])
+def test_a_step_needs_a_name(app, ledger, name):
+    """Of bounded length."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        self.idempotency.step(name, ledger.does("send"))
+
+    # Then
+    with pytest.raises(ValueError, match="step's name"):
+        task.apply((1,), throw=True)
+    assert not ledger
+
+
+def test_a_compensation_is_a_signature_of_a_known_task(app, ledger):
+    """Any process must be able to run it; the step isn't begun otherwise."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, undo):
+        self.idempotency.step("charge", ledger.does("charge"), compensate=undo_of[undo])
+
+    undo_of = {1: print, 2: app.signature("nobody.knows")}
+    # Then
+    for which in undo_of:
+        with pytest.raises(TypeError, match="compensate="):
+            task.apply((which,), throw=True)
+    assert not ledger
+
+
+def test_a_step_whose_result_was_not_kept_is_still_not_done_again(app, ledger):
+    """The later run gets an error instead of a second effect."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, idempotency_max_result_size=10)
+    def task(self, number):
+        self.idempotency.step("big", ledger.does("big", "x" * 100))
+        raise ValueError
+
+    # When
+    first, second = task.apply((1,)), task.apply((1,))
+    # Then
+    assert isinstance(first.result, ValueError)
+    assert isinstance(second.result, ResultNotKept)
+    assert ledger == [("big",)]
+
+
+def test_without_a_claim_a_step_is_just_done(app, ledger):
+    """In a direct call nothing is recorded."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        return self.idempotency.step("charge", ledger.does("charge", 5))
+
+    # Then
+    assert task(1) == 5
+    assert task(1) == 5
+    assert len(ledger) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "result", "runs"),
+    [("it happened", "it happened", 0), (RERUN, "ran", 1)],
+)
+@pytest.mark.parametrize("policy", ["rerun", "unknown"])
+def test_reconcile_is_asked_first_after_an_interruption(app, ledger, policy, answer, result, runs):
+    """Under either policy: what it returns is recorded, or the body runs."""
+
+    # Given
+    def happened(number):
+        ledger.append(("asked", number))
+        return answer
+
+    @app.task(
+        base=IdempotentTask, idempotency_reconcile=happened, idempotency_on_interrupted=policy
+    )
+    def task(number):
+        ledger.append("ran")
+        return "ran"
+
+    cut_off(task, 1)
+    # When
+    first, second = task.apply((1,)).get(), task.apply((1,)).get()
+    # Then
+    assert first == second == result
+    assert ledger.count(("asked", 1)) == 1
+    assert ledger.count("ran") == runs
+
+
+@pytest.mark.parametrize("answer", [UNKNOWN, LookupError("gateway")])
+def test_what_reconcile_cannot_tell_is_unknown(app, ledger, answer):
+    """Its own error, too: a person settles it, and nothing runs until then."""
+
+    # Given
+    def happened(self, number):
+        assert self.name.endswith("task")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @app.task(base=IdempotentTask, idempotency_reconcile=happened)
+    def task(number):
+        ledger.append("ran")
+
+    cut_off(task, 1)
+    # When
+    results = [task.apply((1,)).result for _ in range(2)]
+    # Then
+    assert [type(result) for result in results] == [OutcomeUnknown, OutcomeUnknown]
+    assert task.idempotency_record(1).state is State.UNKNOWN
+    assert not ledger
+
+
+def test_reconcile_is_not_asked_where_nothing_was_cut_off(app, ledger):
+    """It costs an undisturbed task nothing."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_reconcile=ledger.does("asked"))
+    def task(number):
+        return "ran"
+
+    # Then
+    assert task.apply((1,)).get() == "ran"
+    assert not ledger
+
+
+def test_a_packed_step_is_read_as_it_was_written():
+    """And nothing else is read as a step."""
+    step = Step(StepState.DONE, 3, b"outcome", b"{}")
+    assert Step.unpack(step.pack()) == step
+    for cut in range(9):
+        with pytest.raises(RecordCorrupt):
+            Step.unpack(step.pack()[:cut])
+
+
+def test_a_record_says_that_it_has_steps():
+    """In its packed form, too."""
+    record = Record(State.RUNNING, 5, has_steps=True)
+    assert Record.unpack(record.pack()) == record
