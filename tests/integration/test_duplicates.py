@@ -121,6 +121,22 @@ def test_a_dropped_duplicate_with_a_callback_waits_instead(make_system: MakeSyst
     system.ledger.wait_for("tail")
 
 
+def test_waiting_spends_no_retries(make_system: MakeSystem) -> None:
+    """A task that may not retry at all waits as often as it has to."""
+    # Given
+    system = make_system(task_options={"shop.charge": {"max_retries": 0}})
+    system.start_worker()
+    first = running_call(system)
+    # When
+    second = system.task("charge").delay(1, gate="go")
+    tries = system.ledger.wait_for("executed", times=4, id=second.id)
+    system.ledger.open("go")
+    # Then
+    one, two = answers([first, second])
+    assert one == two
+    assert {entry["retries"] for entry in tries} == {0}
+
+
 def test_waiting_has_an_end(make_system: MakeSystem) -> None:
     """A duplicate waits at most wait_timeout, then fails with IdempotencyInProgress."""
     # Given

@@ -120,10 +120,11 @@ def test_a_warm_shutdown_lets_the_run_finish(make_system: MakeSystem) -> None:
     assert system.ledger.count("start") == 1
 
 
-def test_a_cold_shutdown_hands_the_run_over(make_system: MakeSystem) -> None:
+@pytest.mark.parametrize("grace", [0.0, 1.0], ids=["cold", "soft"])
+def test_a_shutdown_in_the_middle_hands_the_run_over(make_system: MakeSystem, grace: float) -> None:
     """QUIT: the body is cut off, its message goes back, and the next worker runs it at once."""
     # Given
-    system = make_system(idempotency_lease=LEASE)
+    system = make_system(idempotency_lease=LEASE, worker_soft_shutdown_timeout=grace)
     worker = system.start_worker()
     result = system.task("busy").delay(1, gate="go")
     (begun,) = system.ledger.wait_for("start")

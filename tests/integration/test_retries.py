@@ -45,6 +45,26 @@ def test_autoretry_is_a_retry_like_another(make_system: MakeSystem) -> None:
     assert system.ledger.count("effect") == 1
 
 
+def test_a_retry_with_headers_of_its_own_keeps_its_key(make_system: MakeSystem) -> None:
+    """retry(headers=...) replaces the message's headers, but not the key that travels in them."""
+    # Given
+    system = make_system()
+    system.start_worker()
+    flaky = system.task("charge_flaky")
+    call = {"fails": 1, "countdown": 3, "headers": {"x-shop": "1"}}
+    first = flaky.apply_async((1,), call, idempotency_key="req-1")
+    system.ledger.wait_for("received", id=first.id, retries=1)
+    # When
+    duplicate = flaky.apply_async((1,), call, idempotency_key="req-1")
+    other = flaky.apply_async((2,), {"fails": 0}, idempotency_key="req-2")
+    # Then
+    one, two, three = answers([first, duplicate, other])
+    assert one == two
+    assert three["receipt"] != one["receipt"]
+    assert system.ledger.count("effect", key=1) == 1
+    assert system.ledger.ids("start", key=1) == {first.id}
+
+
 def test_attempts_are_counted(make_system: MakeSystem) -> None:
     """Each attempt has a higher token, and none of them is an interruption."""
     # Given

@@ -73,6 +73,31 @@ def test_a_late_failure_changes_nothing(make_redis_system: MakeSystem) -> None:
     assert system.ledger.count("start") == 2
 
 
+def test_a_zombie_that_its_own_copy_overtook_leaves_a_message(
+    make_redis_system: MakeSystem,
+) -> None:
+    """On Redis the zombie's ack is the copy's too: if the copy then dies, the task still runs."""
+    # Given a run that stands still while its message is delivered again and taken over
+    system = make_redis_system(visibility_timeout=2, idempotency_lease=LEASE)
+    worker = system.start_worker()
+    result = system.task("charge_two_gates").delay(1, first="a", second="b")
+    (begun,) = system.ledger.wait_for("start")
+    os.kill(begun["pid"], signal.SIGSTOP)
+    system.ledger.wait_for("start", times=2, id=result.id)
+    # When the zombie ends first, and then everything else dies
+    system.ledger.open("a")
+    os.kill(begun["pid"], signal.SIGCONT)
+    system.ledger.wait_for("finished", id=result.id, pid=begun["pid"])
+    system.ledger.wait_for("received", times=3, id=result.id)
+    worker.kill()
+    system.ledger.open("b")
+    system.start_worker()
+    # Then
+    assert result.get(timeout=60)["order"] == 1
+    assert system.ledger.count("start", id=result.id) >= 3
+    assert len({entry["token"] for entry in system.ledger.entries("start")}) >= 3
+
+
 def test_a_forgotten_run_ends_unrecorded(make_redis_system: MakeSystem) -> None:
     """forget during a run: its caller gets its result, and the next call runs anew."""
     # Given

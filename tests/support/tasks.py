@@ -71,11 +71,14 @@ def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str,
         return charged(self, order, amount)
 
     @task("shop.charge_flaky", idempotency_key="order:{order}", max_retries=5)
-    def charge_flaky(self: Any, order: Any, fails: int, countdown: float = 1) -> Any:
+    def charge_flaky(
+        self: Any, order: Any, fails: int, countdown: float = 1, headers: Any = None
+    ) -> Any:
         """Ask for a retry so many times, then charge."""
         began(self, order)
         if self.request.retries < fails:
-            raise self.retry(countdown=countdown)
+            options = {} if headers is None else {"headers": headers}
+            raise self.retry(countdown=countdown, **options)
         return charged(self, order, 100)
 
     @task("shop.never_works", idempotency_key="order:{order}", max_retries=2)

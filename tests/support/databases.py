@@ -1,0 +1,72 @@
+"""Databases for tests: one of its own for a whole run, on a server that has to be there."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from sqlalchemy import create_engine, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+
+POSTGRESQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_POSTGRESQL_URL"
+MYSQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_MYSQL_URL"
+_SERVERS = {
+    "postgresql": (
+        POSTGRESQL_VARIABLE,
+        "postgresql+psycopg://postgres@127.0.0.1:5432/postgres",
+        "pg_ctlcluster 15 main start",
+    ),
+    "mysql": (MYSQL_VARIABLE, "mysql+pymysql://root@127.0.0.1:3306/mysql", "service mariadb start"),
+}
+
+
+class NotThere(Exception):
+    """The server does not answer; says what to start."""
+
+
+class Database:
+    """A database of its own, ``url``; :meth:`drop` removes it.
+
+    Args:
+        kind: ``"postgresql"``, ``"mysql"`` (MySQL or MariaDB), or ``"sqlite"``.
+        directory: where SQLite's file goes.
+
+    Raises:
+        NotThere: the server is not.
+    """
+
+    def __init__(self, kind: str, directory: Path) -> None:
+        self.kind = kind
+        if kind == "sqlite":
+            self.url = f"sqlite:///{directory / f'records-{uuid.uuid4().hex[:8]}.db'}"
+            return
+        variable, default, start = _SERVERS[kind]
+        self._server = make_url(os.environ.get(variable, default))
+        self._name = f"idempotent_test_{uuid.uuid4().hex[:8]}"
+        url = self._server.set(database=self._name)
+        self.url = url.render_as_string(hide_password=False)
+        try:
+            self._tell(f"CREATE DATABASE {self._name}")
+        except DBAPIError as exc:
+            place = f"{self._server.host}:{self._server.port}"
+            raise NotThere(
+                f"no {kind} at {place}: start one ({start}), or name another with {variable}: "
+                f"{exc.orig}"
+            ) from exc
+
+    def drop(self) -> None:
+        """Remove it, whoever is still connected."""
+        if self.kind == "postgresql":
+            self._tell(f"DROP DATABASE IF EXISTS {self._name} WITH (FORCE)")
+        elif self.kind == "mysql":
+            self._tell(f"DROP DATABASE IF EXISTS {self._name}")
+
+    def _tell(self, statement: str) -> None:
+        engine = create_engine(self._server, isolation_level="AUTOCOMMIT")
+        try:
+            with engine.connect() as connection:
+                connection.execute(text(statement))
+        finally:
+            engine.dispose()
