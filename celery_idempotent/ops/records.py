@@ -7,18 +7,25 @@ hold millions of records, and none of this asks it for more than a thousand at a
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from itertools import islice
-from typing import Any, Final
-from urllib.parse import unquote
+from typing import Final
 
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.record import Record
 from celery_idempotent.core.steps import Step
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.ops.outcomes import kind_of, text_of
+from celery_idempotent.ops.outcomes import text_of
+from celery_idempotent.ops.views import (
+    STATES,
+    UNREADABLE,
+    Filter,
+    RecordDetail,
+    RecordView,
+    Stats,
+    StepView,
+    parse_name,
+    view_of,
+)
 from celery_idempotent.stores.base import Store
 
 __all__ = [
@@ -38,161 +45,7 @@ __all__ = [
     "show",
 ]
 
-#: The state that is shown for a record which cannot be read.
-UNREADABLE: Final = "unreadable"
-#: All states, in the order of a record's life.
-STATES: Final = (*(str(state) for state in State), UNREADABLE)
-
 _BATCH: Final = 1000
-_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", re.IGNORECASE)
-
-
-@dataclass(frozen=True, slots=True)
-class RecordView:
-    """One record, in plain words and numbers."""
-
-    #: The record's key in the store: what it is shown and forgotten by.
-    name: str
-    namespace: str
-    #: The key, as readable as it was kept.
-    key: str
-    task: str
-    #: One of :data:`STATES`.
-    state: str
-    #: The task id of the call that holds the key, or whose outcome it is; ``None``: forgotten.
-    owner_id: str | None = None
-    #: Where it runs; ``None`` where nothing is running.
-    host: str | None = None
-    pid: int | None = None
-    token: int = 0
-    #: Which attempt of the owner it is, or was, from 1.
-    attempt: int = 0
-    interruptions: int = 0
-    #: On the store's clock: when its lease ends, or its retry is due; 0: neither.
-    until_ms: int = 0
-    #: ``"result"``, ``"failure"``, ``"not kept"``; ``None``: there is no outcome.
-    outcome: str | None = None
-    #: Why it cannot be read; empty otherwise.
-    problem: str = ""
-
-    @property
-    def stored_key(self) -> str:
-        """The key as it stands in the name: a digest, where the readable one can't stand there."""
-        return self.name.partition(":{")[2].partition(":")[2][:-1]
-
-    @property
-    def claimed_at(self) -> float | None:
-        """When the key was claimed last, in seconds since 1970: tokens are made of the clock."""
-        return self.token / 1e6 if self.token else None
-
-    def lease_left(self, now_ms: int) -> float | None:
-        """Seconds that it is still held, or waits for its retry; ``None``: neither, or over."""
-        left = (self.until_ms - now_ms) / 1000
-        return left if self.until_ms and left > 0 else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give what goes into JSON."""
-        return {**asdict(self), "claimed_at": self.claimed_at}
-
-
-@dataclass(frozen=True, slots=True)
-class StepView:
-    """One finished step of a record."""
-
-    name: str
-    state: str
-    result: str
-    #: Whether there is something that undoes it.
-    compensated_by: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RecordDetail:
-    """One record, with what takes a look at it alone."""
-
-    view: RecordView
-    #: Seconds until its lease ends or its retry is due; ``None``: there is no such time.
-    lease_left: float | None
-    #: Seconds until the store lets it go: for an outcome, the rest of its window.
-    window_left: float | None
-    #: The result or the failure, bounded.
-    result: str
-    steps: tuple[StepView, ...] = ()
-
-    def as_dict(self) -> dict[str, Any]:
-        """Give what goes into JSON."""
-        return {
-            **self.view.as_dict(),
-            "lease_left": self.lease_left,
-            "window_left": self.window_left,
-            "result": self.result,
-            "steps": [asdict(step) for step in self.steps],
-        }
-
-
-@dataclass(slots=True)
-class Stats:
-    """How many records there are, of which state and which task."""
-
-    total: int = 0
-    states: Counter[str] = field(default_factory=Counter)
-    tasks: Counter[str] = field(default_factory=Counter)
-
-    def add(self, views: Iterable[RecordView]) -> None:
-        """Count more of them."""
-        for view in views:
-            self.total += 1
-            self.states[view.state] += 1
-            self.tasks[view.task] += 1
-
-
-class Filter:
-    """Which records are asked for.
-
-    Args:
-        task: a task's name, or a pattern of it (``shop.*``).
-        state: one of :data:`STATES`.
-        match: words which all have to be in the key, in any case: ``order 42`` finds ``order:42``.
-            A word that is a task id stands for the records which that task owns.
-    """
-
-    def __init__(
-        self, task: str | None = None, state: str | None = None, match: str | None = None
-    ) -> None:
-        self.task = task or None
-        self.state = state or None
-        self._words = [word.lower() for word in (match or "").split()]
-        self._by_name = not any(_UUID.match(word) for word in self._words)
-
-    def admits_name(self, key: str) -> bool:
-        """Whether a record may be meant, as far as its name tells; digests tell nothing."""
-        if key.startswith("~") or not self._by_name:
-            return True
-        return all(word in key.lower() for word in self._words)
-
-    def admits(self, view: RecordView) -> bool:
-        """Whether a record is meant."""
-        if self.state is not None and view.state != self.state:
-            return False
-        if self.task is not None and not fnmatchcase(view.task, self.task):
-            return False
-        if not self._words:
-            return True
-        texts = f"{view.key}\n{view.stored_key}".lower()
-        return all(word in texts or word == view.owner_id for word in self._words)
-
-
-def parse_name(prefix: str, name: str) -> tuple[str, str] | None:
-    """Read a record's name, ``<prefix>:{<namespace>:<key>}``: its namespace and its key.
-
-    ``None`` for what is no record's name.
-    """
-    if not (name.startswith(f"{prefix}:{{") and name.endswith("}") and name.isascii()):
-        return None
-    namespace, colon, key = name[len(prefix) + 2 : -1].partition(":")
-    if not (namespace and colon and key):
-        return None
-    return unquote(namespace), key
 
 
 def batches(store: Store, prefix: str, wanted: Filter) -> Iterator[list[RecordView]]:
@@ -209,7 +62,9 @@ def batches(store: Store, prefix: str, wanted: Filter) -> Iterator[list[RecordVi
         parsed = {name: parts for name in batch if (parts := parse_name(prefix, name))}
         asked = [name for name, parts in parsed.items() if wanted.admits_name(parts[1])]
         found = zip(asked, store.get_many(asked), strict=True)
-        views = (_view(name, *parsed[name], record) for name, record in found if record is not None)
+        views = (
+            view_of(name, *parsed[name], record) for name, record in found if record is not None
+        )
         yield [view for view in views if wanted.admits(view)]
 
 
@@ -249,7 +104,7 @@ def locate(
         parts = parse_name(prefix, name)
         if record is not None and parts is not None and name not in seen:
             seen.add(name)
-            yield _view(name, *parts, record)
+            yield view_of(name, *parts, record)
     if seen and names[0] == text:
         return
     for batch in batches(store, prefix, Filter()):
@@ -277,7 +132,7 @@ def show(store: Store, prefix: str, name: str) -> RecordDetail | None:
         record = exc
     if record is None:
         return None
-    view = _view(name, *parts, record)
+    view = view_of(name, *parts, record)
     result = ""
     steps: tuple[StepView, ...] = ()
     if isinstance(record, Record):
@@ -321,33 +176,6 @@ def count(store: Store, prefix: str) -> Stats:
 def _literal(text: str) -> str:
     """Quote what a glob pattern would take for more than itself."""
     return re.sub(r"([*?\[\]\\])", r"\\\1", text)
-
-
-def _view(name: str, namespace: str, key: str, record: Record | StoreError) -> RecordView:
-    if isinstance(record, StoreError):
-        return RecordView(name, namespace, key, namespace, UNREADABLE, problem=str(record))
-    # Where there is a label it has the task's name first, and the readable key, if that differs.
-    task, _, readable = record.label.partition("\n")
-    try:
-        owner = Owner.unpack(record.owner)
-        process = Process.unpack(record.process)
-    except StoreError as exc:
-        return RecordView(name, namespace, key, namespace, UNREADABLE, problem=str(exc))
-    return RecordView(
-        name=name,
-        namespace=namespace,
-        key=readable or key,
-        task=task or namespace,
-        state=str(record.state),
-        owner_id=None if owner is None else owner.task_id,
-        host=None if process is None else process.host,
-        pid=None if process is None else process.pid,
-        token=record.token,
-        attempt=record.retries + 1,
-        interruptions=record.interruptions,
-        until_ms=record.until_ms,
-        outcome=kind_of(record.outcome),
-    )
 
 
 def _steps(store: Store, name: str) -> tuple[StepView, ...]:
