@@ -317,6 +317,28 @@ def test_no_template_can_be_forged(separator: str) -> None:
         seen[text] = pair
 
 
+@pytest.mark.parametrize(
+    ("template", "values", "text"),
+    [
+        ("{order_id}-{amount}", ("a", "b-c"), "a-b-c"),
+        ("{order_id}-{amount}", ("a-b", "c"), "'a-b'-c"),
+        ("{order_id}-{amount}", (-1, -2), "(-1)--2"),
+        ("{order_id}-{amount}", (dt.date(2020, 1, 2), 1), "date(2020-01-02)-1"),
+        ("{order_id}d{amount}", (dt.date(2020, 1, 2), 1), "(date(2020-01-02))d1"),
+        ("{order_id}{amount}", (1, 2), "(1)2"),
+        ("{order_id}{amount}", ("a", "b"), "'a'b"),
+        ("{order_id}{amount}", ([1], [2]), "[1][2]"),
+        ("{order_id}({amount})", ("a", "b"), "'a'(b)"),
+        ("{order_id}({amount})", (1, 2), "(1)(2)"),
+    ],
+)
+def test_a_value_is_enclosed_where_what_follows_could_be_part_of_it(
+    template: str, values: tuple[Any, Any], text: str
+) -> None:
+    """The last value of a template needs it only for its type."""
+    assert key(scheme(template), *values) == text
+
+
 scalars = st.text("1:-'x(,=. e0", min_size=1, max_size=6) | st.integers() | st.floats(0, 9)
 
 
