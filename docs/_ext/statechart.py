@@ -27,72 +27,112 @@ class Edge:
 
 #: Each state with its place, and what it means.
 STATES: dict[str, tuple[Point, list[str]]] = {
-    "absent": ((14, 196), ["no record: never", "used, or expired"]),
-    "running": ((350, 196), ["a run holds the", "key, by a lease"]),
-    "retrying": ((350, 14), ["the run asked for", "a retry, due at ..."]),
-    "released": ((350, 378), ["the key is free; keeps", "a failure to share"]),
-    "succeeded": ((736, 14), ["the result answers", "every duplicate"]),
-    "failed": ((736, 196), ["the failure answers", "every duplicate"]),
-    "unknown": ((736, 378), ["cut off; nobody knows", "what it did"]),
+    "absent": ((6, 196), ["no record: never", "used, or expired"]),
+    "running": ((262, 196), ["a run holds the", "key, by a lease"]),
+    "retrying": ((262, 14), ["the run asked for", "a retry, due at ..."]),
+    "released": ((262, 430), ["the key is free; keeps", "a failure to share"]),
+    "succeeded": ((600, 14), ["the result answers", "every duplicate"]),
+    "failed": ((600, 142), ["the failure answers", "every duplicate"]),
+    "unknown": ((600, 270), ["cut off; nobody", "knows what it did"]),
+    "compensating": ((600, 430), ["it failed; its steps", "are being undone"]),
 }
-_WIDTH, _HEIGHT = 164, 72
+_WIDTH, _HEIGHT = 150, 72
 
 EDGES = (
-    Edge("absent", "running", "a delivery claims it", ((178, 232), (350, 232)), (258, 250)),
-    Edge("running", "retrying", "self.retry()", ((414, 196), (414, 86)), (406, 128), "end"),
+    Edge("absent", "running", "a delivery\nclaims it", ((156, 232), (262, 232)), (204, 250)),
+    Edge("running", "retrying", "self.retry()", ((318, 196), (318, 86)), (310, 128), "end"),
     Edge(
         "retrying",
         "running",
-        "its next message comes,\nor is overdue by a lease",
-        ((454, 86), (454, 196)),
-        (464, 112),
+        "its next message\ncomes; or overdue\nby a lease",
+        ((358, 86), (358, 196)),
+        (368, 108),
         "start",
     ),
     Edge(
         "running",
         "released",
         "fails; Ignore,\nReject, replace",
-        ((414, 268), (414, 378)),
-        (406, 318),
+        ((318, 268), (318, 430)),
+        (310, 340),
         "end",
     ),
     Edge(
         "released",
         "running",
         "the next call\nclaims it",
-        ((454, 378), (454, 268)),
-        (464, 326),
+        ((358, 430), (358, 268)),
+        (368, 340),
         "start",
     ),
-    Edge("running", "succeeded", "returns", ((514, 212), (736, 50)), (650, 134), "start"),
+    Edge("running", "succeeded", "returns", ((412, 208), (600, 50)), (514, 142), "start"),
     Edge(
         "running",
         "failed",
-        "fails, and failures\nare stored",
-        ((514, 232), (736, 232)),
-        (634, 210),
+        "fails, if that\nis stored",
+        ((412, 224), (600, 178)),
+        (504, 222),
+        "start",
     ),
     Edge(
         "running",
         "unknown",
-        'cut off too often, or\npolicy "unknown"',
-        ((514, 252), (736, 414)),
-        (646, 316),
+        "cut off too often\n(or by policy)",
+        ((412, 240), (600, 306)),
+        (490, 316),
         "start",
+    ),
+    Edge(
+        "running",
+        "compensating",
+        "fails for good,\nwith steps to undo",
+        ((412, 256), (600, 450)),
+        (524, 402),
+        "end",
     ),
     Edge(
         "running",
         "running",
         "cut off, and\nclaimed again",
-        ((368, 196), (368, 166), (322, 166), (322, 212), (350, 212)),
-        (314, 166),
+        ((280, 196), (280, 166), (236, 166), (236, 212), (262, 212)),
+        (228, 164),
         "end",
+    ),
+    Edge(
+        "compensating",
+        "released",
+        "undone: the key is free",
+        ((600, 476), (412, 476)),
+        (506, 470),
+    ),
+    Edge(
+        "compensating",
+        "failed",
+        "undone, if\nthe failure\nis stored",
+        ((750, 466), (784, 466), (784, 178), (750, 178)),
+        (792, 320),
+        "start",
+    ),
+    Edge(
+        "compensating",
+        "unknown",
+        "cut off\ntoo often",
+        ((675, 430), (675, 342)),
+        (683, 384),
+        "start",
+    ),
+    Edge(
+        "compensating",
+        "compensating",
+        "cut off, and gone on with",
+        ((640, 502), (640, 526), (712, 526), (712, 502)),
+        (676, 542),
     ),
 )
 
 #: A run that was held for lost may end after all, as long as nobody took over: this settles
 #: "unknown" as it would have settled "running".
-LATE = {"unknown": ("succeeded", "failed", "released", "retrying")}
+LATE = {"unknown": ("succeeded", "failed", "released", "retrying", "compensating")}
 #: What leads there from everywhere: ``forget``, and the end of a record's time.
 ANYWHERE = ("released", "absent")
 
@@ -115,4 +155,4 @@ def draw() -> str:
         chart.box(x, y, _WIDTH, _HEIGHT, "party" if name != "absent" else "pause")
         chart.text(x + _WIDTH / 2, y + 22, [name], "name")
         chart.text(x + _WIDTH / 2, y + 24 + LINE_HEIGHT, lines, "small")
-    return chart.html(914, 464)
+    return chart.html(868, 552)

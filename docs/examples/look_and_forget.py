@@ -2,7 +2,7 @@
 
 from celery import Celery
 
-from celery_idempotent import IdempotentTask, State
+from celery_idempotent import MESSAGE_ID, IdempotentTask, State
 
 app = Celery("shop")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
@@ -12,6 +12,10 @@ charged = []
 @app.task(base=IdempotentTask, idempotency_key="order:{order_id}")
 def charge(order_id, amount):
     charged.append(order_id)
+
+
+@app.task(base=IdempotentTask, idempotency_key=MESSAGE_ID)
+def tick(): ...
 
 
 # [client]
@@ -31,4 +35,8 @@ assert charged == [42, 42]
 # A call that had an explicit key is found by it, without its arguments.
 charge.apply_async((42, 100), idempotency_key="req-7f3a")
 assert charge.idempotency_record(idempotency_key="req-7f3a").state is State.SUCCEEDED
+
+# With MESSAGE_ID as the key, that is the task id.
+ticked = tick.delay()
+assert tick.idempotency_record(idempotency_key=ticked.id).owner_id == ticked.id
 # [end]
