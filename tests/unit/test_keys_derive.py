@@ -564,6 +564,17 @@ def test_an_explicit_key_needs_a_fingerprint() -> None:
     assert loose.checked
 
 
+def test_an_explicit_key_alone_finds_its_record() -> None:
+    """Where only the key is known it has the name that the call with its arguments had."""
+    of = scheme("order:{order_id}")
+    for text in ("req-1", "a b", "~x"):
+        assert record_key("p", of.named(text)) == record_key("p", explicit(of, text))
+    with pytest.raises(KeyDerivationError, match="'shop.charge': idempotency_key is empty"):
+        of.named("")
+    with pytest.raises(KeyDerivationError, match="its namespace depends on the arguments"):
+        scheme(namespace="t:{currency}").named("req-1")
+
+
 # -- fingerprints ----------------------------------------------------------------------------------
 
 
