@@ -15,6 +15,7 @@ from celery_idempotent.errors import (
     ResultNotKept,
     StoreUnavailable,
 )
+from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.task import IdempotentTask
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ResultNotKept",
     "State",
     "StoreUnavailable",
+    "use_idempotency_key",
 ]
 
 __version__ = "0.1.0"

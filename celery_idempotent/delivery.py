@@ -36,6 +36,7 @@ from celery_idempotent.run.heartbeat import Lease
 from celery_idempotent.run.runner import Call, Run, ask
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
+from celery_idempotent.shadow import run_in_shadow
 from celery_idempotent.waiting import pause_of, put_back
 
 __all__ = ["Delivery"]
@@ -83,6 +84,8 @@ class Delivery:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the delivery: run the body, replay an outcome, wait, or refuse."""
+        if self.options.mode == "shadow":
+            return run_in_shadow(self, args, kwargs)
         awaited = self.waits.awaited
         call = self.call if awaited is None else awaiting(self.call, awaited)
         try:
@@ -120,6 +123,7 @@ class Delivery:
         if isinstance(verdict, Busy):
             return self._busy(verdict)
         if isinstance(verdict, Mismatch):
+            self.tell("mismatch", verdict.record)
             signals.emit(signals.key_mismatch, self.task, signals.Event, *self.event(verdict))
             hint = ""
             if self.request.group or self.request.chord:
@@ -132,18 +136,21 @@ class Delivery:
                 f"call of {self.task.name} with other arguments: this call was not run{hint}"
             )
         if isinstance(verdict, Unknown):
+            self.tell("unknown", verdict.record, interruptions=verdict.record.interruptions)
             self.emit_interrupted(verdict.record, unknown=True)
             raise OutcomeUnknown(
                 f"a run of {self.name} (task {verdict.record.owner_id}) was cut off, and nobody "
                 "knows whether its effect happened: look there, then resolve the key, or forget it "
                 "to run it again"
             )
+        self.tell("superseded")
         log.info("%s: %s is an old copy of its message, ignored", self.task.name, self.request.id)
         raise Ignore("superseded")
 
     def _replay(self, verdict: Replay) -> Any:
         if verdict.noted:
             callbacks.silence(self.request)
+        self.tell("answered again" if verdict.mine else "deduplicated", verdict.record)
         if not verdict.mine:
             log.info(
                 "%s: %s is a duplicate of %s, answered with its outcome",
@@ -181,14 +188,17 @@ class Delivery:
         first = not (self.call.retries or self.redelivered or self.waits.count)
         policy = self.options.on_running if first else "wait"
         if policy == "raise":
+            self.tell("refused", record)
             raise IdempotencyInProgress(
                 f"{self.name} is being run by task {record.owner_id}: this call was not run"
             )
         if policy == "drop" and not self._is_awaited():
+            self.tell("dropped", record)
             log.info("%s: %s dropped, %s is running", self.task.name, self.request.id, self.name)
             raise Ignore("dropped")
         since_ms = self.waits.since_ms or verdict.now_ms
         if verdict.now_ms - since_ms >= self.options.wait_timeout * 1000:
+            self.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
             raise IdempotencyInProgress(
                 f"{self.name} is still being run by task {record.owner_id} after "
                 f"{self.options.wait_timeout:g} s (idempotency_wait_timeout): this call was not run"
@@ -207,6 +217,7 @@ class Delivery:
         if self.eager and policy == "retry":
             policy = "raise"
         action = "wait" if policy == "retry" else policy
+        self.tell("store away", action=action)
         signals.emit(
             signals.store_unavailable,
             self.task,
@@ -255,6 +266,7 @@ class Delivery:
         delay = pause_of(self.environment, self.options.ttl, self.waits.count, until, delay)
         signature = put_back(self.task, self.request, self.call_key, waits, delay)
         original = waits.awaited[0] if waits.awaited else None
+        self.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
         signals.emit(
             signals.task_waiting,
             self.task,
@@ -271,6 +283,7 @@ class Delivery:
     def _on_lost(self, lease: Lease) -> None:
         if lease.record.is_done:
             return  # an outcome's delivery lease: the outcome was recorded
+        self.tell("lost", lease.lost, token=lease.record.token)
         signals.emit(
             signals.claim_lost,
             self.task,
@@ -283,6 +296,21 @@ class Delivery:
         )
 
     # --- words -----------------------------------------------------------------------------------
+
+    def tell(self, what: str, held: Record | None = None, **more: Any) -> None:
+        """Note for the journal what becomes of this delivery; ``held``: whose the key is."""
+        if held is not None:
+            more["original"] = held.owner_id
+        self.environment.journal.add(
+            what,
+            self.call.key,
+            self.task.name,
+            self.request.id,
+            label=self.call_key.label,
+            node=self.request.hostname,
+            waits=self.waits.count,
+            **more,
+        )
 
     @property
     def name(self) -> str:

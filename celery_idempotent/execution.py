@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import datetime, timezone
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
@@ -40,10 +41,13 @@ class Execution:
         self.task = delivery.task
         self.options = delivery.options
         self.steps = Steps(run, run.steps, _Codec(self.task, self.options.max_result_size))
+        self._token = run.token
+        self._began = time.monotonic()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and record its outcome; or go on with a compensation, and fail as it did."""
         delivery, run = self.delivery, self.run
+        self._tell("claimed", interruptions=run.interruptions)
         if run.failed:
             return self._compensate(run.failed)
         delivery.request._idempotency = delivery.context(run, steps=self.steps)
@@ -67,20 +71,21 @@ class Execution:
     # --- how a body ends -------------------------------------------------------------------------
 
     def _failed(self, exc: BaseException) -> Any:
-        ending = self._ending_of(exc)
+        ending = self.ending_of(exc)
         final = ending.state is State.FAILED or bool(ending.outcome)
         if final and any(self.steps.to_compensate()):
             lease_ms = self.delivery.call.lease_ms
-            verdict = self._end(Ending(State.COMPENSATING, ending.outcome, lease_ms))
+            verdict = self._end(Ending(State.COMPENSATING, ending.outcome, lease_ms), exc)
             if not isinstance(verdict, Lost):
                 return self._compensate(ending.outcome, exc)
         else:
-            verdict = self._end(ending)
+            verdict = self._end(ending, exc)
         if isinstance(verdict, Lost) and isinstance(exc, Exception):
             return self._lost(verdict.record, exc)
         raise exc
 
-    def _ending_of(self, exc: BaseException) -> Ending:
+    def ending_of(self, exc: BaseException) -> Ending:
+        """Give what a body that raised this means for its record."""
         if isinstance(exc, Retry):
             return Ending(State.RETRYING, b"", _delay_ms(exc.when), self.delivery.call.retries + 1)
         if isinstance(exc, (Ignore, Reject)):
@@ -97,8 +102,13 @@ class Execution:
             return State.FAILED
         return State.RELEASED
 
-    def _end(self, ending: Ending) -> object:
+    def _end(self, ending: Ending, exc: BaseException | None = None) -> object:
         verdict = self.run.end(ending)
+        if not isinstance(verdict, Lost):
+            error = None if exc is None else type(exc).__name__
+            took = time.monotonic() - self._began
+            what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
+            self._tell(what, took=took, error=error, unrecorded=verdict is None)
         if verdict is None:
             signals.emit(
                 signals.store_unavailable,
@@ -109,6 +119,10 @@ class Execution:
                 "record later",
             )
         return verdict
+
+    def _tell(self, what: str, **more: Any) -> None:
+        attempt = self.delivery.call.retries + 1
+        self.delivery.tell(what, token=self._token, attempt=attempt, **more)
 
     def _lost(self, record: Record, exc: Exception | None, result: Any = None) -> Any:
         """Leave a run whose key is another's now: its caller gets what holds, not what it made."""
@@ -190,7 +204,7 @@ class Execution:
             except Exception as stored:
                 exc = stored
         assert exc is not None
-        verdict = self._end(Ending(self._final_state(exc), failure))
+        verdict = self._end(Ending(self._final_state(exc), failure), exc)
         if isinstance(verdict, Lost) and isinstance(exc, Exception):
             return self._lost(verdict.record, exc)
         raise exc

@@ -11,7 +11,7 @@ A receiver is called in the process that runs the task::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from celery.utils.dispatch import Signal
@@ -44,6 +44,9 @@ class Event:
     task_id: str
     #: The call that holds the key, or whose outcome it is; ``None`` where that isn't known.
     original_id: str | None
+    #: Whether nothing was suppressed: ``idempotency_mode`` is ``"shadow"``, and this is what would
+    #: have been.
+    shadow: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,9 @@ key_mismatch = Signal(name="key_mismatch", providing_args={"event"})
 store_unavailable = Signal(name="store_unavailable", providing_args={"event"})
 
 
-def emit(signal: Signal, sender: Any, make: type[Event], *fields: Any) -> None:
+def emit(
+    signal: Signal, sender: Any, make: type[Event], *fields: Any, shadow: bool = False
+) -> None:
     """Send an event, and make it only where somebody listens."""
     if signal.receivers:
-        signal.send(sender=sender, event=make(*fields))
+        signal.send(sender=sender, event=make(*fields, shadow=shadow))

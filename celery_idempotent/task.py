@@ -15,7 +15,8 @@ from celery_idempotent.core.options import option_names
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import KeyDerivationError
-from celery_idempotent.headers import EXPLICIT, OWN, Waits, explicit_key, own_header, read_own
+from celery_idempotent.headers import OWN, Waits, explicit_key, own_header, read_own
+from celery_idempotent.publishing import derive, first_call, with_key
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
 from celery_idempotent.worker import install
@@ -58,6 +59,7 @@ class IdempotentTask(Task):
     idempotency_store_failures: Any = None
     idempotency_on_store_error: Any = None
     idempotency_max_result_size: Any = None
+    idempotency_on_enqueue: Any = None
     idempotency_mode: Any = None
 
     _idempotency: ClassVar[TaskSetup | None] = None
@@ -99,12 +101,23 @@ class IdempotentTask(Task):
     ) -> Any:
         """Publish a call; as Celery's, and ``idempotency_key`` is an explicit key for this call.
 
+        With ``idempotency_on_enqueue = "attach"`` a call that is under way or done already is not
+        published again, where that is safe: its first call's result is returned.
+
         Raises:
             KeyDerivationError: no key can be derived; nothing is published.
         """
-        task_id = task_id or uuid()
-        headers = self._with_key(args, kwargs, task_id, idempotency_key, headers)
-        return super().apply_async(args, kwargs, task_id, *more, headers=headers, **options)
+        setup = self._setup()
+        call_id = task_id or uuid()
+        headers, call_key = with_key(
+            self, setup, args or (), kwargs or {}, call_id, idempotency_key, headers
+        )
+        if call_key is not None and setup is not None and setup.options.on_enqueue == "attach":
+            alone = task_id is None and not any(more) and not any(map(options.get, _COMPOSED))
+            first = first_call(self, call_key) if alone else None
+            if first is not None:
+                return self.AsyncResult(first)
+        return super().apply_async(args, kwargs, call_id, *more, headers=headers, **options)
 
     def apply(
         self,
@@ -122,7 +135,9 @@ class IdempotentTask(Task):
             KeyDerivationError: no key can be derived.
         """
         task_id = task_id or uuid()
-        headers = self._with_key(args, kwargs, task_id, idempotency_key, headers)
+        headers, _ = with_key(
+            self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
+        )
         return super().apply(args, kwargs, *more, task_id=task_id, headers=headers, **options)
 
     def signature_from_request(
@@ -139,42 +154,6 @@ class IdempotentTask(Task):
                 given = request.as_execution_options()["headers"]
             options["headers"] = {**(given or {}), OWN: own}
         return super().signature_from_request(request, args, kwargs, **options)
-
-    def _with_key(
-        self,
-        args: Any,
-        kwargs: Any,
-        task_id: str,
-        explicit: str | None,
-        headers: Mapping[str, Any] | None,
-    ) -> Mapping[str, Any] | None:
-        setup = self._setup()
-        if setup is None or setup.options.mode == "off":
-            return headers if explicit is None else {**(headers or {}), EXPLICIT: explicit}
-        if explicit is None and headers and _is_own(headers, task_id):
-            return headers  # the same message, published again
-        if explicit is None:
-            explicit = explicit_key(headers)
-        try:
-            call_key = self._derive(setup, args or (), kwargs or {}, task_id, explicit)
-        except TypeError:
-            if self.typing:
-                raise
-            return headers  # typing=False: Celery has such a call fail in the worker
-        made = {**(headers or {}), OWN: own_header(task_id, call_key)}
-        if explicit is not None:
-            made[EXPLICIT] = explicit
-        return made
-
-    def _derive(
-        self,
-        setup: TaskSetup,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        task_id: str | None,
-        explicit: str | None,
-    ) -> CallKey | None:
-        return setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=self)
 
     def _setup(self) -> TaskSetup | None:
         self._get_app()  # binds a class that was not registered
@@ -213,7 +192,7 @@ class IdempotentTask(Task):
         if setup is None:
             return None, Waits()
         explicit = explicit_key(request.headers)
-        return self._derive(setup, args, kwargs, task_id, explicit), Waits()
+        return derive(self, setup, args, kwargs, task_id, explicit), Waits()
 
     def _record_key(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -300,8 +279,19 @@ class IdempotentTask(Task):
             return None
         if explicit is not None and not args and not kwargs:
             return setup.scheme.named(explicit)
-        return self._derive(setup, args, kwargs, None, explicit)
+        return derive(self, setup, args, kwargs, None, explicit)
 
+
+#: With any of these a call is a part of something else, which needs its message.
+_COMPOSED = (
+    "link",
+    "link_error",
+    "chain",
+    "chord",
+    "group_id",
+    "retries",
+    "replaced_task_nesting",
+)
 
 #: What begins with ``idempotency_`` on a task, and is no option.
 _METHODS = frozenset(
@@ -309,8 +299,3 @@ _METHODS = frozenset(
     for name in vars(IdempotentTask)
     if name.startswith("idempotency_") and name not in option_names()
 )
-
-
-def _is_own(headers: Mapping[str, Any], task_id: str) -> bool:
-    own = headers.get(OWN)
-    return isinstance(own, Mapping) and own.get("id") == task_id

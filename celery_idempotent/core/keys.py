@@ -162,12 +162,13 @@ class KeyScheme:
                 f"{self._where}: its namespace depends on the arguments: give them as well"
             )
         try:
-            key, label = self._identity(_checked_explicit(explicit))
+            key, label = self.identity(_checked_explicit(explicit))
         except NoKey as exc:
             raise KeyDerivationError(f"{self._where}: {exc}") from exc
         return CallKey(self._namespace, key, label, b"", False)
 
-    def _identity(self, chosen: str) -> tuple[str, str]:
+    def identity(self, chosen: str) -> tuple[str, str]:
+        """The identity that a text of the user's gets, and its label."""
         if self._redact:
             return _digested(chosen), ""
         if _READABLE.match(chosen):
@@ -210,7 +211,7 @@ class KeyScheme:
                 arguments = self._text_of_arguments(values)
             key, label = _MARK + _hash(arguments, b"idem-key").hexdigest(), ""
         else:
-            key, label = self._identity(chosen)
+            key, label = self.identity(chosen)
         return CallKey(self._namespace_of(values, task), key, label, fingerprint, checked)
 
     def _text_of_arguments(self, values: Sequence[Any]) -> str:

@@ -263,9 +263,19 @@ class Options(_FromLookup):
         default=1024 * 1024, metadata=_checked(_integer(1, 512 * 1024 * 1024))
     )
 
+    #: Whether a call that is a duplicate already when it is made is published at all. Default:
+    #: ``"publish"``: it is, and the worker answers it. ``"attach"``: where its first call is
+    #: running, waits for a retry, or is done with its result still in the result backend, nothing
+    #: is published, and the caller gets the first call's result. It saves messages, and costs a
+    #: look into the store for each call. Members of groups, chains and chords, calls with a link
+    #: or a task id of their own, and retries are published all the same.
+    on_enqueue: str = field(default="publish", metadata=_checked(_one_of("publish", "attach")))
+
     #: ``"enforce"``: duplicates don't run. ``"off"``: tasks run as plain Celery tasks, nothing is
-    #: read or recorded: the switch for an emergency. Default: ``"enforce"``.
-    mode: str = field(default="enforce", metadata=_checked(_one_of("enforce", "off")))
+    #: read or recorded: the switch for an emergency. ``"shadow"``: keys are derived and records
+    #: kept, every call runs, and what would have been a duplicate is reported (signals, log,
+    #: journal, metrics): the way to adopt it in a running system. Default: ``"enforce"``.
+    mode: str = field(default="enforce", metadata=_checked(_one_of("enforce", "shadow", "off")))
 
 
 @dataclass(frozen=True)
@@ -293,6 +303,13 @@ class Settings(_FromLookup):
     #: shows a duplicate as DEDUPLICATED. Default: True. Turn it off where something that reads the
     #: events can't bear a ``task-deduplicated`` after a ``task-succeeded``.
     events: bool = field(default=True, metadata=_checked(_flag))
+
+    #: How many events the journal keeps: what was claimed, completed, answered as a duplicate, put
+    #: back, refused, lost or forgotten, and by whom. It is what ``celery idempotency list`` and
+    #: ``why`` know, and Flower's tab. Default: 10000. 0 turns it off. Workers add to it about twice
+    #: a second, whatever they do in that time; an event takes some 200 bytes in the store. Raise it
+    #: until it reaches back as far as you want to ask: an execution or a duplicate is one event.
+    journal: int = field(default=10_000, metadata=_checked(_integer(0, 100_000_000)))
 
 
 def option_names() -> frozenset[str]:

@@ -74,7 +74,7 @@ def claim(
         # Our own claim, whose answer was lost on the wire, or that we gave up.
         if record.state is State.RUNNING:
             return Claimed(record.token, record.interruptions), None
-        if record.state is State.COMPENSATING:
+        if record.state is State.COMPENSATING and record.process:
             return Claimed(record.token, record.interruptions, record), None
         if record.is_done and record.until_ms:
             return Replay(record, mine, noted), None
@@ -138,7 +138,8 @@ def _interrupted(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict,
 
 
 def _compensate(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write]:
-    interruptions = record.interruptions + 1
+    # Without a process nobody has begun: a person asked for it, or a claim was given up.
+    interruptions = record.interruptions + bool(record.process)
     if interruptions > ask.max_compensations:
         return _become_unknown(record, interruptions)
     # The owner stays: the failure is its call's, whoever undoes what it did.
@@ -245,7 +246,10 @@ def step(
         return Lost(record), None
     if record.state in (State.RUNNING, State.COMPENSATING):
         record = replace(record, until_ms=until_ms)
-    elif record.state is not State.UNKNOWN:
+    elif record.state is State.UNKNOWN:
+        # It still waits to be resolved, for as long as before.
+        return Recorded(held.token), Write(replace(record, has_steps=True), KEEP_TTL)
+    else:
         return Lost(record), None
     return Recorded(held.token), Write(replace(record, has_steps=True), keep_ms)
 
@@ -285,6 +289,11 @@ def abandon(record: Record | None, given_up: Record, ttl_ms: int, now_us: int) -
             record, state=State.RELEASED, token=record.token + 1, until_ms=0, process=b""
         )
         return Write(undone, ttl_ms)
+    if record.state is State.COMPENSATING and record.process:
+        if record.nonce != given_up.nonce:
+            return None
+        undone = replace(record, token=record.token + 1, until_ms=now_us // 1000, process=b"")
+        return Write(undone, KEEP_TTL)
     if record.is_done and record.until_ms:
         if record.nonce != given_up.nonce:
             return None

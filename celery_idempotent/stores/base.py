@@ -92,6 +92,9 @@ class Store(Protocol):
     def now_ms(self) -> int:
         """Give the store's clock, in milliseconds since 1970."""
 
+    def peek(self, key: str) -> tuple[Record | None, int]:
+        """Read a record together with the store's clock, in milliseconds."""
+
     def steps(self, key: str) -> dict[str, bytes]:
         """Give the (packed) steps of a record by name."""
 

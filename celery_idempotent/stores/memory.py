@@ -25,6 +25,7 @@ from celery_idempotent.core.transitions import (
 )
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.journal import MemoryJournals
 
 __all__ = ["MemoryStore"]
 
@@ -38,7 +39,7 @@ def _unescaped(pattern: str) -> str:
     return re.sub(r"\\(.)", lambda m: f"[{m[1]}]" if m[1] in "*?[" else m[1], pattern)
 
 
-class MemoryStore:
+class MemoryStore(MemoryJournals):
     """A :class:`~celery_idempotent.stores.base.Store` in a dictionary.
 
     Args:
@@ -48,6 +49,7 @@ class MemoryStore:
     _shared: ClassVar[dict[str, MemoryStore]] = {}
 
     def __init__(self, clock: Callable[[], int] = _clock_us) -> None:
+        super().__init__()
         self._clock = clock
         self._lock = threading.RLock()
         # Packed, as everywhere: what a test sees here has been through the stored form.
@@ -173,6 +175,11 @@ class MemoryStore:
 
     def now_ms(self) -> int:
         return self._clock() // 1000
+
+    def peek(self, key: str) -> tuple[Record | None, int]:
+        with self._lock:
+            now = self._clock()
+            return self._read(key, now), now // 1000
 
     def steps(self, key: str) -> dict[str, bytes]:
         with self._lock:

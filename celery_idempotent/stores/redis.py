@@ -29,6 +29,7 @@ from celery_idempotent.core.transitions import (
 )
 from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
 from celery_idempotent.stores.base import Renewal, is_beside_a_record, mask_url, steps_key
+from celery_idempotent.stores.redis_journal import RedisJournals
 from celery_idempotent.stores.wire import Call, Wire, load_script
 
 __all__ = ["RedisStore"]
@@ -50,11 +51,11 @@ _CERT_REQS: Final = {
 }
 
 
-class RedisStore:
+class RedisStore(RedisJournals):
     """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server."""
 
     def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+        super().__init__(wire)
         self._claim = load_script("claim")
         self._settle = load_script("settle")
         self._renew = load_script("renew")
@@ -64,6 +65,7 @@ class RedisStore:
         self._forget = load_script("forget")
         self._step = load_script("step")
         self._resolve = load_script("resolve")
+        self._peek = load_script("peek")
 
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> RedisStore:
@@ -169,6 +171,10 @@ class RedisStore:
     def now_ms(self) -> int:
         seconds, micros = self._wire.command("TIME")
         return int(seconds) * 1000 + int(micros) // 1000
+
+    def peek(self, key: str) -> tuple[Record | None, int]:
+        packed, now_ms = self._wire.call(Call(self._peek, _keys(key), ()))
+        return (None if packed is None else Record.unpack(packed)), now_ms
 
     def steps(self, key: str) -> dict[str, bytes]:
         return _pairs(self._wire.command("HGETALL", steps_key(key)))

@@ -1,0 +1,146 @@
+"""What happens to a call before it is published: it gets its key, or finds its first call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from celery.states import READY_STATES
+from celery.utils.log import get_logger
+
+from celery_idempotent.core.keys import MAX_EXPLICIT, CallKey, record_key
+from celery_idempotent.core.record import State
+from celery_idempotent.errors import KeyDerivationError, StoreError
+from celery_idempotent.headers import EXPLICIT, OWN, explicit_key, own_header
+from celery_idempotent.settings import TaskSetup, environment_of
+
+__all__ = ["derive", "first_call", "use_idempotency_key", "with_key"]
+
+log = get_logger("celery_idempotent")
+
+_context_key: ContextVar[str | None] = ContextVar("idempotency_key", default=None)
+
+
+@contextmanager
+def use_idempotency_key(key: str) -> Iterator[None]:
+    """Give every call that is published within a key that is derived from ``key``.
+
+    ::
+
+        with use_idempotency_key(request.headers["Idempotency-Key"]):
+            charge.delay(42, 100)
+            send_receipt.delay(42)
+
+    Each call's key is ``key`` joined with the task's name and the key that the call would have
+    had, so that one request may publish several; an explicit key of a call's own wins. Ask for it
+    within the identity of a caller (``f"{user.id}/{key}"``), or callers share their outcomes.
+
+    Raises:
+        KeyDerivationError: it is no text, empty, or over 1024 characters.
+    """
+    if not isinstance(key, str) or not key.strip() or len(key) > MAX_EXPLICIT:
+        raise KeyDerivationError(
+            f"use_idempotency_key() takes text of 1 to {MAX_EXPLICIT} characters"
+        )
+    token = _context_key.set(key)
+    try:
+        yield
+    finally:
+        _context_key.reset(token)
+
+
+def derive(
+    task: Any,
+    setup: TaskSetup,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    task_id: str | None,
+    explicit: str | None,
+) -> CallKey | None:
+    """Derive the key of a call; ``None``: it is not deduplicated.
+
+    Raises:
+        TypeError: the arguments don't fit the task.
+        KeyDerivationError: they have no key.
+    """
+    return setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=task)
+
+
+def with_key(
+    task: Any,
+    setup: TaskSetup | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    task_id: str,
+    explicit: str | None,
+    headers: Mapping[str, Any] | None,
+) -> tuple[Mapping[str, Any] | None, CallKey | None]:
+    """Give the headers of a message with its key in them, and the key that was derived.
+
+    No key is given for a message that is published again: it keeps what it has.
+
+    Raises:
+        KeyDerivationError: no key can be derived.
+    """
+    if setup is None or setup.options.mode == "off":
+        return (headers if explicit is None else {**(headers or {}), EXPLICIT: explicit}), None
+    if explicit is None and headers and _is_own(headers, task_id):
+        return headers, None
+    context = _context_key.get() if explicit is None else None
+    if explicit is None and context is None:
+        explicit = explicit_key(headers)
+    try:
+        call_key = derive(task, setup, args, kwargs, task_id, explicit)
+    except TypeError:
+        if task.typing:
+            raise
+        return headers, None  # typing=False: Celery has such a call fail in the worker
+    if context is not None and call_key is not None:
+        joined = f"{quote(context, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
+        key, label = setup.scheme.identity(joined)
+        call_key = replace(call_key, key=key, label=label)
+    made = {**(headers or {}), OWN: own_header(task_id, call_key)}
+    if explicit is not None:
+        made[EXPLICIT] = explicit
+    return made, call_key
+
+
+def _is_own(headers: Mapping[str, Any], task_id: str) -> bool:
+    own = headers.get(OWN)
+    return isinstance(own, Mapping) and own.get("id") == task_id
+
+
+def first_call(task: Any, call_key: CallKey) -> str | None:
+    """Give the task id of the call that this one would be a duplicate of, where it is safe.
+
+    It only reads: two that race both publish, and the worker deduplicates. It is safe where the
+    first call runs under a live lease, waits for a retry that isn't overdue, or is done with its
+    result still in the result backend; and it had the same arguments.
+    """
+    environment = environment_of(task.app)
+    try:
+        record, now_ms = environment.store.peek(record_key(environment.prefix, call_key))
+    except StoreError as exc:
+        log.warning("%s is published: its key can't be looked up: %s", task.name, exc)
+        return None
+    if record is None or not call_key.fingerprint or record.fingerprint != call_key.fingerprint:
+        return None
+    first = record.owner_id
+    if first is None:
+        return None
+    if record.state in (State.RUNNING, State.RETRYING):
+        return first if now_ms < record.until_ms else None
+    if record.state in (State.SUCCEEDED, State.FAILED) and _is_in_backend(task, first):
+        return first
+    return None
+
+
+def _is_in_backend(task: Any, task_id: str) -> bool:
+    try:
+        return task.AsyncResult(task_id).state in READY_STATES
+    except Exception:
+        return False  # no result backend, or it is away

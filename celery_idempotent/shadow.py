@@ -1,0 +1,93 @@
+"""Shadow mode: every call runs, records are kept, and what would have happened is reported."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from celery.utils.log import get_logger
+
+from celery_idempotent import signals
+from celery_idempotent.core.record import State
+from celery_idempotent.core.transitions import Busy, ClaimVerdict, Mismatch, Replay, Unknown
+from celery_idempotent.errors import StoreError
+from celery_idempotent.execution import Execution
+from celery_idempotent.results import encode_result
+from celery_idempotent.run.runner import Ending, Run, ask
+
+if TYPE_CHECKING:
+    from celery_idempotent.delivery import Delivery
+
+__all__ = ["run_in_shadow"]
+
+log = get_logger("celery_idempotent")
+
+_WHY = "idempotency_mode is 'shadow'"
+
+
+def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the body whatever the store says, and say what would have been done instead.
+
+    The callbacks stay the tracer's, nothing waits, and nothing that goes wrong with the store
+    reaches the task.
+    """
+    task, request = delivery.task, delivery.request
+    request._idempotency = delivery.context(None, _WHY)
+    call = replace(delivery.call, note=None)
+    try:
+        verdict = ask(call, 0.0, lambda lease: None)
+    except StoreError as exc:
+        log.warning("%s runs in shadow mode without a record: %s", delivery.name, exc)
+        fields = (*delivery.event(None), str(exc), "run")
+        _emit(delivery, signals.store_unavailable, signals.StoreUnavailableEvent, *fields)
+        return task.run(*args, **kwargs)
+    if not isinstance(verdict, Run):
+        _report(delivery, verdict)
+        return task.run(*args, **kwargs)
+    try:
+        return _recorded(delivery, verdict, args, kwargs)
+    finally:
+        verdict.let_go()
+
+
+def _recorded(delivery: Delivery, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        result = delivery.task.run(*args, **kwargs)
+    except BaseException as exc:
+        run.end(Execution(delivery, run).ending_of(exc))
+        raise
+    most = delivery.options.max_result_size
+    run.end(Ending(State.SUCCEEDED, encode_result(delivery.task.backend, result, most)))
+    return result
+
+
+def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
+    would, original = "be ignored, as an old copy of its message", None
+    if isinstance(verdict, (Busy, Replay, Mismatch, Unknown)):
+        original = verdict.record.owner_id
+    fields = (delivery.task.name, delivery.call_key.key, delivery.request.id, original)
+    if isinstance(verdict, Replay):
+        would = f"be answered with the outcome of {original}"
+        if not verdict.mine:
+            _emit(delivery, signals.task_deduplicated, signals.Event, *fields)
+    elif isinstance(verdict, Busy):
+        would = f"wait for {original}"
+        _emit(delivery, signals.task_waiting, signals.WaitingEvent, *fields, 0.0, verdict.mine)
+    elif isinstance(verdict, Mismatch):
+        would = f"fail: {original} had the key with other arguments"
+        _emit(delivery, signals.key_mismatch, signals.Event, *fields)
+    elif isinstance(verdict, Unknown):
+        would = f"fail: nobody knows how {original} ended"
+        count = verdict.record.interruptions
+        _emit(delivery, signals.task_interrupted, signals.InterruptedEvent, *fields, count, True)
+    log.warning(
+        "shadow: %s[%s] with key %s would %s",
+        delivery.task.name,
+        delivery.request.id,
+        delivery.name,
+        would,
+    )
+
+
+def _emit(delivery: Delivery, signal: Any, make: type[signals.Event], *fields: Any) -> None:
+    signals.emit(signal, delivery.task, make, *fields, shadow=True)

@@ -1,0 +1,313 @@
+"""What happens to a call before it is published: a context's key, and attaching to a first call."""
+
+from functools import partial
+
+import pytest
+from celery import Celery, chain, chord, group, states
+from kombu.utils.uuid import uuid
+
+from celery_idempotent import IdempotentTask, KeyDerivationError, State, use_idempotency_key
+from celery_idempotent.core.keys import record_key
+from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.core.transitions import Claim, Settle
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.headers import OWN
+from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.memory import MemoryStore
+
+
+class Clock:
+    def __init__(self):
+        self.us = 1_795_000_000_000_000
+
+    def __call__(self):
+        return self.us
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def store(clock):
+    return MemoryStore(clock)
+
+
+@pytest.fixture
+def app(request, store, monkeypatch):
+    app = Celery(f"enqueue-{id(request)}", broker="memory://", backend="cache+memory://")
+    app.conf.update(idempotency_store_url="memory://", task_default_queue=f"q{id(request)}")
+    app.task = partial(app.task, shared=False)
+    monkeypatch.setattr("celery_idempotent.settings.store_from_url", lambda url, options: store)
+    return app
+
+
+@pytest.fixture
+def published(app, monkeypatch):
+    """The messages that were published, as (name, task id, headers)."""
+    sent = []
+    original = app.amqp.send_task_message
+
+    def send(producer, name, message, **options):
+        sent.append((name, message.headers["id"], message.headers))
+        return original(producer, name, message, **options)
+
+    monkeypatch.setattr(app.amqp, "send_task_message", send)
+    return sent
+
+
+@pytest.fixture
+def charge(app):
+    @app.task(
+        base=IdempotentTask,
+        idempotency_key="order:{order_id}",
+        idempotency_on_enqueue="attach",
+        name="charge",
+    )
+    def charge(order_id, amount=1):
+        return amount
+
+    return charge
+
+
+def keys(published):
+    return [headers[OWN]["key"] for _, _, headers in published]
+
+
+# --- attaching -----------------------------------------------------------------------------------
+
+
+def first(charge, store, *args, until_ms=30_000, state=None, outcome=b""):
+    """Claim the key of a call, as its worker would; give the task id."""
+    task_id = uuid()
+    call_key = charge._call_key(args, {}, None)
+    key = record_key(environment_of(charge.app).prefix, call_key)
+    candidate = Record(
+        State.RUNNING, 0, owner=Owner(task_id).pack(), fingerprint=call_key.fingerprint
+    )
+    claimed = store.claim(key, Claim(candidate, until_ms, 86_400_000))
+    if state is not None:
+        record = Record(
+            state,
+            claimed.token,
+            owner=candidate.owner,
+            fingerprint=call_key.fingerprint,
+            outcome=outcome,
+        )
+        store.settle(key, Settle(record, until_ms, 86_400_000))
+    return task_id
+
+
+def test_a_call_whose_first_is_running_is_not_published(charge, store, published):
+    """The caller gets the first call's result."""
+    # Given
+    original = first(charge, store, 42)
+    # When
+    answer = charge.delay(order_id=42)
+    # Then
+    assert answer.id == original
+    assert not published
+
+
+def test_a_call_whose_first_waits_for_a_retry_is_not_published(charge, store, published):
+    """As long as that retry isn't overdue."""
+    original = first(charge, store, 42, state=State.RETRYING)
+    assert charge.delay(42).id == original
+    assert not published
+
+
+def test_a_call_whose_first_is_done_is_not_published_while_its_result_is_kept(
+    app, charge, store, published
+):
+    """The result backend still has it."""
+    # Given
+    original = first(charge, store, 42, until_ms=0, state=State.SUCCEEDED, outcome=b"\x01\x01 1")
+    app.backend.store_result(original, 1, states.SUCCESS)
+    # When
+    answer = charge.delay(42)
+    # Then
+    assert answer.id == original
+    assert answer.get() == 1
+    assert not published
+
+
+def test_nothing_is_claimed_at_the_enqueue(charge, store, published):
+    """Two that race both publish, and the worker deduplicates."""
+    charge.delay(42)
+    charge.delay(42)
+    assert len(published) == 2
+    assert charge.idempotency_record(42) is None
+
+
+def test_a_result_that_the_backend_lost_is_asked_for_again(charge, store, published):
+    """The message is published, and the worker replays the outcome."""
+    original = first(charge, store, 42, until_ms=0, state=State.SUCCEEDED, outcome=b"\x01\x01 1")
+    assert charge.delay(42).id != original
+    assert len(published) == 1
+
+
+@pytest.mark.parametrize("state", [None, State.RETRYING])
+def test_a_lease_that_is_over_and_a_retry_that_is_overdue_are_published(
+    charge, store, clock, published, state
+):
+    """Nobody may be there to answer."""
+    # Given
+    original = first(charge, store, 42, until_ms=30_000, state=state)
+    clock.us += 29_999_000
+    assert charge.delay(42).id == original
+    # When
+    clock.us += 1_000
+    answer = charge.delay(42)
+    # Then
+    assert answer.id != original
+    assert len(published) == 1
+
+
+def test_a_failed_key_is_free_and_is_published(charge, store, published):
+    """The next call runs."""
+    first(charge, store, 42, until_ms=0, state=State.RELEASED, outcome=b"\x02\x01{}")
+    charge.delay(42)
+    assert len(published) == 1
+
+
+def test_other_arguments_are_published(charge, store, published):
+    """The worker says what that means; a caller must not get another call's result unasked."""
+    first(charge, store, 42, 100)
+    charge.delay(42, 200)
+    assert len(published) == 1
+
+
+def test_a_store_that_is_away_only_costs_the_look(charge, store, published, monkeypatch):
+    """The call is published."""
+
+    # Given
+    def away(key):
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(store, "peek", away)
+    # When
+    charge.delay(42)
+    # Then
+    assert len(published) == 1
+
+
+def test_without_the_option_it_is_published(app, store, published):
+    """Attaching is off by default, and the store isn't asked."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_key="order:{order_id}", name="charge")
+    def plain(order_id, amount=1):
+        return amount
+
+    original = first(plain, store, 42)
+    # Then
+    assert plain.delay(42).id != original
+    assert len(published) == 1
+
+
+@pytest.mark.parametrize("how", ["group", "chain", "chord", "link", "link_error", "task_id"])
+def test_parts_of_something_else_are_published(app, charge, store, published, how):
+    """What hangs on their own message would never come."""
+    # Given
+    original = first(charge, store, 42)
+
+    @app.task(name="tail")
+    def tail(*args):
+        return args
+
+    ways = {
+        "group": lambda: group(charge.s(42), charge.s(43)).apply_async(),
+        "chain": lambda: chain(charge.s(42), tail.s()).apply_async(),
+        "chord": lambda: chord([charge.s(42), charge.s(43)])(tail.s()),
+        "link": lambda: charge.apply_async((42,), link=tail.s()),
+        "link_error": lambda: charge.apply_async((42,), link_error=tail.s()),
+        "task_id": lambda: charge.apply_async((42,), task_id="mine"),
+    }
+    app.finalize()
+    # When
+    if how == "chord":
+        app.backend.apply_chord = lambda *args, **kwargs: None
+    ways[how]()
+    # Then
+    assert "order:42" in keys([one for one in published if one[0] == "charge"])
+    assert original not in [task_id for _, task_id, _ in published]
+
+
+# --- the context's key ---------------------------------------------------------------------------
+
+
+def test_calls_within_a_context_get_a_key_from_it(charge, published):
+    """The same for the same call, another for another call or another context."""
+    # When
+    for context in ("req-1", "req-2"):
+        with use_idempotency_key(context):
+            charge.delay(42)
+            charge.delay(order_id=42)
+            charge.delay(43)
+    charge.delay(42)
+    # Then
+    one, again, other, two, _, _, none = keys(published)
+    assert one == again
+    assert len({one, other, two, none}) == 4
+    assert none == "order:42"
+    assert "req-1" in one
+    assert "order:42" in one
+
+
+def test_two_tasks_with_one_namespace_stay_apart_in_a_context(app, published):
+    """The task's name is a part of the key."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_namespace="shop", name="a")
+    def a(x):
+        """The one."""
+
+    @app.task(base=IdempotentTask, idempotency_namespace="shop", name="b")
+    def b(x):
+        """The other."""
+
+    # When
+    with use_idempotency_key("req"):
+        a.delay(1)
+        b.delay(1)
+    # Then
+    assert len(set(keys(published))) == 2
+
+
+def test_a_calls_own_explicit_key_wins_over_the_context(charge, published):
+    """It is nearer."""
+    with use_idempotency_key("req"):
+        charge.apply_async((42,), idempotency_key="own")
+    assert keys(published) == ["own"]
+
+
+def test_the_contexts_key_wins_over_a_header(charge, published):
+    """As the contract orders them."""
+    with use_idempotency_key("req"):
+        charge.apply_async((42,), headers={"idempotency-key": "header"})
+    assert "req" in keys(published)[0]
+
+
+def test_a_context_cannot_forge_the_key_of_another(charge, published):
+    """The parts are escaped before they are joined."""
+    with use_idempotency_key("a|charge"):
+        charge.delay(1)
+    with use_idempotency_key("a"):
+        charge.apply_async((1,))
+    assert len(set(keys(published))) == 2
+
+
+def test_a_context_ends(charge, published):
+    """Also where its block raises."""
+    with pytest.raises(ZeroDivisionError), use_idempotency_key("req"):
+        raise ZeroDivisionError
+    charge.delay(42)
+    assert keys(published) == ["order:42"]
+
+
+@pytest.mark.parametrize("key", ["", "  ", None, 7, "x" * 1025])
+def test_a_contexts_key_is_text_of_bounded_length(key):
+    """As an explicit key is."""
+    with pytest.raises(KeyDerivationError), use_idempotency_key(key):
+        pass

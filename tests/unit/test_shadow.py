@@ -1,0 +1,120 @@
+"""Shadow mode keeps records and reports, and suppresses nothing."""
+
+from functools import partial
+
+import pytest
+from celery import Celery
+
+from celery_idempotent import ClaimLost, IdempotentTask, State, signals
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.settings import environment_of
+
+
+@pytest.fixture
+def app(request):
+    app = Celery(f"shadow-{id(request)}", broker="memory://", backend="cache+memory://")
+    app.conf.update(idempotency_store_url=f"memory://{id(request)}", idempotency_mode="shadow")
+    app.task = partial(app.task, shared=False)
+    return app
+
+
+@pytest.fixture
+def heard():
+    events = []
+
+    def listen(sender, event, **_):
+        events.append((type(event).__name__, event.key, event.original_id, event.shadow))
+
+    watched = (
+        signals.task_deduplicated,
+        signals.task_waiting,
+        signals.key_mismatch,
+        signals.task_interrupted,
+        signals.store_unavailable,
+    )
+    for signal in watched:
+        signal.connect(listen)
+    yield events
+    for signal in watched:
+        signal.disconnect(listen)
+
+
+@pytest.fixture
+def runs():
+    return []
+
+
+@pytest.fixture
+def charge(app, runs):
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order_id}", name="charge")
+    def charge(self, order_id, amount=1, inner=0):
+        runs.append((order_id, self.idempotency.token))
+        if inner:
+            charge.apply((order_id,))
+        if amount < 0:
+            raise ValueError(amount)
+        return len(runs)
+
+    return charge
+
+
+def test_every_call_runs_and_a_duplicate_is_reported(charge, runs, heard):
+    """The first one's record is kept; the second one's caller gets its own result."""
+    # When
+    first, second = charge.apply((42,)), charge.apply((42,))
+    # Then
+    assert (first.get(), second.get()) == (1, 2)
+    assert charge.idempotency_record(42).state is State.SUCCEEDED
+    assert heard == [("Event", "order:42", first.id, True)]
+
+
+def test_a_call_that_would_wait_is_reported(charge, runs, heard):
+    """And runs."""
+    answer = charge.apply((42, 1, 1))
+    assert len(runs) == 2
+    assert heard == [("WaitingEvent", "order:42", answer.id, True)]
+
+
+def test_a_call_that_would_be_refused_is_reported(charge, runs, heard):
+    """And runs."""
+    first = charge.apply((42,), idempotency_key="k")
+    second = charge.apply((43,), idempotency_key="k")
+    assert second.get() == 2
+    assert heard == [("Event", "k", first.id, True)]
+
+
+def test_a_failure_is_the_tasks_own(charge, runs, heard):
+    """It frees the key, as it would."""
+    assert isinstance(charge.apply((42, -1)).result, ValueError)
+    assert charge.idempotency_record(42).state is State.RELEASED
+    assert charge.apply((42,)).get() == 2
+    assert heard == []
+
+
+def test_a_store_that_is_away_changes_nothing(app, charge, runs, heard, monkeypatch):
+    """The task runs, and it is reported."""
+
+    # Given
+    def away(*args):
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(environment_of(app).store, "claim", away)
+    # Then
+    assert charge.apply((42,)).get() == 1
+    assert heard == [("StoreUnavailableEvent", "order:42", None, True)]
+
+
+def test_there_is_no_token_in_shadow(app, runs):
+    """Nothing is guarded, and what asks is told so."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, name="asks")
+    def asks(self, x):
+        with pytest.raises(ClaimLost, match="shadow"):
+            self.idempotency.check()
+        return [self.idempotency.token, self.idempotency.key_for("stripe")]
+
+    # Then
+    token, key = asks.apply((1,)).get()
+    assert token is None
+    assert len(key) == 32
