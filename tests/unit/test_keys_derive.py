@@ -569,7 +569,7 @@ def test_an_explicit_key_alone_finds_its_record() -> None:
     of = scheme("order:{order_id}")
     for text in ("req-1", "a b", "~x"):
         assert record_key("p", of.named(text)) == record_key("p", explicit(of, text))
-    with pytest.raises(KeyDerivationError, match="'shop.charge': idempotency_key is empty"):
+    with pytest.raises(KeyDerivationError, match=r"'shop.charge': idempotency_key is empty"):
         of.named("")
     with pytest.raises(KeyDerivationError, match="its namespace depends on the arguments"):
         scheme(namespace="t:{currency}").named("req-1")
