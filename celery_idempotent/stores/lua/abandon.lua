@@ -13,6 +13,11 @@ elseif record.state == RUNNING then
   if record.nonce ~= given_up.nonce then return {1} end
   record.raw = with_header(raw, RELEASED, record.interruptions, record.token + 1, 0)
   save(with_holder(record, '', record.nonce), ttl_ms)
+elseif record.state == COMPENSATING and #record.process > 0 then
+  if record.nonce ~= given_up.nonce then return {1} end
+  record.raw = with_header(raw, COMPENSATING, record.interruptions, record.token + 1,
+    math.floor(now / 1000))
+  save_keep_ttl(with_holder(record, '', record.nonce))
 elseif record.done and record.until_ms > 0 then
   if record.nonce ~= given_up.nonce then return {1} end
   record.raw = with_header(raw, record.state, record.interruptions, record.token, 0)

@@ -43,7 +43,9 @@ if not record then return take(0) end
 
 if #new.nonce > 0 and record.nonce == new.nonce then
   if record.state == RUNNING then return claimed(record.token, record.interruptions) end
-  if record.state == COMPENSATING then return claimed(record.token, record.interruptions, raw) end
+  if record.state == COMPENSATING and #record.process > 0 then
+    return claimed(record.token, record.interruptions, raw)
+  end
   if record.done and record.until_ms > 0 then return replay() end
   return busy()
 end
@@ -82,7 +84,7 @@ if record.done then
 end
 if record.state == COMPENSATING then
   if live then return busy() end
-  local interruptions = record.interruptions + 1
+  local interruptions = record.interruptions + (#record.process > 0 and 1 or 0)
   if interruptions > tonumber(ARGV[9]) then return become_unknown(interruptions) end
   local token = math.max(record.token + 1, now)
   record.raw = with_header(raw, COMPENSATING, interruptions, token, now_ms + lease_ms)

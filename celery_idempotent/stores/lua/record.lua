@@ -10,6 +10,9 @@ local function now_us()
   return time[1] * 1000000 + time[2]
 end
 
+-- The flags that this version knows: only whether there are steps.
+local function known_flags(raw) return string.byte(raw, 3) % 2 end
+
 -- A record as a table; false where the string is none that this version can read.
 local function parse(raw)
   if #raw < 30 or string.byte(raw, 1) ~= VERSION then return false end
@@ -30,7 +33,7 @@ local function parse(raw)
   return {
     raw = raw, state = state, interruptions = interruptions, token = token, until_ms = until_ms,
     retries = retries, owner = fields[1], process = fields[2], nonce = fields[3],
-    fingerprint = fields[4], tail_at = at, done = done, flags = string.byte(raw, 3),
+    fingerprint = fields[4], tail_at = at, done = done, flags = known_flags(raw),
   }
 end
 
@@ -42,7 +45,7 @@ end
 
 -- The same record with another header; retries and all fields stay, and flags unless given.
 local function with_header(raw, state, interruptions, token, until_ms, flags)
-  flags = flags or string.byte(raw, 3)
+  flags = flags or known_flags(raw)
   -- The count has one byte; unbounded, 256 would be written as 0.
   interruptions = math.min(interruptions, 255)
   return struct.pack('>BBBBI8I8', VERSION, state, flags, interruptions, token, until_ms)

@@ -13,7 +13,8 @@ elseif record.token ~= held.token then
   return {2, raw}
 end
 if record.state == UNKNOWN then
-  until_ms = record.until_ms
+  -- It still waits to be resolved, for as long as before.
+  until_ms, keep_ms = record.until_ms, redis.call('PTTL', KEYS[1])
 elseif record.state ~= RUNNING and record.state ~= COMPENSATING then
   return {2, raw}
 end
