@@ -37,6 +37,7 @@ from celery_idempotent.testing.contract.endings import EndingRows
 from celery_idempotent.testing.contract.given_up import GivenUpRows
 from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
+from celery_idempotent.testing.contract.steps import CompensationRows, ResolveRows, StepRows
 from celery_idempotent.testing.contract.upkeep import StoredFormRows, UpkeepRows
 
 __all__ = ["StoreClock", "StoreContract", "StoreContractAtRest"]
@@ -49,6 +50,9 @@ class StoreContractAtRest(
     GivenUpRows,
     DeliveryRows,
     DeadProcessRows,
+    StepRows,
+    CompensationRows,
+    ResolveRows,
     StoredFormRows,
     UpkeepRows,
 ):

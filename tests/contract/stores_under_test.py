@@ -23,10 +23,15 @@ redis.call = function(command, ...)
     local now = server.call('GET', 'virtual:now')
     return {string.sub(now, 1, -7), string.sub(now, -6)}
   end
+  if command == 'PTTL' then
+    local now_ms = math.floor(server.call('GET', 'virtual:now') / 1000)
+    return server.call('ZSCORE', 'virtual:gone', (...)) - now_ms
+  end
   local answer = server.call(command, ...)
-  local key, _, option, ttl_ms = ...
-  if command == 'SET' and option == 'PX' then
-    server.call('PERSIST', key)
+  local key, value, option, ttl_ms = ...
+  if command == 'DEL' then server.call('ZREM', 'virtual:gone', key) end
+  if command == 'PEXPIRE' then option, ttl_ms = 'PX', value end
+  if option == 'PX' and server.call('PERSIST', key) == 1 then
     local now_ms = math.floor(server.call('GET', 'virtual:now') / 1000)
     server.call('ZADD', 'virtual:gone', string.format('%.0f', now_ms + ttl_ms), key)
   end

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from celery_idempotent.core.record import Process, Record, State
-from celery_idempotent.core.transitions import Claim, Claimed, Recorded, Settle
+from celery_idempotent.core.transitions import Claim, Claimed, Recorded, Resolve, Settle
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store, note_key
 from celery_idempotent.stores.memory import MemoryStore
@@ -48,6 +48,7 @@ keys = st.sampled_from(KEYS)
 messages = st.builds(Message.retried, st.sampled_from(MESSAGES), st.integers(0, 2))
 nonces = st.sampled_from((b"", b"nonce-1", b"nonce-2", b"nonce-3"))
 spans = st.sampled_from((1, 2, 1_000, 30_000))
+packed_steps = st.sampled_from((b"", b"one", b"two"))
 owners = st.sampled_from((b"", *(message.owner for message in MESSAGES)))
 
 
@@ -65,7 +66,8 @@ def candidates(draw: st.DrawFn) -> Record:
 _LOOK = """
 local seen = {}
 for _, key in ipairs(KEYS) do
-  seen[#seen + 1] = {redis.call('GET', key), redis.call('ZSCORE', 'virtual:gone', key)}
+  seen[#seen + 1] = {redis.call('GET', key), redis.call('ZSCORE', 'virtual:gone', key),
+    redis.call('HGETALL', key .. ':steps')}
 end
 seen[#seen + 1] = redis.call('KEYS', '*:sent:*')
 return seen
@@ -111,6 +113,7 @@ class Twins(RuleBasedStateMachine):
         lease_ms=spans,
         keep_ms=spans,
         most=st.integers(0, 2),
+        most_undone=st.integers(0, 2),
         checked=st.booleans(),
         callbacks=st.booleans(),
         awaited=owners,
@@ -122,6 +125,7 @@ class Twins(RuleBasedStateMachine):
         lease_ms: int,
         keep_ms: int,
         most: int,
+        most_undone: int,
         checked: bool,
         callbacks: bool,
         awaited: bytes,
@@ -131,6 +135,7 @@ class Twins(RuleBasedStateMachine):
             lease_ms,
             keep_ms,
             max_interruptions=most,
+            max_compensations=most_undone,
             checked=checked,
             callbacks=callbacks,
             awaited=awaited,
@@ -140,11 +145,18 @@ class Twins(RuleBasedStateMachine):
         verdict = self.both(lambda store: store.claim(key, ask, note))
         if not isinstance(verdict, Claimed):
             return multiple()
-        repeated = before is not None and before.nonce == candidate.nonce != b""
-        if not (repeated and before is not None and before.state is State.RUNNING):
+        if before is not None and before.nonce == candidate.nonce != b"":
+            # The same call again: it gets what it had, or nothing.
+            assert verdict.token == before.token
+        else:
             assert verdict.token > self.highest.get(key, 0)
         self.highest[key] = verdict.token
-        return key, replace(candidate, token=verdict.token, interruptions=verdict.interruptions)
+        return key, verdict.failed or replace(
+            candidate,
+            token=verdict.token,
+            interruptions=verdict.interruptions,
+            has_steps=bool(verdict.steps),
+        )
 
     @rule(
         run=held,
@@ -192,6 +204,32 @@ class Twins(RuleBasedStateMachine):
         ]
         self.both(lambda store: [_comparable(answer) for answer in store.renew(renewals)])
 
+    @rule(run=held, lease_ms=spans, keep_ms=spans, name=st.sampled_from("ab"), packed=packed_steps)
+    def step(
+        self, run: tuple[str, Record], lease_ms: int, keep_ms: int, name: str, packed: bytes
+    ) -> None:
+        key, record = run
+        self.both(lambda store: store.step(Renewal(key, record, lease_ms, keep_ms), name, packed))
+
+    @rule(
+        key=keys,
+        state=st.sampled_from((State.SUCCEEDED, State.FAILED, State.RELEASED)),
+        outcome=st.sampled_from((b"", RESULT, FAILURE)),
+        ttl_ms=spans,
+        compensate=st.booleans(),
+    )
+    def resolve(
+        self, key: str, state: State, outcome: bytes, ttl_ms: int, compensate: bool
+    ) -> None:
+        event = Resolve(state, outcome, ttl_ms, compensate)
+        if self.both(lambda store: store.resolve(key, event)):
+            resolved = self.record(key)
+            assert resolved is not None
+            assert resolved.token > self.highest.get(key, 0)
+            self.highest[key] = resolved.token
+            if state is State.SUCCEEDED:
+                assert self.accepted.setdefault(key, resolved.token) == resolved.token
+
     @rule(run=held, message=messages, ttl_ms=st.sampled_from((0, 1, 1_000)))
     def note(self, run: tuple[str, Record], message: Message, ttl_ms: int) -> None:
         key, record = run
@@ -235,6 +273,7 @@ class Twins(RuleBasedStateMachine):
         for key in KEYS:
             if self.memory.ttl(key) is None:
                 self.memory._records.pop(key, None)
+                self.memory._steps.pop(key, None)
                 self.present.discard(key)
                 self.highest.pop(key, None)
                 self.accepted.pop(key, None)
@@ -259,7 +298,8 @@ class Twins(RuleBasedStateMachine):
     def spoil_the_header(self, key: str, at: int, value: int) -> None:
         packed = read_memory(self.memory, key)
         if self.memory.ttl(key) is not None and packed:
-            self.write(key, packed[:at] + bytes((value,)) + packed[at + 1 :])
+            spoilt = packed[:at] + bytes((value,)) + packed[at + 1 :]
+            self.write(key, spoilt[:2] + bytes((spoilt[2] & ~1 | packed[2] & 1,)) + spoilt[3:])
 
     @rule(key=keys, size=st.integers(0, 120))
     def cut_short(self, key: str, size: int) -> None:
@@ -272,8 +312,12 @@ class Twins(RuleBasedStateMachine):
         """The bytes, what is left of their time, and the notes are the same in both."""
         look = self.store._wire.command("EVAL", _LOOK, len(KEYS), *KEYS)
         now_ms = self.memory_clock.now_us() // 1000
-        for key, (packed, gone_ms) in zip(KEYS, look, strict=False):
+        for key, (packed, gone_ms, steps) in zip(KEYS, look, strict=False):
             left = self.memory.ttl(key)
+            in_redis = {
+                name.decode(): step for name, step in zip(steps[::2], steps[1::2], strict=True)
+            }
+            assert self.memory.steps(key) == in_redis
             assert (left is None) is (packed is None)
             if left is not None:
                 assert read_memory(self.memory, key) == packed
@@ -298,6 +342,8 @@ class Twins(RuleBasedStateMachine):
         """Put bytes into both; from then on nothing is promised of the key's past."""
         write_memory(self.memory, key, packed)
         write_redis(self.store, key, packed)
+        self.memory._steps.pop(key, None)
+        self.store._wire.command("DEL", f"{key}:steps")
         self.highest.pop(key, None)
         self.accepted.pop(key, None)
 

@@ -1,0 +1,360 @@
+"""Steps beside a record, compensations, and outcomes that a person resolves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.transitions import (
+    UNKNOWN_TTL_MS,
+    Busy,
+    Claimed,
+    Lost,
+    Recorded,
+    Replay,
+    Resolve,
+    Unknown,
+)
+from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.testing.contract.kit import (
+    FAILURE,
+    FIRST,
+    HORIZON_MS,
+    KEEP_MS,
+    KEY,
+    LEASE_MS,
+    OTHER_PROCESS,
+    PROCESS,
+    RESULT,
+    SECOND,
+    Ending,
+    Message,
+    about,
+    claim,
+    complete,
+    fail,
+    hold,
+    interrupt,
+    lives_ms,
+    release,
+    release_failed,
+    retry,
+    settle,
+    stored,
+)
+
+
+def step(store: Store, held: Record, name: str = "charge", packed: bytes = b"42") -> object:
+    return store.step(Renewal(KEY, held, LEASE_MS, KEEP_MS), name, packed)
+
+
+def compensate(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded | Lost:
+    """Record that the body failed for good, and that its steps are being undone."""
+    return settle(
+        store,
+        held,
+        State.COMPENSATING,
+        lease_ms,
+        KEEP_MS,
+        outcome=FAILURE,
+        process=held.process,
+        nonce=held.nonce,
+    )
+
+
+def unknown(store: Store) -> Record:
+    """Leave an unknown outcome; gives the run that may still be at it."""
+    held = hold(store, FIRST)
+    interrupt(store, held)
+    assert isinstance(claim(store, SECOND, max_interruptions=0), Unknown)
+    return held
+
+
+class StepRows:
+    """What a run has finished is kept beside its record, and comes with the next claim."""
+
+    def test_steps_are_kept(self, store: Store) -> None:
+        """A step is written by the run's token, is a sign of life, and may be written again."""
+        # Given
+        held = hold(store, FIRST, lease_ms=1_000)
+        before = stored(store)
+        # When
+        answers = [step(store, held), step(store, held, "mail"), step(store, held, packed=b"43")]
+        # Then
+        assert answers == [Recorded(held.token)] * 3
+        assert store.steps(KEY) == {"charge": b"43", "mail": b"42"}
+        record = stored(store)
+        assert record.until_ms > before.until_ms
+        assert replace(record, until_ms=before.until_ms) == replace(before, has_steps=True)
+        assert [*store.scan("*")] == [KEY]
+
+    def test_a_record_without_steps_has_none(self, store: Store) -> None:
+        """Nothing is kept beside an absent record, nor beside one whose run wrote no step."""
+        # Then
+        assert store.steps(KEY) == {}
+        hold(store, FIRST)
+        assert store.steps(KEY) == {}
+
+    @pytest.mark.parametrize("ending", [interrupt, retry, release, release_failed])
+    def test_steps_come_with_the_next_claim(self, store: Store, ending: Ending) -> None:
+        """After a takeover, a retry or a release the next run is told what is done."""
+        # Given
+        held = hold(store, FIRST)
+        step(store, held)
+        ending(store, held)
+        # When
+        verdict = claim(store, FIRST.retried() if ending is retry else SECOND, nonce=b"next")
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.steps == {"charge": b"42"}
+        assert verdict.failed is None
+        if ending is not retry:
+            assert claim(store, SECOND, nonce=b"next") == verdict
+
+    def test_a_run_that_was_taken_over_writes_no_step(self, store: Store) -> None:
+        """The steps of the one who took over are not mixed with a zombie's."""
+        # Given
+        zombie = hold(store, FIRST)
+        interrupt(store, zombie)
+        hold(store, SECOND)
+        before = stored(store)
+        # Then
+        assert step(store, zombie) == Lost(before)
+        assert store.steps(KEY) == {}
+        assert stored(store) == before
+
+    @pytest.mark.parametrize("ending", [complete, fail, retry, release, release_failed])
+    def test_a_run_that_ended_writes_no_step(self, store: Store, ending: Ending) -> None:
+        """What has ended has no step to come."""
+        # Given
+        held = hold(store, FIRST)
+        ending(store, held)
+        before = stored(store)
+        # Then
+        assert step(store, held) == Lost(before)
+        assert stored(store) == before
+
+    def test_a_step_writes_an_absent_record_anew(self, store: Store) -> None:
+        """The store came back empty: the step is kept, and nobody took over."""
+        # Given
+        held = replace(FIRST.candidate(), token=1_700_000_000_000_000)
+        # Then
+        assert step(store, held) == Recorded(held.token)
+        assert replace(stored(store), until_ms=0) == replace(held, has_steps=True)
+        assert store.steps(KEY) == {"charge": b"42"}
+
+    def test_a_late_step_leaves_an_unknown_outcome(self, store: Store) -> None:
+        """The run goes on: its step is kept, and the record waits to be resolved as before."""
+        # Given
+        held = unknown(store)
+        before = stored(store)
+        # Then
+        assert step(store, held) == Recorded(held.token)
+        assert stored(store) == replace(before, has_steps=True)
+        assert store.steps(KEY) == {"charge": b"42"}
+        assert lives_ms(store) == about(UNKNOWN_TTL_MS)
+
+    def test_forgetting_forgets_the_steps(self, store: Store) -> None:
+        """A forgotten key begins anew."""
+        # Given
+        step(store, hold(store, FIRST))
+        # When
+        store.forget(KEY, HORIZON_MS)
+        # Then
+        assert store.steps(KEY) == {}
+        assert claim(store, SECOND) == Claimed(stored(store).token)
+
+
+class CompensationRows:
+    """The body failed for good, and a run undoes its steps: under a lease, as a body runs."""
+
+    def test_everybody_waits_for_a_compensation(self, store: Store) -> None:
+        """While it runs under a live lease, the key is busy."""
+        # Given
+        held = hold(store, FIRST)
+        step(store, held)
+        # Then
+        assert compensate(store, held) == Recorded(held.token)
+        assert stored(store).outcome == FAILURE
+        assert isinstance(claim(store, FIRST), Busy)
+        assert isinstance(claim(store, SECOND), Busy)
+
+    @pytest.mark.parametrize("message", [FIRST, SECOND], ids=["its own copy", "another call"])
+    def test_a_compensation_is_taken_over(self, store: Store, message: Message) -> None:
+        """Its lease over, whoever comes goes on with it, for its owner, and never with the body."""
+        # Given
+        held = hold(store, FIRST)
+        step(store, held)
+        compensate(store, held, lease_ms=0)
+        # When
+        verdict = claim(store, message, nonce=b"next")
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.failed == stored(store)
+        assert verdict.failed.owner == FIRST.owner
+        assert verdict.failed.outcome == FAILURE
+        assert verdict.token > held.token
+        assert verdict.interruptions == 1
+        assert verdict.steps == {"charge": b"42"}
+        assert claim(store, message, nonce=b"next") == verdict
+        assert step(store, held) == Lost(verdict.failed)
+
+    def test_a_compensation_is_not_tried_for_ever(self, store: Store) -> None:
+        """Cut off too often, its outcome is unknown."""
+        # Given
+        held = hold(store, FIRST)
+        compensate(store, held, lease_ms=0)
+        # Then
+        assert isinstance(claim(store, FIRST, max_compensations=0), Unknown)
+
+    def test_the_interruptions_of_the_body_do_not_count(self, store: Store) -> None:
+        """A compensation begins its own count."""
+        # Given
+        interrupt(store, hold(store, FIRST))
+        held = hold(store, FIRST)
+        assert held.interruptions == 1
+        # When
+        compensate(store, held)
+        # Then
+        assert stored(store).interruptions == 0
+
+    def test_a_compensation_ends_with_the_failure(self, store: Store) -> None:
+        """All undone: the key is released, and its owner's copies get the failure."""
+        # Given
+        held = hold(store, FIRST)
+        compensate(store, held)
+        # When
+        release_failed(store, held)
+        # Then
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+
+    def test_a_dead_process_compensates_nothing(self, store: Store) -> None:
+        """Its lease ends at once, only for its own message and process."""
+        # Given
+        compensate(store, hold(store, FIRST))
+        # Then
+        assert not store.end_lease(KEY, FIRST.owner, OTHER_PROCESS)
+        assert isinstance(claim(store, SECOND), Busy)
+        assert store.end_lease(KEY, FIRST.owner, PROCESS)
+        assert isinstance(claim(store, SECOND), Claimed)
+
+    def test_a_takeover_that_was_given_up_is_undone(self, store: Store) -> None:
+        """Its lease ends, it counts for nothing, and the late claim gets nothing."""
+        # Given
+        held = hold(store, FIRST)
+        compensate(store, held, lease_ms=0)
+        given_up = claim(store, SECOND, nonce=b"given up")
+        assert isinstance(given_up, Claimed)
+        # When
+        store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
+        verdict = claim(store, SECOND)
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == given_up.interruptions
+        assert verdict.token > given_up.token
+        assert lives_ms(store) == about(KEEP_MS)
+
+    def test_giving_up_leaves_another_compensation_alone(self, store: Store) -> None:
+        """A claim that was given up is not granted what another one holds."""
+        # Given
+        held = hold(store, FIRST)
+        compensate(store, held)
+        before = stored(store)
+        # When
+        store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
+        # Then
+        assert stored(store) == before
+        assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
+
+    def test_only_a_compensation(self, store: Store) -> None:
+        """A message that was made to compensate runs no body, whatever it finds."""
+        # Then
+        for find in (None, release, interrupt, complete):
+            if find is not None:
+                find(store, hold(store, FIRST))
+            before = store.get(KEY)
+            assert not isinstance(claim(store, SECOND, compensates_only=True), Claimed)
+            assert store.get(KEY) == before
+            store.forget(KEY, HORIZON_MS)
+        # Given
+        compensate(store, hold(store, FIRST), lease_ms=0)
+        # Then
+        assert isinstance(claim(store, SECOND, compensates_only=True), Claimed)
+
+
+class ResolveRows:
+    """An unknown outcome is settled by a person, with a token that refuses the late run."""
+
+    @pytest.mark.parametrize(
+        ("event", "state"),
+        [
+            (Resolve(State.SUCCEEDED, RESULT, HORIZON_MS), State.SUCCEEDED),
+            (Resolve(State.FAILED, FAILURE, HORIZON_MS), State.RELEASED),
+            (Resolve(State.FAILED, FAILURE, HORIZON_MS, compensate=True), State.COMPENSATING),
+            (Resolve(State.RELEASED, b"", HORIZON_MS), State.RELEASED),
+        ],
+        ids=["succeeded", "failed", "failed, to be undone", "rerun"],
+    )
+    def test_a_person_resolves(self, store: Store, event: Resolve, state: State) -> None:
+        """It becomes what the person says, and a late completion is refused."""
+        # Given
+        held = unknown(store)
+        # When
+        resolved = store.resolve(KEY, event)
+        # Then
+        assert resolved
+        record = stored(store)
+        assert (record.state, record.outcome) == (state, event.outcome)
+        assert record.token > held.token
+        assert record.interruptions == 0
+        assert complete(store, held) == Lost(record)
+        assert lives_ms(store) == about(HORIZON_MS)
+
+    def test_resolved_as_succeeded_answers_everybody(self, store: Store) -> None:
+        """The person's result is the key's outcome."""
+        # Given
+        unknown(store)
+        store.resolve(KEY, Resolve(State.SUCCEEDED, RESULT, HORIZON_MS))
+        # Then
+        for message in (FIRST, SECOND):
+            verdict = claim(store, message)
+            assert isinstance(verdict, Replay)
+            assert verdict.record.outcome == RESULT
+
+    def test_resolved_for_a_rerun_runs_again(self, store: Store) -> None:
+        """The key is free, and nothing counts against it."""
+        # Given
+        unknown(store)
+        store.resolve(KEY, Resolve(State.RELEASED, b"", HORIZON_MS))
+        # Then
+        assert hold(store, FIRST).interruptions == 0
+
+    def test_resolved_as_failed_is_undone_first(self, store: Store) -> None:
+        """The next to come compensates at once; that it was asked for is no interruption."""
+        # Given
+        unknown(store)
+        store.resolve(KEY, Resolve(State.FAILED, FAILURE, HORIZON_MS, compensate=True))
+        # When
+        verdict = claim(store, SECOND, max_compensations=0)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.failed is not None
+        assert verdict.interruptions == 0
+
+    @pytest.mark.parametrize("ending", [interrupt, retry, complete, release])
+    def test_only_what_is_unknown_is_resolved(self, store: Store, ending: Ending) -> None:
+        """Absent, running or ended: there is nothing to resolve."""
+        # Given
+        event = Resolve(State.SUCCEEDED, RESULT, HORIZON_MS)
+        assert not store.resolve(KEY, event)
+        assert store.get(KEY) is None
+        ending(store, hold(store, FIRST))
+        before = stored(store)
+        # Then
+        assert not store.resolve(KEY, event)
+        assert stored(store) == before
