@@ -14,7 +14,9 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from celery_idempotent.core.keys import KeyScheme
 from celery_idempotent.core.options import Options, Settings, check_unknown
 from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.run.journal import Journal
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
+from celery_idempotent.stores.journal import journal_key
 
 __all__ = ["Environment", "TaskSetup", "environment_of", "task_setup"]
 
@@ -50,6 +52,8 @@ class Environment:
     whole_seconds: bool
     #: Whether Celery's events name keys and duplicates.
     events: bool
+    #: What happened to deliveries, for operators.
+    journal: Journal
 
 
 def task_setup(cls: type, app: Any, methods: frozenset[str]) -> TaskSetup:
@@ -120,13 +124,15 @@ def _make_environment(app: Any) -> Environment:
     broker = _scheme(_broker_url(app))
     timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
     visibility = float(timeout or _VISIBILITY_S.get(broker, 0))
+    store = store_from_url(url, options)
     return Environment(
-        store=store_from_url(url, options),
+        store=store,
         prefix=settings.key_prefix,
         horizon=2 * visibility if visibility else _HORIZON_S,
         longest_wait=min(_LONGEST_WAIT_S, visibility / 4) if visibility else _LONGEST_WAIT_S,
         whole_seconds=_delays_natively(app, broker),
         events=settings.events,
+        journal=Journal(store, journal_key(settings.key_prefix), settings.journal),
     )
 
 

@@ -115,6 +115,7 @@ class _Job:
     what: str
     until: float
     at: float
+    must: bool = True
     pause: float = _RETRY_S
 
 
@@ -132,6 +133,8 @@ class Heartbeat:
         self._wake = threading.Event()
         self._wakes_at = 0.0
         self._next_turn = 0.0
+        self._in_use = False
+        self._shortest = _NEVER
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
@@ -139,6 +142,9 @@ class Heartbeat:
         """Keep a lease alive from now on."""
         self._attend()
         self._leases[id(lease)] = lease
+        self._in_use = True
+        if lease.third < self._shortest:
+            self._shortest = lease.third
         if lease.due < self._wakes_at:
             self._wake.set()
 
@@ -146,14 +152,17 @@ class Heartbeat:
         """Let a lease be; no renewal of it is sent after this, save one that is under way."""
         self._leases.pop(id(lease), None)
 
-    def later(self, tell: Callable[[], object], what: str, for_s: float) -> None:
+    def later(
+        self, tell: Callable[[], object], what: str, for_s: float, *, must: bool = True
+    ) -> None:
         """Call ``tell`` until it raises no :class:`.StoreUnavailable`, for at most ``for_s``.
 
-        ``what`` says, for the log, what would otherwise be lost.
+        ``what`` says, for the log, what would otherwise be lost; without ``must`` no process waits
+        for it when it ends.
         """
         self._attend()
         now = time.monotonic()
-        job = _Job(tell, what, now + for_s, now + _RETRY_S)
+        job = _Job(tell, what, now + for_s, now + _RETRY_S, must)
         self._jobs[id(job)] = job
         if job.at < self._wakes_at:
             self._wake.set()
@@ -167,10 +176,13 @@ class Heartbeat:
         until = time.monotonic() + for_s
         while self._pid == os.getpid() and self._jobs:
             self._work_off(time.monotonic(), at_once=True)
-            if not self._jobs or time.monotonic() >= until:
+            if not self._must() or time.monotonic() >= until:
                 break
             time.sleep(min(_RETRY_S, for_s))
-        return self._pid != os.getpid() or not self._jobs
+        return self._pid != os.getpid() or not self._must()
+
+    def _must(self) -> bool:
+        return any(job.must for job in list(self._jobs.values()))
 
     def _attend(self) -> None:
         if self._pid != os.getpid():
@@ -206,6 +218,11 @@ class Heartbeat:
             for lease in list(self._leases.values())
         ]
         times += [job.at for job in list(self._jobs.values())]
+        if self._in_use:
+            # Short bodies come and go: look again in time for the next one, instead of being woken
+            # by each. A process in which nothing runs any more is left alone.
+            self._in_use = False
+            times.append(time.monotonic() + self._shortest)
         return min(times, default=_NEVER)
 
     def _renew(self, now: float) -> None:
@@ -241,6 +258,8 @@ class Heartbeat:
                 if now < job.until:
                     job.at = time.monotonic() + job.pause
                     job.pause = min(job.pause * 2, _RETRY_MAX_S)
+                    if not job.must:
+                        continue
                     return  # the others would find it away too: leases come first
                 log.error("gave up telling the store: %s (%s)", job.what, exc)
             except Exception:

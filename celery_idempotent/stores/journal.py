@@ -1,0 +1,80 @@
+"""Where a store keeps its journal: a capped list of events, each with the store's own time."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from typing import Final, NamedTuple, Protocol, runtime_checkable
+
+__all__ = ["JOURNAL_TTL_MS", "JournalStore", "MemoryJournals", "StoredEvent", "journal_key"]
+
+#: A journal that nothing was added to for so long goes away: 30 days.
+JOURNAL_TTL_MS: Final = 30 * 86_400_000
+
+
+class StoredEvent(NamedTuple):
+    """One event as it is kept."""
+
+    #: Where it stands in the journal, ``"<milliseconds>-<number>"``.
+    place: str
+    packed: bytes
+
+    @property
+    def stored_ms(self) -> int:
+        """When it was stored, in milliseconds on the store's clock."""
+        return int(self.place.partition("-")[0])
+
+
+@runtime_checkable
+class JournalStore(Protocol):
+    """A store that can keep journals too."""
+
+    def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
+        """Add events in one round trip; about ``most`` are kept, the oldest go first.
+
+        Raises:
+            StoreUnavailable: it did not answer; they may be there all the same.
+        """
+
+    def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
+        """Give up to ``count`` events, newest first: from the newest, or from before a place."""
+
+
+def journal_key(prefix: str) -> str:
+    """Where the journal of all records with this prefix lives: no record's name, nor beside one."""
+    return f"{prefix}:journal"
+
+
+class MemoryJournals:
+    """Journals in this process's memory, for a store that has ``now_ms``."""
+
+    def __init__(self) -> None:
+        self._journals: dict[str, deque[StoredEvent]] = {}
+        self._places = 0
+        self._appending = threading.Lock()
+
+    def now_ms(self) -> int:
+        """Give the store's clock, in milliseconds since 1970."""
+        raise NotImplementedError
+
+    def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
+        with self._appending:
+            now_ms = self.now_ms()
+            kept = self._journals.get(journal)
+            if kept is None or kept.maxlen != most:
+                kept = self._journals[journal] = deque(kept or (), maxlen=most)
+            for packed in events:
+                self._places += 1
+                kept.append(StoredEvent(f"{now_ms}-{self._places}", packed))
+
+    def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
+        with self._appending:
+            newest_first = list(reversed(self._journals.get(journal, ())))
+        end = _number(before) if before is not None else self._places + 1
+        return list(islice((event for event in newest_first if _number(event.place) < end), count))
+
+
+def _number(place: str) -> int:
+    return int(place.partition("-")[2])
