@@ -9,6 +9,12 @@ app = Celery("shop", broker="redis://localhost:6379/0", backend="redis://localho
 app.conf.idempotency_store_url = "redis://localhost:6379/2"
 
 
-@app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order_id}", idempotency_ttl=86400)
+@app.task(
+    base=IdempotentTask,
+    bind=True,
+    idempotency_key="order:{order_id}",
+    idempotency_ttl=86400,
+)
 def charge(self, order_id, amount):
-    return gateway.charge(order_id, amount, idempotency_key=self.idempotency.key_for("gateway"))
+    reference = self.idempotency.key_for("gateway")
+    return gateway.charge(order_id, amount, idempotency_key=reference)
