@@ -47,7 +47,7 @@ class Execution:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and record its outcome; or go on with a compensation, and fail as it did."""
         delivery, run = self.delivery, self.run
-        self._tell("claimed", interruptions=run.interruptions)
+        self.tell("claimed", interruptions=run.interruptions)
         if run.failed:
             return self._compensate(run.failed)
         delivery.request._idempotency = delivery.context(run, steps=self.steps)
@@ -105,10 +105,7 @@ class Execution:
     def _end(self, ending: Ending, exc: BaseException | None = None) -> object:
         verdict = self.run.end(ending)
         if not isinstance(verdict, Lost):
-            error = None if exc is None else type(exc).__name__
-            took = time.monotonic() - self._began
-            what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
-            self._tell(what, took=took, error=error, unrecorded=verdict is None)
+            self.tell_end(ending, exc, unrecorded=verdict is None)
         if verdict is None:
             signals.emit(
                 signals.store_unavailable,
@@ -120,9 +117,16 @@ class Execution:
             )
         return verdict
 
-    def _tell(self, what: str, **more: Any) -> None:
+    def tell(self, what: str, **more: Any) -> None:
+        """Note for the journal what becomes of this run."""
         attempt = self.delivery.call.retries + 1
         self.delivery.tell(what, token=self._token, attempt=attempt, **more)
+
+    def tell_end(self, ending: Ending, exc: BaseException | None = None, **more: Any) -> None:
+        """Note for the journal how this run ended."""
+        what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
+        error = None if exc is None else type(exc).__name__
+        self.tell(what, took=time.monotonic() - self._began, error=error, **more)
 
     def _lost(self, record: Record, exc: Exception | None, result: Any = None) -> Any:
         """Leave a run whose key is another's now: its caller gets what holds, not what it made."""

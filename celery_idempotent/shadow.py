@@ -9,7 +9,14 @@ from celery.utils.log import get_logger
 
 from celery_idempotent import signals
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import Busy, ClaimVerdict, Mismatch, Replay, Unknown
+from celery_idempotent.core.transitions import (
+    Busy,
+    ClaimVerdict,
+    Mismatch,
+    Replay,
+    Superseded,
+    Unknown,
+)
 from celery_idempotent.errors import StoreError
 from celery_idempotent.execution import Execution
 from celery_idempotent.results import encode_result
@@ -23,6 +30,15 @@ __all__ = ["run_in_shadow"]
 log = get_logger("celery_idempotent")
 
 _WHY = "idempotency_mode is 'shadow'"
+
+#: What the journal calls what would have become of a delivery.
+_WOULD = {
+    Replay: "deduplicated",
+    Busy: "waiting",
+    Mismatch: "mismatch",
+    Unknown: "unknown",
+    Superseded: "superseded",
+}
 
 
 def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -51,13 +67,19 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _recorded(delivery: Delivery, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    execution = Execution(delivery, run)
+    execution.tell("claimed", shadow=True)
     try:
         result = delivery.task.run(*args, **kwargs)
     except BaseException as exc:
-        run.end(Execution(delivery, run).ending_of(exc))
+        ending = execution.ending_of(exc)
+        run.end(ending)
+        execution.tell_end(ending, exc, shadow=True)
         raise
     most = delivery.options.max_result_size
-    run.end(Ending(State.SUCCEEDED, encode_result(delivery.task.backend, result, most)))
+    ending = Ending(State.SUCCEEDED, encode_result(delivery.task.backend, result, most))
+    run.end(ending)
+    execution.tell_end(ending, shadow=True)
     return result
 
 
@@ -65,6 +87,7 @@ def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
     would, original = "be ignored, as an old copy of its message", None
     if isinstance(verdict, (Busy, Replay, Mismatch, Unknown)):
         original = verdict.record.owner_id
+    delivery.tell(_WOULD[type(verdict)], original=original, shadow=True)
     fields = (delivery.task.name, delivery.call_key.key, delivery.request.id, original)
     if isinstance(verdict, Replay):
         would = f"be answered with the outcome of {original}"

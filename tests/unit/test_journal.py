@@ -1,0 +1,356 @@
+"""What happens to deliveries is noted in memory, and sent in batches that no task waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.run import journal as module
+from celery_idempotent.run.heartbeat import Heartbeat
+from celery_idempotent.run.journal import Journal
+from celery_idempotent.stores.memory import MemoryStore
+
+NAME = "idempotent:journal"
+
+
+class Turns:
+    """Stands for the heartbeat: the test says when its turn comes."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Callable[[], object]] = []
+        self.musts: list[bool] = []
+
+    def later(
+        self, tell: Callable[[], object], what: str, for_s: float, *, must: bool = True
+    ) -> None:
+        self.jobs.append(tell)
+        self.musts.append(must)
+
+    def take_turn(self) -> None:
+        """Do what was asked for; what can't be done now is asked for again."""
+        jobs, self.jobs = self.jobs, []
+        for job in jobs:
+            try:
+                job()
+            except StoreUnavailable:
+                self.jobs.append(job)
+
+
+class CountingStore(MemoryStore):
+    """Counts additions, and can be away, before or after it took what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.additions: list[int] = []
+        self.away = False
+        self.answer_lost = False
+        self.broken = False
+
+    def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
+        self.additions.append(len(events))
+        if self.broken:
+            raise RuntimeError("a fault of the store's client")
+        if self.away:
+            raise StoreUnavailable("away")
+        super().append_events(journal, events, most)
+        if self.answer_lost:
+            raise StoreUnavailable("its answer was lost")
+
+    def told(self) -> list[dict[str, Any]]:
+        """All events, oldest first."""
+        stored = self.read_events(NAME, None, 100_000)
+        return [json.loads(event.packed) for event in reversed(stored)]
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    turns = Turns()
+    monkeypatch.setattr(module, "heartbeat", turns)
+    return turns
+
+
+@pytest.fixture
+def store() -> CountingStore:
+    return CountingStore()
+
+
+@pytest.fixture
+def journal(store: CountingStore) -> Journal:
+    return Journal(store, NAME, 1_000_000)
+
+
+def test_a_delivery_sends_nothing(journal: Journal, store: CountingStore, turns: Turns) -> None:
+    """However many events there are: they wait in memory, and one turn is asked for."""
+    # When
+    for number in range(100):
+        journal.add("succeeded", f"k{number}", "shop.charge", f"id-{number}")
+    # Then
+    assert store.additions == []
+    assert len(turns.jobs) == 1
+
+
+def test_a_turn_sends_all_in_a_few_commands(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """A thousand executions are five commands, in the order in which they happened."""
+    # Given
+    for number in range(1000):
+        journal.add("succeeded", f"k{number}", "shop.charge", f"id-{number}", token=number + 1)
+    # When
+    turns.take_turn()
+    # Then
+    assert len(store.additions) == 5
+    assert [event["id"] for event in store.told()] == [f"id-{number}" for number in range(1000)]
+
+
+def test_the_next_event_asks_for_the_next_turn(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """After all was sent, one more event is sent too."""
+    # Given
+    journal.add("succeeded", "k1", "shop.charge", "id-1")
+    turns.take_turn()
+    assert turns.jobs == []
+    # When
+    journal.add("succeeded", "k2", "shop.charge", "id-2")
+    turns.take_turn()
+    # Then
+    assert [event["id"] for event in store.told()] == ["id-1", "id-2"]
+
+
+def test_an_event_says_what_is_known(journal: Journal, store: CountingStore, turns: Turns) -> None:
+    """What, which key, task and call, by whom; what is not known takes no room."""
+    # When
+    journal.add("waiting", "k", "shop.charge", "id-2", original="id-1", delay=1.23456, label="")
+    turns.take_turn()
+    # Then
+    (event,) = store.told()
+    assert event.pop("by").split(".")[1] == str(os.getpid())
+    assert event.pop("age") >= 0
+    assert event == {
+        "event": "waiting",
+        "key": "k",
+        "task": "shop.charge",
+        "id": "id-2",
+        "pid": os.getpid(),
+        "original": "id-1",
+        "delay": 1.235,
+    }
+
+
+def test_an_event_says_how_old_it_is(
+    journal: Journal, store: CountingStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waited for its turn, or for the store, is told as old as it is by then."""
+    # Given
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    # When
+    now[0] += 2.5
+    turns.take_turn()
+    # Then
+    assert store.told()[0]["age"] == 2500
+
+
+def test_a_short_run_is_one_event(journal: Journal, store: CountingStore, turns: Turns) -> None:
+    """A claim whose end is known when it is told says nothing more than the end does."""
+    # Given
+    journal.add("claimed", "k", "shop.charge", "id-1", token=1)
+    journal.add("claimed", "other", "shop.charge", "id-2", token=2)
+    journal.add("succeeded", "k", "shop.charge", "id-1", token=1, took=0.2)
+    journal.add("claimed", "k", "shop.charge", "id-3", token=3)
+    # When
+    turns.take_turn()
+    # Then
+    told = [(event["event"], event["id"]) for event in store.told()]
+    assert told == [("claimed", "id-2"), ("succeeded", "id-1"), ("claimed", "id-3")]
+
+
+def test_a_long_run_is_seen_while_it_runs(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """Its claim is told before its end is known, and its end then too."""
+    # When
+    journal.add("claimed", "k", "shop.charge", "id-1", token=1)
+    turns.take_turn()
+    journal.add("succeeded", "k", "shop.charge", "id-1", token=1)
+    turns.take_turn()
+    # Then
+    assert [event["event"] for event in store.told()] == ["claimed", "succeeded"]
+
+
+def test_events_wait_for_a_store_that_is_away(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """They are told when it is back, and nothing is asked for twice meanwhile."""
+    # Given
+    store.away = True
+    journal.add("store away", "k", "shop.charge", "id-1")
+    turns.take_turn()
+    journal.add("waiting", "k", "shop.charge", "id-1")
+    assert len(turns.jobs) == 1
+    # When
+    store.away = False
+    turns.take_turn()
+    # Then
+    assert [event["event"] for event in store.told()] == ["store away", "waiting"]
+
+
+def test_an_outage_fills_no_memory(
+    journal: Journal, store: CountingStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond a bound events are dropped, and the journal says how many are missing."""
+    # Given
+    monkeypatch.setattr(module, "_BOUND", 10)
+    store.away = True
+    # When
+    for number in range(25):
+        journal.add("waiting", "k", "shop.charge", f"id-{number}")
+    turns.take_turn()
+    store.away = False
+    turns.take_turn()
+    # Then
+    told = store.told()
+    assert [event["id"] for event in told if event["id"]] == [f"id-{n}" for n in range(10)]
+    assert [event["events"] for event in told if event["event"] == "missing"] == [15]
+
+
+def test_a_lost_answer_makes_no_two_events_of_one(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """What is sent again carries the same number, so that a reader can tell."""
+    # Given
+    journal.add("claimed", "k", "shop.charge", "id-1", token=1)
+    journal.add("waiting", "k", "shop.charge", "id-2")
+    store.answer_lost = True
+    turns.take_turn()
+    # When
+    store.answer_lost = False
+    journal.add("succeeded", "k", "shop.charge", "id-1", token=1)
+    turns.take_turn()
+    # Then
+    numbers: dict[str, set[str]] = {}
+    for event in store.told():
+        numbers.setdefault(event["event"], set()).add(event["by"])
+    assert {what: len(by) for what, by in numbers.items()} == {
+        "claimed": 1,
+        "waiting": 1,
+        "succeeded": 1,
+    }
+    assert len(set.union(*numbers.values())) == 3
+
+
+def test_a_fault_of_the_store_reaches_no_task(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """Whatever goes wrong while events are sent, they are counted as missing, and it goes on."""
+    # Given
+    store.broken = True
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    turns.take_turn()
+    # When
+    store.broken = False
+    journal.add("succeeded", "k", "shop.charge", "id-2")
+    turns.take_turn()
+    # Then
+    told = store.told()
+    assert [event["events"] for event in told if event["event"] == "missing"] == [1]
+    assert told[-1]["id"] == "id-2"
+
+
+def test_a_child_tells_nothing_of_its_parents(
+    journal: Journal, store: CountingStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a fork, what waited in the parent is the parent's to tell."""
+    # Given
+    journal.add("succeeded", "k", "shop.charge", "of the parent")
+    child = os.getpid() + 1
+    # When
+    monkeypatch.setattr(os, "getpid", lambda: child)
+    turns.jobs.clear()
+    journal.add("succeeded", "k", "shop.charge", "of the child")
+    turns.take_turn()
+    # Then
+    assert [(event["id"], event["pid"]) for event in store.told()] == [("of the child", child)]
+
+
+def test_what_a_person_does_is_told_at_once(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """It is rare, and the process that does it may be gone in a moment."""
+    # When
+    journal.write("forgotten", "k", "shop.charge", None, via="cli")
+    # Then
+    assert [event["event"] for event in store.told()] == ["forgotten"]
+    assert turns.jobs == []
+
+
+def test_what_a_person_does_does_not_depend_on_it(journal: Journal, store: CountingStore) -> None:
+    """A store that is away for the journal is no error of what was done."""
+    # Given
+    store.away = True
+    # When
+    journal.write("forgotten", "k", "shop.charge", None)
+    # Then
+    assert store.additions == [1]
+
+
+@pytest.mark.parametrize("most", [0, 10])
+def test_it_can_be_turned_off(store: CountingStore, turns: Turns, most: int) -> None:
+    """Kept: 0. Then nothing waits, and nothing is sent."""
+    # Given
+    journal = Journal(store, NAME, most)
+    # When
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    journal.write("forgotten", "k", "shop.charge", None)
+    turns.take_turn()
+    # Then
+    assert len(store.additions) == (0 if most == 0 else 2)
+
+
+def test_a_store_without_journals_is_no_error(turns: Turns) -> None:
+    """A store of the user's own may keep none."""
+    # Given
+    journal = Journal(object(), NAME, 100)  # type: ignore[arg-type]
+    # When
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    journal.write("forgotten", "k", "shop.charge", None)
+    # Then
+    assert journal.most == 0
+    assert turns.jobs == []
+
+
+def test_no_process_waits_for_it_when_it_ends(
+    journal: Journal, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last events are sent, if the store takes them at once; if not, they are let go."""
+    # Given
+    beat = Heartbeat()
+    monkeypatch.setattr(module, "heartbeat", beat)
+    store.away = True
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    # When
+    nothing_left = beat.flush(60)
+    # Then
+    assert nothing_left
+    assert 1 <= len(store.additions) <= 2
+
+
+def test_the_last_events_are_sent_when_a_process_ends(
+    journal: Journal, store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was noted just before is not lost to an orderly end."""
+    # Given
+    beat = Heartbeat()
+    monkeypatch.setattr(module, "heartbeat", beat)
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    # When
+    beat.flush(60)
+    # Then
+    assert [event["id"] for event in store.told()] == ["id-1"]
