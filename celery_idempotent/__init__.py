@@ -12,7 +12,9 @@ from celery_idempotent.errors import (
     KeyDerivationError,
     OutcomeUnknown,
     RecordCorrupt,
+    RecordTooNew,
     ResultNotKept,
+    StoreError,
     StoreUnavailable,
 )
 from celery_idempotent.publishing import use_idempotency_key
@@ -32,8 +34,10 @@ __all__ = [
     "OutcomeUnknown",
     "Record",
     "RecordCorrupt",
+    "RecordTooNew",
     "ResultNotKept",
     "State",
+    "StoreError",
     "StoreUnavailable",
     "use_idempotency_key",
 ]

@@ -162,7 +162,7 @@ class Delivery:
             if self.environment.events and not self.eager:
                 callbacks.announce(
                     Duplicate(
-                        self.call_key.label or self.call_key.key,
+                        self.call_key.readable,
                         verdict.record.owner_id or "",
                         self.call.key,
                     )
@@ -272,7 +272,7 @@ class Delivery:
             self.task,
             signals.WaitingEvent,
             self.task.name,
-            self.call_key.key,
+            self.call_key.readable,
             self.request.id,
             self.request.id if waits.redelivery else original,
             delay,
@@ -289,7 +289,7 @@ class Delivery:
             self.task,
             signals.ClaimLostEvent,
             self.task.name,
-            self.call_key.key,
+            self.call_key.readable,
             self.request.id,
             lease.lost.owner_id if lease.lost is not None else None,
             lease.record.token,
@@ -315,12 +315,12 @@ class Delivery:
     @property
     def name(self) -> str:
         """The key, for messages."""
-        return f"{self.call_key.namespace}:{self.call_key.label or self.call_key.key}"
+        return f"{self.call_key.namespace}:{self.call_key.readable}"
 
     def event(self, verdict: Replay | Mismatch | None) -> tuple[str, str, str, str | None]:
         """Give what every event tells."""
         original = None if verdict is None else verdict.record.owner_id
-        return self.task.name, self.call_key.key, self.request.id, original
+        return self.task.name, self.call_key.readable, self.request.id, original
 
     def emit_interrupted(self, record: Record, *, unknown: bool) -> None:
         """Say that an earlier run was cut off."""
@@ -329,7 +329,7 @@ class Delivery:
             self.task,
             signals.InterruptedEvent,
             self.task.name,
-            self.call_key.key,
+            self.call_key.readable,
             self.request.id,
             record.owner_id,
             record.interruptions,

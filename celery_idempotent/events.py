@@ -94,7 +94,7 @@ def name_key(request: Any, fields: dict[str, Any]) -> None:
         own = read_own(request._request_dict, request.id)
         if environment.events and own is not None and own[0] is not None:
             call_key = own[0]
-            fields["idempotency_key"] = call_key.label or call_key.key
+            fields["idempotency_key"] = call_key.readable
             fields["idempotency_record"] = record_key(environment.prefix, call_key)
     except Exception:
         # What is wrong with the message or the settings is said where the task runs.

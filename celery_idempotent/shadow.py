@@ -88,7 +88,7 @@ def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
     if isinstance(verdict, (Busy, Replay, Mismatch, Unknown)):
         original = verdict.record.owner_id
     delivery.tell(_WOULD[type(verdict)], original=original, shadow=True)
-    fields = (delivery.task.name, delivery.call_key.key, delivery.request.id, original)
+    fields = (delivery.task.name, delivery.call_key.readable, delivery.request.id, original)
     if isinstance(verdict, Replay):
         would = f"be answered with the outcome of {original}"
         if not verdict.mine:

@@ -69,6 +69,11 @@ class CallKey:
     #: Whether a call with the same key must bring the same fingerprint.
     checked: bool
 
+    @property
+    def readable(self) -> str:
+        """What operators read: the label of a digest, else the key itself."""
+        return self.label or self.key
+
 
 def record_key(prefix: str, call_key: CallKey) -> str:
     """The name of the record, ``<prefix>:{<namespace>:<key>}``; the braces are its hash tag.
