@@ -140,7 +140,7 @@ def _mask_one(url: str) -> str:
     login, at, place = rest.rpartition("@")
     user, colon, _ = login.partition(":")
     if re.search("[/?#]", user):
-        user = "**"  # the @ belongs to something else: better to show too little
+        return f"{scheme}{mark}**"  # whatever the @ belongs to: better to show too little
     place, asked, query = place.partition("?")
     shown = "&".join(
         re.sub("=.*", "=**", item) if "pass" in item.lower() else item for item in query.split("&")
