@@ -1,0 +1,436 @@
+"""Scripts over single connections: each answer goes to who asked, whatever breaks in between."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError, ResponseError
+
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.transitions import Claim, Claimed, Recorded, Replay, Settle
+from celery_idempotent.errors import RecordCorrupt, StoreError, StoreUnavailable
+from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.wire import Wire
+from celery_idempotent.testing.servers import RedisServer
+
+KEY = "idempotent:{wire:1}"
+CANDIDATE = Record(State.RUNNING, 0, owner=b"owner", process=b"process", nonce=b"nonce")
+CLAIM = Claim(CANDIDATE, 30_000, 60_000)
+
+
+def store_on(server: RedisServer, **options: Any) -> RedisStore:
+    return RedisStore.from_url(server.url(), {"socket_timeout": 5.0, **options})
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """A server for this module, which stops, pauses and flushes it."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: RedisServer) -> Iterator[RedisStore]:
+    store = store_on(server)
+    store._wire.command("FLUSHALL")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def wire(store: RedisStore) -> Wire:
+    return store._wire
+
+
+def connection_id(wire: Wire) -> int:
+    number: int = wire.command("CLIENT", "ID")
+    return number
+
+
+class Breaking:
+    """A connection that does as it is told once, instead of giving its next answer."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+        self.raises: BaseException | None = None
+        self.gives: Any = None
+        self.reads_first = False
+        self.disconnected = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def disconnect(self, *args: Any) -> None:
+        self.disconnected = True
+        self._real.disconnect(*args)
+
+    def read_response(self) -> Any:
+        raises, self.raises = self.raises, None
+        gives, self.gives = self.gives, None
+        if raises is not None:
+            if self.reads_first:
+                self._real.read_response()
+            raise raises
+        answer = self._real.read_response()
+        return answer if gives is None else gives
+
+
+@pytest.fixture
+def connections(wire: Wire) -> list[Breaking]:
+    """The connections that the wire makes from now on."""
+    made: list[Breaking] = []
+    connect = wire._connect
+
+    def watch() -> Breaking:
+        made.append(Breaking(connect()))
+        return made[-1]
+
+    wire.close()
+    wire._connect = watch
+    return made
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("sent", "echoed"),
+        [
+            (b"\x00\r\n\xff$3\r\n", b"\x00\r\n\xff$3\r\n"),
+            (b"", b""),
+            ("ключ", "ключ".encode()),
+            (2**53 - 1, b"9007199254740991"),
+            (b"x" * 1_000_000, b"x" * 1_000_000),
+        ],
+        ids=["bytes", "nothing", "text", "number", "much"],
+    )
+    def test_arguments_arrive_as_they_are(
+        self, wire: Wire, sent: bytes | str | int, echoed: bytes
+    ) -> None:
+        """Bytes, text and numbers reach the server unchanged, whatever is in them."""
+        # Then
+        assert wire.command("ECHO", sent) == echoed
+
+    def test_one_connection_is_enough(self, wire: Wire) -> None:
+        """Calls that come one after the other use the same connection."""
+        # Then
+        assert len({connection_id(wire) for _ in range(10)}) == 1
+
+    def test_threads_never_share_a_connection(self, wire: Wire) -> None:
+        """Each thread gets its own answers, and there are no more connections than threads."""
+        # Given
+        begin = threading.Barrier(8)
+
+        def ask(thread: int) -> bool:
+            begin.wait()
+            return all(
+                wire.command("ECHO", f"{thread}-{n}") == f"{thread}-{n}".encode()
+                for n in range(100)
+            )
+
+        # When
+        with ThreadPoolExecutor(8) as pool:
+            right = list(pool.map(ask, range(8)))
+        # Then
+        assert all(right)
+        assert 1 <= len(wire._idle) <= 8
+
+    def test_close_gives_back_all_connections(self, wire: Wire) -> None:
+        """After close nothing is connected, and the next call connects again."""
+        # Given
+        before = connection_id(wire)
+        # When
+        wire.close()
+        # Then
+        assert not wire._idle
+        assert connection_id(wire) != before
+
+
+class TestBrokenConnections:
+    def test_a_restarted_server_is_not_noticed(
+        self, store: RedisStore, server: RedisServer
+    ) -> None:
+        """Connections from before it are stale: all are dropped, and the call is sent again."""
+        # Given several idle connections
+        for _ in range(3):
+            connection = store._wire._connect()
+            connection.connect()
+            store._wire._idle.append(connection)
+        # When
+        server.restart()
+        # Then
+        assert isinstance(store.claim(KEY, CLAIM), Claimed)
+        assert len(store._wire._idle) == 1
+
+    def test_a_server_that_is_away_is_unavailable(
+        self, store: RedisStore, server: RedisServer
+    ) -> None:
+        """It says so, that nothing can have arrived, and goes on when the server is back."""
+        # Given
+        server.kill()
+        try:
+            # Then
+            store.close()
+            for ask in (store.ping, lambda: store.claim(KEY, CLAIM)):
+                with pytest.raises(StoreUnavailable, match="does not answer") as raised:
+                    ask()
+                assert not raised.value.may_have_arrived
+        finally:
+            server.restart()
+        store.ping()
+
+    def test_a_connection_that_ends_is_no_proof(
+        self, store: RedisStore, server: RedisServer
+    ) -> None:
+        """Ended while it was in use, and nobody there afterwards: it may have arrived."""
+        # Given
+        store.ping()
+        server.kill()
+        try:
+            # Then
+            with pytest.raises(StoreUnavailable) as raised:
+                store.claim(KEY, CLAIM)
+            assert raised.value.may_have_arrived
+        finally:
+            server.restart()
+
+    def test_a_server_that_hangs_is_unavailable(self, server: RedisServer) -> None:
+        """After the timeout it says so; a late answer is never taken for that of the next call."""
+        # Given
+        store = store_on(server, socket_timeout=0.1)
+        store.ping()
+        server.pause()
+        # When
+        try:
+            with pytest.raises(StoreUnavailable, match=r"[Tt]imeout") as raised:
+                store._wire.command("ECHO", "late")
+        finally:
+            server.resume()
+        # Then
+        assert raised.value.may_have_arrived
+        patient = store_on(server)
+        store._wire._connect = patient._wire._connect
+        assert store._wire.command("ECHO", "next") == b"next"
+        store.close()
+
+    def test_a_lost_answer_to_a_claim_costs_nothing(
+        self, store: RedisStore, connections: list[Breaking]
+    ) -> None:
+        """The server claimed and the answer was lost: sent again, it is the same claim."""
+        # Given
+        store.claim(KEY.replace("1", "2"), CLAIM)
+        connections[0].reads_first = True
+        connections[0].raises = RedisConnectionError("gone")
+        # When
+        verdict = store.claim(KEY, CLAIM)
+        # Then
+        record = store.get(KEY)
+        assert record is not None
+        assert verdict == Claimed(record.token)
+        assert len(connections) == 2
+
+    def test_a_lost_answer_to_a_completion_costs_nothing(
+        self, store: RedisStore, connections: list[Breaking]
+    ) -> None:
+        """The server completed and the answer was lost: sent again, it is accepted."""
+        # Given
+        verdict = store.claim(KEY, CLAIM)
+        assert isinstance(verdict, Claimed)
+        done = replace(
+            CANDIDATE, state=State.SUCCEEDED, token=verdict.token, nonce=b"", outcome=b"\x01\x01{}"
+        )
+        connections[-1].reads_first = True
+        connections[-1].raises = RedisConnectionError("gone")
+        # Then
+        assert store.settle(KEY, Settle(done, 0, 60_000)) == Recorded(verdict.token)
+        assert isinstance(
+            store.claim(KEY, replace(CLAIM, candidate=replace(CANDIDATE, owner=b"x"))), Replay
+        )
+
+    @pytest.mark.parametrize("cut_in", [KeyboardInterrupt, SystemExit, MemoryError])
+    def test_what_cuts_in_leaves_no_half_answer(
+        self, store: RedisStore, connections: list[Breaking], cut_in: type[BaseException]
+    ) -> None:
+        """A soft time limit or an exit in the middle of a read: that connection is dropped."""
+        # Given
+        store.ping()
+        connections[0].raises = cut_in()
+        # When
+        with pytest.raises(cut_in):
+            store._wire.command("ECHO", "first")
+        # Then
+        assert connections[0].disconnected
+        assert store._wire.command("ECHO", "second") == b"second"
+        assert len(connections) == 2
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            ReadOnlyError("You can't write against a read only replica."),
+            ResponseError("Error running script (call to f_1): -READONLY You can't write against"),
+        ],
+        ids=["its own code", "hidden in a script's"],
+    )
+    def test_a_master_that_was_demoted_is_left(
+        self, store: RedisStore, connections: list[Breaking], answer: ResponseError
+    ) -> None:
+        """Who is the master is asked again, once, by a new connection."""
+        # Given
+        store.ping()
+        connections[0].gives = answer
+        # Then
+        assert isinstance(store.claim(KEY, CLAIM), Claimed)
+        assert connections[0].disconnected
+        assert len(connections) == 2
+
+    def test_a_replica_is_unavailable(self, store: RedisStore, server: RedisServer) -> None:
+        """A server that stays read-only refuses, and keeps nobody's connection."""
+        # Given
+        with redis.Redis(port=server.port) as client, RedisServer() as master:
+            client.replicaof("127.0.0.1", master.port)
+            try:
+                # Then
+                with pytest.raises(StoreUnavailable, match="refused to work") as raised:
+                    store.claim(KEY, CLAIM)
+                assert not raised.value.may_have_arrived
+                assert not store._wire._idle
+            finally:
+                client.replicaof("NO", "ONE")
+        assert isinstance(store.claim(KEY, CLAIM), Claimed)
+
+
+class TestScripts:
+    def test_flushed_scripts_are_loaded_again(self, store: RedisStore) -> None:
+        """SCRIPT FLUSH is invisible, to one call and to several in one round trip."""
+        # Given
+        verdict = store.claim(KEY, CLAIM)
+        assert isinstance(verdict, Claimed)
+        held = replace(CANDIDATE, token=verdict.token)
+        renewals = [Renewal(KEY, held, 1_000, 60_000)] * 3
+        store.renew(renewals)
+        # When
+        store._wire.command("SCRIPT", "FLUSH")
+        # Then
+        assert store.claim(KEY, CLAIM) == verdict
+        assert store.renew(renewals) == [Recorded(held.token)] * 3
+
+    def test_one_error_among_several_answers(self, store: RedisStore) -> None:
+        """Each call has its own answer or its own error, in the order of the calls."""
+        # Given
+        held = replace(CANDIDATE, token=17)
+        other = KEY.replace("1", "2")
+        store._wire.command("RPUSH", other, "not a record")
+        # When
+        answers = store.renew([Renewal(key, held, 1_000, 60_000) for key in (KEY, other, KEY)])
+        # Then
+        assert answers[0] == answers[2] == Recorded(17)
+        assert isinstance(answers[1], RecordCorrupt)
+
+    def test_something_else_under_a_key_is_corrupt(self, store: RedisStore) -> None:
+        """Another program's data stop the call with an error that says so; forget frees the key."""
+        # Given
+        store._wire.command("RPUSH", KEY, "not a record")
+        # Then
+        for ask in (lambda: store.claim(KEY, CLAIM), lambda: store.get(KEY)):
+            with pytest.raises(RecordCorrupt, match="idempotency_key_prefix"):
+                ask()
+        assert store.forget(KEY, 60_000)
+        assert isinstance(store.claim(KEY, CLAIM), Claimed)
+
+    def test_a_server_that_refuses_is_unavailable(self, store: RedisStore) -> None:
+        """Out of memory: nothing was written, and the connection is good for the next call."""
+        # Given
+        before = connection_id(store._wire)
+        store._wire.command("CONFIG", "SET", "maxmemory", "1")
+        try:
+            # Then
+            with pytest.raises(StoreUnavailable, match="refused to work") as raised:
+                store.claim(KEY, CLAIM)
+            assert not raised.value.may_have_arrived
+        finally:
+            store._wire.command("CONFIG", "SET", "maxmemory", "0")
+        assert store.get(KEY) is None
+        assert connection_id(store._wire) == before
+
+    def test_tokens_are_exact(self, store: RedisStore) -> None:
+        """A number goes through a script, and comes back, with all of its digits."""
+        # Given
+        for token in (1_763_948_123_456_789, 2**53 - 1):
+            held = replace(CANDIDATE, token=token, state=State.SUCCEEDED)
+            store._wire.command("DEL", KEY)
+            # Then
+            assert store.settle(KEY, Settle(held, 0, 60_000)) == Recorded(token)
+            record = store.get(KEY)
+            assert record is not None
+            assert record.token == token
+
+
+class TestForks:
+    def test_a_child_leaves_its_parents_connections(self, wire: Wire) -> None:
+        """After a fork the child connects by itself, and the parent's connection stays good."""
+        # Given
+        parent = connection_id(wire)
+        reader, writer = os.pipe()
+        # When
+        pid = os.fork()
+        if pid == 0:
+            try:
+                numbers = {connection_id(wire) for _ in range(3)}
+                wire.close()
+                os.write(writer, repr(numbers).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            childs = eval(pipe.read())
+        os.waitpid(pid, 0)
+        # Then
+        assert len(childs) == 1
+        assert parent not in childs
+        assert connection_id(wire) == parent
+        assert wire.command("ECHO", "still mine") == b"still mine"
+
+    def test_a_child_that_only_closes_ends_nothing(self, wire: Wire) -> None:
+        """A child that closes what it inherited shuts down none of its parent's connections."""
+        # Given
+        parent = connection_id(wire)
+        # When
+        pid = os.fork()
+        if pid == 0:
+            try:
+                wire.close()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        # Then
+        assert connection_id(wire) == parent
+
+
+class TestPasswords:
+    def errors_of(self, store: RedisStore) -> list[StoreError]:
+        errors = []
+        for ask in (store.ping, lambda: store.claim(KEY, CLAIM), lambda: store.get(KEY)):
+            with pytest.raises(StoreError) as raised:
+                ask()
+            errors.append(raised.value)
+        return errors
+
+    @pytest.mark.parametrize("user", ["", "worker"])
+    def test_no_error_shows_a_password(self, server: RedisServer, user: str) -> None:
+        """Refused for its password, or not reached at all: the message names the server only."""
+        # Given
+        login = f"{user}:s3cr%2Ft"
+        for address in (f"127.0.0.1:{server.port}", "127.0.0.1:1"):
+            store = RedisStore.from_url(f"redis://{login}@{address}/0")
+            # Then
+            for error in self.errors_of(store):
+                shown = f"{error} {error!r} {error.__cause__} {error.__cause__!r}"
+                assert "s3cr" not in shown
+                assert f"redis://{user}:**@{address}/0" in str(error)
