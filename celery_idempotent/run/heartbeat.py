@@ -169,7 +169,11 @@ class Heartbeat:
 
     def leases(self) -> list[Lease]:
         """Give the leases held now in this process."""
-        return list(self._leases.values()) if self._pid == os.getpid() else []
+        return self._held() if self._pid == os.getpid() else []
+
+    def _held(self) -> list[Lease]:
+        # Not values(): that fails where another thread adds or removes a lease in between.
+        return [lease for ref in self._leases.valuerefs() if (lease := ref()) is not None]
 
     def flush(self, for_s: float) -> bool:
         """Try now to tell the store all that is waiting; whether nothing is left."""
@@ -190,10 +194,11 @@ class Heartbeat:
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
-                    self._thread = threading.Thread(
+                    thread = threading.Thread(
                         target=self._beat, name="idempotency-heartbeat", daemon=True
                     )
-                    self._thread.start()
+                    thread.start()
+                    self._thread = thread  # only now: a thread that can't start is tried again
 
     def _beat(self) -> None:
         while True:
@@ -214,8 +219,7 @@ class Heartbeat:
 
     def _next(self) -> float:
         times = [
-            min(max(lease.due, self._next_turn), lease.due + lease.third)
-            for lease in list(self._leases.values())
+            min(max(lease.due, self._next_turn), lease.due + lease.third) for lease in self._held()
         ]
         times += [job.at for job in list(self._jobs.values())]
         if self._in_use:
@@ -227,7 +231,7 @@ class Heartbeat:
 
     def _renew(self, now: float) -> None:
         by_store: dict[int, list[Lease]] = {}
-        for lease in list(self._leases.values()):
+        for lease in self._held():
             if lease.due <= now:
                 by_store.setdefault(id(lease.store), []).append(lease)
         for leases in by_store.values():

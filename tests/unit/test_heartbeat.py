@@ -1,6 +1,7 @@
 """One thread a process keeps leases alive, and finishes what the store could not take."""
 
 import os
+import sys
 import threading
 import time
 
@@ -214,3 +215,50 @@ def test_a_forked_child_keeps_none_of_its_parents_leases(store, beat):
     # Then
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert [held.key for held in beat.leases()] == ["k"]
+
+
+def test_leases_that_come_and_go_in_other_threads_stop_nothing(store, beat):
+    """The thread looks through the leases while a pool's threads add and remove theirs."""
+    # Given
+    kept = [hold(store, f"k{n}", lease_ms=60_000) for n in range(20)]
+    passing = hold(store, "passing", lease_ms=60_000)
+    for lease in kept:
+        beat.add(lease)
+    over = threading.Event()
+
+    def come_and_go():
+        while not over.is_set():
+            beat.add(passing)
+            beat.remove(passing)
+
+    worker = threading.Thread(target=come_and_go)
+    pace = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    worker.start()
+    # When
+    try:
+        counts = {len(beat.leases()) for _ in range(3000) if beat._next() > 0}
+    finally:
+        over.set()
+        worker.join()
+        sys.setswitchinterval(pace)
+    # Then
+    assert counts <= {20, 21}
+
+
+def test_a_thread_that_cannot_start_is_tried_again(store, beat, monkeypatch):
+    """Else every later run of the process would hold a lease that nobody renews."""
+    # Given
+    lease = hold(store)
+
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            beat.add(lease)
+    # When
+    beat.add(lease)
+    # Then
+    assert store.renewed.wait(5)
