@@ -37,8 +37,10 @@ from celery_idempotent.testing.contract.endings import EndingRows
 from celery_idempotent.testing.contract.given_up import GivenUpRows
 from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
-from celery_idempotent.testing.contract.steps import CompensationRows, ResolveRows, StepRows
+from celery_idempotent.testing.contract.resolving import ResolveRows
+from celery_idempotent.testing.contract.steps import CompensationRows, StepRows
 from celery_idempotent.testing.contract.upkeep import StoredFormRows, UpkeepRows
+from celery_idempotent.testing.contract.windows import WindowRows
 
 __all__ = ["StoreClock", "StoreContract", "StoreContractAtRest"]
 
@@ -62,7 +64,7 @@ class StoreContractAtRest(
     """
 
 
-class StoreContract(StoreContractAtRest, InstantRows):
+class StoreContract(StoreContractAtRest, InstantRows, WindowRows):
     """The whole contract, with the instants at which things run out.
 
     A subclass gives the fixtures ``store`` (empty) and ``clock`` (:class:`StoreClock`), and the

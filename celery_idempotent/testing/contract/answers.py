@@ -65,8 +65,9 @@ class AnswerRows:
         assert verdict.record.outcome == FAILURE
 
     def test_the_next_call_runs_after_a_failure(self, store: Store) -> None:
-        """Released after a failure: another task id begins anew."""
+        """Released after a failure: another task id begins anew, and nothing counts against it."""
         # Given
+        interrupt(store, hold(store, FIRST))
         held = hold(store, FIRST)
         release_failed(store, held)
         # When
@@ -74,6 +75,7 @@ class AnswerRows:
         # Then
         assert isinstance(verdict, Claimed)
         assert verdict.token > held.token
+        assert verdict.interruptions == 0
         assert stored(store).outcome == b""
 
     def test_who_waited_for_a_run_shares_its_failure(self, store: Store) -> None:

@@ -89,6 +89,18 @@ class DeliveryRows:
         assert claim(store, FIRST, noted=True) == Replay(record, True, True)
         assert stored(store) == record
 
+    def test_the_note_ends_a_new_delivery(self, store: Store) -> None:
+        """What a later delivery held is dropped as well: the record is as it was completed."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        complete(store, held)
+        before = stored(store)
+        assert isinstance(claim(store, FIRST, noted=True), Replay)
+        # When
+        store.note(KEY, held.token, FIRST.note, HORIZON_MS)
+        # Then
+        assert stored(store) == before
+
     def test_a_delivery_ends_without_a_note(self, store: Store) -> None:
         """The callbacks could not be sent: the lease ends, and the next delivery sends them."""
         # Given
@@ -243,7 +255,8 @@ class DeadProcessRows:
         ended = store.end_lease(KEY, FIRST.owner, PROCESS)
         # Then
         assert ended
-        assert stored(store).token == held.token
+        record = stored(store)
+        assert replace(record, until_ms=0) == replace(held, nonce=b"")
         verdict = claim(store, SECOND)
         assert isinstance(verdict, Claimed)
         assert verdict.interruptions == 1
@@ -296,3 +309,14 @@ class DeadProcessRows:
         assert isinstance(verdict, Replay)
         assert not verdict.noted
         assert lives_ms(store) == about(TTL_MS)
+
+    def test_a_delivery_that_was_given_up_leaves_no_process(self, store: Store) -> None:
+        """What it held is dropped from the record, but for the nonce that keeps it out."""
+        # Given
+        complete(store, hold(store, FIRST, noted=True))
+        before = stored(store)
+        claim(store, FIRST, nonce=b"second", noted=True)
+        # When
+        store.abandon(KEY, FIRST.candidate(b"second"), HORIZON_MS)
+        # Then
+        assert stored(store) == replace(before, nonce=b"second")

@@ -159,6 +159,7 @@ class EndingRows:
         assert record.token == held.token + (state is State.RELEASED)
         assert (record.state, record.outcome) == (state, outcome)
         assert record.owner == held.owner
+        assert record.interruptions == 0
 
     def test_nothing_is_written_anew_for_a_delivery(self, store: Store) -> None:
         """A delivery lease whose record is gone is not lost, and leaves nothing."""

@@ -39,7 +39,9 @@ class GivenUpRows:
         # When
         store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
         # Then
-        assert stored(store).state is State.RELEASED
+        assert stored(store) == replace(
+            held, state=State.RELEASED, token=held.token + 1, process=b""
+        )
         verdict = claim(store, SECOND)
         assert isinstance(verdict, Claimed)
         assert verdict.interruptions == 0
@@ -53,7 +55,8 @@ class GivenUpRows:
         # Then
         assert isinstance(claim(store, FIRST, nonce=b"given up"), Busy)
         assert stored(store) == before
-        assert before.state is State.RELEASED
+        left = replace(FIRST.candidate(b"given up"), state=State.RELEASED, process=b"")
+        assert replace(before, token=0) == left
         verdict = claim(store, SECOND)
         assert isinstance(verdict, Claimed)
         assert verdict.interruptions == 0
@@ -116,18 +119,41 @@ class GivenUpRows:
         # Then
         assert hold(store, SECOND).interruptions == 1
 
+    def test_what_was_counted_stands_after_two(self, store: Store) -> None:
+        """Two claims that were given up one after the other leave the count as one does."""
+        # Given
+        interrupt(store, hold(store, FIRST))
+        taken = hold(store, SECOND)
+        # When
+        store.abandon(KEY, SECOND.candidate(taken.nonce), HORIZON_MS)
+        store.abandon(KEY, SECOND.candidate(b"another"), HORIZON_MS)
+        # Then
+        assert hold(store, SECOND).interruptions == 1
+
     @pytest.mark.parametrize("ending", [complete, fail, retry, release, release_failed])
     def test_giving_up_changes_no_outcome(self, store: Store, ending: Ending) -> None:
         """Where a run has ended, only the late claim is kept from getting anything."""
         # Given
-        held = hold(store, FIRST)
-        ending(store, held)
+        interrupt(store, hold(store, FIRST))
+        ending(store, hold(store, FIRST))
         before = stored(store)
         # When
         store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
         # Then
         assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
+        if ending in (release, release_failed):
+            before = replace(before, interruptions=0)
         assert replace(stored(store), nonce=b"") == before
+
+    def test_a_release_stays_a_fresh_start(self, store: Store) -> None:
+        """A claim that was given up after a release brings back nothing that was counted."""
+        # Given
+        interrupt(store, hold(store, FIRST))
+        release(store, hold(store, FIRST))
+        # When
+        store.abandon(KEY, SECOND.candidate(), HORIZON_MS)
+        # Then
+        assert hold(store, SECOND).interruptions == 0
 
     def test_an_ended_run_is_not_undone(self, store: Store) -> None:
         """The claim was granted, its run has ended, and only then it is given up: it has ended."""

@@ -1,4 +1,4 @@
-"""What only time decides: leases, back-offs, notes, records; at the instant and just before."""
+"""What only time decides while a key is held: leases and back-offs, at the instant and before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from celery_idempotent.core.transitions import (
     Busy,
     Claimed,
     Recorded,
-    Replay,
     Superseded,
     Unknown,
 )
@@ -19,13 +18,10 @@ from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     FIRST,
     HORIZON_MS,
-    KEEP_MS,
     KEY,
     LEASE_MS,
-    RESULT,
     SECOND,
     STRANGER,
-    TTL_MS,
     Ending,
     Message,
     StoreClock,
@@ -33,7 +29,6 @@ from celery_idempotent.testing.contract.kit import (
     complete,
     fail,
     hold,
-    lives_ms,
     release,
     release_failed,
     renew,
@@ -172,6 +167,21 @@ class InstantRows:
         store.forget(KEY, HORIZON_MS)
         assert hold(store, FIRST).token > second.token + 1
 
+    @pytest.mark.parametrize("ending", [release, release_failed, renew])
+    def test_tokens_are_the_clock_where_it_is_ahead(
+        self, store: Store, clock: StoreClock, ending: Ending
+    ) -> None:
+        """A token tells when its claim was made, also where there was one before."""
+        # Given
+        ending(store, hold(store, FIRST))
+        # When
+        clock.advance(LEASE_MS)
+        # Then
+        assert hold(store, SECOND).token == clock.now_us()
+        clock.advance(1)
+        store.forget(KEY, HORIZON_MS)
+        assert stored(store).token == clock.now_us()
+
     def test_a_clock_that_jumps_ahead_only_takes_over_early(
         self, store: Store, clock: StoreClock
     ) -> None:
@@ -228,131 +238,3 @@ class InstantRows:
         # Then
         assert claim(store, FIRST) == Superseded()
         assert isinstance(claim(store, FIRST.retried()), Claimed)
-
-    # --- deliveries and notes ---
-
-    def test_a_delivery_lease_ends(self, store: Store, clock: StoreClock) -> None:
-        """Live: the owner's copy waits. Over: it sends the callbacks, under a lease of its own."""
-        # Given
-        complete(store, hold(store, FIRST, noted=True), delivery_ms=LEASE_MS)
-        # When
-        clock.advance(LEASE_MS - 1)
-        # Then
-        assert isinstance(claim(store, FIRST, noted=True), Busy)
-        # When
-        clock.advance(1)
-        verdict = claim(store, FIRST, noted=True)
-        # Then
-        assert isinstance(verdict, Replay)
-        assert not verdict.noted
-        assert verdict.record.outcome == RESULT
-        assert stored(store).until_ms == clock.now_us() // 1000 + LEASE_MS
-        assert isinstance(claim(store, FIRST, noted=True), Busy)
-
-    def test_no_delivery_lease_where_it_is_noted(self, store: Store, clock: StoreClock) -> None:
-        """Nothing is left to send: the copy is answered, and holds nothing."""
-        # Given
-        held = hold(store, FIRST, noted=True)
-        complete(store, held, delivery_ms=LEASE_MS)
-        store.note(KEY, held.token - 1, FIRST.note, HORIZON_MS)
-        clock.advance(LEASE_MS)
-        before = stored(store)
-        # Then
-        assert claim(store, FIRST, noted=True) == Replay(before, True, True)
-        assert stored(store) == before
-
-    def test_a_delivery_lease_without_callbacks_just_ends(
-        self, store: Store, clock: StoreClock
-    ) -> None:
-        """A copy that carries no callbacks waits too, and then takes no lease."""
-        # Given
-        complete(store, hold(store, FIRST, noted=True), delivery_ms=LEASE_MS)
-        # When
-        clock.advance(LEASE_MS)
-        # Then
-        before = stored(store)
-        assert claim(store, FIRST) == Replay(before, True, False)
-        assert stored(store) == before
-
-    def test_a_note_is_forgotten(self, store: Store, clock: StoreClock) -> None:
-        """A note lives as long as copies of its message may come, and not longer."""
-        # Given
-        hold(store, SECOND, keep_ms=TTL_MS, lease_ms=TTL_MS)
-        store.note(KEY, 0, FIRST.note, HORIZON_MS)
-        # When
-        clock.advance(HORIZON_MS - 1)
-        # Then
-        assert claim(store, FIRST, noted=True) == Superseded()
-        # When
-        clock.advance(1)
-        # Then
-        assert isinstance(claim(store, FIRST, noted=True), Busy)
-
-    # --- records ---
-
-    @pytest.mark.parametrize(
-        ("ending", "lives"),
-        [
-            (renew, KEEP_MS),
-            (retry, 60_000 + KEEP_MS),
-            (complete, TTL_MS),
-            (fail, TTL_MS),
-            (release, HORIZON_MS),
-            (release_failed, HORIZON_MS),
-        ],
-    )
-    def test_a_record_ends(
-        self, store: Store, clock: StoreClock, ending: Ending, lives: int
-    ) -> None:
-        """A record is there a millisecond before its end, and gone at it: the key is new."""
-        # Given
-        ending(store, hold(store, FIRST))
-        assert lives_ms(store) == lives
-        # When
-        clock.advance(lives - 1)
-        # Then
-        assert stored(store).owner == FIRST.owner
-        assert lives_ms(store) == 1
-        # When
-        clock.advance(1)
-        # Then
-        assert store.get(KEY) is None
-        assert store.ttl(KEY) is None
-        assert [*store.scan("*")] == []
-        verdict = claim(store, STRANGER, checked=True)
-        assert verdict == Claimed(clock.now_us(), 0)
-
-    def test_the_window_runs_from_completion(self, store: Store, clock: StoreClock) -> None:
-        """Duplicates in the window get the result, and prolong nothing."""
-        # Given
-        held = hold(store, FIRST)
-        clock.advance(LEASE_MS - 1)
-        complete(store, held)
-        # When
-        clock.advance(TTL_MS - 1)
-        # Then
-        assert isinstance(claim(store, SECOND), Replay)
-        clock.advance(1)
-        assert isinstance(claim(store, SECOND), Claimed)
-
-    def test_a_heartbeat_keeps_an_unfinished_record(self, store: Store, clock: StoreClock) -> None:
-        """An unfinished record lives from its last sign of life, however long the run takes."""
-        # Given
-        held = hold(store, FIRST)
-        # When
-        for _ in range(5):
-            clock.advance(KEEP_MS - 1)
-            renew(store, held)
-        # Then
-        assert lives_ms(store) == KEEP_MS
-        assert stored(store).token == held.token
-
-    def test_a_run_outlives_its_record(self, store: Store, clock: StoreClock) -> None:
-        """The record ended before its run: nobody took over, and the completion is accepted."""
-        # Given
-        held = hold(store, FIRST)
-        clock.advance(KEEP_MS)
-        assert store.get(KEY) is None
-        # Then
-        assert complete(store, held) == Recorded(held.token)
-        assert isinstance(claim(store, SECOND), Replay)

@@ -15,6 +15,7 @@ from celery_idempotent.core.transitions import (
     Lost,
     Recorded,
     Settle,
+    Unknown,
 )
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store, note_key
@@ -169,6 +170,35 @@ def interrupt(store: Store, held: Record) -> Recorded | Lost:
 def renew(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded | Lost | StoreError:
     (answer,) = store.renew([Renewal(KEY, held, lease_ms, KEEP_MS)])
     return answer
+
+
+def step(
+    store: Store, held: Record, name: str = "charge", packed: bytes = b"42"
+) -> Recorded | Lost:
+    """Let a run write a step that it has finished."""
+    return store.step(Renewal(KEY, held, LEASE_MS, KEEP_MS), name, packed)
+
+
+def compensate(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded | Lost:
+    """Record that the body failed for good, and that its steps are being undone."""
+    return settle(
+        store,
+        held,
+        State.COMPENSATING,
+        lease_ms,
+        KEEP_MS,
+        outcome=FAILURE,
+        process=held.process,
+        nonce=held.nonce,
+    )
+
+
+def unknown(store: Store) -> Record:
+    """Leave an unknown outcome; gives the run that may still be at it."""
+    held = hold(store, FIRST)
+    interrupt(store, held)
+    assert isinstance(claim(store, SECOND, max_interruptions=0), Unknown)
+    return held
 
 
 Ending = Callable[[Store, Record], "Recorded | Lost | StoreError"]
