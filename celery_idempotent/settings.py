@@ -43,6 +43,8 @@ class Environment:
     """What an app's settings come to: made when the first task needs it."""
 
     store: Store
+    #: The store's URL, as it may be shown: without its password.
+    where: str
     prefix: str
     #: How long a copy of a message may still come, in seconds.
     horizon: float
@@ -127,6 +129,7 @@ def _make_environment(app: Any) -> Environment:
     store = store_from_url(url, options)
     return Environment(
         store=store,
+        where=mask_url(url),
         prefix=settings.key_prefix,
         horizon=2 * visibility if visibility else _HORIZON_S,
         longest_wait=min(_LONGEST_WAIT_S, visibility / 4) if visibility else _LONGEST_WAIT_S,

@@ -1,0 +1,74 @@
+"""What this Flower itself knows of tasks, and words for its pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from celery_idempotent.events import STATE
+
+__all__ = ["Duplicates", "badge", "duplicates_of", "knows", "span"]
+
+_MOST: Final = 50
+
+#: Which of Flower's colours a state has, in the words of its three styles.
+_COLOURS: Final = {
+    "succeeded": ("success", "success"),
+    "failed": ("important", "danger"),
+    "unreadable": ("important", "danger"),
+    "unknown": ("warning", "warning"),
+    "compensating": ("warning", "warning"),
+    "retrying": ("warning", "warning"),
+    "running": ("info", "primary"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicates:
+    """The duplicates of one record that this Flower has seen: how many, and the last of them."""
+
+    count: int
+    task_ids: list[str]
+
+
+def _tasks(application: Any) -> Any:
+    tasks = application.events.state.tasks
+    return getattr(tasks, "data", tasks)
+
+
+def knows(application: Any, task_id: str | None) -> bool:
+    """Whether Flower has a page for a task."""
+    return bool(task_id) and task_id in _tasks(application)
+
+
+def duplicates_of(application: Any, record: str) -> Duplicates:
+    """Find the duplicates of a record among the tasks that Flower remembers.
+
+    To be called in Flower's loop, which is where its events come in.
+    """
+    found = [
+        str(task_id)
+        for task_id, task in _tasks(application).items()
+        if getattr(task, "idempotency_record", None) == record and task.state == STATE
+    ]
+    return Duplicates(len(found), found[: -_MOST - 1 : -1])
+
+
+def badge(state: str) -> str:
+    """Give the CSS classes of a state's badge: for Flower 1, for 2.0, and since."""
+    old, new = _COLOURS.get(state, ("default", "secondary"))
+    return f"label label-{old} badge bg-{new} text-bg-{new}"
+
+
+def span(seconds: float | None) -> str:
+    """Give a length of time as people say it."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "min"), (rest, "s")]
+    said = [f"{number} {unit}" for number, unit in parts if number][:2]
+    return " ".join(said) or "0 s"

@@ -1,0 +1,157 @@
+"""Long lists a page at a time, and counts that are not counted anew for each reader.
+
+A listing goes on with its scan where the last page left it, and stops when a page has taken long
+enough: no page waits until a store with millions of records has been gone through.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from celery_idempotent.ops.records import RecordView, Stats
+
+__all__ = ["PAGE", "Counts", "Listing", "Listings", "Page"]
+
+#: So many records are on a page.
+PAGE: Final = 50
+#: Up to so many records a list is complete at once, and can be in order.
+_SORTED: Final = 2000
+#: A listing keeps no more than that.
+_MOST: Final = 10_000
+_PATIENCE_S: Final = 1.5
+_LISTINGS: Final = 32
+
+Batches = Iterator[list[RecordView]]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing."""
+
+    views: list[RecordView]
+    #: From 1.
+    number: int
+    #: Whether there is a next page, or may be one.
+    more: bool
+    #: Whether the last claimed keys come first: so it is where all of them were read at once.
+    newest_first: bool
+    #: Whether the page is not full because looking for more would have taken too long.
+    cut_short: bool
+    #: Whether there is more than a listing keeps.
+    too_many: bool
+
+
+class Listing:
+    """One list of records, as far as it has been read."""
+
+    def __init__(self, batches: Batches, newest_first: bool = False) -> None:
+        self._batches = batches
+        self._lock = threading.Lock()
+        self._views: list[RecordView] = []
+        self._seen: set[str] = set()
+        self._done = False
+        self._newest_first = newest_first
+        self._begun = newest_first  # what comes in order needs no sorting
+
+    def page(self, number: int) -> Page:
+        """Give a page, reading as far as that takes.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        number = max(1, min(number, _MOST // PAGE))
+        with self._lock:
+            if not self._begun:
+                self._read(_SORTED)
+                self._begun = True
+                if self._done:
+                    self._views.sort(key=lambda view: view.token, reverse=True)
+                    self._newest_first = True
+            self._read(number * PAGE + 1)
+            views = self._views[(number - 1) * PAGE : number * PAGE]
+            too_many = len(self._views) >= _MOST
+            short = len(views) < PAGE and not (self._done or too_many)
+            return Page(
+                views=views,
+                number=number,
+                more=len(self._views) > number * PAGE and number < _MOST // PAGE,
+                newest_first=self._newest_first,
+                cut_short=short,
+                too_many=too_many and not self._done,
+            )
+
+    def _read(self, wanted: int) -> None:
+        enough = time.monotonic() + _PATIENCE_S
+        while not self._done and len(self._views) < min(wanted, _MOST):
+            batch = next(self._batches, None)
+            if batch is None:
+                self._done = True
+                return
+            new = [view for view in batch if view.name not in self._seen]
+            self._views.extend(new)
+            self._seen.update(view.name for view in new)
+            if time.monotonic() >= enough:
+                return
+
+
+class Listings:
+    """The listings that readers go on with; the least used go away."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, Listing] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def open(self, listing: Listing) -> str:
+        """Keep one; what it can be asked for by."""
+        name = secrets.token_urlsafe(8)
+        with self._lock:
+            self._open[name] = listing
+            while len(self._open) > _LISTINGS:
+                self._open.popitem(last=False)
+        return name
+
+    def get(self, name: str | None) -> Listing | None:
+        """Give one that is still kept."""
+        with self._lock:
+            listing = self._open.get(name or "")
+            if listing is not None:
+                self._open.move_to_end(name or "")
+            return listing
+
+
+class Counts:
+    """How many records there are, counted at most once at a time and not again for a while.
+
+    Args:
+        count: goes through all records; in a large store that takes seconds.
+    """
+
+    def __init__(self, count: Callable[[], Stats]) -> None:
+        self._count = count
+        self._counting = threading.Lock()
+        self._stats: Stats | None = None
+        self._good_until = 0.0
+
+    def get(self) -> Stats | None:
+        """Count, or give what was counted a moment ago; ``None``: the first count is under way.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        if time.monotonic() < self._good_until or not self._counting.acquire(blocking=False):
+            return self._stats
+        try:
+            began = time.monotonic()
+            self._stats = self._count()
+            took = time.monotonic() - began
+            # What takes long is done seldom: a twentieth of the time at most.
+            self._good_until = time.monotonic() + max(2.0, 20 * took)
+            return self._stats
+        finally:
+            self._counting.release()
