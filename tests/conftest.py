@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import redis
@@ -19,6 +19,7 @@ from tests.support.brokers import (
     RedisBroker,
     rabbitmq_answers,
 )
+from tests.support.databases import Database, NotThere
 from tests.support.system import System
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
@@ -76,6 +77,19 @@ def redis_broker(redis_server: RedisServer) -> RedisBroker:
     return RedisBroker(redis_server)
 
 
+@pytest.fixture(scope="session", params=["postgresql", "mysql", "sqlite"])
+def database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """Each kind of SQL database in turn, one for the whole run: a test empties what it uses."""
+    try:
+        made = Database(request.param, tmp_path_factory.mktemp("sql"))
+    except NotThere as exc:
+        unavailable(str(exc))
+    yield made
+    made.drop()
+
+
 def _systems(
     request: pytest.FixtureRequest, broker: Broker, server: RedisServer, directory: Path
 ) -> Iterator[MakeSystem]:
@@ -121,7 +135,7 @@ def make_rabbit_system(
     yield from _systems(request, rabbit_broker, redis_server, tmp_path)
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip on a laptop; fail under CI=true, where everything has to be there."""
     if IN_CI:
         pytest.fail(reason, pytrace=False)

@@ -283,9 +283,11 @@ class Settings(_FromLookup):
     """What can be set on the app only."""
 
     #: Where the records are kept: ``redis://``, ``rediss://``, ``redis+socket://`` or
-    #: ``sentinel://``, as Celery writes them, or ``memory://`` for tests in one process. Default:
-    #: the result backend if it is Redis, else the broker if it is Redis. Set it to keep records
-    #: apart from both, on a server that persists and does not evict.
+    #: ``sentinel://``, as Celery writes them; ``postgresql://``, ``mysql://``, ``mariadb://`` or
+    #: ``sqlite:////path``, as SQLAlchemy writes them (with the extra ``sql``); or ``memory://`` for
+    #: tests in one process. Default: the result backend if it is Redis, else the broker if it is
+    #: Redis. Set it to keep records apart from both, on a server that persists and does not evict,
+    #: or beside your data, so that effects and records can be committed together.
     store_url: str | None = field(default=None, metadata=_checked(_url, secret=True))
 
     #: More options for the store's client by name, such as timeouts and certificates. Default:
@@ -293,6 +295,10 @@ class Settings(_FromLookup):
     store_options: Mapping[str, Any] = field(
         default_factory=dict, metadata=_checked(_mapping, secret=True)
     )
+
+    #: The outbox's database, for ``celery idempotency relay``, as SQLAlchemy takes it. Default: the
+    #: store's, where that is a database. Set it where the application's data are elsewhere.
+    outbox_url: str | None = field(default=None, metadata=_checked(_url, secret=True))
 
     #: What the names of all records begin with. Default: ``"idempotent"``. 1 to 100 printable
     #: ASCII characters without spaces and braces. Change it where several applications share one

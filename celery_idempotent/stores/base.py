@@ -152,11 +152,13 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
     """Make the store that a URL names; nothing is connected yet.
 
     Args:
-        url: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://`` or ``memory://``.
-        options: passed on to the client (``socket_timeout``, ``master_name``, ...).
+        url: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``, ``postgresql://``,
+            ``mysql://``, ``mariadb://``, ``sqlite:///`` or ``memory://``.
+        options: passed on to the client (``socket_timeout``, ``master_name``, ``pool_size``, ...).
 
     Raises:
-        ConfigurationError: there is no such kind of store, or the URL cannot be read.
+        ConfigurationError: there is no such kind of store, the URL cannot be read, or the package
+            that it needs is not installed.
     """
     scheme = url.partition(":")[0].lower()
     if scheme == "memory":
@@ -167,7 +169,17 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
         from celery_idempotent.stores.redis import RedisStore
 
         return RedisStore.from_url(url, options)
+    if scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mariadb", "sqlite"):
+        try:
+            from celery_idempotent.stores.sql import SqlStore
+        except ImportError as exc:
+            raise ConfigurationError(
+                f"the store {mask_url(url)!r} needs {exc.name}: "
+                "pip install 'celery-idempotent[sql]'"
+            ) from exc
+        return SqlStore.from_url(url, options)
     raise ConfigurationError(
         f"there is no store for {mask_url(url)!r}: idempotency_store_url may begin with redis://, "
-        "rediss://, redis+socket://, sentinel:// or memory://"
+        "rediss://, redis+socket://, sentinel://, postgresql://, mysql://, mariadb://, sqlite:/// "
+        "or memory://"
     )

@@ -1,0 +1,325 @@
+"""Records in PostgreSQL, MySQL, MariaDB or SQLite."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, Connection, bindparam, delete, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from celery_idempotent.core import transitions
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.transitions import (
+    Busy,
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Recorded,
+    Resolve,
+    Settle,
+    Write,
+)
+from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.sql_engines import Engines
+from celery_idempotent.stores.sql_rows import Row, Rows
+from celery_idempotent.stores.sql_schema import create_schema, fit, metadata, notes, records, steps
+
+__all__ = ["SqlStore", "create_schema", "metadata"]
+
+#: How long an operation looks again at a row that somebody has locked, in seconds. A claim answers
+#: "busy" then; what ends a run has more patience.
+_CLAIM_S: Final = 0.25
+_WRITE_S: Final = 2.0
+_PAGE: Final = 1000
+#: Rows that one statement deletes at most, and one call of :meth:`SqlStore.tend`.
+_PURGED_AT_ONCE: Final = 500
+_PURGED_AT_MOST: Final = 20 * _PURGED_AT_ONCE
+
+
+class SqlStore:
+    """A :class:`~celery_idempotent.stores.base.Store` in a relational database."""
+
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
+        self._rows = Rows(engines)
+        end_ms = engines.flavour.now_us // 1000 + bindparam("ttl_ms", type_=BigInteger)
+        self._put_note = engines.flavour.put(notes, expires_ms=end_ms)
+        self._put_step = engines.flavour.put(steps)
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> SqlStore:
+        """Make a store from a URL; it connects at the first operation."""
+        return cls(Engines(url, options))
+
+    def create_schema(self) -> None:
+        """Make the tables where they are not there yet (``celery -A app idempotency init-db``).
+
+        Raises:
+            StoreUnavailable: the database can't be reached, or doesn't allow it.
+        """
+        try:
+            create_schema(self.engines.sessions)
+        except SQLAlchemyError as exc:
+            raise self._rows.unavailable(exc) from exc
+
+    # --- operations ------------------------------------------------------------------------------
+
+    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+        has_steps = False
+
+        def decide(row: Row) -> tuple[ClaimVerdict, Write | None]:
+            nonlocal has_steps
+            record = row.record
+            has_steps = record is not None and record.has_steps
+            return transitions.claim(record, ask, row.now_us, noted=row.noted)
+
+        def if_locked(row: Row) -> ClaimVerdict | None:
+            record = row.record
+            if record is None or record.state is State.RELEASED:
+                return None  # it is nobody's yet: no duplicate may be refused for that
+            # Whoever has it locked holds it, as if by a lease.
+            until_ms = max(record.until_ms, row.now_ms + ask.lease_ms)
+            mine = record.owner == ask.candidate.owner
+            return Busy(replace(record, until_ms=until_ms), mine, row.now_ms)
+
+        def work(connection: Connection) -> ClaimVerdict:
+            verdict = self._rows.change(
+                connection, key, decide, _CLAIM_S, note=note, if_locked=if_locked
+            )
+            if isinstance(verdict, Claimed) and has_steps:
+                # Nobody else can write one any more.
+                return replace(verdict, steps=_steps_of(connection, key))
+            return verdict
+
+        return self._rows.operate(work)
+
+    def settle(self, key: str, event: Settle) -> Recorded | Lost:
+        return self._rows.operate(lambda connection: self.settle_in(connection, key, event))
+
+    def settle_in(self, connection: Connection, key: str, event: Settle) -> Recorded | Lost:
+        """Settle as a part of the transaction that ``connection`` is in; its row stays locked."""
+
+        def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
+            return transitions.settle(row.record, event, row.now_us)
+
+        return self._rows.change(connection, key, decide, _WRITE_S)
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
+        if not renewals:
+            return []
+        return self._rows.operate(
+            lambda connection: [self._renew_one(connection, one) for one in renewals]
+        )
+
+    def _renew_one(self, connection: Connection, one: Renewal) -> Recorded | Lost | StoreError:
+        def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
+            return transitions.renew(row.record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+
+        try:
+            return self._rows.change(connection, one.key, decide, _CLAIM_S)
+        except StoreError as exc:
+            return exc
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        def work(connection: Connection) -> Recorded | Lost:
+            with connection.begin():
+                return self.step_in(connection, one, name, packed)
+
+        return self._rows.operate(work, self.engines.sessions)
+
+    def step_in(
+        self, connection: Connection, one: Renewal, name: str, packed: bytes
+    ) -> Recorded | Lost:
+        """Write a step as a part of the transaction that ``connection`` is in."""
+        is_first = False
+
+        def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
+            nonlocal is_first
+            record = row.record
+            is_first = not (record or one.held).has_steps
+            return transitions.step(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+
+        answer = self._rows.change(connection, one.key, decide, _WRITE_S)
+        if isinstance(answer, Recorded):
+            if is_first:
+                _drop_steps(connection, one.key)
+            values = {"step_key": fit(name), "name": name, "step": packed}
+            connection.execute(self._put_step, {"record_key": fit(one.key), **values})
+        return answer
+
+    def resolve(self, key: str, event: Resolve) -> bool:
+        def decide(row: Row) -> tuple[bool, Write | None]:
+            write = transitions.resolve(row.record, event, row.now_us)
+            return write is not None, write
+
+        return self._rows.operate(
+            lambda connection: self._rows.change(connection, key, decide, _WRITE_S)
+        )
+
+    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
+        def decide(row: Row) -> tuple[None, Write | None]:
+            return None, transitions.note(row.readable, token)
+
+        def work(connection: Connection) -> None:
+            if ttl_ms > 0:
+                # First: a copy that comes between still waits for the delivery lease.
+                connection.execute(self._put_note, {"note_key": fit(note), "ttl_ms": ttl_ms})
+            self._rows.change(connection, key, decide, _WRITE_S)
+
+        self._rows.operate(work)
+
+    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
+        def decide(row: Row) -> tuple[bool, Write | None]:
+            write = transitions.end_lease(row.readable, owner, process, row.now_us)
+            return write is not None, write
+
+        return self._rows.operate(
+            lambda connection: self._rows.change(connection, key, decide, _CLAIM_S)
+        )
+
+    def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
+        def decide(row: Row) -> tuple[None, Write | None]:
+            try:
+                record = row.record
+            except StoreError:
+                return None, None
+            return None, transitions.abandon(record, given_up, ttl_ms, row.now_us)
+
+        self._rows.operate(lambda connection: self._rows.change(connection, key, decide, _WRITE_S))
+
+    def forget(self, key: str, ttl_ms: int) -> bool:
+        def decide(row: Row) -> tuple[bool, Write | None]:
+            try:
+                record = row.record
+            except StoreError:
+                record = Record(State.RELEASED, row.token)  # unreadable: freed all the same
+            write = transitions.forget(record, ttl_ms, row.now_us)
+            return write is not None, write
+
+        def work(connection: Connection) -> bool:
+            found = self._rows.change(connection, key, decide, _WRITE_S)
+            if found:
+                _drop_steps(connection, key)
+            return found
+
+        return self._rows.operate(work)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Record | None:
+        return self._read(key).record
+
+    def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
+        def work(connection: Connection) -> dict[str, Row]:
+            found: dict[str, Row] = {}
+            for start in range(0, len(keys), _PAGE):
+                found.update(self._rows.read_many(connection, keys[start : start + _PAGE]))
+            return found
+
+        found = self._rows.operate(work)
+        return [_in_list(found.get(fit(key))) for key in keys]
+
+    def peek(self, key: str) -> tuple[Record | None, int]:
+        row = self._read(key)
+        return row.record, row.now_ms
+
+    def steps(self, key: str) -> dict[str, bytes]:
+        def work(connection: Connection) -> dict[str, bytes]:
+            record = self._rows.read(connection, key).readable
+            has_steps = record is not None and record.has_steps
+            return _steps_of(connection, key) if has_steps else {}
+
+        return self._rows.operate(work)
+
+    def now_ms(self) -> int:
+        return self._read("").now_ms
+
+    def ttl(self, key: str) -> float | None:
+        row = self._read(key)
+        left = row.expires_ms - row.now_ms
+        return left / 1000 if row.stamp is not None and left > 0 else None
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        glob = re.sub(r"\\(.)", lambda m: f"[{m[1]}]" if m[1] in "*?[" else m[1], pattern)
+        start = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
+        after = ""
+        while True:
+            page = self._page(start, after)
+            yield from (key for key in page if fnmatch.fnmatchcase(key, glob))
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
+
+    def _page(self, start: str, after: str) -> list[str]:
+        key = records.c.record_key
+
+        def work(connection: Connection) -> list[str]:
+            now_ms = self._rows.read(connection).now_ms
+            wanted = (key > after) & (key >= start) & (records.c.expires_ms > now_ms)
+            if start:
+                # Up to where keys with another start begin, in the order of bytes.
+                wanted &= key < start[:-1] + chr(ord(start[-1]) + 1)
+            return list(connection.scalars(select(key).where(wanted).order_by(key).limit(_PAGE)))
+
+        return self._rows.operate(work)
+
+    def ping(self) -> None:
+        self._read("")
+
+    def _read(self, key: str) -> Row:
+        return self._rows.operate(lambda connection: self._rows.read(connection, key))
+
+    # --- housekeeping ----------------------------------------------------------------------------
+
+    def purge(self, limit: int = _PURGED_AT_ONCE) -> int:
+        """Delete at most ``limit`` expired records, and as many notes; how many rows went."""
+
+        def work(connection: Connection) -> int:
+            now_ms = self._rows.read(connection).now_ms
+            gone = 0
+            for table in (records, notes):
+                (key,) = table.primary_key.columns
+                expired = select(key).where(table.c.expires_ms <= now_ms)
+                found = expired.order_by(table.c.expires_ms).limit(limit)
+                names = list(connection.scalars(found))
+                if names:
+                    statement = self.engines.flavour.delete_expired(table)
+                    values = {"names": names, "now_ms": now_ms}
+                    gone += connection.execute(statement, values).rowcount
+            return gone
+
+        return self._rows.operate(work)
+
+    def tend(self) -> None:
+        """Do what has to be done now and then: delete what expired, some thousand rows at most."""
+        gone = 0
+        while gone < _PURGED_AT_MOST:
+            batch = self.purge()
+            gone += batch
+            if batch < _PURGED_AT_ONCE:
+                return
+
+    def close(self) -> None:
+        self.engines.close()
+
+
+def _steps_of(connection: Connection, key: str) -> dict[str, bytes]:
+    wanted = select(steps.c.name, steps.c.step).where(steps.c.record_key == fit(key))
+    return {name: bytes(packed) for name, packed in connection.execute(wanted)}
+
+
+def _drop_steps(connection: Connection, key: str) -> None:
+    connection.execute(delete(steps).where(steps.c.record_key == fit(key)))
+
+
+def _in_list(row: Row | None) -> Record | StoreError | None:
+    try:
+        return None if row is None else row.record
+    except StoreError as exc:
+        return exc

@@ -1,0 +1,203 @@
+"""How PostgreSQL, MySQL, MariaDB and SQLite differ, as far as the SQL store has to know."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    ColumnElement,
+    Delete,
+    Insert,
+    Table,
+    Update,
+    bindparam,
+    delete,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.stores.sql_schema import records
+
+__all__ = ["Flavour", "Trouble", "flavour_of", "trouble_of"]
+
+
+class Trouble(enum.Enum):
+    """What an error of the database means for the operation that met it."""
+
+    #: Somebody else holds a lock on what was to be written: nothing was changed.
+    LOCKED = enum.auto()
+    #: The transaction was undone so that others could go on (a deadlock): it may be tried again.
+    UNDONE = enum.auto()
+    #: The row is there already.
+    THERE = enum.auto()
+    #: The store's tables are not.
+    NO_TABLES = enum.auto()
+    #: The connection is gone, and with it the answer.
+    CUT = enum.auto()
+    #: Anything else: the database can't work now.
+    AWAY = enum.auto()
+
+
+_POSTGRESQL: Final = {
+    "55P03": Trouble.LOCKED,
+    "40001": Trouble.UNDONE,
+    "40P01": Trouble.UNDONE,
+    "23505": Trouble.THERE,
+    "42P01": Trouble.NO_TABLES,
+    "3F000": Trouble.NO_TABLES,
+}
+_MYSQL: Final = {
+    1205: Trouble.LOCKED,
+    3572: Trouble.LOCKED,
+    1213: Trouble.UNDONE,
+    1020: Trouble.UNDONE,
+    1062: Trouble.THERE,
+    1146: Trouble.NO_TABLES,
+}
+# By their words: Python 3.10 doesn't tell SQLite's codes.
+_SQLITE: Final = {
+    "database is locked": Trouble.LOCKED,
+    "database table is locked": Trouble.LOCKED,
+    "UNIQUE constraint failed": Trouble.THERE,
+    "no such table": Trouble.NO_TABLES,
+}
+
+
+def trouble_of(exc: SQLAlchemyError) -> Trouble:
+    """Say what an error means, whichever database it came from."""
+    if isinstance(exc, PoolTimeoutError) or not isinstance(exc, DBAPIError):
+        return Trouble.AWAY
+    original: Any = exc.orig
+    if exc.connection_invalidated:
+        return Trouble.AWAY if isinstance(original, TimeoutError) else Trouble.CUT
+    code = getattr(original, "sqlstate", None)
+    if code is not None:
+        return _POSTGRESQL.get(code, Trouble.AWAY)
+    first = original.args[0] if original is not None and original.args else None
+    if isinstance(first, int):
+        return _MYSQL.get(first, Trouble.AWAY)
+    for words, trouble in _SQLITE.items():
+        if words in str(first):
+            return trouble
+    return Trouble.AWAY
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """One kind of database. Each statement is one round trip, and none waits for a row's lock."""
+
+    #: What SQLAlchemy calls database and driver.
+    driver: str
+    #: The database's clock when the statement runs, in microseconds since 1970.
+    now_us: ColumnElement[int]
+    #: Whether a transaction that wrote keeps everybody else from writing anything.
+    one_writer: bool = False
+
+    def insert_record(self) -> Insert:
+        """Give a statement that writes a record where there is none, and nothing otherwise."""
+        values: dict[str, Any] = {column.name: bindparam(column.name) for column in records.c}
+        if self.driver.startswith("postgresql"):
+            return postgresql.insert(records).values(values).on_conflict_do_nothing()
+        if self.driver.startswith("sqlite"):
+            return sqlite.insert(records).values(values).on_conflict_do_nothing()
+        return insert(records).values(values)  # raises: IGNORE would ignore other errors as well
+
+    def update_record(self, *, keep_ttl: bool) -> Update:
+        """Give a statement that writes a record if it is as it was read, and nobody has it locked.
+
+        Its parameters: ``at`` and ``seen`` (key and stamp that were read), and the new columns.
+        """
+        names = ["state", "token", "stamp", "record"] + ([] if keep_ttl else ["expires_ms"])
+        statement = update(records).values({name: bindparam(name) for name in names})
+        as_read = (records.c.record_key == bindparam("at")) & (records.c.stamp == bindparam("seen"))
+        if self.one_writer:
+            return statement.where(as_read)
+        free = (
+            select(records.c.record_key)
+            .where(as_read)
+            .with_for_update(skip_locked=True)
+            .subquery("free")
+        )
+        return statement.where(records.c.record_key == free.c.record_key)
+
+    def put(self, table: Table, **computed: ColumnElement[Any]) -> Insert:
+        """Give a statement that writes a whole row, whether there is one or not.
+
+        Its parameters are the columns, save those that are ``computed``.
+        """
+        keys = [column.name for column in table.primary_key.columns]
+        values: dict[str, Any] = {column.name: bindparam(column.name) for column in table.columns}
+        values.update(computed)
+        changed = {name: value for name, value in values.items() if name not in keys}
+        if self.driver.startswith("mysql"):
+            return mysql.insert(table).values(values).on_duplicate_key_update(changed)
+        dialect = postgresql if self.driver.startswith("postgresql") else sqlite
+        statement: Any = dialect.insert(table).values(values)
+        upsert: Insert = statement.on_conflict_do_update(index_elements=keys, set_=changed)
+        return upsert
+
+    def delete_expired(self, table: Table) -> Delete:
+        """Give a statement that deletes those of ``names`` that expired, save what is locked."""
+        (key,) = table.primary_key.columns
+        expired = key.in_(bindparam("names", expanding=True)) & (
+            table.c.expires_ms <= bindparam("now_ms")
+        )
+        if self.one_writer:
+            return delete(table).where(expired)
+        free = select(key).where(expired).with_for_update(skip_locked=True).subquery("free")
+        return delete(table).where(key == free.c[key.name])
+
+
+_FLAVOURS: Final = {
+    "postgresql": Flavour(
+        "postgresql+psycopg",
+        # Not now(): that is when the transaction began.
+        literal_column(
+            "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)", BigInteger()
+        ),
+    ),
+    "mysql": Flavour(
+        "mysql+pymysql",
+        # When the statement began, in UTC whatever the session's time zone is.
+        literal_column(
+            "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))", BigInteger()
+        ),
+    ),
+    "sqlite": Flavour(
+        "sqlite+pysqlite",
+        # It tells milliseconds, and unixepoch('subsec') is younger than many an installed SQLite.
+        literal_column(
+            "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000",
+            BigInteger(),
+        ),
+        one_writer=True,
+    ),
+}
+_ALIASES: Final = {"postgres": "postgresql", "mariadb": "mysql"}
+
+
+def flavour_of(url: URL) -> Flavour:
+    """Give the flavour of a URL.
+
+    Raises:
+        ConfigurationError: it names a driver that this store isn't tested with.
+    """
+    name, _, driver = url.drivername.lower().partition("+")
+    flavour = _FLAVOURS[_ALIASES.get(name, name)]
+    wanted = flavour.driver.partition("+")[2]
+    if driver not in ("", wanted):
+        raise ConfigurationError(
+            f"idempotency_store_url names the driver {driver!r}: on {name} the store uses "
+            f"{wanted}; write {name}+{wanted}://, or only {name}://"
+        )
+    return flavour

@@ -1,0 +1,228 @@
+"""One row of the SQL store: read, decided on, and written if nothing came between.
+
+A record is read without a lock, :mod:`.transitions` decides by the database's clock, and one
+statement writes, which finds the row only as it was read and locked by nobody; if it finds none,
+all of that begins again. Each statement of the store is so a transaction of its own: no process
+can be stopped while it holds a row's lock, and none waits for one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import Connection, Engine, bindparam, literal, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import KEEP_TTL, Write
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.stores.sql_engines import Engines
+from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
+from celery_idempotent.stores.sql_schema import fit, notes, records
+
+__all__ = ["Row", "Rows"]
+
+T = TypeVar("T")
+
+_PAUSES_S: Final = (0.0, 0.002, 0.005, 0.01, 0.02)
+_LONGEST_PAUSE_S: Final = 0.04
+_ATTEMPTS: Final = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one read found; ``stamp`` is ``None`` where there is no row."""
+
+    now_us: int
+    packed: bytes = b""
+    stamp: int | None = None
+    token: int = 0
+    expires_ms: int = 0
+    noted: bool = False
+
+    @property
+    def now_ms(self) -> int:
+        """The database's clock when it was read."""
+        return self.now_us // 1000
+
+    @property
+    def record(self) -> Record | None:
+        """The record; one that expired is as good as absent.
+
+        Raises:
+            RecordCorrupt, RecordTooNew: it can't be read.
+        """
+        if self.stamp is None or self.now_ms >= self.expires_ms:
+            return None
+        return Record.unpack(self.packed)
+
+    @property
+    def readable(self) -> Record | None:
+        """The record, unless it can't be read."""
+        try:
+            return self.record
+        except StoreError:
+            return None
+
+
+class Rows:
+    """The rows of one database."""
+
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
+        flavour = engines.flavour
+        now = select(flavour.now_us.label("now_us")).subquery("now")
+        columns = (
+            records.c.record,
+            records.c.stamp,
+            records.c.token,
+            records.c.expires_ms,
+        )
+        noted = select(notes.c.expires_ms).where(notes.c.note_key == bindparam("note"))
+        # Where there is no record, the clock is told all the same.
+        found = now.outerjoin(records, records.c.record_key == bindparam("key"))
+        self._read = select(now.c.now_us, *columns, literal(None)).select_from(found)
+        self._read_with_note = select(now.c.now_us, *columns, noted.scalar_subquery()).select_from(
+            found
+        )
+        self._read_many = select(records.c.record_key, flavour.now_us, *columns).where(
+            records.c.record_key.in_(bindparam("keys", expanding=True))
+        )
+        self._insert = flavour.insert_record().execution_options(preserve_rowcount=True)
+        self._update = flavour.update_record(keep_ttl=False)
+        self._update_and_keep_ttl = flavour.update_record(keep_ttl=True)
+
+    def operate(self, work: Callable[[Connection], T], engine: Engine | None = None) -> T:
+        """Do one operation; again after a deadlock, and once more where the connection was stale.
+
+        All that a store does is idempotent (a claim by its nonce), so that it may be done again
+        where the answer was lost.
+        """
+        stale = False
+        for attempt in range(_ATTEMPTS):
+            try:
+                with (engine or self.engines.own).connect() as connection:
+                    return work(connection)
+            except SQLAlchemyError as exc:
+                trouble = trouble_of(exc)
+                again = trouble in (Trouble.UNDONE, Trouble.LOCKED) or (
+                    trouble is Trouble.CUT and not stale
+                )
+                stale = stale or trouble is Trouble.CUT
+                if not again or attempt == _ATTEMPTS - 1:
+                    raise self.unavailable(exc) from exc
+        raise AssertionError("unreachable")
+
+    def unavailable(self, exc: SQLAlchemyError) -> StoreUnavailable:
+        """Say in the library's words that the database can't work, and what to do about it."""
+        if trouble_of(exc) is Trouble.NO_TABLES:
+            return _not_done(
+                f"the store at {self.engines.where} has no tables for idempotency records: run "
+                "celery -A <your app> idempotency init-db (or have your migrations take "
+                "celery_idempotent.stores.sql.metadata)"
+            )
+        cause: object = exc
+        if isinstance(exc, DBAPIError) and exc.orig is not None:
+            cause = exc.orig
+        error = _not_done(
+            f"the store at {self.engines.where} does not answer: {cause or type(cause).__name__}"
+        )
+        # Cut off, or not waited for any longer: what was asked may have been done.
+        error.may_have_arrived = isinstance(exc, DBAPIError) and exc.connection_invalidated
+        return error
+
+    def read(self, connection: Connection, key: str = "", note: str | None = None) -> Row:
+        """Read a record, the database's clock, and whether a note is set, in one round trip."""
+        if note is None:
+            answer = connection.execute(self._read, {"key": fit(key)})
+        else:
+            answer = connection.execute(self._read_with_note, {"key": fit(key), "note": fit(note)})
+        now_us, packed, stamp, token, expires_ms, noted_until_ms = answer.one()
+        noted = noted_until_ms is not None and noted_until_ms > now_us // 1000
+        if stamp is None:
+            return Row(now_us, noted=noted)
+        return Row(now_us, bytes(packed), stamp, token, expires_ms, noted)
+
+    def read_many(self, connection: Connection, keys: Sequence[str]) -> dict[str, Row]:
+        """Read those of some records that there are, by the names under which they are stored."""
+        answer = connection.execute(self._read_many, {"keys": [fit(key) for key in keys]})
+        return {
+            key: Row(now_us, bytes(packed), stamp, token, expires_ms)
+            for key, now_us, packed, stamp, token, expires_ms in answer
+        }
+
+    def change(
+        self,
+        connection: Connection,
+        key: str,
+        decide: Callable[[Row], tuple[T, Write | None]],
+        patience_s: float,
+        *,
+        note: str | None = None,
+        if_locked: Callable[[Row], T | None] | None = None,
+    ) -> T:
+        """Read, decide, and write if the row is still as it was read; else begin again.
+
+        Raises:
+            StoreUnavailable: somebody has the row locked for longer than ``patience_s``, and
+                ``if_locked`` has no answer for that.
+        """
+        until = time.monotonic() + patience_s
+        row: Row | None = None
+        # Each pause is made, however slow the database is: what was slow need not be locked.
+        for pause in itertools.chain(_PAUSES_S, itertools.repeat(_LONGEST_PAUSE_S)):
+            try:
+                row = self.read(connection, key, note)
+                verdict, write = decide(row)
+                if write is None or self._write(connection, key, row, write):
+                    return verdict
+            except DBAPIError as exc:
+                if trouble_of(exc) is not Trouble.LOCKED:
+                    raise
+            if pause == _LONGEST_PAUSE_S and time.monotonic() >= until:
+                break
+            time.sleep(pause)
+        answer = None if row is None or if_locked is None else if_locked(row)
+        if answer is None:
+            raise _not_done(
+                f"the store at {self.engines.where} has {key} locked by another transaction"
+            )
+        return answer
+
+    def _write(self, connection: Connection, key: str, row: Row, write: Write) -> bool:
+        record = write.record
+        values: dict[str, Any] = {
+            "state": str(record.state),
+            "token": record.token,
+            "expires_ms": row.now_ms + write.ttl_ms,
+            # By chance: a row that was deleted and made anew must never look as it did before.
+            "stamp": int.from_bytes(os.urandom(8), "big") >> 1,
+            "record": record.pack(),
+        }
+        if row.stamp is None:
+            return self._insert_row(connection, {"record_key": fit(key), **values})
+        statement = self._update
+        if write.ttl_ms == KEEP_TTL:
+            statement = self._update_and_keep_ttl
+            del values["expires_ms"]
+        values.update(at=fit(key), seen=row.stamp)
+        return connection.execute(statement, values).rowcount > 0
+
+    def _insert_row(self, connection: Connection, values: dict[str, Any]) -> bool:
+        try:
+            return connection.execute(self._insert, values).rowcount > 0
+        except DBAPIError as exc:
+            if trouble_of(exc) is Trouble.THERE:
+                return False
+            raise
+
+
+def _not_done(message: str) -> StoreUnavailable:
+    error = StoreUnavailable(message)
+    error.may_have_arrived = False
+    return error

@@ -1,0 +1,100 @@
+"""The tables of the SQL store: as metadata that Alembic can take, and made at once."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Engine,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.exc import DBAPIError
+
+__all__ = ["create_schema", "fit", "metadata", "notes", "records", "steps"]
+
+#: Longer than any record's name; on MySQL, in one-byte characters, well inside an index's limit.
+_LONGEST: Final = 400
+_PLAIN: Final = re.compile(rf"[!-~]{{1,{_LONGEST}}}\Z")
+
+#: Keys are compared byte by byte: "Order:1" and "order:1" are two keys, whatever the database's
+#: own collation says.
+_Key = (
+    String(_LONGEST)
+    .with_variant(postgresql.VARCHAR(_LONGEST, collation="C"), "postgresql")
+    .with_variant(
+        mysql.VARCHAR(_LONGEST, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+    )
+)
+_Packed = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+_Text = Text().with_variant(mysql.TEXT(charset="utf8mb4"), "mysql", "mariadb")
+
+#: To be given to Alembic: ``target_metadata = [Base.metadata, sql_schema.metadata]``.
+metadata = MetaData()
+
+records = Table(
+    "idempotency_records",
+    metadata,
+    Column("record_key", _Key, primary_key=True),
+    Column("state", String(16), nullable=False, comment="as commands show it: running, succeeded"),
+    Column("token", BigInteger, nullable=False, comment="the fencing token"),
+    Column("expires_ms", BigInteger, nullable=False, comment="from then on it counts as absent"),
+    Column("stamp", BigInteger, nullable=False, comment="another one with every write"),
+    Column("record", _Packed, nullable=False, comment="all of it, packed"),
+    Index("ix_idempotency_records_expires_ms", "expires_ms"),
+    mysql_engine="InnoDB",
+    mariadb_engine="InnoDB",
+)
+
+steps = Table(
+    "idempotency_steps",
+    metadata,
+    Column(
+        "record_key", _Key, ForeignKey(records.c.record_key, ondelete="CASCADE"), primary_key=True
+    ),
+    Column("step_key", _Key, primary_key=True),
+    Column("name", _Text, nullable=False),
+    Column("step", _Packed, nullable=False, comment="what became of it, packed"),
+    mysql_engine="InnoDB",
+    mariadb_engine="InnoDB",
+)
+
+notes = Table(
+    "idempotency_notes",
+    metadata,
+    Column("note_key", _Key, primary_key=True),
+    Column("expires_ms", BigInteger, nullable=False),
+    Index("ix_idempotency_notes_expires_ms", "expires_ms"),
+    mysql_engine="InnoDB",
+    mariadb_engine="InnoDB",
+)
+
+
+def create_schema(engine: Engine) -> None:
+    """Make the tables where they are not there yet; what is there is left as it is."""
+    try:
+        metadata.create_all(engine)
+    except DBAPIError:
+        metadata.create_all(engine)  # somebody else made them at the same time
+
+
+def fit(key: str) -> str:
+    """Give the name under which a key is stored: itself, or, where it can't be, with a digest.
+
+    Only the keys of notes and steps can be too long, or not plain: a task id may be any text, and
+    a step may have any name.
+    """
+    if _PLAIN.match(key):
+        return key
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{re.sub('[^!-~]', '?', key)[: _LONGEST - 40]}~{digest}"
