@@ -1,0 +1,33 @@
+"""``celery -A app idempotency ...``: see records, find out why, free and settle keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from celery_idempotent.ops.cli.act import forget_command, resolve_command
+from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
+
+__all__ = ["idempotency"]
+
+
+@click.group("idempotency")
+def idempotency(**_: Any) -> None:
+    """See which calls were deduplicated, of what and why; free keys and settle them.
+
+    What is asked for goes to stdout, as text on a terminal and as JSON, one document a line, into
+    a pipe (--json and --text choose). Exit codes: 0, done; 1, not found, something to be told of,
+    or it could not be done; 2, wrongly asked.
+    """
+
+
+for _command in (
+    list_command,
+    show_command,
+    why_command,
+    forget_command,
+    resolve_command,
+    stats_command,
+):
+    idempotency.add_command(_command)

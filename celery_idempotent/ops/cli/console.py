@@ -1,0 +1,196 @@
+"""What the commands have in common: the app they ask, tables and JSON, errors in a sentence."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, Final, NoReturn, TypeVar
+
+import click
+
+from celery_idempotent.errors import ConfigurationError, IdempotencyError
+from celery_idempotent.settings import Environment, environment_of
+
+__all__ = ["Column", "Console", "NotFound", "command", "duration", "format_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: So many rows are looked at to see how wide a table's columns are.
+_MEASURED: Final = 100
+_COLOURS: Final = {
+    "running": "cyan",
+    "retrying": "cyan",
+    "compensating": "yellow",
+    "succeeded": "green",
+    "failed": "red",
+    "unknown": "magenta",
+    "unreadable": "red",
+    "error": "red",
+    "warning": "yellow",
+}
+
+Row = Mapping[str, Any]
+#: A column's title, and how its text is made of a row.
+Column = tuple[str, Callable[[Any], str]]
+
+
+class NotFound(click.ClickException):
+    """What was asked for is not there."""
+
+    exit_code = 1
+
+
+class Console:
+    """Where a command writes to, for a person or for a program.
+
+    Args:
+        context: Celery's own object for commands.
+        as_json: whether JSON was asked for; ``None``: it is written where nobody looks on.
+    """
+
+    def __init__(self, context: Any, as_json: bool | None) -> None:
+        self._context = context
+        self.as_json = not sys.stdout.isatty() if as_json is None else as_json
+
+    @functools.cached_property
+    def app(self) -> Any:
+        """The app, with all of its tasks."""
+        app = self._context.app
+        app.loader.import_default_modules()
+        app.finalize(auto=True)
+        return app
+
+    def environment(self) -> Environment:
+        """Give the app's store and times.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        try:
+            return environment_of(self.app)
+        except ConfigurationError as exc:
+            if self._context.app.main not in (None, "default"):
+                raise
+            raise ConfigurationError(
+                f"{exc} (is -A missing: celery -A yourapp idempotency?)"
+            ) from exc
+
+    def say(self, text: str = "") -> None:
+        """Write a line of what was asked for."""
+        self._context.echo(text)
+
+    def remark(self, text: str) -> None:
+        """Write a line that is not part of what was asked for."""
+        self._context.error(text)
+
+    def write_json(self, document: Any) -> None:
+        """Write one line of JSON."""
+        self.say(json.dumps(document, ensure_ascii=False, default=str))
+
+    def write_lines(self, documents: Iterable[Any]) -> int:
+        """Write documents as they come, one a line; how many there were."""
+        written = 0
+        for written, document in enumerate(documents, 1):  # noqa: B007
+            self.write_json(document)
+        return written
+
+    def before_scan(self) -> None:
+        """Say why the answer will take a while."""
+        self.remark("The journal doesn't know it: going through all records ...")
+
+    def coloured(self, word: str) -> str:
+        """Give a state in its colour."""
+        colour = _COLOURS.get(word)
+        styled: str = self._context.style(word, fg=colour) if colour else word
+        return styled
+
+    def bold(self, text: str) -> str:
+        """Give a title."""
+        styled: str = self._context.style(text, bold=True)
+        return styled
+
+    def table(self, columns: Sequence[Column], rows: Iterable[Any]) -> int:
+        """Write rows as they come, under titles; how many there were."""
+        waiting = iter(rows)
+        measured = list(islice(waiting, _MEASURED))
+        if not measured:
+            return 0
+        widths = [max(len(title), *(len(text(row)) for row in measured)) for title, text in columns]
+        self.say(self.bold(_line([title for title, _ in columns], widths)))
+        written = 0
+        for row in chain(measured, waiting):
+            texts = [text(row) for _, text in columns]
+            line = _line(texts, widths)
+            first = texts[0]
+            self.say(self.coloured(first) + line[len(first) :])
+            written += 1
+        return written
+
+    def pairs(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Write names and what they stand for, one a line."""
+        told = [(name, text) for name, text in pairs if text]
+        width = max((len(name) for name, _ in told), default=0)
+        for name, text in told:
+            self.say(f"{self.bold(name.ljust(width))}  {text}")
+
+    def confirm(self, question: str, yes: bool) -> None:
+        """Go on only where a person says so, or has said so with ``--yes``."""
+        if yes:
+            return
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise click.UsageError(f"{question} Say --yes to do it: nobody can be asked here.")
+        click.confirm(question, abort=True, err=True)
+
+
+def _line(texts: Sequence[str], widths: Sequence[int]) -> str:
+    cells = [text.ljust(width) for text, width in zip(texts, widths, strict=True)]
+    return "  ".join(cells).rstrip()
+
+
+def command(function: F) -> F:
+    """Have what can go wrong told in a sentence, and the exit code say that it did."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except IdempotencyError as exc:
+            _tell(exc)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def _tell(exc: IdempotencyError) -> NoReturn:
+    raise click.ClickException(str(exc)) from exc
+
+
+def format_option(function: F) -> F:
+    """Add ``--json/--text``."""
+    return click.option(
+        "--json/--text",
+        "as_json",
+        default=None,
+        help="Write JSON, one document a line. Without either: text on a terminal, else JSON.",
+    )(function)
+
+
+def duration(seconds: float | None) -> str:
+    """Give a length of time in its largest unit, as a person would."""
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def first(rows: Iterator[Any], limit: int) -> Iterator[Any]:
+    """Give up to ``limit`` rows; 0: all."""
+    return islice(rows, limit or None)

@@ -1,0 +1,237 @@
+"""The commands that only look: ``list``, ``show``, ``why`` and ``stats``."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, Final
+
+import click
+
+from celery_idempotent.ops.cli.console import (
+    Column,
+    Console,
+    NotFound,
+    command,
+    duration,
+    first,
+    format_option,
+)
+from celery_idempotent.ops.journal import History, newest_first
+from celery_idempotent.ops.lookup import look_up
+from celery_idempotent.ops.records import STATES, Filter, RecordDetail, Stats, batches, show
+from celery_idempotent.ops.views import RecordView
+from celery_idempotent.ops.why import why
+from celery_idempotent.settings import Environment
+
+__all__ = ["list_command", "show_command", "stats_command", "why_command"]
+
+_LIMIT: Final = 100
+_SOON_S: Final = 1.0
+_DUPLICATES: Final = 20
+
+
+@click.command("list")
+@click.option("--task", help="Only this task's; a pattern such as 'shop.*' is one too.")
+@click.option("--state", type=click.Choice(STATES), help="Only in this state.")
+@click.option("--match", help="Only keys with all of these words in them, or of these task ids.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=_LIMIT,
+    show_default=True,
+    help="At most so many; 0: all.",
+)
+@format_option
+@click.pass_obj
+@command
+def list_command(
+    context: Any,
+    task: str | None,
+    state: str | None,
+    match: str | None,
+    limit: int,
+    as_json: bool | None,
+) -> None:
+    """List records, the latest first.
+
+    The journal says what happened last; what it doesn't reach back to follows in no order. Rows
+    are written as they are found, and the store is never asked for more than a thousand at a time.
+    """
+    console = Console(context, as_json)
+    environment = console.environment()
+    wanted = Filter(task, state, match)
+    found = newest_first(environment.store, environment.prefix, wanted)
+    rows = first((view for batch in found for view in batch), limit)
+    if console.as_json:
+        written = console.write_lines(view.as_dict() for view in rows)
+    else:
+        written = console.table(_columns(environment.store.now_ms()), rows)
+    if limit and written == limit:
+        console.remark(f"These are the first {limit}; --limit 0 gives all.")
+    elif not written:
+        console.remark("There is no such record.")
+
+
+def _columns(now_ms: int) -> tuple[Column, ...]:
+    def age(view: RecordView) -> str:
+        return duration(max(0.0, now_ms / 1000 - view.claimed_at)) if view.claimed_at else ""
+
+    return (
+        ("STATE", lambda view: view.state),
+        ("TASK", lambda view: view.task),
+        ("KEY", lambda view: view.key),
+        ("OWNER", lambda view: view.owner_id or "-"),
+        ("CLAIMED", lambda view: f"{age(view)} ago" if view.claimed_at else ""),
+        ("LEFT", lambda view: duration(view.lease_left(now_ms))),
+    )
+
+
+@click.command("show")
+@click.argument("text", metavar="KEY|TASK_ID")
+@format_option
+@click.pass_obj
+@command
+def show_command(context: Any, text: str, as_json: bool | None) -> None:
+    """Show all that is known of a record.
+
+    KEY is a key as the tasks use it (order:42), with its namespace (shop.charge:order:42), or a
+    record's whole name. TASK_ID is a call that owns the record, or was answered with its outcome.
+    Exits with 1 where nothing is found.
+    """
+    console = Console(context, as_json)
+    environment = console.environment()
+    found = look_up(console.app, environment, text, console.before_scan)
+    details = [show(environment.store, environment.prefix, view.name) for view in found]
+    told = [detail for detail in details if detail is not None]
+    if not told:
+        raise NotFound(f"No record has the key, or belongs to the task, {text}.")
+    for number, detail in enumerate(told):
+        duplicates = _duplicates(environment, detail.view.name)
+        if console.as_json:
+            console.write_json({**detail.as_dict(), "duplicates": duplicates})
+            continue
+        if number:
+            console.say()
+        _show(console, detail, duplicates)
+
+
+def _duplicates(environment: Environment, name: str) -> list[str]:
+    told = History(environment.store, environment.prefix).duplicates(name, _DUPLICATES)
+    return [one.task_id or "" for one in told]
+
+
+def _show(console: Console, detail: RecordDetail, duplicates: list[str]) -> None:
+    view = detail.view
+    left = detail.lease_left
+    held = {"running": "lease left", "compensating": "lease left", "retrying": "due in"}
+    console.pairs(
+        [
+            ("key", view.key),
+            ("task", view.task),
+            ("state", console.coloured(view.state)),
+            ("owner", view.owner_id or "nobody"),
+            ("process", f"{view.pid} on {view.host}" if view.pid else ""),
+            (held.get(view.state, "delivery lease left"), duration(left) if left else ""),
+            ("attempt", str(view.attempt) if view.owner_id else ""),
+            ("interruptions", str(view.interruptions or "")),
+            ("token", str(view.token)),
+            ("kept for", duration(detail.window_left)),
+            (view.outcome or "result", detail.result or ("" if view.outcome is None else "-")),
+            ("duplicates", ", ".join(duplicates)),
+            ("problem", view.problem),
+            ("name", view.name),
+        ]
+    )
+    for step in detail.steps:
+        undo = ", can be undone" if step.compensated_by and step.state == "done" else ""
+        console.say(f"  step {step.name}: {step.state}{undo}: {step.result}")
+
+
+@click.command("why")
+@click.argument("task_id")
+@format_option
+@click.pass_obj
+@command
+def why_command(context: Any, task_id: str, as_json: bool | None) -> None:
+    """Say what happened to a call, in words.
+
+    Exits with 1 where nothing is known of it.
+    """
+    console = Console(context, as_json)
+    environment = console.environment()
+    account = why(environment, task_id, console.before_scan)
+    if account is None:
+        raise NotFound(_nothing_known(environment, task_id))
+    if console.as_json:
+        console.write_json(account.as_dict())
+        return
+    console.say(console.bold(f"{account.task}[{task_id}], key {account.key}"))
+    console.say(account.summary)
+    for at, text in account.story:
+        console.say(f"  {at}" if text == account.summary else f"  {at}  {text}")
+    if account.duplicates:
+        shown = ", ".join(account.duplicates[:_DUPLICATES])
+        console.say(f"Answered with its outcome: {len(account.duplicates)} calls: {shown}")
+    if account.record is None:
+        console.say("There is no record of the key any more.")
+    else:
+        owner = account.record.owner_id
+        by = "nobody's" if owner is None else "its own" if owner == task_id else f"of task {owner}"
+        console.say(f"The key is {console.coloured(account.record.state)} now, and {by}.")
+
+
+def _nothing_known(environment: Environment, task_id: str) -> str:
+    reason = (
+        "the journal is off (idempotency_journal)"
+        if not environment.journal.most
+        else "the journal has forgotten it since (idempotency_journal says how much it keeps)"
+    )
+    return (
+        f"Nothing is known of {task_id}: it was not delivered yet, has no key, is no call of an "
+        f"IdempotentTask, or {reason}."
+    )
+
+
+@click.command("stats")
+@format_option
+@click.pass_obj
+@command
+def stats_command(context: Any, as_json: bool | None) -> None:
+    """Count the records, by state and by task.
+
+    All of them are gone through; meanwhile it says on stderr how far it is.
+    """
+    console = Console(context, as_json)
+    environment = console.environment()
+    stats = Stats()
+    for views in _with_progress(console, batches(environment.store, environment.prefix, Filter())):
+        stats.add(views)
+    if console.as_json:
+        console.write_json(
+            {"records": stats.total, "states": dict(stats.states), "tasks": dict(stats.tasks)}
+        )
+        return
+    console.say(f"{console.bold('records')}  {stats.total}")
+    for title, counted in (("STATE", stats.states), ("TASK", stats.tasks)):
+        if counted:
+            console.say()
+            _count_table(console, title, counted)
+
+
+def _count_table(console: Console, title: str, counted: Counter[str]) -> None:
+    columns: tuple[Column, ...] = ((title, lambda row: row[0]), ("RECORDS", lambda row: row[1]))
+    console.table(columns, [(name, str(number)) for name, number in counted.most_common()])
+
+
+def _with_progress(
+    console: Console, found: Iterator[list[RecordView]]
+) -> Iterator[list[RecordView]]:
+    gone_through, next_word = 0, time.monotonic() + _SOON_S
+    for views in found:
+        yield views
+        gone_through += len(views)
+        if time.monotonic() >= next_word:
+            console.remark(f"{gone_through} records so far ...")
+            next_word = time.monotonic() + _SOON_S

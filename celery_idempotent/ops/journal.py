@@ -1,0 +1,193 @@
+"""The journal as operators read it: what happened, newest first, to which call and which record."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from itertools import islice
+from typing import Any, Final
+
+from celery_idempotent.core.record import Record
+from celery_idempotent.errors import RecordCorrupt, StoreError
+from celery_idempotent.ops.records import batches
+from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
+from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.journal import JournalStore, StoredEvent, journal_key
+
+__all__ = ["Happened", "History", "newest_first", "when"]
+
+_PAGE: Final = 1000
+#: So many records are read at once while a list is made of the journal.
+_BATCH: Final = 200
+_KNOWN: Final = ("event", "key", "task", "id", "original", "label", "node", "pid", "age", "by")
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """One event of the journal."""
+
+    #: What: ``claimed``, ``succeeded``, ``failed``, ``released``, ``retrying``, ``interrupted``,
+    #: ``unknown``, ``compensating``, ``deduplicated``, ``answered again``, ``waiting``,
+    #: ``dropped``, ``refused``, ``mismatch``, ``superseded``, ``lost``, ``store away``,
+    #: ``process lost``, ``forgotten``, ``resolved``, ``missing``.
+    what: str
+    #: When, in milliseconds since 1970 on the store's clock.
+    at_ms: int
+    #: The record's name, and its key as readable as it was kept.
+    name: str
+    key: str
+    task: str
+    task_id: str | None
+    #: The call that held the key, or whose outcome it was.
+    original_id: str | None
+    #: The worker, and its process.
+    node: str
+    pid: int
+    #: What else is told of such an event: ``took``, ``delay``, ``error``, ``attempt``, ...
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give what goes into JSON."""
+        return {
+            "event": self.what,
+            "at": when(self.at_ms),
+            "name": self.name,
+            "key": self.key,
+            "task": self.task,
+            "task_id": self.task_id,
+            "original_id": self.original_id,
+            "node": self.node,
+            "pid": self.pid,
+            **self.more,
+        }
+
+
+class History:
+    """What the journal of a store knows.
+
+    It is empty where the journal is off, or the store keeps none.
+    """
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store if isinstance(store, JournalStore) else None
+        self._prefix = prefix
+        self._journal = journal_key(prefix)
+
+    def events(self) -> Iterator[Happened]:
+        """Give all that is known, newest first, read a page at a time as it is asked for.
+
+        Raises:
+            StoreUnavailable: the store does not answer.
+        """
+        if self._store is None:
+            return
+        before: str | None = None
+        seen: set[str] = set()
+        while True:
+            try:
+                page = self._store.read_events(self._journal, before, _PAGE)
+            except RecordCorrupt:
+                return  # another program's key: the doctor says so
+            for stored in page:
+                told = self._read(stored, seen)
+                if told is not None:
+                    yield told
+            if len(page) < _PAGE:
+                return
+            before = page[-1].place
+
+    def of_call(self, task_id: str) -> list[Happened]:
+        """Give what happened to one call, oldest first."""
+        return [told for told in self.events() if told.task_id == task_id][::-1]
+
+    def of_record(self, name: str) -> list[Happened]:
+        """Give what happened to one record, oldest first."""
+        return [told for told in self.events() if told.name == name][::-1]
+
+    def duplicates(self, name: str, limit: int | None = None) -> list[Happened]:
+        """Give the calls that were answered with a record's outcome, newest first."""
+        wanted = (t for t in self.events() if t.name == name and t.what == "deduplicated")
+        return list(islice(wanted, limit))
+
+    def names(self) -> Iterator[str]:
+        """Give the names of records, the ones that something happened to last come first."""
+        seen: set[str] = set()
+        for told in self.events():
+            if told.name and told.name not in seen:
+                seen.add(told.name)
+                yield told.name
+
+    def reaches_back_to(self) -> int | None:
+        """Give the time of the oldest event; ``None``: there is none."""
+        oldest = None
+        for told in self.events():
+            oldest = told.at_ms
+        return oldest
+
+    def _read(self, stored: StoredEvent, seen: set[str]) -> Happened | None:
+        """Read an event; ``None`` for what is none, or was sent twice."""
+        try:
+            fields = json.loads(stored.packed)
+            by = str(fields["by"])
+            name = str(fields["key"])
+            told = Happened(
+                what=str(fields["event"]),
+                at_ms=stored.stored_ms - int(fields.get("age", 0)),
+                name=name,
+                key=str(fields.get("label") or self._key_of(name)),
+                task=str(fields.get("task", "")),
+                task_id=fields.get("id"),
+                original_id=fields.get("original"),
+                node=str(fields.get("node", "")),
+                pid=int(fields.get("pid", 0)),
+                more={field: value for field, value in fields.items() if field not in _KNOWN},
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+        if by in seen:
+            return None
+        seen.add(by)
+        return told
+
+    def _key_of(self, name: str) -> str:
+        parts = parse_name(self._prefix, name)
+        return name if parts is None else parts[1]
+
+
+def newest_first(
+    store: Store, prefix: str, wanted: Filter, *, rest: bool = True
+) -> Iterator[list[RecordView]]:
+    """Give the records that are wanted, a list a batch: those of the journal, newest first.
+
+    Args:
+        rest: whether to go on with all others, which come in no order.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    seen: set[str] = set()
+    names = History(store, prefix).names()
+    while batch := list(islice(names, _BATCH)):
+        seen.update(batch)
+        yield _wanted(store, prefix, batch, wanted)
+    if rest:
+        for views in batches(store, prefix, wanted):
+            yield [view for view in views if view.name not in seen]
+
+
+def _wanted(store: Store, prefix: str, names: list[str], wanted: Filter) -> list[RecordView]:
+    parsed = {name: parts for name in names if (parts := parse_name(prefix, name))}
+    asked = [name for name, parts in parsed.items() if wanted.admits_name(parts[1])]
+    found: list[tuple[str, Record | StoreError | None]] = list(
+        zip(asked, store.get_many(asked), strict=True)
+    )
+    views = (view_of(name, *parsed[name], record) for name, record in found if record is not None)
+    return [view for view in views if wanted.admits(view)]
+
+
+def when(at_ms: int) -> str:
+    """Give an instant as ISO 8601 in UTC, to the millisecond."""
+    moment = datetime.fromtimestamp(at_ms / 1000, tz=timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

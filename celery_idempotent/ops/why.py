@@ -1,0 +1,168 @@
+"""What happened to one call, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from celery_idempotent.ops.journal import Happened, History, when
+from celery_idempotent.ops.records import batches
+from celery_idempotent.ops.sentences import sentence, times
+from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
+from celery_idempotent.settings import Environment
+
+__all__ = ["Account", "why"]
+
+#: What says how a call ended; the rest is what happened on the way.
+_DECIDES: Final = frozenset(
+    (
+        "succeeded",
+        "failed",
+        "released",
+        "unknown",
+        "deduplicated",
+        "answered again",
+        "dropped",
+        "refused",
+        "mismatch",
+    )
+)
+#: What a person did to a record, which belongs to every call that used it.
+_BY_HAND: Final = frozenset(("forgotten", "resolved"))
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What is known of one call."""
+
+    task_id: str
+    task: str
+    #: The record's name, and the key as people read it.
+    name: str
+    key: str
+    #: How it stands, in a sentence or two.
+    summary: str
+    #: What happened, oldest first: when, and a sentence.
+    story: tuple[tuple[str, str], ...]
+    #: The calls that were answered with its outcome, newest first.
+    duplicates: tuple[str, ...]
+    #: The record as it is now; ``None``: there is none any more.
+    record: RecordView | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give what goes into JSON."""
+        return {
+            "task_id": self.task_id,
+            "task": self.task,
+            "name": self.name,
+            "key": self.key,
+            "summary": self.summary,
+            "story": [{"at": at, "text": text} for at, text in self.story],
+            "duplicates": list(self.duplicates),
+            "record": None if self.record is None else self.record.as_dict(),
+        }
+
+
+def why(
+    environment: Environment, task_id: str, before_scan: Callable[[], object] = lambda: None
+) -> Account | None:
+    """Tell what happened to a call; ``None``: nothing is known of it.
+
+    Args:
+        before_scan: called where the journal knows nothing, before all records are gone through.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    own: list[Happened] = []
+    duplicates: list[str] = []
+    by_hand: list[Happened] = []
+    for told in History(environment.store, environment.prefix).events():
+        if told.task_id == task_id:
+            own.append(told)
+        elif told.original_id == task_id and told.what == "deduplicated":
+            duplicates.append(told.task_id or "")
+        elif told.what in _BY_HAND:
+            by_hand.append(told)
+    own.reverse()
+    if not own:
+        return _of_record(environment, task_id, tuple(duplicates), before_scan)
+    last = own[-1]
+    names = {told.name for told in own}
+    since = own[0].at_ms
+    own += [told for told in by_hand if told.name in names and told.at_ms >= since]
+    own.sort(key=lambda told: told.at_ms)
+    return Account(
+        task_id=task_id,
+        task=last.task,
+        name=last.name,
+        key=last.key,
+        summary=_summary(own),
+        story=tuple(_story(own)),
+        duplicates=tuple(duplicates),
+        record=_record(environment, last.name),
+    )
+
+
+def _of_record(
+    environment: Environment,
+    task_id: str,
+    duplicates: tuple[str, ...],
+    before_scan: Callable[[], object],
+) -> Account | None:
+    """Tell what its record says, where the journal doesn't reach back to it."""
+    before_scan()
+    for batch in batches(environment.store, environment.prefix, Filter(match=task_id)):
+        for view in batch:
+            if view.owner_id == task_id:
+                return Account(
+                    task_id=task_id,
+                    task=view.task,
+                    name=view.name,
+                    key=view.key,
+                    summary=f"It is the owner of its key, which is {view.state}. The journal does "
+                    "not reach back to what led to that.",
+                    story=(),
+                    duplicates=duplicates,
+                    record=view,
+                )
+    return None
+
+
+def _record(environment: Environment, name: str) -> RecordView | None:
+    parts = parse_name(environment.prefix, name)
+    if parts is None:
+        return None
+    (record,) = environment.store.get_many([name])
+    if record is None:
+        return None
+    return view_of(name, *parts, record)
+
+
+def _summary(told: list[Happened]) -> str:
+    decided = [one for one in told if one.what in _DECIDES]
+    last = decided[-1] if decided else next(one for one in told[::-1] if one.what not in _BY_HAND)
+    text = sentence(last)
+    waited = max((int(one.more.get("waits", 0)) for one in told), default=0)
+    if waited and last.what not in ("waiting", "store away"):
+        text += f" Before that it had been put back {times(waited)}."
+    return text
+
+
+def _story(told: list[Happened]) -> Iterator[tuple[str, str]]:
+    """Tell all of it, and the same thing many times in a row only once."""
+    at = 0
+    while at < len(told):
+        end = at + 1
+        while end < len(told) and _alike(told[at], told[end]):
+            end += 1
+        text = sentence(told[at])
+        if end - at > 1:
+            text += f" The same {times(end - at)}, up to {when(told[end - 1].at_ms)}."
+        yield when(told[at].at_ms), text
+        at = end
+
+
+def _alike(one: Happened, other: Happened) -> bool:
+    return one.what == other.what == "waiting" and one.original_id == other.original_id
