@@ -126,6 +126,8 @@ class Execution:
         """Note for the journal how this run ended."""
         what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
         error = None if exc is None else type(exc).__name__
+        if ending.state is State.RETRYING:
+            more["delay"] = ending.delay_ms / 1000
         self.tell(what, took=time.monotonic() - self._began, error=error, **more)
 
     def _lost(self, record: Record, exc: Exception | None, result: Any = None) -> Any:

@@ -61,3 +61,11 @@ class IdempotentRequest(Request):
         process = Process(socket.gethostname(), self.worker_pid, BOOT_ID).pack()
         if environment.store.end_lease(key, owner_of(self._context).pack(), process):
             log.info("task %s lost its process %s: its key is free", self.id, self.worker_pid)
+            environment.journal.write(
+                "process lost",
+                key,
+                self.task.name,
+                self.id,
+                node=self.hostname,
+                pid=self.worker_pid,
+            )

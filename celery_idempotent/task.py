@@ -269,7 +269,10 @@ class IdempotentTask(Task):
             return False
         environment = environment_of(self.app)
         key = record_key(environment.prefix, call_key)
-        return environment.store.forget(key, int(environment.horizon * 1000))
+        forgotten = environment.store.forget(key, int(environment.horizon * 1000))
+        if forgotten:
+            environment.journal.write("forgotten", key, self.name, None, via="task.forget()")
+        return forgotten
 
     def _call_key(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], explicit: str | None
