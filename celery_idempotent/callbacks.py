@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any, Protocol
 
 from celery.canvas import group, maybe_signature
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError, OperationalError
 
@@ -76,7 +76,7 @@ def send_tail(task: Any, request: Any, result: Any) -> None:
             head.apply_async((result,), chain=chain[:-1], **options)
     except EncodeError:
         raise  # as in plain Celery: this result can't be sent, and the task fails
-    except (OperationalError, OSError) as exc:
+    except (OperationalError, OSError, SoftTimeLimitExceeded) as exc:
         log.warning(
             "%s[%s] is done, but its callbacks could not be sent; its message goes back to the "
             "broker, and its next delivery sends them: %s",

@@ -61,7 +61,11 @@ class Execution:
         except _NobodyKnows as exc:
             return self._unknown(exc)
         except BaseException as exc:
+            if run.is_elsewhere:
+                raise  # a process that the body forked ends, and not the run
             return self._failed(exc)
+        if run.is_elsewhere:
+            return result
         outcome = encode_result(self.task.backend, result, self.options.max_result_size)
         verdict = self._end(Ending(State.SUCCEEDED, outcome))
         if isinstance(verdict, Lost):
@@ -87,7 +91,8 @@ class Execution:
     def ending_of(self, exc: BaseException) -> Ending:
         """Give what a body that raised this means for its record."""
         if isinstance(exc, Retry):
-            return Ending(State.RETRYING, b"", _delay_ms(exc.when), self.delivery.call.retries + 1)
+            retries = _retries_of(exc, self.delivery.call.retries)
+            return Ending(State.RETRYING, b"", _delay_ms(exc.when), retries)
         if isinstance(exc, (Ignore, Reject)):
             return Ending(State.RELEASED)
         unknown = self.options.on_interrupted == "unknown"
@@ -248,6 +253,12 @@ class _Codec:
         if undo.task not in self._task.app.tasks:
             raise TypeError(f"compensate= names {undo.task!r}, which this app does not have")
         return json.dumps(undo).encode()
+
+
+def _retries_of(exc: Retry, mine: int) -> int:
+    """Give which attempt the next message is: a Retry that was made by hand may spend none."""
+    coming = None if exc.sig is None else exc.sig.options.get("retries")
+    return coming if isinstance(coming, int) and coming >= 0 else mine
 
 
 def _delay_ms(when: Any) -> int:

@@ -58,15 +58,14 @@ class Environment:
     journal: Journal
 
 
-def task_setup(cls: type, app: Any, methods: frozenset[str]) -> TaskSetup:
+def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskSetup:
     """Check a task class's options and compile its key scheme.
 
     Raises:
         ConfigurationError: an option is wrong.
     """
-    name = cls.name  # type: ignore[attr-defined]
     where = f"task {name!r}"
-    names = {name for klass in cls.__mro__ for name in vars(klass)}
+    names = {attribute for klass in cls.__mro__ for attribute in vars(klass)}
     check_unknown(names, where, methods)
 
     def lookup(option: str) -> object | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import option_names
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
-from celery_idempotent.errors import KeyDerivationError
+from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 from celery_idempotent.headers import OWN, Waits, explicit_key, own_header, read_own
 from celery_idempotent.publishing import derive, first_call, with_key
 from celery_idempotent.run.context import RunContext
@@ -75,8 +76,13 @@ class IdempotentTask(Task):
         """
         super().on_bound(app)
         cls._idempotency = None
-        if cls.run is not Task.run and cls.name and not cls.name.startswith("celery."):
-            cls._idempotency = task_setup(cls, app, _METHODS)
+        if cls.run is Task.run:
+            return
+        # An instance that was registered without a name got this one; its class has none.
+        name = cls.name or app.gen_task_name(cls.__name__, cls.__module__)
+        if not name.startswith("celery."):
+            _check_calls(cls, name)
+            cls._idempotency = task_setup(cls, app, _METHODS, name)
             install(app)
 
     @property
@@ -175,6 +181,8 @@ class IdempotentTask(Task):
         try:
             call_key, waits = self._identify(request, args, kwargs, request.id)
         except TypeError:
+            if _fits(self.run, args, kwargs):
+                raise  # what it says of its arguments is not what it takes: it has no key
             return self.run(*args, **kwargs)  # it raises the same, in words that Celery users know
         request._idempotent_header = own_header(request.id, call_key)
         if call_key is None:
@@ -283,6 +291,41 @@ class IdempotentTask(Task):
         if explicit is not None and not args and not kwargs:
             return setup.scheme.named(explicit)
         return derive(self, setup, args, kwargs, None, explicit)
+
+
+def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call of exactly this function gets as far as its body."""
+    try:
+        inspect.signature(run, follow_wrapped=False).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # it doesn't say what it takes
+    return True
+
+
+def _check_calls(cls: type, name: str) -> None:
+    """See to it that a worker's call of the task comes through ``IdempotentTask.__call__``.
+
+    Raises:
+        ConfigurationError: it would not, or it would pass by another class's ``__call__``.
+    """
+    mro = cls.__mro__
+    ours = mro.index(IdempotentTask)
+    for klass in mro[:ours]:
+        names = getattr(getattr(vars(klass).get("__call__"), "__code__", None), "co_names", ())
+        if "run" in names and "__call__" not in names:
+            raise ConfigurationError(
+                f"task {name!r}: {klass.__name__}.__call__ calls self.run, so that nothing would "
+                "be deduplicated: let it call super().__call__(*args, **kwargs)"
+            )
+    for klass in mro[ours + 1 :]:
+        if "__call__" in vars(klass) and klass is not Task and klass is not object:
+            raise ConfigurationError(
+                f"task {name!r}: {klass.__name__}.__call__ would not be called: name "
+                f"{klass.__name__} before IdempotentTask among the bases, and let it call "
+                "super().__call__(*args, **kwargs)"
+            )
 
 
 #: With any of these a call is a part of something else, which needs its message.

@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
@@ -128,7 +129,7 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
             heartbeat.later(
                 lambda: call.store.abandon(call.key, candidate, call.horizon_ms),
                 f"a claim of {call.key} was given up",
-                call.lease_ms / 1000,
+                call.keep_ms / 1000,
             )
         raise
     if isinstance(verdict, Claimed):
@@ -177,6 +178,9 @@ class Run:
         self.replay = replay
         self._delivered = False
         self._ending = False
+        self._pid = os.getpid()
+        #: Steps that were done while the store was away: it is told before it learns of the end.
+        self.owed: list[Callable[[], object]] = []
         self.lease = Lease(call.store, call.key, held, call.lease_ms, call.keep_ms, on_lost)
         heartbeat.add(self.lease)
 
@@ -196,6 +200,11 @@ class Run:
         """How many earlier runs were cut off."""
         return self.lease.record.interruptions
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is a copy of the run in a process that its body has forked."""
+        return self._pid != os.getpid()
+
     def end(self, ending: Ending) -> Recorded | Lost | None:
         """Record how the run ended. ``None``: the store is away, and is told when it is back.
 
@@ -205,7 +214,7 @@ class Run:
         self._ending = True
         event = self._settle(ending)
         try:
-            answer = self.call.store.settle(self.call.key, event)
+            answer = self._tell_end(event)
         except StoreError as exc:
             self._record_later(event, exc)
             return None
@@ -217,6 +226,19 @@ class Run:
             raise
         self._ended(event, answer)
         return answer
+
+    def pay(self, tell: Callable[[], object]) -> None:
+        """Tell the store of a step that it was owed, unless that was done."""
+        if tell in self.owed:
+            tell()
+            with suppress(ValueError):  # the heartbeat thread may have told it, too
+                self.owed.remove(tell)
+
+    def _tell_end(self, event: Settle) -> Recorded | Lost:
+        # A step that came after the end would be refused, and be done again by the next run.
+        for tell in list(self.owed):
+            self.pay(tell)
+        return self.call.store.settle(self.call.key, event)
 
     def _settle(self, ending: Ending) -> Settle:
         delivery = self._needs_delivery(ending)
@@ -270,7 +292,7 @@ class Run:
         )
 
         def tell() -> None:
-            answer = self.call.store.settle(self.call.key, event)
+            answer = self._tell_end(event)
             self._ended(event, answer)
             if isinstance(answer, Recorded) and self._delivered:
                 self._note()

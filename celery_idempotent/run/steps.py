@@ -89,9 +89,16 @@ class Steps:
 
         try:
             tell()
-        except StoreUnavailable as exc:
+        except BaseException as exc:
+            # Away, or a soft time limit came in between: the step is done all the same.
             log.error("could not record step %s of %s, trying on: %s", name, lease.key, exc)
-            heartbeat.later(tell, f"step {name} of {lease.key}", self._run.call.keep_ms / 1000)
+            run = self._run
+            run.owed.append(tell)
+            heartbeat.later(
+                lambda: run.pay(tell), f"step {name} of {lease.key}", run.call.keep_ms / 1000
+            )
+            if not isinstance(exc, StoreUnavailable):
+                raise
         if lease.lost is not None:
             raise ClaimLost(
                 f"step {name!r} is not recorded: another delivery has taken over, or the key was "

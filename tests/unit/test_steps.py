@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_idempotent import (
     RERUN,
@@ -18,7 +19,7 @@ from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Resolve
-from celery_idempotent.errors import RecordCorrupt
+from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer
 
@@ -454,3 +455,41 @@ def test_a_record_says_that_it_has_steps():
     """In its packed form, too."""
     record = Record(State.RUNNING, 5, has_steps=True)
     assert Record.unpack(record.pack()) == record
+
+
+def owing(app, ledger, store, error):
+    """A task with one step, whose record fails once, and that asks for a retry then."""
+    write, left = store.step, [error]
+
+    def step(*args):
+        if left:
+            raise left.pop()
+        return write(*args)
+
+    store.step = step
+
+    @app.task(base=IdempotentTask, bind=True, max_retries=3)
+    def order(self, number):
+        try:
+            self.idempotency.step("charge", ledger.does("charge", "ch-1"))
+        except SoftTimeLimitExceeded as exc:
+            raise self.retry(countdown=0, exc=exc) from exc
+        if not self.request.retries:
+            raise self.retry(countdown=0)
+        return "ok"
+
+    return order
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), SoftTimeLimitExceeded(10)])
+def test_a_step_that_could_not_be_recorded_at_once_is_recorded_before_the_run_ends(
+    app, ledger, error
+):
+    """Else the retry would be recorded first, the step refused, and done again."""
+    # Given
+    order = owing(app, ledger, environment_of(app).store, error)
+    # When
+    answer = order.apply((1,))
+    # Then
+    assert answer.get() == "ok"
+    assert ledger == [("charge",)]

@@ -1,0 +1,270 @@
+"""Whatever a task is made of, its calls come through the guard, and its endings count."""
+
+import functools
+import os
+import sys
+import uuid
+
+import pytest
+from celery import Celery, Task
+from celery.app.trace import build_tracer
+from celery.exceptions import Retry, SoftTimeLimitExceeded
+
+from celery_idempotent import ConfigurationError, IdempotentTask, State
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.run import runner
+from celery_idempotent.settings import environment_of
+
+
+@pytest.fixture
+def app(request):
+    app = Celery(f"seam-{id(request)}", broker="memory://", backend="cache+memory://")
+    app.conf.update(idempotency_store_url=f"memory://{id(request)}")
+    app.task = functools.partial(app.task, shared=False)
+    return app
+
+
+@pytest.fixture
+def ran():
+    return []
+
+
+def deliver(task, *args, task_id=None, retries=0, **more):
+    """Have a worker's tracer run one delivery; give the state it leaves and what it answers."""
+    task_id = task_id or uuid.uuid4().hex
+    if task.__trace__ is None:
+        task.__trace__ = build_tracer(task.name, task, app=task.app)
+    request = {"id": task_id, "retries": retries, "delivery_info": {}, "hostname": "h", **more}
+    answer = task.__trace__(task_id, list(args), {}, request)
+    if answer.info is None:
+        return "SUCCESS", answer.retval
+    return answer.info.state, answer.info.retval
+
+
+def test_a_class_that_was_registered_without_a_name_is_guarded(app, ran):
+    """Celery gives the name to the instance, and the class has none."""
+
+    # Given
+    class Charge(IdempotentTask):
+        idempotency_key = "order:{order}"
+
+        def run(self, order):
+            ran.append(order)
+            return order
+
+    task = app.register_task(Charge())
+    # When
+    answers = [deliver(task, 1), deliver(task, 1)]
+    # Then
+    assert answers == [("SUCCESS", 1)] * 2
+    assert ran == [1]
+
+
+def test_the_options_of_a_class_without_a_name_are_checked(app):
+    """When it is registered, as for every other."""
+
+    class Charge(IdempotentTask):
+        idempotency_key = "order:{nonsense}"
+
+        def run(self, order):
+            """Do nothing."""
+
+    with pytest.raises(ConfigurationError, match="nonsense"):
+        app.register_task(Charge())
+
+
+class FlaskTask(Task):
+    """As the documentation of Flask has it: it runs the body by itself."""
+
+    abstract = True
+
+    def __call__(self, *args, **kwargs):
+        return self.run(*args, **kwargs)
+
+
+class CooperativeTask(Task):
+    """A mixin that leaves the run to whoever is next."""
+
+    abstract = True
+
+    def __call__(self, *args, **kwargs):
+        return super().__call__(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("bases", "hint"),
+    [
+        ((FlaskTask, IdempotentTask), "super"),
+        ((IdempotentTask, FlaskTask), "before IdempotentTask"),
+        ((IdempotentTask, CooperativeTask), "before IdempotentTask"),
+    ],
+)
+def test_a_call_that_would_pass_by_the_guard_is_refused(app, bases, hint):
+    """A class whose ``__call__`` runs the body, or would be left out, is said to be wrong."""
+    base = type("Base", bases, {"abstract": True})
+
+    @app.task(base=base)
+    def charge(order):
+        """Do nothing."""
+
+    with pytest.raises(ConfigurationError, match=hint):
+        charge.apply((1,))
+
+
+def test_a_call_that_goes_on_to_the_guard_is_fine(app, ran):
+    """A mixin before ``IdempotentTask`` that calls ``super().__call__``."""
+
+    # Given
+    class Base(CooperativeTask, IdempotentTask):
+        abstract = True
+
+    @app.task(base=Base)
+    def charge(order):
+        ran.append(order)
+
+    # When
+    deliver(charge, 1)
+    deliver(charge, 1)
+    # Then
+    assert ran == [1]
+
+
+def test_arguments_that_do_not_fit_what_the_task_says_never_reach_its_body(app, ran):
+    """A decorator that adds an argument hides what the task takes: it fails, and doesn't run."""
+
+    # Given
+    def with_session(function):
+        @functools.wraps(function)
+        def inner(*args):
+            return function("session", *args)
+
+        return inner
+
+    @app.task(base=IdempotentTask, typing=False)
+    @with_session
+    def charge(session, order):
+        ran.append(order)
+
+    # When
+    state, error = deliver(charge, 1)
+    # Then
+    assert (state, type(error)) == ("FAILURE", TypeError)
+    assert not ran
+
+
+@pytest.mark.parametrize("spent", [0, 1])
+def test_a_retry_that_was_made_by_hand_runs(app, ran, spent):
+    """Also one that spends no retry: its message is not taken for an old copy."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    def poll(self, order):
+        ran.append(order)
+        if len(ran) == 1:
+            signature = self.signature_from_request(retries=self.request.retries + spent)
+            raise Retry(sig=signature, when=0)
+        return "done"
+
+    assert deliver(poll, 1, task_id="t")[0] == "RETRY"
+    # When
+    answer = deliver(poll, 1, task_id="t", retries=spent)
+    # Then
+    assert answer == ("SUCCESS", "done")
+    assert len(ran) == 2
+
+
+def test_a_retry_without_a_message_leaves_the_run_to_the_next_copy(app, ran):
+    """Nobody knows which attempt comes next: a redelivered copy of this one is not refused."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
+    def poll(order):
+        ran.append(order)
+        if len(ran) == 1:
+            raise Retry
+        return "done"
+
+    deliver(poll, 1, task_id="t")
+    # When
+    answer = deliver(poll, 1, task_id="t", delivery_info={"redelivered": True})
+    # Then
+    assert answer == ("SUCCESS", "done")
+
+
+def test_a_process_that_the_body_forked_ends_nothing(app):
+    """It leaves through the same code, and the run goes on in the process that began it."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    def forks(self, order):
+        child = os.fork()
+        if child == 0:
+            sys.exit()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    me = os.getpid()
+    # When
+    try:
+        answer = deliver(forks, 1)
+    finally:
+        if os.getpid() != me:
+            record = forks.idempotency_record(1)
+            live = environment_of(app).store.now_ms() + 1000 < record.until_ms
+            os._exit(0 if record.state is State.RUNNING and live else 1)
+    # Then
+    assert answer == ("SUCCESS", 0)
+    assert forks.idempotency_record(1).state is State.SUCCEEDED
+
+
+def test_a_soft_time_limit_while_the_chain_is_sent_does_not_lose_it(app, ran, monkeypatch):
+    """The task is done: its message goes back, and the next delivery sends what hangs on it."""
+
+    # Given
+    @app.task(name="tail")
+    def tail(value):
+        """Do nothing."""
+
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
+    def charge(order):
+        ran.append(order)
+        return order
+
+    def hangs(*args, **kwargs):
+        raise SoftTimeLimitExceeded(10)
+
+    link = dict(tail.s())
+    with monkeypatch.context() as patch:
+        patch.setattr(tail, "apply_async", hangs)
+        assert deliver(charge, 1, task_id="t", callbacks=[link])[0] == "REJECTED"
+    sent = []
+    monkeypatch.setattr(tail, "apply_async", lambda args, *_, **__: sent.append(args))
+    # When
+    answer = deliver(charge, 1, task_id="t", callbacks=[link])
+    # Then
+    assert answer == ("SUCCESS", 1)
+    assert ran == [1]
+    assert sent == [(1,)]
+
+
+def test_a_claim_that_was_given_up_is_undone_however_long_the_store_is_away(app, monkeypatch):
+    """Longer than a lease, too: else a body that never ran would count as an interruption."""
+
+    # Given
+    @app.task(
+        base=IdempotentTask, idempotency_key="order:{order}", idempotency_on_interrupted="unknown"
+    )
+    def charge(order):
+        """Do nothing."""
+
+    def lost(*args):
+        raise StoreUnavailable("the answer was lost")
+
+    jobs = []
+    monkeypatch.setattr(environment_of(app).store, "claim", lost)
+    monkeypatch.setattr(
+        runner.heartbeat, "later", lambda tell, what, for_s, **_: jobs.append((what, for_s))
+    )
+    # When
+    deliver(charge, 1)
+    # Then
+    assert [for_s for what, for_s in jobs if "given up" in what] == [86400.0]
