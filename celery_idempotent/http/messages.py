@@ -1,0 +1,152 @@
+"""Requests and responses as the edge compares and keeps them, whatever framework they came from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from http import HTTPStatus
+from typing import Final
+
+from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.errors import RecordCorrupt
+
+__all__ = ["Request", "Response", "header", "is_open_ended", "pack", "unpack"]
+
+#: These belong to one connection, or to one moment; Set-Cookie to one session, which may be over by
+#: the time of a replay.
+_NOT_KEPT: Final = frozenset(
+    (
+        "connection",
+        "content-length",
+        "date",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "set-cookie",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+#: What a response without its body may still tell.
+_WITHOUT_BODY: Final = frozenset(("location", "content-location", "etag"))
+_MOST_WITHOUT_BODY: Final = 8192
+_TYPE: Final = "message/http"
+_DROPPED: Final = "message/http; body=dropped"
+_BOUNDARY: Final = re.compile(r'\bboundary="?([^";,]{1,70})', re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What makes a request the same as another."""
+
+    method: str
+    path: str
+    query: str
+    body: bytes
+    content_type: str = ""
+
+    def fingerprint(self) -> bytes:
+        """Give a digest of method, path, query and body, 16 bytes.
+
+        The boundary of a multipart body is left out: a client that sends its form again has made
+        another one.
+        """
+        body = self.body
+        boundary = _BOUNDARY.search(self.content_type)
+        if boundary is not None and self.content_type.lower().startswith("multipart/"):
+            body = body.replace(b"--" + boundary[1].encode("latin-1", "replace"), b"--")
+        digest = blake2b(digest_size=16, person=b"idem-request")
+        parts = [
+            part.encode("utf-8", "surrogatepass") for part in (self.method, self.path, self.query)
+        ]
+        for part in (*parts, blake2b(body).digest()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """A status, header fields, and a whole body."""
+
+    status: int
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    #: Whether the body was too large to be kept: only status and place are known.
+    dropped: bool = False
+
+    @property
+    def reason(self) -> str:
+        """The status as a status line has it: ``201 Created``."""
+        try:
+            return f"{self.status} {HTTPStatus(self.status).phrase}"
+        except ValueError:
+            return f"{self.status} Unknown"
+
+
+def header(headers: Iterable[tuple[str, str]], name: str) -> str:
+    """Give the first value of a field, by its name in lower case; empty: there is none."""
+    return next((value for field_name, value in headers if field_name.lower() == name), "")
+
+
+def is_open_ended(headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether a response is a stream of events, which is not to be waited for."""
+    return header(headers, "content-type").lower().startswith("text/event-stream")
+
+
+def pack(response: Response, most: int) -> bytes:
+    """Pack a response as the outcome of its record; without its body where it is over ``most``."""
+    if not response.dropped:
+        kept = _as_text(response, _NOT_KEPT | _named_by_connection(response)) + response.body
+        if len(kept) <= most:
+            return Outcome(Kind.RESULT, _TYPE, _coding(response.body), kept).pack()
+    told = [(name, value) for name, value in response.headers if name.lower() in _WITHOUT_BODY]
+    head = _as_text(Response(response.status, told), frozenset())
+    if len(head) > _MOST_WITHOUT_BODY:
+        head = _as_text(Response(response.status), frozenset())
+    return Outcome(Kind.RESULT, _DROPPED, "8bit", head).pack()
+
+
+def unpack(packed: bytes) -> Response:
+    """Read what :func:`pack` wrote.
+
+    Raises:
+        RecordCorrupt: it is no response.
+    """
+    outcome = Outcome.unpack(packed)
+    if outcome.content_type not in (_TYPE, _DROPPED):
+        raise RecordCorrupt(f"a stored response is {outcome.content_type or 'not kept'}")
+    head, found, body = outcome.payload.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    try:
+        status = int(first.split(" ")[1])
+        headers = [(name, value) for name, value in (line.split(": ", 1) for line in lines)]
+    except (IndexError, ValueError) as exc:
+        raise RecordCorrupt("a stored response cannot be read: forget the key") from exc
+    if not found:
+        raise RecordCorrupt("a stored response is cut short: forget the key")
+    return Response(status, headers, body, outcome.content_type == _DROPPED)
+
+
+def _named_by_connection(response: Response) -> frozenset[str]:
+    named = header(response.headers, "connection").lower()
+    return frozenset(name.strip() for name in named.split(","))
+
+
+def _as_text(response: Response, without: frozenset[str]) -> bytes:
+    lines = [f"HTTP/1.1 {response.reason}"]
+    lines += [f"{name}: {value}" for name, value in response.headers if name.lower() not in without]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+
+def _coding(body: bytes) -> str:
+    """Text may be shown to operators; anything else is not opened."""
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError:
+        return "binary"
+    return "8bit"

@@ -1,0 +1,107 @@
+"""What the edge answers by itself, as ``application/problem+json`` (RFC 9457)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from celery_idempotent.http.messages import Response, header
+
+__all__ = ["Problems"]
+
+
+class Problems:
+    """The edge's own answers. ``code`` tells programs which it is, whatever ``type`` says.
+
+    Args:
+        docs_url: where your API's documentation tells of the key; the draft asks for such a link.
+    """
+
+    def __init__(self, docs_url: str | None = None) -> None:
+        self._type = docs_url or "about:blank"
+
+    def missing(self) -> Response:
+        """The key is required here."""
+        detail = "This request needs the header field Idempotency-Key, with a key of its own."
+        return self._make(400, "missing-key", "Idempotency-Key is missing", detail)
+
+    def malformed(self, why: str) -> Response:
+        """There is a field, and no key in it."""
+        detail = f"The header field Idempotency-Key can't be read: {why}."
+        return self._make(400, "malformed-key", "Idempotency-Key is malformed", detail)
+
+    def mismatch(self) -> Response:
+        """The key was used for something else."""
+        detail = (
+            "The key was sent before with another method, path, query or body. Nothing was done; "
+            "take a new key for a new request."
+        )
+        return self._make(422, "other-payload", "Idempotency-Key is already used", detail)
+
+    def running(self, retry_after: int = 1) -> Response:
+        """The first request with the key has no answer yet."""
+        detail = "The first request with this key is being worked on: send it again later."
+        return self._make(
+            409,
+            "in-progress",
+            "A request is outstanding for this Idempotency-Key",
+            detail,
+            retry_after,
+        )
+
+    def unknown(self) -> Response:
+        """It was cut off too often, or once where that is too often."""
+        detail = (
+            "An earlier request with this key was cut off, and nobody knows whether it was carried "
+            "out. It is not tried again before somebody has looked."
+        )
+        return self._make(409, "outcome-unknown", "The outcome is unknown", detail)
+
+    def not_kept(self, first: Response) -> Response:
+        """It was carried out, and its response can't be given again."""
+        detail = (
+            f"The request was carried out, and answered with {first.reason}. That answer was too "
+            "large to be kept; nothing was done again."
+        )
+        answer = self._make(
+            409, "answer-not-kept", "The answer was not kept", detail, first_status=first.status
+        )
+        location = header(first.headers, "location")
+        if location:
+            answer.headers.append(("Content-Location", location))
+        return answer
+
+    def too_large(self, most: int) -> Response:
+        """The body would have to be read into memory."""
+        detail = f"A request with an Idempotency-Key may have a body of {most} bytes."
+        return self._make(413, "body-too-large", "The body is too large", detail)
+
+    def store_away(self) -> Response:
+        """Nobody knows whether the key was used."""
+        detail = "The key can't be looked up now. Nothing was done: send the request again later."
+        return self._make(503, "store-away", "Keys can't be looked up", detail, 2)
+
+    def unreadable(self) -> Response:
+        """What is stored for the key can't be read."""
+        detail = "What is known of this key can't be read. Nothing was done."
+        return self._make(500, "unreadable", "The key's record can't be read", detail)
+
+    def _make(
+        self,
+        status: int,
+        code: str,
+        title: str,
+        detail: str,
+        retry_after: int | None = None,
+        **more: Any,
+    ) -> Response:
+        problem = {"type": self._type, "title": title, "status": status, "detail": detail}
+        body = json.dumps({**problem, "code": code, **more}).encode()
+        headers = [
+            ("Content-Type", "application/problem+json"),
+            ("Content-Length", str(len(body))),
+            ("Cache-Control", "no-store"),
+        ]
+        if retry_after is not None:
+            headers.append(("Retry-After", str(retry_after)))
+        return Response(status, headers, body)

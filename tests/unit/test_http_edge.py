@@ -1,0 +1,596 @@
+"""A request that is sent again gets the first answer: the same through ASGI and WSGI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from celery_idempotent import IdempotentTask, State
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import Resolve
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.run.context import RunContext
+from celery_idempotent.settings import environment_of
+from tests.support.sites import AsgiSite, Handler, Hung, Reply, Site, WsgiSite, make_celery
+from tests.support.waiting import eventually
+
+MakeSite = Callable[..., Site]
+
+JSON = ("Content-Type", "application/json")
+
+
+@pytest.fixture(params=[AsgiSite, WsgiSite], ids=["asgi", "wsgi"])
+def make_site(request: pytest.FixtureRequest) -> MakeSite:
+    """Make a site of each kind: ``make_site(handler, **options of the middleware)``."""
+    made: MakeSite = request.param
+    return made
+
+
+def created(body: bytes, run: RunContext | None) -> Reply:
+    return Reply(201, [JSON, ("Location", "/orders/1")], [b'{"order": ', b"1}"])
+
+
+def answering(*replies: Reply | Exception) -> Handler:
+    """A handler with an answer for each call."""
+    left = list(replies)
+
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        reply = left.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    return handler
+
+
+def records(site: Site) -> dict[str, Record]:
+    store = environment_of(site.celery).store
+    return {name: record for name in store.scan("*") if (record := store.get(name)) is not None}
+
+
+# --- replays -------------------------------------------------------------------------------------
+
+
+def test_the_first_answer_is_given_again(make_site: MakeSite) -> None:
+    """Status, header fields and body are those of the first; a field says that it is a replay."""
+    # Given
+    site = make_site(created)
+    # When
+    first, second = site.post("7f3a"), site.post("7f3a")
+    # Then
+    assert len(site.calls) == 1
+    assert (first.status, first.body, first.header("Idempotency-Replayed")) == (
+        201,
+        b'{"order": 1}',
+        None,
+    )
+    assert (second.status, second.body) == (first.status, first.body)
+    assert second.header("Location") == "/orders/1"
+    assert second.header("Content-Type") == "application/json"
+    assert second.header("Content-Length") == "12"
+    assert second.header("Idempotency-Replayed") == "true"
+
+
+def test_what_belongs_to_a_connection_or_a_session_is_not_given_again(
+    make_site: MakeSite,
+) -> None:
+    """Hop-by-hop fields, those that Connection names, Date and Set-Cookie are the first one's."""
+    # Given
+    gone = [
+        ("Connection", "close, X-Hop"),
+        ("X-Hop", "1"),
+        ("Keep-Alive", "timeout=5"),
+        ("Date", "Tue, 24 Nov 2026 05:00:00 GMT"),
+        ("Set-Cookie", "session=1"),
+    ]
+    site = make_site(answering(Reply(200, [*gone, ("X-Kept", "1"), ("X-Kept", "2")], [b"ok"])))
+    # When
+    first, second = site.post("7f3a"), site.post("7f3a")
+    # Then
+    assert all(first.header(name) == value for name, value in gone)
+    assert [value for name, value in second.headers if name.lower() == "x-kept"] == ["1", "2"]
+    assert not [name for name, _ in gone if second.header(name) is not None]
+
+
+def test_another_key_is_another_request(make_site: MakeSite) -> None:
+    """And so is one without a key, each time."""
+    site = make_site(created)
+    for key in ("a", "b", None, None):
+        site.post(key)
+    assert len(site.calls) == 4
+
+
+def test_other_methods_go_through(make_site: MakeSite) -> None:
+    """A key on PUT says nothing: PUT is idempotent by itself. The list of methods is yours."""
+    site, other = make_site(created), make_site(created, methods=["PUT"])
+    for one in (site, other):
+        one.post("a", method="PUT")
+        one.post("a", method="PUT")
+    assert (len(site.calls), len(other.calls)) == (2, 1)
+
+
+def test_nobody_gets_anothers_answer(make_site: MakeSite) -> None:
+    """The same key of two callers is two requests; no choice of names makes them one."""
+    # Given
+    site = make_site(created)
+    # When
+    for user, key in (("ann", "k"), ("bob", "k"), ("an", "nk"), ("1:an", "nk")):
+        assert site.post(key, user=user).header("Idempotency-Replayed") is None
+    # Then
+    assert len(site.calls) == 4
+    assert not any("ann" in name for name in records(site))
+
+
+def test_a_request_of_nobody_is_the_applications(make_site: MakeSite) -> None:
+    """Where identity gives None nothing is kept: the application refuses it as it always did."""
+    site = make_site(answering(Reply(401), Reply(401)))
+    assert [site.post("a", user=None).status for _ in range(2)] == [401, 401]
+    assert not records(site)
+
+
+def test_an_empty_identity_is_a_mistake(make_site: MakeSite) -> None:
+    """It would make one caller of many."""
+    site = make_site(created)
+    with pytest.raises(TypeError, match="identity"):
+        site.post("a", user="")
+    assert site.calls == []
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+def test_a_required_key_that_is_missing_is_400(make_site: MakeSite) -> None:
+    """As problem+json, with a link where the documentation is."""
+    # Given
+    site = make_site(created, required=True, docs_url="https://api.example/keys")
+    # When
+    reply = site.post(None)
+    # Then
+    assert (reply.status, site.calls) == (400, [])
+    assert reply.header("Content-Type") == "application/problem+json"
+    assert (reply.json["code"], reply.json["type"]) == ("missing-key", "https://api.example/keys")
+    assert site.post("a").status == 201
+
+
+def test_whether_a_key_is_required_may_depend_on_the_request(make_site: MakeSite) -> None:
+    """A function of the scope or the environ says so."""
+    site = make_site(
+        created, required=lambda request: "/pay" in (request.get("path"), request.get("PATH_INFO"))
+    )
+    assert [site.post(None, path=path).status for path in ("/pay", "/orders")] == [400, 201]
+
+
+@pytest.mark.parametrize("fields", [['"a'], ['"a"', '"b"'], [""]])
+def test_a_malformed_key_is_400(make_site: MakeSite, fields: list[str]) -> None:
+    """Whether a key is required or not: a client that sent one counts on it."""
+    site = make_site(created)
+    reply = site.post(fields=fields)
+    assert (reply.status, reply.json["code"], site.calls) == (400, "malformed-key", [])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"body": b"[]"}, {"path": "/other"}, {"query": "a=2"}, {"method": "PATCH"}],
+    ids=["body", "path", "query", "method"],
+)
+def test_the_same_key_for_something_else_is_422(make_site: MakeSite, other: dict[str, Any]) -> None:
+    """Method, path, query and body are compared; nothing is done."""
+    # Given
+    site = make_site(created)
+    site.post("a", query="a=1")
+    # When
+    reply = site.post("a", **{"query": "a=1", **other})
+    # Then
+    assert (reply.status, reply.json["code"], len(site.calls)) == (422, "other-payload", 1)
+
+
+def test_a_form_with_another_boundary_is_the_same_form(make_site: MakeSite) -> None:
+    """A client that builds its multipart body anew means the same request."""
+    # Given
+    site = make_site(created)
+
+    def send(boundary: str, value: str) -> int:
+        body = f'--{boundary}\r\nContent-Disposition: form-data; name="a"\r\n\r\n{value}\r\n'
+        body += f"--{boundary}--\r\n"
+        kind = f'multipart/form-data; boundary="{boundary}"'
+        return site.post("a", body.encode(), content_type=kind).status
+
+    # Then
+    assert [send("one", "1"), send("two", "1"), send("two", "2")] == [201, 201, 422]
+    assert len(site.calls) == 1
+
+
+def test_a_body_too_large_to_be_compared_is_413(make_site: MakeSite) -> None:
+    """It isn't read to its end."""
+    site = make_site(created, max_request_size=10)
+    assert site.post("a", b"x" * 11).status == 413
+    assert site.post("a", b"x" * 10).status == 201
+    assert site.post(None, b"x" * 11).status == 201
+
+
+def test_while_the_first_one_runs_it_is_409(make_site: MakeSite) -> None:
+    """With Retry-After; once the first is answered, the retry gets that answer."""
+    # Given
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(body: bytes, run: RunContext | None) -> Reply:
+        entered.set()
+        assert leave.wait(30)
+        return Reply(201, [], [b"done"])
+
+    site = make_site(slow)
+    first = threading.Thread(target=site.post, args=("a",))
+    first.start()
+    assert entered.wait(30)
+    # When
+    during = site.post("a")
+    leave.set()
+    first.join()
+    # Then
+    assert (during.status, during.json["code"]) == (409, "in-progress")
+    assert during.header("Retry-After") == "1"
+    assert site.post("a").body == b"done"
+    assert len(site.calls) == 1
+
+
+# --- what is not kept ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [500, 503, 401, 409, 429])
+def test_an_answer_that_may_be_better_later_is_not_kept(make_site: MakeSite, status: int) -> None:
+    """The key is free again, and the next request is carried out."""
+    site = make_site(answering(Reply(status), Reply(201)))
+    assert [site.post("a").status for _ in range(3)] == [status, 201, 201]
+    assert len(site.calls) == 2
+
+
+@pytest.mark.parametrize("status", [200, 204, 303, 400, 404, 422])
+def test_any_other_answer_is_kept(make_site: MakeSite, status: int) -> None:
+    """A refusal is an answer too."""
+    site = make_site(answering(Reply(status)))
+    assert [site.post("a").status for _ in range(2)] == [status, status]
+
+
+def test_which_answers_are_kept_is_yours_to_say(make_site: MakeSite) -> None:
+    """By their status."""
+    site = make_site(answering(Reply(404), Reply(200)), keeps=lambda status: status == 200)
+    assert [site.post("a").status for _ in range(3)] == [404, 200, 200]
+
+
+def test_an_exception_frees_the_key(make_site: MakeSite) -> None:
+    """It goes on to the server as it is."""
+    site = make_site(answering(ZeroDivisionError(), Reply(201)))
+    with pytest.raises(ZeroDivisionError):
+        site.post("a")
+    assert [site.post("a").status for _ in range(2)] == [201, 201]
+
+
+def test_a_run_that_was_cut_off_may_be_tried_again_at_once(make_site: MakeSite) -> None:
+    """The application then knows that its work may have been done already."""
+    # Given
+    seen: list[bool] = []
+
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        assert run is not None
+        seen.append(run.interrupted)
+        if len(seen) == 1:
+            raise SystemExit
+        return Reply(201)
+
+    site = make_site(handler)
+    with pytest.raises(SystemExit):
+        site.post("a")
+    # Then
+    assert eventually(lambda: site.post("a").status == 201)
+    assert seen == [False, True]
+
+
+def test_a_key_cut_off_too_often_is_nobodys_to_try(make_site: MakeSite) -> None:
+    """Under the policy "unknown" once is too often; it stays so until somebody resolves it."""
+
+    # Given
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        if len(site.calls) == 1:
+            raise KeyboardInterrupt
+        return Reply(201)
+
+    site = make_site(handler, make_celery(idempotency_on_interrupted="unknown"))
+    with pytest.raises(KeyboardInterrupt):
+        site.post("a")
+    # When
+    eventually(lambda: site.post("a").json["code"] == "outcome-unknown")
+    reply = site.post("a")
+    # Then
+    assert (reply.status, reply.header("Retry-After"), len(site.calls)) == (409, None, 1)
+    # And when a person says that it didn't happen
+    ((name, _),) = records(site).items()
+    assert environment_of(site.celery).store.resolve(name, Resolve(State.RELEASED, b"", 60_000))
+    assert site.post("a").status == 201
+
+
+# --- long answers --------------------------------------------------------------------------------
+
+
+def test_a_stream_within_the_limit_is_kept(make_site: MakeSite) -> None:
+    """It is sent when it is whole."""
+    site = make_site(lambda body, run: Reply(200, [], (bytes([65 + n]) for n in range(26))))
+    assert site.post("a").body == site.post("a").body == bytes(range(65, 91))
+    assert len(site.calls) == 1
+
+
+def test_an_answer_over_the_limit_is_sent_and_not_kept(make_site: MakeSite) -> None:
+    """The client gets all of it; a retry learns that it was done, and where to look."""
+    # Given
+    celery = make_celery(idempotency_max_result_size=1000)
+    chunks = [b"x" * 400] * 5
+    site = make_site(
+        lambda body, run: Reply(201, [("Location", "/orders/1")], iter(chunks)), celery
+    )
+    # When
+    first, second = site.post("a"), site.post("a")
+    # Then
+    assert (first.status, first.body) == (201, b"".join(chunks))
+    assert (second.status, second.json["code"]) == (409, "answer-not-kept")
+    assert (second.json["first_status"], second.header("Content-Location")) == (201, "/orders/1")
+    assert second.header("Retry-After") is None
+    assert len(site.calls) == 1
+
+
+def test_a_stream_of_events_is_not_waited_for(make_site: MakeSite) -> None:
+    """Its first part reaches the client before the second is made."""
+    # Given
+    reached: list[bytes] = []
+
+    def events() -> Iterator[bytes]:
+        yield b"one"
+        yield b"two"
+        yield b"three"
+
+    site = make_site(
+        lambda body, run: Reply(200, [("Content-Type", "text/event-stream")], events())
+    )
+    # When
+    reply = site.post("a")
+    reached.extend(reply.chunks)
+    # Then
+    assert [chunk for chunk in reached if chunk] == [b"one", b"two", b"three"]
+    assert site.post("a").json["code"] == "answer-not-kept"
+
+
+def test_a_client_that_hangs_up_in_mid_answer_does_not_have_it_done_again(
+    make_site: MakeSite,
+) -> None:
+    """The answer had begun: its retry learns that it was done."""
+    # Given
+    celery = make_celery(idempotency_max_result_size=1000)
+    site = make_site(lambda body, run: Reply(201, [], iter([b"x" * 600] * 20)), celery)
+    # When
+    with pytest.raises(Hung):
+        site.post("a", hang_up_after=3)
+    # Then
+    assert site.post("a").json["code"] == "answer-not-kept"
+    assert len(site.calls) == 1
+
+
+def test_an_exception_in_mid_answer_frees_the_key(make_site: MakeSite) -> None:
+    """A body that couldn't be finished is no answer."""
+
+    # Given
+    def failing() -> Iterator[bytes]:
+        yield b"x" * 2000
+        raise ZeroDivisionError
+
+    site = make_site(
+        answering(Reply(200, [], failing()), Reply(201)),
+        make_celery(idempotency_max_result_size=1000),
+    )
+    # Then
+    with pytest.raises(ZeroDivisionError):
+        site.post("a")
+    assert site.post("a").status == 201
+
+
+# --- tasks, and what a handler knows -------------------------------------------------------------
+
+
+def test_tasks_get_keys_from_the_request(make_site: MakeSite) -> None:
+    """A handler that is run again publishes duplicates, which are answered, not run."""
+    # Given
+    celery = make_celery()
+    charged: list[int] = []
+
+    @celery.task(base=IdempotentTask, name="shop.charge")
+    def charge(order_id: int) -> None:
+        charged.append(order_id)
+
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        charge.delay(1)
+        charge.delay(2)
+        return Reply(500 if len(site.calls) == 1 else 201)
+
+    site = make_site(handler, celery)
+    # When
+    statuses = [site.post("a").status, site.post("a").status, site.post("a", user="bob").status]
+    # Then
+    assert statuses == [500, 201, 201]
+    assert charged == [1, 2, 1, 2]  # ann's two, and bob's
+
+
+def test_a_body_that_is_read_late_still_publishes_with_the_key(make_site: MakeSite) -> None:
+    """A generator's tasks belong to the request, and nothing of it is left behind."""
+    # Given
+    celery = make_celery(idempotency_max_result_size=10)
+    keys: list[str] = []
+
+    @celery.task(base=IdempotentTask, name="shop.charge", bind=True)
+    def charge(self: Any, order_id: int) -> None:
+        keys.append(self.idempotency.key)
+
+    def parts() -> Iterator[bytes]:
+        yield b"x" * 20
+        charge.delay(1)
+        yield b"end"
+
+    site = make_site(lambda body, run: Reply(200, [], parts()), celery)
+    # When
+    site.post("7f3a")
+    charge.delay(1)
+    # Then
+    assert keys[0].startswith("7f3a%40")
+    assert not keys[1].startswith("7f3a")
+
+
+def test_a_handler_has_a_key_for_others(make_site: MakeSite) -> None:
+    """key_for() is the same in every run of the request, and another for each caller."""
+    # Given
+    keys: list[tuple[str, int]] = []
+
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        assert run is not None
+        assert run.token is not None
+        run.check()
+        keys.append((run.key_for("order"), run.token))
+        return Reply(500)
+
+    site = make_site(handler)
+    # When
+    for user in ("ann", "ann", "bob"):
+        site.post("a", user=user)
+    # Then
+    assert keys[0][0] == keys[1][0] != keys[2][0]
+    assert keys[0][1] < keys[1][1]
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+
+def test_the_record_is_one_of_the_apps(make_site: MakeSite) -> None:
+    """It lives in the app's store for the app's window, and says what it is."""
+    # Given
+    site = make_site(created, make_celery(idempotency_ttl=100))
+    site.post("7f3a")
+    # When
+    ((name, record),) = records(site).items()
+    # Then
+    assert name.startswith("idempotent:{celery.http:~")
+    assert record.state is State.SUCCEEDED
+    assert record.label == "http\nPOST /orders 7f3a"
+    left = environment_of(site.celery).store.ttl(name)
+    assert left is not None
+    assert 90 < left <= 100
+
+
+def test_forgetting_the_record_makes_a_new_request_of_it(make_site: MakeSite) -> None:
+    """As with any other record; a run that goes on meanwhile answers its own client only."""
+
+    # Given
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        if len(site.calls) == 1:
+            ((name, _),) = records(site).items()
+            assert environment_of(site.celery).store.forget(name, 60_000)
+        return Reply(200, [], [str(len(site.calls)).encode()])
+
+    site = make_site(handler)
+    # Then
+    assert [site.post("a").body for _ in range(3)] == [b"1", b"2", b"2"]
+
+
+def test_a_request_that_was_overtaken_gives_the_winners_answer(make_site: MakeSite) -> None:
+    """A zombie's response is refused, and its client gets what everybody gets."""
+
+    # Given
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        number = len(site.calls)
+        if number == 1:
+            ((name, _),) = records(site).items()
+            assert environment_of(site.celery).store.forget(name, 60_000)
+            site.post("a")
+        return Reply(200, [], [f"answer {number}".encode()])
+
+    site = make_site(handler)
+    if isinstance(site, AsgiSite):
+        thread_handler = site.handler
+
+        def handler_in_a_thread(body: bytes, run: RunContext | None) -> Reply:
+            replies: list[Reply] = []
+            thread = threading.Thread(target=lambda: replies.append(thread_handler(body, run)))
+            thread.start()
+            thread.join()
+            return replies[0]
+
+        site.handler = handler_in_a_thread
+    # Then
+    assert site.post("a").body == b"answer 2"
+
+
+@pytest.mark.parametrize("mode", ["off", "shadow"])
+def test_switched_off_it_only_gives_keys_to_tasks(make_site: MakeSite, mode: str) -> None:
+    """As idempotency_mode says for the app."""
+    site = make_site(created, make_celery(idempotency_mode=mode))
+    site.post("a")
+    site.post("a")
+    assert len(site.calls) == 2
+    assert not records(site)
+
+
+@pytest.mark.parametrize(("policy", "status"), [("retry", 503), ("raise", 503), ("run", 201)])
+def test_while_the_store_is_away(
+    make_site: MakeSite, policy: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is done, and the client is asked to come back; or all is, where the app says so."""
+    # Given
+    site = make_site(created, make_celery(idempotency_on_store_error=policy))
+    store = environment_of(site.celery).store
+
+    def away(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr(store, "claim", away)
+    monkeypatch.setattr("celery_idempotent.http.edge._PATIENCE_S", 0.0)
+    # When
+    reply = site.post("a")
+    # Then
+    assert reply.status == status
+    assert len(site.calls) == (status == 201)
+    if status == 503:
+        assert reply.header("Retry-After") == "2"
+
+
+def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was done; the store is told once it is back."""
+    # Given
+    site = make_site(created)
+    store = environment_of(site.celery).store
+    settle, away = store.settle, [True]
+
+    def settle_later(*args: Any) -> Any:
+        if away.pop() if away else False:
+            raise StoreUnavailable("the store does not answer")
+        return settle(*args)
+
+    monkeypatch.setattr(store, "settle", settle_later)
+    # Then
+    assert site.post("a").status == 201
+    eventually(lambda: site.post("a").header("Idempotency-Replayed"), "it was recorded later")
+    assert len(site.calls) == 1
+
+
+def test_a_record_that_is_no_response_is_not_given(make_site: MakeSite) -> None:
+    """Somebody resolved it with a result: that is told, and nothing is run."""
+    # Given
+    site = make_site(created)
+    site.post("a")
+    store = environment_of(site.celery).store
+    ((name, record),) = records(site).items()
+    store._records[name] = (  # type: ignore[attr-defined]
+        Record(State.SUCCEEDED, record.token, fingerprint=record.fingerprint, outcome=b"?").pack(),
+        store._records[name][1],  # type: ignore[attr-defined]
+    )
+    # Then
+    reply = site.post("a")
+    assert (reply.status, reply.json["code"], len(site.calls)) == (500, "unreadable", 1)
