@@ -16,9 +16,9 @@ LEASE = 300
 
 
 def tried(system: System, ids: set[str], times: int = 1) -> None:
-    """Wait until each of these calls was executed, that is: tried by a worker."""
+    """Wait until each of these calls was tried by a worker, and put back."""
     for task_id in ids:
-        system.ledger.wait_for("executed", times=times, id=task_id, timeout=60)
+        system.ledger.wait_for("finished", times=times, id=task_id, timeout=60)
 
 
 def test_calls_wait_for_a_store_that_is_away(

@@ -20,7 +20,7 @@ def test_duplicates_in_the_back_off_wait_for_the_last_attempt(make_system: MakeS
     system.ledger.wait_for("received", id=first.id, retries=1)
     # When
     duplicates = [flaky.delay(1, fails=2, countdown=3) for _ in range(5)]
-    system.ledger.wait_until(lambda it: len(it.ids("executed")) == 6, "each was tried")
+    system.ledger.wait_until(lambda it: len(it.ids("finished")) == 6, "each was tried")
     assert system.ledger.count("effect") == 0
     # Then
     given = answers([first, *duplicates], timeout=60)
@@ -93,7 +93,7 @@ def test_after_a_failure_the_next_call_runs_and_a_leftover_copy_does_not(
     system.ledger.open("funded")
     # When
     task.apply_async((1,), {"works_after": "funded"}, task_id=failed.id)
-    system.ledger.wait_for("executed", times=2, id=failed.id)
+    system.ledger.wait_for("finished", times=2, id=failed.id)
     system.wait_until_quiet()
     # Then
     assert system.ledger.count("start") == 1
@@ -105,7 +105,7 @@ def test_after_a_failure_the_next_call_runs_and_a_leftover_copy_does_not(
     assert system.ledger.ids("effect") == {later.id}
     # When the leftover copy comes after the success of another
     task.apply_async((1,), {"works_after": "funded"}, task_id=failed.id)
-    system.ledger.wait_for("executed", times=3, id=failed.id)
+    system.ledger.wait_for("finished", times=3, id=failed.id)
     system.wait_until_quiet()
     # Then
     assert system.ledger.count("effect") == 1

@@ -38,4 +38,5 @@ def _note_executed(task_id: str, task: Any, **_: Any) -> None:
 
 @signals.task_postrun.connect
 def _note_finished(task_id: str, task: Any, state: str, **_: Any) -> None:
-    _ledger.write("finished", name=task.name, id=task_id, state=state)
+    retries = task.request.retries
+    _ledger.write("finished", name=task.name, id=task_id, retries=retries, state=state)
