@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
 ARGS ?=
+# Tests mostly wait; more than this many at once and the deadlines of some come near.
+JOBS ?= 3
 STAMP = $(VENV)/.stamp
 DECLARED := setup.cfg setup.py pyproject.toml Makefile
 
@@ -17,8 +19,8 @@ help: ## Say what there is
 demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under faults
 	@$(BIN)/python -m celery_idempotent.demo $(ARGS)
 
-test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs one at a time
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-unit: $(STAMP)-test ## The tests that need no worker and no broker
 	@$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
