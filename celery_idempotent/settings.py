@@ -46,6 +46,8 @@ class Environment:
     #: The store's URL, as it may be shown: without its password.
     where: str
     prefix: str
+    #: After how long the broker delivers again what a worker still holds; 0: not by time.
+    visibility: float
     #: How long a copy of a message may still come, in seconds.
     horizon: float
     #: The longest that a delivery is put back for, in seconds.
@@ -130,6 +132,7 @@ def _make_environment(app: Any) -> Environment:
         store=store,
         where=mask_url(url),
         prefix=settings.key_prefix,
+        visibility=visibility,
         horizon=2 * visibility if visibility else _HORIZON_S,
         longest_wait=min(_LONGEST_WAIT_S, visibility / 4) if visibility else _LONGEST_WAIT_S,
         whole_seconds=_delays_natively(app, broker),

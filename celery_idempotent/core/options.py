@@ -97,6 +97,12 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _finding_names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (tuple, list)) or not all(isinstance(name, str) for name in value):
+        raise _Wrong("a tuple of names of findings, such as ('no-time-limit',)")
+    return tuple(value)
+
+
 def _failures(value: Any) -> bool | tuple[type[BaseException], ...]:
     if isinstance(value, bool):
         return value
@@ -316,6 +322,16 @@ class Settings(_FromLookup):
     #: a second, whatever they do in that time; an event takes some 200 bytes in the store. Raise it
     #: until it reaches back as far as you want to ask: an execution or a duplicate is one event.
     journal: int = field(default=10_000, metadata=_checked(_integer(0, 100_000_000)))
+
+    #: Whether a worker refuses to start where ``celery idempotency doctor`` would find something,
+    #: instead of warning of it. Default: False. Turn it on where a wrong setting must not reach
+    #: production; what you know and accept goes into ``idempotency_accept``. A store that does not
+    #: answer is no reason to refuse: tasks wait for it.
+    strict: bool = field(default=False, metadata=_checked(_flag))
+
+    #: What ``doctor`` and a starting worker are not to speak of, by the names of the findings, as a
+    #: tuple: ``("no-time-limit",)``. Default: an empty tuple.
+    accept: tuple[str, ...] = field(default=(), metadata=_checked(_finding_names))
 
 
 def option_names() -> frozenset[str]:
