@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+from uuid import UUID, uuid5
 
-from celery.canvas import group, maybe_signature
+from celery.canvas import Signature, group, maybe_signature
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError, OperationalError
@@ -15,6 +16,8 @@ from celery_idempotent.events import marked
 __all__ = ["Delivered", "announce", "has_callbacks", "send_tail", "silence", "traced"]
 
 log = get_logger("celery_idempotent")
+
+_LINKS: Final = UUID("6a1d7a3e-3b0c-4b86-9f0e-5f1f4b1d2c67")
 
 #: Outcomes for which the tracer sends callbacks or errbacks. ``None``: success.
 _FINAL = (None, "FAILURE")
@@ -63,7 +66,10 @@ def send_tail(task: Any, request: Any, result: Any) -> None:
         ),
     }
     try:
-        signatures = [maybe_signature(callback, app=app) for callback in callbacks or ()]
+        signatures = [
+            _with_id(maybe_signature(callback, app=app), f"{request.id}/{position}")
+            for position, callback in enumerate(callbacks or ())
+        ]
         plain = [signature for signature in signatures if not isinstance(signature, group)]
         for signature in signatures:
             # A group keeps a trail of its own; several plain ones become a group, for one trail.
@@ -86,6 +92,14 @@ def send_tail(task: Any, request: Any, result: Any) -> None:
         )
         raise Reject(exc, requeue=True) from exc
     request.callbacks = request.chain = None
+
+
+def _with_id(callback: Any, source: str) -> Any:
+    # A link's id is made when it is sent. Sent again, it is to be the same message, so that it can
+    # be told from a second one (MESSAGE_ID). What hangs in a chain has its id from its producer.
+    if type(callback) is Signature and not callback.options.get("task_id"):
+        return callback.clone(task_id=str(uuid5(_LINKS, source)))
+    return callback
 
 
 def announce(delivered: Delivered) -> None:

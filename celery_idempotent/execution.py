@@ -66,11 +66,17 @@ class Execution:
             return self._failed(exc)
         if run.is_elsewhere:
             return result
-        outcome = encode_result(self.task.backend, result, self.options.max_result_size)
-        verdict = self._end(Ending(State.SUCCEEDED, outcome))
+        try:
+            verdict = self._succeeded(result)
+        except SoftTimeLimitExceeded:
+            verdict = self._succeeded(result)  # it came once, and too late: the body is done
         if isinstance(verdict, Lost):
             return self._lost(verdict.record, None, result)
         return delivery.hand_over(result)
+
+    def _succeeded(self, result: Any) -> object:
+        outcome = encode_result(self.task.backend, result, self.options.max_result_size)
+        return self._end(Ending(State.SUCCEEDED, outcome))
 
     # --- how a body ends -------------------------------------------------------------------------
 

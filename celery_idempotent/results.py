@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
-from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu import serialization
+from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
+from kombu.utils import encoding
 
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt, ResultNotKept
@@ -14,7 +18,10 @@ __all__ = ["encode_failure", "encode_result", "replay"]
 
 # kombu has no types for these.
 _registry: Any = serialization.registry
+_safe_repr: Any = encoding.safe_repr
 
+#: How much is told, in characters, of a failure that can't be kept.
+_SHORT: Final = 500
 _NOT_KEPT = Outcome(Kind.NOT_KEPT).pack()
 
 
@@ -26,17 +33,31 @@ def encode_result(backend: Any, result: Any, most: int) -> bytes:
     """
     try:
         return _pack(backend, Kind.RESULT, backend.prepare_value(result), most)
+    except SoftTimeLimitExceeded:
+        raise  # it says nothing about the result
     except Exception:
         return _NOT_KEPT
 
 
 def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
-    """Pack a failure as ``backend`` would store it; "not kept" where that can't be done."""
-    try:
-        prepared = backend.prepare_exception(exc, serializer=backend.serializer)
-        return _pack(backend, Kind.FAILURE, prepared, most)
-    except Exception:
-        return _NOT_KEPT
+    """Pack a failure as ``backend`` would store it.
+
+    Where that can't be done, or it is over ``most`` bytes, Celery's own stand-in for exceptions
+    that don't travel is packed, which says what it was: a failed call is never "done, not kept".
+    """
+    packed = _NOT_KEPT
+    with suppress(Exception):
+        packed = _pack_failure(backend, exc, most)
+    if packed == _NOT_KEPT:
+        kind, text = type(exc), _safe_repr(exc)[:_SHORT]
+        short = UnpickleableExceptionWrapper(kind.__module__, kind.__qualname__, (text,), text)
+        packed = _pack_failure(backend, short, _SHORT * 100)
+    return packed
+
+
+def _pack_failure(backend: Any, exc: BaseException, most: int) -> bytes:
+    prepared = backend.prepare_exception(exc, serializer=backend.serializer)
+    return _pack(backend, Kind.FAILURE, prepared, most)
 
 
 def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakValueDictionary
 
-from celery_idempotent.core.record import Record
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import Lost
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal, Store
@@ -81,12 +81,17 @@ class Lease:
         """What took its place, once that is known."""
         return self._lost
 
-    def lose(self, record: Record) -> None:
-        """Learn that it is gone."""
-        if self._lost is None:
-            self._lost = record
-            if self.on_lost is not None:
-                self.on_lost(self)
+    def lose(self, record: Record, *, aside: bool = False) -> None:
+        """Learn that it is gone. ``aside``: whoever wants to know must not hold up this thread."""
+        if self._lost is not None:
+            return
+        self._lost = record
+        if self.on_lost is None:
+            return
+        if aside:
+            threading.Thread(target=self.on_lost, args=(self,), daemon=True).start()
+        else:
+            self.on_lost(self)
 
     def renewal(self) -> Renewal:
         """Give what the store needs to prolong it."""
@@ -98,13 +103,23 @@ class Lease:
         self._take(self.store.renew([self.renewal()])[0], asked)
         return self._lost is None
 
-    def _take(self, answer: object, asked: float) -> None:
+    def _take(self, answer: object, asked: float, *, aside: bool = False) -> None:
         if isinstance(answer, Lost):
-            self.lose(answer.record)
+            if not self._is_own_end(answer.record):
+                self.lose(answer.record, aside=aside)
         elif isinstance(answer, StoreError):
             raise answer
         else:
             self.renewed = asked
+
+    def _is_own_end(self, record: Record) -> bool:
+        # Its run released the key itself, while the renewal was under way.
+        mine = self.record
+        return (
+            record.state is State.RELEASED
+            and record.owner == mine.owner
+            and record.token == mine.token + 1
+        )
 
 
 @dataclass(slots=True)
@@ -242,7 +257,7 @@ class Heartbeat:
                 answers = [exc] * len(leases)
             for lease, answer in zip(leases, answers, strict=True):
                 try:
-                    lease._take(answer, now)
+                    lease._take(answer, now, aside=True)
                 except StoreError as exc:
                     # Soon again: what is left of the lease is the time there is.
                     pause = min(_RETRY_S * 2, lease.lease_ms / 10_000)

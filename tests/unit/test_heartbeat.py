@@ -4,11 +4,12 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import Claim
+from celery_idempotent.core.transitions import Claim, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import Heartbeat, Lease
 from celery_idempotent.stores.memory import MemoryStore
@@ -262,3 +263,39 @@ def test_a_thread_that_cannot_start_is_tried_again(store, beat, monkeypatch):
     beat.add(lease)
     # Then
     assert store.renewed.wait(5)
+
+
+def test_who_hears_of_a_lost_lease_holds_up_no_other(store, beat):
+    """A signal's receiver may take its time; the other runs of the process keep their keys."""
+    # Given
+    heard, may_return = threading.Event(), threading.Event()
+
+    def dawdle(lease):
+        heard.set()
+        may_return.wait(10)
+
+    lost, kept = hold(store, "lost", on_lost=dawdle), hold(store, "kept")
+    store.forget("lost", 60_000)
+    beat.add(lost)
+    beat.add(kept)
+    # When
+    assert heard.wait(5)
+    store.renewed.clear()
+    # Then
+    assert store.renewed.wait(5)
+    may_return.set()
+
+
+def test_a_run_that_releases_its_key_itself_has_not_lost_it(store, beat):
+    """A renewal that was under way then finds a higher token: nobody took over."""
+    # Given
+    told = []
+    lease = hold(store, on_lost=told.append)
+    released = replace(lease.record, state=State.RELEASED)
+    store.settle("k", Settle(released, 0, 60_000))
+    # When
+    beat.add(lease)
+    lease.renew()
+    # Then
+    assert lease.lost is None
+    assert not told

@@ -6,11 +6,12 @@ import sys
 import uuid
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 
-from celery_idempotent import ConfigurationError, IdempotentTask, State
+from celery_idempotent import ConfigurationError, IdempotencyError, IdempotentTask, State
+from celery_idempotent.core.record import Record
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run import runner
 from celery_idempotent.settings import environment_of
@@ -268,3 +269,84 @@ def test_a_claim_that_was_given_up_is_undone_however_long_the_store_is_away(app,
     deliver(charge, 1)
     # Then
     assert [for_s for what, for_s in jobs if "given up" in what] == [86400.0]
+
+
+def test_a_soft_time_limit_after_the_body_does_not_cost_its_result(app, ran, monkeypatch):
+    """It comes once, and while the result is recorded it is too late: the effect happened."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
+    def charge(order):
+        ran.append(order)
+        return {"order": order}
+
+    prepare, left = charge.backend.prepare_value, [SoftTimeLimitExceeded(10)]
+
+    def cut_off(value):
+        if left:
+            raise left.pop()
+        return prepare(value)
+
+    monkeypatch.setattr(charge.backend, "prepare_value", cut_off)
+    # When
+    answers = [deliver(charge, 1), deliver(charge, 1)]
+    # Then
+    assert answers == [("SUCCESS", {"order": 1})] * 2
+    assert ran == [1]
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_a_failure_that_is_too_large_to_keep_is_told_as_a_failure(app, ran, serializer):
+    """A duplicate is never told that a call which failed was done."""
+    # Given
+    app.conf.update(result_serializer=serializer, result_accept_content=[serializer])
+
+    @app.task(base=IdempotentTask, idempotency_store_failures=True, idempotency_max_result_size=100)
+    def charge(order):
+        ran.append(order)
+        raise ValueError("declined " + "x" * 5000)
+
+    deliver(charge, 1)
+    # When
+    state, error = deliver(charge, 1)
+    # Then
+    assert ran == [1]
+    assert state == "FAILURE"
+    assert not isinstance(error, IdempotencyError)
+    assert "ValueError" in repr(error) and "declined" in str(error)
+    assert len(str(error)) < 2000
+
+
+def test_a_link_that_is_sent_again_is_the_same_message(app):
+    """Its id is its task's and its place: MESSAGE_ID on the linked task tells the two apart."""
+    # Given
+    sent = []
+
+    @app.task(name="tail")
+    def tail(value):
+        """Do nothing."""
+
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
+    def charge(order):
+        return order
+
+    @signals.before_task_publish.connect(weak=False)
+    def note(headers, **_):
+        sent.append(headers["id"])
+
+    links = [dict(tail.s()), dict(tail.s())]
+    store = environment_of(app).store
+    store.note = lambda *args: None  # the process stalls before that
+    # When
+    try:
+        for _ in range(2):
+            deliver(charge, 1, task_id="t", callbacks=links)
+            key = next(iter(store._records))
+            held = Record.unpack(store._records[key][0])
+            store.end_lease(key, held.owner, held.process)
+    finally:
+        signals.before_task_publish.disconnect(note)
+    # Then
+    assert len(sent) == 4
+    assert sent[:2] == sent[2:]
+    assert sent[0] != sent[1]
