@@ -33,6 +33,7 @@ from celery_idempotent.headers import Waits
 from celery_idempotent.results import replay
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease
+from celery_idempotent.run.inbox import plainly
 from celery_idempotent.run.runner import Call, Run, ask
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
@@ -85,7 +86,7 @@ class Delivery:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the delivery: run the body, replay an outcome, wait, or refuse."""
         if self.options.mode == "shadow":
-            return run_in_shadow(self, args, kwargs)
+            return plainly(run_in_shadow, self, args, kwargs)
         awaited = self.waits.awaited
         call = self.call if awaited is None else awaiting(self.call, awaited)
         try:
@@ -113,6 +114,7 @@ class Delivery:
             run=run,
             steps=steps,
             why=why,
+            store=lambda: self.environment.store,
         )
 
     # --- verdicts --------------------------------------------------------------------------------
@@ -231,7 +233,7 @@ class Delivery:
         if policy == "run":
             log.error("%s runs unprotected, as idempotency_on_store_error says: %s", self.name, exc)
             self.request._idempotency = self.context(None, "the store is away")
-            return self.task.run(*args, **kwargs)
+            return plainly(self.task.run, *args, **kwargs)
         log.warning("%s waits, its body was not run: %s", self.name, exc)
         if self.redelivered or self.waits.redelivery:
             self.wait_as_copy(None)

@@ -21,6 +21,7 @@ from celery_idempotent.errors import ClaimLost, IdempotencyInProgress, OutcomeUn
 from celery_idempotent.results import encode_failure, encode_result, replay
 from celery_idempotent.run.runner import Ending, Run
 from celery_idempotent.run.steps import Steps
+from celery_idempotent.stores.transactions import NotCommitted
 
 if TYPE_CHECKING:
     from celery_idempotent.delivery import Delivery
@@ -68,7 +69,11 @@ class Execution:
             return result
         try:
             verdict = self._succeeded(result)
-        except SoftTimeLimitExceeded:
+        except NotCommitted as exc:
+            return self._not_committed(exc)
+        except Exception as exc:
+            if run.inbox.undone or not isinstance(exc, SoftTimeLimitExceeded):
+                return self._failed(exc)  # the database refused what the body wrote
             verdict = self._succeeded(result)  # it came once, and too late: the body is done
         if isinstance(verdict, Lost):
             return self._lost(verdict.record, None, result)
@@ -77,6 +82,15 @@ class Execution:
     def _succeeded(self, result: Any) -> object:
         outcome = encode_result(self.task.backend, result, self.options.max_result_size)
         return self._end(Ending(State.SUCCEEDED, outcome))
+
+    def _not_committed(self, exc: NotCommitted) -> Any:
+        """Have the message come again: the body is done, what it wrote is not, or nobody knows."""
+        log.warning("%s has to begin anew: %s", self.delivery.name, exc)
+        if exc.sure:
+            self._end(Ending(State.RELEASED), exc)
+        if self.delivery.eager:
+            raise exc
+        return self.delivery.wait_as_copy(None)
 
     # --- how a body ends -------------------------------------------------------------------------
 
@@ -158,6 +172,8 @@ class Execution:
         if record.state is State.RELEASED and not record.outcome:
             if exc is not None:
                 raise exc
+            if self.run.inbox.undone and not delivery.eager:
+                delivery.wait_as_copy(None)  # forgotten, and nothing of it happened: it runs again
             return delivery.hand_over(result)
         if isinstance(exc, Retry):
             raise Ignore("another call took over")

@@ -19,6 +19,7 @@ from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 from celery_idempotent.headers import OWN, Waits, explicit_key, own_header, read_own
 from celery_idempotent.publishing import derive, first_call, with_key
 from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.inbox import plainly
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
 from celery_idempotent.worker import install
 
@@ -171,10 +172,10 @@ class IdempotentTask(Task):
         request = self.request
         if request.called_directly or "_idempotent_header" in request.__dict__:
             # A direct call, or one from inside the body: Celery gives it a request of its own.
-            return super().__call__(*args, **kwargs)
+            return plainly(super().__call__, *args, **kwargs)
         setup = self._setup()
         if setup is None or setup.options.mode == "off":
-            return super().__call__(*args, **kwargs)
+            return plainly(super().__call__, *args, **kwargs)
         # Celery's guard for calls from inside the body, which it sets in super().__call__.
         request._protected = 1
         request._idempotent_header = None
@@ -186,7 +187,7 @@ class IdempotentTask(Task):
             return self.run(*args, **kwargs)  # it raises the same, in words that Celery users know
         request._idempotent_header = own_header(request.id, call_key)
         if call_key is None:
-            return self.run(*args, **kwargs)
+            return plainly(self.run, *args, **kwargs)
         environment = environment_of(self.app)
         return Delivery(self, setup, environment, request, call_key, waits)(args, kwargs)
 
@@ -232,6 +233,7 @@ class IdempotentTask(Task):
             owner_id=request.id,
             retries=request.retries or 0,
             why="it was called directly, has no key, or idempotency_mode is 'off'",
+            store=lambda: environment_of(self.app).store,
         )
 
     # --- for clients -----------------------------------------------------------------------------

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_idempotent.errors import ClaimLost
+from celery_idempotent.run.inbox import plain_session
 from celery_idempotent.run.runner import Run
 from celery_idempotent.run.steps import Steps
+from celery_idempotent.stores.base import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
 __all__ = ["RunContext"]
 
@@ -23,7 +28,17 @@ class RunContext:
     :meth:`check` raises; the rest works.
     """
 
-    __slots__ = ("_identity", "_run", "_steps", "_why", "attempt", "key", "owner_id")
+    __slots__ = (
+        "_identity",
+        "_plain",
+        "_run",
+        "_steps",
+        "_store",
+        "_why",
+        "attempt",
+        "key",
+        "owner_id",
+    )
 
     def __init__(
         self,
@@ -35,6 +50,7 @@ class RunContext:
         run: Run | None = None,
         steps: Steps | None = None,
         why: str = "",
+        store: Callable[[], Store] | None = None,
     ) -> None:
         #: The key of this call, as operators see it; ``None`` where it has none.
         self.key = key
@@ -46,6 +62,8 @@ class RunContext:
         self._run = run
         self._steps = steps
         self._why = why
+        self._store = store
+        self._plain: Session | None = None
 
     @property
     def token(self) -> int | None:
@@ -97,6 +115,27 @@ class RunContext:
         result: T = self._steps.do(name, fn, args, kwargs, compensate)
         return result
 
+    @property
+    def session(self) -> Session:
+        """A session of SQLAlchemy on the store's database, for exactly-once effects in it.
+
+        What the body writes with it is committed together with the run's completion, after the
+        body returned. If the body raises, or the key is lost, all of it is rolled back, whatever
+        the session's own ``commit`` said: that ends a savepoint only. It is opened at first use.
+
+        In a run that holds no claim it is committed when the body returns, and protects nothing.
+
+        Raises:
+            ConfigurationError: the records are not kept in an SQL database.
+            StoreUnavailable: the database does not answer.
+        """
+        if self._run is not None:
+            session: Session = self._run.inbox.session
+            return session
+        if self._plain is None:
+            self._plain = plain_session(self._store)
+        return self._plain
+
     def check(self) -> None:
         """Ask the store, in one round trip, whether this run still holds its key.
 
@@ -109,7 +148,7 @@ class RunContext:
         if self._run is None:
             raise ClaimLost(f"this run holds no claim: {self._why}")
         if self._run.lease.lost is None:
-            self._run.lease.renew()
+            self._run.inbox.renew()
         if self._run.lease.lost is not None:
             raise ClaimLost(
                 f"{self.key} is no longer this run's: another delivery has taken over, or the key "

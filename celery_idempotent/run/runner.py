@@ -25,6 +25,7 @@ from celery_idempotent.core.transitions import (
 )
 from celery_idempotent.errors import RecordTooNew, StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import Lease, heartbeat
+from celery_idempotent.run.inbox import Inbox
 from celery_idempotent.stores.base import Store
 
 __all__ = ["Call", "Ending", "Run", "ask", "this_process"]
@@ -182,6 +183,8 @@ class Run:
         #: Steps that were done while the store was away: it is told before it learns of the end.
         self.owed: list[Callable[[], object]] = []
         self.lease = Lease(call.store, call.key, held, call.lease_ms, call.keep_ms, on_lost)
+        #: What its body writes in the store's database.
+        self.inbox = Inbox(self.lease)
         heartbeat.add(self.lease)
 
     @property
@@ -210,9 +213,18 @@ class Run:
 
         Where the message has callbacks and there is an outcome, a delivery lease is held until
         :meth:`delivered`.
+
+        Raises:
+            NotCommitted, Exception: what the body wrote in its session was not committed.
         """
         self._ending = True
         event = self._settle(ending)
+        if ending.state is State.SUCCEEDED and self.inbox.is_open:
+            self.owed.clear()  # nobody asks a finished key for its steps
+            answer = self.inbox.commit(event)
+            self._ended(event, answer)
+            return answer
+        self.inbox.rollback()
         try:
             answer = self._tell_end(event)
         except StoreError as exc:

@@ -81,6 +81,10 @@ class Steps:
         renewal, packed = self._run.lease.renewal(), step.pack()
         store, lease = self._run.call.store, self._run.lease
         lease.record = replace(lease.record, has_steps=True)
+        if self._run.inbox.is_open:
+            self._run.inbox.step(renewal, name, packed)
+            self._check_held(name)
+            return
 
         def tell() -> None:
             answer = store.step(renewal, name, packed)
@@ -99,7 +103,10 @@ class Steps:
             )
             if not isinstance(exc, StoreUnavailable):
                 raise
-        if lease.lost is not None:
+        self._check_held(name)
+
+    def _check_held(self, name: str) -> None:
+        if self._run.lease.lost is not None:
             raise ClaimLost(
                 f"step {name!r} is not recorded: another delivery has taken over, or the key was "
                 "forgotten; stop"

@@ -24,11 +24,13 @@ from celery_idempotent.core.transitions import (
     Settle,
     Write,
 )
-from celery_idempotent.errors import StoreError
+from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql_engines import Engines
 from celery_idempotent.stores.sql_rows import Row, Rows
 from celery_idempotent.stores.sql_schema import create_schema, fit, metadata, notes, records, steps
+from celery_idempotent.stores.sql_transaction import SqlTransaction
+from celery_idempotent.stores.transactions import Transaction
 
 __all__ = ["SqlStore", "create_schema", "metadata"]
 
@@ -66,7 +68,15 @@ class SqlStore:
         try:
             create_schema(self.engines.sessions)
         except SQLAlchemyError as exc:
-            raise self._rows.unavailable(exc) from exc
+            raise self.unavailable(exc) from exc
+
+    def begin(self) -> Transaction:
+        """Begin a transaction on this database, for a body's effects and its completion."""
+        return SqlTransaction(self)
+
+    def unavailable(self, exc: SQLAlchemyError) -> StoreUnavailable:
+        """Say in the library's words that the database can't work, and what to do about it."""
+        return self._rows.unavailable(exc)
 
     # --- operations ------------------------------------------------------------------------------
 
@@ -128,10 +138,10 @@ class SqlStore:
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         def work(connection: Connection) -> Recorded | Lost:
-            with connection.begin():
+            with self._rows.transaction(connection):
                 return self.step_in(connection, one, name, packed)
 
-        return self._rows.operate(work, self.engines.sessions)
+        return self._rows.operate(work)
 
     def step_in(
         self, connection: Connection, one: Renewal, name: str, packed: bytes
@@ -214,6 +224,18 @@ class SqlStore:
 
     def get(self, key: str) -> Record | None:
         return self._read(key).record
+
+    def read_in(self, connection: Connection, key: str) -> Record | None:
+        """Read a record in the transaction that ``connection`` is in."""
+        return self._rows.read(connection, key).record
+
+    def read_locked(self, key: str) -> Row:
+        """Read a record that no transaction is writing.
+
+        Raises:
+            StoreUnavailable: one is, or the database doesn't answer.
+        """
+        return self._rows.operate(lambda connection: self._rows.read_locked(connection, key))
 
     def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
         def work(connection: Connection) -> dict[str, Row]:

@@ -104,6 +104,8 @@ class Engines:
             **_connect_args(self.flavour, name, self.timeout_s),
             **(self._options.get("connect_args") or {}),
         }
+        # Whoever uses a connection ends its transaction: the pool need not do so once more.
+        arguments["pool_reset_on_return"] = None
         if own:
             arguments["isolation_level"] = "AUTOCOMMIT"
             arguments.update(_NO_ROLLBACK)
@@ -131,7 +133,7 @@ class Engines:
 
 
 # The store's own connections never hold a transaction that could be rolled back.
-_NO_ROLLBACK: Final[dict[str, Any]] = {"pool_reset_on_return": None}
+_NO_ROLLBACK: Final[dict[str, Any]] = {}
 if "skip_autocommit_rollback" in inspect.signature(DefaultDialect.__init__).parameters:
     _NO_ROLLBACK["skip_autocommit_rollback"] = True  # SQLAlchemy 2.0.43 and newer
 
@@ -160,9 +162,12 @@ def _connect_args(flavour: Flavour, name: str, timeout_s: float) -> dict[str, An
     if flavour.driver.startswith("postgresql"):
         return {"connect_timeout": whole, **_KEEPALIVE}
     if flavour.driver.startswith("mysql"):
-        if name == "own":
-            return {"connect_timeout": whole, "read_timeout": whole, "write_timeout": whole}
-        return {"connect_timeout": whole}
+        if name == "sessions":
+            return {"connect_timeout": whole}
+        return {
+            **{f"{what}_timeout": whole for what in ("connect", "read", "write")},
+            "init_command": "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        }
     return {"timeout": _SQLITE_WAIT_S[name]}
 
 

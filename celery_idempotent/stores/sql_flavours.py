@@ -100,6 +100,8 @@ class Flavour:
     driver: str
     #: The database's clock when the statement runs, in microseconds since 1970.
     now_us: ColumnElement[int]
+    #: Begins a transaction that sees what others committed since.
+    begin: str
     #: Whether a transaction that wrote keeps everybody else from writing anything.
     one_writer: bool = False
 
@@ -165,6 +167,7 @@ _FLAVOURS: Final = {
         literal_column(
             "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)", BigInteger()
         ),
+        "BEGIN ISOLATION LEVEL READ COMMITTED",
     ),
     "mysql": Flavour(
         "mysql+pymysql",
@@ -172,6 +175,7 @@ _FLAVOURS: Final = {
         literal_column(
             "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))", BigInteger()
         ),
+        "START TRANSACTION",
     ),
     "sqlite": Flavour(
         "sqlite+pysqlite",
@@ -180,6 +184,7 @@ _FLAVOURS: Final = {
             "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000",
             BigInteger(),
         ),
+        "BEGIN IMMEDIATE",
         one_writer=True,
     ),
 }

@@ -11,11 +11,12 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, bindparam, literal, select
+from sqlalchemy import Connection, bindparam, literal, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_idempotent.core.record import Record
@@ -93,11 +94,12 @@ class Rows:
         self._read_many = select(records.c.record_key, flavour.now_us, *columns).where(
             records.c.record_key.in_(bindparam("keys", expanding=True))
         )
+        self._read_locked = self._read_many.with_for_update(nowait=True)
         self._insert = flavour.insert_record().execution_options(preserve_rowcount=True)
         self._update = flavour.update_record(keep_ttl=False)
         self._update_and_keep_ttl = flavour.update_record(keep_ttl=True)
 
-    def operate(self, work: Callable[[Connection], T], engine: Engine | None = None) -> T:
+    def operate(self, work: Callable[[Connection], T]) -> T:
         """Do one operation; again after a deadlock, and once more where the connection was stale.
 
         All that a store does is idempotent (a claim by its nonce), so that it may be done again
@@ -106,7 +108,7 @@ class Rows:
         stale = False
         for attempt in range(_ATTEMPTS):
             try:
-                with (engine or self.engines.own).connect() as connection:
+                with self.engines.own.connect() as connection:
                     return work(connection)
             except SQLAlchemyError as exc:
                 trouble = trouble_of(exc)
@@ -117,6 +119,18 @@ class Rows:
                 if not again or attempt == _ATTEMPTS - 1:
                     raise self.unavailable(exc) from exc
         raise AssertionError("unreachable")
+
+    @contextmanager
+    def transaction(self, connection: Connection) -> Iterator[None]:
+        """Make one transaction of what is done in the block."""
+        connection.exec_driver_sql(self.engines.flavour.begin)
+        try:
+            yield
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            if not connection.invalidated:
+                connection.exec_driver_sql("ROLLBACK")
+            raise
 
     def unavailable(self, exc: SQLAlchemyError) -> StoreUnavailable:
         """Say in the library's words that the database can't work, and what to do about it."""
@@ -147,6 +161,13 @@ class Rows:
         if stamp is None:
             return Row(now_us, noted=noted)
         return Row(now_us, bytes(packed), stamp, token, expires_ms, noted)
+
+    def read_locked(self, connection: Connection, key: str) -> Row:
+        """Read a record under its lock, which nobody may have."""
+        values = {"keys": [fit(key)]}
+        for _, now_us, packed, *rest in connection.execute(self._read_locked, values):
+            return Row(now_us, bytes(packed), *rest)
+        return self.read(connection, key)
 
     def read_many(self, connection: Connection, keys: Sequence[str]) -> dict[str, Row]:
         """Read those of some records that there are, by the names under which they are stored."""

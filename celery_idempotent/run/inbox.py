@@ -1,0 +1,135 @@
+"""The transaction of one run: its body's effects, committed together with its completion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from celery_idempotent.core.transitions import Lost, Recorded, Settle
+from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.run.heartbeat import Lease, heartbeat
+from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.stores.transactions import Transaction, TransactionalStore
+
+__all__ = ["Inbox", "plain_session", "plainly"]
+
+T = TypeVar("T")
+
+
+def _begin(store: Store) -> Transaction:
+    if not isinstance(store, TransactionalStore):
+        raise ConfigurationError(
+            "self.idempotency.session is a session on the store's database, and this store is "
+            "none: set idempotency_store_url = 'postgresql://...' (or mysql://, mariadb://, "
+            "sqlite:////...), to the database that holds your data; pip install "
+            "'celery-idempotent[sql]'"
+        )
+    return store.begin()
+
+
+class Inbox:
+    """What the body of a run writes in the store's database; nothing, unless it asks for that."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self._transaction: Transaction | None = None
+        #: Whether what the body wrote was not committed, though it returned.
+        self.undone = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the body has asked for it, and it is not over."""
+        return self._transaction is not None
+
+    @property
+    def session(self) -> Any:
+        """The session, opened when it is asked for first."""
+        if self._transaction is None:
+            self._transaction = _begin(self._lease.store)
+            self._rest()
+        return self._transaction.session
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> None:
+        """Write a step, to be committed with all else."""
+        assert self._transaction is not None
+        answer = self._transaction.step(one, name, packed)
+        if isinstance(answer, Lost):
+            self._lease.lose(answer.record)
+        self._rest()
+
+    def renew(self) -> None:
+        """Learn whether the key is still the run's; prolong its lease where there is one."""
+        if self._transaction is None or not self._transaction.is_lease:
+            self._lease.renew()
+            return
+        record = self._transaction.lost(self._lease.key, self._lease.record.token)
+        if record is not None:
+            self._lease.lose(record)
+
+    def commit(self, event: Settle) -> Recorded | Lost:
+        """Commit what the body wrote and how it ended together, or neither.
+
+        Raises:
+            NotCommitted, Exception: as :meth:`.Transaction.commit`.
+        """
+        assert self._transaction is not None
+        transaction, self._transaction = self._transaction, None
+        self.undone = True
+        transaction.flush()
+        # From here on the lock of the record's row is the lease: a renewal would only meet that.
+        heartbeat.remove(self._lease)
+        answer = transaction.commit(self._lease.key, event)
+        self.undone = isinstance(answer, Lost)
+        self._wake()
+        return answer
+
+    def rollback(self) -> None:
+        """Undo what the body wrote."""
+        if self._transaction is not None:
+            transaction, self._transaction = self._transaction, None
+            transaction.rollback()
+            self._wake()
+
+    def _rest(self) -> None:
+        if self._transaction is not None and self._transaction.is_lease:
+            heartbeat.remove(self._lease)
+
+    def _wake(self) -> None:
+        self._lease.renewed = time.monotonic()
+        heartbeat.add(self._lease)
+
+
+# --- without a claim -----------------------------------------------------------------------------
+
+_opened: ContextVar[list[Transaction] | None] = ContextVar("idempotent_sessions", default=None)
+
+
+def plainly(body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a body that holds no claim, and commit what it wrote in its session if it returns."""
+    opened: list[Transaction] = []
+    token = _opened.set(opened)
+    try:
+        result = body(*args, **kwargs)
+    except BaseException:
+        for transaction in opened:
+            transaction.rollback()
+        raise
+    finally:
+        _opened.reset(token)
+    for transaction in opened:
+        transaction.commit_alone()
+    return result
+
+
+def plain_session(store: Callable[[], Store] | None) -> Any:
+    """Open a session for a body that holds no claim; :func:`plainly` commits it."""
+    opened = _opened.get()
+    if opened is None or store is None:
+        raise ConfigurationError(
+            "self.idempotency.session is there only while the body of its task runs"
+        )
+    transaction = _begin(store())
+    opened.append(transaction)
+    return transaction.session
