@@ -297,8 +297,9 @@ class Twins(RuleBasedStateMachine):
     @rule(key=keys, at=st.integers(0, 23), value=st.integers(0, 255))
     def spoil_the_header(self, key: str, at: int, value: int) -> None:
         packed = read_memory(self.memory, key)
-        if self.memory.ttl(key) is not None and packed:
+        if self.memory.ttl(key) is not None and packed is not None and len(packed) >= 24:
             spoilt = packed[:at] + bytes((value,)) + packed[at + 1 :]
+            # Whether there are steps stays said: beside a record that denies them they live on.
             self.write(key, spoilt[:2] + bytes((spoilt[2] & ~1 | packed[2] & 1,)) + spoilt[3:])
 
     @rule(key=keys, size=st.integers(0, 120))
