@@ -1,4 +1,4 @@
-"""What operators see and do: records listed, counted, found, shown and forgotten.
+"""What operators see and do: records listed, counted, shown and forgotten.
 
 Whoever shows them (commands, pages, an API) takes them from here. Lists are streamed: a store may
 hold millions of records, and none of this asks it for more than a thousand at a time.
@@ -7,7 +7,7 @@ hold millions of records, and none of this asks it for more than a thousand at a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
@@ -40,7 +40,6 @@ __all__ = [
     "count",
     "find",
     "forget",
-    "locate",
     "parse_name",
     "show",
 ]
@@ -84,34 +83,6 @@ def find(
     """
     all_batches = batches(store, prefix, Filter(task, state, match))
     return islice((view for batch in all_batches for view in batch), limit)
-
-
-def locate(
-    store: Store, prefix: str, text: str, namespaces: Iterable[str] = ()
-) -> Iterator[RecordView]:
-    """Find records by what a person has of them: a record's name, a key, or its owner's task id.
-
-    Args:
-        namespaces: where to look first, without going through the store: the tasks' names.
-
-    Raises:
-        StoreUnavailable: the store does not answer.
-    """
-    seen: set[str] = set()
-    names = [text] if parse_name(prefix, text) else []
-    names += [f"{prefix}:{{{namespace}:{text}}}" for namespace in namespaces]
-    for name, record in zip(names, store.get_many(names), strict=True):
-        parts = parse_name(prefix, name)
-        if record is not None and parts is not None and name not in seen:
-            seen.add(name)
-            yield view_of(name, *parts, record)
-    if seen and names[0] == text:
-        return
-    for batch in batches(store, prefix, Filter()):
-        for view in batch:
-            if view.name not in seen and text in (view.key, view.owner_id):
-                seen.add(view.name)
-                yield view
 
 
 def show(store: Store, prefix: str, name: str) -> RecordDetail | None:

@@ -1,4 +1,4 @@
-"""Records as operators see them: listed, filtered, counted, located, shown and forgotten."""
+"""Records as operators see them: listed, filtered, counted, shown and forgotten."""
 
 from __future__ import annotations
 
@@ -376,30 +376,6 @@ def test_a_store_that_is_away_is_said_to_be(own_server: RedisServer) -> None:
     ):
         with pytest.raises(StoreUnavailable):
             look()
-
-
-@pytest.mark.parametrize("text", ["name", "order:42", "task-1"], ids=["name", "key", "task id"])
-def test_a_record_is_located_by_what_one_has(shelf: Shelf, text: str) -> None:
-    """Its name in the store, its key, or the id of the task that owns it."""
-    # Given
-    name = shelf.done(owner="task-1")
-    shelf.done("order:43", owner="task-2")
-    # When
-    found = list(records.locate(shelf.store, PREFIX, name if text == "name" else text))
-    # Then
-    assert [view.name for view in found] == [name]
-
-
-def test_a_key_is_located_in_each_namespace(shelf: Shelf) -> None:
-    """Once each, those of known tasks first."""
-    # Given
-    names = [shelf.done(task=task) for task in ("shop.charge", "shop.pack", "shop.send")]
-    # When
-    found = records.locate(shelf.store, PREFIX, "order:42", ["shop.send"])
-    # Then
-    located = [view.name for view in found]
-    assert located[0] == names[2]
-    assert sorted(located) == sorted(names)
 
 
 def test_forgetting_frees_a_key(shelf: Shelf) -> None:

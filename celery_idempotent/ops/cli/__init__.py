@@ -8,6 +8,7 @@ import click
 
 from celery_idempotent.ops.cli.act import forget_command, resolve_command
 from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
+from celery_idempotent.ops.flower.command import flower_command
 
 __all__ = ["idempotency"]
 
@@ -29,5 +30,6 @@ for _command in (
     forget_command,
     resolve_command,
     stats_command,
+    flower_command,
 ):
     idempotency.add_command(_command)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from flower.api import BaseApiHandler
 from tornado import web
 
+from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops.flower import flowers
-from celery_idempotent.ops.flower.handlers import AWAY, Ours, page_number
+from celery_idempotent.ops.flower.actions import WAYS, answer_of
+from celery_idempotent.ops.flower.handlers import AWAY, NO_RECORD, Ours
+from celery_idempotent.ops.records import RecordView
+from celery_idempotent.ops.settle import NotUnknown
 
-__all__ = ["ForgetApi", "RecordApi", "RecordsApi", "StatsApi"]
-
-_NONE = "there is no such record: it was never made, or is gone"
+__all__ = ["ForgetApi", "RecordApi", "RecordsApi", "ResolveApi", "StatsApi"]
 
 
 class _Api(Ours, BaseApiHandler):
@@ -24,19 +25,27 @@ class _Api(Ours, BaseApiHandler):
         self.set_status(status)
         self.finish(fields)
 
+    async def view(self) -> RecordView | None:
+        """Give the record that a form names; answer where there is none."""
+        detail = await self.ask(self.desk.show, self.get_body_argument("name"))
+        if detail is None:
+            self.answer(404, error=NO_RECORD)
+            return None
+        return detail.view
+
 
 class RecordsApi(_Api):
     """``GET api/idempotency/records?task=&state=&match=&page=&listing=``."""
 
     @web.authenticated
     async def get(self) -> None:
-        number = page_number(self.get_query_argument("page", "1"))
         name = self.get_query_argument("listing", None)
         try:
-            listing, page = await self.ask(self.desk.page, self.asked(), name, number)
+            listing, page = await self.ask(self.desk.page, self.asked(), name, self.number())
         except AWAY as exc:
-            return self.answer(503, error=str(exc))
-        return self.answer(
+            self.answer(503, error=str(exc))
+            return
+        self.answer(
             200,
             records=[view.as_dict() for view in page.views],
             page=page.number,
@@ -52,21 +61,25 @@ class RecordApi(_Api):
     @web.authenticated
     async def get(self) -> None:
         name = self.get_query_argument("name", None)
-        key = self.get_query_argument("key", None)
         try:
             if name is None:
-                found = await self.ask(self.desk.locate, key or "")
+                found = await self.ask(self.desk.locate, self.get_query_argument("key"))
                 if len(found) > 1:
                     names = [view.name for view in found]
-                    return self.answer(300, error="several records fit: name one", names=names)
+                    self.answer(300, error="Several records fit: name one", names=names)
+                    return
                 name = found[0].name if found else ""
             detail = await self.ask(self.desk.show, name)
+            story = await self.ask(self.desk.story, name)
         except AWAY as exc:
-            return self.answer(503, error=str(exc))
+            self.answer(503, error=str(exc))
+            return
         if detail is None:
-            return self.answer(404, error=_NONE)
-        duplicates = flowers.duplicates_of(self.application, name)
-        return self.answer(200, **detail.as_dict(), duplicates=asdict(duplicates))
+            self.answer(404, error=NO_RECORD)
+            return
+        duplicates = flowers.duplicates_of(self.application, name, story.duplicates)
+        events = [told.as_dict() for told in story.events]
+        self.answer(200, **detail.as_dict(), duplicates=duplicates, events=events)
 
 
 class StatsApi(_Api):
@@ -77,10 +90,12 @@ class StatsApi(_Api):
         try:
             stats = await self.ask(self.desk.counts)
         except AWAY as exc:
-            return self.answer(503, error=str(exc))
+            self.answer(503, error=str(exc))
+            return
         if stats is None:
-            return self.answer(202, error="still counting: ask again")
-        return self.answer(200, total=stats.total, states=stats.states, tasks=stats.tasks)
+            self.answer(202, error="Still counting: ask again")
+        else:
+            self.answer(200, total=stats.total, states=stats.states, tasks=stats.tasks)
 
 
 class ForgetApi(_Api):
@@ -90,9 +105,30 @@ class ForgetApi(_Api):
     async def post(self) -> None:
         self.refuse_what_must_not_change()
         try:
-            forgotten = await self.ask(self.desk.forget, self.get_body_argument("name"))
+            view = await self.view()
+            if view is not None:
+                done = await self.ask(self.desk.forget, view, self.via)
+                self.answer(200 if done else 404, name=view.name, forgotten=done)
         except AWAY as exc:
-            return self.answer(503, error=str(exc))
-        if not forgotten:
-            return self.answer(404, error=_NONE)
-        return self.answer(200, message="the key is free: its next call runs")
+            self.answer(503, error=str(exc))
+
+
+class ResolveApi(_Api):
+    """``POST api/idempotency/resolve`` with ``name=``, ``how=`` and ``answer=``, and the token."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        self.refuse_what_must_not_change()
+        how = self.get_body_argument("how", "")
+        answer = answer_of(how, self.get_body_argument("answer", ""))
+        try:
+            view = await self.view()
+            if view is not None:
+                sent = await self.ask(self.desk.resolve, view, WAYS[how], answer, self.via)
+                self.answer(200, name=view.name, resolved=how, compensation=sent)
+        except AWAY as exc:
+            self.answer(503, error=str(exc))
+        except NotUnknown as exc:
+            self.answer(409, error=str(exc))
+        except IdempotencyError as exc:
+            self.answer(500, error=str(exc))

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from celery_idempotent.ops import records
+from celery_idempotent.core.record import State
+from celery_idempotent.ops import records, settle
 from celery_idempotent.ops.flower.listing import Counts, Listing, Listings, Page
 from celery_idempotent.ops.flower.seams import PatchedLoader
+from celery_idempotent.ops.journal import Happened, History, newest_first
+from celery_idempotent.ops.lookup import look_up
 from celery_idempotent.ops.records import Filter, RecordDetail, RecordView, Stats
 from celery_idempotent.settings import Environment, environment_of
 
-__all__ = ["Desk"]
+__all__ = ["Desk", "Story"]
 
-_MOST_LOCATED = 20
+#: So many events of a record are shown.
+_STORY = 100
+
+
+class Story(NamedTuple):
+    """What the journal knows of a record, newest first."""
+
+    #: The last that happened.
+    events: list[Happened]
+    #: The task ids of the calls that were answered with its outcome.
+    duplicates: list[str]
 
 
 class Desk:
@@ -48,8 +61,8 @@ class Desk:
         listing = self.listings.get(name)
         if listing is None or name is None:
             wanted = Filter(asked["task"], asked["state"], asked["match"])
-            batches = records.batches(environment.store, environment.prefix, wanted)
-            listing = Listing(batches)
+            where = environment.store, environment.prefix, wanted
+            listing = Listing(newest_first(*where, rest=False), records.batches(*where))
             name = self.listings.open(listing)
         return name, listing.page(number)
 
@@ -79,16 +92,32 @@ class Desk:
         Raises:
             ConfigurationError, StoreUnavailable: there is no store, or no answer.
         """
-        environment = self.environment(app)
-        tasks = [name for name in app.tasks if not name.startswith("celery.")]
-        found = records.locate(environment.store, environment.prefix, text, tasks)
-        return [view for view, _ in zip(found, range(_MOST_LOCATED), strict=False)]
+        return look_up(app, self.environment(app), text)
 
-    def forget(self, app: Any, name: str) -> bool:
-        """Free a key; whether there was a record.
+    def story(self, app: Any, name: str) -> Story:
+        """Give what the journal knows of a record.
 
         Raises:
             ConfigurationError, StoreUnavailable: there is no store, or no answer.
         """
         environment = self.environment(app)
-        return records.forget(environment.store, environment.prefix, name, environment.horizon)
+        events = History(environment.store, environment.prefix).of_record(name)[::-1]
+        duplicates = (told.task_id for told in events if told.what == "deduplicated")
+        return Story(events[:_STORY], list(dict.fromkeys(id for id in duplicates if id)))
+
+    def forget(self, app: Any, view: RecordView, via: str) -> bool:
+        """Free a key; whether there was a record.
+
+        Raises:
+            ConfigurationError, StoreUnavailable: there is no store, or no answer.
+        """
+        return settle.forget(self.environment(app), view, via)
+
+    def resolve(self, app: Any, view: RecordView, how: State, answer: Any, via: str) -> str | None:
+        """Settle an unknown outcome; the id of the message that undoes its steps, if there is one.
+
+        Raises:
+            NotUnknown: it is in another state.
+            ConfigurationError, StoreUnavailable: there is no store, or no answer.
+        """
+        return settle.resolve(app, self.environment(app), view, how, answer, via)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final
 
 from celery_idempotent.events import STATE
 
-__all__ = ["Duplicates", "badge", "duplicates_of", "knows", "span"]
-
-_MOST: Final = 50
+__all__ = ["badge", "duplicates_of", "knows", "span"]
 
 #: Which of Flower's colours a state has, in the words of its three styles.
 _COLOURS: Final = {
@@ -23,14 +21,6 @@ _COLOURS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Duplicates:
-    """The duplicates of one record that this Flower has seen: how many, and the last of them."""
-
-    count: int
-    task_ids: list[str]
-
-
 def _tasks(application: Any) -> Any:
     tasks = application.events.state.tasks
     return getattr(tasks, "data", tasks)
@@ -41,17 +31,19 @@ def knows(application: Any, task_id: str | None) -> bool:
     return bool(task_id) and task_id in _tasks(application)
 
 
-def duplicates_of(application: Any, record: str) -> Duplicates:
-    """Find the duplicates of a record among the tasks that Flower remembers.
+def duplicates_of(application: Any, record: str, journaled: Sequence[str]) -> list[str]:
+    """Give a record's duplicates, newest first: those of the journal, and what Flower remembers.
 
     To be called in Flower's loop, which is where its events come in.
     """
-    found = [
+    remembered = [
         str(task_id)
         for task_id, task in _tasks(application).items()
         if getattr(task, "idempotency_record", None) == record and task.state == STATE
     ]
-    return Duplicates(len(found), found[: -_MOST - 1 : -1])
+    known = set(journaled)
+    # Of what the journal has not got, it is either too old for it, or too new.
+    return [id for id in reversed(remembered) if id not in known] + list(journaled)
 
 
 def badge(state: str) -> str:

@@ -1,10 +1,10 @@
-"""The pages: records, one record, forgetting it; each with Flower's login and in Flower's look."""
+"""The pages to look at: the list of records, one record; with Flower's login, in Flower's look."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
 from flower.views import BaseHandler
@@ -16,20 +16,25 @@ from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.ops.flower import flowers
 from celery_idempotent.ops.flower.desk import Desk
 from celery_idempotent.ops.records import STATES, RecordDetail
+from celery_idempotent.ops.sentences import sentence
 
-__all__ = ["AWAY", "CountsView", "ForgetView", "Ours", "RecordView", "RecordsView", "page_number"]
+__all__ = ["AWAY", "NO_RECORD", "CountsView", "Ours", "OurPage", "RecordView", "RecordsView"]
 
 T = TypeVar("T")
 
-AWAY = (ConfigurationError, StoreUnavailable)
+#: Where there is no store, or no answer.
+AWAY: Final = (ConfigurationError, StoreUnavailable)
+NO_RECORD: Final = "There is no such record: it was never made, or is gone"
 
 
 class Ours:
-    """What our pages and our API have in common, beside Flower's own base class."""
+    """What our pages and our API have in common, beside Flower's own base classes."""
 
     desk: Desk
     application: Any
     capp: Any
+    request: Any
+    current_user: Any
 
     def initialize(self, desk: Desk) -> None:
         """Take what the pages share; Tornado calls it."""
@@ -45,6 +50,12 @@ class Ours:
         """Whether Flower was told to change nothing."""
         return bool(getattr(self.application.options, "read_only", False))
 
+    @property
+    def via(self) -> str:
+        """Say for the journal who did it, as far as Flower knows."""
+        user = f"{self.current_user}, " if isinstance(self.current_user, str) else ""
+        return f"Flower, {user}{self.request.remote_ip}"
+
     def refuse_what_must_not_change(self) -> None:
         """Refuse in read-only mode, and what another site had the reader's browser send.
 
@@ -54,17 +65,24 @@ class Ours:
             HTTPError: 403.
         """
         if self.read_only:
-            raise web.HTTPError(403, "Flower runs in read-only mode: nothing is forgotten here")
+            raise web.HTTPError(403, "Flower runs in read-only mode: nothing is changed here")
         web.RequestHandler.check_xsrf_cookie(self)  # type: ignore[arg-type]
 
     def asked(self) -> dict[str, str | None]:
         """Give the filter; read past Flower, which escapes what it reads."""
-        read = web.RequestHandler.get_query_argument
-        names = ("task", "state", "match")
-        return {name: read(self, name, None) for name in names}  # type: ignore[call-overload]
+        read: Any = web.RequestHandler.get_query_argument
+        return {name: read(self, name, None) for name in ("task", "state", "match")}
+
+    def number(self) -> int:
+        """Give the page's number; what is none is the first."""
+        read: Any = web.RequestHandler.get_query_argument
+        try:
+            return max(1, int(read(self, "page", "1")))
+        except ValueError:
+            return 1
 
 
-class _Page(Ours, BaseHandler):
+class OurPage(Ours, BaseHandler):
     """A page."""
 
     def create_template_loader(self, template_path: str) -> BaseLoader:
@@ -81,29 +99,39 @@ class _Page(Ours, BaseHandler):
         given = {key: value for key, value in query.items() if value not in (None, "")}
         return str(self.reverse_url(page)) + (f"?{urlencode(given)}" if given else "")
 
+    async def detail(self, name: str) -> RecordDetail:
+        """Read a record.
 
-class RecordsView(_Page):
+        Raises:
+            HTTPError: 404, there is none.
+            ConfigurationError, StoreUnavailable: there is no store, or no answer.
+        """
+        detail = await self.ask(self.desk.show, name)
+        if detail is None:
+            raise web.HTTPError(404, NO_RECORD)
+        return detail
+
+
+class RecordsView(OurPage):
     """The list, a page at a time."""
 
     @web.authenticated
     async def get(self) -> None:
         asked = self.asked()
-        number = page_number(self.get_query_argument("page", "1"))
         try:
             listing, page = await self.ask(
-                self.desk.page, asked, self.get_query_argument("listing", None), number
+                self.desk.page, asked, self.get_query_argument("listing", None), self.number()
             )
             environment = self.desk.environment(self.capp)
         except AWAY as exc:
             self.away(exc)
             return
-        tasks = sorted(name for name in self.capp.tasks if not name.startswith("celery."))
         self.render(
             "idempotency-records.html",
             page=page,
             asked=asked,
             states=STATES,
-            tasks=tasks,
+            tasks=sorted(name for name in self.capp.tasks if not name.startswith("celery.")),
             where=environment.where,
             link=self.link,
             listing=listing,
@@ -112,26 +140,26 @@ class RecordsView(_Page):
         )
 
 
-class RecordView(_Page):
-    """One record."""
+class RecordView(OurPage):
+    """One record, with all that is known of it."""
 
     @web.authenticated
     async def get(self) -> None:
         name = self.get_query_argument("name")
         try:
-            detail = await self.ask(self.desk.show, name)
+            detail = await self.detail(name)
+            story = await self.ask(self.desk.story, name)
         except AWAY as exc:
             self.away(exc)
             return
-        if detail is None:
-            raise web.HTTPError(404, "There is no such record: it was never made, or is gone")
         self.render(
             "idempotency-record.html",
             detail=detail,
             view=detail.view,
-            duplicates=flowers.duplicates_of(self.application, name),
+            duplicates=flowers.duplicates_of(self.application, name, story.duplicates),
+            story=[(told.at_ms / 1000, told.task_id, sentence(told)) for told in story.events],
             known=functools.partial(flowers.knows, self.application),
-            forgotten=self.get_query_argument("forgotten", ""),
+            done=self.get_query_argument("done", ""),
             read_only=self.read_only,
             link=self.link,
             badge=flowers.badge,
@@ -139,51 +167,7 @@ class RecordView(_Page):
         )
 
 
-class ForgetView(_Page):
-    """Forgetting a record: first what it means, then the deed."""
-
-    def set_default_headers(self) -> None:
-        """As Flower's; and no other site may put this page under its reader's pointer."""
-        super().set_default_headers()
-        self.set_header("Content-Security-Policy", "frame-ancestors 'self'")
-
-    @web.authenticated
-    async def get(self) -> None:
-        detail = await self._detail(self.get_query_argument("name"))
-        if detail is not None:
-            self.render(
-                "idempotency-forget.html",
-                detail=detail,
-                view=detail.view,
-                read_only=self.read_only,
-                link=self.link,
-                span=flowers.span,
-            )
-
-    @web.authenticated
-    async def post(self) -> None:
-        self.refuse_what_must_not_change()
-        name = self.get_body_argument("name")
-        try:
-            if not await self.ask(self.desk.forget, name):
-                raise web.HTTPError(404, "There is no such record: it was never made, or is gone")
-        except AWAY as exc:
-            self.away(exc)
-            return
-        self.redirect(self.link("idempotency-record", name=name, forgotten=1), status=303)
-
-    async def _detail(self, name: str) -> RecordDetail | None:
-        try:
-            detail = await self.ask(self.desk.show, name)
-        except AWAY as exc:
-            self.away(exc)
-            return None
-        if detail is None:
-            raise web.HTTPError(404, "There is no such record: it was never made, or is gone")
-        return detail
-
-
-class CountsView(_Page):
+class CountsView(OurPage):
     """The counts, for the list to fill in when they are there."""
 
     @web.authenticated
@@ -199,11 +183,3 @@ class CountsView(_Page):
             self.finish({})
             return
         self.finish({"total": stats.total, "states": stats.states})
-
-
-def page_number(text: str) -> int:
-    """Read a page's number; what is none is the first."""
-    try:
-        return max(1, int(text))
-    except ValueError:
-        return 1

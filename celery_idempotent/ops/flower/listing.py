@@ -39,7 +39,7 @@ class Page:
     number: int
     #: Whether there is a next page, or may be one.
     more: bool
-    #: Whether the last claimed keys come first: so it is where all of them were read at once.
+    #: Whether it is known to be in order: what happened last comes first.
     newest_first: bool
     #: Whether the page is not full because looking for more would have taken too long.
     cut_short: bool
@@ -48,16 +48,23 @@ class Page:
 
 
 class Listing:
-    """One list of records, as far as it has been read."""
+    """One list of records, as far as it has been read.
 
-    def __init__(self, batches: Batches, newest_first: bool = False) -> None:
-        self._batches = batches
+    Args:
+        ordered: records in their order, the newest first.
+        rest: all records in no order; those that came before are left out. Where there are few,
+            they are read at once and put in order: the keys that were claimed last come first.
+    """
+
+    def __init__(self, ordered: Batches, rest: Batches) -> None:
+        self._ordered = ordered
+        self._rest = rest
         self._lock = threading.Lock()
         self._views: list[RecordView] = []
         self._seen: set[str] = set()
         self._done = False
-        self._newest_first = newest_first
-        self._begun = newest_first  # what comes in order needs no sorting
+        #: So many of them are in order; ``None``: the ordered ones have not all come yet.
+        self._in_order: int | None = None
 
     def page(self, number: int) -> Page:
         """Give a page, reading as far as that takes.
@@ -67,12 +74,6 @@ class Listing:
         """
         number = max(1, min(number, _MOST // PAGE))
         with self._lock:
-            if not self._begun:
-                self._read(_SORTED)
-                self._begun = True
-                if self._done:
-                    self._views.sort(key=lambda view: view.token, reverse=True)
-                    self._newest_first = True
             self._read(number * PAGE + 1)
             views = self._views[(number - 1) * PAGE : number * PAGE]
             too_many = len(self._views) >= _MOST
@@ -81,23 +82,34 @@ class Listing:
                 views=views,
                 number=number,
                 more=len(self._views) > number * PAGE and number < _MOST // PAGE,
-                newest_first=self._newest_first,
+                newest_first=self._in_order is None or number * PAGE <= self._in_order,
                 cut_short=short,
                 too_many=too_many and not self._done,
             )
 
     def _read(self, wanted: int) -> None:
         enough = time.monotonic() + _PATIENCE_S
-        while not self._done and len(self._views) < min(wanted, _MOST):
-            batch = next(self._batches, None)
+        self._take(self._ordered, wanted, enough)
+        if len(self._views) >= wanted or time.monotonic() >= enough:
+            return
+        if self._in_order is None:
+            self._in_order = ordered = len(self._views)
+            self._take(self._rest, ordered + _SORTED, enough)
+            if self._done:
+                rest = sorted(self._views[ordered:], key=lambda view: view.token, reverse=True)
+                self._views[ordered:] = rest
+                self._in_order = _MOST
+        self._take(self._rest, wanted, enough)
+
+    def _take(self, batches: Batches, wanted: int, enough: float) -> None:
+        while len(self._views) < min(wanted, _MOST) and time.monotonic() < enough:
+            batch = next(batches, None)
             if batch is None:
-                self._done = True
+                self._done = batches is self._rest
                 return
             new = [view for view in batch if view.name not in self._seen]
             self._views.extend(new)
             self._seen.update(view.name for view in new)
-            if time.monotonic() >= enough:
-                return
 
 
 class Listings:

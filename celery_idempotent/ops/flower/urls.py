@@ -6,7 +6,7 @@ from typing import Any
 
 from tornado.web import url
 
-from celery_idempotent.ops.flower import api
+from celery_idempotent.ops.flower import actions, api
 from celery_idempotent.ops.flower import handlers as pages
 from celery_idempotent.ops.flower.desk import Desk
 from celery_idempotent.ops.flower.seams import PatchedLoader
@@ -20,10 +20,12 @@ def handlers(loader: PatchedLoader) -> list[Any]:
     return [
         url(r"/idempotency", pages.RecordsView, shared, name="idempotency"),
         url(r"/idempotency/record", pages.RecordView, shared, name="idempotency-record"),
-        url(r"/idempotency/forget", pages.ForgetView, shared, name="idempotency-forget"),
+        url(r"/idempotency/forget", actions.ForgetView, shared, name="idempotency-forget"),
+        url(r"/idempotency/resolve", actions.ResolveView, shared, name="idempotency-resolve"),
         url(r"/idempotency/counts", pages.CountsView, shared, name="idempotency-counts"),
         url(r"/api/idempotency/records", api.RecordsApi, shared),
         url(r"/api/idempotency/record", api.RecordApi, shared),
         url(r"/api/idempotency/stats", api.StatsApi, shared),
         url(r"/api/idempotency/forget", api.ForgetApi, shared),
+        url(r"/api/idempotency/resolve", api.ResolveApi, shared),
     ]
