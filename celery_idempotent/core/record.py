@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import re
 import struct
 import uuid
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ VERSION: Final = 1
 
 _HEADER = struct.Struct(">BBBBQQI")
 _UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
+_UUID_TEXT = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _TEXT_OWNER = 0x54  # "T"
 _HAS_STEPS = 1  # a bit of the flags
 _MAX_FIELD = 255
@@ -68,12 +70,8 @@ class Owner(NamedTuple):
     def pack(self) -> bytes:
         """Give the bytes that stores compare: equal owners, equal bytes."""
         nesting = b"" if not self.nesting else self.nesting.to_bytes(4, "big")
-        try:
-            parsed = uuid.UUID(self.task_id)
-        except ValueError:
-            parsed = None
-        if parsed is not None and str(parsed) == self.task_id:
-            return bytes((_UUID_OWNER,)) + parsed.bytes + nesting
+        if _UUID_TEXT(self.task_id):
+            return b"U" + bytes.fromhex(self.task_id.replace("-", "")) + nesting
         text = self.task_id.encode("utf-8", "surrogatepass")
         if len(text) > _MAX_FIELD - 6:
             # A task id of that length is nobody's: it is bounded, and stays distinct by its digest.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
@@ -51,6 +52,12 @@ _CERT_REQS: Final = {
 }
 
 
+#: What a claim asks for, and the head of what it is answered, as lua/claim.lua has them.
+_ASK: Final = struct.Struct(">QQQIIB")
+_ANSWER: Final = struct.Struct(">BBQ")
+_SETTLE: Final = struct.Struct(">QQ")
+
+
 class RedisStore(RedisJournals):
     """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server."""
 
@@ -76,41 +83,38 @@ class RedisStore(RedisJournals):
         )
 
     def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
-        answer = self._wire.call(
-            Call(
-                self._claim,
-                _keys(key) if note is None else (*_keys(key), note),
-                (
-                    ask.candidate.pack(),
-                    ask.lease_ms,
-                    ask.keep_ms,
-                    UNKNOWN_TTL_MS,
-                    ask.max_interruptions,
-                    int(ask.checked),
-                    int(ask.callbacks),
-                    ask.awaited,
-                    ask.max_compensations,
-                    int(ask.compensates_only),
-                ),
-            )
+        numbers = _ASK.pack(
+            ask.lease_ms,
+            ask.keep_ms,
+            UNKNOWN_TTL_MS,
+            ask.max_interruptions,
+            ask.max_compensations,
+            ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only,
         )
-        code = answer[0]
-        if code == 1:
-            return _claimed(answer)
+        keys = _keys(key) if note is None else (*_keys(key), note)
+        args = (ask.candidate.pack(), ask.awaited, numbers)
+        answer = self._wire.call(Call(self._claim, keys, args))
+        if type(answer) is int:
+            return Claimed(answer)
+        if type(answer) is list:
+            failed = Record.unpack(answer[2]) if answer[2] else None
+            return Claimed(answer[0], answer[1], failed, _pairs(answer[3]))
+        code, flags, now_ms = _ANSWER.unpack_from(answer)
+        raw = answer[_ANSWER.size :]
         if code == 2:
-            return Busy(Record.unpack(answer[3]), bool(answer[1]), answer[2])
+            return Busy(Record.unpack(raw), bool(flags & 1), now_ms)
         if code == 3:
-            return Replay(Record.unpack(answer[3]), bool(answer[1]), bool(answer[2]))
+            return Replay(Record.unpack(raw), bool(flags & 1), bool(flags & 2))
         if code == 4:
             return Superseded()
         if code == 5:
-            return Mismatch(Record.unpack(answer[1]))
+            return Mismatch(Record.unpack(raw))
         if code == 6:
-            return Unknown(Record.unpack(answer[1]))
-        raise _unreadable(answer)
+            return Unknown(Record.unpack(raw))
+        raise _unreadable((code, raw))
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
-        args = (event.record.pack(), event.delay_ms, event.ttl_ms)
+        args = (event.record.pack(), _SETTLE.pack(event.delay_ms, event.ttl_ms))
         return _recorded(self._wire.call(Call(self._settle, _keys(key), args)))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
@@ -209,14 +213,9 @@ def _pairs(flat: Any) -> dict[str, bytes]:
     return dict(zip(names, flat[1::2], strict=True))
 
 
-def _claimed(answer: Any) -> Claimed:
-    if len(answer) == 3:
-        return Claimed(answer[1], answer[2])
-    failed = Record.unpack(answer[3]) if answer[3] else None
-    return Claimed(answer[1], answer[2], failed, _pairs(answer[4]))
-
-
 def _recorded(answer: Any) -> Recorded | Lost:
+    if type(answer) is int:
+        return Recorded(answer)
     if answer[0] == 1:
         return Recorded(answer[1])
     if answer[0] == 2:

@@ -63,8 +63,11 @@ def load_script(name: str) -> Script:
 def _pack(parts: Sequence[Argument]) -> bytes:
     chunks = [b"*%d\r\n" % len(parts)]
     for part in parts:
-        raw = part if type(part) is bytes else str(part).encode("utf-8", "surrogatepass")
-        chunks.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+        if isinstance(part, str):
+            part = part.encode("utf-8", "surrogatepass")
+        elif isinstance(part, int):
+            part = b"%d" % part
+        chunks.append(b"$%d\r\n%b\r\n" % (len(part), part))
     return b"".join(chunks)
 
 

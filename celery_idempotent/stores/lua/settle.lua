@@ -1,9 +1,9 @@
 -- Write what a run became, if it still holds its key: transitions.settle, restated.
 -- KEYS: record, steps
--- ARGV: new record (its token is the run's), delay_ms, ttl_ms
--- Returns: {1, token} recorded | {2, record} lost | {0, raw} unreadable
+-- ARGV: new record (its token is the run's), and packed: delay_ms:8 ttl_ms:8
+-- Returns: the token, where it is recorded | {2, record} lost | {0, raw} unreadable
 local new = parse(ARGV[1])
-local delay_ms = tonumber(ARGV[2])
+local delay_ms, ttl_ms = struct.unpack('>I8I8', ARGV[2])
 local now_ms = math.floor(now_us() / 1000)
 local record, raw = load_record()
 if record == false then return {0, raw} end
@@ -11,10 +11,10 @@ local token = new.token
 if new.state == RELEASED then token = token + 1 end
 if record then
   local again = record.token == token and record.state == new.state and record.owner == new.owner
-  if again and new.state ~= RUNNING and new.state ~= COMPENSATING then return {1, token} end
+  if again and new.state ~= RUNNING and new.state ~= COMPENSATING then return token end
   if record.token ~= new.token then return {2, raw} end
-  if record.state == SUCCEEDED or record.state == FAILED then return {1, record.token} end
-  if record.state == UNKNOWN and new.state == RUNNING then return {1, record.token} end
+  if record.state == SUCCEEDED or record.state == FAILED then return record.token end
+  if record.state == UNKNOWN and new.state == RUNNING then return record.token end
 end
 local until_ms = 0
 if delay_ms > 0 or new.state == RUNNING or new.state == RETRYING or new.state == COMPENSATING then
@@ -23,5 +23,5 @@ end
 local interruptions = record and record.interruptions or 0
 if new.state == COMPENSATING and record and record.state ~= COMPENSATING then interruptions = 0 end
 local flags = record and record.flags or new.flags
-save(with_header(ARGV[1], new.state, interruptions, token, until_ms, flags), tonumber(ARGV[3]))
-return {1, token}
+save(with_header(ARGV[1], new.state, interruptions, token, until_ms, flags), ttl_ms)
+return token
