@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import random
+import time
+from contextlib import suppress
 from typing import Any, Final
 
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
+from kombu import serialization
+from kombu.exceptions import EncodeError
 
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header
@@ -19,6 +23,11 @@ log = get_logger("celery_idempotent")
 
 _FIRST_S: Final = 0.25
 _SHORTEST_S: Final = 0.05
+#: How long a message that can't be put back is held before it goes to the broker as it is.
+_LONGEST_HOLD_S: Final = 1.0
+
+# kombu has no types for it.
+_registry: Any = serialization.registry
 
 
 def pause_of(
@@ -63,7 +72,10 @@ def put_back(
     """
     headers = dict(request.as_execution_options()["headers"] or {})
     headers[OWN] = own_header(request.id, call_key, waits)
-    options = {"expires": None} if waits.redelivery else {}
+    options: dict[str, Any] = {"expires": None} if waits.redelivery else {}
+    # What its sender wants to be shown of its arguments, which may hide some.
+    shown = {name: request.__dict__.get(name) for name in ("argsrepr", "kwargsrepr")}
+    options.update((name, text) for name, text in shown.items() if text is not None)
     signature = task.signature_from_request(
         request,
         countdown=delay,
@@ -73,7 +85,7 @@ def put_back(
         **options,
     )
     try:
-        signature.apply_async()
+        _publish(task, signature)
     except Exception as exc:
         log.warning(
             "%s[%s] has to wait and could not be published again: it goes back to the broker as "
@@ -82,5 +94,21 @@ def put_back(
             request.id,
             exc,
         )
+        # It comes again at once: not faster than that.
+        time.sleep(min(delay, _LONGEST_HOLD_S))
         raise Reject(exc, requeue=True) from exc
     return signature
+
+
+def _publish(task: Any, signature: Any) -> None:
+    try:
+        signature.apply_async()
+    except EncodeError:
+        # It came by another serializer than the task's own, which a worker isn't told of.
+        content = task.app.conf.accept_content
+        names = {_registry.type_to_name.get(name, name) for name in content}
+        for serializer in sorted(names - {task.serializer}):
+            with suppress(EncodeError):
+                signature.apply_async(serializer=serializer)
+                return
+        raise

@@ -1,0 +1,102 @@
+"""A message that has to wait is put back as it was."""
+
+import time
+import uuid
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from celery import Celery, signals
+from celery.app.trace import build_tracer
+from kombu.exceptions import OperationalError
+
+from celery_idempotent import IdempotentTask
+
+
+@dataclass
+class Order:
+    """What JSON can't carry, and pickle can."""
+
+    number: int
+
+
+@pytest.fixture
+def app(request):
+    app = Celery(f"waiting-{id(request)}", broker="memory://", backend="cache+memory://")
+    app.conf.update(
+        idempotency_store_url=f"memory://{id(request)}", accept_content=["json", "pickle"]
+    )
+    app.task = partial(app.task, shared=False)
+    return app
+
+
+@pytest.fixture
+def published():
+    sent = []
+
+    def note(headers, **_):
+        sent.append(headers)
+
+    signals.before_task_publish.connect(note)
+    yield sent
+    signals.before_task_publish.disconnect(note)
+
+
+def deliver(task, *args, **more):
+    """Have a worker's tracer run one delivery; give the state it leaves."""
+    task_id = uuid.uuid4().hex
+    request = {"id": task_id, "retries": 0, "delivery_info": {}, "hostname": "h", **more}
+    answer = build_tracer(task.name, task, app=task.app)(task_id, list(args), {}, request)
+    return "SUCCESS" if answer.info is None else answer.info.state
+
+
+def busy(app, seen, **more):
+    """A task whose key is busy for a duplicate that comes while it runs."""
+
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="{order.number}")
+    def charge(self, order):
+        if not seen:
+            seen.append("running")
+            seen.append(deliver(self, order, **more))
+
+    return charge
+
+
+def test_a_call_that_came_by_another_serializer_waits_by_it(app):
+    """Else it would go back to the broker as it is, and come again at once, for as long."""
+    # Given
+    seen = []
+    charge = busy(app, seen)
+    # When
+    deliver(charge, Order(1))
+    # Then
+    assert seen == ["running", "RETRY"]
+
+
+def test_arguments_that_are_hidden_stay_hidden(app, published):
+    """What is shown of them in logs and events is what their sender chose."""
+    # Given
+    charge = busy(app, [], argsrepr="(***)", kwargsrepr="{***}")
+    # When
+    deliver(charge, Order(1))
+    # Then
+    assert published[0]["argsrepr"] == "(***)"
+    assert published[0]["kwargsrepr"] == "{***}"
+
+
+def test_a_message_that_cannot_be_put_back_does_not_spin(app, monkeypatch):
+    """It goes back to the broker as it is, and not at once: it comes again at once."""
+    # Given
+    seen, pauses = [], []
+    charge = busy(app, seen)
+
+    def away(*args, **kwargs):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(IdempotentTask, "apply_async", away)
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    # When
+    deliver(charge, Order(1))
+    # Then
+    assert seen == ["running", "REJECTED"]
+    assert len(pauses) == 1 and 0.05 <= pauses[0] <= 1
