@@ -1,16 +1,16 @@
 """A message that has to wait is put back as it was."""
 
-import time
 import uuid
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery, signals
 from celery.app.trace import build_tracer
 from kombu.exceptions import OperationalError
 
-from celery_idempotent import IdempotentTask
+from celery_idempotent import IdempotentTask, waiting
 
 
 @dataclass
@@ -94,7 +94,7 @@ def test_a_message_that_cannot_be_put_back_does_not_spin(app, monkeypatch):
         raise OperationalError("away")
 
     monkeypatch.setattr(IdempotentTask, "apply_async", away)
-    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=pauses.append))
     # When
     deliver(charge, Order(1))
     # Then
