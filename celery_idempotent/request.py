@@ -51,11 +51,16 @@ class IdempotentRequest(Request):
                 log.warning("could not free the key of lost task %s: %s", self.id, problem)
         return super().on_failure(exc_info, *args, **kwargs)
 
+    def record_name(self) -> str | None:
+        """Give the name of its call's record; ``None``: the call has no key."""
+        name: str | None = self.task._record_key(self._context, self.args, self.kwargs)
+        return name
+
     def _end_lease(self) -> None:
         if not self.worker_pid:
             return
         environment = environment_of(self._app)
-        key = self.task._record_key(self._context, self.args, self.kwargs)
+        key = self.record_name()
         if key is None:
             return
         process = Process(socket.gethostname(), self.worker_pid, BOOT_ID).pack()

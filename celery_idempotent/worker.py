@@ -15,6 +15,8 @@ __all__ = ["IdempotencyStep", "install"]
 
 #: How long a process that ends goes on telling the store what it could not take before.
 _FLUSH_S: Final = 5.0
+#: Named and not imported: it looks at everything, from above.
+_CHECK_UP: Final = "celery_idempotent.ops.startup:CheckUpStep"
 
 
 class IdempotencyStep(bootsteps.StartStopStep):
@@ -44,6 +46,7 @@ class IdempotencyStep(bootsteps.StartStopStep):
 def install(app: Any) -> None:
     """Have the app's workers take the step, and their pool's processes flush when they end."""
     app.steps["worker"].add(IdempotencyStep)
+    app.steps["worker"].add(_CHECK_UP)
     signals.worker_process_shutdown.connect(_flush, dispatch_uid="celery-idempotent-flush")
 
 

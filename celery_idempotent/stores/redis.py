@@ -31,6 +31,7 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
 from celery_idempotent.stores.base import Renewal, is_beside_a_record, mask_url, steps_key
 from celery_idempotent.stores.redis_journal import RedisJournals
+from celery_idempotent.stores.servers import RedisServers
 from celery_idempotent.stores.wire import Call, Wire, load_script
 
 __all__ = ["RedisStore"]
@@ -58,7 +59,7 @@ _ANSWER: Final = struct.Struct(">BBQ")
 _SETTLE: Final = struct.Struct(">QQ")
 
 
-class RedisStore(RedisJournals):
+class RedisStore(RedisJournals, RedisServers):
     """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server."""
 
     def __init__(self, wire: Wire) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import click
 
-from celery_idempotent.ops.cli.act import forget_command, resolve_command
+from celery_idempotent.ops import remote
+from celery_idempotent.ops.cli.act import forget_command, init_db_command, resolve_command
+from celery_idempotent.ops.cli.check import doctor_command
 from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
 from celery_idempotent.ops.flower.command import flower_command
 
@@ -30,6 +32,11 @@ for _command in (
     forget_command,
     resolve_command,
     stats_command,
+    doctor_command,
+    init_db_command,
     flower_command,
 ):
     idempotency.add_command(_command)
+
+# Whoever runs `celery inspect` or `celery control` has to know the workers' commands too.
+remote.register()

@@ -1,4 +1,4 @@
-"""The commands that change something: ``forget`` and ``resolve``."""
+"""The commands that change something: ``forget``, ``resolve`` and ``init-db``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from celery_idempotent.ops.lookup import look_up
 from celery_idempotent.ops.views import RecordView
 from celery_idempotent.settings import Environment
 
-__all__ = ["forget_command", "resolve_command"]
+__all__ = ["forget_command", "init_db_command", "resolve_command"]
 
 _yes = click.option("--yes", is_flag=True, help="Don't ask.")
 
@@ -95,6 +95,23 @@ def resolve_command(
     if published:
         told += f" Task {published} undoes its finished steps."
     console.say(told)
+
+
+@click.command("init-db")
+@click.pass_obj
+@command
+def init_db_command(context: Any) -> None:
+    """Make the tables that records are kept in, where they are not there yet.
+
+    For a store in a SQL database; the others need none.
+    """
+    console = Console(context, None)
+    environment = console.environment()
+    create_schema = getattr(environment.store, "create_schema", None)
+    if create_schema is None:
+        raise click.ClickException(f"The store at {environment.where} needs no tables.")
+    create_schema()
+    console.remark(f"The tables are there, at {environment.where}.")
 
 
 def _parsed(text: str) -> Any:

@@ -1,0 +1,83 @@
+"""Whether periodic tasks have a new key at every tick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, Final
+
+from celery.beat import BeatLazyFunc
+from celery.schedules import crontab, maybe_schedule
+
+from celery_idempotent.core.keys import MESSAGE_ID
+from celery_idempotent.errors import KeyDerivationError
+from celery_idempotent.headers import explicit_key
+from celery_idempotent.ops.doctor.findings import ERROR, Finding, Patient, Task, seconds
+
+__all__ = ["check_beat", "shortest_interval"]
+
+#: So many ticks of a crontab are looked at.
+_TICKS: Final = 10
+
+
+def check_beat(patient: Patient) -> Iterator[Finding]:
+    """Check ``beat_schedule``; what a database holds instead is not seen."""
+    tasks = {task.name: task for task in patient.tasks}
+    for name, entry in (patient.app.conf.beat_schedule or {}).items():
+        fields: Mapping[str, Any] = entry if isinstance(entry, Mapping) else vars(entry)
+        task = tasks.get(str(fields.get("task")))
+        if task is None or task.options.mode != "enforce" or _key_changes(task, fields):
+            continue
+        interval = shortest_interval(fields.get("schedule"), patient.app)
+        # The window runs from the completion, which is after the tick.
+        if interval is None or interval > task.options.ttl:
+            continue
+        yield Finding(
+            "frozen-key",
+            ERROR,
+            f"the periodic task {name!r} ({task.name}) has the same key at every tick",
+            f"It ticks every {seconds(interval)}, and its outcome answers for "
+            f"{seconds(task.options.ttl)}: all ticks in that time are duplicates, and don't run.",
+            "Let each tick be a call of its own, or the key tell the time",
+            "idempotency_key = MESSAGE_ID",
+        )
+
+
+def _key_changes(task: Task, entry: Mapping[str, Any]) -> bool:
+    """Whether two ticks have two keys; ``True`` as well where that can't be told."""
+    options = entry.get("options") or {}
+    try:
+        explicit = options.get("idempotency_key") or explicit_key(options.get("headers"))
+    except KeyDerivationError:
+        return True
+    if callable(task.options.namespace):
+        return True
+    if explicit is not None:
+        return isinstance(explicit, BeatLazyFunc)
+    if task.options.key is MESSAGE_ID or callable(task.options.key):
+        return True
+    given = [*(entry.get("args") or ()), *(entry.get("kwargs") or {}).values()]
+    return any(isinstance(value, BeatLazyFunc) for value in given)
+
+
+def shortest_interval(schedule: Any, app: Any) -> float | None:
+    """Give the shortest time between two ticks, in seconds; ``None``: it can't be told."""
+    try:
+        schedule = maybe_schedule(schedule, app=app)
+        if isinstance(schedule, crontab):
+            return _shortest_of_crontab(schedule)
+        every = schedule.run_every
+    except Exception:
+        return None  # a schedule of the user's own: it may compute anything
+    return every.total_seconds() if isinstance(every, timedelta) else None
+
+
+def _shortest_of_crontab(schedule: crontab) -> float:
+    ticks = [schedule.maybe_make_aware(datetime(2001, 1, 1))]
+    for _ in range(_TICKS):
+        last, delta, _ = schedule.remaining_delta(ticks[-1])
+        ticks.append(last + delta)
+    # The first one is no tick, but the time from which they are looked for.
+    gaps: list[timedelta] = [later - earlier for earlier, later in pairwise(ticks[1:])]
+    return min(gaps).total_seconds()

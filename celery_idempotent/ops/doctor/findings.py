@@ -1,0 +1,85 @@
+"""One thing that a configuration has wrong, and what every check is given to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from celery_idempotent.core.options import Options
+from celery_idempotent.settings import Environment, TaskSetup
+
+__all__ = ["ERROR", "WARNING", "Finding", "Patient", "about", "seconds"]
+
+#: It breaks the promise: a call may run twice, or be lost.
+ERROR: Final = "error"
+#: It makes the promise weaker, late or dear.
+WARNING: Final = "warning"
+
+_NAMED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong."""
+
+    #: What it is called in ``idempotency_accept``.
+    name: str
+    #: :data:`ERROR` or :data:`WARNING`.
+    level: str
+    #: What is so.
+    what: str
+    #: Why that matters.
+    why: str
+    #: What to do.
+    fix: str
+    #: What to write there.
+    value: str
+
+    def as_dict(self) -> dict[str, str]:
+        """Give what goes into JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}. {self.why} {self.fix}: {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An idempotent task, as far as checks look at it."""
+
+    name: str
+    task: Any
+    setup: TaskSetup
+
+    @property
+    def options(self) -> Options:
+        return self.setup.options
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """What is examined."""
+
+    app: Any
+    environment: Environment
+    tasks: Sequence[Task]
+    #: The module of the pool's class in a worker; ``None``: what the app would use.
+    pool: str | None = None
+
+    def time_limit(self, task: Task) -> float | None:
+        """How long a run of a task may take; ``None``: as long as it likes."""
+        hard = task.task.time_limit or self.app.conf.task_time_limit
+        return float(hard) if hard else None
+
+
+def about(tasks: Iterable[Task]) -> str:
+    """Name some tasks: the first few, and how many more."""
+    names = sorted(task.name for task in tasks)
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
+
+
+def seconds(number: float) -> str:
+    """Give a time as it stands in a setting."""
+    return f"{number:g} s"

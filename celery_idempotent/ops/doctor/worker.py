@@ -1,0 +1,244 @@
+"""Whether Celery is set up so that no message is lost, and every outcome reaches its callers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from kombu.serialization import registry
+
+from celery_idempotent.core.options import PREFIX, setting_names
+from celery_idempotent.ops.doctor.findings import (
+    ERROR,
+    WARNING,
+    Finding,
+    Patient,
+    Task,
+    about,
+    seconds,
+)
+from celery_idempotent.stores.memory import MemoryStore
+
+__all__ = ["check_worker"]
+
+_PICKLE: Final = "application/x-python-serialize"
+#: Result backends that forget what they are told, by the beginning of their URL.
+_FORGETFUL: Final = ("rpc", "amqp", "cache", "memory")
+_ETA_LIMIT: Final = 1000
+
+
+def check_worker(patient: Patient) -> Iterator[Finding]:
+    """Check what workers do with messages and results."""
+    yield from _settings(patient)
+    yield from _mode(patient)
+    yield from _pool(patient)
+    yield from _acknowledging(patient)
+    yield from _results(patient)
+    yield from _serializers(patient)
+    yield from _held_messages(patient)
+
+
+def _settings(patient: Patient) -> Iterator[Finding]:
+    known = setting_names()
+    for name in sorted(str(key) for key in patient.app.conf):
+        if not name.startswith(PREFIX) or name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        yield Finding(
+            "unknown-setting",
+            ERROR,
+            f"there is no setting {name}",
+            "It is ignored, and what it was to set has its default.",
+            "Write it right, or remove it",
+            close[0] if close else f"the settings that begin with {PREFIX}",
+        )
+
+
+def _mode(patient: Patient) -> Iterator[Finding]:
+    for mode, name, what in (
+        ("off", "switched-off", "run as plain Celery tasks"),
+        ("shadow", "shadow", "only report what would be deduplicated"),
+    ):
+        tasks = [task for task in patient.tasks if task.options.mode == mode]
+        if tasks:
+            yield Finding(
+                name,
+                WARNING,
+                f"{about(tasks)} {what}",
+                "Every duplicate runs, which is what idempotency_mode says, for a while or for "
+                "ever.",
+                "Turn it on, if that while is over",
+                'idempotency_mode = "enforce"',
+            )
+
+
+def _pool(patient: Patient) -> Iterator[Finding]:
+    if not isinstance(patient.environment.store, MemoryStore):
+        return
+    pool = patient.pool if patient.pool is not None else str(patient.app.conf.worker_pool)
+    if pool.endswith("prefork"):
+        yield Finding(
+            "memory-with-processes",
+            ERROR,
+            "records are kept in memory:// and the pool is prefork",
+            "Each process of the pool has records of its own: duplicates run.",
+            "Use a store that processes share",
+            'idempotency_store_url = "redis://localhost:6379/2"',
+        )
+    else:
+        yield Finding(
+            "memory",
+            WARNING,
+            "records are kept in memory://",
+            "Another worker has records of its own, and a restart forgets them: duplicates run.",
+            "Use a store that processes share, outside of tests",
+            'idempotency_store_url = "redis://localhost:6379/2"',
+        )
+
+
+def _acknowledging(patient: Patient) -> Iterator[Finding]:
+    early = [task for task in patient.tasks if not task.task.acks_late]
+    if early:
+        yield Finding(
+            "acks-early",
+            ERROR,
+            f"messages are acknowledged before they run ({about(early)})",
+            "If the worker dies then, the call is lost: there is nothing left to run again.",
+            "Leave it to IdempotentTask, or set on the task",
+            "acks_late = True",
+        )
+    lost = [
+        task
+        for task in patient.tasks
+        if task.task.acks_late and not task.task.reject_on_worker_lost
+    ]
+    if lost:
+        yield Finding(
+            "lost-with-its-process",
+            ERROR,
+            f"a message is acknowledged when its process dies ({about(lost)})",
+            "A process that is killed, for want of memory say, takes the call with it.",
+            "Leave it to IdempotentTask, or set on the task",
+            "reject_on_worker_lost = True",
+        )
+
+
+def _results(patient: Patient) -> Iterator[Finding]:
+    app = patient.app
+    asked = [task for task in patient.tasks if not task.task.ignore_result]
+    if not asked:
+        return
+    url = str(app.conf.result_backend or "")
+    scheme = url.partition("://")[0].partition("+")[0]
+    if not url or scheme.startswith("disabled"):
+        yield Finding(
+            "no-result-backend",
+            WARNING,
+            f"there is no result backend ({about(asked)})",
+            "Duplicates are answered with the first result, and nobody can read the answer; chords "
+            "don't work.",
+            "Set one, or say that nobody asks for results (task_ignore_result = True)",
+            'result_backend = "redis://localhost:6379/1"',
+        )
+    elif scheme in _FORGETFUL:
+        yield Finding(
+            "forgetful-result-backend",
+            WARNING,
+            f"the result backend ({scheme}) keeps nothing ({about(asked)})",
+            "Results are gone after a restart, or once they were read, while their keys are still "
+            "done: who asks later waits for ever.",
+            "Use one that keeps them",
+            'result_backend = "redis://localhost:6379/1"',
+        )
+
+
+def _serializers(patient: Patient) -> Iterator[Finding]:
+    conf = patient.app.conf
+    accepted = _content_types(conf.accept_content)
+    results = _content_types(conf.result_accept_content or conf.accept_content)
+    task_type, result_type = (
+        _content_type(conf.task_serializer),
+        _content_type(conf.result_serializer),
+    )
+    if task_type not in accepted:
+        yield Finding(
+            "task-serializer",
+            ERROR,
+            f"tasks are sent as {conf.task_serializer}, which workers don't accept",
+            "Workers throw such messages away.",
+            "Accept it, or send another one",
+            f"accept_content = {sorted({*conf.accept_content, conf.task_serializer})}",
+        )
+    if result_type not in results:
+        yield Finding(
+            "result-serializer",
+            ERROR,
+            f"results are written as {conf.result_serializer}, which nobody accepts",
+            "A duplicate can't be given a result that may not be read: it fails.",
+            "Accept it, or write another one",
+            f"result_accept_content = {sorted({*conf.accept_content, conf.result_serializer})}",
+        )
+    if _PICKLE in results:
+        yield Finding(
+            "pickle",
+            WARNING,
+            "pickled results are accepted",
+            "A pickle can run anything: whoever can write to the store can take over a worker.",
+            "Accept others only",
+            "result_serializer = 'json' and result_accept_content = ['json']",
+        )
+
+
+def _content_types(names: Any) -> set[str]:
+    return {_content_type(name) for name in names or ()}
+
+
+def _content_type(name: str) -> str:
+    types: dict[str, str] = registry.name_to_type
+    return types.get(name, name)
+
+
+def _held_messages(patient: Patient) -> Iterator[Finding]:
+    conf, visibility = patient.app.conf, patient.environment.visibility
+    unlimited = conf.get("worker_eta_task_limit", _ETA_LIMIT) is None
+    if unlimited and not patient.environment.whole_seconds:
+        yield Finding(
+            "eta-unlimited",
+            WARNING,
+            "a worker holds any number of messages that are not due yet",
+            "Duplicates that wait are such messages: while a key is busy, or the store is away, "
+            "they all gather in the memory of one worker.",
+            "Limit it",
+            f"worker_eta_task_limit = {_ETA_LIMIT}",
+        )
+    prefetched = int(conf.worker_prefetch_multiplier)
+    if prefetched == 0:
+        yield Finding(
+            "prefetch-unlimited",
+            WARNING,
+            "a worker takes as many messages as there are (worker_prefetch_multiplier = 0)",
+            "With acks_late it holds them all until they have run, and if it dies they all come "
+            "again late.",
+            "Limit it",
+            "worker_prefetch_multiplier = 1",
+        )
+        return
+    if not visibility:
+        return
+
+    def held(task: Task) -> float:
+        return (patient.time_limit(task) or 0) * (1 + prefetched)
+
+    late = [task for task in patient.tasks if prefetched > 1 and held(task) >= visibility]
+    if late:
+        yield Finding(
+            "prefetch",
+            WARNING,
+            f"a message may wait in a worker for {prefetched} runs before its own, up to "
+            f"{seconds(max(held(task) for task in late))} ({about(late)})",
+            f"After {seconds(visibility)}, the visibility timeout, it is given to another worker "
+            "too: copies circle.",
+            "Take fewer in advance",
+            "worker_prefetch_multiplier = 1",
+        )
