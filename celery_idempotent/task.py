@@ -65,6 +65,8 @@ class IdempotentTask(Task):
     idempotency_mode: Any = None
 
     _idempotency: ClassVar[TaskSetup | None] = None
+    # Whose setup it is: an instance of a class may be registered by another name.
+    _idempotency_of: ClassVar[str | None] = None
 
     # --- binding ---------------------------------------------------------------------------------
 
@@ -84,6 +86,7 @@ class IdempotentTask(Task):
         if not name.startswith("celery."):
             _check_calls(cls, name)
             cls._idempotency = task_setup(cls, app, _METHODS, name)
+            cls._idempotency_of = name
             install(app)
 
     @property
@@ -164,6 +167,9 @@ class IdempotentTask(Task):
 
     def _setup(self) -> TaskSetup | None:
         self._get_app()  # binds a class that was not registered
+        if self._idempotency is not None and self._idempotency_of != self.name and self.name:
+            setup = task_setup(type(self), self.app, _METHODS, self.name)
+            self.__dict__.update(_idempotency=setup, _idempotency_of=self.name)
         return self._idempotency
 
     # --- delivery --------------------------------------------------------------------------------

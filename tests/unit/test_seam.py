@@ -74,6 +74,25 @@ def test_the_options_of_a_class_without_a_name_are_checked(app):
         app.register_task(Charge())
 
 
+def test_instances_of_one_class_with_names_of_their_own_share_no_key(app, ran):
+    """They are two tasks: neither is answered with what the other did."""
+
+    # Given
+    class Send(IdempotentTask):
+        def run(self, order):
+            ran.append(self.name)
+            return self.name
+
+    mail, letter = Send(), Send()
+    mail.name, letter.name = "mail", "letter"
+    tasks = [app.register_task(mail), app.register_task(letter)]
+    # When
+    answers = [deliver(task, 1) for task in tasks * 2]
+    # Then
+    assert answers == [("SUCCESS", "mail"), ("SUCCESS", "letter")] * 2
+    assert ran == ["mail", "letter"]
+
+
 class FlaskTask(Task):
     """As the documentation of Flask has it: it runs the body by itself."""
 
