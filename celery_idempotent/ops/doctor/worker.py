@@ -41,17 +41,21 @@ def check_worker(patient: Patient) -> Iterator[Finding]:
 
 def _settings(patient: Patient) -> Iterator[Finding]:
     known = setting_names()
-    for name in sorted(str(key) for key in patient.app.conf):
+    written = str(patient.app.conf.prefix or "")
+    for key in sorted(str(key) for key in patient.app.conf):
+        name = key.removeprefix(written).lower() if written else key
         if not name.startswith(PREFIX) or name in known:
             continue
         close = difflib.get_close_matches(name, known, n=1)
         yield Finding(
             "unknown-setting",
             ERROR,
-            f"there is no setting {name}",
+            f"there is no setting {key}",
             "It is ignored, and what it was to set has its default.",
             "Write it right, or remove it",
-            close[0] if close else f"the settings that begin with {PREFIX}",
+            f"{written}{close[0].upper() if written else close[0]}"
+            if close
+            else f"there are {', '.join(sorted(known))}",
         )
 
 

@@ -1,0 +1,453 @@
+"""Each check of the doctor finds its fault, and is quiet where there is none."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.beat import BeatLazyFunc
+from celery.schedules import BaseSchedule, crontab
+
+from celery_idempotent import MESSAGE_ID, IdempotentTask
+from celery_idempotent.ops.doctor import Finding, examine, examination
+from celery_idempotent.ops.doctor.beat import check_beat, shortest_interval
+from celery_idempotent.ops.doctor.findings import Patient, Task
+from celery_idempotent.ops.doctor.store import check_clock, check_server
+from celery_idempotent.ops.doctor.times import check_times
+from celery_idempotent.ops.doctor.worker import check_worker
+from celery_idempotent.ops.lookup import setups
+from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.servers import Server
+
+#: A configuration in which nothing is to be found; nothing listens there, and nothing is asked.
+GOOD: dict[str, Any] = {
+    "broker_url": "redis://localhost:1/0",
+    "result_backend": "redis://localhost:1/1",
+    "idempotency_store_url": "redis://localhost:1/2",
+    "task_time_limit": 600,
+    "worker_eta_task_limit": 1000,
+    "worker_prefetch_multiplier": 1,
+}
+AMQP = {"broker_url": "amqp://localhost:1//"}
+GOOD_INFO = {
+    "redis_version": "7.2.4",
+    "role": "master",
+    "connected_slaves": "0",
+    "maxmemory": "0",
+    "maxmemory_policy": "noeviction",
+    "used_memory": "1000",
+    "aof_enabled": "1",
+}
+GOOD_CONFIG = {"save": "", "appendfsync": "everysec", "min-replicas-to-write": "0"}
+
+
+@pytest.fixture
+def made() -> Iterator[list[Celery]]:
+    apps: list[Celery] = []
+    yield apps
+    for app in apps:
+        app.close()
+
+
+def patient(
+    made: list[Celery],
+    conf: dict[str, Any] | None = None,
+    pool: str | None = None,
+    **options: Any,
+) -> Patient:
+    """An app with one task that is as good as can be, but for what is given."""
+    app = Celery("shop", set_as_current=False)
+    made.append(app)
+    app.conf.update({**GOOD, **(conf or {})})
+    chosen: dict[str, Any] = {"idempotency_key": "order:{order}", **options}
+
+    @app.task(base=IdempotentTask, name="shop.charge", shared=False, **chosen)
+    def charge(order: int = 1) -> int:
+        return order
+
+    app.finalize()
+    environment = environment_of(app)
+    return Patient(app, environment, [Task(t.name, t, setup) for t, setup in setups(app)], pool)
+
+
+def found(patient: Patient) -> set[str]:
+    """The names of what is found without asking a server."""
+    checks = (check_worker, check_times, check_beat)
+    return {finding.name for check in checks for finding in check(patient)}
+
+
+def found_at(info: dict[str, str], config: dict[str, str] | None = None) -> set[str]:
+    """The names of what is found at a server that says this."""
+    server = Server({**GOOD_INFO, **info}, GOOD_CONFIG if config is None else config)
+    return {finding.name for finding in check_server(server, "redis://localhost")}
+
+
+# --- servers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("info", "config"),
+    [
+        ({}, {}),
+        ({"redis_version": "6.0.0"}, {}),
+        ({"redis_version": "10.1"}, {}),
+        ({"redis_version": "unknown"}, {}),
+        ({"maxmemory": "10000", "used_memory": "8900"}, {}),
+        ({"connected_slaves": "1"}, {"min-replicas-to-write": "1"}),
+        ({"aof_enabled": "1"}, {"appendfsync": "always"}),
+    ],
+    ids=str,
+)
+def test_a_good_server_is_not_spoken_of(info: dict[str, str], config: dict[str, str]) -> None:
+    """It is new enough, persists, doesn't evict, and doesn't go on alone after a failover."""
+    assert found_at(info, {**GOOD_CONFIG, **config}) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "info", "config"),
+    [
+        ("old-server", {"redis_version": "5.0.14"}, {}),
+        ("replica", {"role": "slave"}, {}),
+        ("unsafe-failover", {"connected_slaves": "2"}, {}),
+        ("eviction", {"maxmemory_policy": "allkeys-lru"}, {}),
+        ("eviction", {"maxmemory_policy": "volatile-ttl", "maxmemory": "1"}, {}),
+        ("nearly-full", {"maxmemory": "10000", "used_memory": "9100"}, {}),
+        ("no-persistence", {"aof_enabled": "0"}, {}),
+        ("snapshots-only", {"aof_enabled": "0"}, {"save": "3600 1 300 100"}),
+        ("late-persistence", {}, {"appendfsync": "no"}),
+    ],
+)
+def test_each_fault_of_a_server_is_named(
+    name: str, info: dict[str, str], config: dict[str, str]
+) -> None:
+    """That one, and no other."""
+    assert found_at(info, {**GOOD_CONFIG, **config}) == {name}
+
+
+def test_a_server_that_tells_no_configuration_is_judged_by_what_it_says() -> None:
+    """A managed server may forbid CONFIG: what INFO says is enough, what it doesn't is not held."""
+    assert found_at({}, {}) == set()
+    assert found_at({"aof_enabled": "0"}, {}) == {"snapshots-only"}
+    assert found_at({"connected_slaves": "1"}, {}) == set()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "doubt", "names"),
+    [
+        (0.0, 0.1, []),
+        (5.0, 0.0, []),
+        (-5.0, 0.0, []),
+        (5.1, 0.0, ["clock"]),
+        (-5.1, 0.0, ["clock"]),
+        (7.0, 3.0, []),
+        (9.0, 3.0, ["clock"]),
+    ],
+)
+def test_a_clock_that_is_off_is_named(ahead: float, doubt: float, names: list[str]) -> None:
+    """More than five seconds to either side, less what the answer may have taken."""
+    assert [finding.name for finding in check_clock(ahead, doubt, "there")] == names
+
+
+# --- settings and tasks --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("conf", "options"),
+    [
+        ({}, {}),
+        ({"task_time_limit": None}, {"time_limit": 60}),
+        (AMQP, {"time_limit": 1800}),
+        ({"broker_transport_options": {"visibility_timeout": 601}}, {}),
+        ({"broker_transport_options": {"visibility_timeout": 3600}}, {"idempotency_ttl": 7200}),
+        ({}, {"max_retries": 9, "default_retry_delay": 300}),
+        ({}, {"autoretry_for": (OSError,), "retry_backoff": True, "max_retries": 10}),
+        ({"result_backend": None}, {"ignore_result": True}),
+        ({"result_backend": "db+sqlite:///results.db"}, {}),
+        ({"worker_prefetch_multiplier": 4}, {}),
+        ({"idempotency_store_options": {"socket_timeout": 10}}, {}),
+        ({}, {"idempotency_lease": 6}),
+        ({}, {"idempotency_wait_timeout": 0, "idempotency_on_running": "raise"}),
+        ({}, {"idempotency_wait_timeout": 600}),
+        ({"idempotency_accept": ("no-time-limit",), "idempotency_journal": 5}, {}),
+    ],
+    ids=str,
+)
+def test_a_good_configuration_is_not_spoken_of(
+    made: list[Celery], conf: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Neither the best one, nor any that is just good enough."""
+    assert found(patient(made, conf, **options)) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "conf", "options"),
+    [
+        ("unknown-setting", {"idempotency_tll": 60}, {}),
+        ("switched-off", {}, {"idempotency_mode": "off"}),
+        ("shadow", {"idempotency_mode": "shadow"}, {}),
+        ("memory-with-processes", {"idempotency_store_url": "memory://doctor"}, {}),
+        ("memory", {"idempotency_store_url": "memory://doctor", "worker_pool": "solo"}, {}),
+        ("acks-early", {}, {"acks_late": False}),
+        ("lost-with-its-process", {}, {"reject_on_worker_lost": False}),
+        ("no-result-backend", {"result_backend": None}, {}),
+        ("no-result-backend", {"result_backend": "disabled://"}, {}),
+        ("forgetful-result-backend", {"result_backend": "rpc://"}, {}),
+        ("forgetful-result-backend", {"result_backend": "cache+memory://"}, {}),
+        ("task-serializer", {"task_serializer": "yaml"}, {}),
+        ("result-serializer", {"result_serializer": "yaml"}, {}),
+        ("result-serializer", {"result_accept_content": ["msgpack"]}, {}),
+        ("pickle", {"accept_content": ["json", "pickle"]}, {}),
+        ("eta-unlimited", {"worker_eta_task_limit": None}, {}),
+        ("prefetch-unlimited", {"worker_prefetch_multiplier": 0}, {}),
+        ("prefetch", {"worker_prefetch_multiplier": 8}, {}),
+        ("short-lease", {}, {"idempotency_lease": 2.9}),
+        ("short-lease", {"idempotency_store_options": {"socket_timeout": 20}}, {}),
+        ("no-time-limit", {"task_time_limit": None}, {}),
+        ("consumer-timeout", AMQP, {"time_limit": 1801}),
+        (
+            "visibility-below-lease",
+            {
+                "broker_transport_options": {"visibility_timeout": 30},
+                "task_time_limit": 20,
+            },
+            {},
+        ),
+        ("visibility-below-run", {"broker_transport_options": {"visibility_timeout": 600}}, {}),
+        (
+            "visibility-below-countdown",
+            {"broker_transport_options": {"visibility_timeout": 700}},
+            {"default_retry_delay": 700, "max_retries": 1},
+        ),
+        ("window-below-visibility", {}, {"idempotency_ttl": timedelta(seconds=7199)}),
+        ("window-below-run", AMQP, {"idempotency_ttl": 599}),
+        ("window-below-retries", AMQP, {"idempotency_ttl": 899, "max_retries": 5}),
+        ("short-wait", {}, {"idempotency_wait_timeout": 599}),
+        ("short-wait", {}, {"max_retries": 18}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_fault_of_a_configuration_is_named(
+    made: list[Celery], name: str, conf: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """That one, and no other."""
+    assert found(patient(made, conf, **options)) == {name}
+
+
+def test_a_pool_that_shares_memory_may_keep_records_there(made: list[Celery]) -> None:
+    """What the worker's pool is outranks what the app would use."""
+    conf = {"idempotency_store_url": "memory://doctor"}
+    assert found(patient(made, conf, pool="celery.concurrency.thread")) == {"memory"}
+    assert found(patient(made, conf, pool="celery.concurrency.prefork")) == {
+        "memory-with-processes"
+    }
+
+
+def test_a_task_that_is_off_has_no_times_to_get_wrong(made: list[Celery]) -> None:
+    """Its options mean nothing."""
+    options = {"idempotency_mode": "off", "idempotency_lease": 0.1, "idempotency_ttl": 0.1}
+    assert found(patient(made, {"task_time_limit": None}, **options)) == {"switched-off"}
+
+
+def test_a_prefix_of_settings_is_kept_in_mind(made: list[Celery]) -> None:
+    """Where settings are written with a prefix, wrong ones are found, and named as written."""
+    # Given
+    app = Celery("shop", set_as_current=False)
+    made.append(app)
+    values = {f"CELERY_{name.upper()}": value for name, value in GOOD.items()}
+    app.config_from_object({**values, "CELERY_IDEMPOTENCY_TLL": 60}, namespace="CELERY")
+    app.finalize()
+    # When
+    (finding,) = check_worker(Patient(app, environment_of(app), []))
+    # Then
+    assert finding.name == "unknown-setting"
+    assert "CELERY_IDEMPOTENCY_TLL" in finding.what
+    assert finding.value == "CELERY_IDEMPOTENCY_TTL"
+
+
+def test_many_tasks_with_one_fault_are_one_finding(made: list[Celery]) -> None:
+    """It names the first of them, and counts the others."""
+    # Given
+    app = Celery("shop", set_as_current=False)
+    made.append(app)
+    app.conf.update(GOOD)
+
+    def charge(order: int) -> int:
+        return order
+
+    for number in range(5):
+        name = f"shop.charge{number}"
+        app.task(charge, base=IdempotentTask, name=name, shared=False, acks_late=False)
+    app.finalize()
+    tasks = [Task(task.name, task, setup) for task, setup in setups(app)]
+    # When
+    (finding,) = check_worker(Patient(app, environment_of(app), tasks))
+    # Then
+    assert "shop.charge0, shop.charge1, shop.charge2 and 2 more" in finding.what
+
+
+# --- periodic tasks ------------------------------------------------------------------------------
+
+
+def tick(schedule: Any, **fields: Any) -> dict[str, Any]:
+    """A beat_schedule with one entry."""
+    entry = {"task": "shop.charge", "schedule": schedule, "args": (1,), **fields}
+    return {"beat_schedule": {"every-so-often": entry}}
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        tick(60),
+        tick(timedelta(hours=24)),
+        tick(crontab(minute=0)),
+        tick(crontab(minute=0, hour=0)),
+        tick(60, options={"idempotency_key": "always the same"}),
+        tick(60, options={"headers": {"Idempotency-Key": "always the same"}}),
+    ],
+    ids=str,
+)
+def test_a_periodic_task_that_would_run_once_a_day_is_named(
+    made: list[Celery], conf: dict[str, Any]
+) -> None:
+    """Its key is the same at every tick, and the window is longer than from tick to tick."""
+    assert found(patient(made, conf)) == {"frozen-key"}
+
+
+@pytest.mark.parametrize(
+    ("conf", "options"),
+    [
+        (tick(60), {"idempotency_key": MESSAGE_ID}),
+        (tick(60), {"idempotency_key": lambda order: "it tells the time"}),
+        (tick(60), {"idempotency_namespace": lambda order: "it tells the time"}),
+        (tick(60, args=(BeatLazyFunc(int),)), {}),
+        (tick(60, args=(), kwargs={"order": BeatLazyFunc(int)}), {}),
+        (tick(timedelta(hours=25)), {}),
+        (tick(60), {"idempotency_mode": "off"}),
+        (tick(crontab(minute=0, hour=3, day_of_week="sunday")), {}),
+        (tick(60, task="celery.backend_cleanup"), {}),
+        (tick(60, task="shop.unknown"), {}),
+        (tick(BaseSchedule()), {}),
+    ],
+    ids=str,
+)
+def test_a_periodic_task_that_runs_at_each_tick_is_not_spoken_of(
+    made: list[Celery], conf: dict[str, Any], options: dict[str, Any]
+) -> None:
+    """Its key changes, or its window is over, or it isn't ours; or nobody can tell."""
+    assert found(patient(made, conf, **options)) - {"switched-off"} == set()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "interval"),
+    [
+        (30, 30.0),
+        (timedelta(minutes=5), 300.0),
+        (crontab(), 60.0),
+        (crontab(minute="*/15"), 900.0),
+        (crontab(minute=0, hour="9,17"), 8 * 3600.0),
+        (crontab(minute=0, hour=0, day_of_month="1"), 28 * 86400.0),
+        (crontab(minute="0,1", hour="0"), 60.0),
+        ("no schedule", None),
+    ],
+    ids=str,
+)
+def test_the_shortest_time_between_two_ticks_counts(
+    made: list[Celery], schedule: Any, interval: float | None
+) -> None:
+    """A crontab may tick twice in a minute, once a day."""
+    assert shortest_interval(schedule, patient(made).app) == interval
+
+
+# --- the examination -----------------------------------------------------------------------------
+
+
+def test_a_store_that_is_away_is_one_finding_and_no_error(made: list[Celery]) -> None:
+    """All that can be checked without it is checked."""
+    # Given
+    app = patient(made, {"idempotency_tll": 1}).app
+    # When
+    names = {finding.name for finding in examine(app)}
+    # Then
+    assert names == {"store-away", "unknown-setting"}
+
+
+def test_what_is_accepted_is_not_spoken_of(
+    made: list[Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name, in idempotency_accept; the rest is found as before."""
+    # Given
+    monkeypatch.setattr(examination, "check_store", lambda *_: iter(()))
+    wrong = {"task_time_limit": None, "worker_eta_task_limit": None}
+    app = patient(made, {**wrong, "idempotency_accept": ["no-time-limit"]}).app
+    # Then
+    assert [finding.name for finding in examine(app)] == ["eta-unlimited"]
+
+
+def test_errors_come_before_warnings(made: list[Celery], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads only the first lines has read the worst."""
+    # Given
+    monkeypatch.setattr(examination, "check_store", lambda *_: iter(()))
+    app = patient(made, {"worker_eta_task_limit": None, "idempotency_tll": 1}).app
+    # Then
+    assert [finding.level for finding in examine(app)] == ["error", "warning"]
+
+
+def test_a_finding_says_why_it_matters_and_what_to_write() -> None:
+    """In its sentence as in its fields."""
+    # Given
+    (finding,) = check_server(
+        Server({**GOOD_INFO, "maxmemory_policy": "allkeys-lfu"}, GOOD_CONFIG), "redis://there"
+    )
+    # Then
+    assert set(finding.as_dict()) == {"name", "level", "what", "why", "fix", "value"}
+    assert all(finding.as_dict().values())
+    assert finding.value == "maxmemory-policy noeviction"
+    assert finding.why in str(finding)
+    assert finding.value in str(finding)
+
+
+def test_no_finding_shows_a_password(made: list[Celery]) -> None:
+    """Not of the store, and not of the result backend."""
+    # Given
+    app = patient(
+        made,
+        {
+            "idempotency_store_url": "redis://:hunter2@localhost:1/2",
+            "result_backend": "redis://:hunter3@localhost:2/0",
+        },
+    ).app
+    # When
+    told = "\n".join(map(str, examine(app)))
+    # Then
+    assert "store-away" in told
+    assert "result-backend-away" in told
+    assert "hunter" not in told
+
+
+def test_every_finding_is_tested_here() -> None:
+    """No check has a name that this module doesn't know."""
+    # Given
+    spec = importlib.util.find_spec("celery_idempotent.ops.doctor")
+    assert spec is not None
+    assert spec.origin is not None
+    sources = Path(spec.origin).parent.glob("*.py")
+    names = {name for source in sources for name in names_in(source)}
+    # Then
+    assert len(names) > 25
+    here = Path(__file__).read_text(encoding="utf-8")
+    assert {name for name in names if f'"{name}"' not in here} == set()
+
+
+def names_in(source: Path) -> Iterator[str]:
+    """The names of the findings that a module makes."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == Finding.__name__:
+            first = node.args[0]
+            if isinstance(first, ast.Constant):
+                yield str(first.value)
