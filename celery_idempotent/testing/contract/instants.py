@@ -26,6 +26,7 @@ from celery_idempotent.testing.contract.kit import (
     Message,
     StoreClock,
     claim,
+    compensate,
     complete,
     fail,
     hold,
@@ -126,6 +127,23 @@ class InstantRows:
         clock.advance(LEASE_MS + 1)
         # Then
         assert isinstance(ending(store, held), Recorded)
+
+    def test_a_compensation_has_a_lease(self, store: Store, clock: StoreClock) -> None:
+        """A millisecond before its end others wait; at its end the next one goes on with it."""
+        # Given
+        compensate(store, hold(store, FIRST))
+        # When
+        clock.advance(LEASE_MS - 1)
+        # Then
+        assert isinstance(claim(store, SECOND), Busy)
+        # When
+        clock.advance(1)
+        # Then
+        verdict = claim(store, SECOND)
+        assert isinstance(verdict, Claimed)
+        assert verdict.failed == stored(store)
+        assert verdict.token == clock.now_us()
+        assert stored(store).until_ms == clock.now_us() // 1000 + LEASE_MS
 
     def test_a_poison_task_stops_killing_workers(self, store: Store, clock: StoreClock) -> None:
         """Three takeovers at most by default, then the outcome is unknown."""
