@@ -96,9 +96,14 @@ def with_key(
     try:
         call_key = derive(task, setup, args, kwargs, task_id, explicit)
     except TypeError:
-        if task.typing:
+        if task.typing and setup.options.mode != "shadow":
             raise
         return headers, None  # typing=False: Celery has such a call fail in the worker
+    except KeyDerivationError as exc:
+        if setup.options.mode != "shadow":
+            raise
+        log.warning("shadow: this call would not be published: %s", exc)
+        return {**(headers or {}), OWN: own_header(task_id, None)}, None
     if context is not None and call_key is not None:
         joined = f"{quote(context, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
         key, label = setup.scheme.identity(joined)

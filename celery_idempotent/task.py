@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from celery import Task
+from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
 from celery_idempotent import callbacks
@@ -24,6 +25,8 @@ from celery_idempotent.settings import TaskSetup, environment_of, task_setup
 from celery_idempotent.worker import install
 
 __all__ = ["IdempotentTask"]
+
+log = get_logger("celery_idempotent")
 
 
 class IdempotentTask(Task):
@@ -122,7 +125,7 @@ class IdempotentTask(Task):
         headers, call_key = with_key(
             self, setup, args or (), kwargs or {}, call_id, idempotency_key, headers
         )
-        if call_key is not None and setup is not None and setup.options.on_enqueue == "attach":
+        if call_key is not None and setup is not None and _attaches(setup):
             alone = task_id is None and not any(more) and not any(map(options.get, _COMPOSED))
             first = first_call(self, call_key) if alone else None
             if first is not None:
@@ -191,6 +194,11 @@ class IdempotentTask(Task):
             if _fits(self.run, args, kwargs):
                 raise  # what it says of its arguments is not what it takes: it has no key
             return self.run(*args, **kwargs)  # it raises the same, in words that Celery users know
+        except KeyDerivationError as exc:
+            if setup.options.mode != "shadow":
+                raise
+            log.warning("shadow: %s[%s] would fail: %s", self.name, request.id, exc)
+            call_key, waits = None, Waits()
         request._idempotent_header = own_header(request.id, call_key)
         if call_key is None:
             return plainly(self.run, *args, **kwargs)
@@ -299,6 +307,11 @@ class IdempotentTask(Task):
         if explicit is not None and not args and not kwargs:
             return setup.scheme.named(explicit)
         return derive(self, setup, args, kwargs, None, explicit)
+
+
+def _attaches(setup: TaskSetup) -> bool:
+    """Whether a call may be left unpublished: never in shadow mode, which suppresses nothing."""
+    return setup.options.on_enqueue == "attach" and setup.options.mode == "enforce"
 
 
 def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 from celery import Celery
+from celery.app.trace import build_tracer
 
 from celery_idempotent import ClaimLost, IdempotentTask, State, signals
 from celery_idempotent.errors import StoreUnavailable
@@ -118,3 +119,53 @@ def test_there_is_no_token_in_shadow(app, runs):
     token, key = asks.apply((1,)).get()
     assert token is None
     assert len(key) == 32
+
+
+def test_a_call_without_a_key_is_published_and_runs(app):
+    """What would be an error is said in the log: nothing is suppressed."""
+    # Given
+    ran = []
+
+    @app.task(base=IdempotentTask)
+    def charge(order):
+        ran.append(order)
+
+    # When
+    charge.apply_async((float("nan"),))
+    charge.apply((float("nan"),), throw=True)
+    # Then
+    assert len(ran) == 1
+
+
+def test_a_message_whose_key_cannot_be_derived_runs(app):
+    """From a producer that knows nothing of keys, or that sends a wrong one."""
+    # Given
+    ran = []
+
+    @app.task(base=IdempotentTask)
+    def charge(order):
+        ran.append(order)
+
+    tracer = build_tracer(charge.name, charge, app=app)
+    # When
+    for headers in (None, {"idempotency-key": ""}):
+        request = {"id": "t", "retries": 0, "delivery_info": {}, "headers": headers}
+        tracer("t", [float("nan")], {}, request)
+    # Then
+    assert len(ran) == 2
+
+
+def test_no_call_is_attached_to_another(app):
+    """Each is published, also with ``idempotency_on_enqueue`` on."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_on_enqueue="attach")
+    def charge(order):
+        return order
+
+    first = charge.apply((1,))
+    charge.backend.store_result(first.id, 1, "SUCCESS")
+    # When
+    second = charge.delay(1)
+    # Then
+    assert second.id != first.id
