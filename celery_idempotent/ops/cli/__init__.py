@@ -10,6 +10,7 @@ from celery_idempotent.ops import remote
 from celery_idempotent.ops.cli.act import forget_command, init_db_command, resolve_command
 from celery_idempotent.ops.cli.check import doctor_command
 from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
+from celery_idempotent.ops.cli.relay import relay_command
 from celery_idempotent.ops.flower.command import flower_command
 
 __all__ = ["idempotency"]
@@ -34,6 +35,7 @@ for _command in (
     stats_command,
     doctor_command,
     init_db_command,
+    relay_command,
     flower_command,
 ):
     idempotency.add_command(_command)

@@ -1,0 +1,28 @@
+"""Tasks that are published if, and only if, the transaction they belong to commits.
+
+::
+
+    with Session(engine) as session, session.begin():
+        session.add(order)
+        outbox.publish(session, charge.s(order.id, order.amount))
+
+The call is written as a row in the same transaction; ``celery -A app idempotency relay`` sends the
+rows that are committed. Each row's UUID is the task id of its message: a row that is sent twice, by
+a relay that was killed between sending and deleting it, is one call of an ``IdempotentTask``.
+"""
+
+from __future__ import annotations
+
+try:
+    import sqlalchemy  # noqa: F401
+except ImportError as exc:
+    raise ImportError(
+        "the outbox needs SQLAlchemy: `pip install celery-idempotent[sql]` brings it"
+    ) from exc
+
+from celery_idempotent.outbox.publishing import publish
+from celery_idempotent.outbox.relay import Relay
+from celery_idempotent.outbox.rows import Backlog, backlog
+from celery_idempotent.outbox.schema import create_schema, metadata
+
+__all__ = ["Backlog", "Relay", "backlog", "create_schema", "metadata", "publish"]

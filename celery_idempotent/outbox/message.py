@@ -1,0 +1,150 @@
+"""A call as the outbox keeps it: a task's signature, its key and its times settled, as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from numbers import Real
+from typing import Any, Final
+
+from celery.canvas import Signature
+from kombu.utils import json
+from kombu.utils.uuid import uuid
+
+from celery_idempotent.headers import OWN, explicit_key, own_header
+from celery_idempotent.outbox.schema import LONGEST_ID
+from celery_idempotent.publishing import derive, with_key
+from celery_idempotent.task import IdempotentTask
+
+__all__ = ["Message"]
+
+# kombu has no types for this.
+_json: Any = json
+
+_COMPOSED: Final = ("celery.chain", "celery.group", "celery.chord")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One call, ready to be sent."""
+
+    task_id: str
+    task: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+    #: What ``apply_async`` takes besides: queue, eta, priority, headers, link, ...
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, signature: Any) -> Message:
+        """Settle what a call's signature leaves open: its task id, its key, when it is due.
+
+        Raises:
+            KeyDerivationError: its key can't be derived.
+            TypeError: it is no signature of a single task, or its arguments don't fit.
+        """
+        if not isinstance(signature, Signature):
+            raise TypeError(f"outbox.publish() takes a signature, task.s(...), not {signature!r}")
+        if signature.task in _COMPOSED:
+            raise TypeError(
+                f"outbox.publish() takes the signature of one task, not a {signature.task}: "
+                "publish the members one by one, or the first task with the others as its link"
+            )
+        app = signature.app
+        options = dict(signature.options)
+        task_id = str(options.pop("task_id", None) or uuid())
+        if len(task_id) > LONGEST_ID:
+            raise TypeError(f"a task id in the outbox has at most {LONGEST_ID} characters")
+        args, kwargs = list(signature.args), dict(signature.kwargs)
+        task = app.tasks.get(signature.task)
+        if isinstance(task, IdempotentTask):
+            options["headers"] = _with_key(task, args, kwargs, task_id, options)
+        elif task is not None and task.typing:
+            task.__header__(*args, **kwargs)  # raises TypeError, as apply_async does
+        _settle_times(app, options)
+        options.setdefault("reply_to", app.thread_oid)  # this process wants the result, no relay
+        parent = app.current_worker_task
+        if parent is not None:
+            options.setdefault("root_id", parent.request.root_id or parent.request.id)
+            options.setdefault("parent_id", parent.request.id)
+        return cls(task_id, signature.task, args, kwargs, options)
+
+    def to_json(self) -> str:
+        """Give arguments and options as text.
+
+        Raises:
+            TypeError: something in them is not JSON.
+        """
+        for name, part in (
+            *((f"argument {number + 1}", value) for number, value in enumerate(self.args)),
+            *((f"argument {name!r}", value) for name, value in self.kwargs.items()),
+            *((f"option {name!r}", value) for name, value in self.options.items()),
+        ):
+            try:
+                _json.dumps(part, default=_plain)
+            except (TypeError, ValueError) as exc:
+                raise TypeError(
+                    f"{self.task}: {name} can't be kept in the outbox, which keeps calls as JSON: "
+                    f"{exc}"
+                ) from exc
+        kept = {"args": self.args, "kwargs": self.kwargs, "options": self.options}
+        return str(_json.dumps(kept, default=_plain))
+
+    @classmethod
+    def from_row(cls, task_id: str, task: str, text: str) -> Message:
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            ValueError, LookupError: it can't be read.
+        """
+        kept = _json.loads(text)
+        return cls(task_id, task, kept["args"], kept["kwargs"], kept["options"])
+
+    def send(self, app: Any, producer: Any) -> None:
+        """Publish it, without trying again."""
+        task = app.tasks.get(self.task)
+        more = {**self.options, "task_id": self.task_id, "producer": producer, "retry": False}
+        if task is None:
+            app.send_task(self.task, self.args, self.kwargs, **more)
+        else:
+            task.apply_async(self.args, self.kwargs, **more)
+
+
+def _plain(value: Any) -> Any:
+    """Give what JSON can hold of a value: dates and such as kombu does, and models."""
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    return _json.JSONEncoder().default(value)
+
+
+def _with_key(
+    task: IdempotentTask,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    task_id: str,
+    options: dict[str, Any],
+) -> Mapping[str, Any] | None:
+    """Give the call's headers with its key in them; a task without one of its own gets its id."""
+    explicit = options.pop("idempotency_key", None)
+    setup = task._setup()
+    given: Mapping[str, Any] | None = options.get("headers")
+    headers, call_key = with_key(task, setup, args, kwargs, task_id, explicit, given)
+    if setup is None or call_key is None or setup.options.key is not None:
+        return headers
+    chosen = explicit is not None or explicit_key(given) is not None
+    if chosen or call_key != derive(task, setup, args, kwargs, task_id, None):
+        return headers  # the call, or its context, has a key
+    key, label = setup.scheme.identity(task_id)
+    own = own_header(task_id, replace(call_key, key=key, label=label))
+    return {**(headers or {}), OWN: own}
+
+
+def _settle_times(app: Any, options: dict[str, Any]) -> None:
+    """Count from now, as without an outbox, and not from when a relay sends it."""
+    countdown = options.pop("countdown", None)
+    if countdown:
+        options["eta"] = app.now() + timedelta(seconds=float(countdown))
+    expires = options.get("expires")
+    if isinstance(expires, Real):
+        options["expires"] = app.now() + timedelta(seconds=float(expires))

@@ -1,0 +1,66 @@
+"""The outbox's table: as metadata that Alembic can take, and made at once."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Engine,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.exc import DBAPIError
+
+__all__ = ["LONGEST_ID", "create_schema", "metadata", "outbox"]
+
+#: Of a task id, in characters.
+LONGEST_ID: Final = 255
+
+#: Ids differ by case as well, whatever the database's own collation says.
+_Id = String(LONGEST_ID).with_variant(
+    mysql.VARCHAR(LONGEST_ID, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+)
+_Text = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), "mysql", "mariadb")
+
+#: To be given to Alembic: ``target_metadata = [Base.metadata, outbox.metadata]``.
+metadata = MetaData()
+
+outbox = Table(
+    "idempotency_outbox",
+    metadata,
+    Column(
+        "id",
+        # Only an INTEGER counts up by itself on SQLite.
+        BigInteger().with_variant(Integer, "sqlite"),
+        Identity(),
+        primary_key=True,
+        comment="the order of sending",
+    ),
+    Column("task_id", _Id, nullable=False, unique=True),
+    Column("task", String(255), nullable=False, comment="the task's name"),
+    Column("message", _Text, nullable=False, comment="arguments and options, as JSON"),
+    Column("created_us", BigInteger, nullable=False, comment="microseconds since 1970"),
+    Column("due_us", BigInteger, nullable=False, server_default="0", comment="not sent before"),
+    Column("attempts", Integer, nullable=False, server_default="0", comment="that failed"),
+    Column("error", _Text, nullable=True, comment="of the last of them"),
+    Index("ix_idempotency_outbox_due_us", "due_us"),
+    mysql_engine="InnoDB",
+    mariadb_engine="InnoDB",
+    sqlite_autoincrement=True,
+)
+
+
+def create_schema(engine: Engine) -> None:
+    """Make the table where it is not there yet; what is there is left as it is."""
+    try:
+        metadata.create_all(engine)
+    except DBAPIError:
+        metadata.create_all(engine)  # somebody else made it at the same time

@@ -1,0 +1,349 @@
+"""The outbox: what a call becomes as a row, what is refused, and what a relay makes of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery, chain
+from kombu import Connection
+from pydantic import BaseModel
+from sqlalchemy import Engine, create_engine, inspect, select
+from sqlalchemy.orm import Session
+
+from celery_idempotent import MESSAGE_ID, IdempotentTask, KeyDerivationError, outbox
+from celery_idempotent.headers import OWN
+from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.relay import BrokerAway
+from celery_idempotent.outbox.rows import Alone
+from celery_idempotent.outbox.schema import outbox as table
+from celery_idempotent.publishing import use_idempotency_key
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    made = create_engine(f"sqlite:///{tmp_path / 'shop.db'}")
+    outbox.create_schema(made)
+    yield made
+    made.dispose()
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    """An app with a broker in memory, and one task of each kind."""
+    made = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
+    made.conf.update(idempotency_store_url="memory://", task_default_queue="outbox-tests")
+
+    def charge(order: int, amount: Any = 1) -> None: ...
+    def send(to: str, text: str = "") -> None: ...
+    def note(text: str) -> None: ...
+    def plain(a: Any, b: Any = 2) -> None: ...
+
+    def add(function: Callable[..., Any], **options: Any) -> None:
+        made.task(name=f"shop.{function.__name__}", shared=False, **options)(function)
+
+    add(charge, base=IdempotentTask, idempotency_key="o:{order}")
+    add(send, base=IdempotentTask)
+    add(note, base=IdempotentTask, idempotency_key=MESSAGE_ID)
+    add(plain)
+    yield made
+    with made.connection_for_read() as connection:
+        connection.SimpleQueue("outbox-tests").clear()
+    made.close()
+
+
+def publish(engine: Engine, *calls: Any) -> list[str]:
+    with Session(engine) as session, session.begin():
+        return [outbox.publish(session, call).id for call in calls]
+
+
+def received(app: Celery) -> list[Any]:
+    """What is in the queue, as the worker gets it."""
+    with app.connection_for_read() as connection:
+        queue = connection.SimpleQueue("outbox-tests")
+        messages = [queue.get(timeout=5) for _ in range(queue.qsize())]
+        for message in messages:
+            message.ack()
+        return messages
+
+
+def key_of(signature: Any) -> Any:
+    """The key that a call's message will have."""
+    message = Message.of(signature)
+    own = message.options["headers"][OWN]
+    assert own["id"] == message.task_id
+    return message.task_id if own["key"] == message.task_id else own["key"]
+
+
+# --- publishing ----------------------------------------------------------------------------------
+
+
+def test_a_row_goes_the_way_of_its_transaction(engine: Engine, app: Celery) -> None:
+    """It is there after a commit, and after a rollback it never was."""
+    # When
+    with Session(engine) as session:
+        outbox.publish(session, app.tasks["shop.charge"].s(1))
+        session.rollback()
+    rolled_back = outbox.backlog(engine).rows
+    with engine.begin() as connection:
+        outbox.publish(connection, app.tasks["shop.charge"].s(1))
+    # Then
+    assert rolled_back == 0
+    assert outbox.backlog(engine).rows == 1
+
+
+def test_the_row_is_what_apply_async_would_have_sent(engine: Engine, app: Celery) -> None:
+    """Arguments and options reach the worker as without an outbox, under the row's id."""
+    # Given
+    now = datetime.now(timezone.utc)
+    plain = app.tasks["shop.plain"]
+    call = app.tasks["shop.charge"].s(7, amount=Decimal("1.50"))
+    call.set(headers={"trace": "t"}, priority=3, link=plain.s(b=now), countdown=60, expires=3600)
+    # When
+    (task_id,) = publish(engine, call)
+    outbox.Relay(app, engine).once()
+    # Then
+    (message,) = received(app)
+    headers = message.headers
+    assert headers["id"] == message.properties["correlation_id"] == task_id
+    assert headers["task"] == "shop.charge"
+    assert headers["trace"] == "t"
+    assert headers[OWN]["key"] == "o:7"
+    assert message.properties["priority"] == 3
+    assert message.properties["reply_to"] == app.thread_oid
+    args, kwargs, embed = message.payload
+    assert (args, kwargs) == ([7], {"amount": Decimal("1.50")})
+    assert embed["callbacks"][0]["task"] == "shop.plain"
+    assert embed["callbacks"][0]["kwargs"] == {"b": now}
+    for name, seconds in (("eta", 60), ("expires", 3600)):
+        late = datetime.fromisoformat(headers[name]) - now - timedelta(seconds=seconds)
+        assert timedelta(0) <= late < timedelta(seconds=30), name
+
+
+def test_a_task_that_nobody_here_knows_is_sent_by_its_name(engine: Engine, app: Celery) -> None:
+    """As with send_task: another service has it."""
+    # When
+    publish(engine, app.signature("elsewhere.do", args=(1,)))
+    outbox.Relay(app, engine).once()
+    # Then
+    assert [message.headers["task"] for message in received(app)] == ["elsewhere.do"]
+
+
+def test_the_tasks_own_key_stands(app: Celery) -> None:
+    """A key option of the task, an explicit key and one from the context are kept."""
+    tasks = app.tasks
+    assert key_of(tasks["shop.charge"].s(7)) == "o:7"
+    assert key_of(tasks["shop.send"].s("a").set(idempotency_key="req-1")) == "req-1"
+    assert key_of(tasks["shop.send"].s("a").set(headers={"Idempotency-Key": "req-2"})) == "req-2"
+    with use_idempotency_key("req-3"):
+        first, second = (key_of(tasks["shop.send"].s("a")) for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["shop.send", "shop.note"])
+def test_without_a_key_of_its_own_the_rows_id_is_the_key(app: Celery, name: str) -> None:
+    """Two equal calls are two, and the two messages of a row are one."""
+    calls = [Message.of(app.tasks[name].s("a")) for _ in range(2)]
+    keys = [call.options["headers"][OWN]["key"] for call in calls]
+    assert keys == [call.task_id for call in calls]
+    assert keys[0] != keys[1]
+
+
+def test_a_task_id_that_was_chosen_is_kept(engine: Engine, app: Celery) -> None:
+    """It is the row's, and the message's."""
+    assert publish(engine, app.tasks["shop.plain"].s(1).set(task_id="mine")) == ["mine"]
+
+
+def test_the_message_keeps_its_place_in_a_task_that_publishes(app: Celery) -> None:
+    """Within a running task the row names parent and root, and the call is among its children."""
+    # Given
+    seen: dict[str, Any] = {}
+
+    def parent(self: Any) -> None:
+        seen["id"] = self.request.id
+        seen["message"] = Message.of(app.tasks["shop.plain"].s(1))
+
+    app.task(name="shop.parent", bind=True, shared=False)(parent)
+    # When
+    app.tasks["shop.parent"].apply(task_id="root")
+    # Then
+    options = seen["message"].options
+    assert (options["root_id"], options["parent_id"]) == ("root", "root")
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda tasks: tasks["shop.charge"].s(None), KeyDerivationError, "order"),
+        (lambda tasks: tasks["shop.charge"].s(), TypeError, "order"),
+        (lambda tasks: tasks["shop.plain"].s(1, 2, 3), TypeError, "argument"),
+        (lambda tasks: tasks["shop.plain"].s(object()), TypeError, "argument 1 can't be kept"),
+        (lambda tasks: tasks["shop.plain"].s(1, b={1}), TypeError, "argument 'b' can't be kept"),
+        (lambda tasks: tasks["shop.plain"].s(1).set(producer=object()), TypeError, "'producer'"),
+        (lambda tasks: tasks["shop.plain"].s(1).set(task_id="x" * 256), TypeError, "255"),
+        (lambda tasks: chain(tasks["shop.plain"].s(1), tasks["shop.plain"].s()), TypeError, "one"),
+        (lambda tasks: "shop.plain", TypeError, "signature"),
+    ],
+)
+def test_what_can_not_be_sent_is_refused_before_anything_is_written(
+    engine: Engine, app: Celery, call: Any, error: type[Exception], words: str
+) -> None:
+    """The error comes from publish(), names what is wrong, and leaves the transaction usable."""
+    with Session(engine) as session, session.begin():
+        with pytest.raises(error, match=words):
+            outbox.publish(session, call(app.tasks))
+        outbox.publish(session, app.tasks["shop.plain"].s(1))
+    assert outbox.backlog(engine).rows == 1
+
+
+def test_a_model_is_kept_as_its_json(app: Celery) -> None:
+    """Pydantic's models are dumped as Celery dumps them."""
+
+    class Order(BaseModel):
+        id: int
+
+    message = Message.of(app.tasks["shop.plain"].s(Order(id=1)))
+    again = Message.from_row(message.task_id, message.task, message.to_json())
+    assert again.args == [{"id": 1}]
+
+
+# --- the relay -----------------------------------------------------------------------------------
+
+
+def test_rows_are_sent_in_their_order_in_batches(engine: Engine, app: Celery) -> None:
+    """Whatever the batch, all that is there is sent, in order, and deleted."""
+    # Given
+    ids = publish(engine, *(app.tasks["shop.charge"].s(order) for order in range(7)))
+    relay = outbox.Relay(app, engine, batch=3)
+    # When
+    count = relay.once()
+    # Then
+    assert (count, relay.sent, outbox.backlog(engine).rows) == (7, 7, 0)
+    assert [message.headers["id"] for message in received(app)] == ids
+
+
+def test_a_row_that_can_not_be_sent_does_not_hold_up_the_others(
+    engine: Engine, app: Celery, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is kept, tried again later, and shown with its error; it is logged once."""
+    # Given
+    publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(3)))
+    with engine.begin() as connection:
+        connection.execute(table.update().where(table.c.id == 2).values(message="{"))
+    # When
+    relay = outbox.Relay(app, engine)
+    relay.once()
+    # Then
+    assert [message.payload[0] for message in received(app)] == [[0], [2]]
+    waiting = outbox.backlog(engine)
+    assert (waiting.rows, waiting.failing) == (1, 1)
+    assert "JSONDecodeError" in (waiting.error or "")
+    assert "1 failing (JSONDecodeError" in str(waiting)
+    # When it is due again it is tried again, and not logged again
+    with engine.begin() as connection:
+        connection.execute(table.update().values(due_us=0))
+    relay.once()
+    with engine.connect() as connection:
+        assert connection.scalar(select(table.c.attempts)) == 2
+    assert len([record for record in caplog.records if "can't be sent" in record.message]) == 1
+    # And once it is put right, it is sent
+    with engine.begin() as connection:
+        text = '{"args": [1], "kwargs": {}, "options": {}}'
+        connection.execute(table.update().values(due_us=0, message=text))
+    assert relay.once() == 1
+
+
+def test_what_was_sent_before_the_broker_went_is_settled(
+    engine: Engine, app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rest stays, with no attempt counted, and goes out when the broker is back."""
+    # Given
+    ids = publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(3)))
+    sent: list[str] = []
+
+    def send(message: Message, app: Any, producer: Any) -> None:
+        if len(sent) == 1:
+            raise ConnectionResetError("gone")
+        sent.append(message.task_id)
+
+    monkeypatch.setattr(Message, "send", send)
+    relay = outbox.Relay(app, engine)
+    # When
+    with pytest.raises(BrokerAway, match="gone"):
+        relay.once()
+    # Then
+    waiting = outbox.backlog(engine)
+    assert (sent, waiting.rows, waiting.failing) == (ids[:1], 2, 0)
+    # When
+    monkeypatch.setattr(Message, "send", lambda message, *_: sent.append(message.task_id))
+    relay.once()
+    # Then
+    assert sent == ids
+
+
+def test_a_relay_that_is_told_to_stop_finishes_its_batch(engine: Engine, app: Celery) -> None:
+    """What is under way is sent and marked; the next batch is not begun."""
+    # Given
+    publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(6)))
+    relay = outbox.Relay(app, engine, batch=2)
+    # When
+    relay.run(told=relay.stop)
+    # Then
+    assert (relay.sent, outbox.backlog(engine).rows) == (2, 4)
+
+
+def test_on_sqlite_one_relay_works_at_a_time(engine: Engine, app: Celery) -> None:
+    """Another stands by, and takes over when the first one has ended."""
+    # Given
+    publish(engine, app.tasks["shop.plain"].s(1))
+    first = Alone(engine)
+    assert first()
+    # When
+    standby = outbox.Relay(app, engine).once()
+    first.free()
+    # Then
+    assert standby == 0
+    assert outbox.Relay(app, engine).once() == 1
+
+
+def test_the_lag_is_the_age_of_the_oldest_row(engine: Engine, app: Celery) -> None:
+    """By the database's clock."""
+    # Given
+    publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(2)))
+    # When
+    with engine.begin() as connection:
+        older = table.c.created_us - 90_000_000
+        connection.execute(table.update().where(table.c.id == 1).values(created_us=older))
+    # Then
+    waiting = outbox.backlog(engine)
+    assert waiting.rows == 2
+    assert 90 <= waiting.lag < 120
+    assert outbox.Backlog(0, 0.0, 0) == outbox.Backlog(rows=0, lag=0.0, failing=0, error=None)
+
+
+def test_the_schema_may_be_made_again(engine: Engine) -> None:
+    """What is there is left as it is; the metadata names the one table."""
+    outbox.create_schema(engine)
+    assert inspect(engine).get_table_names() == list(outbox.metadata.tables)
+
+
+def test_the_relay_asks_for_the_brokers_word_on_amqp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a dying RabbitMQ loses must not count as sent; the app's own options win."""
+    # Given
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        Connection, "connect", lambda self: seen.append(dict(self.transport_options))
+    )
+    for given in ({}, {"read_timeout": 5}):
+        app = Celery("shop", broker="amqp://", set_as_current=False)
+        app.conf.broker_transport_options = given
+        broker = outbox.Relay(app, create_engine("sqlite://"))._broker
+        # When
+        broker.connect()
+    # Then
+    assert [options["confirm_publish"] for options in seen] == [True, True]
+    assert [options["read_timeout"] for options in seen] == [30, 5]
