@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
@@ -18,7 +19,7 @@ from celery_idempotent.run.journal import Journal
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
 from celery_idempotent.stores.journal import journal_key
 
-__all__ = ["Environment", "TaskSetup", "environment_of", "task_setup"]
+__all__ = ["Environment", "TaskSetup", "environment_of", "everywhere", "task_setup"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -118,16 +119,37 @@ def environment_of(app: Any) -> Environment:
         return environment
 
 
+#: Where every app keeps its records while a test says so.
+_instead: Store | None = None
+
+
+@contextmanager
+def everywhere(store: Store) -> Iterator[None]:
+    """Have every app keep its records in this store, and no longer where it is set up to: in tests.
+
+    Tasks that are under way go on with what they had.
+    """
+    global _instead, _environments
+    before = _instead, _environments
+    _instead, _environments = store, WeakKeyDictionary()
+    try:
+        yield
+    finally:
+        _instead, _environments = before
+
+
 def _make_environment(app: Any) -> Environment:
     settings = Settings.from_lookup(app.conf.get, "this app")
     url, options = settings.store_url, dict(settings.store_options)
+    if _instead is not None:
+        url = "memory://"
     if not url:
         url, found = _redis_of(app)
         options = {**found, **options}
     broker = _scheme(_broker_url(app))
     timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
     visibility = float(timeout or _VISIBILITY_S.get(broker, 0))
-    store = store_from_url(url, options)
+    store = _instead or store_from_url(url, options)
     return Environment(
         store=store,
         where=mask_url(url),

@@ -1,0 +1,29 @@
+"""The pytest plugin: fixtures for tests of idempotent tasks; it imports nothing before its use.
+
+It stands outside of the package, so that a pytest run which doesn't use it neither waits for Celery
+nor finds modules imported before it measures their coverage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from celery_idempotent.testing import MovableStore
+
+__all__ = ["idempotent_store"]
+
+
+@pytest.fixture
+def idempotent_store() -> Iterator[MovableStore]:
+    """A store of idempotency records in memory, empty, for every app while the test runs.
+
+    ``idempotent_store.advance(seconds)`` lets time pass for it.
+    """
+    from celery_idempotent.testing.memory import memory_store
+
+    with memory_store() as store:
+        yield store
