@@ -218,6 +218,9 @@ class Delivery:
             policy = "retry"  # there is a record: running could be the second time
         if self.eager and policy == "retry":
             policy = "raise"
+        copy = (self.redelivered or self.waits.redelivery) and not self.eager
+        if policy == "raise" and copy:
+            policy = "retry"  # its own run may be alive: a failure would be told over it
         action = "wait" if policy == "retry" else policy
         self.tell("store away", action=action)
         signals.emit(
@@ -235,7 +238,7 @@ class Delivery:
             self.request._idempotency = self.context(None, "the store is away")
             return plainly(self.task.run, *args, **kwargs)
         log.warning("%s waits, its body was not run: %s", self.name, exc)
-        if self.redelivered or self.waits.redelivery:
+        if copy:
             self.wait_as_copy(None)
         return self.wait(None, self.waits.since_ms, None)
 

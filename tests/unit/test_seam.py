@@ -369,3 +369,22 @@ def test_a_link_that_is_sent_again_is_the_same_message(app):
     assert len(sent) == 4
     assert sent[:2] == sent[2:]
     assert sent[0] != sent[1]
+
+
+@pytest.mark.parametrize("redelivered", [False, True])
+def test_a_copy_of_a_running_message_tells_no_failure_in_an_outage(app, redelivered):
+    """With "raise" a call fails while the store is away, but not over its own run's head."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_on_store_error="raise")
+    def charge(order):
+        """Do nothing."""
+
+    def away(*args):
+        raise StoreUnavailable("away")
+
+    environment_of(app).store.claim = away
+    # When
+    state, _ = deliver(charge, 1, delivery_info={"redelivered": redelivered})
+    # Then
+    assert state == ("IGNORED" if redelivered else "FAILURE")
