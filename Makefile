@@ -44,7 +44,7 @@ matrix: $(STAMP)-test $(STAMP)-matrix ## Tests under every Python on this machin
 	@.ci/matrix
 
 build: $(STAMP)-venv ## The wheel, into dist
-	@$(BIN)/python -m pip --quiet --disable-pip-version-check wheel --no-deps --wheel-dir dist .
+	@$(BIN)/python -m pip -qq --disable-pip-version-check wheel --no-deps --wheel-dir dist .
 	@ls dist/*.whl
 
 clean: ## Remove what the other targets made
@@ -66,5 +66,5 @@ $(STAMP)-venv:
 
 $(STAMP)-%: $(STAMP)-venv $(DECLARED)
 	@echo "Installing what '$*' needs into $(VENV) (once, a minute or less) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[$*]"
 	@touch $@
