@@ -47,7 +47,7 @@ def look_up(
     before_scan()
     return [
         view
-        for batch in batches(environment.store, prefix, Filter(match=text))
+        for batch in batches(environment.store, prefix, Filter())
         for view in batch
         if text in (view.key, view.owner_id)
     ]

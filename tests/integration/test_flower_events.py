@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from tests.conftest import MakeSystem, unavailable
-from tests.support.flowers import NEWEST, VERSIONS, Browser, Flower, NotInstalled, folder_of
-from tests.support.system import System
+from tests.conftest import MakeSystem
+from tests.integration.conftest import StartFlower
+from tests.support.flowers import NEWEST, VERSIONS, Browser
 from tests.support.waiting import eventually
-
-StartFlower = Callable[..., Flower]
-
-
-@pytest.fixture
-def start_flower(tmp_path: Path) -> Iterator[StartFlower]:
-    """Start a Flower for a system: ``start_flower(system, "2.2.0", tab=True)``."""
-    started = []
-
-    def start(system: System, version: str = NEWEST, **options: Any) -> Flower:
-        try:
-            folder = folder_of(version)
-        except NotInstalled as exc:
-            unavailable(str(exc))
-        flower = Flower(folder, system.settings, tmp_path, **options)
-        started.append(flower)
-        return flower.wait_until_ready()
-
-    yield start
-    for flower in started:
-        flower.stop()
 
 
 def states(browser: Browser) -> dict[str, str]:
@@ -83,7 +58,7 @@ def test_a_duplicate_is_shown_as_deduplicated(
     """By its state, its result, the search box, the API and the counters; nothing else changes."""
     # Given
     system = make_redis_system()
-    browser = start_flower(system, version).browser()
+    browser = start_flower(system.settings, version).browser()
     system.start_worker(pool=pool, options=["-E"])
     charge = system.task("charge")
     # When
@@ -125,7 +100,7 @@ def test_a_duplicate_that_had_to_wait_is_shown_as_deduplicated(
     """Its states follow each other: received, to be retried, and in the end a duplicate."""
     # Given
     system = make_redis_system()
-    browser = start_flower(system).browser()
+    browser = start_flower(system.settings).browser()
     system.start_worker(options=["-E"])
     charge = system.task("charge")
     original = charge.delay(42, gate="go")
@@ -146,7 +121,7 @@ def test_a_redelivery_of_the_original_is_no_duplicate(
     """The broker delivers the call's own message again: it is answered, and shown as a success."""
     # Given
     system = make_redis_system(visibility_timeout=1)
-    browser = start_flower(system).browser()
+    browser = start_flower(system.settings).browser()
     system.start_worker(options=["-E"])
     original = system.task("charge").delay(42, gate="go")
     system.ledger.wait_for("start", id=original.id)
@@ -169,7 +144,7 @@ def test_a_stored_failure_is_shown_as_a_failure(
     # Given
     options = {"shop.charge_or_fail": {"idempotency_store_failures": True}}
     system = make_redis_system(task_options=options)
-    browser = start_flower(system).browser()
+    browser = start_flower(system.settings).browser()
     system.start_worker(options=["-E"])
     task = system.task("charge_or_fail")
     # When
@@ -190,7 +165,7 @@ def test_no_result_makes_a_task_look_like_a_duplicate(
     """A task that returns the very text is a success like any other."""
     # Given
     system = make_redis_system()
-    browser = start_flower(system).browser()
+    browser = start_flower(system.settings).browser()
     system.start_worker(options=["-E"])
     text = "deduplicated key=order:42 original=0"
     # When
@@ -206,7 +181,7 @@ def test_it_can_be_turned_off(make_redis_system: MakeSystem, start_flower: Start
     """With ``idempotency_events = False`` Flower shows what it would without this library."""
     # Given
     system = make_redis_system(idempotency_events=False)
-    browser = start_flower(system).browser()
+    browser = start_flower(system.settings).browser()
     system.start_worker(options=["-E"])
     charge = system.task("charge")
     # When

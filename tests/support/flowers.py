@@ -99,6 +99,10 @@ class Browser:
         data = urllib.parse.urlencode(form).encode()
         return self._open(urllib.request.Request(self.url + path, data=data))
 
+    def set_cookie(self, name: str, value: str) -> None:
+        """Have a cookie that no page has set."""
+        self._headers["Cookie"] = f"{name}={value}"
+
     @property
     def xsrf(self) -> str:
         """The token that the last page has set as a cookie."""

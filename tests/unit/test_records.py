@@ -5,87 +5,35 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import pytest
 import redis
 
 from celery_idempotent.core.codec import Kind, Outcome
-from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.steps import Step, StepState
-from celery_idempotent.core.transitions import Claim, Claimed, Settle
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, StoreUnavailable
 from celery_idempotent.ops import records
 from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of
 from celery_idempotent.ops.records import Filter, RecordView
-from celery_idempotent.stores.base import Renewal, Store, note_key, store_from_url
+from celery_idempotent.stores.base import Renewal, note_key, store_from_url
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.servers import RedisServer
+from tests.support.shelf import JSON, TTL_MS, Shelf
 
 PREFIX = "idem*[1]"  # a prefix may hold what a glob pattern would take for more than itself
-TTL_MS = 100_000
-JSON = ("application/json", "utf-8")
-
-
-class Shelf:
-    """A store, and short words for what a test puts there."""
-
-    def __init__(self, store: Store, raw: redis.Redis | None) -> None:
-        self.store = store
-        self.raw = raw
-
-    def hold(
-        self, key: str = "order:42", task: str = "shop.charge", owner: str = "", label: str = ""
-    ) -> tuple[str, Record]:
-        """Claim a key and leave it running."""
-        name = record_key(PREFIX, CallKey(task, key, "", b"", False))
-        record = Record(
-            State.RUNNING,
-            0,
-            owner=Owner(owner or str(uuid.uuid4())).pack(),
-            process=Process("host-1", 77, "boot").pack(),
-            nonce=uuid.uuid4().bytes,
-            label=label,
-        )
-        claimed = self.store.claim(name, Claim(record, 30_000, TTL_MS))
-        assert isinstance(claimed, Claimed)
-        return name, replace(record, token=claimed.token)
-
-    def done(
-        self,
-        key: str = "order:42",
-        task: str = "shop.charge",
-        outcome: bytes = b"",
-        owner: str = "",
-        label: str = "",
-    ) -> str:
-        """Claim a key and complete it."""
-        name, held = self.hold(key, task, owner, label)
-        outcome = outcome or Outcome(Kind.RESULT, *JSON, b'{"receipt": 7}').pack()
-        ended = replace(held, state=State.SUCCEEDED, process=b"", nonce=b"", outcome=outcome)
-        self.store.settle(name, Settle(ended, 0, TTL_MS))
-        return name
-
-    def write(self, name: str, packed: bytes) -> None:
-        """Put something under a name, past the store."""
-        if isinstance(self.store, MemoryStore):
-            self.store._records[name] = (packed, self.store.now_ms() + TTL_MS)
-        else:
-            assert self.raw is not None
-            self.raw.set(name, packed)
 
 
 @pytest.fixture(params=["memory", "redis"])
 def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
     """Each kind of store in turn, empty."""
     if request.param == "memory":
-        yield Shelf(MemoryStore(), None)
+        yield Shelf(MemoryStore(), PREFIX)
         return
     server: RedisServer = request.getfixturevalue("redis_server")
     store = store_from_url(server.url())
     with redis.Redis.from_url(server.url()) as raw:
-        yield Shelf(store, raw)
+        yield Shelf(store, PREFIX, raw)
     store.close()
 
 
@@ -135,7 +83,7 @@ def test_what_is_no_record_is_an_error_in_its_place(redis_server: RedisServer) -
     store = store_from_url(redis_server.url())
     with redis.Redis.from_url(redis_server.url()) as raw:
         raw.rpush(f"{PREFIX}:{{shop.charge:list}}", "something")
-    shelf = Shelf(store, None)
+    shelf = Shelf(store, PREFIX)
     name = shelf.done()
     # When
     odd, record = store.get_many([f"{PREFIX}:{{shop.charge:list}}", name])
@@ -160,7 +108,7 @@ def test_many_records_take_two_commands_a_thousand(own_server: RedisServer) -> N
     """A list is read in scans and one round trip each, and a result of a megabyte stays away."""
     # Given
     store = store_from_url(own_server.url())
-    shelf = Shelf(store, None)
+    shelf = Shelf(store, PREFIX)
     for number in range(30):
         payload = os.urandom(48_000)  # what can't be compressed
         shelf.done(f"order:{number}", outcome=Outcome(Kind.RESULT, *JSON, payload).pack())
@@ -367,7 +315,7 @@ def test_an_unreadable_record_is_shown_with_why(shelf: Shelf) -> None:
 def test_a_store_that_is_away_is_said_to_be(own_server: RedisServer) -> None:
     """It isn't taken for an empty one, nor for an unreadable record."""
     store = store_from_url(own_server.url())
-    name = Shelf(store, None).done()
+    name = Shelf(store, PREFIX).done()
     own_server.kill()
     for look in (
         lambda: records.show(store, PREFIX, name),
