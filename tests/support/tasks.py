@@ -11,6 +11,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 from celery_idempotent import IdempotentTask
+from tests.support import bookings
 from tests.support.ledger import Ledger
 
 Settings = dict[str, Any]
@@ -27,6 +28,8 @@ def make_app(settings: Settings) -> Celery:
     options: dict[str, dict[str, Any]] = settings.get("test_options", {})
     _define_idempotent(app, ledger, options)
     _define_plain(app, ledger, options)
+    if settings.get("test_bookings"):
+        bookings.define(app, ledger)
     return app
 
 
