@@ -1,0 +1,599 @@
+"""The commands for operators: what they write, for people and for programs, and how they end."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_idempotent import IdempotentTask, State
+from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.headers import OWN
+from celery_idempotent.ops.cli import idempotency
+from celery_idempotent.ops.cli.console import duration
+from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.memory import MemoryStore
+from tests.support.commands import Commands
+from tests.support.shelf import JSON, Shelf
+
+#: Two calls.
+FIRST, SECOND = (str(uuid.UUID(int=number)) for number in (1, 2))
+
+
+@pytest.fixture
+def app() -> Iterator[Celery]:
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(
+        broker_url="memory://",
+        result_backend="cache+memory://",
+        idempotency_store_url=f"memory://{uuid.uuid4().hex}",
+    )
+
+    options = {"name": "shop.charge", "idempotency_key": "order:{order}", "shared": False}
+
+    @app.task(base=IdempotentTask, **options)
+    def charge(order: int) -> int:
+        return order
+
+    yield app
+    app.close()
+
+
+@pytest.fixture
+def shelf(app: Celery) -> Shelf:
+    environment = environment_of(app)
+    assert isinstance(environment.store, MemoryStore)
+    return Shelf(environment.store, environment.prefix)
+
+
+@pytest.fixture
+def run(app: Celery, capsys: pytest.CaptureFixture[str]) -> Commands:
+    return Commands(app, capsys)
+
+
+def tell(app: Celery, what: str, name: str, task_id: str | None, **more: Any) -> None:
+    """Have the journal know of an event."""
+    environment_of(app).journal.write(what, name, "shop.charge", task_id, **more)
+
+
+# --- list ----------------------------------------------------------------------------------------
+
+
+def test_list_writes_a_document_a_record(run: Commands, shelf: Shelf) -> None:
+    """In a pipe it is JSON, one record a line, with all that a list knows."""
+    # Given
+    name = shelf.done("order:42", owner=FIRST)
+    # When
+    done = run("list")
+    # Then
+    assert done.code == 0
+    (record,) = done.lines
+    assert record["name"] == name
+    assert (record["task"], record["key"], record["state"]) == (
+        "shop.charge",
+        "order:42",
+        "succeeded",
+    )
+    assert record["owner_id"] == FIRST
+
+
+def test_list_writes_a_table_for_people(run: Commands, shelf: Shelf) -> None:
+    """Columns stand under their titles, and colours are for terminals only."""
+    # Given
+    shelf.done("order:42", owner=FIRST)
+    shelf.hold("order:7", owner=SECOND)
+    # When
+    done = run("list", "--text")
+    # Then
+    title, *rows = done.out.splitlines()
+    assert title.split() == ["STATE", "TASK", "KEY", "OWNER", "CLAIMED", "LEFT"]
+    assert len(rows) == 2
+    for row in rows:
+        assert row[title.index("KEY") :].startswith("order:")
+        assert row[title.index("OWNER") :].startswith("00000000-")
+    assert "\x1b" not in done.out
+
+
+def test_list_begins_with_what_happened_last(run: Commands, app: Celery, shelf: Shelf) -> None:
+    """The journal gives the order; what it doesn't know of follows, and nothing comes twice."""
+    # Given
+    names = {number: shelf.done(f"order:{number}") for number in range(5)}
+    for number in (3, 1, 3, 4):
+        tell(app, "succeeded", names[number], FIRST)
+    # When
+    listed = [record["key"] for record in run("list").lines]
+    # Then
+    assert listed[:3] == ["order:4", "order:3", "order:1"]
+    assert sorted(listed[3:]) == ["order:0", "order:2"]
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        (["--task", "shop.charge"], ["order:1", "order:2"]),
+        (["--task", "shop.*"], ["order:1", "order:2", "order:3"]),
+        (["--state", "running"], ["order:2"]),
+        (["--match", "order:3"], ["order:3"]),
+        (["--match", "ORDER 3"], ["order:3"]),
+        (["--match", FIRST], ["order:1"]),
+        (["--task", "shop.charge", "--state", "unknown"], []),
+    ],
+    ids=str,
+)
+def test_list_takes_filters(
+    run: Commands, app: Celery, shelf: Shelf, options: list[str], keys: list[str]
+) -> None:
+    """By task, state and part of the key, whether the journal knows a record or not."""
+    # Given
+    shelf.done("order:1", owner=FIRST)
+    shelf.hold("order:2")
+    name = shelf.done("order:3", task="shop.refund")
+    tell(app, "succeeded", name, SECOND)
+    # When
+    done = run("list", *options)
+    # Then
+    assert done.code == 0
+    assert sorted(record["key"] for record in done.lines) == keys
+
+
+def test_list_says_that_there_may_be_more(run: Commands, shelf: Shelf) -> None:
+    """Where the limit was reached, on stderr: what it writes stays a list."""
+    # Given
+    for number in range(5):
+        shelf.done(f"order:{number}")
+    # Then
+    assert len(run("list", "--limit", "3").lines) == 3
+    assert "--limit 0" in run("list", "--limit", "3").err
+    assert len(run("list", "--limit", "0").lines) == 5
+    assert run("list").err == ""
+
+
+def test_list_of_nothing_is_no_error(run: Commands) -> None:
+    """It says so on stderr."""
+    done = run("list")
+    assert (done.code, done.out) == (0, "")
+    assert "no such record" in done.err
+
+
+def test_an_unreadable_record_is_in_the_list(run: Commands, shelf: Shelf) -> None:
+    """With its name, to be forgotten by."""
+    # Given
+    shelf.write("idempotent:{shop.charge:order:1}", b"\x01nonsense")
+    # When
+    (record,) = run("list", "--state", "unreadable").lines
+    # Then
+    assert record["key"] == "order:1"
+    assert "forget" in record["problem"]
+
+
+# --- show ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "order:42",
+        "shop.charge:order:42",
+        "idempotent:{shop.charge:order:42}",
+        FIRST,
+        SECOND,
+    ],
+)
+def test_show_finds_a_record_by_what_a_person_has(
+    run: Commands, app: Celery, shelf: Shelf, text: str
+) -> None:
+    """Its key, its name, the call that owns it, or one that was answered with its outcome."""
+    # Given
+    name = shelf.done("order:42", owner=FIRST)
+    tell(app, "deduplicated", name, SECOND, original=FIRST)
+    # When
+    (record,) = run("show", text).lines
+    # Then
+    assert record["name"] == name
+    assert record["result"] == '{"receipt": 7}'
+    assert record["duplicates"] == [SECOND]
+
+
+def test_show_tells_a_person_all_of_it(run: Commands, app: Celery, shelf: Shelf) -> None:
+    """What it is, whose, since when and for how long, its result and its duplicates."""
+    # Given
+    name, held = shelf.hold("order:42", owner=FIRST)
+    outcome = Outcome(Kind.RESULT, *JSON, b'"pi_1"').pack()
+    step = Step(StepState.DONE, 0, outcome, b'{"task": "shop.refund"}')
+    shelf.store.step(Renewal(name, held, 30_000, 100_000), "charge", step.pack())
+    tell(app, "deduplicated", name, SECOND, original=FIRST)
+    # When
+    text = run("show", "order:42", "--text").out
+    # Then
+    told = dict(line.split(None, 1) for line in text.splitlines())
+    assert told["key"] == "order:42"
+    assert told["state"] == "running"
+    assert told["owner"] == FIRST
+    assert told["process"] == "77 on host-1"
+    assert told["duplicates"] == SECOND
+    assert told["step"] == 'charge: done, can be undone: "pi_1"'
+
+
+def test_show_finds_a_key_that_is_no_name(run: Commands, app: Celery) -> None:
+    """What can't stand in a record's name is digested there, and found all the same."""
+    # Given
+    task: Any = app.tasks["shop.charge"]
+    task.apply((1,), idempotency_key="request a {b}")
+    # When
+    (record,) = run("show", "request a {b}").lines
+    # Then
+    assert record["key"] == "request a {b}"
+    assert record["name"].startswith("idempotent:{shop.charge:~")
+
+
+def test_show_exits_with_one_where_nothing_is_found(run: Commands) -> None:
+    """And says what was looked for."""
+    done = run("show", "order:43")
+    assert (done.code, done.out) == (1, "")
+    assert "order:43" in done.err
+
+
+def test_show_gives_every_record_that_may_be_meant(run: Commands, shelf: Shelf) -> None:
+    """The same key of two tasks is two records."""
+    # Given
+    shelf.done("order:42", task="shop.refund")
+    shelf.done("order:42", task="shop.receipt")
+    # Then
+    assert {record["task"] for record in run("show", "order:42").lines} == {
+        "shop.refund",
+        "shop.receipt",
+    }
+
+
+# --- why -----------------------------------------------------------------------------------------
+
+
+def test_why_says_what_happened_to_a_duplicate(run: Commands, app: Celery, shelf: Shelf) -> None:
+    """Of which call, and how often it waited before."""
+    # Given
+    name = shelf.done("order:42", owner=FIRST)
+    for count in range(3):
+        tell(app, "waiting", name, SECOND, original=FIRST, delay=0.5, waits=count)
+    tell(app, "deduplicated", name, SECOND, original=FIRST, waits=3)
+    # When
+    (account,) = run("why", SECOND).lines
+    # Then
+    assert f"duplicate of task {FIRST}" in account["summary"]
+    assert "put back 3 times" in account["summary"]
+    assert [line["text"].split(":")[0] for line in account["story"]] == [
+        f"Task {FIRST} held the key order",
+        f"It is a duplicate of task {FIRST}, which had the key order",
+    ]
+    assert account["record"]["owner_id"] == FIRST
+
+
+def test_why_says_what_happened_to_an_original(run: Commands, app: Celery, shelf: Shelf) -> None:
+    """How it ended, what a person did then, and who was answered with its outcome."""
+    # Given
+    name = shelf.done("order:42", owner=FIRST)
+    tell(app, "succeeded", name, FIRST, took=0.25, attempt=2, node="w1")
+    tell(app, "deduplicated", name, SECOND, original=FIRST)
+    tell(app, "forgotten", name, None, via="a test")
+    # When
+    done = run("why", FIRST, "--text")
+    # Then
+    assert done.code == 0
+    assert "ran for 0.25 s (attempt 2) on w1" in done.out
+    assert "forgotten (a test)" in done.out
+    assert f"1 calls: {SECOND}" in done.out
+
+
+def test_why_falls_back_on_the_record(run: Commands, shelf: Shelf) -> None:
+    """Where the journal doesn't reach back to a call, its record may still be there."""
+    # Given
+    shelf.done("order:42", owner=FIRST)
+    # When
+    done = run("why", FIRST)
+    # Then
+    assert "does not reach back" in done.lines[0]["summary"]
+    assert "going through all records" in done.err
+
+
+def test_why_exits_with_one_where_nothing_is_known(run: Commands, app: Celery) -> None:
+    """And says what the reasons may be."""
+    done = run("why", FIRST)
+    assert (done.code, done.out) == (1, "")
+    assert "idempotency_journal" in done.err
+
+
+# --- forget --------------------------------------------------------------------------------------
+
+
+def test_forget_wants_a_yes(run: Commands, shelf: Shelf) -> None:
+    """Where nobody can be asked it does nothing without, and that is a wrong use."""
+    # Given
+    name = shelf.done("order:42", owner=FIRST)
+    # When
+    done = run("forget", "order:42")
+    # Then
+    assert done.code == 2
+    assert "--yes" in done.err
+    record = shelf.store.get(name)
+    assert record is not None
+    assert record.state is State.SUCCEEDED
+
+
+def test_forget_frees_a_key(run: Commands, app: Celery, shelf: Shelf) -> None:
+    """The next call runs, and the journal knows who did it."""
+    # Given
+    name = shelf.done("order:42", owner=FIRST)
+    # When
+    done = run("forget", "--yes", "order:42")
+    # Then
+    assert (done.code, done.lines) == (0, [{"name": name, "forgotten": True}])
+    record = shelf.store.get(name)
+    assert record is not None
+    assert record.owner_id is None
+    (event,) = environment_of(app).store.read_events("idempotent:journal", None, 10)  # type: ignore[attr-defined]
+    assert b'"forgotten"' in event.packed
+    assert b"celery idempotency" in event.packed
+
+
+def test_forget_takes_several_and_none_if_one_is_not_there(run: Commands, shelf: Shelf) -> None:
+    """What was meant is not clear then."""
+    # Given
+    names = [shelf.done(f"order:{number}") for number in (1, 2)]
+    # Then
+    assert run("forget", "--yes", "order:1", "order:2", "order:3").code == 1
+    assert {str(record.state) for name in names if (record := shelf.store.get(name))} == {
+        "succeeded"
+    }
+    assert run("forget", "--yes", "order:1", "order:2").code == 0
+    assert {str(record.state) for name in names if (record := shelf.store.get(name))} == {
+        "released"
+    }
+
+
+def test_forget_does_not_guess(run: Commands, shelf: Shelf) -> None:
+    """Where a key may be one of several records, it names them and does nothing."""
+    # Given
+    names = [shelf.done("order:42", task=task) for task in ("shop.refund", "shop.receipt")]
+    # When
+    done = run("forget", "--yes", "order:42")
+    # Then
+    assert done.code == 1
+    assert all(name in done.err for name in names)
+    assert run("forget", "--yes", names[0]).code == 0
+
+
+# --- resolve -------------------------------------------------------------------------------------
+
+
+def test_resolve_as_succeeded_gives_the_result_to_all_that_come(
+    run: Commands, app: Celery, shelf: Shelf
+) -> None:
+    """As if it had been the task's own."""
+    # Given
+    name = shelf.unknown("order:42")
+    # When
+    done = run("resolve", "--yes", "order:42", "--succeeded", '{"receipt": 8}')
+    # Then
+    assert (done.code, done.lines) == (
+        0,
+        [{"name": name, "resolved": "succeeded", "compensation": None}],
+    )
+    task: Any = app.tasks["shop.charge"]
+    assert task.apply((42,)).get() == {"receipt": 8}
+
+
+def test_resolve_for_a_rerun_lets_the_next_call_run(
+    run: Commands, app: Celery, shelf: Shelf
+) -> None:
+    """The key is free."""
+    # Given
+    shelf.unknown("order:42")
+    # When
+    assert run("resolve", "--yes", "order:42", "--rerun").code == 0
+    # Then
+    task: Any = app.tasks["shop.charge"]
+    assert task.apply((42,)).get() == 42
+
+
+def test_resolve_as_failed_frees_the_key(run: Commands, app: Celery, shelf: Shelf) -> None:
+    """Its failure is kept for who waited for it, and the next call runs."""
+    # Given
+    name = shelf.unknown("order:42")
+    # When
+    assert run("resolve", "--yes", "order:42", "--failed", "no such card").code == 0
+    # Then
+    record = shelf.store.get(name)
+    assert record is not None
+    assert record.state is State.RELEASED
+    assert b"no such card" in record.outcome
+    task: Any = app.tasks["shop.charge"]
+    assert task.apply((42,)).get() == 42
+
+
+def test_resolve_as_failed_publishes_what_undoes_finished_steps(
+    run: Commands, app: Celery, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message for the record, that only compensates."""
+    # Given
+    name = shelf.unknown("order:42")
+    held = shelf.store.get(name)
+    assert held is not None
+    outcome = Outcome(Kind.RESULT, *JSON, b'"pi_1"').pack()
+    step = Step(StepState.DONE, 0, outcome, b'{"task": "shop.refund"}')
+    shelf.store.step(Renewal(name, held, 30_000, 100_000), "charge", step.pack())
+    sent: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(app, "send_task", lambda task, **fields: sent.append((task, fields)))
+    # When
+    (told,) = run("resolve", "--yes", "order:42", "--failed", "it was refunded").lines
+    # Then
+    record = shelf.store.get(name)
+    assert record is not None
+    assert record.state is State.COMPENSATING
+    ((task, fields),) = sent
+    assert task == "shop.charge"
+    assert fields["task_id"] == told["compensation"]
+    header = fields["headers"][OWN]
+    assert (header["ns"], header["key"], header["compensate"]) == ("shop.charge", "order:42", True)
+
+
+def test_resolve_is_for_what_is_unknown(run: Commands, shelf: Shelf) -> None:
+    """Anything else is left as it is."""
+    # Given
+    name = shelf.done("order:42")
+    # When
+    done = run("resolve", "--yes", "order:42", "--rerun")
+    # Then
+    assert done.code == 1
+    assert "succeeded" in done.err
+    record = shelf.store.get(name)
+    assert record is not None
+    assert record.state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--rerun", "--succeeded", "1"],
+        ["--succeeded", "1", "--failed", "no"],
+        ["--succeeded", "{no JSON"],
+    ],
+    ids=str,
+)
+def test_resolve_wants_one_answer(run: Commands, shelf: Shelf, options: list[str]) -> None:
+    """None, two, or one that is no JSON: a wrong use, and nothing is done."""
+    # Given
+    name = shelf.unknown("order:42")
+    # Then
+    assert run("resolve", "--yes", "order:42", *options).code == 2
+    record = shelf.store.get(name)
+    assert record is not None
+    assert record.state is State.UNKNOWN
+
+
+# --- stats, doctor, init-db ----------------------------------------------------------------------
+
+
+def test_stats_counts_by_state_and_task(run: Commands, shelf: Shelf) -> None:
+    """All of them."""
+    # Given
+    shelf.done("order:1")
+    shelf.done("order:2", task="shop.refund")
+    shelf.hold("order:3")
+    # Then
+    assert run("stats").lines == [
+        {
+            "records": 3,
+            "states": {"succeeded": 2, "running": 1},
+            "tasks": {"shop.charge": 2, "shop.refund": 1},
+        }
+    ]
+    assert "shop.refund  1" in run("stats", "--text").out
+
+
+def test_doctor_exits_with_one_where_something_is_found(run: Commands) -> None:
+    """A document a finding, or a paragraph of it."""
+    done = run("doctor")
+    assert done.code == 1
+    assert "memory-with-processes" in {finding["name"] for finding in done.lines}
+    text = run("doctor", "--text").out
+    assert 'idempotency_store_url = "redis://localhost:6379/2"' in text
+
+
+def test_doctor_exits_with_nought_where_nothing_is_found(run: Commands, app: Celery) -> None:
+    """And says what it has looked at, to a person only."""
+    # Given
+    names = [finding["name"] for finding in run("doctor").lines]
+    app.conf.idempotency_accept = names
+    # Then
+    assert (run("doctor").code, run("doctor").out) == (0, "")
+    assert "Nothing found: 1 tasks" in run("doctor", "--text").out
+
+
+def test_init_db_is_for_databases(run: Commands) -> None:
+    """Another store needs no tables."""
+    done = run("init-db")
+    assert done.code == 1
+    assert "needs no tables" in done.err
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["list"], ["show", "x"], ["why", "x"], ["forget", "x", "--yes"], ["stats"]],
+    ids=lambda command: command[0],
+)
+def test_a_store_that_is_away_is_said_in_a_sentence(
+    run: Commands, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """Without a traceback, with exit code 1."""
+
+    # Given
+    def away(*_: Any) -> Any:
+        raise StoreUnavailable("the store at redis://:**@there does not answer")
+
+    for name in ("read_events", "get_many", "scan"):
+        monkeypatch.setattr(shelf.store, name, away)
+    # When
+    done = run(*command)
+    # Then
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "Error: the store at redis://:**@there does not answer\n"
+
+
+@pytest.mark.parametrize("command", ["list", "doctor"])
+def test_an_app_without_a_store_is_told_so(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """With what to set, and without a password."""
+    # Given
+    app = Celery("nothing", broker="amqp://me:hunter2@localhost//", set_as_current=False)
+    # When
+    done = Commands(app, capsys)(command)
+    app.close()
+    # Then
+    assert done.code == 1
+    assert "idempotency_store_url" in done.err
+    assert "hunter2" not in done.err
+
+
+@pytest.mark.parametrize("name", sorted(idempotency.commands))
+def test_every_command_has_help(run: Commands, name: str) -> None:
+    """Which says what it is for."""
+    done = run(name, "--help")
+    assert done.code == 0
+    assert len(done.out) > 100
+
+
+def test_the_help_says_what_exit_codes_mean(run: Commands) -> None:
+    """And what is written where."""
+    text = " ".join(run("--help").out.split())
+    assert "Exit codes: 0, done; 1, not found" in text
+    assert "JSON" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0, "0.0 s"),
+        (9.94, "9.9 s"),
+        (10.0, "10 s"),
+        (119.0, "119 s"),
+        (120.0, "2 min"),
+        (7200.0, "2 h"),
+        (86_399.0, "24 h"),
+        (172_800.0, "2 d"),
+        (-5.0, "-5.0 s"),
+        (None, ""),
+    ],
+)
+def test_times_are_told_in_their_largest_unit(seconds: float | None, text: str) -> None:
+    """With no more digits than a person reads."""
+    assert duration(seconds) == text
