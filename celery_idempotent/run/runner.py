@@ -26,6 +26,7 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import RecordTooNew, StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import Lease, heartbeat
 from celery_idempotent.run.inbox import Inbox
+from celery_idempotent.run.upkeep import now_and_then
 from celery_idempotent.stores.base import Store
 
 __all__ = ["Call", "Ending", "Run", "ask", "this_process"]
@@ -134,6 +135,7 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
             )
         raise
     if isinstance(verdict, Claimed):
+        now_and_then(call.store)
         held = verdict.failed or replace(
             candidate,
             token=verdict.token,

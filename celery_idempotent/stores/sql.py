@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -39,9 +40,10 @@ __all__ = ["SqlStore", "create_schema", "metadata"]
 _CLAIM_S: Final = 0.25
 _WRITE_S: Final = 2.0
 _PAGE: Final = 1000
-#: Rows that one statement deletes at most, and one call of :meth:`SqlStore.tend`.
-_PURGED_AT_ONCE: Final = 500
-_PURGED_AT_MOST: Final = 20 * _PURGED_AT_ONCE
+#: Rows that one statement deletes at most, and how long that goes on, in seconds: who calls it has
+#: leases to renew.
+_PURGED_AT_ONCE: Final = 200
+_TENDED_S: Final = 0.1
 
 
 class SqlStore:
@@ -318,14 +320,13 @@ class SqlStore:
 
         return self._rows.operate(work)
 
-    def tend(self) -> None:
-        """Do what has to be done now and then: delete what expired, some thousand rows at most."""
-        gone = 0
-        while gone < _PURGED_AT_MOST:
-            batch = self.purge()
-            gone += batch
-            if batch < _PURGED_AT_ONCE:
-                return
+    def tend(self) -> bool:
+        """Delete what expired, for a moment; whether there is more."""
+        until = time.monotonic() + _TENDED_S
+        while self.purge() >= _PURGED_AT_ONCE:
+            if time.monotonic() >= until:
+                return True
+        return False
 
     def close(self) -> None:
         self.engines.close()
