@@ -56,6 +56,16 @@ class IdempotentRequest(Request):
         name: str | None = self.task._record_key(self._context, self.args, self.kwargs)
         return name
 
+    def _retry_worker_lost(self, exc: Any, exc_info: Any) -> Any:
+        """With ``retry_on_worker_lost``: the message comes back as it is, where it may.
+
+        As a retry it would look as if its run had ended: nobody would be told, or asked, whether
+        the effect happened.
+        """
+        if self.task.reject_on_worker_lost and self.task.acks_late:
+            return False
+        return super()._retry_worker_lost(exc, exc_info)
+
     def _end_lease(self) -> None:
         if not self.worker_pid:
             return
