@@ -177,8 +177,9 @@ class Execution:
             return delivery.hand_over(result)
         if isinstance(exc, Retry):
             raise Ignore("another call took over")
-        if record.is_done:
-            return delivery.hand_over(replay(self.task.backend, record.outcome, delivery.name))
+        if record.is_done and delivery.call.note is None:
+            return replay(self.task.backend, record.outcome, delivery.name)
+        # With callbacks the note has to be asked: a copy of the message may have sent them.
         if delivery.eager:
             raise IdempotencyInProgress(f"{delivery.name} was taken over by {record.owner_id}")
         return delivery.wait(record, delivery.waits.since_ms, None)

@@ -388,3 +388,36 @@ def test_a_copy_of_a_running_message_tells_no_failure_in_an_outage(app, redelive
     state, _ = deliver(charge, 1, delivery_info={"redelivered": redelivered})
     # Then
     assert state == ("IGNORED" if redelivered else "FAILURE")
+
+
+def test_a_zombie_sends_no_callbacks_that_a_copy_of_its_message_has_sent(app, monkeypatch):
+    """Its message comes once more, and its callbacks' note is asked."""
+    # Given
+    began, seen, sent = [], [], []
+    store = environment_of(app).store
+
+    @app.task(name="tail")
+    def tail(value):
+        """Do nothing."""
+
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    def charge(self, order):
+        began.append(self.request.id)
+        if len(began) > 1:
+            return "winner"
+        key = next(iter(store._records))
+        stalled = Record.unpack(store._records[key][0])
+        store.end_lease(key, stalled.owner, stalled.process)
+        seen.append(deliver(self, 1, task_id="duplicate"))
+        seen.append(deliver(self, 1, task_id="t", callbacks=[link]))
+        return "zombie"
+
+    link = dict(tail.s())
+    monkeypatch.setattr(tail, "apply_async", lambda args, *_, **__: sent.append(args))
+    # When
+    state, _ = deliver(charge, 1, task_id="t", callbacks=[link])
+    again = deliver(charge, 1, task_id="t", callbacks=[link])
+    # Then
+    assert seen == [("SUCCESS", "winner")] * 2
+    assert (state, again[0]) == ("RETRY", "IGNORED")
+    assert sent == [("winner",)]
