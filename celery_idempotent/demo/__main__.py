@@ -59,7 +59,7 @@ def main(names: tuple[str, ...], list_acts: bool, keep: bool, unguarded: bool) -
     stage = Stage("off" if unguarded else "enforce", stop.asked)
     try:
         with report:
-            report.say("starting a private server, and two workers for each side")
+            report.say("starting a private server, and the workers of each side")
             if unguarded:
                 report.say("the guard is off: IdempotentTask runs as a plain task")
             with stage:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from celery_idempotent.demo.scene import Evidence, Scene
+from celery_idempotent.demo.stage import IDEMPOTENT
 
 __all__ = ["ACTS", "Act", "Promise"]
 
@@ -116,6 +117,26 @@ def _chord(scene: Scene) -> None:
     scene.call_chord([scene.order(name) for name in names], bank_seconds=0.5)
 
 
+_MEANS = {
+    "keyed": "shop.pay_keyed",
+    "session": "vault.pay_in_session",
+    "steps": "shop.pay_in_steps",
+}
+
+
+def _cut(scene: Scene) -> None:
+    orders = [scene.order(means) for means in _MEANS]
+    for order, (means, task) in zip(orders, _MEANS.items(), strict=True):
+        if scene.side == IDEMPOTENT:
+            scene.pay(task, order)
+        else:
+            scene.pay("shop.plain_pay", order, mails=means == "steps")
+    scene.kill_in_mid_payment(orders)
+    scene.say("workers killed when the money had moved, and nobody had written down that it had")
+    scene.finish()
+    scene.read_the_bank()
+
+
 ACTS: tuple[Act, ...] = (
     Act(
         name="at-once",
@@ -179,6 +200,25 @@ ACTS: tuple[Act, ...] = (
                 "the chord's body runs once, with every part answered",
                 lambda e: e.count("summed") == 1 and e.total == 400,
             ),
+        ),
+    ),
+    Act(
+        name="cut",
+        title="Killed between effect and record",
+        told="SIGKILL hits when the money has moved and that is not written down: what no task "
+        "queue can mend by itself. Three means do: an insert under key_for(), a session, steps.",
+        play=_cut,
+        promises=(
+            ONE_CHARGE,
+            ALL_ANSWERED,
+            Promise(
+                "of the steps, only the one that was cut is repeated",
+                lambda e: e.count("mailed") == 2,
+            ),
+        ),
+        fault=Promise(
+            "the broker delivered each killed message again",
+            lambda e: e.redeliveries >= len(set(e.orders)),
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""The demo's shop: one Celery app whose two tasks take a payment, one plain, one idempotent."""
+"""The demo's shop: a Celery app whose two tasks take a payment, one plain, one idempotent."""
 
 # Celery's decorators come without types.
 # mypy: disallow-untyped-decorators=False
@@ -16,42 +16,66 @@ from celery_idempotent import IdempotentTask
 from celery_idempotent.demo.briefing import Briefing
 from celery_idempotent.demo.ledger import Entry, Ledger
 
-__all__ = ["BACK_OFF", "VISIBILITY_TIMEOUT", "app", "charge", "plain_charge", "total"]
+__all__ = [
+    "BACK_OFF",
+    "VISIBILITY_TIMEOUT",
+    "app",
+    "briefing",
+    "charge",
+    "configure",
+    "ledger",
+    "note",
+    "plain_charge",
+    "total",
+]
 
 #: Seconds after which the broker takes a message to be lost and delivers it again.
 VISIBILITY_TIMEOUT = 4
 #: Seconds between a declined attempt and the next.
 BACK_OFF = 1
 
-_briefing = Briefing.read()
-_ledger = Ledger(_briefing.ledger_path)
+_APPS = ("shop", "vault")
 
-app = Celery("shop")
-app.conf.update(
-    broker_url=f"{_briefing.server}/0",
-    result_backend=f"{_briefing.server}/1",
-    broker_transport_options={
-        "visibility_timeout": VISIBILITY_TIMEOUT,
-        "unacked_restore_interval": 1,
-        "unacked_restore_throttle": 1,
-        # A worker killed while it looks for lost messages must not stop the others for minutes.
-        "unacked_mutex_expire": 5,
-    },
-    # The private server dies with the demo; its workers then give up instead of living on.
-    broker_connection_max_retries=3,
-    broker_connection_retry_on_startup=True,
-    # IdempotentTask sets these two by itself. The plain side gets them too, or a killed worker
-    # would simply lose its task and the comparison would be unfair.
-    task_acks_late=True,
-    task_reject_on_worker_lost=True,
-    task_routes={"shop.plain_charge": {"queue": "plain"}, "shop.charge": {"queue": "idempotent"}},
-    task_time_limit=60,
-    worker_prefetch_multiplier=1,
-    idempotency_store_url=f"{_briefing.server}/2",
-    # Under the visibility timeout, as it should be everywhere.
-    idempotency_lease=3,
-    idempotency_mode=_briefing.mode,
-)
+briefing = Briefing.read()
+ledger = Ledger(briefing.ledger_path)
+
+
+def configure(app: Celery, store_url: str) -> None:
+    """Set up one of the shop's apps."""
+    app.conf.update(
+        broker_url=f"{briefing.server}/0",
+        result_backend=f"{briefing.server}/1",
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_TIMEOUT,
+            "unacked_restore_interval": 1,
+            "unacked_restore_throttle": 1,
+            # A worker killed while it looks for lost messages must not stop the others for minutes.
+            "unacked_mutex_expire": 5,
+        },
+        # The private server dies with the demo; its workers then give up instead of living on.
+        broker_connection_max_retries=3,
+        broker_connection_retry_on_startup=True,
+        # IdempotentTask sets these two by itself. The plain side gets them too, or a killed worker
+        # would simply lose its task and the comparison would be unfair.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        task_routes={
+            "shop.plain_*": {"queue": "plain"},
+            "shop.charge": {"queue": "idempotent"},
+            "shop.pay_*": {"queue": "idempotent"},
+            "vault.*": {"queue": "vault"},
+        },
+        task_time_limit=60,
+        worker_prefetch_multiplier=1,
+        idempotency_store_url=store_url,
+        # Under the visibility timeout, as it should be everywhere.
+        idempotency_lease=3,
+        idempotency_mode=briefing.mode,
+    )
+
+
+app = Celery("shop", include=["celery_idempotent.demo.means"])
+configure(app, f"{briefing.server}/2")
 
 
 @app.task(bind=True, name="shop.plain_charge")
@@ -74,29 +98,30 @@ def charge(
 @app.task(bind=True, name="shop.total")
 def total(self: Task, payments: list[dict[str, Any]]) -> int:
     """Add up the payments of a chord; plain on both sides, so that a second run would show."""
-    _note("summed", self)
+    note("summed", self)
     return sum(payment["amount"] for payment in payments)
 
 
 def _take_payment(
     task: Task, order_id: str, amount: int, bank_seconds: float, declines: int, gateway_key: str
 ) -> dict[str, Any]:
-    _note("began", task, order=order_id, gateway_key=gateway_key)
+    note("began", task, order=order_id, gateway_key=gateway_key)
     if task.request.retries < declines:
-        _note("declined", task, order=order_id)
+        note("declined", task, order=order_id)
         raise task.retry(countdown=BACK_OFF, max_retries=declines)
     time.sleep(bank_seconds)
     receipt = uuid.uuid4().hex[:12]
-    _note("charged", task, order=order_id, receipt=receipt, gateway_key=gateway_key)
+    note("charged", task, order=order_id, receipt=receipt, gateway_key=gateway_key)
     return {"order": order_id, "amount": amount, "receipt": receipt}
 
 
-def _note(event: str, task: Task, **more: str) -> None:
+def note(event: str, task: Task, **more: str) -> None:
+    """Write into the ledger what a task does."""
     request = task.request
-    _ledger.write(
+    ledger.write(
         Entry(
             event,
-            side=_briefing.side,
+            side=briefing.side,
             worker=request.hostname or "",
             pid=os.getpid(),
             task_id=request.id or "",
@@ -109,16 +134,16 @@ def _note(event: str, task: Task, **more: str) -> None:
 
 @signals.task_prerun.connect
 def _delivered(task: Task, **_: Any) -> None:
-    if task.app is app:
-        _note("delivered", task)
+    if task.app.main in _APPS:
+        note("delivered", task)
 
 
 @signals.task_postrun.connect
 def _left(task: Task, **_: Any) -> None:
-    if task.app is app:
-        _note("left", task)
+    if task.app.main in _APPS:
+        note("left", task)
 
 
 @signals.worker_ready.connect
 def _ready(sender: Any, **_: Any) -> None:
-    _ledger.write(Entry("ready", side=_briefing.side, worker=sender.hostname, pid=os.getpid()))
+    ledger.write(Entry("ready", side=briefing.side, worker=sender.hostname, pid=os.getpid()))

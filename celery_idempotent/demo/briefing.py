@@ -45,3 +45,13 @@ class Briefing:
     def ledger_path(self) -> Path:
         """The ledger as a path."""
         return Path(self.ledger)
+
+    @property
+    def bank_path(self) -> Path:
+        """The last act's bank."""
+        return self.ledger_path.with_name("bank.db")
+
+    @property
+    def vault_path(self) -> Path:
+        """The database that has both payments and idempotency records."""
+        return self.ledger_path.with_name("vault.db")

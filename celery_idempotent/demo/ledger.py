@@ -17,8 +17,9 @@ class Entry:
 
     Attributes:
         event: "ready" (a worker), "delivered" and "left" (a message entered and left the worker's
-            task code), "began", "declined" and "charged" (the body), "summed" (a chord's body),
-            "killed" (a worker, written by the demo).
+            task code), "began", "declined", "moved", "mailed" and "charged" (the body), "summed" (a
+            chord's body), "killed" (a worker, written by the demo, as are the charges of the last
+            act: what is in its bank).
         side: the side that it is about.
         worker: that worker's node name.
         pid: the process that wrote it.

@@ -26,8 +26,9 @@ except ImportError as exc:
 _CAVEAT = (
     "Both sides had the same broker, acks_late and reject_on_worker_lost.\n"
     "What no task queue can do by itself: a crash after the money moved, before that is recorded, "
-    "runs the body again. Hand self.idempotency.key_for(...) to the gateway: it is the same for "
-    "every attempt, so the gateway can tell."
+    "runs the body again. The last act shows what makes that harmless: hand "
+    "self.idempotency.key_for(...) to the bank, write through self.idempotency.session, or go in "
+    "steps, of which only the one that was cut is repeated (here a mail, and not the payment)."
 )
 
 __all__ = ["Performance", "Report", "table"]

@@ -165,6 +165,30 @@ class Scene:
         self._orders.append(order)
         self._calls.append(call_id)
 
+    def pay(self, task: str, order: str, **more: Any) -> None:
+        """Ask for a payment by a task that is known by its name."""
+        self._orders.append(order)
+        self._calls.append(self._stage.shop.app.send_task(task, (order,), more).id)
+
+    def kill_in_mid_payment(self, orders: list[str]) -> None:
+        """SIGKILL, one after the other, the workers that have just paid these and not said so."""
+        moved = [self.wait_for("moved", order=order) for order in orders]
+        for entry in {entry.worker: entry for entry in moved}.values():
+            self._stage.kill_worker_of(entry)
+        if self.count_of("moved") > len(orders):
+            raise DemoFailed("the kill came too late: an attempt had ended already")
+
+    def count_of(self, event: str) -> int:
+        """How many lines tell of this event up to now."""
+        return self.evidence.count(event)
+
+    def read_the_bank(self) -> None:
+        """Put into the ledger what is in the last act's databases: one line a payment."""
+        for payment in self._stage.payments(self.side):
+            self._stage.ledger.write(
+                Entry("charged", side=self.side, order=payment.order, receipt=payment.receipt)
+            )
+
     def call_chord(self, orders: list[str], amount: int = 100, **more: Any) -> None:
         """Ask for one charge an order, and for the total of all of them."""
         header = [self._task.s(order, amount, **more) for order in orders]

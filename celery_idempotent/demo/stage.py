@@ -1,4 +1,4 @@
-"""The stage: a private server, two real workers for each side, and their orderly end."""
+"""The stage: a private server, real workers for each side, and their orderly end."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from typing import Any
 import redis
 from kombu.transport.redis import Channel as RedisChannel
 
+from celery_idempotent.demo.bank import Payment, open_bank, payments_of
 from celery_idempotent.demo.briefing import Briefing
 from celery_idempotent.demo.ledger import Entry, Ledger
 from celery_idempotent.testing.servers import RedisServer
@@ -29,7 +30,15 @@ PLAIN = "plain"
 IDEMPOTENT = "idempotent"
 SIDES = (PLAIN, IDEMPOTENT)
 
-_WORKERS_A_SIDE = 2
+VAULT = "vault"
+
+#: The queues of each side, one for each worker that it has.
+_QUEUES = {PLAIN: (PLAIN, PLAIN), IDEMPOTENT: (IDEMPOTENT, IDEMPOTENT, VAULT)}
+_APPS = {
+    PLAIN: "celery_idempotent.demo.app",
+    IDEMPOTENT: "celery_idempotent.demo.app",
+    VAULT: "celery_idempotent.demo.vault",
+}
 _SLOTS_A_WORKER = 4
 
 
@@ -40,12 +49,13 @@ class DemoFailed(Exception):
 class Worker:
     """One ``celery worker``, the leader of a process group that holds its pool children too."""
 
-    def __init__(self, name: str, briefing: Briefing, log: Path) -> None:
+    def __init__(self, name: str, queue: str, briefing: Briefing, log: Path) -> None:
         self.name = name
+        self.queue = queue
         self.log = log
         command = [
-            *(sys.executable, "-m", "celery", "-A", "celery_idempotent.demo.app", "worker"),
-            *("-n", name, "-Q", briefing.side, "-c", str(_SLOTS_A_WORKER), "-l", "INFO"),
+            *(sys.executable, "-m", "celery", "-A", _APPS[queue], "worker"),
+            *("-n", name, "-Q", queue, "-c", str(_SLOTS_A_WORKER), "-l", "INFO"),
             *("--without-gossip", "--without-mingle", "--without-heartbeat"),
         ]
         with open(log, "ab") as output:
@@ -113,12 +123,13 @@ class Stage:
             from celery_idempotent.demo import app as shop
 
             self.shop = shop
+            self._prepare()
             self._broker = redis.Redis(port=self._server.port, db=0)
             if not hasattr(RedisChannel, "unacked_restore_interval"):
                 self._sweeper = shop.app.connection_for_read().default_channel
-            for _ in range(_WORKERS_A_SIDE):
-                for side in SIDES:
-                    self._hire(side)
+            for side, queues in _QUEUES.items():
+                for queue in queues:
+                    self._hire(side, queue)
         except BaseException:
             self.close()
             raise
@@ -175,7 +186,7 @@ class Stage:
             victim.kill()
             workers.remove(victim)
         self.ledger.write(Entry("killed", side=entry.side, worker=victim.name, pid=victim.pid))
-        self._hire(entry.side)
+        self._hire(entry.side, victim.queue)
 
     def sweep(self) -> None:
         """Have the broker deliver lost messages again, where its workers do that too rarely.
@@ -188,17 +199,32 @@ class Stage:
 
     def quiet(self, side: str) -> bool:
         """Whether nothing of this side is queued, held back, or running: all figures are final."""
-        if self._broker.llen(side):
+        queues = set(_QUEUES[side])
+        if any(self._broker.llen(queue) for queue in queues):
             return False
         held: Any = self._broker.hvals("unacked")
-        if any(json.loads(value)[2] == side for value in held):
+        if any(json.loads(value)[2] in queues for value in held):
             return False
         entries = self.ledger.of(side)
         dead = {entry.worker for entry in entries if entry.event == "killed"}
         alive = [entry.event for entry in entries if entry.worker not in dead]
         return alive.count("delivered") == alive.count("left")
 
-    def _hire(self, side: str) -> None:
+    def payments(self, side: str) -> list[Payment]:
+        """What is in the last act's databases."""
+        briefing = self._briefing(side)
+        paths = (briefing.bank_path, briefing.vault_path)
+        return [payment for path in paths for payment in payments_of(path, side)]
+
+    def _prepare(self) -> None:
+        try:
+            from celery_idempotent.demo.vault import open_vault
+        except ImportError as exc:
+            raise DemoFailed(f"{exc}: `pip install celery-idempotent[demo]` brings it") from exc
+        open_vault()
+        open_bank(self._briefing("").bank_path)
+
+    def _hire(self, side: str, queue: str) -> None:
         # Under the lock: an act's thread must not start a worker that close() no longer sees.
         with self._lock:
             if self._closed:
@@ -206,7 +232,7 @@ class Stage:
             self._hired[side] += 1
             name = f"{side}-{self._hired[side]}@demo"
             log = self.directory / f"{name.partition('@')[0]}.log"
-            self._workers[side].append(Worker(name, self._briefing(side), log))
+            self._workers[side].append(Worker(name, queue, self._briefing(side), log))
 
     def _briefing(self, side: str) -> Briefing:
         server = self._server.url().rpartition("/")[0]

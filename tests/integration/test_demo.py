@@ -147,6 +147,7 @@ def test_plain_celery_charges_once_a_call_and_once_a_redelivery(whole: Run) -> N
         "kill": 2,
         "overrun": 2,
         "chord": 4,
+        "cut": 6,
     }
 
 
@@ -154,7 +155,7 @@ def test_plain_celery_charges_once_a_call_and_once_a_redelivery(whole: Run) -> N
 def test_the_kill_hits_in_mid_charge_and_is_redelivered(whole: Run, side: str) -> None:
     """The killed worker had begun to charge and had not charged; its message came again."""
     # Given
-    (killed,) = whole.of(side, "killed")
+    killed = whole.of(side, "killed")[0]
     # When
     victim = next(e for e in whole.of(side, "began", "kill-") if e.worker == killed.worker)
     # Then
@@ -178,6 +179,21 @@ def test_the_overrun_is_redelivered_while_it_runs(whole: Run, side: str) -> None
     # Then
     entries = list(whole.entries)
     assert entries.index(first) < entries.index(again) < entries.index(charge)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_cut_hits_when_the_money_has_moved(whole: Run, side: str) -> None:
+    """The first attempt of each order had moved the money in a worker that was then killed."""
+    # Given
+    killed = {entry.worker for entry in whole.of(side, "killed")}
+    moved = whole.of(side, "moved", "cut-")
+    # Then
+    assert len(moved) == 6
+    for order in {entry.order for entry in moved}:
+        first, second = (entry for entry in moved if entry.order == order)
+        assert first.worker in killed
+        assert second.worker != first.worker
+        assert second.task_id == first.task_id
 
 
 def test_a_broken_promise_ends_it_with_1(tmp_path: Path) -> None:
@@ -251,7 +267,7 @@ def test_ctrl_c_ends_all_that_it_started(running: Demo, number: int, code: int) 
     running.process.send_signal(number)
     # Then
     assert running.process.wait(timeout=30) == code
-    assert len(workers) == 4
+    assert len(workers) == 5
     eventually(lambda: not any(alive(pid) for pid in workers | children), "all processes gone")
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port[1]))) != 0

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from celery_idempotent.demo.acts import ACTS, Act
+from celery_idempotent.demo.bank import Payment, open_bank, pay, payments_of
 from celery_idempotent.demo.ledger import Entry, Ledger
 from celery_idempotent.demo.scene import Evidence
 
@@ -28,6 +29,7 @@ def good_evidence(act: Act) -> Evidence:
             Entry("delivered", redelivered=True),
             *(began, replace(began, event="declined")) * (attempts - 1),
             began,
+            *(replace(began, event="mailed"),) * (2 if act.name == "cut" else 0),
             replace(began, event="charged", receipt=receipt),
             Entry("summed"),
         ),
@@ -117,6 +119,33 @@ def test_the_special_promises_can_break() -> None:
         == says("chord", total=300)
         == ["the chord's body runs once, with every part answered"]
     )
+
+
+def test_a_step_that_was_repeated_without_need_is_seen() -> None:
+    """The cut step is done twice: once less, and nothing was cut; once more, and one was lost."""
+    # Given
+    act = BY_NAME["cut"]
+    good = good_evidence(act)
+    mailed = next(entry for entry in good.entries if entry.event == "mailed")
+    others = tuple(entry for entry in good.entries if entry.event != "mailed")
+    # Then
+    for times in (1, 3):
+        (broken,) = act.broken(replace(good, entries=(*others, *(mailed,) * times)))
+        assert broken.says == "of the steps, only the one that was cut is repeated"
+
+
+def test_a_payment_under_a_key_is_made_once(tmp_path: Path) -> None:
+    """The bank gives the first receipt again; without a key it pays again, and each is counted."""
+    # Given
+    bank = tmp_path / "bank.db"
+    open_bank(bank)
+    # When
+    receipts = [pay(bank, Payment("plain", "1", receipt), "k") for receipt in ("r1", "r2")]
+    receipts += [pay(bank, Payment("plain", "1", receipt)) for receipt in ("r3", "r4")]
+    # Then
+    assert receipts == ["r1", "r1", "r3", "r4"]
+    assert [payment.receipt for payment in payments_of(bank, "plain")] == ["r1", "r3", "r4"]
+    assert payments_of(bank, "idempotent") == []
 
 
 def test_a_half_written_line_is_left_for_later(tmp_path: Path) -> None:
