@@ -23,7 +23,7 @@ from celery_idempotent.core.transitions import Claim, ClaimVerdict, Settle
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = sorted(DOCS.glob("*.rst"))
+PAGES = sorted([*DOCS.glob("*.rst"), *DOCS.glob("cookbook/*.rst")])
 EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
 
 
@@ -50,7 +50,7 @@ def test_the_readme_shows_the_examples_that_are_run() -> None:
         assert block == (ROOT / name).read_text(encoding="utf-8"), name
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
 def test_pages_take_their_code_from_files(path: Path) -> None:
     """No page has Python of its own, which nothing would run."""
     text = path.read_text(encoding="utf-8")
@@ -68,7 +68,9 @@ def test_every_example_is_shown() -> None:
 # --- names and defaults --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *PAGES], ids=lambda path: str(path.relative_to(ROOT))
+)
 def test_only_what_exists_is_named(path: Path) -> None:
     """Each idempotency_ name in a text is an option, a setting or a method of the task."""
     # Given
