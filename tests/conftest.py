@@ -77,17 +77,29 @@ def redis_broker(redis_server: RedisServer) -> RedisBroker:
     return RedisBroker(redis_server)
 
 
+def _databases(kind: str, directories: pytest.TempPathFactory) -> Iterator[Database]:
+    try:
+        made = Database(kind, directories.mktemp("sql"))
+    except NotThere as exc:
+        unavailable(str(exc))
+    yield made
+    made.drop()
+
+
 @pytest.fixture(scope="session", params=["postgresql", "mysql", "sqlite"])
 def database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
     """Each kind of SQL database in turn, one for the whole run: a test empties what it uses."""
-    try:
-        made = Database(request.param, tmp_path_factory.mktemp("sql"))
-    except NotThere as exc:
-        unavailable(str(exc))
-    yield made
-    made.drop()
+    yield from _databases(request.param, tmp_path_factory)
+
+
+@pytest.fixture(scope="session", params=["postgresql", "mysql"])
+def database_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Database]:
+    """A database behind a network, each kind in turn."""
+    yield from _databases(request.param, tmp_path_factory)
 
 
 def _systems(

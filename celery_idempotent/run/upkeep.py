@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import time
@@ -9,10 +10,13 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakKeyDictionary
 
+from celery_idempotent.errors import StoreError
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.stores.base import Store
 
 __all__ = ["now_and_then"]
+
+log = logging.getLogger("celery_idempotent")
 
 #: Every process that runs tasks has its turn once in about that time, in seconds.
 _EVERY_S: Final = 60.0
@@ -42,7 +46,12 @@ def now_and_then(store: Store) -> None:
         return
 
     def tell() -> None:
-        if tend():
-            _due[store] = (pid, time.monotonic() + _SOON_S)
+        try:
+            more = tend()
+        except StoreError as exc:
+            log.info("what expired is deleted later: %s", exc)
+        else:
+            if more:
+                _due[store] = (pid, time.monotonic() + _SOON_S)
 
     heartbeat.later(tell, "what expired is deleted", 0.0, must=False)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import BigInteger, Connection, bindparam, delete, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -28,6 +27,7 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql_engines import Engines
+from celery_idempotent.stores.sql_purge import PURGED_AT_ONCE, purge, tend
 from celery_idempotent.stores.sql_rows import Row, Rows
 from celery_idempotent.stores.sql_schema import create_schema, fit, metadata, notes, records, steps
 from celery_idempotent.stores.sql_transaction import SqlTransaction
@@ -35,15 +35,13 @@ from celery_idempotent.stores.transactions import Transaction
 
 __all__ = ["SqlStore", "create_schema", "metadata"]
 
-#: How long an operation looks again at a row that somebody has locked, in seconds. A claim answers
-#: "busy" then; what ends a run has more patience.
-_CLAIM_S: Final = 0.25
-_WRITE_S: Final = 2.0
+T = TypeVar("T")
+
+#: How long an operation looks again at a row that somebody has locked, in seconds; it is less where
+#: others wait for the caller: the heartbeat, and the worker's parent process.
+_PATIENT_S: Final = 2.0
+_HASTY_S: Final = 0.25
 _PAGE: Final = 1000
-#: Rows that one statement deletes at most, and how long that goes on, in seconds: who calls it has
-#: leases to renew.
-_PURGED_AT_ONCE: Final = 200
-_TENDED_S: Final = 0.1
 
 
 class SqlStore:
@@ -102,7 +100,7 @@ class SqlStore:
 
         def work(connection: Connection) -> ClaimVerdict:
             verdict = self._rows.change(
-                connection, key, decide, _CLAIM_S, note=note, if_locked=if_locked
+                connection, key, decide, _PATIENT_S, note=note, if_locked=if_locked
             )
             if isinstance(verdict, Claimed) and has_steps:
                 # Nobody else can write one any more.
@@ -120,7 +118,7 @@ class SqlStore:
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             return transitions.settle(row.record, event, row.now_us)
 
-        return self._rows.change(connection, key, decide, _WRITE_S)
+        return self._rows.change(connection, key, decide, _PATIENT_S)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
@@ -134,7 +132,7 @@ class SqlStore:
             return transitions.renew(row.record, one.held, one.lease_ms, one.keep_ms, row.now_us)
 
         try:
-            return self._rows.change(connection, one.key, decide, _CLAIM_S)
+            return self._rows.change(connection, one.key, decide, _HASTY_S)
         except StoreError as exc:
             return exc
 
@@ -157,7 +155,7 @@ class SqlStore:
             is_first = not (record or one.held).has_steps
             return transitions.step(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
 
-        answer = self._rows.change(connection, one.key, decide, _WRITE_S)
+        answer = self._rows.change(connection, one.key, decide, _PATIENT_S)
         if isinstance(answer, Recorded):
             if is_first:
                 _drop_steps(connection, one.key)
@@ -170,9 +168,7 @@ class SqlStore:
             write = transitions.resolve(row.record, event, row.now_us)
             return write is not None, write
 
-        return self._rows.operate(
-            lambda connection: self._rows.change(connection, key, decide, _WRITE_S)
-        )
+        return self._write(key, decide)
 
     def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
         def decide(row: Row) -> tuple[None, Write | None]:
@@ -182,7 +178,7 @@ class SqlStore:
             if ttl_ms > 0:
                 # First: a copy that comes between still waits for the delivery lease.
                 connection.execute(self._put_note, {"note_key": fit(note), "ttl_ms": ttl_ms})
-            self._rows.change(connection, key, decide, _WRITE_S)
+            self._rows.change(connection, key, decide, _PATIENT_S)
 
         self._rows.operate(work)
 
@@ -191,9 +187,7 @@ class SqlStore:
             write = transitions.end_lease(row.readable, owner, process, row.now_us)
             return write is not None, write
 
-        return self._rows.operate(
-            lambda connection: self._rows.change(connection, key, decide, _CLAIM_S)
-        )
+        return self._write(key, decide, _HASTY_S)
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
         def decide(row: Row) -> tuple[None, Write | None]:
@@ -203,7 +197,9 @@ class SqlStore:
                 return None, None
             return None, transitions.abandon(record, given_up, ttl_ms, row.now_us)
 
-        self._rows.operate(lambda connection: self._rows.change(connection, key, decide, _WRITE_S))
+        self._rows.operate(
+            lambda connection: self._rows.change(connection, key, decide, _PATIENT_S)
+        )
 
     def forget(self, key: str, ttl_ms: int) -> bool:
         def decide(row: Row) -> tuple[bool, Write | None]:
@@ -215,12 +211,22 @@ class SqlStore:
             return write is not None, write
 
         def work(connection: Connection) -> bool:
-            found = self._rows.change(connection, key, decide, _WRITE_S)
+            found = self._rows.change(connection, key, decide, _PATIENT_S)
             if found:
                 _drop_steps(connection, key)
             return found
 
         return self._rows.operate(work)
+
+    def _write(
+        self,
+        key: str,
+        decide: Callable[[Row], tuple[T, Write | None]],
+        patience_s: float = _PATIENT_S,
+    ) -> T:
+        return self._rows.operate(
+            lambda connection: self._rows.change(connection, key, decide, patience_s)
+        )
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -301,32 +307,14 @@ class SqlStore:
 
     # --- housekeeping ----------------------------------------------------------------------------
 
-    def purge(self, limit: int = _PURGED_AT_ONCE) -> int:
+    def purge(self, limit: int = PURGED_AT_ONCE) -> int:
         """Delete at most ``limit`` expired records, and as many notes; how many rows went."""
 
-        def work(connection: Connection) -> int:
-            now_ms = self._rows.read(connection).now_ms
-            gone = 0
-            for table in (records, notes):
-                (key,) = table.primary_key.columns
-                expired = select(key).where(table.c.expires_ms <= now_ms)
-                found = expired.order_by(table.c.expires_ms).limit(limit)
-                names = list(connection.scalars(found))
-                if names:
-                    statement = self.engines.flavour.delete_expired(table)
-                    values = {"names": names, "now_ms": now_ms}
-                    gone += connection.execute(statement, values).rowcount
-            return gone
-
-        return self._rows.operate(work)
+        return purge(self._rows, limit)
 
     def tend(self) -> bool:
         """Delete what expired, for a moment; whether there is more."""
-        until = time.monotonic() + _TENDED_S
-        while self.purge() >= _PURGED_AT_ONCE:
-            if time.monotonic() >= until:
-                return True
-        return False
+        return tend(self._rows)
 
     def close(self) -> None:
         self.engines.close()

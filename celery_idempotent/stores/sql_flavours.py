@@ -10,12 +10,10 @@ from sqlalchemy import (
     URL,
     BigInteger,
     ColumnElement,
-    Delete,
     Insert,
     Table,
     Update,
     bindparam,
-    delete,
     insert,
     literal_column,
     select,
@@ -79,13 +77,15 @@ def trouble_of(exc: SQLAlchemyError) -> Trouble:
         return Trouble.AWAY
     original: Any = exc.orig
     if exc.connection_invalidated:
-        return Trouble.AWAY if isinstance(original, TimeoutError) else Trouble.CUT
-    code = getattr(original, "sqlstate", None)
-    if code is not None:
-        return _POSTGRESQL.get(code, Trouble.AWAY)
+        # PyMySQL says "lost connection" where it gave up waiting, and keeps why as context.
+        late = any(isinstance(why, TimeoutError) for why in (original, original.__context__))
+        return Trouble.AWAY if late else Trouble.CUT
     first = original.args[0] if original is not None and original.args else None
     if isinstance(first, int):
         return _MYSQL.get(first, Trouble.AWAY)
+    code = getattr(original, "sqlstate", None)
+    if code is not None:
+        return _POSTGRESQL.get(code, Trouble.AWAY)
     for words, trouble in _SQLITE.items():
         if words in str(first):
             return trouble
@@ -147,17 +147,6 @@ class Flavour:
         statement: Any = dialect.insert(table).values(values)
         upsert: Insert = statement.on_conflict_do_update(index_elements=keys, set_=changed)
         return upsert
-
-    def delete_expired(self, table: Table) -> Delete:
-        """Give a statement that deletes those of ``names`` that expired, save what is locked."""
-        (key,) = table.primary_key.columns
-        expired = key.in_(bindparam("names", expanding=True)) & (
-            table.c.expires_ms <= bindparam("now_ms")
-        )
-        if self.one_writer:
-            return delete(table).where(expired)
-        free = select(key).where(expired).with_for_update(skip_locked=True).subquery("free")
-        return delete(table).where(key == free.c[key.name])
 
 
 _FLAVOURS: Final = {

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 _PAUSES_S: Final = (0.0, 0.002, 0.005, 0.01, 0.02)
 _LONGEST_PAUSE_S: Final = 0.04
+#: How long a lock that is only passing may take, in seconds.
+_BUSY_S: Final = 0.2
 _ATTEMPTS: Final = 3
 
 
@@ -189,11 +191,12 @@ class Rows:
     ) -> T:
         """Read, decide, and write if the row is still as it was read; else begin again.
 
+        Where somebody has the row locked, ``if_locked`` is soon asked for an answer.
+
         Raises:
-            StoreUnavailable: somebody has the row locked for longer than ``patience_s``, and
-                ``if_locked`` has no answer for that.
+            StoreUnavailable: it has none, and the row is locked for longer than ``patience_s``.
         """
-        until = time.monotonic() + patience_s
+        began = time.monotonic()
         row: Row | None = None
         # Each pause is made, however slow the database is: what was slow need not be locked.
         for pause in itertools.chain(_PAUSES_S, itertools.repeat(_LONGEST_PAUSE_S)):
@@ -205,15 +208,18 @@ class Rows:
             except DBAPIError as exc:
                 if trouble_of(exc) is not Trouble.LOCKED:
                     raise
-            if pause == _LONGEST_PAUSE_S and time.monotonic() >= until:
-                break
+            if pause == _LONGEST_PAUSE_S:
+                waited_s = time.monotonic() - began
+                if waited_s >= _BUSY_S and row is not None and if_locked is not None:
+                    answer = if_locked(row)
+                    if answer is not None:
+                        return answer
+                if waited_s >= patience_s:
+                    break
             time.sleep(pause)
-        answer = None if row is None or if_locked is None else if_locked(row)
-        if answer is None:
-            raise _not_done(
-                f"the store at {self.engines.where} has {key} locked by another transaction"
-            )
-        return answer
+        raise _not_done(
+            f"the store at {self.engines.where} has {key} locked by another transaction"
+        )
 
     def _write(self, connection: Connection, key: str, row: Row, write: Write) -> bool:
         record = write.record

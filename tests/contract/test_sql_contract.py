@@ -11,10 +11,10 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, delete, insert, sele
 
 from celery_idempotent.stores.sql import SqlStore
 from celery_idempotent.stores.sql_engines import Engines
-from celery_idempotent.stores.sql_schema import metadata, records
+from celery_idempotent.stores.sql_schema import records
 from celery_idempotent.testing.store_contract import StoreContract, StoreContractAtRest
 from tests.contract.stores_under_test import START_US
-from tests.support.databases import Database
+from tests.support.databases import Database, emptied
 
 _tables = MetaData()
 _clock = Table("virtual_clock", _tables, Column("now_us", BigInteger, nullable=False))
@@ -39,19 +39,6 @@ class VirtualClock:
     def advance(self, ms: int) -> None:
         with self._engine.connect() as connection:
             connection.execute(update(_clock).values(now_us=_clock.c.now_us + ms * 1000))
-
-
-_made: set[str] = set()
-
-
-def _empty(store: SqlStore) -> SqlStore:
-    if store.engines.where not in _made:
-        store.create_schema()
-        _made.add(store.engines.where)
-    with store.engines.own.connect() as connection:
-        for table in reversed(metadata.sorted_tables):
-            connection.execute(delete(table))
-    return store
 
 
 def write_raw(store: Any, key: str, packed: bytes) -> None:
@@ -86,7 +73,7 @@ class TestSqlByAVirtualClock(StoreContract):
     def store(self, database: Database) -> Iterator[SqlStore]:
         engines = Engines(database.url)
         engines.flavour = replace(engines.flavour, now_us=select(_clock.c.now_us).scalar_subquery())
-        store = _empty(SqlStore(engines))
+        store = emptied(SqlStore(engines))
         VirtualClock(store).reset()
         yield store
         store.close()
@@ -104,6 +91,6 @@ class TestSqlAsItIs(StoreContractAtRest):
 
     @pytest.fixture
     def store(self, database: Database) -> Iterator[SqlStore]:
-        store = _empty(SqlStore.from_url(database.url))
+        store = emptied(SqlStore.from_url(database.url))
         yield store
         store.close()

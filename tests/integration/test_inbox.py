@@ -13,9 +13,8 @@ from celery_idempotent.core.record import State
 from celery_idempotent.stores.sql import SqlStore
 from tests.conftest import MakeSystem
 from tests.support.bookings import POINTS, Books
-from tests.support.databases import Database
+from tests.support.databases import Database, emptied
 from tests.support.system import System, answers
-from tests.support.waiting import eventually
 
 #: Far longer than any test: a lease that ends sooner was ended by somebody.
 LONG_LEASE = 300
@@ -26,11 +25,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def store(database: Database) -> Iterator[SqlStore]:
-    made = SqlStore.from_url(database.url)
-    made.create_schema()
-    for key in list(made.scan("*")):
-        made.forget(key, 1)
-    eventually(lambda: not list(made.scan("*")), "the store is empty")
+    made = emptied(SqlStore.from_url(database.url))
     yield made
     made.close()
 

@@ -6,9 +6,12 @@ import os
 import uuid
 from pathlib import Path
 
-from sqlalchemy import create_engine, text
+from sqlalchemy import URL, create_engine, delete, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
+
+from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.stores.sql_schema import metadata
 
 POSTGRESQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_POSTGRESQL_URL"
 MYSQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_MYSQL_URL"
@@ -59,6 +62,10 @@ class Database:
             # A test's data need not outlive the server, and flushing takes most of its time.
             self._tell(f"ALTER DATABASE {self._name} SET synchronous_commit = off")
 
+    def parsed(self) -> URL:
+        """Its URL in parts."""
+        return make_url(self.url)
+
     def drop(self) -> None:
         """Remove it, whoever is still connected."""
         if self.kind == "postgresql":
@@ -73,3 +80,17 @@ class Database:
                 connection.execute(text(statement))
         finally:
             engine.dispose()
+
+
+_made: set[str] = set()
+
+
+def emptied(store: SqlStore) -> SqlStore:
+    """Give the store with its tables, which are empty."""
+    if store.engines.where not in _made:
+        store.create_schema()
+        _made.add(store.engines.where)
+    with store.engines.own.connect() as connection:
+        for table in reversed(metadata.sorted_tables):
+            connection.execute(delete(table))
+    return store
