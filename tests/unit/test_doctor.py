@@ -334,7 +334,6 @@ def test_a_periodic_task_that_would_run_once_a_day_is_named(
         (tick(60, task="shop.unknown"), {}),
         (tick(BaseSchedule()), {}),
     ],
-    ids=str,
 )
 def test_a_periodic_task_that_runs_at_each_tick_is_not_spoken_of(
     made: list[Celery], conf: dict[str, Any], options: dict[str, Any]
