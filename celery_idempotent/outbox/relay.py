@@ -15,8 +15,11 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
+from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.outbox.message import Message
 from celery_idempotent.outbox.rows import Alone, Batch, take
+from celery_idempotent.outbox.schema import outbox
+from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
 
 __all__ = ["BrokerAway", "Relay"]
 
@@ -110,9 +113,18 @@ class Relay:
 
         Raises:
             BrokerAway: as above; what was sent before is settled.
+            ConfigurationError: there is no outbox.
         """
-        with take(self.engine, self.batch) as batch:
-            away = self._send(batch)
+        try:
+            with take(self.engine, self.batch) as batch:
+                away = self._send(batch)
+        except DBAPIError as exc:
+            if trouble_of(exc) is Trouble.NO_TABLES:
+                raise ConfigurationError(
+                    f"there is no table {outbox.name} in {self.engine.url!r}: make it with "
+                    "outbox.create_schema(engine), or relay --init-db"
+                ) from exc
+            raise
         if away is not None:
             raise away
         return len(batch.rows)

@@ -13,10 +13,18 @@ from celery import Celery, chain
 from kombu import Connection
 from pydantic import BaseModel
 from sqlalchemy import Engine, create_engine, inspect, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from celery_idempotent import MESSAGE_ID, IdempotentTask, KeyDerivationError, outbox
+from celery_idempotent import (
+    MESSAGE_ID,
+    ConfigurationError,
+    IdempotentTask,
+    KeyDerivationError,
+    outbox,
+)
 from celery_idempotent.headers import OWN
+from celery_idempotent.outbox import relay as relay_module
 from celery_idempotent.outbox.message import Message
 from celery_idempotent.outbox.relay import BrokerAway
 from celery_idempotent.outbox.rows import Alone
@@ -294,6 +302,41 @@ def test_a_relay_that_is_told_to_stop_finishes_its_batch(engine: Engine, app: Ce
     relay.run(told=relay.stop)
     # Then
     assert (relay.sent, outbox.backlog(engine).rows) == (2, 4)
+
+
+def test_an_outage_of_the_database_is_outlived(
+    engine: Engine, app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The relay goes on trying, says so once, and sends when the database is back."""
+    # Given
+    publish(engine, app.tasks["shop.plain"].s(1))
+    relay = outbox.Relay(app, engine)
+    pauses: list[float] = []
+    real = relay_module.take
+    monkeypatch.setattr(relay, "_pause", pauses.append)
+
+    def take(*args: Any) -> Any:
+        if len(pauses) < 3:
+            raise DBAPIError("SELECT", None, OSError("gone"))
+        return real(*args)
+
+    monkeypatch.setattr(relay_module, "take", take)
+    # When
+    relay.run(told=relay.stop)
+    # Then
+    assert relay.sent == 1
+    assert 0.25 <= pauses[0] <= 0.5 <= pauses[1] <= 1 <= pauses[2] <= 2
+    words = [record.getMessage() for record in caplog.records]
+    assert len([line for line in words if "database is away, nothing is lost" in line]) == 1
+    assert len([line for line in words if "database is back after" in line]) == 1
+
+
+def test_without_its_table_the_relay_says_how_to_make_it(app: Celery, tmp_path: Path) -> None:
+    """That is no outage, which would end by itself."""
+    empty = create_engine(f"sqlite:///{tmp_path / 'empty.db'}")
+    for send in (outbox.Relay(app, empty).once, outbox.Relay(app, empty).run):
+        with pytest.raises(ConfigurationError, match="--init-db"):
+            send()
 
 
 def test_on_sqlite_one_relay_works_at_a_time(engine: Engine, app: Celery) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from sqlalchemy import text
 
 import pytest_celery_idempotent
 from celery_idempotent import IdempotencyKeyMismatch, IdempotentTask, OutcomeUnknown, State
@@ -255,6 +256,38 @@ def test_a_store_of_ones_own_is_played_on_too(
     task = make_task(lambda self, order: bank.charge("order"))
     crashes = played(task, bank, store=store)
     assert [len(done) for _, done in crashes.values()] == [1, 1, 2, 1, 1]
+
+
+def test_an_effect_in_the_session_is_there_once_wherever_it_dies(
+    make_task: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What a body wrote in its transaction goes with it, and is committed with its record."""
+    # Given
+    names = iter(range(100))
+    store: Any = None
+
+    def make_store() -> SqlStore:
+        nonlocal store
+        store = SqlStore.from_url(f"sqlite:///{tmp_path / f'{next(names)}.db'}")
+        store.create_schema()
+        with store.engines.sessions.begin() as connection:
+            connection.execute(text("CREATE TABLE charges (amount INTEGER)"))
+        return store
+
+    def body(self: Any, order: int) -> str:
+        self.idempotency.session.execute(text("INSERT INTO charges VALUES (100)"))
+        return "paid"
+
+    points = []
+    # When
+    for crash in crash_points(make_task(body), (1,), store=make_store):
+        points.append(crash.point)
+        with store.engines.sessions.begin() as connection:
+            charges = connection.execute(text("SELECT amount FROM charges")).all()
+        # Then
+        assert charges == [(100,)], crash
+        assert crash.result == "paid", crash
+    assert {"after the body, before the commit", "with all of it committed"} <= set(points)
 
 
 # --- deliveries ----------------------------------------------------------------------------------
