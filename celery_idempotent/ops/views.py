@@ -79,7 +79,9 @@ class RecordView:
 
     def as_dict(self) -> dict[str, Any]:
         """Give what goes into JSON."""
-        return {**asdict(self), "claimed_at": self.claimed_at}
+        # Not asdict(), which copies in depth: lists are long, and nothing here is deep.
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {**fields, "claimed_at": self.claimed_at}
 
 
 @dataclass(frozen=True, slots=True)
