@@ -90,6 +90,8 @@ def send_tail(task: Any, request: Any, result: Any) -> None:
             request.id,
             exc,
         )
+        if not task.acks_late:
+            raise  # acknowledged already: as in plain Celery, the task fails
         raise Reject(exc, requeue=True) from exc
     request.callbacks = request.chain = None
 

@@ -68,7 +68,8 @@ def put_back(
     whose run is alive does not expire: if that run dies, it is all there is.
 
     Raises:
-        Reject: it could not be published; the message goes back to the broker as it is.
+        Reject: it could not be published; the message goes back to the broker as it is. Where it
+            was acknowledged early (``acks_late = False``), the error itself: the call fails.
     """
     headers = dict(request.as_execution_options()["headers"] or {})
     headers[OWN] = own_header(request.id, call_key, waits)
@@ -94,6 +95,8 @@ def put_back(
             request.id,
             exc,
         )
+        if not task.acks_late:
+            raise  # it is acknowledged already, and would be lost without a word
         # It comes again at once: not faster than that.
         time.sleep(min(delay, _LONGEST_HOLD_S))
         raise Reject(exc, requeue=True) from exc

@@ -83,6 +83,8 @@ def claim(
     live = now_ms < record.until_ms
     if record.state is State.RELEASED and not record.outcome:
         # A nonce stays where a claim was given up: its body never ran, what it counted stands.
+        if mine and record.nonce and new.retries < record.retries:
+            return Superseded(), None
         return _take(record, ask, now_us, record.interruptions if record.nonce else 0)
     if ask.checked and not mine and record.fingerprint != new.fingerprint:
         return Mismatch(record), None

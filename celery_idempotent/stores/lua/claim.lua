@@ -60,6 +60,7 @@ end
 
 local live = now_ms < record.until_ms
 if record.state == RELEASED and not record.done then
+  if mine and #record.nonce > 0 and new.retries < record.retries then return superseded() end
   return take(#record.nonce > 0 and record.interruptions or 0)
 end
 if checked and not mine and record.fingerprint ~= new.fingerprint then

@@ -7,7 +7,14 @@ from dataclasses import replace
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import Busy, Claimed, Lost, Recorded, Replay
+from celery_idempotent.core.transitions import (
+    Busy,
+    Claimed,
+    Lost,
+    Recorded,
+    Replay,
+    Superseded,
+)
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     ENDINGS,
@@ -69,6 +76,16 @@ class GivenUpRows:
         # Then
         assert isinstance(claim(store, FIRST, nonce=held.nonce), Busy)
         assert isinstance(claim(store, FIRST, nonce=b"the next"), Claimed)
+
+    def test_an_old_copy_is_not_let_in_by_a_claim_that_was_given_up(self, store: Store) -> None:
+        """The retry's claim was undone: its own message comes again, copies before it are old."""
+        # Given
+        retry(store, hold(store, FIRST))
+        held = hold(store, FIRST.retried())
+        store.abandon(KEY, FIRST.retried().candidate(held.nonce), HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, FIRST), Superseded)
+        assert isinstance(claim(store, FIRST.retried()), Claimed)
 
     @pytest.mark.parametrize("name", ENDINGS)
     def test_what_was_given_up_is_not_accepted(self, store: Store, name: str) -> None:
