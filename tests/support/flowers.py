@@ -7,6 +7,7 @@ import contextlib
 import http.cookiejar
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ VERSIONS = (*(("1.2.0",) if sys.version_info < (3, 12) else ()), "2.0.1", "2.1.0
 NEWEST = VERSIONS[-1]
 
 _CACHE = Path(sys.prefix) / "flower-versions"
-_CONFIGURATION = "from celery_idempotent.ops.flower import install\n\ninstall()\n"
+_CONFIGURATION = ROOT / "docs" / "examples" / "flowerconfig.py"
 
 
 class NotInstalled(Exception):
@@ -80,9 +81,10 @@ class Browser:
     def __init__(self, url: str, login: str | None = None) -> None:
         self.url = url
         self.cookies = http.cookiejar.CookieJar()
-        self._headers = {}
+        #: What it sends along each time.
+        self.headers: dict[str, str] = {}
         if login is not None:
-            self._headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
+            self.headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}),
             urllib.request.HTTPCookieProcessor(self.cookies),
@@ -99,17 +101,13 @@ class Browser:
         data = urllib.parse.urlencode(form).encode()
         return self._open(urllib.request.Request(self.url + path, data=data))
 
-    def set_cookie(self, name: str, value: str) -> None:
-        """Have a cookie that no page has set."""
-        self._headers["Cookie"] = f"{name}={value}"
-
     @property
     def xsrf(self) -> str:
         """The token that the last page has set as a cookie."""
         return next(str(cookie.value) for cookie in self.cookies if cookie.name == "_xsrf")
 
     def _open(self, request: urllib.request.Request) -> Answer:
-        for name, value in self._headers.items():
+        for name, value in self.headers.items():
             request.add_header(name, value)
         try:
             with self._opener.open(request, timeout=30) as answer:
@@ -153,7 +151,7 @@ class Flower:
         self.directory = directory / f"flower-{uuid.uuid4().hex[:6]}"
         self.directory.mkdir()
         if tab:
-            (self.directory / "flowerconfig.py").write_text(_CONFIGURATION)
+            shutil.copy(_CONFIGURATION, self.directory)
         self._log = self.directory / "log"
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(

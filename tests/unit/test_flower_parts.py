@@ -333,6 +333,13 @@ def test_lengths_of_time_are_said_as_people_do(seconds: float | None, said: str)
     assert flowers.span(seconds) == said
 
 
+def test_long_task_ids_are_shortened_in_lists() -> None:
+    """A UUID to its first part; what is short stays."""
+    assert flowers.short("0b5cbf0e-5d4a-4a0c-a5a4-7e3c2d1f0a9b") == "0b5cbf0e…"
+    assert flowers.short("import-2026-11") == "import-2026-11"
+    assert flowers.short(None) == ""
+
+
 def test_duplicates_are_those_of_the_journal_and_those_that_flower_remembers() -> None:
     """The newest first, and none twice."""
     # Given

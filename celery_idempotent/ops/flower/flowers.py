@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from celery_idempotent.events import STATE
 
-__all__ = ["badge", "duplicates_of", "knows", "span"]
+__all__ = ["badge", "duplicates_of", "knows", "short", "span"]
 
 #: Which of Flower's colours a state has, in the words of its three styles.
 _COLOURS: Final = {
@@ -50,6 +50,12 @@ def badge(state: str) -> str:
     """Give the CSS classes of a state's badge: for Flower 1, for 2.0, and since."""
     old, new = _COLOURS.get(state, ("default", "secondary"))
     return f"label label-{old} badge bg-{new} text-bg-{new}"
+
+
+def short(task_id: str | None) -> str:
+    """Give as much of a task id as tells it apart in a list."""
+    task_id = task_id or ""
+    return task_id if len(task_id) <= 16 else f"{task_id[:8]}…"
 
 
 def span(seconds: float | None) -> str:

@@ -137,6 +137,7 @@ class RecordsView(OurPage):
             listing=listing,
             known=functools.partial(flowers.knows, self.application),
             badge=flowers.badge,
+            short=flowers.short,
         )
 
 

@@ -1,0 +1,3 @@
+from celery_idempotent.ops.flower import install
+
+install()
