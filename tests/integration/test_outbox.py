@@ -190,6 +190,24 @@ def test_once_says_that_the_broker_is_down(breakable: Shop, own_server: RedisSer
     assert shop.waiting() == 1
 
 
+def test_rabbitmq_confirms_what_is_sent(
+    make_rabbit_system: MakeSystem, engine: Engine, database: Database
+) -> None:
+    """A relay that waits for the broker's word sends all, in order, and a worker takes it."""
+    # Given
+    shop = Shop(make_rabbit_system(), engine, database.url)
+    ids = shop.publish(*shop.charges([1, 2, 3]))
+    # When
+    once = shop.start_relay("--once")
+    # Then
+    assert once.wait() == 0, once.log
+    assert shop.sent() == ids
+    assert shop.waiting() == 0
+    assert shop.system.broker.messages() == 3
+    shop.system.start_worker(pool="solo")
+    shop.ledger.wait_for("effect", 3)
+
+
 def test_status_says_what_waits(shop: Shop) -> None:
     """Backlog and lag are figures that an operator can read, and nothing is sent for them."""
     # Given
