@@ -104,8 +104,6 @@ class Engines:
             **_connect_args(self.flavour, name, self.timeout_s),
             **(self._options.get("connect_args") or {}),
         }
-        # Whoever uses a connection ends its transaction: the pool need not do so once more.
-        arguments["pool_reset_on_return"] = None
         if own:
             arguments["isolation_level"] = "AUTOCOMMIT"
             arguments.update(_NO_ROLLBACK)
@@ -133,7 +131,7 @@ class Engines:
 
 
 # The store's own connections never hold a transaction that could be rolled back.
-_NO_ROLLBACK: Final[dict[str, Any]] = {}
+_NO_ROLLBACK: Final[dict[str, Any]] = {"pool_reset_on_return": None}
 if "skip_autocommit_rollback" in inspect.signature(DefaultDialect.__init__).parameters:
     _NO_ROLLBACK["skip_autocommit_rollback"] = True  # SQLAlchemy 2.0.43 and newer
 

@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.stores.sql_schema import records
 
-__all__ = ["Flavour", "Trouble", "flavour_of", "trouble_of"]
+__all__ = ["Flavour", "Trouble", "flavour_of", "is_refusal", "trouble_of"]
 
 
 class Trouble(enum.Enum):
@@ -90,6 +90,18 @@ def trouble_of(exc: SQLAlchemyError) -> Trouble:
         if words in str(first):
             return trouble
     return Trouble.AWAY
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Whether the database itself answered with this error, so that nothing was done."""
+    if not isinstance(exc, DBAPIError) or exc.connection_invalidated:
+        return False
+    original: Any = exc.orig
+    first = original.args[0] if original.args else None
+    if isinstance(first, int):
+        return not 2000 <= first < 3000  # those are of MySQL's client
+    is_sqlite = type(original).__module__.startswith("sqlite3")
+    return is_sqlite or getattr(original, "sqlstate", None) is not None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Renewal
-from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
+from celery_idempotent.stores.sql_flavours import Trouble, is_refusal, trouble_of
 from celery_idempotent.stores.transactions import NotCommitted
 
 if TYPE_CHECKING:
@@ -133,8 +133,7 @@ class SqlTransaction:
 
     def _find_out(self, key: str, event: Settle, exc: BaseException) -> Recorded | Lost:
         """Find out what became of a transaction whose COMMIT raised."""
-        told = isinstance(exc, SQLAlchemyError) and trouble_of(exc) is not Trouble.CUT
-        if told and not self._connection.invalidated:
+        if is_refusal(exc):
             self._undo(exc)
             raise exc
         # No answer: the database may have committed it, or may be about to.
