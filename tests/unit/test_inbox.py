@@ -1,0 +1,179 @@
+"""``self.idempotency.session`` where no worker and no server is needed: eager and plain calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+from sqlalchemy import insert
+
+from celery_idempotent import ConfigurationError, IdempotentTask, State, StoreUnavailable
+from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.stores.sql_transaction import SqlTransaction
+from celery_idempotent.stores.transactions import NotCommitted
+from tests.support.bookings import Books, bookings
+
+
+def _app() -> Celery:
+    return Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
+
+
+class Shop:
+    """An app whose store is an SQLite file, and a task that books in it."""
+
+    def __init__(self, directory: Path, **settings: Any) -> None:
+        url = f"sqlite:///{directory / 'records.db'}"
+        self.app = Celery(
+            "shop", broker="memory://", backend="cache+memory://", set_as_current=False
+        )
+        self.app.conf.update(idempotency_store_url=url, task_always_eager=True, **settings)
+        store = environment_of(self.app).store
+        assert isinstance(store, SqlStore)
+        store.create_schema()
+        self.store = store
+        self.books = Books(url)
+        self.runs = 0
+
+    def task(self, **options: Any) -> Any:
+        options = {"idempotency_key": "order:{order}", **options}
+
+        @self.app.task(bind=True, base=IdempotentTask, shared=False, name="book", **options)
+        def book(task: Any, order: int, fails: bool = False) -> Any:
+            self.runs += 1
+            session = task.idempotency.session
+            assert task.idempotency.session is session
+            session.execute(insert(bookings).values(order_id=order, task_id="task"))
+            if task.idempotency.token is not None:
+                task.idempotency.check()
+                task.idempotency.step("one", lambda: "done")
+            if fails:
+                raise ValueError("no")
+            return order
+
+        return book
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    made = Shop(tmp_path)
+    yield made
+    made.books.close()
+    made.store.close()
+
+
+def test_a_duplicate_is_answered_and_books_nothing(shop: Shop) -> None:
+    """One run, one row, the same answer."""
+    # Given
+    book = shop.task()
+    # Then
+    assert [book.delay(1).get(), book.delay(1).get()] == [1, 1]
+    assert shop.runs == shop.books.count(1) == 1
+
+
+def test_a_failure_books_nothing_and_frees_the_key(shop: Shop) -> None:
+    """The next call runs."""
+    # Given
+    book = shop.task()
+    # When
+    with pytest.raises(ValueError, match="no"):
+        book.delay(1, fails=True).get()
+    # Then
+    assert shop.books.count(1) == 0
+    assert book.idempotency_record(1).state is State.RELEASED
+    assert book.delay(1).get() == 1
+    assert shop.books.count(1) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"idempotency_mode": "off"}, {"idempotency_key": lambda order, fails: None}],
+    ids=["direct", "off", "no key"],
+)
+def test_without_a_claim_it_is_a_plain_session(shop: Shop, options: dict[str, Any]) -> None:
+    """Committed when the body returned, rolled back if it raised, and nothing is deduplicated."""
+    # Given
+    book = shop.task(**options)
+    call = book if not options else lambda *args, **kwargs: book.delay(*args, **kwargs).get()
+    # Then
+    assert [call(1), call(1)] == [1, 1]
+    assert shop.books.count(1) == 2
+    with pytest.raises(ValueError, match="no"):
+        call(2, fails=True)
+    assert shop.books.count(2) == 0
+
+
+def test_in_shadow_mode_it_is_a_plain_session(shop: Shop) -> None:
+    """Every call runs and books; the kept record suppresses nothing."""
+    # Given
+    book = shop.task(idempotency_mode="shadow")
+    # Then
+    assert [book.delay(1).get(), book.delay(1).get()] == [1, 1]
+    assert shop.books.count(1) == 2
+
+
+def test_a_session_needs_a_running_body(shop: Shop) -> None:
+    """Outside of it nobody would commit."""
+    with pytest.raises(ConfigurationError, match="only while the body"):
+        _ = shop.task().idempotency.session
+
+
+@pytest.mark.parametrize("directly", [False, True])
+def test_a_store_that_is_no_database_has_none(directly: bool) -> None:
+    """The error says what to set."""
+    # Given
+    app = _app()
+    app.conf.update(idempotency_store_url="memory://inbox", task_always_eager=True)
+
+    @app.task(bind=True, base=IdempotentTask, shared=False)
+    def book(task: Any, order: int) -> None:
+        _ = task.idempotency.session
+
+    # Then
+    with pytest.raises(ConfigurationError, match="idempotency_store_url = 'postgresql"):
+        book(1) if directly else book.delay(1).get()
+
+
+def test_what_was_not_committed_is_no_outcome(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rolled back for certain: the key is free at once (an eager call can't wait, and raises)."""
+    # Given
+    book = shop.task()
+
+    def commit(transaction: Any, *_: Any) -> Any:
+        transaction.rollback()
+        raise NotCommitted("the line was cut")
+
+    # When
+    with monkeypatch.context() as patched:
+        patched.setattr(SqlTransaction, "commit", commit)
+        with pytest.raises(StoreUnavailable, match="the line was cut"):
+            book.delay(1).get()
+    # Then
+    assert book.idempotency_record(1).state is State.RELEASED
+    assert book.delay(1).get() == 1
+    assert shop.books.count(1) == 1
+
+
+def test_a_time_limit_that_undid_the_commit_is_a_failure(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body is done but its effects are not: the outcome must not say that they are."""
+    # Given
+    book = shop.task()
+
+    def commit(transaction: Any, *_: Any) -> Any:
+        transaction.rollback()
+        raise SoftTimeLimitExceeded
+
+    # When
+    with monkeypatch.context() as patched:
+        patched.setattr(SqlTransaction, "commit", commit)
+        with pytest.raises(SoftTimeLimitExceeded):
+            book.delay(1).get()
+    # Then
+    assert book.idempotency_record(1).state is State.RELEASED
+    assert shop.books.count(1) == 0
