@@ -1,0 +1,93 @@
+"""Conditional writes with the fencing token: what a run writes late changes nothing.
+
+A run that stalls for longer than its lease is followed by another, and wakes up not knowing that.
+The database knows, if each write says which run it is of: a row keeps the token of the last run
+that wrote it, and takes no write with a lower one. ::
+
+    class Order(Base):
+        ...
+        fence: Mapped[int | None] = mapped_column(BigInteger)
+
+    @app.task(bind=True, base=IdempotentTask, idempotency_key="order:{order_id}")
+    def ship(self, order_id):
+        with Session(engine) as session, session.begin():
+            shipped = update(Order).where(Order.id == order_id).values(status="shipped")
+            fenced_update(session, shipped, run=self.idempotency, fence=Order.fence)
+
+Its limit: this keeps a *late* run out, not a *second* one. A run that was killed after its write is
+followed by one with a higher token, whose write is taken. That is harmless for an assignment
+(``status = "shipped"``), and for an insert keyed by ``self.idempotency.key_for(...)``, which is
+refused as there already. An increment (``balance = balance - 10``) is made twice: use
+``self.idempotency.session`` for that.
+
+A row is written under one key only: tokens of different keys say nothing about each other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sqlalchemy import Connection, Update, or_, select
+
+from celery_idempotent.errors import ClaimLost
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import InstrumentedAttribute, Session
+    from sqlalchemy.sql.expression import ColumnElement
+
+__all__ = ["HasToken", "fenced_update"]
+
+
+class HasToken(Protocol):
+    """What writes: ``self.idempotency`` of the running task."""
+
+    @property
+    def token(self) -> int | None:
+        """The fencing token of the run."""
+
+
+def fenced_update(
+    session: Session | Connection,
+    statement: Update,
+    *,
+    run: HasToken,
+    fence: ColumnElement[Any] | InstrumentedAttribute[Any],
+) -> int:
+    """Execute an UPDATE of rows that no later run has written, and leave this run's token in them.
+
+    It is one UPDATE with ``fence IS NULL OR fence <= :token``, and one SELECT that looks for rows
+    which that has passed over. A run may write the same row again. Nothing is committed here.
+
+    Args:
+        session: on the database that holds the rows.
+        statement: the UPDATE. Its WHERE should say which rows, and not in which state: a late run
+            whose row has moved on finds no row at all, and is not told.
+        run: ``self.idempotency``.
+        fence: the column that keeps the token: a BIGINT that may be NULL.
+
+    Returns:
+        How many rows were written.
+
+    Raises:
+        ClaimLost: a later run has written one of the rows, or this run holds no claim: roll back.
+    """
+    token = run.token
+    if token is None:
+        raise ClaimLost(
+            "this run holds no claim, so it has no token to write with: it was called directly, "
+            "has no key, or idempotency_mode is not 'enforce'"
+        )
+    not_later = or_(fence.is_(None), fence <= token)
+    written: Any = session.execute(statement.where(not_later).values({fence: token}))
+    # Under a lock: a snapshot that is older than the later run's write would not show it.
+    later = select(fence).where(fence > token).limit(1).with_for_update(read=True)
+    if statement.whereclause is not None:
+        later = later.where(statement.whereclause)
+    found = session.execute(later).first()
+    if found is not None:
+        raise ClaimLost(
+            f"a row was written by a later run (its token is {found[0]}, this run's is {token}): "
+            "this run has lost its key; roll back"
+        )
+    count: int = written.rowcount
+    return count
