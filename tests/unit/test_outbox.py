@@ -42,7 +42,10 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def app() -> Iterator[Celery]:
-    """An app with a broker in memory, and one task of each kind."""
+    """An app with a broker in memory, and one task of each kind.
+
+    Their names are like no others: what another test shares, every app of the process has.
+    """
     made = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
     made.conf.update(idempotency_store_url="memory://", task_default_queue="outbox-tests")
 
@@ -52,7 +55,7 @@ def app() -> Iterator[Celery]:
     def plain(a: Any, b: Any = 2) -> None: ...
 
     def add(function: Callable[..., Any], **options: Any) -> None:
-        made.task(name=f"shop.{function.__name__}", shared=False, **options)(function)
+        made.task(name=f"books.{function.__name__}", shared=False, **options)(function)
 
     add(charge, base=IdempotentTask, idempotency_key="o:{order}")
     add(send, base=IdempotentTask)
@@ -94,11 +97,11 @@ def test_a_row_goes_the_way_of_its_transaction(engine: Engine, app: Celery) -> N
     """It is there after a commit, and after a rollback it never was."""
     # When
     with Session(engine) as session:
-        outbox.publish(session, app.tasks["shop.charge"].s(1))
+        outbox.publish(session, app.tasks["books.charge"].s(1))
         session.rollback()
     rolled_back = outbox.backlog(engine).rows
     with engine.begin() as connection:
-        outbox.publish(connection, app.tasks["shop.charge"].s(1))
+        outbox.publish(connection, app.tasks["books.charge"].s(1))
     # Then
     assert rolled_back == 0
     assert outbox.backlog(engine).rows == 1
@@ -108,8 +111,8 @@ def test_the_row_is_what_apply_async_would_have_sent(engine: Engine, app: Celery
     """Arguments and options reach the worker as without an outbox, under the row's id."""
     # Given
     now = datetime.now(timezone.utc)
-    plain = app.tasks["shop.plain"]
-    call = app.tasks["shop.charge"].s(7, amount=Decimal("1.50"))
+    plain = app.tasks["books.plain"]
+    call = app.tasks["books.charge"].s(7, amount=Decimal("1.50"))
     call.set(headers={"trace": "t"}, priority=3, link=plain.s(b=now), countdown=60, expires=3600)
     # When
     (task_id,) = publish(engine, call)
@@ -118,14 +121,14 @@ def test_the_row_is_what_apply_async_would_have_sent(engine: Engine, app: Celery
     (message,) = received(app)
     headers = message.headers
     assert headers["id"] == message.properties["correlation_id"] == task_id
-    assert headers["task"] == "shop.charge"
+    assert headers["task"] == "books.charge"
     assert headers["trace"] == "t"
     assert headers[OWN]["key"] == "o:7"
     assert message.properties["priority"] == 3
     assert message.properties["reply_to"] == app.thread_oid
     args, kwargs, embed = message.payload
     assert (args, kwargs) == ([7], {"amount": Decimal("1.50")})
-    assert embed["callbacks"][0]["task"] == "shop.plain"
+    assert embed["callbacks"][0]["task"] == "books.plain"
     assert embed["callbacks"][0]["kwargs"] == {"b": now}
     for name, seconds in (("eta", 60), ("expires", 3600)):
         late = datetime.fromisoformat(headers[name]) - now - timedelta(seconds=seconds)
@@ -144,15 +147,15 @@ def test_a_task_that_nobody_here_knows_is_sent_by_its_name(engine: Engine, app: 
 def test_the_tasks_own_key_stands(app: Celery) -> None:
     """A key option of the task, an explicit key and one from the context are kept."""
     tasks = app.tasks
-    assert key_of(tasks["shop.charge"].s(7)) == "o:7"
-    assert key_of(tasks["shop.send"].s("a").set(idempotency_key="req-1")) == "req-1"
-    assert key_of(tasks["shop.send"].s("a").set(headers={"Idempotency-Key": "req-2"})) == "req-2"
+    assert key_of(tasks["books.charge"].s(7)) == "o:7"
+    assert key_of(tasks["books.send"].s("a").set(idempotency_key="req-1")) == "req-1"
+    assert key_of(tasks["books.send"].s("a").set(headers={"Idempotency-Key": "req-2"})) == "req-2"
     with use_idempotency_key("req-3"):
-        first, second = (key_of(tasks["shop.send"].s("a")) for _ in range(2))
+        first, second = (key_of(tasks["books.send"].s("a")) for _ in range(2))
     assert first == second
 
 
-@pytest.mark.parametrize("name", ["shop.send", "shop.note"])
+@pytest.mark.parametrize("name", ["books.send", "books.note"])
 def test_without_a_key_of_its_own_the_rows_id_is_the_key(app: Celery, name: str) -> None:
     """Two equal calls are two, and the two messages of a row are one."""
     calls = [Message.of(app.tasks[name].s("a")) for _ in range(2)]
@@ -163,7 +166,7 @@ def test_without_a_key_of_its_own_the_rows_id_is_the_key(app: Celery, name: str)
 
 def test_a_task_id_that_was_chosen_is_kept(engine: Engine, app: Celery) -> None:
     """It is the row's, and the message's."""
-    assert publish(engine, app.tasks["shop.plain"].s(1).set(task_id="mine")) == ["mine"]
+    assert publish(engine, app.tasks["books.plain"].s(1).set(task_id="mine")) == ["mine"]
 
 
 def test_the_message_keeps_its_place_in_a_task_that_publishes(app: Celery) -> None:
@@ -173,11 +176,11 @@ def test_the_message_keeps_its_place_in_a_task_that_publishes(app: Celery) -> No
 
     def parent(self: Any) -> None:
         seen["id"] = self.request.id
-        seen["message"] = Message.of(app.tasks["shop.plain"].s(1))
+        seen["message"] = Message.of(app.tasks["books.plain"].s(1))
 
-    app.task(name="shop.parent", bind=True, shared=False)(parent)
+    app.task(name="books.parent", bind=True, shared=False)(parent)
     # When
-    app.tasks["shop.parent"].apply(task_id="root")
+    app.tasks["books.parent"].apply(task_id="root")
     # Then
     options = seen["message"].options
     assert (options["root_id"], options["parent_id"]) == ("root", "root")
@@ -186,15 +189,19 @@ def test_the_message_keeps_its_place_in_a_task_that_publishes(app: Celery) -> No
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda tasks: tasks["shop.charge"].s(None), KeyDerivationError, "order"),
-        (lambda tasks: tasks["shop.charge"].s(), TypeError, "order"),
-        (lambda tasks: tasks["shop.plain"].s(1, 2, 3), TypeError, "argument"),
-        (lambda tasks: tasks["shop.plain"].s(object()), TypeError, "argument 1 can't be kept"),
-        (lambda tasks: tasks["shop.plain"].s(1, b={1}), TypeError, "argument 'b' can't be kept"),
-        (lambda tasks: tasks["shop.plain"].s(1).set(producer=object()), TypeError, "'producer'"),
-        (lambda tasks: tasks["shop.plain"].s(1).set(task_id="x" * 256), TypeError, "255"),
-        (lambda tasks: chain(tasks["shop.plain"].s(1), tasks["shop.plain"].s()), TypeError, "one"),
-        (lambda tasks: "shop.plain", TypeError, "signature"),
+        (lambda tasks: tasks["books.charge"].s(None), KeyDerivationError, "order"),
+        (lambda tasks: tasks["books.charge"].s(), TypeError, "order"),
+        (lambda tasks: tasks["books.plain"].s(1, 2, 3), TypeError, "argument"),
+        (lambda tasks: tasks["books.plain"].s(object()), TypeError, "argument 1 can't be kept"),
+        (lambda tasks: tasks["books.plain"].s(1, b={1}), TypeError, "argument 'b' can't be kept"),
+        (lambda tasks: tasks["books.plain"].s(1).set(producer=object()), TypeError, "'producer'"),
+        (lambda tasks: tasks["books.plain"].s(1).set(task_id="x" * 256), TypeError, "255"),
+        (
+            lambda tasks: chain(tasks["books.plain"].s(1), tasks["books.plain"].s()),
+            TypeError,
+            "one",
+        ),
+        (lambda tasks: "books.plain", TypeError, "signature"),
     ],
 )
 def test_what_can_not_be_sent_is_refused_before_anything_is_written(
@@ -204,7 +211,7 @@ def test_what_can_not_be_sent_is_refused_before_anything_is_written(
     with Session(engine) as session, session.begin():
         with pytest.raises(error, match=words):
             outbox.publish(session, call(app.tasks))
-        outbox.publish(session, app.tasks["shop.plain"].s(1))
+        outbox.publish(session, app.tasks["books.plain"].s(1))
     assert outbox.backlog(engine).rows == 1
 
 
@@ -214,7 +221,7 @@ def test_a_model_is_kept_as_its_json(app: Celery) -> None:
     class Order(BaseModel):
         id: int
 
-    message = Message.of(app.tasks["shop.plain"].s(Order(id=1)))
+    message = Message.of(app.tasks["books.plain"].s(Order(id=1)))
     again = Message.from_row(message.task_id, message.task, message.to_json())
     assert again.args == [{"id": 1}]
 
@@ -225,7 +232,7 @@ def test_a_model_is_kept_as_its_json(app: Celery) -> None:
 def test_rows_are_sent_in_their_order_in_batches(engine: Engine, app: Celery) -> None:
     """Whatever the batch, all that is there is sent, in order, and deleted."""
     # Given
-    ids = publish(engine, *(app.tasks["shop.charge"].s(order) for order in range(7)))
+    ids = publish(engine, *(app.tasks["books.charge"].s(order) for order in range(7)))
     relay = outbox.Relay(app, engine, batch=3)
     # When
     count = relay.once()
@@ -239,7 +246,7 @@ def test_a_row_that_can_not_be_sent_does_not_hold_up_the_others(
 ) -> None:
     """It is kept, tried again later, and shown with its error; it is logged once."""
     # Given
-    publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(3)))
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(3)))
     with engine.begin() as connection:
         connection.execute(table.update().where(table.c.id == 2).values(message="{"))
     # When
@@ -270,7 +277,7 @@ def test_what_was_sent_before_the_broker_went_is_settled(
 ) -> None:
     """The rest stays, with no attempt counted, and goes out when the broker is back."""
     # Given
-    ids = publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(3)))
+    ids = publish(engine, *(app.tasks["books.plain"].s(number) for number in range(3)))
     sent: list[str] = []
 
     def send(message: Message, app: Any, producer: Any) -> None:
@@ -296,7 +303,7 @@ def test_what_was_sent_before_the_broker_went_is_settled(
 def test_a_relay_that_is_told_to_stop_finishes_its_batch(engine: Engine, app: Celery) -> None:
     """What is under way is sent and marked; the next batch is not begun."""
     # Given
-    publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(6)))
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(6)))
     relay = outbox.Relay(app, engine, batch=2)
     # When
     relay.run(told=relay.stop)
@@ -309,7 +316,7 @@ def test_an_outage_of_the_database_is_outlived(
 ) -> None:
     """The relay goes on trying, says so once, and sends when the database is back."""
     # Given
-    publish(engine, app.tasks["shop.plain"].s(1))
+    publish(engine, app.tasks["books.plain"].s(1))
     relay = outbox.Relay(app, engine)
     pauses: list[float] = []
     real = relay_module.take
@@ -342,7 +349,7 @@ def test_without_its_table_the_relay_says_how_to_make_it(app: Celery, tmp_path: 
 def test_on_sqlite_one_relay_works_at_a_time(engine: Engine, app: Celery) -> None:
     """Another stands by, and takes over when the first one has ended."""
     # Given
-    publish(engine, app.tasks["shop.plain"].s(1))
+    publish(engine, app.tasks["books.plain"].s(1))
     first = Alone(engine)
     assert first()
     # When
@@ -356,7 +363,7 @@ def test_on_sqlite_one_relay_works_at_a_time(engine: Engine, app: Celery) -> Non
 def test_the_lag_is_the_age_of_the_oldest_row(engine: Engine, app: Celery) -> None:
     """By the database's clock."""
     # Given
-    publish(engine, *(app.tasks["shop.plain"].s(number) for number in range(2)))
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(2)))
     # When
     with engine.begin() as connection:
         older = table.c.created_us - 90_000_000

@@ -68,9 +68,9 @@ def make_task(app: Celery) -> Callable[..., Any]:
             return body(self, order)
 
         chosen: dict[str, Any] = {"base": IdempotentTask, "idempotency_key": "order:{order}"}
-        decorate = app.task(bind=True, shared=False, name="shop.task", **{**chosen, **options})
+        decorate = app.task(bind=True, shared=False, name="kit.task", **{**chosen, **options})
         decorate(run)
-        return app.tasks["shop.task"]
+        return app.tasks["kit.task"]
 
     return make
 
@@ -146,10 +146,10 @@ def test_compensations_are_cut_too(app: Celery, make_task: Callable[..., Any], b
     def undo(receipt: str) -> None:
         bank.charge_once(f"undo {receipt}", f"undone {receipt}")
 
-    app.task(name="shop.undo", shared=False)(undo)
+    app.task(name="kit.undo", shared=False)(undo)
 
     def body(self: Any, order: int) -> None:
-        self.idempotency.step("hotel", bank.charge, "hotel", compensate=app.tasks["shop.undo"].s())
+        self.idempotency.step("hotel", bank.charge, "hotel", compensate=app.tasks["kit.undo"].s())
         raise ValueError("sold out")
 
     crashes = played(make_task(body), bank)
@@ -192,10 +192,10 @@ def test_callbacks_are_in_what_was_published(
     app: Celery, make_task: Callable[..., Any], bank: Bank
 ) -> None:
     """They are listed, not run, and sent once wherever it dies."""
-    app.task(name="shop.tail", shared=False)(tail)
+    app.task(name="kit.tail", shared=False)(tail)
     task = make_task(lambda self, order: bank.charge_once("key", "order"))
-    for crash in crash_points(task, (1,), fresh=bank.reset, link=app.signature("shop.tail")):
-        assert [message.task for message in crash.published] == ["shop.tail"], crash
+    for crash in crash_points(task, (1,), fresh=bank.reset, link=app.signature("kit.tail")):
+        assert [message.task for message in crash.published] == ["kit.tail"], crash
 
 
 def test_a_body_that_catches_its_own_death_is_told_of(make_task: Callable[..., Any]) -> None:
@@ -237,7 +237,7 @@ def test_a_task_that_never_ends_is_given_up(make_task: Callable[..., Any]) -> No
 
 def test_only_idempotent_tasks_are_taken(app: Celery) -> None:
     """A plain task is done twice wherever it dies: there is nothing to find out."""
-    plain = app.task(name="shop.plain", shared=False)(test_only_idempotent_tasks_are_taken)
+    plain = app.task(name="kit.plain", shared=False)(test_only_idempotent_tasks_are_taken)
     with pytest.raises(TypeError, match="IdempotentTask"):
         next(crash_points(plain))
 
@@ -302,15 +302,15 @@ def test_a_delivery_goes_through_the_tracer(
         assert not self.request.is_eager
         return [order, self.request.id, self.request.retries]
 
-    app.task(name="shop.tail", shared=False)(tail)
+    app.task(name="kit.tail", shared=False)(tail)
     task = make_task(body, idempotency_key=None)
     # When
-    done = deliver(task, ((1, 2),), task_id="t1", retries=2, link=app.signature("shop.tail"))
+    done = deliver(task, ((1, 2),), task_id="t1", retries=2, link=app.signature("kit.tail"))
     # Then
     assert done.state == "SUCCESS"
     assert done.get() == [[1, 2], "t1", 2]
     assert [(message.task, list(message.args)) for message in done.published] == [
-        ("shop.tail", [[[1, 2], "t1", 2]])
+        ("kit.tail", [[[1, 2], "t1", 2]])
     ]
 
 
