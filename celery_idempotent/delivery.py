@@ -161,16 +161,15 @@ class Delivery:
                 verdict.record.owner_id,
             )
             signals.emit(signals.task_deduplicated, self.task, signals.Event, *self.event(verdict))
-            if self.environment.events and not self.eager:
-                callbacks.announce(
-                    Duplicate(
-                        self.call_key.readable,
-                        verdict.record.owner_id or "",
-                        self.call.key,
-                    )
-                )
+            self.show_duplicate(verdict.record)
         result = replay(self.task.backend, verdict.record.outcome, self.name)
         return self.hand_over(result)
+
+    def show_duplicate(self, record: Record, *, shadow: bool = False) -> None:
+        """Have the worker's events say whose duplicate it is, once it has succeeded."""
+        if self.environment.events and not self.eager:  # an eager call is inside another's tracer
+            original = record.owner_id or ""
+            callbacks.announce(Duplicate(self.call_key.readable, original, self.call.key, shadow))
 
     def hand_over(self, result: Any) -> Any:
         """Give a result to the tracer, its link and chain sent."""

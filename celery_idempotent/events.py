@@ -9,6 +9,7 @@ text, which no result can have: a repr is always plain text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from celery.utils.log import get_logger
@@ -17,47 +18,36 @@ from celery_idempotent.core.keys import record_key
 from celery_idempotent.headers import read_own
 from celery_idempotent.settings import environment_of
 
-__all__ = ["DEDUPLICATED", "STATE", "Duplicate", "MarkedRepr", "follow_up", "marked", "name_key"]
+__all__ = [
+    "SHADOW_STATE",
+    "STATE",
+    "Duplicate",
+    "MarkedRepr",
+    "follow_up",
+    "marked",
+    "name_key",
+]
 
 log = get_logger("celery_idempotent")
 
-#: The event that follows a duplicate's ``task-succeeded``.
-DEDUPLICATED: Final = "task-deduplicated"
-#: The state that it gives the task in whatever reads the events; the stored state is SUCCESS.
+#: The state of a duplicate in whatever reads the events; the stored state is SUCCESS.
 STATE: Final = "DEDUPLICATED"
+#: The state of one that ran all the same, in shadow mode.
+SHADOW_STATE: Final = "SHADOW_DUPLICATE"
 
 
-class MarkedRepr(str):
-    """The repr of a result which another call made; to whom it says nothing more, it is a text."""
-
-    __slots__ = ("key", "original", "record")
-
-    key: str
-    original: str
-    record: str
-
-    def __new__(cls, text: str, key: str, original: str, record: str) -> MarkedRepr:
-        made = super().__new__(cls, text)
-        made.key = key
-        made.original = original
-        made.record = record
-        return made
-
-    def __reduce__(self) -> tuple[type[MarkedRepr], tuple[str, str, str, str]]:
-        return MarkedRepr, (str(self), self.key, self.original, self.record)
-
-
+@dataclass(frozen=True)
 class Duplicate:
-    """Notes on a delivery that it was answered with the outcome of another call.
+    """Notes on a delivery that it was answered with the outcome of another call."""
 
-    Args:
-        key: the key, as operators read it.
-        original: the task id of the call whose outcome it is.
-        record: the name of the record in the store.
-    """
-
-    def __init__(self, key: str, original: str, record: str) -> None:
-        self._marks = key, original, record
+    #: The key, as operators read it.
+    key: str
+    #: The task id of the call whose outcome it is.
+    original: str
+    #: The name of the record in the store.
+    record: str
+    #: Whether it only would have been answered so: in shadow mode it ran.
+    shadow: bool = False
 
     def delivered(self, *, sent: bool) -> None:
         """Nothing is left to do when the tracer has returned."""
@@ -66,7 +56,40 @@ class Duplicate:
         """Give the tracer's answer with its repr marked, if the task succeeded."""
         if answer.info is not None:
             return answer  # a stored failure is shown as the failure that it is
-        return answer._replace(retstr=MarkedRepr(answer.retstr, *self._marks))
+        return answer._replace(retstr=MarkedRepr(answer.retstr, self))
+
+    def event(self, result: str) -> tuple[str, dict[str, Any]]:
+        """Give the event that is to follow "succeeded": its type and its fields."""
+        said = f"key={self.key} original={self.original}"
+        fields = {
+            # Said in so many words: without it the state would stay SUCCESS.
+            "state": SHADOW_STATE if self.shadow else STATE,
+            "result": (
+                f"would be deduplicated {said} result={result}"
+                if self.shadow
+                else f"deduplicated {said}"
+            ),
+            "idempotency_key": self.key,
+            "idempotency_original": self.original,
+            "idempotency_record": self.record,
+        }
+        return "task-shadow-duplicate" if self.shadow else "task-deduplicated", fields
+
+
+class MarkedRepr(str):
+    """The repr of a result which another call made; to whom it says nothing more, it is a text."""
+
+    __slots__ = ("duplicate",)
+
+    duplicate: Duplicate
+
+    def __new__(cls, text: str, duplicate: Duplicate) -> MarkedRepr:
+        made = super().__new__(cls, text)
+        made.duplicate = duplicate
+        return made
+
+    def __reduce__(self) -> tuple[type[MarkedRepr], tuple[str, Duplicate]]:
+        return MarkedRepr, (str(self), self.duplicate)
 
 
 def marked(answer: Any, notes: Sequence[object]) -> Any:
@@ -101,17 +124,10 @@ def name_key(request: Any, fields: dict[str, Any]) -> None:
         log.debug("no key can be shown for this task", exc_info=True)
 
 
-def follow_up(fields: dict[str, Any]) -> dict[str, Any] | None:
-    """Take the mark off a ``task-succeeded``; give the fields of the event that is to follow it."""
+def follow_up(fields: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Take the mark off a ``task-succeeded``, and give the event that is to follow it."""
     result = fields.get("result")
     if not isinstance(result, MarkedRepr):
         return None
     fields["result"] = str(result)  # plain text, whatever the events' serializer makes of types
-    return {
-        # Said in so many words: without it the state would stay SUCCESS.
-        "state": STATE,
-        "result": f"deduplicated key={result.key} original={result.original}",
-        "idempotency_key": result.key,
-        "idempotency_original": result.original,
-        "idempotency_record": result.record,
-    }
+    return result.duplicate.event(fields["result"])

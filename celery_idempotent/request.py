@@ -12,7 +12,7 @@ from celery.worker.request import Request
 
 from celery_idempotent.calls import owner_of
 from celery_idempotent.core.record import Process
-from celery_idempotent.events import DEDUPLICATED, follow_up, name_key
+from celery_idempotent.events import follow_up, name_key
 from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.settings import environment_of
 
@@ -26,14 +26,14 @@ class IdempotentRequest(Request):
 
     def send_event(self, kind: str, **fields: Any) -> None:
         """As Celery's; a task that starts names its key, and a duplicate is said to be one."""
-        duplicate = None
+        followed_by = None
         if kind == "task-started":
             name_key(self, fields)
         elif kind == "task-succeeded":
-            duplicate = follow_up(fields)
+            followed_by = follow_up(fields)
         super().send_event(kind, **fields)
-        if duplicate is not None:
-            super().send_event(DEDUPLICATED, **duplicate)
+        if followed_by is not None:
+            super().send_event(followed_by[0], **followed_by[1])
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """As Celery's, which puts the message back; a lost child's lease is ended before that.

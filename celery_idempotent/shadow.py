@@ -93,6 +93,7 @@ def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
         would = f"be answered with the outcome of {original}"
         if not verdict.mine:
             _emit(delivery, signals.task_deduplicated, signals.Event, *fields)
+            delivery.show_duplicate(verdict.record, shadow=True)
     elif isinstance(verdict, Busy):
         would = f"wait for {original}"
         _emit(delivery, signals.task_waiting, signals.WaitingEvent, *fields, 0.0, verdict.mine)

@@ -193,3 +193,26 @@ def test_it_can_be_turned_off(make_redis_system: MakeSystem, start_flower: Start
     wait_for_states(browser, {original.id: "SUCCESS", duplicate.id: "SUCCESS"})
     assert events(browser, "task-succeeded") == 2
     assert events(browser, "task-deduplicated") == 0
+
+
+def test_shadow_mode_shows_what_would_have_been(
+    make_redis_system: MakeSystem, start_flower: StartFlower
+) -> None:
+    """Both calls ran; the second is shown as one that would have been a duplicate."""
+    # Given
+    system = make_redis_system(idempotency_mode="shadow")
+    browser = start_flower(system.settings).browser()
+    system.start_worker(options=["-E"])
+    charge = system.task("charge")
+    # When
+    original = charge.delay(42)
+    first = original.get(timeout=30)
+    duplicate = charge.delay(42)
+    second = duplicate.get(timeout=30)
+    # Then
+    assert first["receipt"] != second["receipt"]
+    wait_for_states(browser, {original.id: "SUCCESS", duplicate.id: "SHADOW_DUPLICATE"})
+    said = browser.get(f"/api/task/info/{duplicate.id}").json["result"]
+    assert said.startswith(f"would be deduplicated key=order:42 original={original.id} result=")
+    assert second["receipt"] in said
+    assert events(browser, "task-succeeded") == 2

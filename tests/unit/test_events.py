@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from billiard.reduction import ForkingPickler
 from celery import Celery
-from celery.app.trace import TraceInfo, trace_ok_t
+from celery.app.trace import TraceInfo, build_tracer, trace_ok_t
 from celery.utils.saferepr import saferepr
 from kombu.serialization import dumps
 
@@ -53,7 +54,7 @@ def request_(eventer: Eventer) -> Iterator[Any]:
     app = Celery("events", set_as_current=False)
     app.conf.idempotency_store_url = "memory://test-events"
 
-    @app.task(base=IdempotentTask, name="shop.charge", send_events=True)
+    @app.task(base=IdempotentTask, name="shop.charge", send_events=True, shared=False)
     def task(order: int) -> int:
         return order
 
@@ -96,8 +97,8 @@ def test_a_marked_answer_says_whose_outcome_it_is(request_: Any, eventer: Evente
     "result",
     [
         "deduplicated key=order:42 original=the-first",
-        MarkedRepr("'forged'", KEY, ORIGINAL, RECORD),
-        [MarkedRepr("'forged'", KEY, ORIGINAL, RECORD)],
+        MarkedRepr("'forged'", DUPLICATE),
+        [MarkedRepr("'forged'", DUPLICATE)],
         SimpleNamespace(key=KEY, original=ORIGINAL),
     ],
     ids=["its text", "itself", "a list of it", "its fields"],
@@ -117,7 +118,7 @@ def test_a_repr_of_ones_own_making_is_no_mark(request_: Any, eventer: Eventer) -
     # Given
     class Sly:
         def __repr__(self) -> str:
-            return MarkedRepr("'forged'", KEY, ORIGINAL, RECORD)
+            return MarkedRepr("'forged'", DUPLICATE)
 
     # When
     text = marked(answer(Sly()), []).retstr
@@ -135,8 +136,24 @@ def test_the_mark_survives_the_way_to_the_parent() -> None:
     arrived = pickle.loads(bytes(ForkingPickler.dumps((0, mark, 0.1))))[1]
     # Then
     assert (type(arrived), str(arrived)) == (MarkedRepr, "'done'")
-    assert (arrived.key, arrived.original, arrived.record) == (KEY, ORIGINAL, RECORD)
+    assert arrived.duplicate == DUPLICATE
     assert json.loads(dumps({"result": mark}, serializer="json")[2]) == {"result": "'done'"}
+
+
+def test_in_shadow_mode_it_is_said_what_would_have_been(request_: Any, eventer: Eventer) -> None:
+    """The task ran, and its own result stays to be seen beside what it would have got."""
+    # Given
+    duplicate = Duplicate(KEY, ORIGINAL, RECORD, shadow=True)
+    text = marked(answer("own"), [duplicate]).retstr
+    # When
+    request_.send_event("task-succeeded", result=text, runtime=0.1)
+    # Then
+    kinds = [kind for kind, _ in eventer.sent]
+    fields = eventer.sent[1][1]
+    assert kinds == ["task-succeeded", "task-shadow-duplicate"]
+    assert fields["state"] == "SHADOW_DUPLICATE"
+    said = "would be deduplicated key=order:42 original=the-first result='own'"
+    assert fields["result"] == said
 
 
 def test_a_failure_is_not_marked() -> None:
@@ -213,6 +230,54 @@ def test_nothing_is_worked_out_where_no_events_are_sent(request_: Any, eventer: 
     name_key(request_, fields)
     # Then
     assert not fields
+
+
+@pytest.fixture
+def shop() -> Iterator[Celery]:
+    """An app whose tasks are run as a worker's process runs them."""
+    app = Celery("events", set_as_current=False)
+    app.conf.update(
+        idempotency_store_url=f"memory://{uuid.uuid4().hex}", result_backend="cache+memory://"
+    )
+
+    @app.task(base=IdempotentTask, name="shop.charge", shared=False)
+    def charge(order: int) -> int:
+        return order
+
+    @app.task(
+        base=IdempotentTask, name="shop.ship", idempotency_key="parcel:{parcel}", shared=False
+    )
+    def ship(parcel: int) -> int:
+        # Both in this process, and the second is a duplicate.
+        return int(charge.apply((1,)).get() + charge.apply((1,)).get() + parcel)
+
+    yield app
+    app.close()
+
+
+def deliver(app: Celery, name: str, task_id: str, *args: Any) -> Any:
+    """Have a task traced as a worker's process does; what its parent gets."""
+    task = app.tasks[name]
+    task.__trace__ = build_tracer(name, task, app=app)
+    request = {"id": task_id, "task": name, "is_eager": False, "delivery_info": {}}
+    return task.__trace__(task_id, args, {}, request)
+
+
+def test_only_the_duplicates_own_delivery_is_marked(shop: Celery) -> None:
+    """A duplicate that was called eagerly by a body does not make one of the body's task."""
+    # When
+    first = deliver(shop, "shop.ship", "task-1", 7)
+    second = deliver(shop, "shop.ship", "task-2", 7)
+    again = deliver(shop, "shop.ship", "task-1", 7)
+    # Then
+    assert (first.retval, first.retstr) == (9, "9")
+    assert type(first.retstr) is str
+    assert second.retstr == "9"
+    assert second.retstr.duplicate == Duplicate(
+        "parcel:7", "task-1", "idempotent:{shop.ship:parcel:7}"
+    )
+    # And a copy of the first call's own message is none
+    assert (again.retstr, type(again.retstr)) == ("9", str)
 
 
 def test_other_results_are_not_followed_up() -> None:
