@@ -196,7 +196,9 @@ def test_an_outage_of_the_store_is_told_after_it(
     assert "succeeded" in told.summary
 
 
-def test_the_last_events_of_a_worker_are_not_lost_when_it_stops(make_redis_system: MakeSystem) -> None:
+def test_the_last_events_of_a_worker_are_not_lost_when_it_stops(
+    make_redis_system: MakeSystem,
+) -> None:
     """A warm shutdown gives the store what was not sent yet."""
     # Given
     system = make_redis_system()

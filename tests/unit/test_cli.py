@@ -286,7 +286,7 @@ def test_why_says_what_happened_to_an_original(run: Commands, app: Celery, shelf
     assert done.code == 0
     assert "ran for 0.25 s (attempt 2) on w1" in done.out
     assert "forgotten (a test)" in done.out
-    assert f"1 calls: {SECOND}" in done.out
+    assert f"answered the call {SECOND}" in done.out
 
 
 def test_why_falls_back_on_the_record(run: Commands, shelf: Shelf) -> None:

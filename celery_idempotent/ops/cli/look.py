@@ -173,13 +173,16 @@ def why_command(context: Any, task_id: str, as_json: bool | None) -> None:
         console.say(f"  {at}" if text == account.summary else f"  {at}  {text}")
     if account.duplicates:
         shown = ", ".join(account.duplicates[:_DUPLICATES])
-        console.say(f"Answered with its outcome: {len(account.duplicates)} calls: {shown}")
-    if account.record is None:
+        calls = "call" if len(account.duplicates) == 1 else f"{len(account.duplicates)} calls"
+        console.say(f"Its outcome answered the {calls} {shown}")
+    record = account.record
+    if record is None:
         console.say("There is no record of the key any more.")
+    elif record.owner_id is None:
+        console.say("The key is free now.")
     else:
-        owner = account.record.owner_id
-        by = "nobody's" if owner is None else "its own" if owner == task_id else f"of task {owner}"
-        console.say(f"The key is {console.coloured(account.record.state)} now, and {by}.")
+        by = "this call" if record.owner_id == task_id else f"task {record.owner_id}"
+        console.say(f"The key is {console.coloured(record.state)} now, by {by}.")
 
 
 def _nothing_known(environment: Environment, task_id: str) -> str:

@@ -60,21 +60,27 @@ def _settings(patient: Patient) -> Iterator[Finding]:
 
 
 def _mode(patient: Patient) -> Iterator[Finding]:
-    for mode, name, what in (
-        ("off", "switched-off", "run as plain Celery tasks"),
-        ("shadow", "shadow", "only report what would be deduplicated"),
-    ):
-        tasks = [task for task in patient.tasks if task.options.mode == mode]
-        if tasks:
-            yield Finding(
-                name,
-                WARNING,
-                f"{about(tasks)} {what}",
-                "Every duplicate runs, which is what idempotency_mode says, for a while or for "
-                "ever.",
-                "Turn it on, if that while is over",
-                'idempotency_mode = "enforce"',
-            )
+    fix, value = "Turn it on, if that is over", 'idempotency_mode = "enforce"'
+    off = [task for task in patient.tasks if task.options.mode == "off"]
+    if off:
+        yield Finding(
+            "switched-off",
+            WARNING,
+            f"idempotency is off for {about(off)}",
+            "They run as plain Celery tasks: every duplicate runs, and nothing is recorded.",
+            fix,
+            value,
+        )
+    shadow = [task for task in patient.tasks if task.options.mode == "shadow"]
+    if shadow:
+        yield Finding(
+            "shadow",
+            WARNING,
+            f"{about(shadow)} only report what would be deduplicated",
+            "Every duplicate runs.",
+            fix,
+            value,
+        )
 
 
 def _pool(patient: Patient) -> Iterator[Finding]:
