@@ -55,6 +55,10 @@ class Execution:
         if run.interruptions:
             delivery.emit_interrupted(run.lease.record, unknown=False)
         try:
+            run.inbox.open_with_body()
+        except NotCommitted as exc:
+            return self._not_committed(exc)
+        try:
             if run.interruptions and self.options.reconcile is not None:
                 result = self._reconcile(args, kwargs)
             else:

@@ -8,10 +8,10 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
-from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.run.heartbeat import Lease, heartbeat
 from celery_idempotent.stores.base import Renewal, Store
-from celery_idempotent.stores.transactions import Transaction, TransactionalStore
+from celery_idempotent.stores.transactions import NotCommitted, Transaction, TransactionalStore
 
 __all__ = ["Inbox", "plain_session", "plainly"]
 
@@ -42,6 +42,19 @@ class Inbox:
     def is_open(self) -> bool:
         """Whether the body has asked for it, and it is not over."""
         return self._transaction is not None
+
+    def open_with_body(self) -> None:
+        """Open it before the body begins, where the store works so.
+
+        Raises:
+            NotCommitted: the database does not answer, so nothing is run.
+        """
+        if not getattr(self._lease.store, "opens_with_body", False):
+            return
+        try:
+            _ = self.session
+        except StoreUnavailable as exc:
+            raise NotCommitted(str(exc)) from exc
 
     @property
     def session(self) -> Any:

@@ -14,6 +14,7 @@ is then not known, and it may be sent again: each is idempotent.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
 
     Args:
         url: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``, ``postgresql://``,
-            ``mysql://``, ``mariadb://``, ``sqlite:///`` or ``memory://``.
+            ``mysql://``, ``mariadb://``, ``sqlite:///``, ``django://`` or ``memory://``.
         options: passed on to the client (``socket_timeout``, ``master_name``, ``pool_size``, ...).
 
     Raises:
@@ -178,8 +179,27 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
                 "pip install 'celery-idempotent[sql]'"
             ) from exc
         return SqlStore.from_url(url, options)
+    if scheme == "django":
+        return _django_store(url, options)
     raise ConfigurationError(
         f"there is no store for {mask_url(url)!r}: idempotency_store_url may begin with redis://, "
-        "rediss://, redis+socket://, sentinel://, postgresql://, mysql://, mariadb://, sqlite:/// "
-        "or memory://"
+        "rediss://, redis+socket://, sentinel://, postgresql://, mysql://, mariadb://, sqlite:///, "
+        "django:// or memory://"
     )
+
+
+def _django_store(url: str, options: Mapping[str, Any] | None) -> Store:
+    try:
+        # By name: this layer knows nothing of what stands above it.
+        module = importlib.import_module("celery_idempotent.django.store")
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"the store {url!r} needs {exc.name}: pip install 'celery-idempotent[django]'"
+        ) from exc
+    except Exception as exc:
+        raise ConfigurationError(
+            f"the store {url!r} needs Django set up, and 'celery_idempotent.django' among "
+            f"INSTALLED_APPS: {exc}"
+        ) from exc
+    store: Store = module.DjangoStore.from_url(url, options)
+    return store

@@ -402,7 +402,7 @@ def test_tasks_get_keys_from_the_request(make_site: MakeSite) -> None:
     celery = make_celery()
     charged: list[int] = []
 
-    @celery.task(base=IdempotentTask, name="shop.charge")
+    @celery.task(base=IdempotentTask, name="shop.charge", shared=False)
     def charge(order_id: int) -> None:
         charged.append(order_id)
 
@@ -425,7 +425,7 @@ def test_a_body_that_is_read_late_still_publishes_with_the_key(make_site: MakeSi
     celery = make_celery(idempotency_max_result_size=10)
     keys: list[str] = []
 
-    @celery.task(base=IdempotentTask, name="shop.charge", bind=True)
+    @celery.task(base=IdempotentTask, name="shop.charge", bind=True, shared=False)
     def charge(self: Any, order_id: int) -> None:
         keys.append(self.idempotency.key)
 

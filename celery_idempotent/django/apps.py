@@ -1,0 +1,22 @@
+"""The Django app: its label, and what it checks."""
+
+from __future__ import annotations
+
+from django.apps import AppConfig
+
+__all__ = ["IdempotencyConfig"]
+
+
+class IdempotencyConfig(AppConfig):
+    """``celery_idempotent.django`` in ``INSTALLED_APPS``."""
+
+    name = "celery_idempotent.django"
+    label = "celery_idempotent"
+    verbose_name = "Idempotency"
+    default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        """Have ``manage.py check`` look at this too."""
+        from celery_idempotent.django import checks
+
+        checks.register_all()

@@ -1,0 +1,95 @@
+"""``manage.py idempotency``: what ``celery -A app idempotency`` does, and the relay and purge."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from argparse import REMAINDER
+from typing import Any
+
+import click
+from django.core.management.base import BaseCommand, CommandError
+
+from celery_idempotent.django.project import celery_app
+from celery_idempotent.django.store import DjangoStore
+from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.settings import environment_of
+
+__all__ = ["Command"]
+
+_OF_CELERY = ("list", "show", "why", "forget", "resolve", "stats", "doctor")
+
+
+class Command(BaseCommand):
+    """See, free and settle keys; send what the outbox holds."""
+
+    help = (
+        "See which calls were deduplicated, of what and why; free and settle keys; delete what has "
+        "expired (purge); send what the outbox holds (relay)."
+    )
+
+    def add_arguments(self, parser: Any) -> None:
+        """``list``, ``show`` and such take the arguments of Celery's command."""
+        parser.add_argument("command", choices=(*_OF_CELERY, "purge", "relay"))
+        parser.add_argument("arguments", nargs=REMAINDER, help="its own; try --help after it")
+
+    def handle(self, *_: Any, command: str, arguments: list[str], **__: Any) -> None:
+        """Do it.
+
+        Raises:
+            CommandError: it could not be done.
+        """
+        try:
+            app = celery_app()
+        except IdempotencyError as exc:
+            raise CommandError(str(exc)) from exc
+        app.loader.import_default_modules()
+        if command in _OF_CELERY:
+            self._celery(app, [command, *arguments])
+        else:
+            work = _relay if command == "relay" else _purge
+            name = f"manage.py idempotency {command}"
+            try:
+                work.main(arguments, name, obj=app, standalone_mode=False)
+            except click.exceptions.Exit as exc:
+                sys.exit(exc.exit_code)
+            except (click.ClickException, IdempotencyError) as exc:
+                raise CommandError(getattr(exc, "message", None) or str(exc)) from exc
+
+    @staticmethod
+    def _celery(app: Any, arguments: list[str]) -> None:
+        from celery.bin.base import CLIContext
+
+        from celery_idempotent.ops.cli import idempotency
+
+        context = CLIContext(app=app, no_color=not sys.stdout.isatty(), workdir=None, quiet=False)
+        idempotency.main(arguments, "manage.py idempotency", obj=context)
+
+
+@click.command(help="Delete records and notes whose time is over.")
+@click.pass_obj
+def _purge(app: Any) -> None:
+    store = environment_of(app).store
+    if not isinstance(store, DjangoStore):
+        raise click.ClickException("only a store django:// has to be purged")
+    click.echo(f"{store.purge()} rows deleted")
+
+
+@click.command(help="Send the calls that outbox.publish() wrote, once they are committed.")
+@click.option("--once", is_flag=True, help="Send what is there now, and end.")
+@click.option("--database", default="default", show_default=True, help="Which of DATABASES.")
+@click.option("--batch", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option("--interval", type=click.FloatRange(0.01, 3600), default=1.0, show_default=True)
+@click.pass_obj
+def _relay(app: Any, once: bool, database: str, batch: int, interval: float) -> None:
+    from celery_idempotent.django.outbox import Relay
+
+    relay = Relay(app, using=database, batch=batch, interval=interval)
+    if once:
+        click.echo(f"sent {relay.once()}")
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: relay.stop())
+    click.echo("relay: sending", err=True)
+    relay.run()
+    click.echo(f"relay: stopped, sent {relay.sent}", err=True)

@@ -1,0 +1,100 @@
+"""The tables: records, their steps and notes, the journal, and the outbox."""
+
+from __future__ import annotations
+
+from django.db import models
+
+__all__ = ["Event", "Message", "Note", "Record", "Step"]
+
+#: Longer than any record's name.
+LONGEST = 400
+
+
+class Record(models.Model):
+    """What is known of one key. Only the store writes it: pages and queries may read it."""
+
+    record_key = models.CharField("name", max_length=LONGEST, primary_key=True)
+    task = models.CharField(max_length=255, blank=True, db_index=True)
+    key = models.TextField("key", blank=True)
+    state = models.CharField(max_length=16, db_index=True)
+    owner_id = models.CharField("task id", max_length=255, blank=True, db_index=True)
+    token = models.BigIntegerField()
+    #: From then on it counts as absent; milliseconds since 1970.
+    expires_ms = models.BigIntegerField(db_index=True)
+    #: Another one with every write.
+    stamp = models.BigIntegerField()
+    #: All of it, packed.
+    record = models.BinaryField()
+
+    class Meta:
+        permissions = (
+            ("forget_record", "Can forget an idempotency key"),
+            ("resolve_record", "Can settle an unknown outcome"),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.key}"
+
+
+class Step(models.Model):
+    """A step that a run has finished, packed."""
+
+    record_key = models.CharField(max_length=LONGEST)
+    step_key = models.CharField(max_length=LONGEST)
+    name = models.TextField()
+    step = models.BinaryField()
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(
+                fields=("record_key", "step_key"), name="celery_idempotent_step_once"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Note(models.Model):
+    """That a message's callbacks went out."""
+
+    note_key = models.CharField(max_length=LONGEST, primary_key=True)
+    expires_ms = models.BigIntegerField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.note_key
+
+
+class Event(models.Model):
+    """An event of the journal, packed."""
+
+    id = models.BigAutoField(primary_key=True)
+    journal = models.CharField(max_length=LONGEST)
+    stored_ms = models.BigIntegerField()
+    event = models.BinaryField()
+
+    class Meta:
+        indexes = (models.Index(fields=("journal", "id"), name="celery_idempotent_event_ix"),)
+
+    def __str__(self) -> str:
+        return f"{self.stored_ms}-{self.id}"
+
+
+class Message(models.Model):
+    """A call in the outbox: it is sent once its transaction has committed."""
+
+    id = models.BigAutoField(primary_key=True)
+    task_id = models.CharField(max_length=255, unique=True)
+    task = models.CharField(max_length=255)
+    message = models.TextField()
+    created = models.DateTimeField(auto_now_add=True)
+    due = models.DateTimeField(auto_now_add=True, db_index=True)
+    attempts = models.PositiveIntegerField(default=0)
+    error = models.TextField(blank=True, default="")
+
+    class Meta:
+        verbose_name = "message in the outbox"
+        verbose_name_plural = "messages in the outbox"
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.task_id}"

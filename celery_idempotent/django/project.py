@@ -1,0 +1,26 @@
+"""The Celery app of a Django project."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import current_app
+
+from celery_idempotent.errors import ConfigurationError
+
+__all__ = ["celery_app"]
+
+
+def celery_app() -> Any:
+    """Give the project's Celery app.
+
+    Raises:
+        ConfigurationError: none was made in this process.
+    """
+    app = current_app._get_current_object()
+    if app.main in (None, "default"):
+        raise ConfigurationError(
+            "there is no Celery app in this process: import it in your project's __init__.py, "
+            "from .celery import app as celery_app"
+        )
+    return app

@@ -1,0 +1,184 @@
+"""The transaction of a body: ``transaction.atomic()``, with its completion in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from django.db import Error, connections, transaction
+
+from celery_idempotent.core import transitions
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import Lost, Recorded, Settle
+from celery_idempotent.django.rows import is_cut, is_passing, unavailable
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.transactions import NotCommitted
+
+if TYPE_CHECKING:
+    from celery_idempotent.django.store import DjangoStore
+
+__all__ = ["DjangoTransaction"]
+
+log = logging.getLogger("celery_idempotent")
+
+#: How long the token is asked for after an answer to COMMIT was lost, in seconds.
+_ASK_S: Final = 5.0
+_PAUSE_S: Final = 0.1
+
+
+class DjangoTransaction:
+    """An ``atomic()`` block of the thread's own connection; see :class:`.Transaction`."""
+
+    def __init__(self, store: DjangoStore) -> None:
+        self._store = store
+        self._connection: Any = connections[store.alias]
+        #: In somebody else's block (a test's, an eager call's) it is a savepoint of that.
+        self._nested = bool(self._connection.in_atomic_block)
+        self._one_writer = self._connection.vendor == "sqlite"
+        self._stepped = False
+        self._committed = False
+        self._side: Any = None
+        try:
+            self._begin()
+        except Error as exc:
+            if self._nested or not is_cut(exc):
+                raise unavailable(store.alias, exc) from exc
+            self._connection.close()
+            try:
+                self._begin()  # the connection was stale
+            except Error as again:
+                raise unavailable(store.alias, again) from again
+        store.set_body(self)
+
+    def _begin(self) -> None:
+        self._atomic: Any = transaction.atomic(using=self._store.alias)
+        self._atomic.__enter__()
+        try:
+            if self._one_writer:
+                self._store.rows.take_the_write_lock(self._connection)
+            elif not self._nested:
+                self._store.rows.read(self._connection)  # is it there?
+            if not self._nested:
+                # The first of all hooks: when it is called, the transaction is committed.
+                transaction.on_commit(self._note_commit, using=self._store.alias)
+        except BaseException as exc:
+            self._atomic.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+
+    def _note_commit(self) -> None:
+        self._committed = True
+
+    @property
+    def session(self) -> Any:
+        """The ORM's connection that the body works with."""
+        return self._connection
+
+    @property
+    def is_lease(self) -> bool:
+        return self._one_writer or self._nested or self._stepped
+
+    def side_connection(self) -> Any:
+        """Give a connection of its own to this database, for what is no part of the body."""
+        if self._side is None:
+            self._side = self._connection.copy(self._store.alias)
+        return self._side
+
+    def flush(self) -> None:
+        """The ORM has told the database all that it was told."""
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        answer = self._store.step_in(self._connection, one, name, packed)
+        self._stepped = True
+        return answer
+
+    def lost(self, key: str, token: int) -> Record | None:
+        try:
+            record = self._store.rows.read(self._connection, key).record
+        except Error as exc:
+            raise unavailable(self._store.alias, exc) from exc
+        return record if record is not None and record.token != token else None
+
+    def commit(self, key: str, event: Settle) -> Recorded | Lost:
+        try:
+            answer = self._store.settle_in(self._connection, key, event)
+        except BaseException as exc:
+            self.rollback()
+            if isinstance(exc, StoreUnavailable) or is_passing(exc):
+                raise NotCommitted(f"{key} could not be completed: {exc}") from exc
+            raise
+        if isinstance(answer, Lost):
+            self.rollback()
+            return answer
+        try:
+            self._end()
+        except BaseException as exc:
+            return self._find_out(key, event, answer, exc)
+        return answer
+
+    def commit_alone(self) -> None:
+        self._end()
+
+    def rollback(self) -> None:
+        undo = _Undo()
+        try:
+            self._end(undo)
+        except Exception as exc:
+            log.warning("could not roll back, the connection is given up: %s", exc)
+            if not self._nested:
+                self._connection.close()
+
+    def _end(self, exc: BaseException | None = None) -> None:
+        self._store.set_body(None)
+        if self._side is not None:
+            self._side.close()
+        self._atomic.__exit__(None if exc is None else type(exc), exc, None)
+
+    def _find_out(
+        self, key: str, event: Settle, answer: Recorded | Lost, exc: BaseException
+    ) -> Recorded | Lost:
+        """Find out what became of a transaction whose COMMIT, or what came after it, raised."""
+        if self._committed:
+            if not isinstance(exc, Exception):
+                raise exc
+            log.error("%s is committed; what was to be done on_commit failed", key, exc_info=exc)
+            return answer
+        if is_passing(exc):
+            raise NotCommitted(f"{key} could not be committed: {exc}") from exc
+        if self._nested or not (isinstance(exc, Error) and is_cut(exc)):
+            raise exc
+        # No answer: the database may have committed it, or may be about to.
+        self._connection.close()
+        found = self._ask(key, event)
+        if found is None:
+            raise NotCommitted(f"{key} was not committed: {exc}") from exc
+        log.warning("the answer to a COMMIT for %s was lost; it is %s", key, found)
+        return found
+
+    def _ask(self, key: str, event: Settle) -> Recorded | Lost | None:
+        """Read the token back; ``None``: it was rolled back for certain.
+
+        Raises:
+            NotCommitted: the database doesn't answer, or still has the row locked.
+        """
+        until = time.monotonic() + _ASK_S
+        why = "its row is locked"
+        while time.monotonic() < until:
+            try:
+                with transaction.atomic(using=self._store.alias):
+                    if not self._store.rows.is_locked(self._connection, key):
+                        row = self._store.rows.read(self._connection, key)
+                        found, write = transitions.settle(row.record, event, row.now_us)
+                        return found if isinstance(found, Lost) or write is None else None
+            except Error as exc:
+                why = str(exc)
+                self._connection.close()
+            time.sleep(_PAUSE_S)
+        lost = NotCommitted(f"nobody knows whether {key} was committed: {why}")
+        lost.sure = False
+        raise lost
+
+
+class _Undo(Exception):
+    """Ends an ``atomic()`` block without its effects."""
