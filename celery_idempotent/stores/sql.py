@@ -27,6 +27,7 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql_engines import Engines
+from celery_idempotent.stores.sql_journal import SqlJournals
 from celery_idempotent.stores.sql_purge import PURGED_AT_ONCE, purge, tend
 from celery_idempotent.stores.sql_rows import Row, Rows
 from celery_idempotent.stores.sql_schema import create_schema, fit, metadata, notes, records, steps
@@ -44,12 +45,12 @@ _HASTY_S: Final = 0.25
 _PAGE: Final = 1000
 
 
-class SqlStore:
+class SqlStore(SqlJournals):
     """A :class:`~celery_idempotent.stores.base.Store` in a relational database."""
 
     def __init__(self, engines: Engines) -> None:
+        super().__init__(Rows(engines))
         self.engines = engines
-        self._rows = Rows(engines)
         end_ms = engines.flavour.now_us // 1000 + bindparam("ttl_ms", type_=BigInteger)
         self._put_note = engines.flavour.put(notes, expires_ms=end_ms)
         self._put_step = engines.flavour.put(steps)

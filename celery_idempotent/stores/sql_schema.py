@@ -12,6 +12,7 @@ from sqlalchemy import (
     Engine,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
     MetaData,
     String,
@@ -21,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["create_schema", "fit", "metadata", "notes", "records", "steps"]
+__all__ = ["create_schema", "fit", "journal", "metadata", "notes", "records", "steps"]
 
 #: Longer than any record's name; on MySQL, in one-byte characters, well inside an index's limit.
 _LONGEST: Final = 400
@@ -75,6 +76,18 @@ notes = Table(
     Column("note_key", _Key, primary_key=True),
     Column("expires_ms", BigInteger, nullable=False),
     Index("ix_idempotency_notes_expires_ms", "expires_ms"),
+    mysql_engine="InnoDB",
+    mariadb_engine="InnoDB",
+)
+
+journal = Table(
+    "idempotency_journal",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("journal_key", _Key, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("event", _Packed, nullable=False, comment="what became of a delivery, packed"),
+    Index("ix_idempotency_journal_journal_key_id", "journal_key", "id"),
     mysql_engine="InnoDB",
     mariadb_engine="InnoDB",
 )

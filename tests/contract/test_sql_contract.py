@@ -12,6 +12,7 @@ from sqlalchemy import BigInteger, Column, MetaData, Table, delete, insert, sele
 from celery_idempotent.stores.sql import SqlStore
 from celery_idempotent.stores.sql_engines import Engines
 from celery_idempotent.stores.sql_schema import records
+from celery_idempotent.testing.contract.journals import JournalRows
 from celery_idempotent.testing.store_contract import StoreContract, StoreContractAtRest
 from tests.contract.stores_under_test import START_US
 from tests.support.databases import Database, emptied
@@ -83,7 +84,7 @@ class TestSqlByAVirtualClock(StoreContract):
         return VirtualClock(store)
 
 
-class TestSqlAsItIs(StoreContractAtRest):
+class TestSqlAsItIs(StoreContractAtRest, JournalRows):
     """The SQL store as users have it, by the database's clock."""
 
     write_raw = staticmethod(write_raw)
