@@ -13,16 +13,36 @@ a relay that was killed between sending and deleting it, is one call of an ``Ide
 
 from __future__ import annotations
 
-try:
-    import sqlalchemy  # noqa: F401
-except ImportError as exc:
-    raise ImportError(
-        "the outbox needs SQLAlchemy: `pip install celery-idempotent[sql]` brings it"
-    ) from exc
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from celery_idempotent.outbox.publishing import publish
-from celery_idempotent.outbox.relay import Relay
-from celery_idempotent.outbox.rows import Backlog, backlog
-from celery_idempotent.outbox.schema import create_schema, metadata
+if TYPE_CHECKING:
+    from celery_idempotent.outbox.publishing import publish
+    from celery_idempotent.outbox.relay import Relay
+    from celery_idempotent.outbox.rows import Backlog, backlog
+    from celery_idempotent.outbox.schema import create_schema, metadata
 
 __all__ = ["Backlog", "Relay", "backlog", "create_schema", "metadata", "publish"]
+
+_HOMES = {
+    "Backlog": "rows",
+    "Relay": "relay",
+    "backlog": "rows",
+    "create_schema": "schema",
+    "metadata": "schema",
+    "publish": "publishing",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Only now: the outbox of Django has its messages from here, and no need of SQLAlchemy.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as exc:
+        if exc.name != "sqlalchemy":
+            raise
+        raise ImportError(
+            "the outbox needs SQLAlchemy: pip install 'celery-idempotent[sql]'"
+        ) from exc

@@ -13,11 +13,13 @@ from kombu.utils import json
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.headers import OWN, explicit_key, own_header
-from celery_idempotent.outbox.schema import LONGEST_ID
 from celery_idempotent.publishing import derive, with_key
 from celery_idempotent.task import IdempotentTask
 
-__all__ = ["Message"]
+__all__ = ["LONGEST_ID", "Message"]
+
+#: Of a task id, in characters.
+LONGEST_ID: Final = 255
 
 # kombu has no types for this.
 _json: Any = json

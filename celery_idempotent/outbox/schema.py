@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -19,10 +17,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["LONGEST_ID", "create_schema", "metadata", "outbox"]
+from celery_idempotent.outbox.message import LONGEST_ID
 
-#: Of a task id, in characters.
-LONGEST_ID: Final = 255
+__all__ = ["create_schema", "metadata", "outbox"]
 
 #: Ids differ by case as well, whatever the database's own collation says.
 _Id = String(LONGEST_ID).with_variant(

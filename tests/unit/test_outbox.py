@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -397,3 +399,16 @@ def test_the_relay_asks_for_the_brokers_word_on_amqp(monkeypatch: pytest.MonkeyP
     # Then
     assert [options["confirm_publish"] for options in seen] == [True, True]
     assert [options["read_timeout"] for options in seen] == [30, 5]
+
+
+def test_without_sqlalchemy_the_error_names_the_extra() -> None:
+    """Nothing of it is asked for before its use: what Django's outbox needs comes without."""
+    program = (
+        "import sys; sys.modules['sqlalchemy'] = None\n"
+        "from celery_idempotent import outbox\n"
+        "import celery_idempotent.outbox.message\n"
+        "try: outbox.publish\n"
+        "except ImportError as exc: assert 'celery-idempotent[sql]' in str(exc), exc\n"
+        "else: raise AssertionError\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
