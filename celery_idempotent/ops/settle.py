@@ -23,6 +23,10 @@ __all__ = ["NotUnknown", "forget", "has_compensations", "resolve"]
 _HOW: Final = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.RELEASED: "to be rerun"}
 
 
+#: What a task may say of where its messages go.
+_ROUTING: Final = ("queue", "exchange", "routing_key", "priority", "serializer")
+
+
 class NotUnknown(IdempotencyError):
     """The record is not, or no longer, in the state *unknown*: there is nothing to settle."""
 
@@ -122,5 +126,8 @@ def _publish_compensation(
         )
     task_id: str = uuid()
     header = own_header(task_id, call_key, Waits(compensates_only=True))
-    app.send_task(view.task, task_id=task_id, headers={OWN: header})
+    task = app.tasks.get(view.task)
+    options = {name: getattr(task, name, None) for name in _ROUTING}
+    given = {name: value for name, value in options.items() if value is not None}
+    app.send_task(view.task, task_id=task_id, headers={OWN: header}, **given)
     return task_id

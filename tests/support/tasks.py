@@ -158,6 +158,15 @@ def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str,
         began(self, f"outer {order}")
         return app.tasks["shop.charge"](order)
 
+    @task("shop.book", idempotency_key="order:{order}", idempotency_on_interrupted="unknown")
+    def book(self: Any, order: Any, gate: str) -> Any:
+        """Charge as a step that can be undone, wait at the gate, end."""
+        began(self, order)
+        refund = app.tasks["shop.refund"]
+        receipt = self.idempotency.step("charge", charged, self, order, 100, compensate=refund.s())
+        ledger.hold(gate)
+        return receipt
+
     @task("shop.echo", idempotency_key="echo:{name}")
     def echo(self: Any, name: str, answer: Any) -> Any:
         """Return what was given."""
@@ -177,6 +186,11 @@ def _define_plain(app: Celery, ledger: Ledger, options: dict[str, dict[str, Any]
         """A callback: note what came and pass it on."""
         ledger.write("tail", id=self.request.id, values=values)
         return values[0] if values else None
+
+    @task("shop.refund")
+    def refund(self: Any, receipt: Any) -> None:
+        """What undoes a charge."""
+        ledger.write("refund", id=self.request.id, order=receipt["order"])
 
     @task("shop.body")
     def body(self: Any, parts: Any) -> Any:
