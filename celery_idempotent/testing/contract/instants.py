@@ -11,6 +11,7 @@ from celery_idempotent.core.transitions import (
     Busy,
     Claimed,
     Recorded,
+    Resolve,
     Superseded,
     Unknown,
 )
@@ -20,6 +21,7 @@ from celery_idempotent.testing.contract.kit import (
     HORIZON_MS,
     KEY,
     LEASE_MS,
+    RESULT,
     SECOND,
     STRANGER,
     Ending,
@@ -35,6 +37,7 @@ from celery_idempotent.testing.contract.kit import (
     renew,
     retry,
     stored,
+    unknown,
 )
 
 HOUR_MS = 3_600_000
@@ -198,6 +201,16 @@ class InstantRows:
         assert hold(store, SECOND).token == clock.now_us()
         clock.advance(1)
         store.forget(KEY, HORIZON_MS)
+        assert stored(store).token == clock.now_us()
+
+    def test_a_persons_word_has_a_token_of_its_time(self, store: Store, clock: StoreClock) -> None:
+        """An unknown outcome that is resolved gets a token as a claim does."""
+        # Given
+        unknown(store)
+        # When
+        clock.advance(HOUR_MS)
+        store.resolve(KEY, Resolve(State.SUCCEEDED, RESULT, HORIZON_MS))
+        # Then
         assert stored(store).token == clock.now_us()
 
     def test_a_clock_that_jumps_ahead_only_takes_over_early(

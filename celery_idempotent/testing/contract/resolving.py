@@ -50,6 +50,7 @@ class ResolveRows:
         """It becomes what the person says, and a late completion is refused."""
         # Given
         held = unknown(store)
+        store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
         # When
         resolved = store.resolve(KEY, event)
         # Then
@@ -58,6 +59,8 @@ class ResolveRows:
         assert (record.state, record.outcome) == (state, event.outcome)
         assert record.token > held.token
         assert record.interruptions == 0
+        assert (record.process, record.nonce) == (b"", b"")
+        assert bool(record.until_ms) is (state is State.COMPENSATING)
         assert complete(store, held) == Lost(record)
         assert lives_ms(store) == about(HORIZON_MS)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from celery_idempotent.core.record import State
 from celery_idempotent.core.transitions import (
     UNKNOWN_TTL_MS,
     Busy,
@@ -192,6 +193,30 @@ class CompensationRows:
         # Then
         assert stored(store).interruptions == 0
 
+    def test_the_interruptions_of_a_compensation_do_count(self, store: Store) -> None:
+        """Cut off and taken over, again and again: it is one count."""
+        # Given
+        compensate(store, hold(store, FIRST), lease_ms=0)
+        for number in (1, 2, 3):
+            verdict = claim(store, SECOND)
+            assert isinstance(verdict, Claimed)
+            assert verdict.failed is not None
+            assert verdict.interruptions == number
+            # When
+            compensate(store, verdict.failed, lease_ms=0)
+        # Then
+        assert isinstance(claim(store, SECOND), Unknown)
+
+    def test_an_absent_compensation_is_written_anew(self, store: Store) -> None:
+        """The store came back empty: the compensation goes on, by its ending or its heartbeat."""
+        # Given
+        held = replace(FIRST.candidate(), token=1_700_000_000_000_000)
+        # Then
+        assert compensate(store, held) == Recorded(held.token)
+        compensating = stored(store)
+        assert compensating.state is State.COMPENSATING
+        assert compensating.interruptions == 0
+
     def test_a_compensation_ends_with_the_failure(self, store: Store) -> None:
         """All undone: the key is released, and its owner's copies get the failure."""
         # Given
@@ -221,15 +246,17 @@ class CompensationRows:
         compensate(store, held, lease_ms=0)
         given_up = claim(store, SECOND, nonce=b"given up")
         assert isinstance(given_up, Claimed)
+        assert given_up.failed is not None
         # When
         store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
         # Then
+        assert lives_ms(store) == about(KEEP_MS)
+        assert release_failed(store, given_up.failed) == Lost(stored(store))
         assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
         verdict = claim(store, SECOND)
         assert isinstance(verdict, Claimed)
         assert verdict.interruptions == given_up.interruptions
         assert verdict.token > given_up.token
-        assert lives_ms(store) == about(KEEP_MS)
 
     def test_giving_up_leaves_another_compensation_alone(self, store: Store) -> None:
         """A claim that was given up is not granted what another one holds."""
