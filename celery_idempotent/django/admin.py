@@ -1,0 +1,220 @@
+"""Admin pages: keys listed, searched, shown with their duplicates, freed and settled."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from itertools import islice
+from typing import Any, Final
+
+from django.contrib import admin, messages
+from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+from django.views.decorators.http import require_POST
+
+from celery_idempotent.core.record import State
+from celery_idempotent.django import models
+from celery_idempotent.django.project import celery_app
+from celery_idempotent.django.store import DjangoStore
+from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.ops import records, settle
+from celery_idempotent.ops.journal import Happened, History
+from celery_idempotent.settings import Environment, environment_of
+
+__all__ = ["MessageAdmin", "RecordAdmin"]
+
+#: So many events of a record are shown.
+_STORY: Final = 100
+_HOW: Final = {
+    "succeeded": State.SUCCEEDED,
+    "failed": State.FAILED,
+    "rerun": State.RELEASED,
+}
+
+
+class _OnlyToRead(admin.ModelAdmin):
+    """Pages of what nobody may edit: the store and the outbox write it."""
+
+    def has_add_permission(self, request: Any, *_: Any) -> bool:
+        return False
+
+    def has_change_permission(self, request: Any, *_: Any) -> bool:
+        return False
+
+    def has_delete_permission(self, request: Any, *_: Any) -> bool:
+        return False
+
+
+@admin.register(models.Record)
+class RecordAdmin(_OnlyToRead):
+    """The records of a store ``django://``; of another store there is nothing to show here."""
+
+    list_display = ("shown_key", "task", "state", "owner_id", "claimed", "expires")
+    list_filter = ("state", "task")
+    search_fields = ("key", "task", "owner_id", "record_key")
+    ordering = ("-token",)
+    show_full_result_count = False
+    list_per_page = 50
+
+    def has_module_permission(self, request: Any) -> bool:
+        """Whether it is on the index page."""
+        return _environment() is not None and super().has_module_permission(request)
+
+    def get_queryset(self, request: Any) -> Any:
+        """Give what has not expired, from the database that the store is in."""
+        environment = _environment()
+        if environment is None:
+            return models.Record._base_manager.none()
+        store: Any = environment.store
+        rows = models.Record._base_manager.using(store.alias).defer("record")
+        return rows.filter(expires_ms__gt=store.now_ms()).order_by(*self.ordering)
+
+    @admin.display(description="key", ordering="key")
+    def shown_key(self, row: Any) -> str:
+        """The key, bounded: a cell is not a page."""
+        return row.key if len(row.key) <= 80 else f"{row.key[:77]}..."
+
+    @admin.display(description="claimed", ordering="token")
+    def claimed(self, row: Any) -> datetime:
+        """When it was claimed last: tokens are made of the clock."""
+        return datetime.fromtimestamp(row.token / 1e6, timezone.utc)
+
+    @admin.display(description="kept until", ordering="expires_ms")
+    def expires(self, row: Any) -> datetime:
+        """When it counts as absent."""
+        return datetime.fromtimestamp(row.expires_ms / 1e3, timezone.utc)
+
+    def get_urls(self) -> list[Any]:
+        """Add what frees and settles a key."""
+        site = self.admin_site.admin_view
+        own = [
+            path(f"<path:object_id>/{name}/", site(require_POST(view)), name=f"idempotency_{name}")
+            for name, view in (("forget", self.forget_view), ("resolve", self.resolve_view))
+        ]
+        return own + super().get_urls()
+
+    # --- one record ------------------------------------------------------------------------------
+
+    def change_view(
+        self, request: Any, object_id: str, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """Show a record, with the calls that were answered with its outcome."""
+        name = unquote(object_id)
+        if not self.has_view_permission(request):
+            raise PermissionDenied
+        environment = _environment()
+        detail = None
+        if environment is not None:
+            detail = records.show(environment.store, environment.prefix, name)
+        if environment is None or detail is None:
+            raise Http404("there is no such record, or no longer")
+        story = _story(environment, name)
+        told = [
+            (
+                datetime.fromtimestamp(event.at_ms / 1000, timezone.utc),
+                event.what,
+                event.task_id or "",
+                event.node,
+            )
+            for event in story
+        ]
+        context = {
+            **self.admin_site.each_context(request),
+            "title": f"{detail.view.task} {detail.view.key}",
+            "opts": self.opts,
+            "detail": detail,
+            "view": detail.view,
+            "claimed": datetime.fromtimestamp(detail.view.claimed_at or 0, timezone.utc),
+            "duplicates": [one.task_id for one in story if one.what == "deduplicated"],
+            "story": told,
+            "may_forget": request.user.has_perm("celery_idempotent.forget_record"),
+            "may_resolve": detail.view.state == "unknown"
+            and request.user.has_perm("celery_idempotent.resolve_record"),
+            "forget_url": reverse(f"{self.admin_site.name}:idempotency_forget", args=[quote(name)]),
+            "resolve_url": reverse(
+                f"{self.admin_site.name}:idempotency_resolve", args=[quote(name)]
+            ),
+        }
+        return TemplateResponse(request, "celery_idempotent/record.html", context)
+
+    def forget_view(self, request: Any, object_id: str) -> HttpResponse:
+        """Free a key, so that its next call runs."""
+        environment, detail = self._asked(request, object_id, "forget_record")
+        done = settle.forget(environment, detail.view, f"admin: {request.user}")
+        if done:
+            self._log(request, detail.view.name, "freed")
+            messages.success(request, "The key is free: its next call runs.")
+        else:
+            messages.warning(request, "There was nothing to free any more.")
+        return self._back(object_id)
+
+    def resolve_view(self, request: Any, object_id: str) -> HttpResponse:
+        """Settle an unknown outcome."""
+        environment, detail = self._asked(request, object_id, "resolve_record")
+        how = _HOW.get(request.POST.get("how", ""))
+        answer: Any = request.POST.get("answer", "")
+        if how is None:
+            messages.error(request, "Say how it ended.")
+            return self._back(object_id)
+        if how is State.SUCCEEDED:
+            try:
+                answer = json.loads(answer or "null")
+            except ValueError as exc:
+                messages.error(request, f"The result is no JSON: {exc}")
+                return self._back(object_id)
+        try:
+            settle.resolve(
+                celery_app(), environment, detail.view, how, answer, f"admin: {request.user}"
+            )
+        except IdempotencyError as exc:
+            messages.error(request, str(exc))
+        else:
+            self._log(request, detail.view.name, f"resolved: {request.POST['how']}")
+            messages.success(request, "It is settled.")
+        return self._back(object_id)
+
+    def _asked(
+        self, request: Any, object_id: str, permission: str
+    ) -> tuple[Environment, records.RecordDetail]:
+        if not request.user.has_perm(f"celery_idempotent.{permission}"):
+            raise PermissionDenied
+        environment = _environment()
+        if environment is not None:
+            detail = records.show(environment.store, environment.prefix, unquote(object_id))
+            if detail is not None:
+                return environment, detail
+        raise Http404("there is no such record, or no longer")
+
+    def _log(self, request: Any, name: str, what: str) -> None:
+        row = models.Record(record_key=name[: models.LONGEST], key=name)
+        self.log_change(request, row, what)
+
+    def _back(self, object_id: str) -> HttpResponse:
+        name = f"{self.admin_site.name}:celery_idempotent_record_change"
+        return HttpResponseRedirect(reverse(name, args=[object_id]))
+
+
+@admin.register(models.Message)
+class MessageAdmin(_OnlyToRead):
+    """What waits in the outbox."""
+
+    list_display = ("task", "task_id", "created", "due", "attempts", "error")
+    search_fields = ("task", "task_id")
+    ordering = ("id",)
+
+
+def _environment() -> Environment | None:
+    """Give the store and its times; ``None``: it is none of this project's databases."""
+    try:
+        environment = environment_of(celery_app())
+    except IdempotencyError:
+        return None
+    return environment if isinstance(environment.store, DjangoStore) else None
+
+
+def _story(environment: Environment, name: str) -> list[Happened]:
+    events = History(environment.store, environment.prefix).events()
+    return list(islice((told for told in events if told.name == name), _STORY))
