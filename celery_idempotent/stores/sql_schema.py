@@ -11,6 +11,7 @@ from sqlalchemy import (
     Column,
     Engine,
     ForeignKey,
+    Identity,
     Index,
     Integer,
     LargeBinary,
@@ -83,7 +84,8 @@ notes = Table(
 journal = Table(
     "idempotency_journal",
     metadata,
-    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    # Not a sequence: whoever may write to the table needs no other rights.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
     Column("journal_key", _Key, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
     Column("event", _Packed, nullable=False, comment="what became of a delivery, packed"),

@@ -1,0 +1,82 @@
+"""The effect and the record of it are committed together, or neither is."""
+
+import tempfile
+from pathlib import Path
+
+from celery import Celery
+from sqlalchemy import create_engine, func, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from celery_idempotent import MESSAGE_ID, IdempotentTask
+from celery_idempotent.stores import sql
+
+url = f"sqlite:///{Path(tempfile.mkdtemp()) / 'shop.db'}"
+app = Celery("shop", broker="memory://", backend="cache+memory://")
+app.conf.update(task_always_eager=True, idempotency_store_url=url)
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Account(Base):
+    __tablename__ = "accounts"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    balance: Mapped[int]
+
+
+class Payment(Base):
+    __tablename__ = "payments"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    account_id: Mapped[int]
+    amount: Mapped[int]
+
+
+engine = create_engine(url)
+Base.metadata.create_all(engine)
+sql.create_schema(engine)
+with Session(engine) as session, session.begin():
+    session.add(Account(id=1, balance=100))
+
+
+class Declined(Exception):
+    pass
+
+
+# [task]
+@app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order_id}")
+def pay(self, order_id, account_id, amount):
+    session = self.idempotency.session
+    account = session.get_one(Account, account_id, with_for_update=True)
+    if account.balance < amount:
+        raise Declined(order_id)
+    account.balance -= amount
+    session.add(Payment(account_id=account_id, amount=amount))
+    return account.balance
+
+
+# [end]
+# [message]
+@app.task(base=IdempotentTask, bind=True, idempotency_key=MESSAGE_ID)
+def deposit(self, account_id, amount):
+    account = self.idempotency.session.get_one(Account, account_id, with_for_update=True)
+    account.balance += amount
+
+
+# [end of message]
+
+
+def balance():
+    with Session(engine) as session:
+        payments = session.scalar(select(func.count()).select_from(Payment))
+        return session.get_one(Account, 1).balance, payments
+
+
+assert [pay.delay(42, 1, 30).get(), pay.delay(42, 1, 30).get()] == [70, 70]
+assert balance() == (70, 1)
+assert isinstance(pay.delay(43, 1, 500).result, Declined)
+assert balance() == (70, 1)
+message = deposit.apply_async((1, 10))
+again = deposit.apply_async((1, 10), task_id=message.id)  # stands for a redelivery
+assert (message.state, again.state) == ("SUCCESS", "SUCCESS")
+assert balance() == (80, 1)
