@@ -597,3 +597,22 @@ def test_the_help_says_what_exit_codes_mean(run: Commands) -> None:
 def test_times_are_told_in_their_largest_unit(seconds: float | None, text: str) -> None:
     """With no more digits than a person reads."""
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("command", [["list"], ["show", "order:42"], ["why", FIRST]], ids=" ".join)
+def test_nothing_in_a_record_can_write_to_a_terminal(
+    run: Commands, app: Celery, shelf: Shelf, command: list[str]
+) -> None:
+    """A result, a label or an owner with control characters in it is shown with them escaped."""
+    # Given
+    evil = "\x1b[2J\x9bA\u202e\ud800\n"
+    failure = f'{{"exc_type": "E", "exc_message": ["{evil.encode("unicode_escape").decode()}"]}}'
+    outcome = Outcome(Kind.FAILURE, *JSON, failure.replace("\\x", "\\u00").encode()).pack()
+    name = shelf.done("order:42", owner=FIRST, outcome=outcome, label=f"shop.charge{evil[:4]}\nkey")
+    tell(app, "failed", name, FIRST, error=evil, node=evil)
+    # When
+    done = run(*command, "--text")
+    # Then
+    assert done.code == 0
+    assert all(line.isprintable() for line in done.out.splitlines()), done.out
+    assert "\\u001b" in done.out

@@ -42,7 +42,7 @@ def forget_command(context: Any, texts: tuple[str, ...], yes: bool, as_json: boo
         if console.as_json:
             console.write_json({"name": view.name, "forgotten": done})
         else:
-            console.say(f"{view.key} of {view.task} is {'free' if done else 'gone already'}.")
+            console.tell(f"{view.key} of {view.task} is {'free' if done else 'gone already'}.")
 
 
 @click.command("resolve")
@@ -94,7 +94,7 @@ def resolve_command(
     told = f"{view.key} of {view.task} is resolved {words[how]}."
     if published:
         told += f" Task {published} undoes its finished steps."
-    console.say(told)
+    console.tell(told)
 
 
 @click.command("init-db")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -14,12 +15,16 @@ import click
 from celery_idempotent.errors import ConfigurationError, IdempotencyError
 from celery_idempotent.settings import Environment, environment_of
 
-__all__ = ["Column", "Console", "NotFound", "command", "duration", "format_option"]
+__all__ = ["Column", "Console", "NotFound", "command", "duration", "format_option", "plain"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: So many rows are looked at to see how wide a table's columns are.
 _MEASURED: Final = 100
+#: What would move a terminal's cursor, or hide what stands there, or can't be written at all.
+_UNSEEN: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 _COLOURS: Final = {
     "running": "cyan",
     "retrying": "cyan",
@@ -82,13 +87,17 @@ class Console:
         """Write a line of what was asked for."""
         self._context.echo(text)
 
+    def tell(self, text: str) -> None:
+        """Write a line with something in it that came from tasks or their callers."""
+        self.say(plain(text))
+
     def remark(self, text: str) -> None:
         """Write a line that is not part of what was asked for."""
         self._context.error(text)
 
     def write_json(self, document: Any) -> None:
         """Write one line of JSON."""
-        self.say(json.dumps(document, ensure_ascii=False, default=str))
+        self.say(json.dumps(document, default=str))
 
     def write_lines(self, documents: Iterable[Any]) -> int:
         """Write documents as they come, one a line; how many there were."""
@@ -118,11 +127,13 @@ class Console:
         measured = list(islice(waiting, _MEASURED))
         if not measured:
             return 0
-        widths = [max(len(title), *(len(text(row)) for row in measured)) for title, text in columns]
+        widths = [
+            max(len(title), *(len(plain(text(row))) for row in measured)) for title, text in columns
+        ]
         self.say(self.bold(_line([title for title, _ in columns], widths)))
         written = 0
         for row in chain(measured, waiting):
-            texts = [text(row) for _, text in columns]
+            texts = [plain(text(row)) for _, text in columns]
             line = _line(texts, widths)
             first = texts[0]
             self.say(self.coloured(first) + line[len(first) :])
@@ -134,7 +145,7 @@ class Console:
         told = [(name, text) for name, text in pairs if text]
         width = max((len(name) for name, _ in told), default=0)
         for name, text in told:
-            self.say(f"{self.bold(name.ljust(width))}  {text}")
+            self.say(f"{self.bold(name.ljust(width))}  {self.coloured(plain(text))}")
 
     def confirm(self, question: str, yes: bool) -> None:
         """Go on only where a person says so, or has said so with ``--yes``."""
@@ -142,7 +153,12 @@ class Console:
             return
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise click.UsageError(f"{question} Say --yes to do it: nobody can be asked here.")
-        click.confirm(question, abort=True, err=True)
+        click.confirm(plain(question), abort=True, err=True)
+
+
+def plain(text: str) -> str:
+    """Give a text with all that can't be seen escaped: results and failures may hold anything."""
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def _line(texts: Sequence[str], widths: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from celery_idempotent.ops.cli.console import (
     duration,
     first,
     format_option,
+    plain,
 )
 from celery_idempotent.ops.journal import History, newest_first
 from celery_idempotent.ops.lookup import look_up
@@ -130,7 +131,7 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str]) -> None
         [
             ("key", view.key),
             ("task", view.task),
-            ("state", console.coloured(view.state)),
+            ("state", view.state),
             ("owner", view.owner_id or "nobody"),
             ("process", f"{view.pid} on {view.host}" if view.pid else ""),
             (held.get(view.state, "delivery lease left"), duration(left) if left else ""),
@@ -146,7 +147,7 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str]) -> None
     )
     for step in detail.steps:
         undo = ", can be undone" if step.compensated_by and step.state == "done" else ""
-        console.say(f"  step {step.name}: {step.state}{undo}: {step.result}")
+        console.tell(f"  step {step.name}: {step.state}{undo}: {step.result}")
 
 
 @click.command("why")
@@ -167,21 +168,21 @@ def why_command(context: Any, task_id: str, as_json: bool | None) -> None:
     if console.as_json:
         console.write_json(account.as_dict())
         return
-    console.say(console.bold(f"{account.task}[{task_id}], key {account.key}"))
-    console.say(account.summary)
+    console.say(console.bold(plain(f"{account.task}[{task_id}], key {account.key}")))
+    console.tell(account.summary)
     for at, text in account.story:
-        console.say(f"  {at}" if text == account.summary else f"  {at}  {text}")
+        console.tell(f"  {at}" if text == account.summary else f"  {at}  {text}")
     if account.duplicates:
         shown = ", ".join(account.duplicates[:_DUPLICATES])
         calls = "call" if len(account.duplicates) == 1 else f"{len(account.duplicates)} calls"
-        console.say(f"Its outcome answered the {calls} {shown}")
+        console.tell(f"Its outcome answered the {calls} {shown}")
     record = account.record
     if record is None:
         console.say("There is no record of the key any more.")
     elif record.owner_id is None:
         console.say("The key is free now.")
     else:
-        by = "this call" if record.owner_id == task_id else f"task {record.owner_id}"
+        by = "this call" if record.owner_id == task_id else f"task {plain(record.owner_id)}"
         console.say(f"The key is {console.coloured(record.state)} now, by {by}.")
 
 
