@@ -537,6 +537,44 @@ def test_login_and_prefix_are_flowers(
     assert found.state is State.RELEASED
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_who_has_not_logged_in_is_sent_to_the_login(
+    start_flower: StartFlower,
+    shelf: Shelf,
+    redis_server: RedisServer,
+    tmp_path: Path,
+    version: str,
+) -> None:
+    """Where people log in elsewhere (OAuth), nothing is seen or done before they have."""
+    # Given
+    options = [
+        "--auth=.*@example.org",
+        "--auth_provider=flower.views.auth.GoogleAuth2LoginHandler",
+        "--oauth2_key=key",
+        "--oauth2_secret=secret",
+        "--oauth2_redirect_uri=http://127.0.0.1/login",
+    ]
+    settings = settings_of(redis_server, tmp_path)
+    browser = start_flower(settings, version, tab=True, options=options).browser()
+    browser.headers |= {"Cookie": f"_xsrf={TOKEN}"}
+    name = shelf.unknown()
+    before = shelf.store.get(name)
+    # When
+    pages = [browser.get(f"/idempotency{page}", name=name) for page in READS]
+    data = [browser.get(f"/api/idempotency/{page}", name=name) for page in ("records", "record")]
+    deeds = [
+        browser.post(f"{api}/idempotency/{deed}", name=name, how="rerun", _xsrf=TOKEN)
+        for api in ("", "/api")
+        for deed in ("forget", "resolve")
+    ]
+    # Then
+    assert [page.status for page in pages] == [302] * 5
+    assert all("/login" in page.headers["Location"] for page in pages)
+    assert all(answer.status in (302, 405) for answer in data)
+    assert all(answer.status in (403, 405) for answer in deeds)
+    assert shelf.store.get(name) == before
+
+
 @pytest.mark.parametrize("version", [v for v in VERSIONS if v >= "2.1"])
 def test_read_only_is_flowers(
     start_flower: StartFlower,
