@@ -48,7 +48,7 @@ class Execution:
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and record its outcome; or go on with a compensation, and fail as it did."""
         delivery, run = self.delivery, self.run
-        self.tell("claimed", interruptions=run.interruptions)
+        self.tell("claimed", interruptions=run.interruptions, compensates=bool(run.failed))
         if run.failed:
             return self._compensate(run.failed)
         delivery.request._idempotency = delivery.context(run, steps=self.steps)

@@ -43,6 +43,8 @@ def _took(told: Happened) -> str:
 
 
 def _claimed(told: Happened) -> str:
+    if told.more.get("compensates"):
+        return f"It got the key {told.key}, to undo the finished steps of a run that failed."
     text = f"It got the key {told.key} and began to run{_attempt(told)}{_where(told)}."
     cut_off = int(told.more.get("interruptions", 0))
     if cut_off:
