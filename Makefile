@@ -34,7 +34,7 @@ format: $(STAMP)-lint ## Put rules and format right with ruff
 	@$(BIN)/ruff format .
 
 types: $(STAMP)-lint $(STAMP)-test ## Check with mypy --strict
-	@$(BIN)/mypy --strict celery_idempotent pytest_celery_idempotent.py tests/typing
+	@$(BIN)/mypy --strict celery_idempotent tests/typing
 
 docs: $(STAMP)-docs ## The documentation, into docs/_build/html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

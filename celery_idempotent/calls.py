@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from celery_idempotent import callbacks
 from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.record import Owner
+from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.run.runner import Call
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.stores.base import note_key
 
-__all__ = ["awaiting", "identity_of", "owner_of", "store_call"]
+__all__ = ["awaiting", "identity_of", "owner_of", "store_call", "trace_of"]
+
+
+#: Gives the current span as text, where traces are kept (ops.tracing): a record then says where its
+#: run is traced, in a third line of its label.
+where_traced: Callable[[], str] | None = None
+
+
+def trace_of(record: Record) -> str | None:
+    """Give where a record's run is traced, if that is kept."""
+    lines = record.label.split("\n")
+    return lines[2] if len(lines) > 2 else None
 
 
 def owner_of(request: Any) -> Owner:
@@ -40,8 +52,11 @@ def store_call(
     unknown = options.on_interrupted == "unknown" and options.reconcile is None
     key = record_key(environment.prefix, call_key)
     label = call_key.label
-    if label or call_key.namespace != task.name:
+    traced = where_traced() if where_traced is not None else ""
+    if label or traced or call_key.namespace != task.name:
         label = f"{task.name}\n{label}"
+    if traced:
+        label = f"{label}\n{traced}"
     noted = not request.is_eager and callbacks.has_callbacks(request)
     return Call(
         store=environment.store,

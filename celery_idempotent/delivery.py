@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, NoReturn
 
 from celery.exceptions import Ignore, Retry
 from celery.utils.log import get_logger
 
-from celery_idempotent import callbacks, signals
-from celery_idempotent.calls import awaiting, identity_of, store_call
+from celery_idempotent import callbacks, observers, signals
+from celery_idempotent.calls import awaiting, identity_of, store_call, trace_of
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import (
@@ -89,10 +90,13 @@ class Delivery:
             return plainly(run_in_shadow, self, args, kwargs)
         awaited = self.waits.awaited
         call = self.call if awaited is None else awaiting(self.call, awaited)
+        began = time.perf_counter()
         try:
             verdict = ask(call, _PATIENCE_S, self._on_lost)
         except (StoreUnavailable, RecordTooNew) as exc:
             return self._store_away(exc, args, kwargs)
+        if observers.observers:
+            self.observe("claim", seconds=time.perf_counter() - began)
         if self.call.note is not None and not isinstance(verdict, (Busy, Superseded)):
             callbacks.announce(verdict if isinstance(verdict, Run) else _Noted(self.call))
         if not isinstance(verdict, Run):
@@ -146,7 +150,6 @@ class Delivery:
                 "to run it again"
             )
         self.tell("superseded")
-        log.info("%s: %s is an old copy of its message, ignored", self.task.name, self.request.id)
         raise Ignore("superseded")
 
     def _replay(self, verdict: Replay) -> Any:
@@ -154,12 +157,6 @@ class Delivery:
             callbacks.silence(self.request)
         self.tell("answered again" if verdict.mine else "deduplicated", verdict.record)
         if not verdict.mine:
-            log.info(
-                "%s: %s is a duplicate of %s, answered with its outcome",
-                self.task.name,
-                self.request.id,
-                verdict.record.owner_id,
-            )
             signals.emit(signals.task_deduplicated, self.task, signals.Event, *self.event(verdict))
             self.show_duplicate(verdict.record)
         result = replay(self.task.backend, verdict.record.outcome, self.name)
@@ -195,7 +192,6 @@ class Delivery:
             )
         if policy == "drop" and not self._is_awaited():
             self.tell("dropped", record)
-            log.info("%s: %s dropped, %s is running", self.task.name, self.request.id, self.name)
             raise Ignore("dropped")
         since_ms = self.waits.since_ms or verdict.now_ms
         if verdict.now_ms - since_ms >= self.options.wait_timeout * 1000:
@@ -315,6 +311,13 @@ class Delivery:
             waits=self.waits.count,
             **more,
         )
+        trace = None if held is None else trace_of(held)
+        self.observe(what, more.pop("original", None), trace=trace, **more)
+
+    def observe(self, what: str, original: str | None = None, **details: Any) -> None:
+        """Tell metrics, traces and the log."""
+        key = self.call_key.readable
+        observers.tell(what, self.task.name, key, self.request.id, original, **details)
 
     @property
     def name(self) -> str:

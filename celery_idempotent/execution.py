@@ -12,7 +12,7 @@ from celery.canvas import Signature, maybe_signature
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
-from celery_idempotent import signals
+from celery_idempotent import observers, signals
 from celery_idempotent.core.options import RERUN, UNKNOWN
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.steps import Step, StepState
@@ -132,7 +132,10 @@ class Execution:
         return State.RELEASED
 
     def _end(self, ending: Ending, exc: BaseException | None = None) -> object:
+        began = time.perf_counter()
         verdict = self.run.end(ending)
+        if observers.observers:
+            self.delivery.observe("complete", seconds=time.perf_counter() - began)
         if not isinstance(verdict, Lost):
             self.tell_end(ending, exc, unrecorded=verdict is None)
         if verdict is None:

@@ -190,6 +190,7 @@ def view_of(name: str, namespace: str, key: str, record: Record | StoreError) ->
         return RecordView(name, namespace, key, namespace, UNREADABLE, problem=str(record))
     # Where there is a label it has the task's name first, and the readable key, if that differs.
     task, _, readable = record.label.partition("\n")
+    readable = readable.partition("\n")[0]
     try:
         owner = Owner.unpack(record.owner)
         process = Process.unpack(record.process)

@@ -59,5 +59,5 @@ if __name__ == "__main__":
     import pytest
 
     installed = "celery_idempotent" in {ep.name for ep in entry_points(group="pytest11")}
-    plugin = [] if installed else ["-p", "pytest_celery_idempotent"]
+    plugin = [] if installed else ["-p", "celery_idempotent.testing.plugin"]
     raise SystemExit(pytest.main([__file__, "-q", "-p", "no:cacheprovider", *plugin]))

@@ -13,15 +13,15 @@ import pytest
 from celery import Celery
 from sqlalchemy import text
 
-import pytest_celery_idempotent
 from celery_idempotent import IdempotencyKeyMismatch, IdempotentTask, OutcomeUnknown, State
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.sql import SqlStore
 from celery_idempotent.testing import Crash, crash_points, deliver, memory_store
+from celery_idempotent.testing import plugin as idempotent_plugin
 
 pytest_plugins = ["pytester"]
 #: Where the package is not installed there is no entry point that brings it.
-idempotent_store = pytest_celery_idempotent.idempotent_store
+idempotent_store = idempotent_plugin.idempotent_store
 ROOT = Path(__file__).parents[2]
 
 
@@ -404,11 +404,11 @@ def test_the_store_is_every_apps_and_then_nobodys(app: Celery) -> None:
 
 
 def test_the_plugin_imports_nothing_until_it_is_used() -> None:
-    """Loading it, as pytest does at each start, brings in neither the library nor Celery."""
+    """Loading it, as pytest does at each start, doesn't bring in Celery."""
     program = (
-        "import sys, pytest; before = set(sys.modules); import pytest_celery_idempotent;"
+        "import sys, pytest; before = set(sys.modules); import celery_idempotent.testing.plugin;"
         "new = {name.partition('.')[0] for name in set(sys.modules) - before};"
-        "assert new == {'pytest_celery_idempotent'}, new"
+        "assert new == {'celery_idempotent'}, new"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
@@ -451,7 +451,7 @@ def test_a_test_that_uses_it_is_short(pytester: pytest.Pytester) -> None:
     )
     # When
     installed = "celery_idempotent" in {ep.name for ep in entry_points(group="pytest11")}
-    plugin = () if installed else ("-p", "pytest_celery_idempotent")
+    plugin = () if installed else ("-p", "celery_idempotent.testing.plugin")
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *plugin)
     # Then
     result.assert_outcomes(passed=2, failed=1)

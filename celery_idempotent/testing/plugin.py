@@ -1,7 +1,6 @@
-"""The pytest plugin: fixtures for tests of idempotent tasks; it imports nothing before its use.
+"""The pytest plugin: fixtures for tests of idempotent tasks.
 
-It stands outside of the package, so that a pytest run which doesn't use it neither waits for Celery
-nor finds modules imported before it measures their coverage.
+It imports nothing before its use: a pytest run that doesn't use it does not wait for Celery.
 """
 
 from __future__ import annotations

@@ -1,0 +1,78 @@
+"""Who is told what becomes of each delivery: metrics, traces, and one log line an outcome."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+__all__ = ["Observation", "Observer", "observe", "observers", "stop_observing", "tell"]
+
+#: Lines for machines: the fields are on each log record as ``idempotency``, a dict.
+outcomes: Final = logging.getLogger("celery_idempotent.outcomes")
+
+#: What happens all the time, and is told at level DEBUG only.
+_USUAL: Final = frozenset(("claimed", "succeeded", "claim", "complete"))
+
+log = logging.getLogger("celery_idempotent")
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One thing that became of a delivery.
+
+    ``what`` is the journal's word for it: claimed, succeeded, failed, released, retrying,
+    interrupted, unknown, compensating, deduplicated, answered again, waiting, dropped, refused,
+    mismatch, superseded, store away, lost; and, for the time that the store took, claim and
+    complete (``details["seconds"]``).
+    """
+
+    what: str
+    #: The task's name.
+    task: str
+    #: The key, as operators read it.
+    key: str
+    task_id: str
+    #: The call that holds the key, or whose outcome it is, where it is another.
+    original_id: str | None
+    details: Mapping[str, Any]
+
+
+Observer = Callable[[Observation], None]
+
+#: Who listens; empty as a rule, and then nothing is made.
+observers: list[Observer] = []
+
+
+def observe(observer: Observer) -> None:
+    """Have an observer told of every delivery in this process, and in those it forks."""
+    if observer not in observers:
+        observers.append(observer)
+
+
+def stop_observing(observer: Observer) -> None:
+    """Tell it no more."""
+    if observer in observers:
+        observers.remove(observer)
+
+
+def tell(
+    what: str, task: str, key: str, task_id: str, original_id: str | None, **details: Any
+) -> None:
+    """Tell all observers, and the log; nothing that goes wrong there reaches the task."""
+    level = logging.DEBUG if what in _USUAL else logging.INFO
+    if outcomes.isEnabledFor(level):
+        fields = {"outcome": what, "task": task, "key": key, "task_id": task_id}
+        if original_id is not None:
+            fields["original_id"] = original_id
+        text = " ".join(f"{name}={str(value)!r}" for name, value in fields.items())
+        outcomes.log(level, "idempotency %s", text, extra={"idempotency": {**fields, **details}})
+    if not observers:
+        return
+    observation = Observation(what, task, key, task_id, original_id, details)
+    for observer in tuple(observers):
+        try:
+            observer(observation)
+        except Exception:
+            log.exception("an observer of idempotency went wrong; the task goes on")
