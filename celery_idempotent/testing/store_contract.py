@@ -37,6 +37,7 @@ from celery_idempotent.testing.contract.endings import EndingRows
 from celery_idempotent.testing.contract.given_up import GivenUpRows
 from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
+from celery_idempotent.testing.contract.reading import ReadingRows
 from celery_idempotent.testing.contract.resolving import ResolveRows
 from celery_idempotent.testing.contract.steps import CompensationRows, StepRows
 from celery_idempotent.testing.contract.upkeep import StoredFormRows, UpkeepRows
@@ -57,6 +58,7 @@ class StoreContractAtRest(
     ResolveRows,
     StoredFormRows,
     UpkeepRows,
+    ReadingRows,
 ):
     """All of the contract that needs nothing to run out.
 

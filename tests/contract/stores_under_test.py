@@ -70,6 +70,9 @@ class VirtualRedisStore(RedisStore):
             return None
         return (float(gone_ms) - VirtualClock(self).now_us() // 1000) / 1000
 
+    def now_ms(self) -> int:
+        return VirtualClock(self).now_us() // 1000
+
     def scan(self, pattern: str) -> Iterator[str]:
         return (key for key in super().scan(pattern) if not key.startswith("virtual:"))
 
