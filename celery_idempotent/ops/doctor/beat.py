@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Final
@@ -75,6 +76,9 @@ def shortest_interval(schedule: Any, app: Any) -> float | None:
 
 def _shortest_of_crontab(schedule: crontab) -> float:
     ticks = [schedule.maybe_make_aware(datetime(2001, 1, 1))]
+    # Where a tick was on another day than now, some versions look for the next one tomorrow.
+    schedule = copy(schedule)
+    schedule.nowfun = lambda: ticks[-1]
     for _ in range(_TICKS):
         last, delta, _ = schedule.remaining_delta(ticks[-1])
         ticks.append(last + delta)
