@@ -1,0 +1,126 @@
+"""A shop: its API (FastAPI), its tables (SQLAlchemy), its task (Celery), and the outbox between."""
+
+import os
+
+from celery import Celery
+from fastapi import FastAPI, HTTPException, Request
+from sqlalchemy import create_engine
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from celery_idempotent import IdempotentTask
+from celery_idempotent.http import IdempotencyASGIMiddleware
+from celery_idempotent.outbox import create_schema, publish
+
+SERVER = os.environ["SHOP_SERVER"]  # redis://127.0.0.1:6379
+DATABASE = os.environ["SHOP_DATABASE"]  # sqlite:////tmp/shop.db
+
+engine = create_engine(DATABASE, connect_args={"timeout": 30})
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Order(Base):
+    __tablename__ = "orders"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    item: Mapped[str]
+
+
+class Payment(Base):
+    """What the shop asked for."""
+
+    __tablename__ = "payments"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    order_id: Mapped[int]
+    amount: Mapped[int]
+
+
+class Charge(Base):
+    """What the bank did. It takes a key with each charge: the same key is the same charge."""
+
+    __tablename__ = "charges"
+    key: Mapped[str] = mapped_column(primary_key=True)
+    order_id: Mapped[int]
+    amount: Mapped[int]
+
+
+def create_tables():
+    Base.metadata.create_all(engine)
+    create_schema(engine)
+
+
+# --- the worker ----------------------------------------------------------------------------------
+
+celery = Celery("shop", broker=f"{SERVER}/0", backend=f"{SERVER}/1")
+celery.conf.update(
+    idempotency_store_url=f"{SERVER}/2",
+    idempotency_outbox_url=DATABASE,
+    broker_connection_retry_on_startup=True,
+)
+
+
+@celery.task(base=IdempotentTask, bind=True)
+def charge(self, order_id, amount):
+    with Session(engine) as session, session.begin():
+        key = self.idempotency.key_for("bank")
+        session.merge(Charge(key=key, order_id=order_id, amount=amount))
+
+
+# --- the API -------------------------------------------------------------------------------------
+
+api = FastAPI()
+
+
+@api.get("/orders/{order_id}")
+def read_order(order_id: int):
+    with Session(engine) as session:
+        order = session.get(Order, order_id)
+        if order is None:
+            raise HTTPException(404)
+        return {"id": order.id, "item": order.item}
+
+
+@api.put("/orders/{order_id}")
+def write_order(order_id: int, order: dict):
+    with Session(engine) as session, session.begin():
+        session.merge(Order(id=order_id, item=order["item"]))
+    return {"id": order_id, "item": order["item"]}
+
+
+@api.delete("/orders/{order_id}", status_code=204)
+def delete_order(order_id: int):
+    with Session(engine) as session, session.begin():
+        order = session.get(Order, order_id)
+        if order is None:
+            raise HTTPException(404)
+        session.delete(order)
+
+
+@api.post("/orders", status_code=201)
+def create_order(order: dict):
+    with Session(engine) as session, session.begin():
+        made = Order(item=order["item"])
+        session.add(made)
+        session.flush()
+        return {"id": made.id, "item": made.item}
+
+
+@api.post("/payments/charge", status_code=202)
+def pay(payment: dict):
+    with Session(engine) as session, session.begin():
+        made = Payment(order_id=payment["order"], amount=payment["amount"])
+        session.add(made)
+        # Sent if, and only if, the payment is committed.
+        publish(session, charge.s(made.order_id, made.amount))
+        session.flush()
+        return {"payment": made.id}
+
+
+def caller(scope):
+    """Whose key it is. Here everybody is who they say they are; ask your authentication."""
+    request = Request(scope)
+    return request.headers.get("Authorization")
+
+
+api.add_middleware(IdempotencyASGIMiddleware, celery=celery, identity=caller)
