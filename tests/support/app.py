@@ -8,11 +8,14 @@ from typing import Any
 
 from celery import signals
 
+from tests.support import faults
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE, make_app
 
 app = make_app(json.loads(os.environ[SETTINGS_VARIABLE]))
 _ledger = Ledger(app.conf.test_ledger)
+if app.conf.get("test_faults"):
+    faults.install(app, _ledger)
 
 
 @signals.worker_ready.connect

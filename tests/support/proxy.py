@@ -17,6 +17,10 @@ class Proxy:
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
         self._refusing = False
+        self._wanted = b""
+        self._mute: set[socket.socket] = set()
+        #: How many answers were lost by :meth:`lose_answer_to`.
+        self.lost = 0
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def cut(self) -> None:
@@ -34,6 +38,15 @@ class Proxy:
     def accept(self) -> None:
         """Let connections through again."""
         self._refusing = False
+
+    def lose_answer_to(self, request: bytes) -> None:
+        """Let the next request with these bytes through, and end its connection at the answer."""
+        self._wanted = request
+
+    def turn_to(self, host: str, port: int) -> None:
+        """End every connection, and let new ones through to another address."""
+        self._target = (host, port)
+        self.cut()
 
     def close(self) -> None:
         """Stop for good."""
@@ -62,6 +75,14 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                with self._lock:
+                    if self._wanted and self._wanted in data:
+                        self._wanted = b""
+                        self._mute.add(sink)
+                    elif source in self._mute:
+                        self._mute.discard(source)
+                        self.lost += 1
+                        break
                 sink.sendall(data)
         _end(source)
         _end(sink)

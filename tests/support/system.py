@@ -65,10 +65,20 @@ class System:
         return self.app.tasks[f"shop.{name}"]
 
     def start_worker(
-        self, pool: str = "prefork", concurrency: int = 4, options: Sequence[str] = ()
+        self,
+        pool: str = "prefork",
+        concurrency: int = 4,
+        options: Sequence[str] = (),
+        environment: dict[str, str] | None = None,
     ) -> Worker:
         """Start one more worker and return once it consumes."""
-        worker = Worker(self.settings, pool=pool, concurrency=concurrency, options=options)
+        worker = Worker(
+            self.settings,
+            pool=pool,
+            concurrency=concurrency,
+            options=options,
+            environment=environment,
+        )
         self.workers.append(worker)
         return worker.wait_until_ready()
 

@@ -11,7 +11,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 from celery_idempotent import IdempotentTask
-from tests.support import bookings
+from tests.support import bookings, faults
 from tests.support.ledger import Ledger
 
 Settings = dict[str, Any]
@@ -30,6 +30,8 @@ def make_app(settings: Settings) -> Celery:
     _define_plain(app, ledger, options)
     if settings.get("test_bookings"):
         bookings.define(app, ledger)
+    if settings.get("test_faults"):
+        faults.define(app, ledger)
     return app
 
 
