@@ -195,7 +195,10 @@ def _begin_immediately(connection: Any) -> None:
 
 
 def _answer_in_time(engine: Engine, limit_s: float) -> None:
-    """Bound how long psycopg waits for an answer: it has no time limit of its own."""
+    """Bound how long psycopg waits for an answer: it has no time limit of its own.
+
+    Since 3.2.13 it looks up from its waiting ten times a second; before, this has no effect.
+    """
     import psycopg
 
     class NoAnswer(psycopg.OperationalError, TimeoutError):
