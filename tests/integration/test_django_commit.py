@@ -1,0 +1,144 @@
+"""The transaction of a body at its edges: a lost answer to COMMIT, and a row that is locked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.transitions import Busy, Claim, Claimed, Recorded, Settle
+from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.transactions import NotCommitted
+from tests.conftest import unavailable
+from tests.support.databases import NotThere
+from tests.support.djangos import database_of, set_up
+
+set_up()
+
+# Django has to be set up first.
+from django.db import OperationalError, connections  # noqa: E402
+from django.db.models import F  # noqa: E402
+
+from celery_idempotent.django.store import DjangoStore  # noqa: E402
+from tests.django_project.shop.models import Account  # noqa: E402
+
+KEY = "idempotent:{shop.deposit:payment:1}"
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DjangoStore]:
+    """A store on an empty database of each kind."""
+    try:
+        with database_of(request.param, tmp_path) as alias:
+            Account.objects.using(alias).create(name="ann")
+            yield DjangoStore(alias)
+    except NotThere as exc:
+        unavailable(str(exc))
+
+
+def asked(task_id: str) -> Claim:
+    candidate = Record(State.RUNNING, 0, owner=Owner(task_id).pack(), nonce=task_id.encode()[:8])
+    return Claim(candidate, lease_ms=30_000, keep_ms=3_600_000)
+
+
+def held(store: DjangoStore, task_id: str = "first") -> Record:
+    ask = asked(task_id)
+    verdict = store.claim(KEY, ask)
+    assert isinstance(verdict, Claimed)
+    return replace(ask.candidate, token=verdict.token)
+
+
+def completed(record: Record) -> Settle:
+    done = replace(record, state=State.SUCCEEDED, outcome=b"\x01\x0141", nonce=b"")
+    return Settle(done, 0, 3_600_000)
+
+
+def pay(store: DjangoStore) -> None:
+    rows = Account.objects.using(store.alias).filter(name="ann")
+    rows.update(balance=F("balance") + 100)
+
+
+def balance(store: DjangoStore) -> int:
+    found: int = Account.objects.using(store.alias).get(name="ann").balance
+    return found
+
+
+@pytest.mark.parametrize("committed", [True, False], ids=["committed", "not committed"])
+def test_a_lost_answer_to_commit_is_found_out(
+    store: DjangoStore, committed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token is read back: the run was completed with all that it wrote, or with nothing."""
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    pay(store)
+    connection = connections[store.alias]
+    real = connection._commit
+
+    def cut() -> None:
+        monkeypatch.undo()  # the next one is as ever
+        if committed:
+            real()
+        connection.connection.close()
+        raise OperationalError("the server closed the connection unexpectedly")
+
+    monkeypatch.setattr(connection, "_commit", cut)
+    # When
+    if committed:
+        assert isinstance(transaction.commit(KEY, completed(record)), Recorded)
+    else:
+        with pytest.raises(NotCommitted) as raised:
+            transaction.commit(KEY, completed(record))
+        assert raised.value.sure
+    # Then
+    found = store.get(KEY)
+    assert found is not None
+    assert found.state is (State.SUCCEEDED if committed else State.RUNNING)
+    assert balance(store) == (100 if committed else 0)
+
+
+def test_no_claim_waits_for_a_row_that_a_body_has_locked(store: DjangoStore) -> None:
+    """A step locks the record until the commit: a duplicate is told that it is busy."""
+    if connections[store.alias].vendor == "sqlite":
+        return  # it has no locks on rows
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    transaction.step(Renewal(KEY, record, 30_000, 3_600_000), "pay", b"done")
+    assert transaction.is_lease
+    answers: list[Any] = []
+
+    def claim_elsewhere() -> None:
+        answers.append(DjangoStore(store.alias).claim(KEY, asked("other")))
+        connections[store.alias].close()
+
+    # When
+    other = threading.Thread(target=claim_elsewhere)
+    other.start()
+    other.join(30)
+    # Then
+    assert isinstance(answers[0], Busy)
+    assert isinstance(transaction.commit(KEY, completed(record)), Recorded)
+    assert store.steps(KEY) == {"pay": b"done"}
+
+
+def test_a_bodys_own_lease_is_renewed_beside_its_transaction(store: DjangoStore) -> None:
+    """Else the row would be locked by check(), and the heartbeat would find it so."""
+    if connections[store.alias].vendor == "sqlite":
+        return  # its write lock is the lease
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    # When
+    (answer,) = store.renew([Renewal(KEY, record, 60_000, 3_600_000)])
+    transaction.rollback()
+    # Then what was renewed stays so
+    found, now_ms = store.peek(KEY)
+    assert isinstance(answer, Recorded)
+    assert found is not None
+    assert found.until_ms - now_ms > 40_000
