@@ -11,7 +11,7 @@ STAMP = $(VENV)/.stamp
 DECLARED := setup.cfg setup.py pyproject.toml Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit lint format types docs matrix build clean
+.PHONY: help demo bench test test-unit lint format types docs matrix build clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ types: $(STAMP)-lint $(STAMP)-test ## Check with mypy --strict
 docs: $(STAMP)-docs ## The documentation, into docs/_build/html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+bench: $(STAMP)-test ## Every goal of speed with its figure; QUICK=1 takes under two minutes
+	@$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick) $(ARGS)
 
 matrix: $(STAMP)-test $(STAMP)-matrix ## Tests under every Python on this machine, with Celery 5.5 to 5.7
 	@.ci/matrix

@@ -1,0 +1,204 @@
+"""Goals 4 to 6: commands and bytes a key, growth, one heartbeat for all claims, and import time."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import redis
+from celery import Celery
+
+from benchmarks.speed.bare import Bare
+from benchmarks.speed.measure import Goal, Say
+from celery_idempotent import IdempotentTask
+from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.run.heartbeat import Heartbeat, Lease
+from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.testing.servers import RedisServer
+
+__all__ = ["measure_store"]
+
+_DAY_MS = 86_400_000
+
+
+def measure_store(server: RedisServer, quick: bool, say: Say) -> list[Goal]:
+    """Measure what the store is asked, and what it keeps."""
+    client = redis.Redis.from_url(server.url(4))
+    say("commands a task")
+    goals = _commands(server, client)
+    say("memory")
+    goals += _memory(server, client, 50_000 if quick else 1_000_000, say)
+    say("growth")
+    goals.append(_growth(server, client, quick, say))
+    say("a thousand claims")
+    goals.append(_heartbeat(server))
+    say("import time")
+    goals.append(_import_time(5 if quick else 15))
+    return goals
+
+
+def _commands(server: RedisServer, client: Any) -> list[Goal]:
+    app = Celery("commands", broker="memory://", backend="cache+memory://")
+    app.conf.update(idempotency_store_url=server.url(4), idempotency_journal=0)
+    numbers = itertools.count()
+
+    def body(number: int) -> int:
+        return number
+
+    task = app.task(
+        base=IdempotentTask, idempotency_key="order:{number}", name="commands.task", shared=False
+    )(body)
+    task.apply((-1,))
+    task.apply((-1,))
+
+    def evalsha() -> int:
+        return int(client.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    def count(calls: Iterable[int]) -> float:
+        before, calls = evalsha(), list(calls)
+        for number in calls:
+            task.apply((number,))
+        return (evalsha() - before) / len(calls)
+
+    return [
+        Goal("4a", "commands of a first execution", count(itertools.islice(numbers, 50)), "<=", 2),
+        Goal("4b", "commands of a replay", count([0] * 50), "<=", 1),
+    ]
+
+
+def _records(count: int) -> Iterable[tuple[str, bytes]]:
+    for number in range(count):
+        # The id of its call differs for each, as in life; key and arguments are readable and short.
+        record = Record(
+            State.SUCCEEDED,
+            1_795_000_000_000_000 + number,
+            owner=b"U" + number.to_bytes(16, "big"),
+            fingerprint=(number * 7919).to_bytes(16, "big"),
+            outcome=b"\1\1" + b'"' + b"x" * 62 + b'"',
+        )
+        yield f"idempotent:{{shop.charge:order:{number}}}", record.pack()
+
+
+def _memory(server: RedisServer, client: Any, count: int, say: Say) -> list[Goal]:
+    client.flushdb()
+    before = client.info("memory")["used_memory"]
+    largest, written = 0, 0
+    while written < count:
+        pipe = client.pipeline(transaction=False)
+        batch = list(itertools.islice(_records(count), written, min(written + 10_000, count)))
+        for key, packed in batch:
+            pipe.set(key, packed, px=_DAY_MS)
+        pipe.execute()
+        largest = max(largest, client.memory_usage(batch[-1][0], samples=0))
+        written += len(batch)
+        if written % 100_000 == 0:
+            say(f"memory: {written} records")
+    each = (client.info("memory")["used_memory"] - before) / count
+    client.flushdb()
+    return [
+        Goal("5a", "bytes of a finished record, by MEMORY USAGE", float(largest), "<=", 300),
+        Goal("5b", f"bytes of a record, by used_memory over {count:,}", each, "<=", 300),
+    ]
+
+
+def _growth(server: RedisServer, client: Any, quick: bool, say: Say) -> Goal:
+    """Claim and complete in a small database and in a large one, in turns."""
+    few, many = 1_000, 100_000 if quick else 1_000_000
+    small, large = Bare(server.url(5)), Bare(server.url(4))
+    for count, database in ((few, 5), (many, 4)):
+        target = redis.Redis.from_url(server.url(database))
+        pipe = target.pipeline(transaction=False)
+        for number, (key, packed) in enumerate(_records(count)):
+            pipe.set(key, packed, px=_DAY_MS)
+            if number % 10_000 == 9_999:
+                pipe.execute()
+        pipe.execute()
+    ratios = []
+    for turn in range(9 if quick else 31):
+        if turn % 10 == 0:
+            say(f"growth: round {turn + 1}")
+        timed = [one.timed_scripts(500, 10**9 + turn * 1000)[0] for one in (small, large)]
+        ratios.append(timed[1] / timed[0])
+    client.flushdb()
+    return Goal(
+        "6a",
+        f"claim and complete at {many:,} records to {few:,}",
+        statistics.median(ratios),
+        "<=",
+        1.05,
+    )
+
+
+def _heartbeat(server: RedisServer) -> Goal:
+    """Hold a thousand leases, and count the round trips of the first two turns of renewals."""
+
+    class Counting(RedisStore):
+        trips: ClassVar[Counter[int]] = Counter()
+
+        def renew(self, renewals: Any) -> Any:
+            self.trips[len(renewals)] += 1
+            return super().renew(renewals)
+
+    store = Counting.from_url(server.url(4))
+    before, beat = threading.active_count(), Heartbeat()
+    lease_ms, keep_ms = 3000, 60_000
+    leases = []
+    for number in range(1000):
+        held = Record(State.RUNNING, number + 1, owner=Owner(str(number)).pack())
+        leases.append(Lease(store, f"idempotent:{{beat:{number}}}", held, lease_ms, keep_ms))
+        beat.add(leases[-1])
+    began = time.monotonic()
+    time.sleep(2.5)
+    turns = (time.monotonic() - began) / (lease_ms / 3000)
+    threads = threading.active_count() - before
+    for lease in leases:
+        beat.remove(lease)
+    trips = sum(store.trips.values())
+    return Goal(
+        "6b",
+        "round trips a third of a lease for 1,000 claims",
+        trips / turns,
+        "<=",
+        1.5,
+        f"{threads} thread, {trips} round trips in {turns:.1f} thirds of a lease",
+    )
+
+
+def _import_time(times: int) -> Goal:
+    """Time the import of the library, and what its task class adds to an app that has Celery."""
+    celery = "import celery.app.task, celery.app.base, celery.canvas, celery.utils.log"
+    program = (
+        "import time; a = time.perf_counter(); import celery_idempotent; b = time.perf_counter();"
+        f"{celery}; c = time.perf_counter();"
+        "from celery_idempotent import IdempotentTask; d = time.perf_counter();"
+        "print((b - a) / (c - b), (d - c) / (c - b))"
+    )
+    alone, with_task = [], []
+    for _ in range(times):
+        out = subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
+        )
+        first, second = map(float, out.stdout.split())
+        alone.append(first)
+        with_task.append(second)
+    return Goal(
+        "6c",
+        "import time of celery_idempotent to Celery's",
+        statistics.median(alone),
+        "<=",
+        0.1,
+        "it looks its names up when they are asked for; asking for IdempotentTask, after Celery, "
+        f"takes {statistics.median(with_task):.2f} of Celery's time",
+    )

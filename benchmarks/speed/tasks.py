@@ -1,0 +1,65 @@
+"""The tasks that a worker runs for the throughput measurement."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+from celery import Celery
+
+from benchmarks.speed.bare import Bare
+from celery_idempotent import IdempotentTask
+from celery_idempotent.core.record import Owner
+
+__all__ = ["app"]
+
+_URL = os.environ.get("SPEED_URL", "redis://127.0.0.1:1")
+
+app = Celery("speed", broker=f"{_URL}/0", backend=f"{_URL}/1")
+app.conf.update(
+    idempotency_store_url=f"{_URL}/2",
+    broker_connection_retry_on_startup=True,
+    worker_prefetch_multiplier=50,
+    task_default_queue="idle",
+    # As the guarded task has it by its class.
+    task_acks_late=True,
+    task_reject_on_worker_lost=True,
+)
+
+
+@cache
+def _bare(pid: int) -> Bare:
+    return Bare(f"{_URL}/3")
+
+
+@app.task(name="speed.plain")
+def plain(number: int, a: int, b: int) -> int:
+    """Do nothing."""
+    return 1
+
+
+@app.task(name="speed.two_trips", bind=True)
+def two_trips(self: object, number: int, a: int, b: int) -> int:
+    """Send what a first execution sends."""
+    bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
+    key = f"bare:{{speed:{number}}}"
+    token = bare.claim(key, owner)
+    if isinstance(token, int):
+        bare.complete(key, owner, token)
+    return 1
+
+
+@app.task(name="speed.one_trip", bind=True)
+def one_trip(self: object, number: int, a: int, b: int) -> int:
+    """Send what a duplicate sends."""
+    bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
+    token = bare.claim("bare:{speed:same}", owner)
+    if isinstance(token, int):
+        bare.complete("bare:{speed:same}", owner, token)
+    return 1
+
+
+@app.task(base=IdempotentTask, name="speed.guarded", idempotency_key="order:{number}")
+def guarded(number: int, a: int, b: int) -> int:
+    """Do nothing, once."""
+    return 1
