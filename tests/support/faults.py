@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import signal
+import time
 import uuid
 from typing import Any
 
@@ -127,6 +128,7 @@ def define(app: Celery, ledger: Ledger) -> None:
             token=self.idempotency.token,
             interrupted=self.idempotency.interrupted,
             downstream=self.idempotency.key_for("bank"),
+            clock=time.time(),
         )
         return mine
 

@@ -1,0 +1,112 @@
+"""Clocks that are wrong, or are moved while somebody runs: the worker's and the store's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.testing.servers import RedisServer
+from tests.conftest import MakeSystem, unavailable
+from tests.support.clocks import MovableClock, NoMovableClock
+from tests.support.shelf import Shelf
+from tests.support.system import answers
+
+HOUR = 3600
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> MovableClock:
+    try:
+        return MovableClock(tmp_path)
+    except NoMovableClock as exc:
+        unavailable(str(exc))
+
+
+@pytest.fixture
+def moving_server(
+    clock: MovableClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[RedisServer]:
+    """A server whose clock a test moves."""
+    with monkeypatch.context() as environment:
+        for name, value in clock.environment.items():
+            environment.setenv(name, value)
+        server = RedisServer()
+        server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("off", [HOUR, -HOUR], ids=["ahead", "behind"])
+def test_a_workers_clock_decides_nothing(
+    make_faulty: MakeSystem, clock: MovableClock, off: int
+) -> None:
+    """Scenario 15: leases, tokens and answers are those of the store's clock."""
+    # Given
+    clock.move(off)
+    system = make_faulty(idempotency_lease=2)
+    system.start_worker(concurrency=2, environment=clock.environment)
+    pay = system.task("pay")
+    first = pay.delay(1, gate="go")
+    (begun,) = system.ledger.wait_for("start")
+    # When a duplicate asks again and again, for longer than the lease
+    duplicate = pay.delay(1, gate="go")
+    system.ledger.wait_for("executed", times=4, id=duplicate.id)
+    store = RedisStore.from_url(system.settings["idempotency_store_url"])
+    now_ms = store.now_ms()
+    store.close()
+    # Then
+    assert system.ledger.count("start") == 1
+    assert abs(begun["clock"] * 1000 - now_ms) > HOUR * 1000 / 2
+    assert abs(begun["token"] / 1000 - now_ms) < HOUR * 1000 / 2
+    system.ledger.open("go")
+    one, two = answers([first, duplicate])
+    assert one == two
+    assert system.ledger.count("effect") == 1
+
+
+def test_the_stores_clock_jumps_ahead(
+    make_faulty: MakeSystem, clock: MovableClock, moving_server: RedisServer
+) -> None:
+    """Scenario 16: an early takeover by a higher token; the first one's end is refused."""
+    # Given
+    system = make_faulty(store=moving_server, idempotency_lease=300)
+    system.start_worker(concurrency=2)
+    task = system.task("charge_two_gates")
+    first = task.delay(1, first="a", second="b")
+    system.ledger.wait_for("start", id=first.id)
+    # When
+    clock.move(HOUR)
+    second = task.delay(1, first="a", second="b")
+    # Then
+    system.ledger.wait_for("start", id=second.id)
+    one, two = (entry["token"] for entry in system.ledger.entries("start"))
+    assert two > one
+    system.ledger.open("b")
+    answer = second.get(timeout=30)
+    system.ledger.open("a")
+    assert first.get(timeout=30) == answer
+    assert task.delay(1, first="a", second="b").get(timeout=30) == answer
+    assert system.ledger.count("start") == 2
+
+
+def test_the_stores_clock_goes_back(clock: MovableClock, moving_server: RedisServer) -> None:
+    """Scenario 17: while a record is left, the next token is higher than the last."""
+    # Given
+    store = RedisStore.from_url(moving_server.url())
+    shelf = Shelf(store, "shop")
+    clock.move(HOUR)
+    name, ahead = shelf.hold()
+    # When
+    clock.move(-HOUR)
+    assert store.now_ms() < ahead.token / 1000 - HOUR * 1000
+    assert store.forget(name, HOUR * 1000)
+    _, behind = shelf.hold()
+    # Then
+    assert behind.token > ahead.token
+    with redis.Redis.from_url(moving_server.url()) as client:
+        assert client.exists(name)
+    store.close()
