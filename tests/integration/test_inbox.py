@@ -46,7 +46,7 @@ def make(make_redis_system: MakeSystem, store: SqlStore, database: Database) -> 
 
 
 @pytest.mark.parametrize(
-    ("task", "points"), [("book", POINTS), ("book_message", POINTS[2:5])], ids=["key", "message id"]
+    ("task", "points"), [("sell", POINTS), ("sell_message", POINTS[2:5])], ids=["key", "message id"]
 )
 def test_a_run_that_is_killed_leaves_one_effect(
     make: MakeSystem, books: Books, task: str, points: tuple[str, ...]
@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed_leaves_one_effect(make: MakeSystem, books: Book
     # Given
     system = make(visibility_timeout=3, idempotency_lease=SHORT_LEASE)
     worker = system.start_worker(concurrency=1)
-    result = system.task("book").delay(1, point="before the commit")
+    result = system.task("sell").delay(1, point="before the commit")
     system.ledger.wait_for("stopped", key=1)
     # When
     worker.kill()
@@ -102,13 +102,13 @@ def test_a_zombie_that_wakes_changes_nothing(
     # Given
     system = make(idempotency_lease=SHORT_LEASE)
     zombie = system.start_worker(concurrency=1)
-    first = system.task("book").delay(1, point=point)
+    first = system.task("sell").delay(1, point=point)
     system.ledger.wait_for("stopped", key=1, point=point)
     # When
     zombie.pause()
     system.ledger.open("1")
     system.start_worker(concurrency=1)
-    second = system.task("book").delay(1)
+    second = system.task("sell").delay(1)
     # Where the stopped run holds a lock on its record, that is its lease: the others wait.
     locked = point == "before the commit" or (
         database.kind == "sqlite" and point != "before the session"
@@ -137,7 +137,7 @@ def test_a_body_that_raises_leaves_no_effect(make: MakeSystem, books: Books, the
     system = make()
     system.start_worker(concurrency=1)
     # When
-    result = system.task("book").delay(1, then=then)
+    result = system.task("sell").delay(1, then=then)
     # Then
     (answer,) = answers([result])
     if then == "fail":
@@ -154,7 +154,7 @@ def test_duplicates_get_the_one_effects_answer(make: MakeSystem, books: Books) -
     system = make()
     system.start_worker(concurrency=3)
     # When
-    results = [system.task("book").delay(order % 3) for order in range(18)]
+    results = [system.task("sell").delay(order % 3) for order in range(18)]
     # Then
     given = answers(results, timeout=90)
     for order in range(3):
@@ -168,7 +168,7 @@ def test_processes_killed_at_random_leave_one_effect_each(make: MakeSystem, book
     system = make(idempotency_lease=LONG_LEASE, idempotency_max_interruptions=100)
     system.start_worker(concurrency=2)
     # When
-    results = [system.task("book").delay(order) for order in range(30)]
+    results = [system.task("sell").delay(order) for order in range(30)]
     for number in range(1, 7):
         executed = system.ledger.wait_for("executed", times=4 * number, timeout=60)
         with contextlib.suppress(ProcessLookupError):
@@ -186,14 +186,52 @@ def test_a_forgotten_run_is_undone_and_runs_again(
     # Given
     system = make()
     system.start_worker(concurrency=1)
-    result = system.task("book").delay(1, point="before the session")
+    result = system.task("sell").delay(1, point="before the session")
     system.ledger.wait_for("stopped", key=1)
     # When
-    assert system.task("book").forget(1)
+    assert system.task("sell").forget(1)
     system.ledger.open("1")
     # Then
     answer = result.get(timeout=60)
     assert books.tokens(1) == [answer["token"]]
     assert system.ledger.count("start") == 2
-    record = system.task("book").idempotency_record(1)
+    record = system.task("sell").idempotency_record(1)
     assert record.state is State.SUCCEEDED
+
+
+def test_a_long_body_keeps_its_key(make: MakeSystem, books: Books) -> None:
+    """A body that writes, and then takes longer than its lease, is not taken over."""
+    # Given
+    system = make(idempotency_lease=SHORT_LEASE)
+    system.start_worker(concurrency=2)
+    first = system.task("sell").delay(1, point="after the effect")
+    system.ledger.wait_for("stopped", key=1)
+    # When
+    second = system.task("sell").delay(1)
+    system.ledger.wait_for("executed", times=6, id=second.id)  # it waits longer each time
+    system.ledger.open("1")
+    # Then
+    one, two = answers([first, second], timeout=60)
+    assert one == two
+    assert books.tokens(1) == [one["token"]]
+    assert system.ledger.count("start") == 1
+
+
+def test_callbacks_follow_the_commit_once(make: MakeSystem, books: Books) -> None:
+    """The link of a message whose process dies after the commit goes out, once."""
+    # Given
+    system = make(idempotency_lease=LONG_LEASE)
+    system.start_worker(concurrency=1)
+    # When
+    call = system.task("sell").s(1, point="after the commit")
+    result = call.apply_async(link=system.task("tail").s())
+    (stopped,) = system.ledger.wait_for("stopped", key=1)
+    os.kill(stopped["pid"], signal.SIGKILL)
+    system.ledger.open("1")
+    # Then
+    answer = result.get(timeout=60)
+    system.ledger.wait_for("tail")
+    system.wait_until_quiet()
+    assert books.tokens(1) == [answer["token"]]
+    assert system.ledger.count("tail") == 1
+    assert system.ledger.count("start") == 1

@@ -92,7 +92,7 @@ def define(app: Celery, ledger: Ledger) -> None:
     """Define the tasks, and the stops inside SQLAlchemy and Celery."""
     stop = _Stop(ledger)
 
-    def book(self: Any, order: int, point: str | None = None, then: str = "") -> Any:
+    def sell(self: Any, order: int, point: str | None = None, then: str = "") -> Any:
         stop.order, stop.point = order, point
         ledger.write("start", key=order, id=self.request.id, token=self.idempotency.token)
         stop.at("before the session")
@@ -126,5 +126,5 @@ def define(app: Celery, ledger: Ledger) -> None:
         stop.at("before the ack")
 
     options = {"bind": True, "base": IdempotentTask, "shared": False, "max_retries": 3}
-    app.task(book, name="shop.book", idempotency_key="order:{order}", **options)
-    app.task(book, name="shop.book_message", idempotency_key=MESSAGE_ID, **options)
+    app.task(sell, name="shop.sell", idempotency_key="order:{order}", **options)
+    app.task(sell, name="shop.sell_message", idempotency_key=MESSAGE_ID, **options)
