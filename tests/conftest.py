@@ -7,8 +7,10 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import celery.app.builtins
 import pytest
 import redis
+from celery import _state
 
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.brokers import (
@@ -26,6 +28,18 @@ IN_CI = os.environ.get("CI", "").lower() == "true"
 SYSTEMS: pytest.StashKey[list[System]] = pytest.StashKey()
 
 MakeSystem = Callable[..., System]
+
+
+#: Celery's own tasks must be among what each test starts with, whichever test needs them first.
+assert celery.app.builtins
+
+
+@pytest.fixture(autouse=True)
+def tasks_of_this_test_only() -> Iterator[None]:
+    """Celery offers each task to every later app of the process, under its name: not in tests."""
+    offered = set(_state._on_app_finalizers)
+    yield
+    _state._on_app_finalizers.intersection_update(offered)
 
 
 @pytest.fixture(scope="session")
@@ -152,6 +166,13 @@ def unavailable(reason: str) -> NoReturn:
     if IN_CI:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests run in several processes, which must agree on their names."""
+    unstable = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if unstable:
+        raise pytest.UsageError(f"names that are others in each process: {unstable}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,6 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from tests.conftest import MakeSystem
 from tests.support.system import System
+from tests.support.waiting import wait_until_dead
 
 LEASE = 300
 #: The next call must not wait for a lease; this is far less than one.
@@ -64,6 +65,7 @@ def test_a_hard_time_limit_frees_the_key(make_system: MakeSystem) -> None:
     # Then
     with pytest.raises(TimeLimitExceeded):
         limited.get(timeout=30)
+    wait_until_dead(system.ledger.entries("start")[0]["pid"])
     system.ledger.open("go")
     next_call_runs(system, "busy", 1, gate="go")
 
@@ -74,12 +76,13 @@ def test_a_revoked_run_frees_the_key(make_system: MakeSystem) -> None:
     system = make_system(idempotency_lease=LEASE)
     worker = system.start_worker()
     revoked = system.task("busy").delay(1, gate="go")
-    system.ledger.wait_for("start")
+    (begun,) = system.ledger.wait_for("start")
     # When
     system.app.control.revoke(
         revoked.id, terminate=True, signal="SIGTERM", destination=[worker.node]
     )
     system.ledger.wait_until(lambda _: revoked.state == "REVOKED", "revoked")
+    wait_until_dead(begun["pid"])
     system.ledger.open("go")
     # Then
     next_call_runs(system, "busy", 1, gate="go")
@@ -91,12 +94,13 @@ def test_a_run_that_is_revoked_with_sigkill_frees_the_key(make_system: MakeSyste
     system = make_system(idempotency_lease=LEASE)
     worker = system.start_worker()
     revoked = system.task("busy").delay(1, gate="go")
-    system.ledger.wait_for("start")
+    (begun,) = system.ledger.wait_for("start")
     # When
     system.app.control.revoke(
         revoked.id, terminate=True, signal="SIGKILL", destination=[worker.node]
     )
     system.ledger.wait_until(lambda _: revoked.state == "REVOKED", "revoked")
+    wait_until_dead(begun["pid"])
     system.ledger.open("go")
     # Then
     next_call_runs(system, "busy", 1, gate="go")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -27,3 +28,16 @@ def eventually(fact: Callable[[], T], what: str = "", timeout: float = PATIENCE_
         if time.monotonic() >= deadline:
             raise AssertionError(f"not within {timeout} s: {what or fact} (last: {answer!r})")
         time.sleep(_POLL_SECONDS)
+
+
+def wait_until_dead(pid: int, timeout: float = PATIENCE_SECONDS) -> None:
+    """Return once a process that somebody else waits for is gone."""
+
+    def dead() -> bool:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    eventually(dead, f"process {pid} gone", timeout)
