@@ -58,7 +58,7 @@ class DjangoSystem:
             **os.environ,
             "DJANGO_SETTINGS_MODULE": "tests.django_project.settings",
             SETTINGS_VARIABLE: json.dumps(self.settings),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         }
 
     @property
@@ -122,6 +122,7 @@ class DjangoSystem:
     def close(self) -> None:
         for process in self.processes:
             kill(process)
+        print(self.log[-6000:], self.ledger, sep="\n")  # noqa: T201  (shown where a test fails)
         self.app.close()
         connections[self.alias].close()
 
