@@ -146,6 +146,13 @@ def _make_environment(app: Any) -> Environment:
     if not url:
         url, found = _redis_of(app)
         options = {**found, **options}
+    if settings.wait_replicas and _instead is None:
+        if _scheme(url) not in _REDIS:
+            raise ConfigurationError(
+                "this app: idempotency_wait_replicas is for a store in Redis, and this one is "
+                f"{mask_url(url)!r}: leave it at 0"
+            )
+        options["wait_replicas"] = settings.wait_replicas
     broker = _scheme(_broker_url(app))
     timeout = (app.conf.broker_transport_options or {}).get("visibility_timeout")
     visibility = float(timeout or _VISIBILITY_S.get(broker, 0))

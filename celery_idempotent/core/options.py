@@ -303,6 +303,13 @@ class Settings(_FromLookup):
         default_factory=dict, metadata=_checked(_mapping, secret=True)
     )
 
+    #: How many replicas of a Redis must have the end of a run before it counts as recorded, by
+    #: Redis's ``WAIT``, at most half of the client's ``socket_timeout`` long. Default: 0, none.
+    #: With 1, a failover to that replica loses no completion, for the time that the replica takes.
+    #: Where too few answer, the caller gets its result, and recording is tried again as in an
+    #: outage. A claim isn't waited for: a failover may lose it, and then the task may run twice.
+    wait_replicas: int = field(default=0, metadata=_checked(_integer(0, 100)))
+
     #: The outbox's database, for ``celery idempotency relay``, as SQLAlchemy takes it. Default: the
     #: store's, where that is a database. Set it where the application's data are elsewhere.
     outbox_url: str | None = field(default=None, metadata=_checked(_url, secret=True))

@@ -62,8 +62,10 @@ _SETTLE: Final = struct.Struct(">QQ")
 class RedisStore(RedisJournals, RedisServers):
     """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
         super().__init__(wire)
+        #: How many replicas must have the end of a run, and for how many milliseconds to wait.
+        self._wait = wait
         self._claim = load_script("claim")
         self._settle = load_script("settle")
         self._renew = load_script("renew")
@@ -78,9 +80,13 @@ class RedisStore(RedisJournals, RedisServers):
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> RedisStore:
         """Make a store from a URL as Celery writes them; it connects at the first operation."""
-        pool = _pool(url, dict(options or {}))
+        given = dict(options or {})
+        replicas = given.pop("wait_replicas", 0)
+        pool = _pool(url, given)
+        patience = pool.connection_kwargs.get("socket_timeout") or _TIMEOUTS["socket_timeout"]
         return cls(
-            Wire(lambda: pool.connection_class(**pool.connection_kwargs), where=mask_url(url))
+            Wire(lambda: pool.connection_class(**pool.connection_kwargs), where=mask_url(url)),
+            (replicas, int(patience * 500)),
         )
 
     def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
@@ -116,7 +122,10 @@ class RedisStore(RedisJournals, RedisServers):
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         args = (event.record.pack(), _SETTLE.pack(event.delay_ms, event.ttl_ms))
-        return _recorded(self._wire.call(Call(self._settle, _keys(key), args)))
+        call = Call(self._settle, _keys(key), args)
+        if self._wait[0]:
+            return _recorded(self._wire.call_replicated(call, *self._wait))
+        return _recorded(self._wire.call(call))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:

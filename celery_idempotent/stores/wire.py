@@ -115,6 +115,25 @@ class Wire:
         packed = _pack_call(call, b"EVALSHA", call.script.sha)
         return self._answer(call, self._exchange([packed])[0])
 
+    def call_replicated(self, call: Call, replicas: int, timeout_ms: int) -> Any:
+        """Call one script, and give its answer once so many replicas have what it wrote.
+
+        Raises:
+            StoreUnavailable: fewer of them had it in time; this server has it all the same.
+        """
+        wait = _pack((b"WAIT", replicas, timeout_ms))
+        answer, had = self._exchange([_pack_call(call, b"EVALSHA", call.script.sha), wait])
+        if isinstance(answer, NoScriptError):
+            answer, had = self._exchange([_pack_call(call, b"EVAL", call.script.source), wait])
+        answer = self._checked(answer)
+        if self._checked(had) < replicas:
+            raise _unavailable(
+                f"the store at {self._where} has recorded it, but {had} of {replicas} replicas "
+                f"have it after {timeout_ms} ms (idempotency_wait_replicas)",
+                True,
+            )
+        return answer
+
     def call_all(self, calls: Sequence[Call]) -> list[Any]:
         """Call several scripts in one round trip; an answer that is an error is given as one."""
         packed = [_pack_call(call, b"EVALSHA", call.script.sha) for call in calls]

@@ -1,7 +1,7 @@
 """Where a worker process kills itself, as a test has told it to; and the tasks of the fault tests.
 
-The points are put around the store's and the result backend's methods, in the worker of a test only:
-the library has no hook of its own for it, so it costs nobody anything.
+The points are put around the store's and the result backend's methods, in the worker of a test
+only. The library has no hook of its own for it, so it costs nobody anything.
 """
 
 from __future__ import annotations

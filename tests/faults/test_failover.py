@@ -1,0 +1,146 @@
+"""A master that dies with what its replica has not heard of, and Sentinels that choose another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from celery import Celery
+
+from celery_idempotent import ConfigurationError
+from celery_idempotent.settings import environment_of
+from tests.conftest import MakeSystem
+from tests.support.replicas import Pair, Sentinel
+from tests.support.system import STORE_DB, System, answers
+from tests.support.waiting import eventually
+
+#: Outlasts each test: no takeover hides a mistake.
+LEASE = 300
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+def behind(make_faulty: MakeSystem, pair: Pair, **settings: object) -> System:
+    """A system on the master of a pair, both of which know what there is."""
+    pair.follow()
+    system = make_faulty(
+        idempotency_store_url=pair.url(STORE_DB), idempotency_lease=LEASE, **settings
+    )
+    system.start_worker(concurrency=2)
+    system.task("pay").delay(0).get(timeout=30)
+    pair.wait_until_same()
+    return system
+
+
+def test_a_failover_that_loses_a_claim(make_faulty: MakeSystem, pair: Pair) -> None:
+    """Scenario 18: two runs, of which one is accepted; the other is told, and both get one answer.
+
+    That is the limit: what a master had not told its replica is gone.
+    """
+    # Given
+    system = behind(make_faulty, pair)
+    pay = system.task("pay")
+    pair.line.refuse()
+    first = pay.delay(1, gate="go")
+    system.ledger.wait_for("start", id=first.id)
+    # When
+    pair.fail_over()
+    second = pay.delay(1, gate="go")
+    system.ledger.wait_for("start", id=second.id)
+    system.ledger.open("go")
+    # Then
+    one, two = answers([first, second])
+    assert one == two
+    assert pay.delay(1, gate="go").get(timeout=30) == one
+    assert system.ledger.count("start", key=1) == system.ledger.count("effect", key=1) == 2
+    system.ledger.wait_for("lost")
+
+
+def test_a_failover_that_loses_a_completion(make_faulty: MakeSystem, pair: Pair) -> None:
+    """Scenario 19: the next call runs again, which is the limit of a store that answers first."""
+    # Given
+    system = behind(make_faulty, pair)
+    pay = system.task("pay")
+    pair.line.refuse()
+    first = pay.delay(1).get(timeout=30)
+    # When
+    pair.fail_over()
+    # Then
+    second = pay.delay(1).get(timeout=30)
+    assert second["receipt"] != first["receipt"]
+    assert system.ledger.count("effect", key=1) == 2
+    # And the one that was recorded is answered
+    assert pay.delay(1).get(timeout=30) == second
+
+
+def test_waiting_for_a_replica_loses_no_completion(make_faulty: MakeSystem, pair: Pair) -> None:
+    """Scenario 19, with idempotency_wait_replicas: what no replica has is told again."""
+    # Given a claim that the replica has, and an end that it has not
+    system = behind(make_faulty, pair, idempotency_wait_replicas=1)
+    pay = system.task("pay")
+    first = pay.delay(1, gate="go")
+    system.ledger.wait_for("start", id=first.id)
+    pair.wait_until_same()
+    pair.line.refuse()
+    system.ledger.open("go")
+    answer = first.get(timeout=30)
+    # When
+    pair.fail_over()
+    # Then
+    eventually(lambda: pay.idempotency_record(1).is_done, "recorded by the new master")
+    assert pay.delay(1, gate="go").get(timeout=30) == answer
+    assert system.ledger.count("effect", key=1) == 1
+
+
+def test_sentinel_fails_over_under_load(
+    make_faulty: MakeSystem, pair: Pair, tmp_path: Path
+) -> None:
+    """Scenario 24: the workers find the new master by themselves, and every call is answered."""
+    # Given
+    pair.follow(pair.master.port)
+    sentinel = Sentinel(tmp_path, pair.master)
+    try:
+        system = make_faulty(
+            idempotency_store_url=f"sentinel://127.0.0.1:{sentinel.port}/{STORE_DB}",
+            idempotency_store_options={"master_name": "shop"},
+            idempotency_lease=LEASE,
+        )
+        system.start_worker(concurrency=3)
+        pay = system.task("pay")
+        held = pay.delay(0, gate="go")
+        system.ledger.wait_for("start", key=0)
+        pair.wait_until_same()
+        # When calls come before the failover, while it goes on, and after it
+        calls = [pay.delay(order) for order in range(1, 11)]
+        pair.master.kill()
+        calls += [pay.delay(order) for order in range(1, 21)]
+        eventually(
+            lambda: sentinel.master_port() == pair.replica.port, "another master", timeout=60
+        )
+        system.ledger.open("go")
+        calls += [pay.delay(order) for order in range(11, 26)]
+        # Then
+        given = answers([held, *calls], timeout=90)
+        orders = [*range(1, 11), *range(1, 21), *range(11, 26)]
+        assert [answer["order"] for answer in given[1:]] == orders
+        # What came before the kill may not have reached the replica; the rest is made once.
+        assert all(system.ledger.count("effect", key=order) == 1 for order in [0, *range(11, 26)])
+        later = answers([pay.delay(order) for order in range(11, 26)])
+        assert len({answer["receipt"] for answer in later}) == 15
+        assert later == given[-15:]
+    finally:
+        sentinel.close()
+
+
+def test_only_redis_has_replicas_to_wait_for() -> None:
+    """Another store with idempotency_wait_replicas is a mistake, and is called one."""
+    app = Celery("shop", set_as_current=False)
+    app.conf.update(idempotency_store_url="memory://", idempotency_wait_replicas=1)
+    with pytest.raises(ConfigurationError, match="idempotency_wait_replicas is for a store in"):
+        environment_of(app)

@@ -1,0 +1,72 @@
+"""The same faults by other ways to a server: TLS, and a socket in the file system."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from celery_idempotent.testing.servers import RedisServer
+from tests.conftest import MakeSystem, unavailable
+from tests.support.replicas import tell
+from tests.support.system import STORE_DB
+from tests.support.tls import NoCertificate, TlsFront, make_certificate
+
+
+@pytest.fixture
+def socket_server() -> Iterator[tuple[RedisServer, str]]:
+    """A server that listens on a socket as well, and its URL; a socket's path must be short."""
+    with tempfile.TemporaryDirectory(prefix="idem") as directory:
+        path = os.path.join(directory, "s")
+        with RedisServer(args=("--unixsocket", path)) as server:
+            yield server, f"redis+socket://{path}?virtual_host={STORE_DB}"
+
+
+@pytest.fixture
+def tls_server(redis_server: RedisServer, tmp_path: Path) -> Iterator[tuple[TlsFront, str]]:
+    """TLS in front of a server, and its URL with the certificate to check it by."""
+    try:
+        certificate, key = make_certificate(tmp_path)
+    except NoCertificate as exc:
+        unavailable(str(exc))
+    front = TlsFront(redis_server.port, certificate, key)
+    path = quote(str(certificate))
+    yield front, f"rediss://127.0.0.1:{front.port}/{STORE_DB}?ssl_ca_certs={path}"
+    front.close()
+
+
+def survives_a_kill(make_faulty: MakeSystem, url: str) -> None:
+    """A run whose process is killed is taken over at once, and its duplicate is answered."""
+    # Given
+    system = make_faulty(idempotency_store_url=url, idempotency_lease=300)
+    system.start_worker(concurrency=2)
+    pay = system.task("pay")
+    first = pay.delay(1, gate="go")
+    (begun,) = system.ledger.wait_for("start")
+    # When
+    os.kill(begun["pid"], signal.SIGKILL)
+    system.ledger.open("go")
+    # Then
+    answer = first.get(timeout=30)
+    assert pay.delay(1, gate="go").get(timeout=30) == answer
+    assert system.ledger.count("effect") == 1
+    assert system.ledger.entries("start")[-1]["interrupted"]
+
+
+def test_tls(make_faulty: MakeSystem, tls_server: tuple[TlsFront, str]) -> None:
+    """Scenario 2 over TLS: children of the pool make connections of their own, as the parent."""
+    front, url = tls_server
+    survives_a_kill(make_faulty, url)
+    assert front.taken > 2
+
+
+def test_a_socket(make_faulty: MakeSystem, socket_server: tuple[RedisServer, str]) -> None:
+    """Scenario 2 over a unix socket."""
+    server, url = socket_server
+    survives_a_kill(make_faulty, url)
+    assert tell(server, "INFO", "keyspace")[f"db{STORE_DB}"]["keys"] > 0
