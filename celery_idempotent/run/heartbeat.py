@@ -276,7 +276,9 @@ class Heartbeat:
             except StoreUnavailable as exc:
                 if now < job.until:
                     job.at = time.monotonic() + job.pause
-                    job.pause = min(job.pause * 2, _RETRY_MAX_S)
+                    # What need not be told must not keep the leases waiting for a store that hangs.
+                    most = _RETRY_MAX_S if job.must else _RETRY_MAX_S * 12
+                    job.pause = min(job.pause * 2, most)
                     if not job.must:
                         continue
                     return  # the others would find it away too: leases come first

@@ -15,9 +15,9 @@ import json
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping
+from time import monotonic, monotonic_ns
 from typing import Any, Final, NamedTuple
 
 from celery_idempotent.errors import StoreError, StoreUnavailable
@@ -39,7 +39,7 @@ _BOUND: Final = 10_000
 _BATCH: Final = 200
 _NEVER: Final = float("inf")
 #: After so many seconds without word of it, a turn of the heartbeat is taken as lost.
-_STALE_S: Final = 30.0
+_STALE_S: Final = 120.0
 
 
 class Event(NamedTuple):
@@ -87,7 +87,7 @@ class Journal:
             return
         if self._pid != os.getpid():
             self._reset()  # after a fork: the parent's events are the parent's
-        now = time.monotonic()
+        now = monotonic()
         if len(self._waiting) >= _BOUND:
             self._dropped += 1
         else:
@@ -100,9 +100,9 @@ class Journal:
         """Send an event now, from this thread: for what a person does, once in a while."""
         if self._store is None or not self.most:
             return
-        event = Event(time.monotonic(), what, key, task, task_id, more)
+        event = Event(monotonic(), what, key, task, task_id, more)
         try:
-            packed = self._packed(event, event.at, time.monotonic_ns())
+            packed = self._packed(event, event.at, monotonic_ns())
             self._store.append_events(self.name, [packed], self.most)
         except StoreError as exc:
             log.debug("the journal misses that %s was %s: %s", key, what, exc)
@@ -118,7 +118,7 @@ class Journal:
                 while self._next_batch():
                     self._send_batch()
             except StoreUnavailable:
-                self._expected = time.monotonic() + _STALE_S
+                self._expected = monotonic() + _STALE_S
                 raise
             except Exception:
                 # Nobody's task: what can't be written now won't be written later.
@@ -128,7 +128,7 @@ class Journal:
             self._expected = 0.0
             if self._waiting:
                 # It came between the last look and that line, and counted on this turn.
-                self._expected = time.monotonic() + _STALE_S
+                self._expected = monotonic() + _STALE_S
                 heartbeat.later(self._send, "the journal", _NEVER, must=False)
 
     def _next_batch(self) -> list[Event]:
@@ -139,7 +139,7 @@ class Journal:
 
     def _send_batch(self) -> None:
         assert self._store is not None
-        now, dropped = time.monotonic(), self._dropped
+        now, dropped = monotonic(), self._dropped
         numbered = list(enumerate(self._batch, self._sent))
         packed = [self._packed(event, now, n) for n, event in _without_ended_claims(numbered)]
         if dropped:

@@ -105,7 +105,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     url = f"memory://{uuid.uuid4().hex}"
     monkeypatch.setitem(MemoryStore._shared, url, store)
     monkeypatch.setattr(socket, "gethostname", lambda: "worker1")
-    monkeypatch.setattr(run_journal.time, "monotonic", lambda: 1.0)
+    monkeypatch.setattr(run_journal, "monotonic", lambda: 1.0)
     monkeypatch.setattr(act, "_via", lambda: "celery idempotency, ann on ops1")
     app = Celery("shop", set_as_current=False)
     app.conf.update(

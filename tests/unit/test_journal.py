@@ -149,7 +149,7 @@ def test_an_event_says_how_old_it_is(
     """What waited for its turn, or for the store, is told as old as it is by then."""
     # Given
     now = [1000.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
     journal.add("succeeded", "k", "shop.charge", "id-1")
     # When
     now[0] += 2.5
