@@ -1,0 +1,413 @@
+"""Each fault by its number: its one right outcome, and the tests that make it happen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["SCENARIOS", "Scenario"]
+
+_REDIS_CONTRACT = "contract/test_store_contract.py::TestRedisByAVirtualClock::"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One fault."""
+
+    number: int
+    fault: str
+    outcome: str
+    #: The tests, as pytest names them, below ``tests/`` and without parameters.
+    tests: tuple[str, ...]
+
+
+def _all(*rows: tuple[str, str, tuple[str, ...]]) -> tuple[Scenario, ...]:
+    return tuple(Scenario(number, *row) for number, row in enumerate(rows, start=1))
+
+
+SCENARIOS = _all(
+    (
+        "Crash before the claim",
+        "The redelivery runs.",
+        ("faults/test_kills.py::test_a_process_that_dies",),
+    ),
+    (
+        "Crash after the claim, before the effect",
+        "Taken over with a higher token: at once if the worker's parent lives, or after the lease.",
+        (
+            "faults/test_kills.py::test_a_process_that_dies",
+            "faults/test_kills.py::test_a_machine_that_dies",
+            "integration/test_crashes.py::test_a_killed_pool_child_frees_its_key_at_once",
+            "faults/test_topologies.py::test_tls",
+            "faults/test_topologies.py::test_a_socket",
+        ),
+    ),
+    (
+        "Crash after the effect, before it is recorded",
+        "The effect is made again, by a run that knows: interrupted, and the same key_for.",
+        (
+            "faults/test_kills.py::test_a_process_that_dies",
+            "faults/test_kills.py::test_a_machine_that_dies",
+            "integration/test_crashes.py::test_an_interruption_can_be_final",
+            "unit/test_steps.py::test_reconcile_is_asked_first_after_an_interruption",
+        ),
+    ),
+    (
+        "Crash after recording, before the result backend",
+        "Replayed: the result is written, the callbacks are sent.",
+        ("faults/test_kills.py::test_a_process_that_dies",),
+    ),
+    (
+        "Crash after the callbacks' note, before the ack",
+        "Replayed; the callbacks are not sent twice.",
+        ("faults/test_kills.py::test_a_process_that_dies",),
+    ),
+    (
+        "Crash between two steps",
+        "The next run goes on after the last step that was recorded.",
+        ("faults/test_kills.py::test_a_process_that_dies_between_two_steps",),
+    ),
+    (
+        "The claim's answer is lost",
+        "Asked again, the same claim is granted with the same token.",
+        (
+            "faults/test_lost_answers.py::test_an_answer_is_lost",
+            "unit/test_wire.py::test_a_lost_answer_to_a_claim_costs_nothing",
+        ),
+    ),
+    (
+        "The completion's answer is lost",
+        "Told again, it is accepted.",
+        (
+            "faults/test_lost_answers.py::test_an_answer_is_lost",
+            "unit/test_wire.py::test_a_lost_answer_to_a_completion_costs_nothing",
+        ),
+    ),
+    (
+        "A zombie completes after a takeover",
+        "Refused: the winner's result stands, and the zombie's caller gets it too.",
+        (
+            "integration/test_zombies.py::test_a_late_completion_is_refused",
+            "integration/test_zombies.py::test_a_zombie_that_ends_first_waits_for_the_winner",
+        ),
+    ),
+    (
+        "A zombie fails or retries after a takeover",
+        "It changes nothing.",
+        (
+            "integration/test_zombies.py::test_a_late_failure_changes_nothing",
+            "faults/test_stalls.py::test_a_zombies_retry_changes_nothing",
+        ),
+    ),
+    (
+        "A late completion, nobody having taken over",
+        "Accepted.",
+        ("faults/test_stalls.py::test_a_late_completion_that_nobody_overtook",),
+    ),
+    (
+        "A zombie's heartbeat",
+        "Refused; check() tells the body.",
+        ("faults/test_stalls.py::test_a_zombie_can_ask",),
+    ),
+    (
+        "SIGSTOP for longer than the lease",
+        "As 9.",
+        ("integration/test_zombies.py::test_a_late_completion_is_refused",),
+    ),
+    (
+        "The GIL held for longer than the lease",
+        "As 9 where another took over, as 11 where nobody did.",
+        ("faults/test_stalls.py::test_the_gil_is_held",),
+    ),
+    (
+        "The worker's clock an hour off",
+        "Leases, tokens and answers are the same.",
+        ("faults/test_clocks.py::test_a_workers_clock_decides_nothing",),
+    ),
+    (
+        "The store's clock jumps ahead",
+        "An early takeover; the tokens are in order.",
+        (
+            "faults/test_clocks.py::test_the_stores_clock_jumps_ahead",
+            _REDIS_CONTRACT + "test_a_clock_that_jumps_ahead_only_takes_over_early",
+        ),
+    ),
+    (
+        "The store's clock goes back, or a record expires",
+        "No token is used twice or falls while a record is left.",
+        (
+            "faults/test_clocks.py::test_the_stores_clock_goes_back",
+            _REDIS_CONTRACT + "test_tokens_rise_where_the_clock_goes_back",
+        ),
+    ),
+    (
+        "A failover that loses a claim",
+        "Two runs, two effects; one is accepted, and both callers get its answer.",
+        ("faults/test_failover.py::test_a_failover_that_loses_a_claim",),
+    ),
+    (
+        "A failover that loses a completion",
+        "The next call runs again; with idempotency_wait_replicas it is told again, and doesn't.",
+        (
+            "faults/test_failover.py::test_a_failover_that_loses_a_completion",
+            "faults/test_failover.py::test_waiting_for_a_replica_loses_no_completion",
+        ),
+    ),
+    (
+        "The store comes back empty",
+        "A running task's completion is accepted, and answers its duplicates.",
+        (
+            (
+                "integration/test_outages.py"
+                "::test_a_run_that_ends_while_the_store_is_away_is_recorded_later"
+            ),
+        ),
+    ),
+    (
+        "A maxmemory-policy that evicts",
+        "Warned of when the worker starts.",
+        ("integration/test_check_up.py::test_each_fault_of_a_bad_configuration_is_named",),
+    ),
+    (
+        "The store is out of memory",
+        "At the claim no body runs; at the end the caller gets its result, recorded later.",
+        (
+            "faults/test_servers.py::test_a_claim_is_refused",
+            "faults/test_servers.py::test_a_completion_is_refused",
+        ),
+    ),
+    (
+        "The store is down at the claim",
+        "The call waits, its body not run; it runs open only if asked to.",
+        (
+            "integration/test_outages.py::test_calls_wait_for_a_store_that_is_away",
+            "integration/test_outages.py::test_an_outage_can_be_run_through",
+        ),
+    ),
+    (
+        "SCRIPT FLUSH, READONLY, a failover by Sentinel",
+        "Invisible, or waited for.",
+        (
+            "faults/test_servers.py::test_scripts_are_flushed_in_every_moment",
+            "faults/test_servers.py::test_a_claim_is_refused",
+            "faults/test_servers.py::test_a_completion_is_refused",
+            "faults/test_failover.py::test_sentinel_fails_over_under_load",
+        ),
+    ),
+    (
+        "Many claims at once",
+        "One winner, and one answer for all.",
+        (
+            (
+                "integration/test_duplicates.py"
+                "::test_twenty_at_once_are_one_effect_and_twenty_equal_answers"
+            ),
+            _REDIS_CONTRACT + "test_of_many_at_once_one_gets_the_key",
+        ),
+    ),
+    (
+        "The same explicit key with other arguments",
+        "IdempotencyKeyMismatch, before completion and after it.",
+        (
+            "integration/test_keys.py::test_the_same_key_with_other_arguments_is_an_error",
+            "integration/test_keys.py::test_a_mismatch_is_found_while_the_first_call_runs",
+        ),
+    ),
+    (
+        "Equal calls in other spellings",
+        'One key; 1, 1.0, True and "1" are four.',
+        (
+            "unit/test_keys_derive.py::test_one_call_in_all_its_spellings_has_one_key",
+            "unit/test_keys_derive.py::test_types_matter_where_all_arguments_are_the_key",
+        ),
+    ),
+    (
+        "An argument with no canonical form",
+        "An error at the call that names it.",
+        (
+            "unit/test_keys_derive.py::test_an_argument_without_a_canonical_form_is_named",
+            "faults/test_bad_input.py::test_any_argument_is_a_text_or_a_typed_error",
+        ),
+    ),
+    (
+        "A huge result",
+        "Its caller gets it, duplicates get ResultNotKept; nothing runs again.",
+        ("faults/test_bad_input.py::test_a_huge_result_is_not_run_again",),
+    ),
+    (
+        "A record that is corrupt, or of a newer version",
+        "RecordCorrupt, or waited for; the body doesn't run.",
+        (
+            "faults/test_bad_input.py::test_damaged_records_run_nothing",
+            "faults/test_deploys.py::test_a_record_of_a_newer_version_is_waited_for",
+        ),
+    ),
+    (
+        "self.retry and autoretry",
+        "The key stays its owner's through the back-off.",
+        (
+            "integration/test_retries.py::test_duplicates_in_the_back_off_wait_for_the_last_attempt",
+            "integration/test_retries.py::test_autoretry_is_a_retry_like_another",
+            "faults/test_kills.py::test_a_process_that_dies_in_its_retry",
+        ),
+    ),
+    (
+        "Retries used up",
+        "The key is free, or the failure stored if asked to.",
+        (
+            "integration/test_retries.py::test_retries_that_are_used_up_free_the_key",
+            "integration/test_retries.py::test_a_stored_failure_is_an_outcome",
+        ),
+    ),
+    (
+        "Every other way to end: Ignore, Reject, replace, revoke, time limits, shutdowns",
+        "No key stays locked.",
+        (
+            "integration/test_endings.py::test_a_body_that_leaves_by_a_verdict_of_its_own",
+            "integration/test_endings.py::test_a_soft_time_limit_is_a_failure",
+            "integration/test_endings.py::test_a_hard_time_limit_frees_the_key",
+            "integration/test_endings.py::test_a_revoked_run_frees_the_key",
+            "integration/test_endings.py::test_a_run_that_is_revoked_with_sigkill_frees_the_key",
+            "integration/test_endings.py::test_a_warm_shutdown_lets_the_run_finish",
+            "integration/test_endings.py::test_a_shutdown_in_the_middle_hands_the_run_over",
+            "integration/test_crashes.py::test_a_killed_pool_child_frees_its_key_at_once",
+        ),
+    ),
+    (
+        "The visibility timeout passes while the task runs",
+        "No overlap, no second callback, and no early ack that could lose it.",
+        (
+            "integration/test_redelivery.py::test_a_running_task_is_not_run_again",
+            (
+                "integration/test_callbacks.py"
+                "::test_a_chain_whose_head_is_delivered_again_has_one_tail"
+            ),
+            (
+                "integration/test_zombies.py"
+                "::test_a_zombie_that_its_own_copy_overtook_leaves_a_message"
+            ),
+        ),
+    ),
+    (
+        "Duplicates inside a group, chain and chord",
+        "Everyone is answered; the chord's body runs once.",
+        (
+            "integration/test_callbacks.py::test_a_group_with_duplicates_answers_every_member",
+            "integration/test_callbacks.py::test_a_chord_with_duplicates_runs_its_body_once",
+            (
+                "integration/test_callbacks.py"
+                "::test_a_chain_whose_head_is_delivered_again_has_one_tail"
+            ),
+        ),
+    ),
+    (
+        "Attaching at the enqueue races with the end or the expiry of the record",
+        "Published where in doubt, deduplicated by the worker; nothing is lost.",
+        (
+            "faults/test_deploys.py::test_attached_calls_race_with_the_end_of_the_window",
+            "unit/test_enqueue.py::test_nothing_is_claimed_at_the_enqueue",
+        ),
+    ),
+    (
+        "Old and new versions of the library share records",
+        "What is newer is waited for, and neither run nor failed.",
+        (
+            "faults/test_deploys.py::test_a_record_of_a_newer_version_is_waited_for",
+            "unit/test_record.py::test_the_packed_form_is_fixed",
+        ),
+    ),
+    (
+        "Every pool: prefork, threads, gevent, solo",
+        "No socket is shared over a fork, and no thread is left.",
+        (
+            "integration/test_pools.py::test_duplicates_retries_and_replays",
+            "integration/test_pools.py::test_a_warm_shutdown_leaves_nothing_behind",
+            "unit/test_wire.py::test_a_child_leaves_its_parents_connections",
+        ),
+    ),
+    (
+        "forget during a run",
+        "The late completion is refused.",
+        ("integration/test_zombies.py::test_a_forgotten_run_ends_unrecorded",),
+    ),
+    (
+        "A task that kills its worker every time",
+        "It stops after idempotency_max_interruptions, with OutcomeUnknown.",
+        ("integration/test_crashes.py::test_a_task_that_kills_its_worker_is_given_up",),
+    ),
+    (
+        "A producer that isn't ours, and one that is",
+        "The same call has one key.",
+        (
+            "integration/test_keys.py::test_a_producer_that_knows_nothing_of_us_can_send_the_key",
+            "integration/test_keys.py::test_without_a_header_the_worker_derives_the_same_key",
+        ),
+    ),
+    (
+        "A retry whose message was lost",
+        "The key opens again after its due time and a lease.",
+        ("integration/test_retries.py::test_a_retry_whose_message_was_lost_opens_the_key_again",),
+    ),
+    (
+        "The owner's redelivered copy while the first delivery runs",
+        "It outwaits every timeout, and runs if the first is killed.",
+        ("integration/test_redelivery.py::test_the_owners_copy_outwaits_every_timeout",),
+    ),
+    (
+        "Old copies of a message that has been retried since",
+        "Superseded: max_retries and the back-off hold to the letter.",
+        (
+            (
+                "integration/test_redelivery.py"
+                "::test_retries_are_exact_though_each_outlives_the_timeout"
+            ),
+            (
+                "integration/test_redelivery.py"
+                "::test_a_copy_in_the_back_off_does_not_begin_the_next_attempt"
+            ),
+        ),
+    ),
+    (
+        "A task that failed for good, with a copy left over",
+        "The copy doesn't run it again.",
+        (
+            (
+                "integration/test_retries.py"
+                "::test_after_a_failure_the_next_call_runs_and_a_leftover_copy_does_not"
+            ),
+        ),
+    ),
+    (
+        "A claim that the server executes after the client gave up",
+        "Undone: no interruption is counted for a body that never ran.",
+        ("integration/test_outages.py::test_a_paused_store_counts_no_interruptions",),
+    ),
+    (
+        "Crash in mid-compensation",
+        "The compensation goes on, the body doesn't run, no finished step stays uncompensated.",
+        ("faults/test_kills.py::test_a_process_that_dies_while_it_undoes",),
+    ),
+    (
+        "COMMIT's answer is lost",
+        "The token is read back: one effect.",
+        (
+            "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_arrived",
+            "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_did_not_arrive",
+        ),
+    ),
+    (
+        "Two containers with the same host name and pid",
+        "Neither ends the other's lease.",
+        (
+            _REDIS_CONTRACT + "test_only_what_that_process_held_for_that_message",
+            "unit/test_record.py::test_one_host_and_pid_are_not_one_process",
+        ),
+    ),
+    (
+        "A deploy changes the key option or the arguments, with messages in flight",
+        "A message keeps the key that it was sent with; its owner's copies are not checked.",
+        (
+            "faults/test_deploys.py::test_a_message_keeps_the_key_that_it_was_sent_with",
+            "faults/test_deploys.py::test_an_owner_is_never_checked",
+        ),
+    ),
+)
