@@ -17,6 +17,7 @@ version = release = __version__
 extensions = [
     "_ext.diagrams",
     "_ext.options",
+    "_ext.scenarios",
     "myst_parser",  # the changelog is Markdown
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
