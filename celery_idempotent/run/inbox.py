@@ -35,6 +35,7 @@ class Inbox:
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._transaction: Transaction | None = None
+        self._over = False
         #: Whether what the body wrote was not committed, though it returned.
         self.undone = False
 
@@ -59,6 +60,8 @@ class Inbox:
     @property
     def session(self) -> Any:
         """The session, opened when it is asked for first."""
+        if self._over:
+            raise _not_running()
         if self._transaction is None:
             self._transaction = _begin(self._lease.store)
             self._rest()
@@ -89,7 +92,7 @@ class Inbox:
         """
         assert self._transaction is not None
         transaction, self._transaction = self._transaction, None
-        self.undone = True
+        self._over = self.undone = True
         transaction.flush()
         # From here on the lock of the record's row is the lease: a renewal would only meet that.
         heartbeat.remove(self._lease)
@@ -100,6 +103,7 @@ class Inbox:
 
     def rollback(self) -> None:
         """Undo what the body wrote."""
+        self._over = True
         if self._transaction is not None:
             transaction, self._transaction = self._transaction, None
             transaction.rollback()
@@ -125,24 +129,29 @@ def plainly(body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     token = _opened.set(opened)
     try:
         result = body(*args, **kwargs)
+        while opened:
+            opened.pop(0).commit_alone()
+        return result
     except BaseException:
         for transaction in opened:
             transaction.rollback()
         raise
     finally:
         _opened.reset(token)
-    for transaction in opened:
-        transaction.commit_alone()
-    return result
 
 
 def plain_session(store: Callable[[], Store] | None) -> Any:
     """Open a session for a body that holds no claim; :func:`plainly` commits it."""
     opened = _opened.get()
     if opened is None or store is None:
-        raise ConfigurationError(
-            "self.idempotency.session is there only while the body of its task runs"
-        )
+        raise _not_running()
     transaction = _begin(store())
     opened.append(transaction)
     return transaction.session
+
+
+def _not_running() -> ConfigurationError:
+    return ConfigurationError(
+        "self.idempotency.session is there only while the body of its task runs: nobody would "
+        "commit it"
+    )

@@ -40,9 +40,9 @@ class Shop:
         self.runs = 0
 
     def task(self, **options: Any) -> Any:
-        options = {"idempotency_key": "order:{order}", **options}
+        options = {"base": IdempotentTask, "idempotency_key": "order:{order}", **options}
 
-        @self.app.task(bind=True, base=IdempotentTask, shared=False, name="book", **options)
+        @self.app.task(bind=True, shared=False, name="book", **options)
         def book(task: Any, order: int, fails: bool = False) -> Any:
             self.runs += 1
             session = task.idempotency.session
@@ -120,6 +120,27 @@ def test_a_session_needs_a_running_body(shop: Shop) -> None:
     """Outside of it nobody would commit."""
     with pytest.raises(ConfigurationError, match="only while the body"):
         _ = shop.task().idempotency.session
+
+
+def test_a_session_is_over_with_its_body(shop: Shop) -> None:
+    """A handler that comes after the body gets none: it would hold a connection for ever."""
+    # Given
+    seen: list[Any] = []
+
+    class Task(IdempotentTask):
+        abstract = True
+
+        def on_success(self, *_: Any) -> None:
+            with pytest.raises(ConfigurationError, match="only while the body") as caught:
+                _ = self.idempotency.session
+            seen.append(caught.value)
+
+    book = shop.task(base=Task)
+    # When
+    book.delay(1).get()
+    # Then
+    assert len(seen) == 1
+    assert shop.books.count(1) == 1
 
 
 @pytest.mark.parametrize("directly", [False, True])
