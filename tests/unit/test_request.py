@@ -8,9 +8,7 @@ from celery.worker.request import Request
 from celery_idempotent.request import IdempotentRequest
 
 
-@pytest.mark.skipif(
-    not hasattr(Request, "_retry_worker_lost"), reason="Celery 5.7 has retry_on_worker_lost"
-)
+@pytest.mark.celery_at_least(5, 7)  # which has retry_on_worker_lost
 @pytest.mark.parametrize(
     ("options", "retried"),
     [
