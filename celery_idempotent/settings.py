@@ -147,7 +147,7 @@ def _make_environment(app: Any) -> Environment:
         url, found = _redis_of(app)
         options = {**found, **options}
     if settings.wait_replicas and _instead is None:
-        if _scheme(url) not in _REDIS:
+        if _scheme(url) not in (*_REDIS, "redis+cluster", "rediss+cluster"):
             raise ConfigurationError(
                 "this app: idempotency_wait_replicas is for a store in Redis, and this one is "
                 f"{mask_url(url)!r}: leave it at 0"

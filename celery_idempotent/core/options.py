@@ -289,12 +289,13 @@ class Settings(_FromLookup):
     """What can be set on the app only."""
 
     #: Where the records are kept: ``redis://``, ``rediss://``, ``redis+socket://`` or
-    #: ``sentinel://``, as Celery writes them; ``postgresql://``, ``mysql://``, ``mariadb://`` or
-    #: ``sqlite:////path``, as SQLAlchemy writes them (with the extra ``sql``); ``django://`` or
-    #: ``django://alias``, a database of the Django project (with the extra ``django``); or
-    #: ``memory://`` for tests in one process. Default: the result backend if it is Redis, else the
-    #: broker if it is Redis. Set it to keep records apart from both, on a server that persists and
-    #: does not evict, or beside your data, so that effects and records can be committed together.
+    #: ``sentinel://``, as Celery writes them; ``redis+cluster://host:port,host:port``;
+    #: ``postgresql://``, ``mysql://``, ``mariadb://`` or ``sqlite:////path``, as SQLAlchemy writes
+    #: them (with the extra ``sql``); ``django://`` or ``django://alias``, a database of the Django
+    #: project (with the extra ``django``); or ``memory://`` for tests in one process. Default: the
+    #: result backend if it is Redis, else the broker if it is Redis. Set it to keep records apart
+    #: from both, on a server that persists and does not evict, or beside your data, so that effects
+    #: and records can be committed together.
     store_url: str | None = field(default=None, metadata=_checked(_url, secret=True))
 
     #: More options for the store's client by name, such as timeouts and certificates. Default:

@@ -153,8 +153,9 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
     """Make the store that a URL names; nothing is connected yet.
 
     Args:
-        url: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``, ``postgresql://``,
-            ``mysql://``, ``mariadb://``, ``sqlite:///``, ``django://`` or ``memory://``.
+        url: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``,
+            ``redis+cluster://``, ``rediss+cluster://``, ``postgresql://``, ``mysql://``,
+            ``mariadb://``, ``sqlite:///``, ``django://`` or ``memory://``.
         options: passed on to the client (``socket_timeout``, ``master_name``, ``pool_size``, ...).
 
     Raises:
@@ -170,6 +171,10 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
         from celery_idempotent.stores.redis import RedisStore
 
         return RedisStore.from_url(url, options)
+    if scheme in ("redis+cluster", "rediss+cluster"):
+        from celery_idempotent.stores.cluster import ClusterStore
+
+        return ClusterStore.from_url(url, options)
     if scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mariadb", "sqlite"):
         try:
             from celery_idempotent.stores.sql import SqlStore
@@ -183,8 +188,8 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
         return _django_store(url, options)
     raise ConfigurationError(
         f"there is no store for {mask_url(url)!r}: idempotency_store_url may begin with redis://, "
-        "rediss://, redis+socket://, sentinel://, postgresql://, mysql://, mariadb://, sqlite:///, "
-        "django:// or memory://"
+        "rediss://, redis+socket://, sentinel://, redis+cluster://, postgresql://, mysql://, "
+        "mariadb://, sqlite:///, django:// or memory://"
     )
 
 

@@ -82,11 +82,10 @@ class RedisStore(RedisJournals, RedisServers):
         """Make a store from a URL as Celery writes them; it connects at the first operation."""
         given = dict(options or {})
         replicas = given.pop("wait_replicas", 0)
-        pool = _pool(url, given)
-        patience = pool.connection_kwargs.get("socket_timeout") or _TIMEOUTS["socket_timeout"]
+        connection_class, kwargs = connector(url, given)
         return cls(
-            Wire(lambda: pool.connection_class(**pool.connection_kwargs), where=mask_url(url)),
-            (replicas, int(patience * 500)),
+            Wire(lambda: connection_class(**kwargs), where=mask_url(url)),
+            (replicas, patience_of(kwargs)),
         )
 
     def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
@@ -248,6 +247,17 @@ def _unreadable(answer: Any) -> StoreError:
     except StoreError as exc:
         return exc
     return RecordCorrupt("a record cannot be read by the store's script: forget the key to free it")
+
+
+def connector(url: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give the class of the connections that a URL asks for, and how each of them is made."""
+    pool = _pool(url, options)
+    return pool.connection_class, pool.connection_kwargs
+
+
+def patience_of(kwargs: Mapping[str, Any]) -> int:
+    """For how many milliseconds replicas are waited for: half of what the socket waits."""
+    return int((kwargs.get("socket_timeout") or _TIMEOUTS["socket_timeout"]) * 500)
 
 
 def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
+from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
@@ -115,6 +115,14 @@ class Wire:
         packed = _pack_call(call, b"EVALSHA", call.script.sha)
         return self._answer(call, self._exchange([packed])[0])
 
+    def call_asking(self, call: Call) -> Any:
+        """Call one script on a node of a cluster that its slot is being moved to."""
+        asking = _pack((b"ASKING",))
+        answer = self._exchange([asking, _pack_call(call, b"EVALSHA", call.script.sha)])[1]
+        if isinstance(answer, NoScriptError):
+            answer = self._exchange([asking, _pack_call(call, b"EVAL", call.script.source)])[1]
+        return self._checked(answer)
+
     def call_replicated(self, call: Call, replicas: int, timeout_ms: int) -> Any:
         """Call one script, and give its answer once so many replicas have what it wrote.
 
@@ -182,6 +190,12 @@ class Wire:
             raise RecordCorrupt(
                 f"the store at {self._where} holds something else where a record should be: is "
                 "idempotency_key_prefix shared with another program? forget the key to free it"
+            ) from answer
+        if isinstance(answer, AskError):  # MovedError is one
+            raise _unavailable(
+                f"the store at {self._where} has this slot no more (MOVED or ASK): for a cluster, "
+                "idempotency_store_url begins with redis+cluster://",
+                False,
             ) from answer
         raise _unavailable(
             f"the store at {self._where} refused to work: {answer}", False

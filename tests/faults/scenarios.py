@@ -184,13 +184,15 @@ SCENARIOS = _all(
         ),
     ),
     (
-        "SCRIPT FLUSH, READONLY, a failover by Sentinel",
-        "Invisible, or waited for.",
+        "SCRIPT FLUSH, MOVED, ASK, READONLY, a failover by Sentinel",
+        "Invisible, or waited for, or a clear error.",
         (
             "faults/test_servers.py::test_scripts_are_flushed_in_every_moment",
             "faults/test_servers.py::test_a_claim_is_refused",
             "faults/test_servers.py::test_a_completion_is_refused",
             "faults/test_failover.py::test_sentinel_fails_over_under_load",
+            "faults/test_cluster.py::test_a_slot_moves_during_a_run",
+            "faults/test_cluster.py::test_a_node_alone_says_where_the_key_is",
         ),
     ),
     (
