@@ -99,8 +99,8 @@ def test_a_zombie_that_wakes_changes_nothing(
     make: MakeSystem, books: Books, database: Database, point: str
 ) -> None:
     """A run that was stopped for longer than its lease: one effect, and one answer for all."""
-    # Given
-    system = make(idempotency_lease=SHORT_LEASE)
+    # Given a worker that asks for no second message, which would be stopped with it
+    system = make(idempotency_lease=SHORT_LEASE, worker_prefetch_multiplier=1)
     zombie = system.start_worker(concurrency=1)
     first = system.task("sell").delay(1, point=point)
     system.ledger.wait_for("stopped", key=1, point=point)
