@@ -1,3 +1,5 @@
+"""flowerconfig.py: Flower with a page of idempotency records."""
+
 from celery_idempotent.ops.flower import install
 
 install()

@@ -56,8 +56,8 @@ class MemoryClock:
 class VirtualRedisStore(RedisStore):
     """A Redis store whose scripts read the time from a key, everything else being as it is."""
 
-    def __init__(self, wire: Wire) -> None:
-        super().__init__(wire)
+    def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(wire, wait)
         for name, script in vars(self).items():
             if isinstance(script, Script):
                 source = _VIRTUAL_TIME + script.source

@@ -15,7 +15,7 @@ from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, crontab
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask
-from celery_idempotent.ops.doctor import Finding, examine, examination
+from celery_idempotent.ops.doctor import Finding, examination, examine
 from celery_idempotent.ops.doctor.beat import check_beat, shortest_interval
 from celery_idempotent.ops.doctor.findings import Patient, Task
 from celery_idempotent.ops.doctor.store import check_clock, check_server
