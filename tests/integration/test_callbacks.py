@@ -14,7 +14,7 @@ from tests.support.system import System, answers
 def deliver_again(system: System, task_id: str) -> None:
     """Have the message of a running task delivered once more, and turned away by the worker."""
     finished = system.ledger.count("finished", id=task_id)
-    system.broker.redeliver()
+    system.redeliver()
     system.ledger.wait_for("finished", times=finished + 1, id=task_id)
 
 

@@ -21,7 +21,7 @@ def deliver_again(system: System, task_id: str, **fields: int) -> None:
     """Have the message of a running task delivered once more, and turned away by the worker."""
     received = system.ledger.count("received", id=task_id, **fields)
     finished = system.ledger.count("finished", id=task_id, **fields)
-    system.broker.redeliver()
+    system.redeliver()
     system.ledger.wait_for("received", times=received + 1, id=task_id, **fields)
     system.ledger.wait_for("finished", times=finished + 1, id=task_id, **fields)
 
@@ -34,7 +34,7 @@ def test_plain_celery_runs_it_twice_at_once(make_system: MakeSystem) -> None:
     result = system.task("plain_charge").delay(1, gate="go")
     system.ledger.wait_for("start")
     # When
-    system.broker.redeliver()
+    system.redeliver()
     system.ledger.wait_for("start", times=2, id=result.id)
     system.ledger.open("go")
     # Then

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,21 @@ class System:
             return held == 0 and self.broker.messages() == 0
 
         eventually(quiet, "no message left")
+
+    def redeliver(self) -> None:
+        """Have the broker deliver again what the workers hold, once they know what runs where.
+
+        A worker that loses its connection before it has read that its child took a task thinks the
+        child idle, and gives it the copy as well: there the copy would wait behind the body. An
+        answer to a ping shows that the worker has read all that its children had said.
+        """
+        for worker in self.workers:
+            if worker.running:
+                ping = partial(
+                    self.app.control.ping, destination=[worker.node], timeout=5.0, limit=1
+                )
+                eventually(ping, f"{worker.node} answers")
+        self.broker.redeliver()
 
     def _inspect(self, worker: Worker, kind: str) -> list[Any]:
         inspector = self.app.control.inspect(destination=[worker.node], timeout=5.0, limit=1)
