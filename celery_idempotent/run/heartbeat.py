@@ -257,6 +257,8 @@ class Heartbeat:
                 answers = [exc] * len(leases)
             for lease, answer in zip(leases, answers, strict=True):
                 try:
+                    if isinstance(answer, Lost) and not lease._is_own_end(answer.record):
+                        self.remove(lease)  # before anybody is told, who may look
                     lease._take(answer, now, aside=True)
                 except StoreError as exc:
                     # Soon again: what is left of the lease is the time there is.
@@ -264,8 +266,6 @@ class Heartbeat:
                     lease.renewed = now + pause - lease.third
                     self._next_turn = 0.0
                     log.warning("cannot renew the lease of %s, trying again: %s", lease.key, exc)
-                if lease.lost is not None:
-                    self.remove(lease)
 
     def _work_off(self, now: float, *, at_once: bool = False) -> None:
         for name, job in list(self._jobs.items()):

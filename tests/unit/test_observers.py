@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from celery import Celery
@@ -15,7 +16,7 @@ from celery_idempotent.settings import environment_of
 @pytest.fixture
 def app(request):
     app = Celery(f"observed-{id(request)}", broker="memory://", backend="cache+memory://")
-    app.conf.idempotency_store_url = f"memory://{id(request)}"
+    app.conf.idempotency_store_url = f"memory://{uuid4().hex}"
     app.task = partial(app.task, shared=False)
     return app
 

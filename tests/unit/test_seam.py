@@ -4,6 +4,7 @@ import functools
 import os
 import sys
 import uuid
+from uuid import uuid4
 
 import pytest
 from celery import Celery, Task, signals
@@ -20,7 +21,7 @@ from celery_idempotent.settings import environment_of
 @pytest.fixture
 def app(request):
     app = Celery(f"seam-{id(request)}", broker="memory://", backend="cache+memory://")
-    app.conf.update(idempotency_store_url=f"memory://{id(request)}")
+    app.conf.update(idempotency_store_url=f"memory://{uuid4().hex}")
     app.task = functools.partial(app.task, shared=False)
     return app
 

@@ -1,6 +1,7 @@
 """Shadow mode keeps records and reports, and suppresses nothing."""
 
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from celery import Celery
@@ -14,7 +15,7 @@ from celery_idempotent.settings import environment_of
 @pytest.fixture
 def app(request):
     app = Celery(f"shadow-{id(request)}", broker="memory://", backend="cache+memory://")
-    app.conf.update(idempotency_store_url=f"memory://{id(request)}", idempotency_mode="shadow")
+    app.conf.update(idempotency_store_url=f"memory://{uuid4().hex}", idempotency_mode="shadow")
     app.task = partial(app.task, shared=False)
     return app
 

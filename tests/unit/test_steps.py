@@ -1,6 +1,7 @@
 """Steps are done once, and undone in reverse where the body fails for good."""
 
 from functools import partial
+from uuid import uuid4
 
 import pytest
 from celery import Celery
@@ -32,9 +33,9 @@ def server():
 
 @pytest.fixture(params=["memory", "redis"])
 def app(request, server):
-    url = server.url() if request.param == "redis" else f"memory://{id(request)}"
+    url = server.url() if request.param == "redis" else f"memory://{uuid4().hex}"
     app = Celery(f"steps-{id(request)}", broker="memory://", backend="cache+memory://")
-    app.conf.update(idempotency_store_url=url, idempotency_key_prefix=f"steps{id(request)}")
+    app.conf.update(idempotency_store_url=url, idempotency_key_prefix=f"steps{uuid4().hex}")
     # Else every app of this process would get the tasks of every test.
     app.task = partial(app.task, shared=False)
     return app

@@ -4,6 +4,7 @@ import uuid
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
+from uuid import uuid4
 
 import pytest
 from celery import Celery, signals
@@ -24,7 +25,7 @@ class Order:
 def app(request):
     app = Celery(f"waiting-{id(request)}", broker="memory://", backend="cache+memory://")
     app.conf.update(
-        idempotency_store_url=f"memory://{id(request)}", accept_content=["json", "pickle"]
+        idempotency_store_url=f"memory://{uuid4().hex}", accept_content=["json", "pickle"]
     )
     app.task = partial(app.task, shared=False)
     return app
