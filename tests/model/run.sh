@@ -1,0 +1,109 @@
+#!/bin/sh
+# Checks the claim protocol with spin (`make model`): each property under each set of faults, and
+# that the search finds each fault that is put into the protocol. Needs spin and a C compiler.
+set -eu
+cd "$(dirname "$0")"
+for tool in spin cc; do
+    command -v $tool >/dev/null || {
+        echo "make model needs spin and a C compiler (on Debian: apt install spin gcc)" >&2
+        exit 2
+    }
+done
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp claim.pml "$work"
+cd "$work"
+# The checker is as long as the protocol: to optimise it takes longer than most searches do.
+failed=0 checks=0 started=$(date +%s) optimise=-O0
+
+# check TITLE EXPECTED("holds" or "is found") PROPERTY("safety" or a claim's name) DEFINITIONS...
+check() {
+    title=$1 expected=$2 property=$3
+    shift 3
+    options="" search="-a -f -N $property"
+    [ "$property" = safety ] && options="-DSAFETY -DNOCLAIM" search=""
+    spin -a "$@" claim.pml >spin.out 2>&1 && cc -w $optimise -DMEMLIM=4000 $options -o pan pan.c || {
+        cat spin.out
+        exit 2
+    }
+    began=$(date +%s)
+    nice -n 10 ./pan -m1000000 $search >out 2>&1 || true
+    took=$(($(date +%s) - began))
+    errors=$(sed -n 's/.*errors: \([0-9]*\).*/\1/p' out)
+    states=$(sed -n 's/ *\([0-9.e+]*\) states, stored.*/\1/p' out | head -n 1)
+    memory=$(sed -n 's/ *\([0-9]*\)[0-9.]*\ttotal actual memory usage.*/\1/p' out)
+    case ${errors:-none} in
+    none) outcome="NO ANSWER" ;;
+    0) outcome="holds" ;;
+    *) outcome="is found" ;;
+    esac
+    # A search that was cut short shows nothing, unless it found something.
+    if [ "$outcome" = holds ] && grep -qi "depth too small\|out of memory\|interrupted" out; then
+        outcome="CUT SHORT"
+    fi
+    if [ "$expected" = holds ] && [ "$outcome" = "is found" ]; then outcome="VIOLATED"; fi
+    if [ "$expected" = "is found" ] && [ "$outcome" = holds ]; then outcome="NOT FOUND"; fi
+    printf '%-64s %-9s %12s states %5s MB %3s s\n' "$title" "$outcome" "$states" "$memory" "$took"
+    checks=$((checks + 1))
+    if [ "$outcome" != "$expected" ]; then
+        failed=$((failed + 1))
+        grep -v unreached out | head -n 20
+        # The steps that lead there.
+        [ -f claim.pml.trail ] && spin -t -p "$@" claim.pml | grep -v "else\|free_\|v_" | tail -n 80
+    fi
+    rm -f claim.pml.trail
+}
+
+echo "One accepted completion, one body under a lease, tokens rise, nobody is left out:"
+optimise=-O2 check "  a crash, a redelivery, a stall" holds safety -DCRASHES=1 -DCOPIES=1 -DSTALLS=1
+check "  two crashes, so that the outcome is unknown" holds safety -DCRASHES=2
+optimise=-O2 check "  a retry and a crash" holds safety -DRETRIES=1 -DCRASHES=1
+optimise=-O2 check "  a retry, whose message is lost, and a redelivery" holds safety \
+    -DRETRIES=1 -DLOSSES=1 -DCOPIES=1
+check "  a retry, whose message is lost, and a stall" holds safety -DRETRIES=1 -DLOSSES=1 -DSTALLS=1
+optimise=-O2 check "  an answer of the store is lost, a crash, a stall" holds safety \
+    -DANSWERS=1 -DCRASHES=1 -DSTALLS=1
+optimise=-O2 check "  a claim arrives late, an answer is lost, a stall" holds safety \
+    -DDELAYS=1 -DANSWERS=1 -DSTALLS=1
+optimise=-O2 check "  a claim arrives late, its undoing is lost, a crash" holds safety \
+    -DDELAYS=1 -DLOSSES=1 -DCRASHES=1
+check "  the store is away at a completion, a crash, a stall" holds safety \
+    -DOUTAGES=1 -DCRASHES=1 -DSTALLS=1
+check "  the store comes back empty, a crash, a stall" holds safety \
+    -DEMPTIED=1 -DCRASHES=1 -DSTALLS=1
+check "  the key is forgotten, a crash, a stall" holds safety -DFORGETS=1 -DCRASHES=1 -DSTALLS=1
+check "  the key is forgotten, a retry" holds safety -DFORGETS=1 -DRETRIES=1
+
+for property in everybody_answered no_lock_for_ever; do
+    case $property in
+    everybody_answered) echo "In every fair run everybody gets an answer:" ;;
+    no_lock_for_ever) echo "In every fair run a locked key is free or answered, later:" ;;
+    esac
+    optimise=-O2 check "  two crashes" holds $property -DCRASHES=2
+    check "  a redelivery and a stall" holds $property -DCOPIES=1 -DSTALLS=1
+    check "  a retry, whose message is lost, and a stall" holds $property \
+        -DRETRIES=1 -DLOSSES=1 -DSTALLS=1
+    optimise=-O2 check "  an answer of the store is lost, and a crash" holds $property -DANSWERS=1 -DCRASHES=1
+    check "  a claim arrives late, and its undoing is lost" holds $property -DDELAYS=1 -DLOSSES=1
+    check "  the store is away at a completion, and a crash" holds $property \
+        -DOUTAGES=1 -DCRASHES=1
+    check "  the store comes back empty, and a crash" holds $property -DEMPTIED=1 -DCRASHES=1
+done
+
+echo "Faults in the protocol:"
+check "  a write doesn't compare the token" "is found" safety -DNO_TOKEN_CHECK -DSTALLS=1
+check "  a claim doesn't compare the lease" "is found" safety -DNO_LEASE_CHECK
+check "  a claim doesn't compare retries" "is found" safety \
+    -DNO_RETRIES_CHECK -DRETRIES=1 -DCOPIES=1 -DSTALLS=1
+check "  the parent doesn't compare the process" "is found" safety \
+    -DNO_PROCESS_CHECK -DCRASHES=1 -DCOPIES=1 -DSTALLS=1
+check "  a release deletes the record" "is found" safety -DRELEASE_DELETES -DSTALLS=1
+check "  a busy message isn't put back" "is found" safety -DNO_REPUBLISH
+check "  a run that lost to its own copy isn't put back" "is found" safety \
+    -DNO_RETURN_OF_A_ZOMBIE -DCRASHES=1 -DCOPIES=1 -DSTALLS=1
+check "  a retry whose message is lost keeps its key" "is found" everybody_answered \
+    -DNO_OVERDUE -DRETRIES=1 -DLOSSES=1
+check "  nobody's lease ends" "is found" no_lock_for_ever -DNO_EXPIRY -DCRASHES=1
+
+echo "$checks checks in $(($(date +%s) - started)) s, $failed failed"
+[ "$failed" -eq 0 ]
