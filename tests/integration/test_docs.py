@@ -91,4 +91,4 @@ def test_the_quick_start_works(shop: Path) -> None:
     assert "req-7f3a was used before" in mismatch.stdout
     # And three calls that were not refused made two charges, as the comments say
     log = (shop / "worker.log").read_text()
-    assert log.count("is a duplicate of") == 3  # two in calls.py, one in mismatch.py
+    assert log.count("outcome='deduplicated'") == 3  # two in calls.py, one in mismatch.py
