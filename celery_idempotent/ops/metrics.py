@@ -42,6 +42,8 @@ _COUNTED = {
     "store away": ("store_errors", "Deliveries that found the store away."),
 }
 _ALSO = {"answered again": "deduplicated"}
+#: What shadow mode reports instead of doing it.
+_WOULD = frozenset(("deduplicated", "waiting", "mismatch", "unknown", "superseded"))
 
 
 class Metrics:
@@ -55,6 +57,12 @@ class Metrics:
             )
             for what, (name, text) in _COUNTED.items()
         }
+        self._shadow = prometheus_client.Counter(
+            "celery_idempotency_shadow",
+            "Deliveries in shadow mode that would not have run.",
+            ["task", "outcome"],
+            registry=registry,
+        )
         self._latency = {
             what: prometheus_client.Histogram(
                 f"celery_idempotency_{what}_seconds",
@@ -71,6 +79,9 @@ class Metrics:
         latency = self._latency.get(seen.what)
         if latency is not None:
             latency.labels(seen.task).observe(seen.details["seconds"])
+            return
+        if seen.details.get("shadow") and seen.what in _WOULD:
+            self._shadow.labels(seen.task, seen.what).inc()
             return
         counter = self._counters.get(_ALSO.get(seen.what, seen.what))
         if counter is not None:

@@ -163,6 +163,22 @@ def test_a_store_that_is_away_is_counted(app, charge, metrics, monkeypatch):
     assert metrics("executions_total") is None
 
 
+def test_shadow_mode_is_counted_apart(app, metrics):
+    """What would have been a replay is not counted as one."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_mode="shadow", name="observed.charge")
+    def charge(order_id):
+        return order_id
+
+    # When
+    charge.apply((42,))
+    charge.apply((42,))
+    # Then
+    assert metrics("shadow_total", outcome="deduplicated") == 1
+    assert metrics("replays_total") is None
+
+
 # --- OpenTelemetry -------------------------------------------------------------------------------
 
 
