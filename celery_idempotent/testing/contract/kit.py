@@ -193,6 +193,11 @@ def compensate(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded
     )
 
 
+def leave_unknown(store: Store, held: Record) -> Recorded | Lost:
+    """Record that nobody can tell whether the run's effect happened."""
+    return settle(store, held, State.UNKNOWN, 0, TTL_MS, process=held.process)
+
+
 def unknown(store: Store) -> Record:
     """Leave an unknown outcome; gives the run that may still be at it."""
     held = hold(store, FIRST)
@@ -212,6 +217,14 @@ ENDINGS: Final[dict[str, Ending]] = {
     "release after a failure": release_failed,
     "interrupt": interrupt,
     "renew": renew,
+}
+
+#: Every write that is made by a token.
+WRITES: Final[dict[str, Ending]] = {
+    **ENDINGS,
+    "step": step,
+    "compensate": compensate,
+    "leave unknown": leave_unknown,
 }
 
 #: Those after which the key has an outcome for everybody.
