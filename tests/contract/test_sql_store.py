@@ -17,6 +17,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 
+from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Busy, Claim, Claimed, Recorded, Replay
@@ -32,6 +33,7 @@ from celery_idempotent.testing.contract.kit import (
     KEY,
     LEASE_MS,
     SECOND,
+    THIRD,
     claim,
     complete,
     hold,
@@ -176,6 +178,27 @@ def test_one_lease_that_is_locked_keeps_no_other_from_being_renewed(
     # Then
     assert isinstance(first, StoreUnavailable)
     assert second == Recorded(17)
+
+
+def test_a_row_that_changed_after_it_was_read_is_read_again(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two claims that both find the lease over: the second one to write finds it taken."""
+    # Given
+    interrupt(store, hold(store, FIRST))
+    real, between = transitions.claim, []
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        between.append(claim(store, SECOND))
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "claim", decide)
+    # When
+    verdict = claim(store, THIRD)
+    # Then
+    assert isinstance(between[0], Claimed)
+    assert isinstance(verdict, Busy)
 
 
 def test_racers_for_a_key_that_expired(store: SqlStore) -> None:

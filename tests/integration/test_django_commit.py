@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import Busy, Claim, Claimed, Recorded, Settle
+from celery_idempotent.core.transitions import Busy, Claim, Claimed, Lost, Recorded, Settle
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.transactions import NotCommitted
 from tests.conftest import unavailable
@@ -100,6 +101,45 @@ def test_a_lost_answer_to_commit_is_found_out(
     assert found is not None
     assert found.state is (State.SUCCEEDED if committed else State.RUNNING)
     assert balance(store) == (100 if committed else 0)
+
+
+def test_what_a_zombie_wrote_is_rolled_back(store: DjangoStore) -> None:
+    """The key was forgotten before its transaction ends: nothing of the run is durable."""
+    # Given
+    record = held(store)
+    store.forget(KEY, 3_600_000)
+    transaction = store.begin()
+    pay(store)
+    # When
+    answer = transaction.commit(KEY, completed(record))
+    # Then
+    assert isinstance(answer, Lost)
+    assert balance(store) == 0
+    found = store.get(KEY)
+    assert found is not None
+    assert found.state is State.RELEASED
+
+
+def test_a_row_that_changed_after_it_was_read_is_read_again(
+    store: DjangoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two claims that both find the lease over: the second one to write finds it taken."""
+    # Given
+    record = held(store)
+    store.settle(KEY, Settle(replace(record, nonce=b""), 0, 3_600_000))  # it was cut off
+    real, between = transitions.claim, []
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        between.append(store.claim(KEY, asked("faster")))
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "claim", decide)
+    # When
+    verdict = store.claim(KEY, asked("slower"))
+    # Then
+    assert isinstance(between[0], Claimed)
+    assert isinstance(verdict, Busy)
 
 
 def test_no_claim_waits_for_a_row_that_a_body_has_locked(store: DjangoStore) -> None:

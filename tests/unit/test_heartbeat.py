@@ -218,6 +218,25 @@ def test_a_forked_child_keeps_none_of_its_parents_leases(store, beat):
     assert [held.key for held in beat.leases()] == ["k"]
 
 
+def test_a_forked_child_renews_only_its_own(store, beat):
+    """What its parent holds is not kept alive by it, should the parent die."""
+    # Given
+    beat.add(hold(store, lease_ms=60_000))
+    # When
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            mine = hold(store, "child")
+            beat.add(mine)
+            renewed = store.renewed.wait(10)
+            code = 0 if renewed and [held.key for held in beat._held()] == ["child"] else 2
+        finally:
+            os._exit(code)
+    # Then
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
 def test_leases_that_come_and_go_in_other_threads_stop_nothing(store, beat):
     """The thread looks through the leases while a pool's threads add and remove theirs."""
     # Given

@@ -1,0 +1,269 @@
+"""What a delivery does with what the store says, where another run has the key, or had it first."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask
+from celery_idempotent.core.record import Record
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.testing.deliveries import Delivered, deliver
+from celery_idempotent.testing.memory import MovableStore, memory_store
+
+LEASE_S = 30
+Body = Callable[[Any, int], Any]
+
+
+@pytest.fixture
+def app() -> Celery:
+    app = Celery("guards", broker="memory://", backend="cache+memory://")
+    app.conf.update(idempotency_lease=LEASE_S)
+    app.task = functools.partial(app.task, shared=False)
+    return app
+
+
+@pytest.fixture
+def store() -> Iterator[MovableStore]:
+    with memory_store() as made:
+        yield made
+
+
+@pytest.fixture
+def guarded(app: Celery, store: MovableStore) -> Callable[..., Any]:
+    """Make a task of what each of its runs does in turn."""
+
+    def make(*bodies: Body, **options: Any) -> Any:
+        turns = iter(bodies)
+
+        @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}", **options)
+        def charge(self: Any, order: int) -> Any:
+            return next(turns)(self, order)
+
+        return charge
+
+    return make
+
+
+def record_of(store: MovableStore) -> Record:
+    (key,) = store.scan("*")
+    record = store.get(key)
+    assert record is not None
+    return record
+
+
+# --- runs that lost their key --------------------------------------------------------------------
+
+
+def overtaken(
+    store: MovableStore, seen: list[Delivered], then: Callable[[Any], Any], **message: Any
+) -> Body:
+    """Stall for longer than the lease, in which another delivery runs, and go on then."""
+
+    def body(self: Any, order: int) -> Any:
+        store.advance(LEASE_S + 1)
+        seen.append(deliver(self, (order,), **message))
+        return then(self)
+
+    return body
+
+
+def late(self: Any) -> str:
+    return "late"
+
+
+def fails(self: Any) -> str:
+    raise ValueError("late")
+
+
+def winner(self: Any, order: int) -> str:
+    return "winner"
+
+
+@pytest.mark.parametrize("then", [late, fails])
+def test_a_late_end_is_not_the_callers(
+    guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
+) -> None:
+    """Whatever a run became after another took over: its caller gets the winner's outcome."""
+    # Given
+    seen: list[Delivered] = []
+    task = guarded(overtaken(store, seen, then), winner)
+    # When
+    done = deliver(task, (1,), task_id="zombie")
+    # Then
+    assert [one.get() for one in seen] == ["winner"]
+    assert done.get() == "winner"
+    assert record_of(store).owner_id == seen[0].message.task_id
+
+
+@pytest.mark.parametrize("then", [late, fails])
+def test_a_run_leaves_a_message_to_the_copy_that_took_over(
+    guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
+) -> None:
+    """On Redis its acknowledgement takes the copy's message along: another has to be there."""
+    # Given
+    seen: list[Delivered] = []
+    task = guarded(overtaken(store, seen, then, task_id="t"), winner)
+    # When
+    done = deliver(task, (1,), task_id="t")
+    # Then
+    assert done.state == "IGNORED"
+    (left,) = done.published
+    assert left.task_id == "t"
+    assert left.deliver().get() == "winner"
+
+
+def test_a_run_can_ask_whether_it_has_its_key(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """Just before the effect: it has, and once it was taken over it has not."""
+    # Given
+    seen: list[Delivered] = []
+
+    def asks(self: Any) -> str:
+        with pytest.raises(ClaimLost):
+            self.idempotency.check()
+        return "told"
+
+    def asks_in_time(self: Any, order: int) -> str:
+        self.idempotency.check()
+        return "winner"
+
+    task = guarded(overtaken(store, seen, asks), asks_in_time)
+    # Then
+    assert deliver(task, (1,)).get() == "winner"
+
+
+# --- deliveries that meet a run ------------------------------------------------------------------
+
+
+def meets(seen: list[Delivered], **message: Any) -> Body:
+    """Run while another message of the same call is delivered."""
+
+    def body(self: Any, order: int) -> str:
+        seen.append(deliver(self, (order,), **message))
+        return "done"
+
+    return body
+
+
+def test_a_copy_of_a_running_message_is_put_back(guarded: Callable[..., Any]) -> None:
+    """It touches nobody's state, and gets the outcome when it comes again."""
+    # Given
+    seen: list[Delivered] = []
+    task = guarded(meets(seen, task_id="t"))
+    # When
+    deliver(task, (1,), task_id="t")
+    # Then
+    (copy,) = seen
+    assert copy.state == "IGNORED"
+    (left,) = copy.published
+    assert left.task_id == "t"
+    assert left.deliver().get() == "done"
+
+
+@pytest.mark.parametrize("policy", ["raise", "drop"])
+@pytest.mark.parametrize(
+    ("message", "waits"),
+    [({}, False), ({"retries": 1}, True), ({"link": True}, "drop")],
+    ids=["a first delivery", "a retry", "one with a link"],
+)
+def test_who_does_not_wait(
+    app: Celery, guarded: Callable[..., Any], policy: str, message: dict[str, Any], waits: object
+) -> None:
+    """Only a first delivery is refused or dropped, and none is dropped that somebody awaits."""
+    # Given
+    app.task(name="tail")(print)
+    seen: list[Delivered] = []
+    if message.get("link"):
+        message = {"link": app.signature("tail")}
+    task = guarded(meets(seen, **message), idempotency_on_running=policy)
+    # When
+    deliver(task, (1,))
+    # Then
+    (duplicate,) = seen
+    if waits is True or waits == policy:
+        assert duplicate.state == "RETRY"
+        assert len(duplicate.published) == 1
+    elif policy == "raise":
+        with pytest.raises(IdempotencyInProgress):
+            duplicate.get()
+    else:
+        assert (duplicate.state, duplicate.published) == ("IGNORED", ())
+
+
+def test_a_message_that_has_waited_goes_on_waiting(guarded: Callable[..., Any]) -> None:
+    """It was no first delivery when it came again."""
+    # Given
+    seen: list[Delivered] = []
+
+    def body(self: Any, order: int) -> str:
+        first = deliver(self, (order,), retries=1)
+        (again,) = first.published
+        assert again.retries == 1
+        seen.append(again.deliver())
+        return "done"
+
+    task = guarded(body, idempotency_on_running="raise")
+    # When
+    deliver(task, (1,))
+    # Then
+    assert [one.state for one in seen] == ["RETRY"]
+
+
+def test_without_the_store_a_body_is_not_run(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits: the message is put back, and runs when the store is there again."""
+
+    # Given
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    task = guarded(winner)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "claim", away)
+        # When
+        waiting = deliver(task, (1,))
+    # Then
+    assert waiting.state == "RETRY"
+    (again,) = waiting.published
+    assert again.deliver().get() == "winner"
+
+
+# --- callbacks -----------------------------------------------------------------------------------
+
+
+def test_callbacks_are_sent_by_one_delivery(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A copy that comes before they are noted waits; one that comes after sends nothing."""
+    # Given
+    app.task(name="tail")(print)
+    link = app.signature("tail")
+    between: list[Delivered] = []
+    note = store.note
+
+    def noted(*args: Any) -> None:
+        monkeypatch.setattr(store, "note", note)
+        between.append(deliver(task, (1,), task_id="t", link=link))
+        note(*args)
+
+    task = guarded(winner)
+    monkeypatch.setattr(store, "note", noted)
+    # When
+    first = deliver(task, (1,), task_id="t", link=link)
+    after = deliver(task, (1,), task_id="t", link=link)
+    # Then
+    assert [message.task for message in first.published] == ["tail"]
+    (copy,) = between
+    assert copy.state == "IGNORED"
+    assert [message.task for message in copy.published] == [task.name]
+    assert (after.get(), after.published) == ("winner", ())
