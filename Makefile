@@ -11,7 +11,7 @@ STAMP = $(VENV)/.stamp
 DECLARED := setup.cfg setup.py pyproject.toml Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-unit fuzz model lint format types docs matrix build clean
+.PHONY: help demo bench test test-unit fuzz model mutants lint format types docs matrix build clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ fuzz: $(STAMP)-test ## Random histories against every store; MINUTES=60 SEED=1
 
 model: ## The protocol as a formal model: every property under every fault, with spin
 	@tests/model/run.sh
+
+mutants: $(STAMP)-test ## Take each guard out of the code: the tests have to notice
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(STAMP)-lint ## Check with ruff: rules and format
 	@$(BIN)/ruff check .

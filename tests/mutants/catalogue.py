@@ -1,0 +1,12 @@
+"""Every guard that is taken out."""
+
+from __future__ import annotations
+
+from tests.mutants.decisions import DECISIONS
+from tests.mutants.mutant import Mutant
+from tests.mutants.runs import RUNS
+from tests.mutants.stores import STORES
+
+__all__ = ["MUTANTS"]
+
+MUTANTS: list[Mutant] = [*DECISIONS, *STORES, *RUNS]

@@ -1,0 +1,192 @@
+"""The guards of a run and of a delivery: what a worker does with the store's answers."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant, Stages
+
+__all__ = ["RUNS"]
+
+_PARENT: Stages = (("tests/unit/test_lost_children.py",),)
+_SEAM: Stages = (("tests/unit/test_seam.py",),)
+_STEPS: Stages = (("tests/unit/test_steps.py",),)
+_GUARDS: Stages = (("tests/unit/test_guards.py",), *_SEAM)
+
+_PARENTS = [
+    Mutant(
+        "parent: the owner",
+        "request.py",
+        "environment.store.end_lease(key, owner_of(self._context).pack(), process)",
+        "environment.store.end_lease(key, environment.store.get(key).owner, process)",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: the process",
+        "request.py",
+        "process = Process(socket.gethostname(), self.worker_pid, BOOT_ID).pack()",
+        "process = environment.store.get(key).process",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: only where a child is dead for certain",
+        "request.py",
+        "if isinstance(exc, (WorkerLostError, Terminated)):",
+        "if True:",
+        _PARENT,
+    ),
+    Mutant(
+        "owner: what replaced a task is another call",
+        "calls.py",
+        "int(request.replaced_task_nesting or 0)",
+        "0",
+        _PARENT,
+    ),
+]
+
+_RUNS = [
+    Mutant(
+        "abandon: a claim that was given up is undone",
+        "run/runner.py",
+        'if not isinstance(exc, StoreError) or getattr(exc, "may_have_arrived", False):',
+        "if False:",
+        _SEAM,
+    ),
+    Mutant(
+        "delivery lease: held from the completion to the note",
+        "run/runner.py",
+        "delivery = self._needs_delivery(ending)",
+        "delivery = False",
+        _GUARDS,
+    ),
+    Mutant(
+        "note: set when the callbacks are out",
+        "run/runner.py",
+        "        if sent:\n            self._note()",
+        "        if False:\n            self._note()",
+        _GUARDS,
+    ),
+    Mutant(
+        "note: a copy whose callbacks are out sends none",
+        "delivery.py",
+        "        if verdict.noted:\n            callbacks.silence(self.request)",
+        "        if False:\n            callbacks.silence(self.request)",
+        _GUARDS,
+    ),
+    Mutant(
+        "zombie: a late result is not its caller's",
+        "execution.py",
+        "if isinstance(verdict, Lost):\n            return self._lost(verdict.record, None",
+        "if False:\n            return self._lost(verdict.record, None",
+        _GUARDS,
+    ),
+    Mutant(
+        "zombie: a late failure is not its caller's",
+        "execution.py",
+        "if isinstance(verdict, Lost) and isinstance(exc, Exception):",
+        "if False:",
+        _GUARDS,
+        after="def _failed(",
+    ),
+    Mutant(
+        "zombie: it leaves a message to its own copy",
+        "execution.py",
+        "if record.owner == delivery.call.owner and not delivery.eager:",
+        "if False:",
+        _GUARDS,
+    ),
+    Mutant(
+        "fork: a copy of the run ends nothing",
+        "execution.py",
+        "            if run.is_elsewhere:",
+        "            if False:",
+        _SEAM,
+    ),
+    Mutant(
+        "fork: a child renews none of its parent's leases",
+        "run/heartbeat.py",
+        "        if self._pid != os.getpid():\n            self._reset()",
+        "        if False:\n            self._reset()",
+        (("tests/unit/test_heartbeat.py",),),
+    ),
+    Mutant(
+        "heartbeat: a lease that is let go is not renewed",
+        "run/heartbeat.py",
+        "        self._leases.pop(id(lease), None)",
+        "        pass",
+        (("tests/unit/test_heartbeat.py",),),
+    ),
+    Mutant(
+        "check: it says that the key is lost",
+        "run/context.py",
+        "        if self._run.lease.lost is not None:\n            raise ClaimLost(",
+        "        if False:\n            raise ClaimLost(",
+        _GUARDS,
+    ),
+    Mutant(
+        "step: one that is done is not done again",
+        "run/steps.py",
+        "if done is not None and done.state is StepState.DONE:",
+        "if False:",
+        _STEPS,
+    ),
+    Mutant(
+        "step: none is begun once the key is lost",
+        "run/steps.py",
+        "        if self._run.lease.lost is not None:\n            raise ClaimLost(f",
+        "        if False:\n            raise ClaimLost(f",
+        _STEPS,
+    ),
+    Mutant(
+        "step: a run that lost its key is told at its record",
+        "run/steps.py",
+        "        if self._run.lease.lost is not None:\n            raise ClaimLost(\n",
+        "        if False:\n            raise ClaimLost(\n",
+        _STEPS,
+    ),
+]
+
+_DELIVERIES = [
+    Mutant(
+        "busy: a copy of a running message is put back",
+        "delivery.py",
+        "            self.wait_as_copy(left)",
+        '            raise Ignore("busy")',
+        _GUARDS,
+    ),
+    Mutant(
+        "busy: a duplicate is put back",
+        "delivery.py",
+        "        self.wait(record, since_ms, until)",
+        '        raise Ignore("busy")',
+        _GUARDS,
+    ),
+    Mutant(
+        'busy: "raise" and "drop" are for a first delivery',
+        "delivery.py",
+        "first = not (self.call.retries or self.redelivered or self.waits.count)",
+        "first = True",
+        _GUARDS,
+    ),
+    Mutant(
+        'busy: "drop" is not for what somebody awaits',
+        "delivery.py",
+        'if policy == "drop" and not self._is_awaited():',
+        'if policy == "drop":',
+        _GUARDS,
+    ),
+    Mutant(
+        "store away: a body is not run",
+        "delivery.py",
+        '        if policy == "run":\n            log.error',
+        "        if True:\n            log.error",
+        _GUARDS,
+    ),
+    Mutant(
+        "store away: a copy of a running message tells no failure",
+        "delivery.py",
+        'if policy == "raise" and copy:',
+        "if False:",
+        _SEAM,
+    ),
+]
+
+RUNS: list[Mutant] = [*_PARENTS, *_RUNS, *_DELIVERIES]

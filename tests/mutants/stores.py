@@ -1,0 +1,147 @@
+"""The guards of the stores: nothing deletes, rows are as they were read, sessions."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import LUA, PYTHON, Mutant, Stages
+
+__all__ = ["STORES"]
+
+_SQL: Stages = (("tests/contract/test_sql_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
+_SESSIONS: Stages = (("tests/contract/test_sql_transaction.py", "-k", "sqlite or postgresql"),)
+_LOCKS: Stages = (("tests/contract/test_sql_store.py", "-k", "changed_after or locked_record"),)
+_DJANGO: Stages = (("tests/integration/test_django_commit.py",),)
+_REFUSED = (
+    "        if isinstance(answer, Lost):\n            self.rollback()\n            return answer\n"
+)
+_DELETED = "connection.execute(delete(records).where(records.c.record_key == fit(key)))"
+
+_NOTHING_DELETES = [
+    Mutant(
+        "nothing deletes: release",
+        "stores/memory.py",
+        "        self._records[key] = (write.record.pack(), gone_ms)\n",
+        "        self._records[key] = (write.record.pack(), gone_ms)\n"
+        "        if write.record.state is State.RELEASED and write.record.owner:\n"
+        "            del self._records[key]\n",
+        PYTHON,
+    ),
+    Mutant(
+        "nothing deletes: release",
+        "stores/lua/settle.lua",
+        ", flags), ttl_ms)\nreturn token",
+        ", flags), ttl_ms)\nif new.state == RELEASED then redis.call('DEL', KEYS[1]) end\n"
+        "return token",
+        LUA,
+    ),
+    Mutant(
+        "nothing deletes: release, in SQL",
+        "stores/sql.py",
+        "        return self._rows.change(connection, key, decide, _PATIENT_S)\n",
+        "        answer = self._rows.change(connection, key, decide, _PATIENT_S)\n"
+        "        if event.record.state is State.RELEASED:\n"
+        f"            {_DELETED}\n"
+        "        return answer\n",
+        _SQL,
+        after="transitions.settle(row.record, event, row.now_us)",
+    ),
+    Mutant(
+        "nothing deletes: forget",
+        "stores/memory.py",
+        "return self._write(key, transitions.forget(record, ttl_ms, now), now)",
+        "return bool(record and self._records.pop(key))",
+        PYTHON,
+    ),
+    Mutant(
+        "nothing deletes: forget",
+        "stores/lua/forget.lua",
+        "  tonumber(ARGV[1]))\nreturn {1}",
+        "  tonumber(ARGV[1]))\nredis.call('DEL', KEYS[1])\nreturn {1}",
+        LUA,
+    ),
+    Mutant(
+        "nothing deletes: forget, in SQL",
+        "stores/sql.py",
+        "                _drop_steps(connection, key)\n            return found",
+        f"                _drop_steps(connection, key)\n                {_DELETED}\n"
+        "            return found",
+        _SQL,
+    ),
+    Mutant(
+        "nothing deletes: a claim that was given up",
+        "stores/lua/abandon.lua",
+        "save(with_holder(record, '', record.nonce), ttl_ms)",
+        "redis.call('DEL', KEYS[1])",
+        LUA,
+    ),
+]
+
+_ROWS = [
+    Mutant(
+        "a row is as it was read",
+        "stores/sql_flavours.py",
+        '(records.c.stamp == bindparam("seen"))',
+        '(records.c.stamp != bindparam("seen") + 1)',
+        _LOCKS,
+    ),
+    Mutant(
+        "a row is as it was read, in Django",
+        "django/rows.py",
+        '"record_key = %s AND stamp = %s"',
+        '"record_key = %s AND stamp <> %s + 1"',
+        _DJANGO,
+    ),
+    Mutant(
+        "a claim waits for no lock",
+        "stores/sql_rows.py",
+        "if answer is not None:\n                        return answer",
+        "pass",
+        _LOCKS,
+    ),
+]
+
+_TRANSACTIONS = [
+    Mutant(
+        "session: a run that lost its key commits nothing",
+        "stores/sql_transaction.py",
+        _REFUSED,
+        "",
+        _SESSIONS,
+    ),
+    Mutant(
+        "session: a run that lost its key commits nothing, in Django",
+        "django/transaction.py",
+        _REFUSED,
+        "",
+        _DJANGO,
+    ),
+    Mutant(
+        "session: the completion is in its transaction",
+        "stores/sql_transaction.py",
+        "answer = self._store.settle_in(self._connection, key, event)",
+        "answer = Recorded(event.record.token)",
+        _SESSIONS,
+    ),
+    Mutant(
+        "session: what the body commits is not durable",
+        "stores/sql_transaction.py",
+        'join_transaction_mode="create_savepoint"',
+        'join_transaction_mode="control_fully"',
+        _SESSIONS,
+    ),
+    Mutant(
+        "session: the token is read back after a lost COMMIT",
+        "stores/sql_transaction.py",
+        "        answer = self._ask(key, event)\n        if answer is not None:",
+        "        answer = None\n        if answer is not None:",
+        _SESSIONS,
+    ),
+    Mutant(
+        "session: a step joins its transaction",
+        "run/inbox.py",
+        "        answer = self._transaction.step(one, name, packed)",
+        "        answer = self._lease.store.step(one, name, packed)",
+        (("tests/unit/test_inbox.py",), ("tests/unit/test_django_store.py",)),
+    ),
+]
+
+STORES: list[Mutant] = [*_NOTHING_DELETES, *_ROWS, *_TRANSACTIONS]
