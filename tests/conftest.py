@@ -11,6 +11,7 @@ import celery.app.builtins
 import pytest
 import redis
 from celery import _state
+from kombu.transport import memory
 
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.brokers import (
@@ -40,6 +41,13 @@ def tasks_of_this_test_only() -> Iterator[None]:
     offered = set(_state._on_app_finalizers)
     yield
     _state._on_app_finalizers.intersection_update(offered)
+
+
+@pytest.fixture(autouse=True)
+def messages_of_this_test_only() -> Iterator[None]:
+    """Every ``memory://`` broker of a process is the same one: what a test left in it goes."""
+    yield
+    memory.Channel.queues.clear()
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ class Chromium:
 
     def leave_by(self, element: WebElement) -> None:
         """Click on what leads to another page, and wait for it."""
-        before = self._driver.find_element(By.TAG_NAME, "html").id
+        before = self._page()
         # At once: a page may scroll smoothly, and the click would come before it is there.
         into_view = "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})"
         self._driver.execute_script(into_view, element)
@@ -98,9 +98,14 @@ class Chromium:
 
         def another() -> bool:
             ready = self._driver.execute_script("return document.readyState") == "complete"
-            return ready and self._driver.find_element(By.TAG_NAME, "html").id != before
+            return ready and self._page() not in {before, None}
 
         eventually(another, "another page")
+
+    def _page(self) -> str | None:
+        """Which page is there; none, while one goes and the next has not come."""
+        roots = self._driver.find_elements(By.TAG_NAME, "html")
+        return roots[0].id if roots else None
 
     def errors(self) -> list[str]:
         """What went wrong in the page's scripts and what it could not load."""

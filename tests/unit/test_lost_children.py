@@ -27,7 +27,7 @@ CHILD = Process(socket.gethostname(), 4711, BOOT_ID)
 
 @pytest.fixture
 def app():
-    app = Celery("lost", broker=f"memory://{uuid.uuid4().hex}", backend="cache+memory://")
+    app = Celery("lost", broker="memory://", backend="cache+memory://")
     app.conf.update(idempotency_store_url=f"memory://{uuid.uuid4().hex}")
     app.task = functools.partial(app.task, shared=False)
     return app
