@@ -78,10 +78,19 @@ def test_a_run_killed_after_its_write_leaves_nothing_of_it(make: MakeSystem) -> 
 def test_a_worker_killed_in_any_moment_pays_once(make: MakeSystem) -> None:
     """Twenty payments, and a worker that is lost in the middle of them, pool and all."""
     # Given
-    system = make(idempotency_lease=2, broker_transport_options=_redeliver_soon(4))
+    system = make(
+        idempotency_lease=2,
+        broker_transport_options=_redeliver_soon(4),
+        worker_prefetch_multiplier=10,
+    )
     worker = system.start_worker()
+    results = [system.send("shop.deposit", number, 10, gates=True) for number in range(20)]
+    # And a kill between kombu's taking a message from Redis and its noting that would lose it
+    eventually(lambda: system.log.count("] received") == 20, "the worker has all messages")
     # When
-    results = [system.send("shop.deposit", number, 10) for number in range(20)]
+    for number in range(20):
+        system.ledger.open(f"before-{number}")
+        system.ledger.open(f"after-{number}")
     system.ledger.wait_for("written", times=5)
     kill(worker)
     system.start_worker()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
-from tests.support.brokers import RedisBroker
+from tests.support.brokers import RabbitBroker
 from tests.support.waiting import eventually
 from tests.support.webshop import Books, Process, free_port, start_site, start_worker
 
@@ -27,9 +27,11 @@ PASSING = (409, 500, 502, 503)
 class Shop:
     """The shop's processes, and what its clients saw."""
 
-    def __init__(self, server: RedisServer, directory: Path) -> None:
+    def __init__(self, broker: RabbitBroker, server: RedisServer, directory: Path) -> None:
+        # Not Redis: what kombu has just taken from it is lost with the process.
         self.settings: dict[str, Any] = {
-            **RedisBroker(server).settings(5),
+            **broker.settings(None),
+            "broker_transport_options": {"confirm_publish": True},
             "result_backend": server.url(1),
             "idempotency_store_url": server.url(2),
             "idempotency_lease": 2,
@@ -116,11 +118,14 @@ def _message(number: int, key: str) -> tuple[bytes, dict[str, str]]:
 
 
 @pytest.fixture
-def shop(redis_server: RedisServer, tmp_path: Path) -> Iterator[Shop]:
-    made = Shop(redis_server, tmp_path)
+def shop(
+    rabbit_broker: RabbitBroker, redis_server: RedisServer, tmp_path: Path
+) -> Iterator[Shop]:
+    made = Shop(rabbit_broker, redis_server, tmp_path)
     yield made
     for process in made.processes():
         process.kill()
+    rabbit_broker.close()
 
 
 @pytest.mark.timeout(240)

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
+import redis
+
+from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.system import System
 
@@ -171,3 +176,31 @@ def test_a_copy_that_comes_after_the_end_is_replayed(make_system: MakeSystem) ->
     # Then
     assert charge.AsyncResult(first.id).get(timeout=1) == answer
     assert system.ledger.count("start") == system.ledger.count("effect") == 1
+
+
+#: Takes a message from Redis as a worker does, and is killed before it has noted that it holds it.
+DIES = """
+import os, signal, sys
+from kombu import Connection
+from kombu.transport.redis import QoS
+
+QoS.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with Connection(sys.argv[1]) as connection:
+    queue = connection.SimpleQueue("calls")
+    queue.put("charge")
+    queue.get(timeout=30)
+"""
+
+
+def test_what_kombu_has_just_taken_from_redis_is_lost_with_the_process(
+    redis_server: RedisServer,
+) -> None:
+    """A limit of the broker that the guarantees name: nothing is left to be delivered again."""
+    # When
+    url = redis_server.url()
+    dead = subprocess.run([sys.executable, "-c", DIES, url], timeout=60, check=False)
+    # Then
+    assert dead.returncode == -signal.SIGKILL
+    with redis.Redis.from_url(url) as client:
+        kept = {name.decode() for name in client.keys()}  # noqa: SIM118
+    assert kept == {"_kombu.binding.calls"}
