@@ -54,9 +54,15 @@ class Call(NamedTuple):
 
 
 def load_script(name: str) -> Script:
-    """Read ``lua/<name>.lua``, with what all scripts share in front of it."""
+    """Read ``lua/<name>.lua``, with what all scripts share in front of it.
+
+    A script makes its functions anew each time it runs. Where there is a ``lua/<name>.usual.lua``,
+    it comes first of all, and answers what comes all the time before any function is made.
+    """
     folder = resources.files("celery_idempotent.stores") / "lua"
-    source = (folder / "record.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    usual = folder / f"{name}.usual.lua"
+    source = usual.read_bytes() if usual.is_file() else b""
+    source += (folder / "record.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
