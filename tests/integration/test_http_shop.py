@@ -118,9 +118,7 @@ def _message(number: int, key: str) -> tuple[bytes, dict[str, str]]:
 
 
 @pytest.fixture
-def shop(
-    rabbit_broker: RabbitBroker, redis_server: RedisServer, tmp_path: Path
-) -> Iterator[Shop]:
+def shop(rabbit_broker: RabbitBroker, redis_server: RedisServer, tmp_path: Path) -> Iterator[Shop]:
     made = Shop(rabbit_broker, redis_server, tmp_path)
     yield made
     for process in made.processes():

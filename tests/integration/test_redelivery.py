@@ -202,5 +202,6 @@ def test_what_kombu_has_just_taken_from_redis_is_lost_with_the_process(
     # Then
     assert dead.returncode == -signal.SIGKILL
     with redis.Redis.from_url(url) as client:
-        kept = {name.decode() for name in client.keys()}  # noqa: SIM118
-    assert kept == {"_kombu.binding.calls"}
+        kept = [name.decode() for name in client.keys()]  # noqa: SIM118
+    assert kept
+    assert all(name.startswith("_kombu.binding") for name in kept)
