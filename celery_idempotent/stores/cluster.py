@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import mask_url
@@ -49,7 +50,7 @@ class ClusterWire:
         return self._where_it_is(
             call.keys[0],
             lambda wire: wire.call_replicated(call, replicas, timeout_ms),
-            lambda wire: wire.call_asking(call),
+            lambda wire: wire.call_replicated(call, replicas, timeout_ms, asking=True),
         )
 
     def call_all(self, calls: Sequence[Call]) -> list[Any]:
@@ -61,9 +62,11 @@ class ClusterWire:
     def command(self, *parts: Argument) -> Any:
         """Send one plain command to where its first argument is, or anywhere if it has none."""
         if len(parts) == 1:
-            return self._anywhere(lambda wire: wire.command(*parts))
+            return self._anywhere(lambda wire: wire.command(*parts))[1]
         return self._where_it_is(
-            str(parts[1]), lambda wire: wire.command(*parts), lambda wire: wire.command(*parts)
+            str(parts[1]),
+            lambda wire: wire.command(*parts),
+            lambda wire: wire.command_asking(*parts),
         )
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
@@ -100,11 +103,14 @@ class ClusterWire:
             try:
                 given = several(self._wire(node), [asked[index] for index in indices])
             except StoreUnavailable as exc:
+                # Each by itself would wait as long again for a node that is dead.
                 given = [exc] * len(indices)
+                self._try_to_look_up(node)
             for index, answer in zip(indices, given, strict=True):
                 if isinstance(answer, StoreUnavailable):
-                    # Its slot may have moved: by itself it is followed.
-                    answer = _answer_or_error(alone, asked[index])
+                    owner = self._owners.get(_slot(key_of(asked[index])), node)
+                    if owner != node or isinstance(answer.__cause__, AskError):  # MovedError is one
+                        answer = _answer_or_error(alone, asked[index])
                 answers[index] = answer
         return answers
 
@@ -125,10 +131,12 @@ class ClusterWire:
                 elif isinstance(moved, MovedError):
                     node = self._owners[slot] = (moved.host or node[0], moved.port)
                     do = ask
+                elif moved is None or isinstance(moved, TryAgainError):
+                    raise  # its replicas are late, or the slot is neither here nor there
                 else:
                     # It may be gone, and a replica be the master: the others know.
                     before = node
-                    self._look_up()
+                    self._try_to_look_up(node)
                     node, do = self._owner(slot), ask
                     if node == before:
                         raise
@@ -144,21 +152,28 @@ class ClusterWire:
                 f"the store at {self._where} has no node for slot {slot}: the cluster is incomplete"
             ) from None
 
-    def _look_up(self) -> None:
-        answer = self._anywhere(lambda wire: (wire, wire.command("CLUSTER", "SLOTS")))
-        wire, slots = answer
-        asked = next(node for node, known in self._wires.items() if known is wire)
+    def _try_to_look_up(self, doubted: Node) -> None:
+        # Where nobody answers, what is known stays, and the first error is the one to tell.
+        with contextlib.suppress(StoreError):
+            self._look_up(doubted)
+
+    def _look_up(self, doubted: Node | None = None) -> None:
+        asked, slots = self._anywhere(lambda wire: wire.command("CLUSTER", "SLOTS"), doubted)
         self._owners = {
-            slot: (master[0].decode() or asked[0], int(master[1]))
+            slot: ((master[0] or b"").decode() or asked[0], int(master[1]))
             for first, last, master, *_ in slots
             for slot in range(first, last + 1)
         }
 
-    def _anywhere(self, ask: Callable[[Wire], Any]) -> Any:
+    def _anywhere(
+        self, ask: Callable[[Wire], Any], doubted: Node | None = None
+    ) -> tuple[Node, Any]:
+        """Give the first node that answers, and its answer; one that may be dead is asked last."""
         last: StoreError = StoreUnavailable(f"the store at {self._where} names no node")
-        for node in dict.fromkeys([*self._owners.values(), *self._seeds]):
+        nodes = dict.fromkeys([*self._owners.values(), *self._seeds])
+        for node in sorted(nodes, key=lambda node: node == doubted):
             try:
-                return ask(self._wire(node))
+                return node, ask(self._wire(node))
             except StoreUnavailable as exc:
                 last = exc
         raise last

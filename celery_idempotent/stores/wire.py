@@ -77,6 +77,10 @@ def _pack(parts: Sequence[Argument]) -> bytes:
     return b"".join(chunks)
 
 
+#: In front of a command to a node of a cluster, which then answers for a slot that it gets.
+_ASKING = _pack((b"ASKING",))
+
+
 def _pack_call(call: Call, command: bytes, script: bytes) -> bytes:
     return _pack((command, script, len(call.keys), *call.keys, *call.args))
 
@@ -123,22 +127,21 @@ class Wire:
 
     def call_asking(self, call: Call) -> Any:
         """Call one script on a node of a cluster that its slot is being moved to."""
-        asking = _pack((b"ASKING",))
-        answer = self._exchange([asking, _pack_call(call, b"EVALSHA", call.script.sha)])[1]
-        if isinstance(answer, NoScriptError):
-            answer = self._exchange([asking, _pack_call(call, b"EVAL", call.script.source)])[1]
-        return self._checked(answer)
+        return self._checked(self._amid([_ASKING], call, [])[1])
 
-    def call_replicated(self, call: Call, replicas: int, timeout_ms: int) -> Any:
+    def call_replicated(
+        self, call: Call, replicas: int, timeout_ms: int, asking: bool = False
+    ) -> Any:
         """Call one script, and give its answer once so many replicas have what it wrote.
+
+        Args:
+            asking: on a node of a cluster that its slot is being moved to.
 
         Raises:
             StoreUnavailable: fewer of them had it in time; this server has it all the same.
         """
-        wait = _pack((b"WAIT", replicas, timeout_ms))
-        answer, had = self._exchange([_pack_call(call, b"EVALSHA", call.script.sha), wait])
-        if isinstance(answer, NoScriptError):
-            answer, had = self._exchange([_pack_call(call, b"EVAL", call.script.source), wait])
+        before = [_ASKING] if asking else []
+        *_, answer, had = self._amid(before, call, [_pack((b"WAIT", replicas, timeout_ms))])
         answer = self._checked(answer)
         if self._checked(had) < replicas:
             raise _unavailable(
@@ -163,6 +166,10 @@ class Wire:
         """Send one plain command and give its answer."""
         return self._checked(self._exchange([_pack(parts)])[0])
 
+    def command_asking(self, *parts: Argument) -> Any:
+        """Send one plain command to a node of a cluster that its slot is being moved to."""
+        return self._checked(self._exchange([_ASKING, _pack(parts)])[1])
+
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Send plain commands in one round trip; an answer that is an error is given as one."""
         if not commands:
@@ -182,6 +189,15 @@ class Wire:
                 self._idle.pop().disconnect()
             except IndexError:
                 return
+
+    def _amid(self, before: list[bytes], call: Call, after: list[bytes]) -> list[Any]:
+        """Call one script amid commands that are for its connection alone."""
+        packed = _pack_call(call, b"EVALSHA", call.script.sha)
+        answers = self._exchange([*before, packed, *after])
+        if isinstance(answers[len(before)], NoScriptError):
+            packed = _pack_call(call, b"EVAL", call.script.source)
+            answers = self._exchange([*before, packed, *after])
+        return answers
 
     def _answer(self, call: Call, answer: Any) -> Any:
         if isinstance(answer, NoScriptError):

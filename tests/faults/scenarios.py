@@ -181,6 +181,7 @@ SCENARIOS = _all(
         (
             "integration/test_outages.py::test_calls_wait_for_a_store_that_is_away",
             "integration/test_outages.py::test_an_outage_can_be_run_through",
+            "faults/test_cluster.py::test_a_master_dies_and_its_replica_takes_over",
         ),
     ),
     (
@@ -192,6 +193,9 @@ SCENARIOS = _all(
             "faults/test_servers.py::test_a_completion_is_refused",
             "faults/test_failover.py::test_sentinel_fails_over_under_load",
             "faults/test_cluster.py::test_a_slot_moves_during_a_run",
+            "faults/test_cluster.py::test_slots_move_under_load",
+            "faults/test_cluster.py::test_what_has_moved_is_found_in_a_slot_that_moves",
+            "faults/test_cluster.py::test_a_slot_without_an_end_is_an_outage",
             "faults/test_cluster.py::test_a_node_alone_says_where_the_key_is",
         ),
     ),

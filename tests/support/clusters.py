@@ -5,54 +5,92 @@ from __future__ import annotations
 import redis
 
 from celery_idempotent.testing.servers import RedisServer, _free_port
-from tests.support.replicas import tell
+from tests.support.replicas import info, tell
 from tests.support.waiting import eventually
 
 _SHARES = ((0, 5460), (5461, 10922), (10923, 16383))
 
 
 class Cluster:
-    """Three masters without replicas."""
+    """Three masters without replicas; each goes on with its own slots where another is dead."""
 
     def __init__(self) -> None:
-        buses = [_free_port() for _ in _SHARES]
-        self.servers = [
-            RedisServer(args=("--cluster-enabled", "yes", "--cluster-port", str(bus)))
-            for bus in buses
-        ]
+        self._buses: dict[RedisServer, int] = {}
+        self.servers = [self._start() for _ in _SHARES]
+        #: Who has which slots now.
+        self._owners: dict[int, RedisServer] = {}
         for server, (first, last) in zip(self.servers, _SHARES, strict=True):
-            server.start()
             tell(server, "CLUSTER", "ADDSLOTSRANGE", first, last)
-        first_server = self.servers[0]
+            self._owners.update(dict.fromkeys(range(first, last + 1), server))
         for number, server in enumerate(self.servers[1:], start=1):
             tell(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
-            tell(server, "CLUSTER", "MEET", "127.0.0.1", first_server.port, buses[0])
-        eventually(lambda: all(self._is_ok(server) for server in self.servers), "a cluster")
+            self._meet(server)
+        eventually(lambda: all(self._is_ok(server, 3) for server in self.servers), "a cluster")
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{it.port}" for it in self.servers)
 
+    def _start(self) -> RedisServer:
+        bus = _free_port()
+        server = RedisServer(
+            args=(
+                *("--cluster-enabled", "yes", "--cluster-port", str(bus)),
+                *("--cluster-require-full-coverage", "no"),
+            )
+        )
+        server.start()
+        self._buses[server] = bus
+        return server
+
+    def _meet(self, server: RedisServer) -> None:
+        first = self.servers[0]
+        tell(server, "CLUSTER", "MEET", "127.0.0.1", first.port, self._buses[first])
+
     @staticmethod
-    def _is_ok(server: RedisServer) -> bool:
+    def _is_ok(server: RedisServer, nodes: int) -> bool:
         found: bytes = tell(server, "CLUSTER", "INFO")
-        return b"cluster_state:ok" in found and b"cluster_known_nodes:3" in found
+        return b"cluster_state:ok" in found and b"cluster_known_nodes:%d" % nodes in found
 
     def owner_of(self, key: str) -> tuple[RedisServer, int]:
         """The server that has a key's slot, and the slot."""
-        slot = int(tell(self.servers[0], "CLUSTER", "KEYSLOT", key))
-        (number,) = (n for n, (first, last) in enumerate(_SHARES) if first <= slot <= last)
-        return self.servers[number], slot
+        slot = int(tell(self.servers[1], "CLUSTER", "KEYSLOT", key))
+        return self._owners[slot], slot
+
+    def another(self, server: RedisServer) -> RedisServer:
+        """One of the other masters."""
+        return next(it for it in self.servers if it is not server)
 
     def begin_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
         """Begin to move a slot: from now on neither side has all of it."""
         tell(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
         tell(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(target))
 
-    def end_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
-        """Move what is in the slot, and tell everybody."""
+    def move_keys(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """Move what is in the slot; it is still the source's."""
         with redis.Redis.from_url(source.url()) as client:
             while keys := client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
                 client.migrate("127.0.0.1", target.port, keys, 0, 5000)
+
+    def end_move(self, slot: int, source: RedisServer, target: RedisServer) -> None:
+        """Move what is in the slot, and tell everybody."""
+        self.move_keys(slot, source, target)
         for server in (target, source, *self.servers):
             tell(server, "CLUSTER", "SETSLOT", slot, "NODE", self._id(target))
+        self._owners[slot] = target
+
+    def add_replica(self, master: RedisServer) -> RedisServer:
+        """One more server, which has what a master has."""
+        replica = self._start()
+        self._meet(replica)
+        self.servers.append(replica)
+        eventually(lambda: all(self._is_ok(it, 4) for it in self.servers), "four nodes")
+        tell(replica, "CLUSTER", "REPLICATE", self._id(master))
+        eventually(lambda: info(replica).get("master_link_status") == "up", "a replica")
+        return replica
+
+    @staticmethod
+    def take_over(replica: RedisServer) -> None:
+        """Make a replica the master of its slots, without asking the others."""
+        tell(replica, "CLUSTER", "FAILOVER", "TAKEOVER")
+        eventually(lambda: info(replica)["role"] == "master", "the replica is the master")
 
     @staticmethod
     def _id(server: RedisServer) -> str:
