@@ -51,7 +51,8 @@ class Books:
     """The effects, as a test counts them."""
 
     def __init__(self, url: str) -> None:
-        self.engine = create_engine(url)
+        # A test may have killed the server since it was asked last.
+        self.engine = create_engine(url, pool_pre_ping=True)
         metadata.create_all(self.engine)
         with self.engine.begin() as connection:
             connection.execute(delete(bookings))

@@ -1,0 +1,123 @@
+"""A database that is killed and comes back, under runs, their duplicates and calls that arrive.
+
+SQLite is not among them: it has no server that could be killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from celery_idempotent.stores.sql import SqlStore
+from tests.conftest import MakeSystem, unavailable
+from tests.support.bookings import Books
+from tests.support.databases import NotThere, emptied
+from tests.support.sql_servers import MariaDB, PostgreSQL, SqlServer
+from tests.support.system import System, answers
+from tests.support.waiting import eventually
+
+#: Outlasts each test: no takeover hides a mistake.
+LEASE = 300
+
+
+@pytest.fixture(scope="module", params=[PostgreSQL, MariaDB])
+def sql_server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
+    """Each kind of server in turn."""
+    try:
+        made: SqlServer = request.param()
+    except NotThere as exc:
+        unavailable(str(exc))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def books(sql_server: SqlServer) -> Iterator[Books]:
+    made = Books(sql_server.url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def system(make_faulty: MakeSystem, sql_server: SqlServer) -> System:
+    """A worker whose records are in that server, and which has run one task."""
+    emptied(SqlStore.from_url(sql_server.url)).close()
+    made = make_faulty(
+        idempotency_store_url=sql_server.url, idempotency_lease=LEASE, test_bookings=True
+    )
+    made.start_worker(concurrency=2)
+    made.task("pay").delay(0).get(timeout=30)
+    return made
+
+
+def test_killed_in_the_middle_of_a_body(system: System, sql_server: SqlServer) -> None:
+    """Scenario 23 in SQL: the run goes on and is recorded; what arrives meanwhile runs once."""
+    # Given a run, and a duplicate that waits for it
+    pay = system.task("pay")
+    calls = [pay.delay(1, gate="go")]
+    system.ledger.wait_for("start", key=1)
+    calls.append(pay.delay(1, gate="go"))
+    system.ledger.wait_for("finished", id=calls[1].id)
+    # When calls arrive while the database is away
+    sql_server.kill()
+    calls += [pay.delay(order, gate="go") for order in (1, 2, 2, 0)]
+    for call in calls[2:]:
+        system.ledger.wait_for("finished", id=call.id)
+    # Then no body begins, and nobody is given an answer
+    assert system.ledger.count("start") == 2
+    assert not any(call.ready() for call in calls)
+    # When
+    sql_server.start()
+    system.ledger.open("go")
+    given = answers(calls, timeout=60)
+    # Then
+    assert [answer["order"] for answer in given] == [1, 1, 1, 2, 2, 0]
+    assert len({answer["receipt"] for answer in given}) == 3
+    assert system.ledger.count("start") == system.ledger.count("effect") == 3
+    assert pay.idempotency_record(1).interruptions == 0
+
+
+def test_killed_between_the_claim_and_the_completion(system: System, sql_server: SqlServer) -> None:
+    """Scenario 22 in SQL: the caller gets its result at once, and it is recorded afterwards."""
+    # Given
+    pay = system.task("pay")
+    first = pay.delay(1, gate="go")
+    system.ledger.wait_for("start", key=1)
+    # When the body ends while the database is away, and a duplicate comes
+    sql_server.kill()
+    system.ledger.open("go")
+    answer = first.get(timeout=30)
+    duplicate = pay.delay(1, gate="go")
+    system.ledger.wait_for("finished", id=duplicate.id)
+    assert not duplicate.ready()
+    sql_server.start()
+    # Then
+    eventually(lambda: pay.idempotency_record(1).is_done, "the outcome recorded")
+    assert duplicate.get(timeout=60) == answer
+    assert pay.delay(1, gate="go").get(timeout=30) == answer
+    assert system.ledger.count("start", key=1) == system.ledger.count("effect", key=1) == 1
+
+
+def test_killed_under_the_transaction_of_a_body(
+    system: System, sql_server: SqlServer, books: Books
+) -> None:
+    """Scenario 48 in SQL: what was not committed is gone and made again: one row, one answer."""
+    sell = system.task("sell")
+    points = ("before the session", "after the effect", "before the commit")
+    for order, point in enumerate(points, start=1):
+        # Given
+        calls = [sell.delay(order, point=point)]
+        system.ledger.wait_for("stopped", key=order, point=point)
+        # When
+        sql_server.kill()
+        calls.append(sell.delay(order))
+        system.ledger.wait_for("finished", id=calls[1].id)
+        sql_server.start()
+        system.ledger.open(str(order))
+        # Then
+        one, two = answers(calls, timeout=60)
+        assert one == two
+        assert books.tokens(order) == [one["token"]], point
+        runs = 1 if point == "before the session" else 2
+        assert system.ledger.count("start", key=order) == runs, point
