@@ -23,6 +23,7 @@ from tests.support.brokers import (
     rabbitmq_answers,
 )
 from tests.support.databases import Database, NotThere
+from tests.support.redises import NoRedis, redis_binary
 from tests.support.system import System
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
@@ -71,6 +72,15 @@ def own_server() -> Iterator[RedisServer]:
     """A server for this test alone, with every write on disk: to be killed, paused and counted."""
     with RedisServer(args=("--appendonly", "yes", "--appendfsync", "always")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> Path:
+    """Redis itself, where it is installed: what all other tests run on is Valkey."""
+    try:
+        return redis_binary()
+    except NoRedis as exc:
+        unavailable(str(exc))
 
 
 @pytest.fixture

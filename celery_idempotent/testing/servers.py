@@ -96,6 +96,7 @@ class RedisServer:
         directory: where its data and its log go; a private temporary one unless given.
         port: a free one unless given.
         args: more command-line options, for instance ``("--appendonly", "yes")``.
+        binary: which server to run; :func:`server_binary` says it unless given.
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class RedisServer:
         directory: str | os.PathLike[str] | None = None,
         port: int | None = None,
         args: Sequence[str] = (),
+        binary: str | os.PathLike[str] | None = None,
     ) -> None:
+        self._binary = None if binary is None else Path(binary)
         self._given_directory = None if directory is None else Path(directory)
         self._directory = self._given_directory
         self._port = port
@@ -161,7 +164,7 @@ class RedisServer:
         if self._directory is None:
             self._directory = Path(tempfile.mkdtemp(prefix="celery-idempotent-"))
         self._directory.mkdir(parents=True, exist_ok=True)
-        binary = server_binary()
+        binary = self._binary or server_binary()
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             if self._port is None:
                 self._port = _free_port()

@@ -1,8 +1,9 @@
-"""Memory and Redis keep the store contract; Redis by a virtual clock, and by the server's own."""
+"""Memory, Valkey and Redis keep the store contract; by a virtual clock, and by the server's own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,24 @@ class TestRedisAsItIs(StoreContractAtRest):
         store._wire.command("FLUSHDB")
         yield store
         store.close()
+
+
+@pytest.fixture(scope="module")
+def redis_itself(redis_program: Path) -> Iterator[RedisServer]:
+    """A Redis, where all other tests run on Valkey."""
+    with RedisServer(binary=redis_program) as server:
+        yield server
+
+
+class _OnRedis:
+    @pytest.fixture
+    def session_server(self, redis_itself: RedisServer) -> RedisServer:
+        return redis_itself
+
+
+class TestOnRedisByAVirtualClock(_OnRedis, TestRedisByAVirtualClock):
+    """Every script, as Redis runs it."""
+
+
+class TestOnRedisAsItIs(_OnRedis, TestRedisAsItIs):
+    """Redis by its own clock."""

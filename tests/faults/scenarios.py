@@ -39,6 +39,7 @@ SCENARIOS = _all(
             "integration/test_crashes.py::test_a_killed_pool_child_frees_its_key_at_once",
             "faults/test_topologies.py::test_tls",
             "faults/test_topologies.py::test_a_socket",
+            "faults/test_topologies.py::test_redis",
         ),
     ),
     (

@@ -1,4 +1,4 @@
-"""The same faults by other ways to a server: TLS, and a socket in the file system."""
+"""The same faults by other ways to a server, TLS and a socket, and on Redis beside Valkey."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem, unavailable
+from tests.support.brokers import RedisBroker
 from tests.support.replicas import tell
-from tests.support.system import STORE_DB
+from tests.support.system import STORE_DB, System
 from tests.support.tls import NoCertificate, TlsFront, make_certificate
 
 
@@ -40,10 +41,9 @@ def tls_server(redis_server: RedisServer, tmp_path: Path) -> Iterator[tuple[TlsF
     front.close()
 
 
-def survives_a_kill(make_faulty: MakeSystem, url: str) -> None:
+def survives_a_kill(system: System) -> None:
     """A run whose process is killed is taken over at once, and its duplicate is answered."""
     # Given
-    system = make_faulty(idempotency_store_url=url, idempotency_lease=300)
     system.start_worker(concurrency=2)
     pay = system.task("pay")
     first = pay.delay(1, gate="go")
@@ -61,12 +61,25 @@ def survives_a_kill(make_faulty: MakeSystem, url: str) -> None:
 def test_tls(make_faulty: MakeSystem, tls_server: tuple[TlsFront, str]) -> None:
     """Scenario 2 over TLS: children of the pool make connections of their own, as the parent."""
     front, url = tls_server
-    survives_a_kill(make_faulty, url)
+    survives_a_kill(make_faulty(idempotency_store_url=url, idempotency_lease=300))
     assert front.taken > 2
 
 
 def test_a_socket(make_faulty: MakeSystem, socket_server: tuple[RedisServer, str]) -> None:
     """Scenario 2 over a unix socket."""
     server, url = socket_server
-    survives_a_kill(make_faulty, url)
+    survives_a_kill(make_faulty(idempotency_store_url=url, idempotency_lease=300))
     assert tell(server, "INFO", "keyspace")[f"db{STORE_DB}"]["keys"] > 0
+
+
+def test_redis(tmp_path: Path, redis_program: Path) -> None:
+    """Scenario 2 where records, results and messages are in Redis, whose scripts are its own."""
+    with RedisServer(binary=redis_program) as server:
+        system = System(
+            RedisBroker(server), server, tmp_path, test_faults=True, idempotency_lease=300
+        )
+        try:
+            survives_a_kill(system)
+            assert "valkey_version" not in tell(server, "INFO", "server")
+        finally:
+            system.close()

@@ -6,6 +6,7 @@ import json
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import redis
@@ -74,14 +75,24 @@ def test_a_first_execution_is_two_commands_and_a_replay_is_one(
     make_system: MakeSystem, own_server: RedisServer
 ) -> None:
     """One to claim and one to complete; a duplicate's claim brings the outcome along."""
+    two_commands_and_one(make_system, own_server)
+
+
+def test_on_redis_it_is_as_many(make_redis_system: MakeSystem, redis_program: Path) -> None:
+    """What Valkey is asked Redis is asked."""
+    with RedisServer(binary=redis_program) as server:
+        two_commands_and_one(make_redis_system, server)
+
+
+def two_commands_and_one(make_system: MakeSystem, server: RedisServer) -> None:
     # Given
-    system = warmed_up(make_system, own_server)
+    system = warmed_up(make_system, server)
     charge = system.task("charge")
     # When
-    with watched(own_server) as first:
+    with watched(server) as first:
         charge.delay(1).get(timeout=30)
         system.wait_until_quiet()
-    with watched(own_server) as replay:
+    with watched(server) as replay:
         charge.delay(1).get(timeout=30)
         system.wait_until_quiet()
     # Then
