@@ -114,6 +114,11 @@ def test_a_replica_is_no_store() -> None:
             alone = app_of(master)
             eventually(lambda: [f.name for f in examine(alone)] == ["unsafe-failover"])
             alone.close()
+            # And a master that has one is found to have no two
+            for wanted, more in ((1, []), (2, ["too-few-replicas"])):
+                waits = app_of(master, idempotency_wait_replicas=wanted)
+                assert [f.name for f in examine(waits)] == ["unsafe-failover", *more]
+                waits.close()
 
 
 def test_a_server_that_forbids_to_ask_is_judged_by_what_it_says() -> None:

@@ -190,7 +190,7 @@ def test_the_page_of_the_doctor_shows_what_it_writes(
     app.conf.update({**GOOD, "task_time_limit": None})
     server = Server({**GOOD_INFO, "maxmemory_policy": "allkeys-lru"}, GOOD_CONFIG)
     monkeypatch.setattr(
-        examination, "check_store", lambda store, where: check_server(server, "redis://cache/2")
+        examination, "check_store", lambda store, where, _: check_server(server, "redis://cache/2")
     )
 
     @app.task(base=IdempotentTask, name="shop.charge", acks_late=False, shared=False)

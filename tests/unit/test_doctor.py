@@ -130,6 +130,28 @@ def test_each_fault_of_a_server_is_named(
     assert found_at(info, {**GOOD_CONFIG, **config}) == {name}
 
 
+@pytest.mark.parametrize(
+    ("there", "wanted", "role", "names"),
+    [
+        ("0", 0, "master", set()),
+        ("0", 1, "master", {"too-few-replicas"}),
+        ("1", 1, "master", set()),
+        ("1", 2, "master", {"too-few-replicas"}),
+        ("0", 1, "slave", {"replica"}),
+    ],
+)
+def test_replicas_to_wait_for_have_to_be_there(
+    there: str, wanted: int, role: str, names: set[str]
+) -> None:
+    """As many as idempotency_wait_replicas says; a replica is found fault with once."""
+    info = {**GOOD_INFO, "connected_slaves": there, "role": role}
+    config = {**GOOD_CONFIG, "min-replicas-to-write": "1"}
+    found = list(check_server(Server(info, config), "redis://localhost", wanted))
+    assert {finding.name for finding in found} == names
+    if wanted and role == "master" and names:
+        assert found[0].value == f"idempotency_wait_replicas = {there}"
+
+
 def test_a_server_that_tells_no_configuration_is_judged_by_what_it_says() -> None:
     """A managed server may forbid CONFIG: what INFO says is enough, what it doesn't is not held."""
     assert found_at({}, {}) == set()

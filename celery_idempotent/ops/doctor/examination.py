@@ -36,19 +36,19 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
     environment = environment_of(app)
     tasks = [Task(task.name, task, setup) for task, setup in setups(app)]
     patient = Patient(app, environment, tasks, pool)
+    settings = Settings.from_lookup(app.conf.get, "this app")
     found = [
-        *check_store(environment.store, environment.where),
+        *check_store(environment.store, environment.where, settings.wait_replicas),
         *check_results_server(app, environment.where),
         *check_worker(patient),
         *check_times(patient),
         *check_beat(patient),
     ]
-    accepted = Settings.from_lookup(app.conf.get, "this app").accept
-    kept = [finding for finding in found if finding.name not in accepted]
+    kept = [finding for finding in found if finding.name not in settings.accept]
     return sorted(kept, key=lambda finding: finding.level != ERROR)
 
 
-def check_store(store: Store, where: str) -> Iterator[Finding]:
+def check_store(store: Store, where: str, wait_replicas: int = 0) -> Iterator[Finding]:
     """Check the servers that hold the records, and their clock."""
     try:
         asked = time.time()
@@ -67,7 +67,7 @@ def check_store(store: Store, where: str) -> Iterator[Finding]:
         return
     yield from check_clock(now_s - (asked + answered) / 2, (answered - asked) / 2, where)
     for server in servers:
-        yield from check_server(server, where)
+        yield from check_server(server, where, wait_replicas)
 
 
 def check_results_server(app: Any, store_where: str) -> Iterator[Finding]:

@@ -15,10 +15,16 @@ _FULL: Final = 0.9
 _CLOCK_S: Final = 5.0
 
 
-def check_server(server: Server, where: str) -> Iterator[Finding]:
-    """Check one Redis or Valkey server. ``where``: its URL, as it may be shown."""
+def check_server(server: Server, where: str, wait_replicas: int = 0) -> Iterator[Finding]:
+    """Check one Redis or Valkey server.
+
+    Args:
+        where: its URL, as it may be shown.
+        wait_replicas: how many replicas are to have the end of a run.
+    """
     yield from _version(server, where)
     yield from _role(server, where)
+    yield from _replicas(server, where, wait_replicas)
     yield from _eviction(server, where)
     yield from _persistence(server, where)
 
@@ -59,6 +65,22 @@ def _role(server: Server, where: str) -> Iterator[Finding]:
             "Have it stop in that case, in its configuration",
             "min-replicas-to-write 1 and min-replicas-max-lag 10",
         )
+
+
+def _replicas(server: Server, where: str, wanted: int) -> Iterator[Finding]:
+    there = server.number("connected_slaves")
+    if server.info.get("role") == "slave" or there >= wanted:
+        return  # what is wrong with a replica is said already
+    has = f"{there} replica{'' if there == 1 else 's'}"
+    yield Finding(
+        "too-few-replicas",
+        WARNING,
+        f"the server at {where} has {has}, and idempotency_wait_replicas is {wanted}",
+        "The end of each run is waited for in vain and told again and again, as in an outage: each "
+        "call is answered late, and a failover may lose what it returned.",
+        "Connect as many replicas to the server, or set",
+        f"idempotency_wait_replicas = {there}",
+    )
 
 
 def _eviction(server: Server, where: str) -> Iterator[Finding]:
