@@ -11,7 +11,7 @@ STAMP = $(VENV)/.stamp
 DECLARED := setup.cfg setup.py pyproject.toml Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-unit fuzz model mutants lint format types docs matrix build clean
+.PHONY: help demo bench test test-unit fuzz chaos model mutants lint format types docs matrix build clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test-unit: $(STAMP)-test ## The tests that need no worker and no broker
 
 fuzz: $(STAMP)-test ## Random histories against every store; MINUTES=60 SEED=1
 	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+chaos: $(STAMP)-test ## Thousands of calls under kills, stops and restarts; MINUTES=3 SEED=1
+	@$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 model: ## The protocol as a formal model: every property under every fault, with spin
 	@tests/model/run.sh

@@ -31,12 +31,14 @@ class Worker:
         concurrency: int = 4,
         options: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        root: Path = ROOT,
+        app: str = "tests.support.app",
     ) -> None:
         self.ledger = Ledger(settings["test_ledger"])
         self.node = f"{pool}-{uuid.uuid4().hex[:6]}@test"
         self.log_path = self.ledger.path.parent / f"{self.node}.log"
         command = [
-            *(sys.executable, "-m", "celery", "-A", "tests.support.app", "worker"),
+            *(sys.executable, "-m", "celery", "-A", app, "worker"),
             *("--pool", pool, "--concurrency", str(concurrency), "--hostname", self.node),
             *("--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"),
             *options,
@@ -44,11 +46,11 @@ class Worker:
         with open(self.log_path, "wb") as log:
             self._process = subprocess.Popen(
                 command,
-                cwd=ROOT,
+                cwd=root,
                 env={
                     **os.environ,
                     SETTINGS_VARIABLE: json.dumps(settings),
-                    "PYTHONPATH": str(ROOT),
+                    "PYTHONPATH": str(root),
                     **(environment or {}),
                 },
                 stdin=subprocess.DEVNULL,

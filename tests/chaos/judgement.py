@@ -1,0 +1,453 @@
+"""What the ledger and the fault log say: figures, and each thing that must not be."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.chaos.plan import LEASE_S, STALLS, Act
+
+Entry = Mapping[str, Any]
+
+#: How long after a stall it may take until a heartbeat or a waiting caller has noticed its end.
+RECOVERY_S = LEASE_S
+
+
+@dataclass(frozen=True)
+class Done:
+    """A fault as it happened: ``began`` is before its first signal, ``ended`` after its last."""
+
+    act: Act
+    began: float
+    ended: float
+    #: Whom it hit; a kill of the server, or a pause, hits everybody whose records are there.
+    node: str = ""
+    pid: int = 0
+    part: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.ended - self.began
+
+    @property
+    def is_kill(self) -> bool:
+        """Whether it ended a process that ran bodies."""
+        return self.act in (Act.KILL_CHILD, Act.KILL_WORKER, Act.ENDED)
+
+    @property
+    def is_long_stall(self) -> bool:
+        """Whether those that it hit could not renew for longer than a lease."""
+        return self.act in STALLS and self.seconds > LEASE_S
+
+
+@dataclass(frozen=True)
+class Published:
+    """One publication, as its producer knows it: the ids of its messages, each with its key."""
+
+    part: str
+    kind: str
+    keys: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a call got: its state, and its result where it succeeded."""
+
+    state: str
+    result: Any = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an answer at all."""
+        return self.state in ("SUCCESS", "FAILURE", "REVOKED")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known when everything is over."""
+
+    entries: Sequence[Entry]
+    faults: Sequence[Done]
+    published: Sequence[Published]
+    #: By task id.
+    answers: Mapping[str, Answer]
+    #: Rows by key, of sessions and of keyed inserts.
+    rows: Mapping[str, int]
+    #: Marks of messages that the brokers still have.
+    waiting: frozenset[str] = frozenset()
+    #: Nodes of the parts whose records are not on the server that faults hit.
+    apart: frozenset[str] = frozenset()
+    #: Queues that are on Redis.
+    on_redis: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must not be, and what is known of it."""
+
+    what: str
+    key: str
+    account: str
+
+
+@dataclass
+class Verdict:
+    """The figures and the violations."""
+
+    figures: dict[str, int]
+    by_kind: dict[str, Counter[str]] = field(default_factory=dict)
+    violations: list[Violation] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        """Whether all that is required holds."""
+        return not self.violations
+
+    def count(self, what: str) -> int:
+        """How many violations of one sort there are."""
+        return sum(one.what == what for one in self.violations)
+
+
+@dataclass
+class _Body:
+    """One run of a body."""
+
+    key: str
+    task_id: str
+    pid: int
+    node: str
+    token: Any
+    began: float
+    ended: float = math.inf
+    #: When its success was in the store.
+    recorded: float = math.inf
+    #: When its process was killed, as a time before and one after.
+    killed: tuple[float, float] | None = None
+
+    @property
+    def over(self) -> float:
+        """When it can't have done anything any more."""
+        return min(self.ended, math.inf if self.killed is None else self.killed[0])
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Judge a run of chaos."""
+    return _Judge(evidence).verdict()
+
+
+class _Judge:
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.began = min((entry["at"] for entry in evidence.entries), default=0.0)
+        self.bodies = _bodies(evidence)
+        self.effects: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+        self.step_records: dict[tuple[str, str, Any], float] = {}
+        for entry in evidence.entries:
+            if entry["event"] == "effect":
+                self.effects[entry["key"], entry["step"]].append(entry)
+            elif entry["event"] == "recorded" and entry["step"]:
+                self.step_records[entry["key"], entry["step"], entry["token"]] = entry["at"]
+        self.lines: dict[str, list[Entry]] = defaultdict(list)
+        for entry in evidence.entries:
+            if entry.get("key"):
+                self.lines[entry["key"]].append(entry)
+        self.violations: list[Violation] = []
+        self.figures: Counter[str] = Counter()
+
+    def verdict(self) -> Verdict:
+        evidence = self.evidence
+        lost_by_kombu = self._lost_by_kombu()
+        self._overlaps()
+        self._accepted_twice()
+        repeated = self._repeated_effects()
+        self._rows()
+        self._lost(lost_by_kombu)
+        self._answers(lost_by_kombu, repeated)
+        acts = Counter(fault.act for fault in evidence.faults)
+        events = Counter(entry["event"] for entry in evidence.entries)
+        keys = {key for one in evidence.published for key in one.keys.values()}
+        figures = {
+            "keys": len(keys),
+            "calls": sum(len(one.keys) for one in evidence.published),
+            "messages": events["sent"],
+            "deliveries": events["received"],
+            "bodies": events["begin"],
+            "kills of processes": acts[Act.KILL_CHILD] + acts[Act.KILL_WORKER],
+            "workers that ended by themselves": acts[Act.ENDED],
+            "stops": acts[Act.STOP_CHILD] + acts[Act.STOP_WORKER],
+            "kills of the server": acts[Act.KILL_SERVER],
+            "pauses of the server": acts[Act.PAUSE_SERVER],
+            "cuts": acts[Act.CUT],
+            "stalls longer than the lease": sum(it.is_long_stall for it in evidence.faults),
+            "effects": events["effect"] + sum(evidence.rows.values()),
+            "repeated effects, each with its fault": self.figures["repeated"],
+            "overlaps after a lost lease": self.figures["excused overlaps"],
+            "answers by a run that was not recorded": self.figures["own answers"],
+            "messages lost by kombu": len(lost_by_kombu),
+            "calls that went with them": self.figures["gone with them"],
+        }
+        return Verdict(figures, self._by_kind(), self.violations)
+
+    def _by_kind(self) -> dict[str, Counter[str]]:
+        table: dict[str, Counter[str]] = defaultdict(Counter)
+        kinds: dict[str, str] = {}
+        for one in self.evidence.published:
+            name = f"{one.part} {one.kind}"
+            table[name]["published"] += 1
+            table[name]["calls"] += len(one.keys)
+            for key in one.keys.values():
+                if key not in kinds:
+                    kinds[key] = name
+                    table[name]["keys"] += 1
+        for body in self.bodies:
+            if body.key in kinds:
+                table[kinds[body.key]]["bodies"] += 1
+        for (key, _), effects in self.effects.items():
+            if key in kinds:
+                table[kinds[key]]["effects"] += len(effects)
+        for key, count in self.evidence.rows.items():
+            if key in kinds:
+                table[kinds[key]]["effects"] += count
+        return dict(table)
+
+    # --- what must not be ------------------------------------------------------------------------
+
+    def _overlaps(self) -> None:
+        """No body begins while another one of its key holds the lease."""
+        for key, bodies in _by_key(self.bodies).items():
+            for first, second in _pairs(bodies):
+                if second.began >= first.over:
+                    continue
+                if self._lease_was_lost(first, second.began):
+                    self.figures["excused overlaps"] += 1
+                else:
+                    self._blame("overlap", key, "a body began while another held the lease")
+
+    def _lease_was_lost(self, body: _Body, at: float) -> bool:
+        """Whether a stall had cost a body its lease at a time."""
+        return any(
+            fault.is_long_stall
+            and self._hits(fault, body)
+            and body.began <= fault.ended
+            and fault.began <= at <= fault.ended + RECOVERY_S
+            for fault in self.evidence.faults
+        )
+
+    def _accepted_twice(self) -> None:
+        """One run of a key is accepted."""
+        tokens: dict[str, set[Any]] = defaultdict(set)
+        for entry in self.evidence.entries:
+            if entry["event"] == "recorded" and not entry["step"]:
+                tokens[entry["key"]].add(entry["token"])
+        for key, accepted in tokens.items():
+            if len(accepted) > 1:
+                self._blame("accepted twice", key, f"the runs {sorted(accepted)} were accepted")
+
+    def _repeated_effects(self) -> set[str]:
+        """An effect is repeated only where a fault fell between the claim and the record.
+
+        A step: between its own effect and its own record.
+        """
+        bodies = {(body.key, body.token, body.pid): body for body in self.bodies}
+        repeated = set()
+        for (key, step), effects in self.effects.items():
+            if len(effects) == 1:
+                continue
+            # One is the run's that counts. Every other one needs a reason.
+            unexplained = [
+                effect
+                for effect in effects
+                if not self._was_cut_off(
+                    bodies.get((key, effect["token"], effect["pid"])), effect, step
+                )
+            ]
+            if len(unexplained) > 1:
+                what = f"step {step} of the key" if step else "the key"
+                self._blame("repeated effect", key, f"{what} had an effect again without a fault")
+            else:
+                self.figures["repeated"] += len(effects) - 1
+                repeated.add(key)
+        return repeated
+
+    def _was_cut_off(self, body: _Body | None, effect: Entry, step: str) -> bool:
+        if body is None:
+            return False
+        since, until = body.began, body.recorded
+        if step:
+            since = effect["at"]
+            until = self.step_records.get((body.key, step, body.token), math.inf)
+        if body.killed is not None and since <= body.killed[1] and body.killed[0] <= until:
+            return True
+        return any(
+            fault.is_long_stall
+            and self._hits(fault, body)
+            and since <= fault.ended
+            and fault.began <= until
+            for fault in self.evidence.faults
+        )
+
+    def _rows(self) -> None:
+        """A session or a keyed insert has one row a key, whatever fell where."""
+        for key, count in self.evidence.rows.items():
+            if count > 1:
+                self._blame("repeated row", key, f"{count} rows, where there can be one")
+
+    def _lost(self, gone: Mapping[str, str]) -> None:
+        """Every key that was called has had its effect."""
+        happened = {key for key, _ in self.effects} | set(self.evidence.rows)
+        callers: dict[str, list[Published]] = defaultdict(list)
+        for one in self.evidence.published:
+            for key in set(one.keys.values()):
+                callers[key].append(one)
+        for key, publications in callers.items():
+            if key in happened or all(_went(one, gone) for one in publications):
+                continue
+            self._blame("lost", key, "it was called, and no run of it has had its effect")
+
+    def _answers(self, gone: Mapping[str, str], repeated: set[str]) -> None:
+        """Every call is answered, with its key's one outcome."""
+        outcomes: dict[str, dict[str, str]] = defaultdict(dict)
+        for one in self.evidence.published:
+            for task_id, key in one.keys.items():
+                answer = self.evidence.answers.get(task_id, Answer("PENDING"))
+                if not answer.ready:
+                    if _went(one, gone):
+                        self.figures["gone with them"] += 1
+                    else:
+                        self._blame(
+                            "unanswered", key, f"the call {task_id} is {answer.state}", task_id
+                        )
+                elif answer.state != "SUCCESS":
+                    self._blame("failed", key, f"the call {task_id} got {answer.result}", task_id)
+                else:
+                    outcomes[key][task_id] = repr(answer.result)
+        for key, answers in outcomes.items():
+            if len(set(answers.values())) == 1:
+                continue
+            if key in repeated:
+                self.figures["own answers"] += 1
+            else:
+                self._blame("differing answers", key, f"its calls got {answers}")
+
+    # --- what is known ---------------------------------------------------------------------------
+
+    def _lost_by_kombu(self) -> dict[str, str]:
+        """Messages on Redis that nobody received and that are nowhere, by mark, with their id.
+
+        kombu takes a message off its queue, and notes a moment later that it holds it. Where Redis
+        is killed in between, nobody has it. No worker's code has seen it by then.
+        """
+        received = {
+            entry["copy"] for entry in self.evidence.entries if entry["event"] == "received"
+        }
+        kills = [it.ended for it in self.evidence.faults if it.act is Act.KILL_SERVER]
+        return {
+            entry["copy"]: entry["id"]
+            for entry in self.evidence.entries
+            if entry["event"] == "sent"
+            and entry["queue"] in self.evidence.on_redis
+            and entry["copy"] not in received
+            and entry["copy"] not in self.evidence.waiting
+            and any(entry["at"] <= kill for kill in kills)
+        }
+
+    def _hits(self, fault: Done, body: _Body) -> bool:
+        if fault.act in (Act.KILL_SERVER, Act.PAUSE_SERVER):
+            return body.node not in self.evidence.apart
+        if fault.act in (Act.STOP_CHILD, Act.KILL_CHILD):
+            return fault.pid == body.pid
+        return fault.node == body.node
+
+    def _blame(self, what: str, key: str, why: str, task_id: str = "") -> None:
+        self.violations.append(Violation(what, key, self._account(key, why, task_id)))
+
+    def _account(self, key: str, why: str, task_id: str) -> str:
+        """What the ledger says of a key, and the faults near it, in the order of time."""
+        lines = list(self.lines[key])
+        ids = {line["id"] for line in lines if "id" in line} | {task_id}
+        lines += [
+            entry
+            for entry in self.evidence.entries
+            if entry["event"] in ("sent", "received") and entry["id"] in ids
+        ]
+        lines.sort(key=lambda line: line["at"])
+        if not lines:
+            return why
+        first, last = lines[0]["at"] - 1, lines[-1]["at"] + 1
+        told = [
+            *((line["at"], _told(line)) for line in lines),
+            *(
+                (
+                    fault.began,
+                    f"-- {fault.act.value} {fault.node} {fault.pid or ''}".rstrip()
+                    + f" ({fault.seconds:.2f} s)",
+                )
+                for fault in self.evidence.faults
+                if fault.ended >= first and fault.began <= last
+            ),
+        ]
+        account = [f"  {at - self.began:9.3f} s  {text}" for at, text in sorted(told)]
+        return "\n".join([why, *account])
+
+
+def _bodies(evidence: Evidence) -> list[_Body]:
+    bodies: list[_Body] = []
+    open_ones: dict[tuple[int, str, Any], _Body] = {}
+    recorded: dict[tuple[str, Any], float] = {}
+    kills = [fault for fault in evidence.faults if fault.is_kill]
+    for entry in evidence.entries:
+        if entry["event"] == "begin":
+            body = _Body(
+                entry["key"],
+                entry["id"],
+                entry["pid"],
+                entry["node"],
+                entry["token"],
+                entry["at"],
+            )
+            bodies.append(body)
+            open_ones[body.pid, body.key, body.token] = body
+        elif entry["event"] == "end":
+            ended = open_ones.pop((entry["pid"], entry["key"], entry["token"]), None)
+            if ended is not None:
+                ended.ended = entry["at"]
+        elif entry["event"] == "recorded" and not entry["step"]:
+            recorded.setdefault((entry["key"], entry["token"]), entry["at"])
+    for body in bodies:
+        body.recorded = recorded.get((body.key, body.token), math.inf)
+        for kill in kills:
+            hit = kill.pid == body.pid if kill.act is Act.KILL_CHILD else kill.node == body.node
+            if hit and kill.ended >= body.began:
+                body.killed = (kill.began, kill.ended)
+                break
+    return bodies
+
+
+def _by_key(bodies: Iterable[_Body]) -> dict[str, list[_Body]]:
+    found: dict[str, list[_Body]] = defaultdict(list)
+    for body in bodies:
+        found[body.key].append(body)
+    return found
+
+
+def _pairs(bodies: list[_Body]) -> Iterator[tuple[_Body, _Body]]:
+    bodies = sorted(bodies, key=lambda body: body.began)
+    for place, first in enumerate(bodies):
+        for second in bodies[place + 1 :]:
+            yield first, second
+
+
+def _went(one: Published, gone: Mapping[str, str]) -> bool:
+    return not set(one.keys).isdisjoint(gone.values())
+
+
+def _told(line: Entry) -> str:
+    hidden = ("event", "at", "key", "receipt")
+    rest = " ".join(
+        f"{name}={value}" for name, value in line.items() if name not in hidden and value
+    )
+    return f"{line['event']} {rest}"

@@ -1,0 +1,385 @@
+"""The judgement of chaos finds each violation in a made-up ledger, and excuses what it may."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.chaos.judgement import Answer, Done, Evidence, Published, Verdict, judge
+from tests.chaos.plan import (
+    LEASE_S,
+    LONG_S,
+    SHORT_S,
+    STALLS,
+    Act,
+    make_plan,
+    parts_of,
+)
+from tests.chaos.report import conclude
+
+Line = dict[str, Any]
+EVERYTHING = parts_of(rabbitmq=True, postgresql=True)
+
+
+class Story:
+    """What happened to one key, told line by line; at first all goes well."""
+
+    def __init__(self, key: str = "k") -> None:
+        self.key = key
+        self.lines: list[Line] = []
+        self.faults: list[Done] = []
+        self.rows: dict[str, int] = {}
+        self.answers = {"call": Answer("SUCCESS", "receipt")}
+        self.published = [Published("redis", "charge", {"call": key})]
+
+    def add(self, event: str, at: float, pid: int = 1, **fields: Any) -> None:
+        self.lines.append({"event": event, "at": at, "pid": pid, "key": self.key, **fields})
+
+    def run(
+        self,
+        at: float,
+        pid: int = 1,
+        node: str = "a",
+        effect: float | None = None,
+        end: float | None = None,
+        recorded: float | None = None,
+    ) -> None:
+        """A body that begins at a time; what is not given did not come about."""
+        token = {"token": int(at * 10)}
+        self.add("begin", at, pid, id="call", node=node, **token)
+        if effect is not None:
+            self.add("effect", effect, pid, step="", receipt="r", **token)
+        if end is not None:
+            self.add("end", end, pid, id="call", node=node, **token)
+        if recorded is not None:
+            self.add("recorded", recorded, pid, step="", **token)
+
+    def step(self, at: float, token: int, pid: int = 1, recorded: float | None = None) -> None:
+        """A step's effect, and when its record was written."""
+        self.add("effect", at, pid, step="a", receipt="r", token=token)
+        if recorded is not None:
+            self.add("recorded", recorded, pid, step="a", token=token)
+
+    def fault(self, act: Act, began: float, seconds: float = 0.0, **whom: Any) -> None:
+        self.faults.append(Done(act, began, began + seconds, **whom))
+
+    def judged(self, **more: Any) -> Verdict:
+        return judge(
+            Evidence(
+                entries=sorted(self.lines, key=lambda line: line["at"]),
+                faults=self.faults,
+                published=self.published,
+                answers=self.answers,
+                rows=self.rows,
+                **more,
+            )
+        )
+
+
+def found(verdict: Verdict) -> set[str]:
+    """The sorts of violations."""
+    return {violation.what for violation in verdict.violations}
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+
+def test_a_seed_makes_the_same_plan_again() -> None:
+    """The same seed, time and parts: the same calls and faults; another seed: others."""
+    assert make_plan(7, 60, EVERYTHING) == make_plan(7, 60, EVERYTHING)
+    assert make_plan(7, 60, EVERYTHING).calls != make_plan(8, 60, EVERYTHING).calls
+    assert make_plan(7, 60, EVERYTHING).faults != make_plan(8, 60, EVERYTHING).faults
+
+
+def test_the_traffic_of_a_part_does_not_depend_on_what_else_there_is() -> None:
+    """Without RabbitMQ the half on Redis gets the very same calls."""
+
+    def on_redis(plan: Any) -> list[Any]:
+        return [call for call in plan.calls if call.part == "redis"]
+
+    alone = make_plan(7, 60, parts_of(rabbitmq=False, postgresql=False))
+    assert on_redis(alone) == on_redis(make_plan(7, 60, EVERYTHING))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_stall_costs_every_lease_or_none(seed: int) -> None:
+    """Stalls are shorter than what is left of a lease when it is renewed, or longer than it."""
+    # When
+    stalls = [it for it in make_plan(seed, 180, EVERYTHING).faults if it.act in STALLS]
+    # Then
+    assert SHORT_S[1] < LEASE_S / 3
+    assert LONG_S[0] > LEASE_S
+    for stall in stalls:
+        low, high = SHORT_S if stall.seconds < LEASE_S else LONG_S
+        assert low <= stall.seconds <= high
+    for first, second in itertools.pairwise(stalls):
+        assert second.at - (first.at + first.seconds) > LEASE_S / 3
+
+
+def test_no_whole_worker_on_redis_is_killed() -> None:
+    """kombu would lose what it is just taking: that is not what is asked here."""
+    # Given
+    parts = {part.name: part.broker for part in EVERYTHING}
+    # When
+    killed = {
+        parts[fault.part]
+        for seed in range(20)
+        for fault in make_plan(seed, 180, EVERYTHING).faults
+        if fault.act is Act.KILL_WORKER
+    }
+    # Then
+    assert killed == {"rabbitmq"}
+
+
+# --- the judgement -------------------------------------------------------------------------------
+
+
+def test_a_run_without_a_fault_holds() -> None:
+    """One body, one effect, one record, one answer."""
+    # Given
+    story = Story()
+    story.run(1.0, effect=1.1, end=1.2, recorded=1.3)
+    # When
+    verdict = story.judged()
+    # Then
+    assert verdict.holds
+    assert verdict.figures["keys"] == verdict.figures["effects"] == 1
+
+
+def overlapping() -> Story:
+    story = Story()
+    story.run(1.0, pid=1, node="a", end=9.0)
+    story.run(7.0, pid=2, node="b", effect=7.1, end=7.2, recorded=7.3)
+    return story
+
+
+def test_two_bodies_at_once_are_an_overlap() -> None:
+    """A body that begins while another of its key is at it, and nothing excuses that."""
+    verdict = overlapping().judged()
+    assert found(verdict) == {"overlap"}
+
+
+LONG, SHORT = LEASE_S + 0.5, 0.8
+
+
+@pytest.mark.parametrize(
+    ("act", "began", "seconds", "whom", "excused"),
+    [
+        (Act.STOP_CHILD, 1.4, LONG, {"pid": 1}, True),
+        (Act.STOP_WORKER, 1.4, LONG, {"node": "a"}, True),
+        (Act.KILL_SERVER, 1.4, LONG, {}, True),
+        (Act.PAUSE_SERVER, 1.4, LONG, {}, True),
+        (Act.KILL_CHILD, 6.9, 0.0, {"pid": 1}, True),  # it did not live to see the other
+        (Act.KILL_WORKER, 6.9, 0.0, {"node": "a"}, True),
+        (Act.STOP_CHILD, 1.4, SHORT, {"pid": 1}, False),  # too short to cost it its lease
+        (Act.KILL_SERVER, 1.4, SHORT, {}, False),
+        (Act.STOP_CHILD, 1.4, LONG, {"pid": 2}, False),  # the other one
+        (Act.STOP_WORKER, 1.4, LONG, {"node": "b"}, False),
+        (Act.STOP_CHILD, 7.1, LONG, {"pid": 1}, False),  # after the other had begun
+        (Act.KILL_CHILD, 7.1, 0.0, {"pid": 1}, False),
+        (Act.CUT, 1.4, LONG, {}, False),  # costs no lease
+    ],
+)
+def test_what_excuses_an_overlap(
+    act: Act, began: float, seconds: float, whom: dict[str, Any], excused: bool
+) -> None:
+    """The first holder's death, or a stall of it longer than the lease, before the second one."""
+    # Given
+    story = overlapping()
+    story.fault(act, began, seconds, **whom)
+    # Then
+    assert found(story.judged()) == (set() if excused else {"overlap"})
+
+
+def test_an_outage_of_the_server_excuses_nobody_whose_records_are_elsewhere() -> None:
+    """A session's records are in its database, which nothing happens to."""
+    # Given
+    story = overlapping()
+    story.fault(Act.KILL_SERVER, 1.4, LONG)
+    # Then
+    assert found(story.judged(apart=frozenset({"a", "b"}))) == {"overlap"}
+
+
+def twice() -> Story:
+    story = Story()
+    story.run(1.0, pid=1, node="a", effect=1.5)
+    story.run(20.0, pid=2, node="b", effect=20.1, end=20.2, recorded=20.3)
+    return story
+
+
+def ended_and_recorded(story: Story, at: float) -> None:
+    story.add("end", at, 1, id="call", node="a", token=10)
+    story.add("recorded", at, 1, step="", token=10)
+
+
+@pytest.mark.parametrize(
+    ("act", "began", "seconds", "whom", "excused"),
+    [
+        (Act.KILL_CHILD, 1.6, 0.0, {"pid": 1}, True),
+        (Act.KILL_WORKER, 1.6, 0.0, {"node": "a"}, True),
+        (Act.STOP_CHILD, 1.6, LONG, {"pid": 1}, True),
+        (Act.PAUSE_SERVER, 1.6, LONG, {}, True),
+        (Act.KILL_CHILD, 0.9, 0.0, {"pid": 1}, False),  # before it began
+        (Act.KILL_CHILD, 1.6, 0.0, {"pid": 3}, False),
+        (Act.STOP_CHILD, 1.6, SHORT, {"pid": 1}, False),
+        (Act.PAUSE_SERVER, 1.6, SHORT, {}, False),
+        (Act.CUT, 1.6, 0.0, {}, False),
+    ],
+)
+def test_what_excuses_a_second_effect(
+    act: Act, began: float, seconds: float, whom: dict[str, Any], excused: bool
+) -> None:
+    """A kill between claim and record, or a stall there that is longer than the lease."""
+    # Given
+    story = twice()
+    if not (act in (Act.KILL_CHILD, Act.KILL_WORKER) and excused):
+        story.add("end", 15.0, 1, id="call", node="a", token=10)
+    story.fault(act, began, seconds, **whom)
+    # When
+    verdict = story.judged()
+    # Then
+    assert found(verdict) == (set() if excused else {"repeated effect"})
+    assert verdict.figures["repeated effects, each with its fault"] == excused
+
+
+def test_a_kill_after_the_record_excuses_nothing() -> None:
+    """What was recorded is not run again: two effects, and two runs that were accepted."""
+    # Given
+    story = twice()
+    ended_and_recorded(story, 1.7)
+    story.fault(Act.KILL_CHILD, 1.8, pid=1)
+    # Then
+    assert found(story.judged()) == {"repeated effect", "accepted twice"}
+
+
+def test_two_accepted_runs_are_found_even_with_an_excuse_for_the_effect() -> None:
+    """A stall may repeat an effect; it never makes two completions count."""
+    # Given
+    story = twice()
+    ended_and_recorded(story, 19.0)
+    story.fault(Act.STOP_CHILD, 1.6, LONG, pid=1)
+    # Then
+    assert found(story.judged()) == {"accepted twice"}
+
+
+@pytest.mark.parametrize(("killed", "excused"), [(1.15, True), (1.05, False), (1.3, False)])
+def test_a_step_is_repeated_only_between_its_effect_and_its_record(
+    killed: float, excused: bool
+) -> None:
+    """Before its effect it was not done, after its record it is not done again."""
+    # Given
+    story = Story()
+    story.run(1.0, pid=1)
+    story.step(1.1, token=10, pid=1, recorded=None if excused else 1.2)
+    story.run(2.0, pid=2, end=2.5, recorded=2.6)
+    story.step(2.1, token=20, pid=2, recorded=2.2)
+    story.fault(Act.KILL_CHILD, killed, pid=1)
+    # Then
+    assert found(story.judged()) == (set() if excused else {"repeated effect"})
+
+
+def test_a_second_row_is_never_excused() -> None:
+    """Not by any fault: that is what sessions and keyed inserts are for."""
+    # Given
+    story = Story()
+    story.run(1.0, end=1.2, recorded=1.3)
+    story.rows = {"k": 2}
+    story.fault(Act.KILL_CHILD, 1.1, pid=1)
+    # Then
+    assert found(story.judged()) == {"repeated row"}
+
+
+def test_a_key_without_an_effect_is_lost() -> None:
+    """It was called, and somebody was even told that it was done."""
+    assert found(Story().judged()) == {"lost"}
+
+
+@pytest.mark.parametrize("state", ["PENDING", "STARTED", "RETRY"])
+def test_a_call_without_an_outcome_is_unanswered(state: str) -> None:
+    """Each call counts, a duplicate, too."""
+    # Given
+    story = Story()
+    story.run(1.0, effect=1.1, end=1.2, recorded=1.3)
+    story.published.append(Published("redis", "charge", {"duplicate": "k"}))
+    story.answers["duplicate"] = Answer(state)
+    # Then
+    assert found(story.judged()) == {"unanswered"}
+
+
+def test_a_call_that_failed_is_found() -> None:
+    """Nothing in the traffic fails by itself."""
+    # Given
+    story = Story()
+    story.run(1.0, effect=1.1, end=1.2, recorded=1.3)
+    story.answers["call"] = Answer("FAILURE", {"exc_type": "OperationalError"})
+    # Then
+    assert found(story.judged()) == {"failed"}
+
+
+def test_duplicates_with_differing_answers_are_found() -> None:
+    """Both ways: two answers where there was one effect, or where a fault made two."""
+    # Given
+    clean, faulty = Story(), twice()
+    clean.run(1.0, effect=1.1, end=1.2, recorded=1.3)
+    faulty.fault(Act.KILL_CHILD, 1.6, pid=1)
+    for story in (clean, faulty):
+        story.published.append(Published("redis", "charge", {"duplicate": "k"}))
+        story.answers["duplicate"] = Answer("SUCCESS", "another receipt")
+    # Then
+    assert found(clean.judged()) == {"differing answers"}
+    assert found(faulty.judged()) == set()
+
+
+def sent(copy: str, at: float, queue: str = "q", call: str = "call") -> Line:
+    return {"event": "sent", "at": at, "pid": 9, "copy": copy, "id": call, "queue": queue}
+
+
+def received(copy: str, at: float) -> Line:
+    return {"event": "received", "at": at, "pid": 1, "copy": copy, "id": "call"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "killed_at", "more", "is_kombus"),
+    [
+        ([sent("m", 1.0)], 2.0, {}, True),
+        ([sent("m", 1.0), received("m", 1.5)], 2.0, {}, False),  # a worker had it
+        ([sent("m", 1.0)], 0.5, {}, False),  # Redis was not killed since
+        ([sent("m", 1.0, queue="amqp")], 2.0, {}, False),
+        ([sent("m", 1.0)], 2.0, {"waiting": frozenset({"m"})}, False),  # it is still there
+    ],
+)
+def test_only_what_nobody_received_is_kombus_loss(
+    lines: Sequence[Line], killed_at: float, more: dict[str, Any], is_kombus: bool
+) -> None:
+    """A message on Redis that is nowhere, was never received, and was sent before Redis died."""
+    # Given
+    story = Story()
+    story.answers.clear()
+    story.lines += lines
+    story.fault(Act.KILL_SERVER, killed_at, 0.1)
+    # When
+    verdict = story.judged(on_redis=frozenset({"q"}), **more)
+    # Then
+    assert found(verdict) == (set() if is_kombus else {"lost", "unanswered"})
+    assert verdict.figures["messages lost by kombu"] == is_kombus
+
+
+def test_the_report_gives_an_account_and_the_command_that_repeats_it() -> None:
+    """Key, ledger, the faults near it, and what to type."""
+    # Given
+    story = overlapping()
+    story.fault(Act.STOP_CHILD, 1.4, SHORT, pid=1)
+    console = Console(width=100)
+    # When
+    with console.capture() as captured:
+        conclude(console, make_plan(7, 60, EVERYTHING), story.judged(), [])
+    # Then
+    text = captured.get()
+    assert "overlap: k" in text
+    assert "begin pid=2 id=call node=b token=70" in text
+    assert "-- stop a child  1 (0.80 s)" in text
+    assert "make chaos SEED=7 MINUTES=1" in text
