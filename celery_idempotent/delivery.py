@@ -301,18 +301,21 @@ class Delivery:
         """Note for the journal what becomes of this delivery; ``held``: whose the key is."""
         if held is not None:
             more["original"] = held.owner_id
-        self.environment.journal.add(
-            what,
-            self.call.key,
-            self.task.name,
-            self.request.id,
-            label=self.call_key.label,
-            node=self.request.hostname,
-            waits=self.waits.count,
-            **more,
-        )
-        trace = None if held is None else trace_of(held)
-        self.observe(what, more.pop("original", None), trace=trace, **more)
+        journal = self.environment.journal
+        if journal.most:
+            journal.add(
+                what,
+                self.call.key,
+                self.task.name,
+                self.request.id,
+                label=self.call_key.label,
+                node=self.request.hostname,
+                waits=self.waits.count,
+                **more,
+            )
+        if observers.is_heard(what):
+            trace = None if held is None else trace_of(held)
+            self.observe(what, more.pop("original", None), trace=trace, **more)
 
     def observe(self, what: str, original: str | None = None, **details: Any) -> None:
         """Tell metrics, traces and the log."""

@@ -101,7 +101,12 @@ def read_own(
     return call_key, waits
 
 
+_NO_WAITS: Final = Waits()
+
+
 def _read_waits(header: Mapping[str, Any]) -> Waits:
+    if "waits" not in header and "compensate" not in header:
+        return _NO_WAITS
     count, since, again = (
         header.get("waits", 0),
         header.get("since", 0),

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["Observation", "Observer", "observe", "observers", "stop_observing", "tell"]
+__all__ = [
+    "Observation",
+    "Observer",
+    "is_heard",
+    "observe",
+    "observers",
+    "stop_observing",
+    "tell",
+]
 
 #: Lines for machines: the fields are on each log record as ``idempotency``, a dict.
 outcomes: Final = logging.getLogger("celery_idempotent.outcomes")
@@ -57,11 +65,20 @@ def stop_observing(observer: Observer) -> None:
         observers.remove(observer)
 
 
+def is_heard(what: str) -> bool:
+    """Whether anybody would be told."""
+    return bool(observers) or outcomes.isEnabledFor(_level_of(what))
+
+
+def _level_of(what: str) -> int:
+    return logging.DEBUG if what in _USUAL else logging.INFO
+
+
 def tell(
     what: str, task: str, key: str, task_id: str, original_id: str | None, **details: Any
 ) -> None:
     """Tell all observers, and the log; nothing that goes wrong there reaches the task."""
-    level = logging.DEBUG if what in _USUAL else logging.INFO
+    level = _level_of(what)
     if outcomes.isEnabledFor(level):
         fields = {"outcome": what, "task": task, "key": key, "task_id": task_id}
         if original_id is not None:

@@ -159,9 +159,10 @@ class IdempotentTask(Task):
         """As Celery's; a message that is published again keeps its key, whatever its headers."""
         request = self.request if request is None else request
         given = options.get("headers")
-        own = request.__dict__.get("_idempotent_header")
-        if own is None:
-            own = (request.headers or {}).get(OWN)
+        known = request.__dict__.get("_idempotent_call")
+        own: Any = (request.headers or {}).get(OWN)
+        if known is not None:
+            own = own_header(request.id, known[0])
         if own is not None and not (given and OWN in given):
             if given is None:
                 given = request.as_execution_options()["headers"]
@@ -179,7 +180,7 @@ class IdempotentTask(Task):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request = self.request
-        if request.called_directly or "_idempotent_header" in request.__dict__:
+        if request.called_directly or "_idempotent_call" in request.__dict__:
             # A direct call, or one from inside the body: Celery gives it a request of its own.
             return plainly(super().__call__, *args, **kwargs)
         setup = self._setup()
@@ -187,7 +188,7 @@ class IdempotentTask(Task):
             return plainly(super().__call__, *args, **kwargs)
         # Celery's guard for calls from inside the body, which it sets in super().__call__.
         request._protected = 1
-        request._idempotent_header = None
+        request._idempotent_call = None
         try:
             call_key, waits = self._identify(request, args, kwargs, request.id)
         except TypeError:
@@ -199,7 +200,7 @@ class IdempotentTask(Task):
                 raise
             log.warning("shadow: %s[%s] would fail: %s", self.name, request.id, exc)
             call_key, waits = None, Waits()
-        request._idempotent_header = own_header(request.id, call_key)
+        request._idempotent_call = (call_key,)
         if call_key is None:
             return plainly(self.run, *args, **kwargs)
         environment = environment_of(self.app)

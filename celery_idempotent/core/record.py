@@ -16,8 +16,8 @@ import enum
 import hashlib
 import re
 import struct
-import uuid
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
@@ -81,16 +81,23 @@ class Owner(NamedTuple):
     @classmethod
     def unpack(cls, packed: bytes) -> Owner | None:
         """Read what :meth:`pack` wrote; ``None`` for the empty string (a key without an owner)."""
-        if not packed:
-            return None
-        if packed[0] == _UUID_OWNER and len(packed) in (17, 21):
-            return cls(str(uuid.UUID(bytes=packed[1:17])), int.from_bytes(packed[17:], "big"))
-        if packed[0] == _TEXT_OWNER and len(packed) >= 2:
-            end = 2 + packed[1]
-            if len(packed) in (end, end + 4):
-                text = packed[2:end].decode("utf-8", "replace")
-                return cls(text, int.from_bytes(packed[end:], "big"))
-        raise RecordCorrupt("a record's owner cannot be read: forget the key to free it")
+        return _owner(packed)
+
+
+@lru_cache(maxsize=64)  # one delivery asks several times whose record it has read
+def _owner(packed: bytes) -> Owner | None:
+    if not packed:
+        return None
+    if packed[0] == _UUID_OWNER and len(packed) in (17, 21):
+        text = packed[1:17].hex()
+        text = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return Owner(text, int.from_bytes(packed[17:], "big"))
+    if packed[0] == _TEXT_OWNER and len(packed) >= 2:
+        end = 2 + packed[1]
+        if len(packed) in (end, end + 4):
+            text = packed[2:end].decode("utf-8", "replace")
+            return Owner(text, int.from_bytes(packed[end:], "big"))
+    raise RecordCorrupt("a record's owner cannot be read: forget the key to free it")
 
 
 class Process(NamedTuple):
@@ -167,24 +174,21 @@ class Record:
         label = self.label.encode("utf-8", "replace")
         if len(label) > _MAX_LABEL:
             label = label[:_MAX_LABEL].decode("utf-8", "ignore").encode()
-        parts = [
-            _HEADER.pack(
-                VERSION,
-                self.state,
-                _HAS_STEPS if self.has_steps else 0,
-                min(self.interruptions, _MAX_INTERRUPTIONS),
-                self.token,
-                self.until_ms,
-                self.retries,
-            )
-        ]
-        for field in (self.owner, self.process, self.nonce, self.fingerprint):
-            parts.append(bytes((len(field),)))
-            parts.append(field)
-        parts.append(len(label).to_bytes(2, "big"))
-        parts.append(label)
-        parts.append(self.outcome)
-        return b"".join(parts)
+        header = _HEADER.pack(
+            VERSION,
+            self.state,
+            _HAS_STEPS if self.has_steps else 0,
+            min(self.interruptions, _MAX_INTERRUPTIONS),
+            self.token,
+            self.until_ms,
+            self.retries,
+        )
+        return b"%b%c%b%c%b%c%b%c%b%b%b%b" % (
+            header,
+            *(len(self.owner), self.owner, len(self.process), self.process),
+            *(len(self.nonce), self.nonce, len(self.fingerprint), self.fingerprint),
+            *(len(label).to_bytes(2, "big"), label, self.outcome),
+        )
 
     @classmethod
     def unpack(cls, packed: bytes) -> Record:

@@ -35,6 +35,9 @@ ENDINGS: Final = frozenset(
     ("succeeded", "failed", "released", "retrying", "interrupted", "unknown", "compensating")
 )
 
+#: Made once: json.dumps() makes an encoder for each call that isn't quite plain.
+_encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
 _BOUND: Final = 10_000
 _BATCH: Final = 200
 _NEVER: Final = float("inf")
@@ -164,7 +167,7 @@ class Journal:
         for name, value in event.more.items():
             if value:
                 fields[name] = round(value, 3) if isinstance(value, float) else value
-        return json.dumps(fields, separators=(",", ":"), default=str).encode("utf-8", "replace")
+        return _encode(fields).encode("utf-8", "replace")
 
 
 def _without_ended_claims(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
