@@ -182,6 +182,8 @@ SCENARIOS = _all(
         (
             "integration/test_outages.py::test_calls_wait_for_a_store_that_is_away",
             "integration/test_outages.py::test_an_outage_can_be_run_through",
+            "faults/test_sql_restarts.py::test_killed_in_the_middle_of_a_body",
+            "faults/test_sql_restarts.py::test_killed_between_the_claim_and_the_completion",
             "faults/test_cluster.py::test_a_master_dies_and_its_replica_takes_over",
         ),
     ),
@@ -399,12 +401,14 @@ SCENARIOS = _all(
         (
             "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_arrived",
             "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_did_not_arrive",
+            "faults/test_sql_restarts.py::test_killed_under_the_transaction_of_a_body",
         ),
     ),
     (
         "Two containers with the same host name and pid",
         "Neither ends the other's lease.",
         (
+            "faults/test_kills.py::test_two_containers_with_one_host_name_and_pid",
             _REDIS_CONTRACT + "test_only_what_that_process_held_for_that_message",
             "unit/test_record.py::test_one_host_and_pid_are_not_one_process",
         ),
@@ -413,6 +417,7 @@ SCENARIOS = _all(
         "A deploy changes the key option or the arguments, with messages in flight",
         "A message keeps the key that it was sent with; its owner's copies are not checked.",
         (
+            "faults/test_deploys.py::test_a_parameter_is_added",
             "faults/test_deploys.py::test_a_message_keeps_the_key_that_it_was_sent_with",
             "faults/test_deploys.py::test_an_owner_is_never_checked",
         ),

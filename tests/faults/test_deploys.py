@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import redis
+from celery.result import AsyncResult
 
 from tests.conftest import MakeSystem
 from tests.support.system import STORE_DB, System, answers
@@ -60,6 +61,43 @@ def test_a_message_keeps_the_key_that_it_was_sent_with(make_faulty: MakeSystem) 
     # And a call without the header of a producer gets the new key
     bare = system.app.send_task("shop.charge", (1,), {"amount": 200}).get(timeout=30)
     assert bare["receipt"] != one["receipt"]
+
+
+def test_a_parameter_is_added(make_faulty: MakeSystem) -> None:
+    """Scenario 50: with one default more, what is in flight meets what runs, and is taken over."""
+    # Given runs of the old code, whose keys and fingerprints come from all of its arguments
+    system = make_faulty(idempotency_lease=2, visibility_timeout=2, worker_prefetch_multiplier=1)
+    old = system.start_worker(concurrency=2)
+    invoice = system.task("invoice")
+    keys = {1: None, 2: "req-2"}
+
+    def call(order: int) -> AsyncResult:
+        return invoice.apply_async((order, "go"), idempotency_key=keys[order])
+
+    calls = [call(1), call(2)]
+    system.ledger.wait_for("start", times=2)
+    # When the new code gets their duplicates
+    system.settings["test_release"] = 2
+    new = system.start_worker(concurrency=2)
+    calls += [call(1), call(2)]
+    for duplicate in calls[2:]:
+        system.ledger.wait_for("received", id=duplicate.id, pid=new.pid)
+        system.ledger.wait_for("finished", id=duplicate.id)
+    # Then they wait
+    assert system.ledger.count("start") == 2
+    # When the old code is gone, and the new gets its messages too
+    old.kill()
+    system.ledger.open("go")
+    one, two, three, four = answers(calls, timeout=60)
+    # Then
+    assert (one["order"], two["order"]) == (1, 2)
+    assert (one, two) == (three, four)
+    assert system.ledger.count("effect") == 2
+    for order in (1, 2):
+        before, after = system.ledger.entries("start", key=order)
+        assert before["name"] == after["name"]
+        assert (before["currency"], after["currency"]) == (None, "EUR")
+        assert after["interrupted"]
 
 
 def test_an_owner_is_never_checked(make_faulty: MakeSystem) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import pytest
 
+from celery_idempotent.core.record import Process
 from tests.conftest import MakeSystem
-from tests.support.faults import POINTS, kill_at
+from tests.support.faults import CONTAINER_VARIABLE, POINTS, kill_at
 from tests.support.system import System
 
 #: Outlasts each test: where the worker's parent lives, nobody waits for a lease to run out.
@@ -110,3 +113,39 @@ def test_a_process_that_dies_while_it_undoes(make_faulty: MakeSystem) -> None:
     assert system.ledger.count("killed") == 1
     assert [entry["step"] for entry in system.ledger.entries("undo")] == ["send", "pack", "charge"]
     assert system.ledger.count("start") == 1
+
+
+def test_two_containers_with_one_host_name_and_pid(make_faulty: MakeSystem) -> None:
+    """Scenario 49: a death in one ends what its own process held, never what the other's holds."""
+    # Given two workers whose processes have one name, and a run in the first
+    container = {CONTAINER_VARIABLE: "web:8"}
+    system = make_faulty(
+        idempotency_lease=LONG_LEASE, visibility_timeout=2, worker_prefetch_multiplier=1
+    )
+    system.start_worker(concurrency=1, environment=container)
+    pay = system.task("pay")
+    result = pay.delay(1, gate="go")
+    (begun,) = system.ledger.wait_for("start")
+    holder = pay.idempotency_record(1).process
+    # When the second gets a copy of its message, loses its process with it, and gets it again
+    second = system.start_worker(
+        concurrency=1, environment={**container, **kill_at("before the claim")}
+    )
+    system.ledger.wait_for("killed")
+    system.ledger.wait_for("finished", id=result.id)
+    # Then its parent has asked for the end of what a process of that name held, and nothing ended
+    host, number, boot = Process.unpack(holder)
+    (lost,) = system.ledger.entries("named", pid=second.pid)
+    assert (lost["host"], lost["number"]) == (host, number) == ("web", 8)
+    assert lost["boot"] != boot
+    assert pay.idempotency_record(1).process == holder
+    assert system.ledger.count("start") == 1
+    # When the process of the first dies, which nobody waits for: its own parent says so
+    os.kill(begun["pid"], signal.SIGKILL)
+    system.ledger.open("go")
+    # Then
+    answer = result.get(timeout=30)
+    system.wait_until_quiet()
+    assert answer["order"] == 1
+    assert [entry["interrupted"] for entry in system.ledger.entries("start")] == [False, True]
+    assert system.ledger.count("effect") == 1

@@ -79,7 +79,7 @@ def test_killed_in_the_middle_of_a_body(system: System, sql_server: SqlServer) -
 
 
 def test_killed_between_the_claim_and_the_completion(system: System, sql_server: SqlServer) -> None:
-    """Scenario 22 in SQL: the caller gets its result at once, and it is recorded afterwards."""
+    """Scenario 23 in SQL: the caller gets its result at once, and it is recorded afterwards."""
     # Given
     pay = system.task("pay")
     first = pay.delay(1, gate="go")

@@ -16,15 +16,18 @@ from typing import Any
 
 from celery import Celery
 
-from celery_idempotent import ClaimLost, IdempotentTask, signals
-from celery_idempotent.core.record import State
+from celery_idempotent import ClaimLost, IdempotentTask, request, signals
+from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Claimed
+from celery_idempotent.run import runner
 from celery_idempotent.stores.redis import RedisStore
 from tests.support.ledger import Ledger
 
 #: Where and what to kill, the first time that a process comes there: ``"recorded@machine"``.
 KILL_VARIABLE = "CELERY_IDEMPOTENT_TEST_KILL"
+#: The host name and the pid that the processes of a worker have, as in a container: ``"web:8"``.
+CONTAINER_VARIABLE = "CELERY_IDEMPOTENT_TEST_CONTAINER"
 
 #: The instants at which a process can be killed, in the order in which a run comes to them.
 POINTS = ("before the claim", "claimed", "effect made", "recorded", "answered", "noting", "noted")
@@ -42,9 +45,23 @@ def install(app: Celery, ledger: Ledger) -> None:
     def _lost(event: Any = None, **_: Any) -> None:
         ledger.write("lost")
 
+    host, _, pid = os.environ.get(CONTAINER_VARIABLE, "").partition(":")
+    if host:
+        _contain(ledger, host, int(pid))
     wanted, _, victim = os.environ.get(KILL_VARIABLE, "").partition("@")
     if wanted:
         _install(app, lambda point: _die(ledger, point, wanted, victim))
+
+
+def _contain(ledger: Ledger, host: str, pid: int) -> None:
+    """Give each process the same names, to itself and to its parent; what else it is, it stays."""
+
+    def named(_host: str, _pid: int, boot: str) -> Process:
+        ledger.write("named", host=host, number=pid, boot=boot)
+        return Process(host, pid, boot)
+
+    for module in (runner, request):
+        module.Process = named  # type: ignore[attr-defined]
 
 
 def _die(ledger: Ledger, point: str, wanted: str, victim: str) -> None:
@@ -145,6 +162,27 @@ def define(app: Celery, ledger: Ledger) -> None:
         if self.request.retries < retries:
             raise self.retry(countdown=0)
         return paid(self, order)
+
+    def invoiced(self: Any, order: Any, gate: str, currency: str | None = None) -> Any:
+        key = self.idempotency.key
+        interrupted = self.idempotency.interrupted
+        ledger.write("start", key=order, name=key, currency=currency, interrupted=interrupted)
+        ledger.hold(gate)
+        return paid(self, order)
+
+    # All arguments are the key. The next release of the shop has one more, with a default.
+    if app.conf.get("test_release", 1) == 1:
+
+        def invoice(self: Any, order: Any, gate: str) -> Any:
+            """Wait at the gate, then pay."""
+            return invoiced(self, order, gate)
+    else:
+
+        def invoice(self: Any, order: Any, gate: str, currency: str = "EUR") -> Any:
+            """The same, in a currency."""
+            return invoiced(self, order, gate, currency)
+
+    app.task(invoice, name="shop.invoice", bind=True, base=IdempotentTask, shared=False)
 
     @task("shop.first_retries")
     def first_retries(self: Any, order: Any, gate: str) -> Any:
