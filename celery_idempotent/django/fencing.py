@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import transaction
+
 from celery_idempotent.errors import ClaimLost
 from celery_idempotent.run.context import RunContext
 
@@ -28,14 +30,22 @@ def fenced_update(
         token_field: the rows' field for the token, a ``BigIntegerField(default=0)``.
 
     Returns:
-        How many rows were updated; those that a later run has written are left alone.
+        How many rows were updated.
 
     Raises:
-        ClaimLost: the run holds no claim, and so has no token.
+        ClaimLost: a later run has written one of the rows, or this run holds no claim: roll back.
     """
     token = idempotency.token
     if token is None:
         raise ClaimLost("this run holds no claim, so it has no token to write by")
     not_later = {f"{token_field}__lte": token}
     updated: int = queryset.filter(**not_later).update(**{token_field: token, **values})
+    later, locked = queryset.filter(**{f"{token_field}__gt": token}), queryset.select_for_update()
+    if transaction.get_connection(locked.db).in_atomic_block:
+        # A snapshot that is older than the later run's write would not show it.
+        later = later.select_for_update()
+    if later.values_list("pk")[:1]:
+        raise ClaimLost(
+            "a later run has written one of these rows, so this run has lost its key: roll back"
+        )
     return updated
