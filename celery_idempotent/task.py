@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from celery import Task
+from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
@@ -22,6 +23,7 @@ from celery_idempotent.publishing import derive, first_call, with_key
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.inbox import plainly
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
+from celery_idempotent.waiting import back_to_broker, broker_is_away
 from celery_idempotent.worker import install
 
 __all__ = ["IdempotentTask"]
@@ -168,6 +170,24 @@ class IdempotentTask(Task):
                 given = request.as_execution_options()["headers"]
             options["headers"] = {**(given or {}), OWN: own}
         return super().signature_from_request(request, args, kwargs, **options)
+
+    def retry(
+        self, args: Any = None, kwargs: Any = None, exc: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        """As Celery's; where the broker is away the message goes back to it, and comes again.
+
+        Celery drops it there: it could not publish the next attempt, and rejects this one.
+        """
+        try:
+            return super().retry(args, kwargs, exc, *more, **options)
+        except Reject as rejected:
+            ours = rejected is not exc and not rejected.requeue
+            if not (ours and self.acks_late and broker_is_away(rejected.reason)):
+                raise
+            log.warning(
+                "%s[%s] could not publish its retry, and comes again", self.name, self.request.id
+            )
+            raise back_to_broker(rejected.reason, 1.0) from rejected.reason
 
     def _setup(self) -> TaskSetup | None:
         self._get_app()  # binds a class that was not registered

@@ -11,13 +11,13 @@ from typing import Any, Final
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from kombu import serialization
-from kombu.exceptions import EncodeError
+from kombu.exceptions import EncodeError, OperationalError
 
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header
 from celery_idempotent.settings import Environment
 
-__all__ = ["pause_of", "put_back"]
+__all__ = ["back_to_broker", "broker_is_away", "pause_of", "put_back"]
 
 log = get_logger("celery_idempotent")
 
@@ -97,10 +97,19 @@ def put_back(
         )
         if not task.acks_late:
             raise  # it is acknowledged already, and would be lost without a word
-        # It comes again at once: not faster than that.
-        time.sleep(min(delay, _LONGEST_HOLD_S))
-        raise Reject(exc, requeue=True) from exc
+        raise back_to_broker(exc, delay) from exc
     return signature
+
+
+def back_to_broker(exc: BaseException, delay: float) -> Reject:
+    """Give what returns a message as it is, after a moment: it comes again at once."""
+    time.sleep(min(delay, _LONGEST_HOLD_S))
+    return Reject(exc, requeue=True)
+
+
+def broker_is_away(exc: object) -> bool:
+    """Whether publishing failed for want of a broker, and not for what was to be published."""
+    return isinstance(exc, (OperationalError, OSError)) and not isinstance(exc, EncodeError)
 
 
 def _publish(task: Any, signature: Any) -> None:

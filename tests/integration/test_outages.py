@@ -175,6 +175,31 @@ def test_a_wait_that_cannot_be_published_goes_back_to_the_broker(
     assert system.ledger.count("start") == system.ledger.count("effect") == 1
 
 
+def test_a_retry_that_cannot_be_published_goes_back_to_the_broker(
+    make_rabbit_system: MakeSystem,
+) -> None:
+    """Celery would drop the message there and fail the call: it comes again, no retry is spent."""
+    # Given
+    system = make_rabbit_system(idempotency_lease=LEASE)
+    broker = system.broker
+    assert isinstance(broker, RabbitBroker)
+    system.start_worker()
+    result = system.task("never_works").delay(1, gate="attempt", countdown=0)
+    system.ledger.wait_for("start", id=result.id)
+    # When
+    broker.proxy.refuse()
+    system.ledger.open("attempt-0")
+    (finished,) = system.ledger.wait_for("finished", id=result.id, timeout=60)
+    broker.proxy.accept()
+    # Then
+    assert finished["state"] == "REJECTED"
+    system.ledger.open("attempt-1")
+    system.ledger.open("attempt-2")
+    system.ledger.wait_for("start", id=result.id, retries=2, timeout=90)
+    assert isinstance(result.get(timeout=60, propagate=False), ValueError)
+    assert [entry["retries"] for entry in system.ledger.entries("start")] == [0, 0, 1, 2]
+
+
 def test_callbacks_that_cannot_be_sent_are_sent_later(make_rabbit_system: MakeSystem) -> None:
     """A run that ends while the broker is away is no failure: its tail comes with the broker."""
     # Given
