@@ -19,7 +19,7 @@ from tests.chaos.plan import STALLS, Call, Fault, Plan
 from tests.chaos.system import System, is_alive
 
 #: Nothing is answered for so long after the last fault: nothing is going to be.
-NO_PROGRESS_S = 60.0
+NO_PROGRESS_S = 45.0
 _TURN_S = 0.5
 
 Show = Callable[["Driver"], None]
@@ -120,6 +120,9 @@ class Driver:
             waiting=system.waiting(),
             apart=system.apart(),
             on_redis=system.on_redis(),
+            parts_on_redis=frozenset(
+                part.name for part in self.plan.parts if part.broker == "redis"
+            ),
         )
 
     # --- faults and traffic ----------------------------------------------------------------------

@@ -12,6 +12,10 @@ from tests.chaos.plan import LEASE_S, STALLS, Act
 
 Entry = Mapping[str, Any]
 
+#: What Celery answers a chord whose body it could not publish, the broker being away. It tries as
+#: often as ``task_publish_retry_policy`` says, by default for less than a second.
+_BODY_NOT_SENT = "Callback error: OperationalError("
+
 #: How long after a stall it may take until a heartbeat or a waiting caller has noticed its end.
 RECOVERY_S = LEASE_S
 
@@ -83,6 +87,7 @@ class Evidence:
     apart: frozenset[str] = frozenset()
     #: Queues that are on Redis.
     on_redis: frozenset[str] = frozenset()
+    parts_on_redis: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,7 @@ class _Judge:
             "repeated effects, each with its fault": self.figures["repeated"],
             "overlaps after a lost lease": self.figures["excused overlaps"],
             "answers by a run that was not recorded": self.figures["own answers"],
+            "chords whose body Celery could not send": self.figures["bodies not sent"],
             "messages lost by kombu": len(lost_by_kombu),
             "calls that went with them": self.figures["gone with them"],
         }
@@ -303,8 +309,17 @@ class _Judge:
         for one in self.evidence.published:
             for key in set(one.keys.values()):
                 callers[key].append(one)
+        unsent = {
+            key
+            for one in self.evidence.published
+            for task_id, key in one.keys.items()
+            if task_id in self.evidence.answers
+            and self._body_was_not_sent(one, task_id, self.evidence.answers[task_id])
+        }
         for key, publications in callers.items():
-            if key in happened or all(_went(one, gone) for one in publications):
+            if key in happened or key in unsent:
+                continue
+            if all(_went(one, gone) for one in publications):
                 continue
             self._blame("lost", key, "it was called, and no run of it has had its effect")
 
@@ -321,6 +336,8 @@ class _Judge:
                         self._blame(
                             "unanswered", key, f"the call {task_id} is {answer.state}", task_id
                         )
+                elif self._body_was_not_sent(one, task_id, answer):
+                    self.figures["bodies not sent"] += 1
                 elif answer.state != "SUCCESS":
                     self._blame("failed", key, f"the call {task_id} got {answer.result}", task_id)
                 else:
@@ -332,6 +349,21 @@ class _Judge:
                 self.figures["own answers"] += 1
             else:
                 self._blame("differing answers", key, f"its calls got {answers}")
+
+    def _body_was_not_sent(self, one: Published, task_id: str, answer: Answer) -> bool:
+        """Whether it is the answer that Celery gives for a chord's body that it could not publish.
+
+        That takes a broker that was away: Redis's server, which faults kill.
+        """
+        return (
+            one.kind == "chord"
+            and one.keys[task_id].startswith("tail-")
+            and one.part in self.evidence.parts_on_redis
+            and answer.state == "FAILURE"
+            and answer.result["exc_type"] == "ChordError"
+            and str(answer.result["exc_message"]).lstrip("[(\"'").startswith(_BODY_NOT_SENT)
+            and any(fault.act is Act.KILL_SERVER for fault in self.evidence.faults)
+        )
 
     # --- what is known ---------------------------------------------------------------------------
 

@@ -320,6 +320,32 @@ def test_a_call_that_failed_is_found() -> None:
     assert found(story.judged()) == {"failed"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "part", "message", "excused"),
+    [
+        ("chord", "redis", "Callback error: OperationalError('Error 111')", True),
+        ("chord", "redis", "Join error: OperationalError('Error 111')", False),
+        ("chord", "rabbitmq", "Callback error: OperationalError('Error 111')", False),
+        ("chain", "redis", "Callback error: OperationalError('Error 111')", False),
+    ],
+)
+def test_only_a_chords_body_may_fail_for_want_of_a_broker(
+    kind: str, part: str, message: str, excused: bool
+) -> None:
+    """Celery fails a chord whose body it can't publish: that, by its very words, and no more."""
+    # Given
+    story = Story("tail-call")
+    story.published = [Published(part, kind, {"call": "tail-call"})]
+    failure = {"exc_type": "ChordError", "exc_message": [message]}
+    story.answers["call"] = Answer("FAILURE", failure)
+    story.fault(Act.KILL_SERVER, 2.0, 0.1)
+    # When
+    verdict = story.judged(parts_on_redis=frozenset({"redis"}))
+    # Then
+    assert found(verdict) == (set() if excused else {"failed", "lost"})
+    assert verdict.figures["chords whose body Celery could not send"] == excused
+
+
 def test_duplicates_with_differing_answers_are_found() -> None:
     """Both ways: two answers where there was one effect, or where a fault made two."""
     # Given
