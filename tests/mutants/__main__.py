@@ -26,6 +26,10 @@ COPIED = ("celery_idempotent", "tests", "setup.cfg", "setup.py", "pyproject.toml
 LIMIT_S = 240
 
 
+#: What pytest says in the end; a test's log may have lines that begin as these do.
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/\S+?\.py::.+?)(?: - .*)?$", re.MULTILINE)
+
+
 @dataclass
 class Result:
     """What became of one mutant."""
@@ -94,7 +98,7 @@ class Copy:
             except subprocess.TimeoutExpired:
                 return Result("noticed", f"{arguments[0]} took longer than {LIMIT_S} s")
             if run.returncode == 1:
-                failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", run.stdout, re.MULTILINE)
+                failed = _FAILED.search(run.stdout)
                 return Result("noticed", failed[1] if failed else "?")
             if run.returncode != 0:
                 return Result("ERROR", output=run.stdout[-2000:])
@@ -126,7 +130,9 @@ def control(copies: Sequence[Copy], stages: set[tuple[str, ...]]) -> bool:
     return good
 
 
-def _work(copy: Copy, waiting: queue.SimpleQueue[Mutant], done: dict[Mutant, Result]) -> None:
+def _work(
+    copy: Copy, waiting: queue.SimpleQueue[Mutant], done: dict[Mutant, Result], of: int
+) -> None:
     while True:
         try:
             mutant = waiting.get_nowait()
@@ -134,8 +140,8 @@ def _work(copy: Copy, waiting: queue.SimpleQueue[Mutant], done: dict[Mutant, Res
             return
         result = done[mutant] = copy.examine(mutant)
         print(
-            f"  {len(done):3}: {result.outcome:8} {result.took_s:5.1f} s  {mutant.language:6}  "
-            f"{mutant.guard}",
+            f"  {len(done):3}/{of}: {result.outcome:8} {result.took_s:5.1f} s  "
+            f"{mutant.language:6}  {mutant.guard}",
             flush=True,
         )
 
@@ -174,7 +180,7 @@ def main() -> int:
             print("the tests fail with every guard in its place: nothing can be shown")
             return 1
         threads = [
-            threading.Thread(target=_work, args=(copy, waiting, done), daemon=True)
+            threading.Thread(target=_work, args=(copy, waiting, done, len(mutants)), daemon=True)
             for copy in copies
         ]
         for thread in threads:

@@ -6,7 +6,8 @@ from tests.mutants.decisions import DECISIONS
 from tests.mutants.mutant import Mutant
 from tests.mutants.runs import RUNS
 from tests.mutants.stores import STORES
+from tests.mutants.usual import USUAL
 
 __all__ = ["MUTANTS"]
 
-MUTANTS: list[Mutant] = [*DECISIONS, *STORES, *RUNS]
+MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS]

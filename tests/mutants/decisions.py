@@ -264,6 +264,19 @@ def _undone() -> list[Mutant]:
         ),
     )
     mutants += _pair(
+        "abandon: only its own delivery",
+        (
+            "if record.is_done and record.until_ms:\n        if record.nonce != given_up.nonce:",
+            "if record.is_done and record.until_ms:\n        if False:",
+        ),
+        "abandon",
+        (
+            "if record.nonce ~= given_up.nonce then return {1} end",
+            "",
+            "elseif record.done and record.until_ms > 0 then",
+        ),
+    )
+    mutants += _pair(
         "end of a lease: the owner",
         ("record.owner != owner or ", "", "def end_lease("),
         "end_lease",

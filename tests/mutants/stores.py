@@ -68,6 +68,26 @@ _NOTHING_DELETES = [
     ),
     Mutant(
         "nothing deletes: a claim that was given up",
+        "stores/memory.py",
+        "        self._records[key] = (write.record.pack(), gone_ms)\n",
+        "        self._records[key] = (write.record.pack(), gone_ms)\n"
+        "        if write.record.state is State.RELEASED and write.record.nonce:\n"
+        "            del self._records[key]\n",
+        PYTHON,
+    ),
+    Mutant(
+        "nothing deletes: a claim that was given up, in SQL",
+        "stores/sql.py",
+        "            lambda connection: self._rows.change(connection, key, decide, _PATIENT_S)\n",
+        "            lambda connection: (\n"
+        "                self._rows.change(connection, key, decide, _PATIENT_S),\n"
+        f"                {_DELETED},\n"
+        "            )\n",
+        _SQL,
+        after="transitions.abandon(record, given_up",
+    ),
+    Mutant(
+        "nothing deletes: a claim that was given up",
         "stores/lua/abandon.lua",
         "save(with_holder(record, '', record.nonce), ttl_ms)",
         "redis.call('DEL', KEYS[1])",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -68,6 +69,24 @@ class EndingRows:
         assert record.token == held.token + (state is State.RELEASED)
         assert record.retries == held.retries + (state is State.RETRYING)
         assert bool(record.until_ms) is (state is State.RETRYING)
+
+    @pytest.mark.parametrize(
+        "claimed", [{"interruptions": 7}, {"until_ms": 17}, {"has_steps": True}]
+    )
+    @pytest.mark.parametrize("name", [name for name in ENDS_AS if name != "retry"])
+    def test_what_a_run_does_not_decide_is_not_written(
+        self, store: Store, name: str, claimed: dict[str, Any]
+    ) -> None:
+        """Interruptions, instants and whether there are steps: the store has them, not the run."""
+        # Given
+        interrupt(store, hold(store, FIRST))
+        held = hold(store, FIRST)
+        # When
+        ENDINGS[name](store, replace(held, **claimed))
+        # Then
+        record = stored(store)
+        assert (record.interruptions, record.until_ms, record.has_steps) == (1, 0, False)
+        assert record.state is ENDS_AS[name][0]
 
     @pytest.mark.parametrize("name", [name for name in ENDINGS if name != "renew"])
     def test_an_ending_may_be_sent_again(self, store: Store, name: str) -> None:

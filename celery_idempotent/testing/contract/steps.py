@@ -86,6 +86,18 @@ class StepRows:
         if ending is not retry:
             assert claim(store, SECOND, nonce=b"next") == verdict
 
+    @pytest.mark.parametrize("ending", [complete, fail])
+    def test_steps_stay_beside_an_outcome(self, store: Store, ending: Ending) -> None:
+        """Whether there are steps is what the record says, whatever the run says at its end."""
+        # Given
+        held = hold(store, FIRST)
+        step(store, held)
+        # When
+        ending(store, replace(held, has_steps=False))
+        # Then
+        assert stored(store).has_steps
+        assert store.steps(KEY) == {"charge": b"42"}
+
     def test_a_run_that_was_taken_over_writes_no_step(self, store: Store) -> None:
         """The steps of the one who took over are not mixed with a zombie's."""
         # Given

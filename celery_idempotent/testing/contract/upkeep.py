@@ -42,11 +42,14 @@ _READABLE = replace(FIRST.candidate(b"nonce"), token=1_700_000_000_000_000).pack
 #: Bytes that no reader of this version takes for a record, and the error that says so.
 UNREADABLE: dict[str, tuple[bytes, type[StoreError]]] = {
     "cut short": (_READABLE[:40], RecordCorrupt),
+    "cut in its label": (_READABLE[:-3], RecordCorrupt),
     "cut in the header": (_READABLE[:10], RecordCorrupt),
     "empty": (b"", RecordCorrupt),
     "somebody else's": (b"\x00{'json': 'of another program, which is long enough'}", RecordCorrupt),
     "a state that is none": (_READABLE[:1] + b"\x63" + _READABLE[2:], RecordCorrupt),
     "a token that is none": (_READABLE[:4] + b"\xff" + _READABLE[5:], RecordCorrupt),
+    "an instant that is none": (_READABLE[:12] + b"\xff" + _READABLE[13:], RecordCorrupt),
+    "an instant too far": (_READABLE[:13] + b"\x20" + _READABLE[14:], RecordCorrupt),
     "newer": (bytes((VERSION + 1,)) + _READABLE[1:], RecordTooNew),
 }
 

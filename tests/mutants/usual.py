@@ -1,0 +1,63 @@
+"""The guards of what is in front of two scripts: which case is the usual one."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import LUA, Mutant
+
+__all__ = ["USUAL"]
+
+_ZEROS = r"'\0\0\0\0\0\0\0\0'"
+
+
+def _claim(guard: str, old: str, new: str) -> Mutant:
+    return Mutant(f"usual claim: {guard}", "stores/lua/claim.usual.lua", old, new, LUA)
+
+
+def _settle(guard: str, old: str, new: str) -> Mutant:
+    return Mutant(f"usual end: {guard}", "stores/lua/settle.usual.lua", old, new, LUA)
+
+
+USUAL: list[Mutant] = [
+    _claim("nothing is known of the key", ", 'PX', keep_ms, 'NX')", ", 'PX', keep_ms)"),
+    _claim(
+        "no callbacks are out",
+        " and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)",
+        "",
+    ),
+    _claim("not one that only compensates", "string.byte(ARGV[3], 33) < 4 and not", "not"),
+    _settle("a record of this version", r"sub(raw, 1, 3) == '\1\1\0'", r"sub(raw, 2, 3) == '\1\0'"),
+    _settle(
+        "of a run",
+        r"sub(raw, 1, 3) == '\1\1\0'",
+        r"sub(raw, 1, 1) == '\1' and sub(raw, 3, 3) == '\0'",
+    ),
+    _settle("that has no steps", r"sub(raw, 1, 3) == '\1\1\0'", r"sub(raw, 1, 2) == '\1\1'"),
+    _settle(
+        "which succeeded",
+        r"sub(ARGV[1], 1, 3) == '\1\4\0'",
+        r"sub(ARGV[1], 1, 1) == '\1' and sub(ARGV[1], 3, 3) == '\0'",
+    ),
+    _settle(
+        "and claims no steps",
+        r"sub(ARGV[1], 1, 3) == '\1\4\0'",
+        r"sub(ARGV[1], 1, 2) == '\1\4'",
+    ),
+    _settle(
+        "the token", "sub(raw, 4, 12) == sub(ARGV[1], 4, 12)", "byte(raw, 4) == byte(ARGV[1], 4)"
+    ),
+    _settle(
+        "the interruptions",
+        "sub(raw, 4, 12) == sub(ARGV[1], 4, 12)",
+        "sub(raw, 5, 12) == sub(ARGV[1], 5, 12)",
+    ),
+    _settle("no instant", f"sub(ARGV[1], 13, 20) == {_ZEROS}", "true"),
+    _settle("no delivery lease", f"sub(ARGV[2], 1, 8) == {_ZEROS}", "true"),
+    _settle("a lease that is an instant", "byte(raw, 13) == 0", "true"),
+    _settle("a lease that is not too far", "byte(raw, 14) < 32", "true"),
+    _settle("fields that are whole", "if at < #raw and at + 1", "if at + 1"),
+    _settle(
+        "a label that is whole",
+        " and at + 1 + byte(raw, at) * 256 + byte(raw, at + 1) <= #raw then",
+        " then",
+    ),
+]
