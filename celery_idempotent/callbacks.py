@@ -100,7 +100,9 @@ def _with_id(callback: Any, source: str) -> Any:
     # A link's id is made when it is sent. Sent again, it is to be the same message, so that it can
     # be told from a second one (MESSAGE_ID). What hangs in a chain has its id from its producer.
     if type(callback) is Signature and not callback.options.get("task_id"):
-        return callback.clone(task_id=str(uuid5(_LINKS, source)))
+        named = callback.clone(task_id=str(uuid5(_LINKS, source)))
+        named["args"] = callback["args"]  # a clone has a tuple, and tools show what was sent
+        return named
     return callback
 
 

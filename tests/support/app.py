@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import signals
 
-from tests.support import faults
+from tests.support import canvas, faults
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE, make_app
 
@@ -16,6 +16,8 @@ app = make_app(json.loads(os.environ[SETTINGS_VARIABLE]))
 _ledger = Ledger(app.conf.test_ledger)
 if app.conf.get("test_faults"):
     faults.install(app, _ledger)
+if app.conf.get("test_canvas"):
+    canvas.install(_ledger)
 
 
 @signals.worker_ready.connect

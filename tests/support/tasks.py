@@ -11,7 +11,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 from celery_idempotent import IdempotentTask
-from tests.support import bookings, faults
+from tests.support import bookings, canvas, faults
 from tests.support.ledger import Ledger
 
 Settings = dict[str, Any]
@@ -22,6 +22,8 @@ SETTINGS_VARIABLE = "CELERY_IDEMPOTENT_TEST_SETTINGS"
 
 def make_app(settings: Settings) -> Celery:
     """An app with all tasks; ``test_ledger`` names the ledger, ``test_options`` task options."""
+    if settings.get("test_canvas"):
+        return canvas.make_app(settings)
     app = Celery("shop")
     app.conf.update(settings)
     ledger = Ledger(settings["test_ledger"])
