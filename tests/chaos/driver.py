@@ -120,9 +120,6 @@ class Driver:
             waiting=system.waiting(),
             apart=system.apart(),
             on_redis=system.on_redis(),
-            parts_on_redis=frozenset(
-                part.name for part in self.plan.parts if part.broker == "redis"
-            ),
         )
 
     # --- faults and traffic ----------------------------------------------------------------------
@@ -156,7 +153,7 @@ def _insist(app: Celery, call: Call) -> Published:
     publish = _publisher(app, call)
     while True:
         try:
-            return Published(call.part, call.kind, publish())
+            return Published(call.part, call.kind, publish(), time.monotonic())
         except (OperationalError, redis.RedisError, OSError):
             time.sleep(0.2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from tests.chaos.plan import LEASE_S, STALLS, Act
 
 Entry = Mapping[str, Any]
 
-#: What Celery answers a chord whose body it could not publish, the broker being away. It tries as
-#: often as ``task_publish_retry_policy`` says, by default for less than a second.
-_BODY_NOT_SENT = "Callback error: OperationalError("
+#: What Celery answers a chord where, at the very moment, it could not publish the body, or count or
+#: read the parts, because the broker or the result backend was away. It does not try that again.
+_CHORD_GIVEN_UP = re.compile(
+    r"(Callback error: |Join error: |Dependency \S+ raised )\S*(OperationalError|ConnectionError)"
+)
 
 #: How long after a stall it may take until a heartbeat or a waiting caller has noticed its end.
 RECOVERY_S = LEASE_S
@@ -55,6 +58,8 @@ class Published:
     part: str
     kind: str
     keys: Mapping[str, str]
+    #: When it was published.
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,6 @@ class Evidence:
     apart: frozenset[str] = frozenset()
     #: Queues that are on Redis.
     on_redis: frozenset[str] = frozenset()
-    parts_on_redis: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -192,7 +196,7 @@ class _Judge:
             "repeated effects, each with its fault": self.figures["repeated"],
             "overlaps after a lost lease": self.figures["excused overlaps"],
             "answers by a run that was not recorded": self.figures["own answers"],
-            "chords whose body Celery could not send": self.figures["bodies not sent"],
+            "chords that Celery gave up in an outage": self.figures["chords given up"],
             "messages lost by kombu": len(lost_by_kombu),
             "calls that went with them": self.figures["gone with them"],
         }
@@ -309,15 +313,15 @@ class _Judge:
         for one in self.evidence.published:
             for key in set(one.keys.values()):
                 callers[key].append(one)
-        unsent = {
+        given_up = {
             key
             for one in self.evidence.published
             for task_id, key in one.keys.items()
             if task_id in self.evidence.answers
-            and self._body_was_not_sent(one, task_id, self.evidence.answers[task_id])
+            and self._celery_gave_it_up(one, task_id, self.evidence.answers[task_id])
         }
         for key, publications in callers.items():
-            if key in happened or key in unsent:
+            if key in happened or key in given_up:
                 continue
             if all(_went(one, gone) for one in publications):
                 continue
@@ -336,8 +340,8 @@ class _Judge:
                         self._blame(
                             "unanswered", key, f"the call {task_id} is {answer.state}", task_id
                         )
-                elif self._body_was_not_sent(one, task_id, answer):
-                    self.figures["bodies not sent"] += 1
+                elif self._celery_gave_it_up(one, task_id, answer):
+                    self.figures["chords given up"] += 1
                 elif answer.state != "SUCCESS":
                     self._blame("failed", key, f"the call {task_id} got {answer.result}", task_id)
                 else:
@@ -350,19 +354,16 @@ class _Judge:
             else:
                 self._blame("differing answers", key, f"its calls got {answers}")
 
-    def _body_was_not_sent(self, one: Published, task_id: str, answer: Answer) -> bool:
-        """Whether it is the answer that Celery gives for a chord's body that it could not publish.
-
-        That takes a broker that was away: Redis's server, which faults kill.
-        """
-        return (
-            one.kind == "chord"
-            and one.keys[task_id].startswith("tail-")
-            and one.part in self.evidence.parts_on_redis
-            and answer.state == "FAILURE"
-            and answer.result["exc_type"] == "ChordError"
-            and str(answer.result["exc_message"]).lstrip("[(\"'").startswith(_BODY_NOT_SENT)
-            and any(fault.act is Act.KILL_SERVER for fault in self.evidence.faults)
+    def _celery_gave_it_up(self, one: Published, task_id: str, answer: Answer) -> bool:
+        """Whether it is a chord's body that Celery failed while broker or backend were away."""
+        if not (one.kind == "chord" and one.keys[task_id].startswith("tail-")):
+            return False
+        if answer.state != "FAILURE" or answer.result["exc_type"] != "ChordError":
+            return False
+        away = (Act.KILL_SERVER, Act.PAUSE_SERVER, Act.CUT)
+        return any(map(_CHORD_GIVEN_UP.match, map(str, answer.result["exc_message"]))) and any(
+            fault.act in away and fault.part in ("", one.part) and fault.ended >= one.at
+            for fault in self.evidence.faults
         )
 
     # --- what is known ---------------------------------------------------------------------------

@@ -321,29 +321,31 @@ def test_a_call_that_failed_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "part", "message", "excused"),
+    ("kind", "act", "message", "excused"),
     [
-        ("chord", "redis", "Callback error: OperationalError('Error 111')", True),
-        ("chord", "redis", "Join error: OperationalError('Error 111')", False),
-        ("chord", "rabbitmq", "Callback error: OperationalError('Error 111')", False),
-        ("chain", "redis", "Callback error: OperationalError('Error 111')", False),
+        ("chord", Act.KILL_SERVER, "Callback error: OperationalError('Error 111')", True),
+        ("chord", Act.KILL_SERVER, "Dependency m raised network:ConnectionError", True),
+        ("chord", Act.CUT, "Callback error: OperationalError('closed')", True),
+        ("chord", Act.KILL_SERVER, "Dependency m raised ValueError('no')", False),
+        ("chord", Act.KILL_CHILD, "Callback error: OperationalError('Error 111')", False),
+        ("chain", Act.KILL_SERVER, "Callback error: OperationalError('Error 111')", False),
     ],
 )
-def test_only_a_chords_body_may_fail_for_want_of_a_broker(
-    kind: str, part: str, message: str, excused: bool
+def test_only_a_chord_may_fail_for_want_of_a_broker_or_a_backend(
+    kind: str, act: Act, message: str, excused: bool
 ) -> None:
-    """Celery fails a chord whose body it can't publish: that, by its very words, and no more."""
+    """Celery fails a chord that it can't go on with just then: by its very words, and no more."""
     # Given
     story = Story("tail-call")
-    story.published = [Published(part, kind, {"call": "tail-call"})]
+    story.published = [Published("redis", kind, {"call": "tail-call"}, at=1.0)]
     failure = {"exc_type": "ChordError", "exc_message": [message]}
     story.answers["call"] = Answer("FAILURE", failure)
-    story.fault(Act.KILL_SERVER, 2.0, 0.1)
+    story.fault(act, 2.0, 0.1)
     # When
-    verdict = story.judged(parts_on_redis=frozenset({"redis"}))
+    verdict = story.judged()
     # Then
     assert found(verdict) == (set() if excused else {"failed", "lost"})
-    assert verdict.figures["chords whose body Celery could not send"] == excused
+    assert verdict.figures["chords that Celery gave up in an outage"] == excused
 
 
 def test_duplicates_with_differing_answers_are_found() -> None:
