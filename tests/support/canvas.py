@@ -5,6 +5,7 @@ Every body writes down how it was called and where in its composition it stood.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -28,16 +29,30 @@ def make_app(settings: dict[str, Any]) -> Celery:
     return app
 
 
-def note_message(ledger: Ledger, headers: dict[str, Any], body: Any) -> None:
-    """Note a message that is being sent."""
-    chord = body[2]["chord"]
+#: What the library adds to a message, and what names the process that sent it.
+_OURS = {"celery-idempotency", "idempotency-key", "origin"}
+
+
+def note_message(
+    ledger: Ledger, headers: dict[str, Any], body: Any, properties: dict[str, Any]
+) -> None:
+    """Note a message that is being sent, all of it that is Celery's."""
+    embed = body[2]
+    shown = {name: value for name, value in headers.items() if name not in _OURS}
+    for name in ("eta", "expires"):
+        shown[name] = shown[name] is not None
     ledger.write(
         "sent",
         id=headers["id"],
         call=f"{headers['task'].removeprefix('canvas.')}{headers['argsrepr']}",
         group=headers["group"],
         root=headers["root_id"],
-        chord=chord and chord["options"].get("task_id"),
+        parent_id=headers["parent_id"],
+        chord=embed["chord"] and embed["chord"]["options"].get("task_id"),
+        headers=json.loads(json.dumps(shown, default=repr)),
+        embed=json.loads(json.dumps(embed, default=repr)),
+        correlation=properties["correlation_id"],
+        priority=properties.get("priority"),
     )
 
 
@@ -45,8 +60,8 @@ def note_message(ledger: Ledger, headers: dict[str, Any], body: Any) -> None:
 def noting_messages(ledger: Ledger) -> Iterator[None]:
     """Note each message that this process sends meanwhile."""
 
-    def note(headers: dict[str, Any], body: Any, **_: Any) -> None:
-        note_message(ledger, headers, body)
+    def note(headers: dict[str, Any], body: Any, properties: Any, **_: Any) -> None:
+        note_message(ledger, headers, body, properties)
 
     signals.before_task_publish.connect(note)
     try:
@@ -59,8 +74,8 @@ def install(ledger: Ledger) -> None:
     """Note in a worker what it sends, and which messages it drops."""
 
     @signals.before_task_publish.connect(weak=False)
-    def _sent(headers: dict[str, Any], body: Any, **_: Any) -> None:
-        note_message(ledger, headers, body)
+    def _sent(headers: dict[str, Any], body: Any, properties: Any, **_: Any) -> None:
+        note_message(ledger, headers, body, properties)
 
     @signals.task_revoked.connect(weak=False)
     def _revoked(request: Any, terminated: bool, expired: bool, **_: Any) -> None:

@@ -70,6 +70,7 @@ class Side:
         names = Names(entries)
         ids = dict.fromkeys(entry["id"] for entry in entries if entry["event"] == "sent")
         bodies = [names.place(entry) for entry in entries if entry["event"] == "body"]
+        messages = [names.place(entry) for entry in entries if entry["event"] == "sent"]
         backend = self.system.app.backend
         stored = [names.place({**backend.get_task_meta(task_id), "id": task_id}) for task_id in ids]
         return {
@@ -77,6 +78,7 @@ class Side:
             "seen": names.clean(_seen(sent)),
             "order": _order(entries, bodies),
             "bodies": _sorted(bodies),
+            "messages": _sorted(messages),
             "ends": _ends(entries, names),
             "stored": _sorted(stored),
         }
@@ -133,6 +135,9 @@ class Names:
             above["root"] = self._roots.get(facts["root"], facts["root"])
         if facts["id"] in self._chord_bodies:
             above["parent"] = above["parent_id"] = "one of its parts"
+        if "headers" in facts:
+            # The same once more: they are beside it.
+            above["headers"] = facts["headers"] | {"parent_id": None, "root_id": None}
         return self.clean(facts | above)
 
     def clean(self, value: Any) -> Any:
@@ -153,7 +158,7 @@ def differences(plain: Any, guarded: Any, where: str = "") -> Iterator[str]:
         for key, value in plain.items():
             yield from differences(value, guarded[key], f"{where}/{key}")
     elif isinstance(plain, list) and isinstance(guarded, list) and len(plain) == len(guarded):
-        for number, pair in enumerate(zip(plain, guarded)):
+        for number, pair in enumerate(zip(plain, guarded, strict=True)):
             yield from differences(*pair, f"{where}/{number}")
     elif plain != guarded:
         yield f"{where}: {plain!r} has become {guarded!r}"
