@@ -19,6 +19,9 @@ _CHORD_GIVEN_UP = re.compile(
     r"(Callback error: |Join error: |Dependency \S+ raised )\S*(OperationalError|ConnectionError)"
 )
 
+#: The lines that tell of a message, and not of a key.
+_OF_MESSAGES = ("sent", "received", "counting", "counted")
+
 #: How long after a stall it may take until a heartbeat or a waiting caller has noticed its end.
 RECOVERY_S = LEASE_S
 
@@ -164,6 +167,8 @@ class _Judge:
         for entry in evidence.entries:
             if entry.get("key"):
                 self.lines[entry["key"]].append(entry)
+        self.counting = _cut_off_counting(evidence)
+        self.sent = {entry["id"] for entry in evidence.entries if entry["event"] == "sent"}
         self.violations: list[Violation] = []
         self.figures: Counter[str] = Counter()
 
@@ -197,6 +202,7 @@ class _Judge:
             "overlaps after a lost lease": self.figures["excused overlaps"],
             "answers by a run that was not recorded": self.figures["own answers"],
             "chords that Celery gave up in an outage": self.figures["chords given up"],
+            "chords cut off as Celery counted a part": self.figures["chords not sent"],
             "messages lost by kombu": len(lost_by_kombu),
             "calls that went with them": self.figures["gone with them"],
         }
@@ -317,15 +323,17 @@ class _Judge:
             key
             for one in self.evidence.published
             for task_id, key in one.keys.items()
-            if task_id in self.evidence.answers
-            and self._celery_gave_it_up(one, task_id, self.evidence.answers[task_id])
+            if self._was_never_sent(one, task_id)
+            or self._celery_gave_it_up(one, task_id, self.evidence.answers.get(task_id))
         }
         for key, publications in callers.items():
             if key in happened or key in given_up:
                 continue
             if all(_went(one, gone) for one in publications):
                 continue
-            self._blame("lost", key, "it was called, and no run of it has had its effect")
+            ids = {task_id for one in publications for task_id in one.keys}
+            why = f"no run of it has had its effect; the calls it belongs to: {sorted(ids)}"
+            self._blame("lost", key, why, *ids)
 
     def _answers(self, gone: Mapping[str, str], repeated: set[str]) -> None:
         """Every call is answered, with its key's one outcome."""
@@ -336,14 +344,15 @@ class _Judge:
                 if not answer.ready:
                     if _went(one, gone):
                         self.figures["gone with them"] += 1
+                    elif self._was_never_sent(one, task_id):
+                        self.figures["chords not sent"] += 1
                     else:
-                        self._blame(
-                            "unanswered", key, f"the call {task_id} is {answer.state}", task_id
-                        )
+                        why = f"the call {task_id} is {answer.state}, of {one.part} {one.kind}"
+                        self._blame("unanswered", key, why, *one.keys)
                 elif self._celery_gave_it_up(one, task_id, answer):
                     self.figures["chords given up"] += 1
                 elif answer.state != "SUCCESS":
-                    self._blame("failed", key, f"the call {task_id} got {answer.result}", task_id)
+                    self._blame("failed", key, f"the call {task_id} got {answer.result}", *one.keys)
                 else:
                     outcomes[key][task_id] = repr(answer.result)
         for key, answers in outcomes.items():
@@ -354,9 +363,22 @@ class _Judge:
             else:
                 self._blame("differing answers", key, f"its calls got {answers}")
 
-    def _celery_gave_it_up(self, one: Published, task_id: str, answer: Answer) -> bool:
+    def _was_never_sent(self, one: Published, task_id: str) -> bool:
+        """Whether it is a chord's body whose sender was cut off as it counted a part.
+
+        Celery's backend gives the last part a claim of 6 seconds on sending the body. If its
+        process dies then, or the answer is lost with the server, the message's next delivery finds
+        the claim taken, and nobody sends the body.
+        """
+        return (
+            _is_a_chords_body(one, task_id)
+            and task_id not in self.sent
+            and not self.counting.isdisjoint(one.keys)
+        )
+
+    def _celery_gave_it_up(self, one: Published, task_id: str, answer: Answer | None) -> bool:
         """Whether it is a chord's body that Celery failed while broker or backend were away."""
-        if not (one.kind == "chord" and one.keys[task_id].startswith("tail-")):
+        if answer is None or not _is_a_chords_body(one, task_id):
             return False
         if answer.state != "FAILURE" or answer.result["exc_type"] != "ChordError":
             return False
@@ -395,17 +417,17 @@ class _Judge:
             return fault.pid == body.pid
         return fault.node == body.node
 
-    def _blame(self, what: str, key: str, why: str, task_id: str = "") -> None:
-        self.violations.append(Violation(what, key, self._account(key, why, task_id)))
+    def _blame(self, what: str, key: str, why: str, *ids: str) -> None:
+        self.violations.append(Violation(what, key, self._account(key, why, set(ids))))
 
-    def _account(self, key: str, why: str, task_id: str) -> str:
+    def _account(self, key: str, why: str, ids: set[str]) -> str:
         """What the ledger says of a key, and the faults near it, in the order of time."""
         lines = list(self.lines[key])
-        ids = {line["id"] for line in lines if "id" in line} | {task_id}
+        ids = ids | {line["id"] for line in lines if "id" in line}
         lines += [
             entry
             for entry in self.evidence.entries
-            if entry["event"] in ("sent", "received") and entry["id"] in ids
+            if entry["event"] in _OF_MESSAGES and entry["id"] in ids
         ]
         lines.sort(key=lambda line: line["at"])
         if not lines:
@@ -458,6 +480,32 @@ def _bodies(evidence: Evidence) -> list[_Body]:
                 body.killed = (kill.began, kill.ended)
                 break
     return bodies
+
+
+def _cut_off_counting(evidence: Evidence) -> set[str]:
+    """The chord parts whose counting began and did not end, by a kill or with the server."""
+    began: dict[tuple[str, int], float] = {}
+    for entry in evidence.entries:
+        if entry["event"] == "counting":
+            began[entry["id"], entry["pid"]] = entry["at"]
+        elif entry["event"] == "counted":
+            began.pop((entry["id"], entry["pid"]), None)
+    nodes = {entry["pid"]: entry["node"] for entry in evidence.entries if "node" in entry}
+    return {
+        task_id
+        for (task_id, pid), at in began.items()
+        for fault in evidence.faults
+        if fault.ended >= at
+        and (
+            (fault.act is Act.KILL_CHILD and fault.pid == pid)
+            or (fault.is_kill and fault.node and fault.node == nodes.get(pid))
+            or fault.act is Act.KILL_SERVER
+        )
+    }
+
+
+def _is_a_chords_body(one: Published, task_id: str) -> bool:
+    return one.kind == "chord" and one.keys[task_id].startswith("tail-")
 
 
 def _by_key(bodies: Iterable[_Body]) -> dict[str, list[_Body]]:

@@ -96,8 +96,8 @@ def conclude(console: Console, plan: Plan, verdict: Verdict, notes: list[str]) -
     console.print()
     console.print(_kinds(verdict))
     console.print(_figures(verdict))
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+    for note, times in Counter(notes).items():
+        console.print(f"{times} x {note}", highlight=False, markup=False, soft_wrap=True)
     told: Counter[str] = Counter()
     for violation in verdict.violations:
         told[violation.what] += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -28,6 +29,8 @@ from tests.support.ledger import Entry, Ledger
 from tests.support.workers import Worker
 
 RESULT_DB, STORE_DB = 1, 2
+#: The last line of a traceback.
+_ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
 
 
 def is_alive(pid: int) -> bool:
@@ -179,8 +182,9 @@ class System:
             self.workers[name].remove(worker)
         began = time.monotonic()
         if act is Act.ENDED:
-            last = worker.log.rstrip().rpartition("\n")[2]
-            self.notes.append(f"a worker of {name} ended by itself: {last}")
+            errors = [line for line in worker.log.splitlines() if _ERROR.match(line)]
+            why = errors[-1] if errors else "its log says nothing of why"
+            self.notes.append(f"a worker of {name} ended by itself: {why}")
         worker.kill()
         self._note(act, began, node=worker.node, part=name)
         self._start_worker(self.parts[name])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, signals
+from celery.backends.redis import RedisBackend
 from sqlalchemy import Column, MetaData, String, Table, create_engine, insert, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
@@ -218,6 +219,22 @@ def _watch_store(work: Work) -> None:
         around(store, "step", stepped)
 
 
+def _watch_chords(work: Work) -> None:
+    """Note when Celery begins to count a chord's part, and when it is done with that."""
+    real = RedisBackend.on_chord_part_return
+
+    @functools.wraps(real)
+    def counted(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        if not request.group:
+            return real(self, request, *args, **kwargs)
+        work.write("counting", id=request.id)
+        answer = real(self, request, *args, **kwargs)
+        work.write("counted", id=request.id)
+        return answer
+
+    RedisBackend.on_chord_part_return = counted
+
+
 def _key_in(record: str) -> str:
     """The key as the bodies write it, from the name of its record (``prefix:{task:key}``)."""
     task, _, key = record.partition(":{")[2].rstrip("}").partition(":")
@@ -230,6 +247,7 @@ if SETTINGS_VARIABLE in os.environ:
     _work = Work(_settings)
     mark_messages(_work)
     _watch_store(_work)
+    _watch_chords(_work)
 
     @signals.worker_ready.connect
     def _ready(sender: Any, **_: Any) -> None:

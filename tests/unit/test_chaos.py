@@ -25,6 +25,9 @@ Line = dict[str, Any]
 EVERYTHING = parts_of(rabbitmq=True, postgresql=True)
 
 
+QUEUED = {"copy": "m", "queue": "q"}
+
+
 class Story:
     """What happened to one key, told line by line; at first all goes well."""
 
@@ -346,6 +349,36 @@ def test_only_a_chord_may_fail_for_want_of_a_broker_or_a_backend(
     # Then
     assert found(verdict) == (set() if excused else {"failed", "lost"})
     assert verdict.figures["chords that Celery gave up in an outage"] == excused
+
+
+@pytest.mark.parametrize(
+    ("lines", "act", "excused"),
+    [
+        (["counting"], Act.KILL_CHILD, True),
+        (["counting"], Act.KILL_SERVER, True),
+        (["counting", "counted"], Act.KILL_CHILD, False),
+        ([], Act.KILL_CHILD, False),
+        (["counting"], Act.CUT, False),
+        (["counting", "sent"], Act.KILL_CHILD, False),
+    ],
+)
+def test_only_a_chord_that_was_cut_off_as_it_was_counted_may_have_no_body(
+    lines: list[str], act: Act, excused: bool
+) -> None:
+    """The process that was to send the body died at it, and the body was never sent."""
+    # Given
+    story = Story("part")
+    story.run(1.0, effect=1.1, end=1.2, recorded=1.3)
+    story.published = [Published("redis", "chord", {"call": "part", "body": "tail-body"})]
+    for at, event in enumerate(lines, start=2):
+        whose = "body" if event == "sent" else "call"
+        story.lines.append({"event": event, "at": at, "pid": 1, "id": whose, **QUEUED})
+    story.fault(act, 10.0, pid=1)
+    # When
+    verdict = story.judged()
+    # Then
+    assert found(verdict) == (set() if excused else {"unanswered", "lost"})
+    assert verdict.figures["chords cut off as Celery counted a part"] == excused
 
 
 def test_duplicates_with_differing_answers_are_found() -> None:
