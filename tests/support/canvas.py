@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.result import allow_join_result
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask
 from tests.support.ledger import Ledger
@@ -103,6 +104,9 @@ def _define(app: Celery, ledger: Ledger) -> None:
             stamped=sorted(request.stamped_headers or ()),
             stamps=request.stamps,
             ignores_result=request.ignore_result,
+            mark=(request.headers or {}).get("mark"),
+            priority=(request.delivery_info or {}).get("priority"),
+            limits=request.timelimit,
         )
 
     _define_sums(app, task, began)
@@ -154,6 +158,13 @@ def _define_sums(app: Celery, task: Any, began: Any) -> None:
         for number in range(how_many):
             app.tasks["canvas.add"].delay(number, number)
         return how_many
+
+    @task("inline")
+    def inline(self: Any, other: Any) -> Any:
+        """Run another signature within the body."""
+        began(self)
+        with allow_join_result():
+            return maybe_signature(other, app=app).apply().get()
 
     @task("unsaid", ignore_result=True)
     def unsaid(self: Any, value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from celery.result import AsyncResult, EagerResult, ResultSet
+from celery.result import AsyncResult, EagerResult, GroupResult, ResultSet
 
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.brokers import RedisBroker
@@ -39,6 +39,7 @@ class Side:
             result_extended=True,
             task_acks_late=True,
             task_reject_on_worker_lost=True,
+            accept_content=["json", "yaml"],
         )
         # One after the other: of two at once Celery may keep the older state, or order by chance.
         self.worker = Worker(self.system.settings, concurrency=1)
@@ -213,7 +214,7 @@ def _seen(sent: Any, *, above: bool = True) -> Any:
         if not isinstance(sent, EagerResult):
             shown["children"] = [_seen(each, above=False) for each in sent.children or ()]
             shown["args"], shown["kwargs"], shown["name"] = sent.args, sent.kwargs, sent.name
-    if above and not isinstance(sent, EagerResult):
+    if above and isinstance(sent, (AsyncResult, GroupResult)) and not isinstance(sent, EagerResult):
         shown["above"] = _seen(sent.parent)
         shown["tuple"] = sent.as_tuple()
     return shown

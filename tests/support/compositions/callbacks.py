@@ -63,3 +63,27 @@ def link_after_a_retry(t: Tasks) -> Any:
 @gives(3)
 def children_of_a_body(t: Tasks) -> Any:
     return t.spawn.delay(3)
+
+
+@gives(2)
+def link_of_a_chord_and_of_a_dictionary(t: Tasks) -> Any:
+    links = [group(t.add.s(4), t.add.s(5)) | t.total.s(), dict(t.add.s(7))]
+    return t.add.apply_async((1, 1), link=links)
+
+
+@gives("ValueError: failed for (1,)")
+def errback_that_is_retried(t: Tasks) -> Any:
+    return t.fail.apply_async((1,), link_error=[t.twice.si(1), dict(t.echo.si("immutable"))])
+
+
+@gives([5, 5])
+def body_that_calls_others_in_its_process(t: Tasks) -> Any:
+    return [t.inline.delay(t.add.s(1, 4)), (t.inline.s(t.add.s(1, 1) | t.add.s(1)) | t.add.s(2))()]
+
+
+@gives([[3, 6], {"0": 3, "1": 6}])
+def results_that_are_collected(t: Tasks) -> Any:
+    result = (t.add.s(1, 2) | t.add.s(3)).apply_async()
+    assert result.get(timeout=30) == 6
+    values = [value for _, value in result.parent.collect()]
+    return [values, {str(place): value for place, value in enumerate(values)}]

@@ -88,3 +88,37 @@ def chain_that_travelled_as_json(t: Tasks) -> Any:
 def chain_with_ids_of_its_own(t: Tasks) -> Any:
     head = t.add.s(1, 2).set(task_id=str(uuid4()))
     return (head | t.add.s(2)).apply_async(task_id=str(uuid4()))
+
+
+@gives([12, 2, 3])
+def chain_with_links_on_its_parts(t: Tasks) -> Any:
+    first, last = t.add.s(1, 1).set(link=[t.add.s(10)]), t.add.s(1)
+    whole = first | last | t.add.s(9)
+    whole.link(t.add.s(100))
+    result = whole.apply_async()
+    return [result, result.parent.parent, result.parent]
+
+
+@gives(["<id>", "<id>", 3])
+def chain_that_was_frozen(t: Tasks) -> Any:
+    whole = t.place.si(1) | t.place.si(2) | t.place.si(3)
+    frozen = whole.freeze()
+    result = whole.apply_async()
+    assert frozen.id == result.id
+    return result
+
+
+@gives(91)
+def chain_of_a_dozen(t: Tasks) -> Any:
+    return chain(t.add.s(0, 0), *(t.add.s(number) for number in range(1, 14))).apply_async()
+
+
+@gives(10)
+def chain_that_keeps_nothing_on_its_way(t: Tasks) -> Any:
+    return (t.unsaid.s(1) | t.add.s(2) | t.add.s(7)).apply_async()
+
+
+@gives(5)
+def chain_with_options_for_all_and_for_one(t: Tasks) -> Any:
+    whole = t.add.s(1, 2) | t.add.s(1).set(priority=6, serializer="yaml") | t.add.s(1)
+    return whole.apply_async(headers={"mark": "mine"}, priority=3)

@@ -151,3 +151,55 @@ def chord_with_errbacks_on_its_header_by_setting(t: Tasks) -> Any:
         return whole.on_error(t.errback_by_id.s()).apply_async().parent.results[1]
     finally:
         t.app.conf.task_allow_error_cb_on_chord_header = False
+
+
+@gives(29)
+def chord_three_deep(t: Tasks) -> Any:
+    deep = chord([t.add.s(1, 1), t.add.s(2, 1)], t.total.s())
+    deeper = chord([deep, t.add.s(3, 1)], t.total.s())
+    return chord(group(deeper, t.add.s(4, 15)), t.total.s() | t.add.s(1)).apply_async()
+
+
+@gives(13)
+def chords_one_after_the_other(t: Tasks) -> Any:
+    one = chord([t.echo.si(1), t.echo.si(2)], t.total.s())
+    two = chord([t.add.s(3), t.add.s(3)], t.total.s())
+    return (one | two | t.add.s(1)).apply_async()
+
+
+@gives(10)
+def chords_at_once_before_a_task(t: Tasks) -> Any:
+    one = chord([t.echo.si(1), t.echo.si(2)], t.total.s())
+    two = chord([t.echo.si(3), t.echo.si(4)], t.total.s())
+    return (group(one, two) | t.total.s()).apply_async()
+
+
+@gives(3)
+def chord_whose_parts_have_links(t: Tasks) -> Any:
+    parts = [t.echo.s(1).set(link=[t.add.s(10)]), t.echo.s(2)]
+    whole = chord(parts, t.total.s())
+    whole.link(t.add.s(100))
+    return whole.apply_async(headers={"mark": "mine"}, priority=3)
+
+
+@gives(3)
+def chord_whose_parts_keep_nothing(t: Tasks) -> Any:
+    return chord([t.echo.s(1).set(ignore_result=True), t.echo.s(2)], t.total.s()).apply_async()
+
+
+@gives(435)
+def chord_of_thirty(t: Tasks) -> Any:
+    return chord([t.echo.s(number) for number in range(30)])(t.total.s())
+
+
+@gives(CHORD_ERROR)
+def chord_of_chords_that_fails_inside(t: Tasks) -> Any:
+    inner = chord([t.echo.s(1), t.fail.s("part")], t.total.s())
+    result = chord([inner, t.echo.s(5)])(t.total.s().on_error(t.errback_by_id.s()))
+    return result.parent.results[0]
+
+
+@gives("ChordError: Dependency <id> raised ValueError('failed for (1,)')")
+def chord_with_a_chain_that_fails(t: Tasks) -> Any:
+    body = t.total.s().on_error(t.errback.s())
+    return chord([t.echo.si(1) | t.fail.s() | t.echo.s(), t.echo.s(2)])(body)

@@ -128,3 +128,28 @@ def eagerly(t: Tasks) -> Any:
     members = group(t.add.s(1, 1), t.add.s(2, 2))
     sent = (t.add.s(1, 2) | t.add.s(3)), members, chord(members, t.total.s()), t.fail.s(1)
     return [sig.apply() for sig in sent]
+
+
+@gives(3)
+def with_every_option(t: Tasks) -> Any:
+    return t.add.apply_async(
+        (1,),
+        {"y": 2},
+        priority=3,
+        headers={"mark": "mine"},
+        countdown=0.05,
+        expires=60,
+        time_limit=50,
+        soft_time_limit=40,
+        argsrepr="(secret)",
+        kwargsrepr="{secret}",
+        retry=False,
+        serializer="yaml",
+        shadow="another name",
+    )
+
+
+@gives("TimeLimitExceeded: TimeLimitExceeded(0.5,)")
+def hard_time_limit(t: Tasks) -> Any:
+    links = {"link": t.echo.s(), "link_error": t.errback_by_id.s()}
+    return t.hold.apply_async(("shut",), time_limit=0.5, **links)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import group
-from celery.result import GroupResult
+from celery import chain, group
+from celery.result import GroupResult, ResultSet
 
 from tests.support.compositions.base import Tasks, gives
 
@@ -112,3 +112,50 @@ def starmapped(t: Tasks) -> Any:
 @gives("ValueError: failed for (1,)")
 def mapped_over_what_fails(t: Tasks) -> Any:
     return t.fail.map([1, 2]).apply_async(link_error=t.errback_by_id.s())
+
+
+@gives([11, 20])
+def group_with_options(t: Tasks) -> Any:
+    both = group(t.add.s(1), t.add.s(10))
+    return both.apply_async((10,), headers={"mark": "mine"}, expires=60, priority=3)
+
+
+@gives(20)
+def group_of_groups_before_a_task(t: Tasks) -> Any:
+    inner = group(t.add.s(3, 3), t.add.s(4, 4))
+    return (group(group(t.add.s(1, 1)), group(t.add.s(2, 2)), inner) | t.total.s())()
+
+
+@gives([2, 4])
+def group_alone_in_a_chain(t: Tasks) -> Any:
+    return chain(group(t.add.s(1, 1), t.add.s(2, 2))).apply_async()
+
+
+@gives(12)
+def starmapped_before_a_task(t: Tasks) -> Any:
+    return (t.add.starmap([(n, n) for n in range(4)]) | t.total.s())()
+
+
+@gives([[[[0, 2], [4, 6]]], {"named": 1}])
+def chunks_before_a_task(t: Tasks) -> Any:
+    pieces = t.add.chunks([(n, n) for n in range(4)], 2).group()
+    return (pieces | t.echo.s(named=1))()
+
+
+@gives([[2, 4], [2, "ValueError: failed for (1,)"], [True, False]])
+def set_of_results(t: Tasks) -> Any:
+    good = ResultSet([t.add.delay(1, 1)], app=t.app)
+    good.add(t.add.delay(2, 2))
+    mixed = ResultSet([t.add.delay(1, 1), t.fail.delay(1)], app=t.app)
+    good.join(timeout=30)
+    mixed.join_native(timeout=30, propagate=False)
+    return [good, mixed, [good.successful(), mixed.successful()]]
+
+
+@gives([[[0, 2], [0, 2]], None])
+def group_that_is_read_in_every_way(t: Tasks) -> Any:
+    sent = group(t.add.s(n, n) for n in range(2))()
+    native = [value["result"] for _, value in sent.iter_native(timeout=30)]
+    sent.save()
+    sent.delete()
+    return [[sent.join(timeout=30), sorted(native)], GroupResult.restore(sent.id, app=t.app)]
