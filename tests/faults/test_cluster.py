@@ -178,7 +178,7 @@ def test_a_master_dies_and_its_replica_takes_over(
     elsewhere = [number for number in range(9) if number not in there]
     assert there
     assert elsewhere
-    tell(dead, "WAIT", 1, 5000)
+    cluster.wait_until_same(dead, replica)
     # When
     dead.kill()
     waiting = [pay.delay("held", gate="go"), *(pay.delay(number) for number in there)]

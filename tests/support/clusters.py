@@ -87,6 +87,12 @@ class Cluster:
         return replica
 
     @staticmethod
+    def wait_until_same(master: RedisServer, replica: RedisServer) -> None:
+        """Return once a replica has all that was written up to now."""
+        there = info(master)["master_repl_offset"]
+        eventually(lambda: info(replica)["slave_repl_offset"] >= there, "the replica has it all")
+
+    @staticmethod
     def take_over(replica: RedisServer) -> None:
         """Make a replica the master of its slots, without asking the others."""
         tell(replica, "CLUSTER", "FAILOVER", "TAKEOVER")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.mutants import __main__ as program
 from tests.mutants.catalogue import MUTANTS
 from tests.mutants.mutant import Mutant, SourceChanged
 
@@ -42,3 +46,91 @@ def test_a_guard_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(SourceChanged):
             Mutant("a guard", "errors.py", old, "", ()).apply(tmp_path)
     assert path.read_text() == "one\none\n"
+
+
+GUARD = Mutant("a guard", "errors.py", "guarded", "bare", (("tests/one.py",), ("tests/two.py",)))
+FAILED = """
+ERROR    celery.app.trace:trace.py:288 Task shop.charge raised unexpected
+FAILED tests/two.py::TestIt::test_this[a case-1] - AssertionError: 1 - 2
+"""
+
+
+class Copied(program.Copy):
+    """A copy of one file, whose tests end as they are told to once the guard is out."""
+
+    endings: Sequence[int] = ()
+
+    def __init__(self, directory: Path) -> None:
+        self.tree = directory
+        (directory / "celery_idempotent").mkdir(parents=True)
+        self.source.write_text("guarded\n")
+
+    @property
+    def source(self) -> Path:
+        return self.tree / "celery_idempotent" / "errors.py"
+
+    def test(self, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        out = self.source.read_text() == "bare\n"
+        code = self.endings[arguments[0] == "tests/two.py"] if out else 0
+        return subprocess.CompletedProcess([], code, FAILED)
+
+
+@pytest.mark.parametrize(
+    ("endings", "outcome", "code"),
+    [
+        ((0, 1), "noticed   two.py::TestIt::test_this[a case-1]", 0),
+        ((0, 0), "SURVIVED", 1),
+        ((2, 1), "ERROR", 1),
+    ],
+    ids=["noticed", "not noticed", "no tests"],
+)
+def test_every_guard_has_to_be_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    endings: Sequence[int],
+    outcome: str,
+    code: int,
+) -> None:
+    """By a test that fails; one that is missed by none, or by no test that ran, is an error."""
+    # Given
+    monkeypatch.setattr(program, "MUTANTS", [GUARD])
+    monkeypatch.setattr(program, "Copy", Copied)
+    monkeypatch.setattr(Copied, "endings", endings)
+    monkeypatch.setattr(sys, "argv", ["mutants", "-j", "1"])
+    # When
+    ended = program.main()
+    # Then
+    told = capsys.readouterr().out
+    assert ended == code
+    assert f"a guard  Python  {outcome}" in told
+    assert f"1 guards, {code} not noticed" in told
+
+
+def test_a_guard_that_can_not_be_taken_out_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its text has changed since: the tests have shown nothing of it."""
+    # Given
+    changed = Mutant("a guard", "errors.py", "another text", "", GUARD.stages)
+    monkeypatch.setattr(program, "MUTANTS", [changed])
+    monkeypatch.setattr(program, "Copy", Copied)
+    monkeypatch.setattr(sys, "argv", ["mutants"])
+    # Then
+    assert program.main() == 1
+    assert "put the mutant right" in capsys.readouterr().out
+
+
+def test_tests_that_fail_by_themselves_show_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With every guard in its place they have to pass, or no guard is looked at."""
+    # Given
+    monkeypatch.setattr(program, "MUTANTS", [GUARD])
+    monkeypatch.setattr(program, "Copy", Copied)
+    monkeypatch.setattr(
+        Copied, "test", lambda *_: subprocess.CompletedProcess([], 1, "1 failed in 2.00s")
+    )
+    monkeypatch.setattr(sys, "argv", ["mutants"])
+    # Then
+    assert program.main() == 1
+    assert "nothing can be shown" in capsys.readouterr().out
