@@ -104,8 +104,9 @@ class DjangoTransaction:
         try:
             answer = self._store.settle_in(self._connection, key, event)
         except BaseException as exc:
+            gone = isinstance(exc, Error) and _is_gone(self._connection)
             self.rollback()
-            if isinstance(exc, StoreUnavailable) or is_passing(exc):
+            if isinstance(exc, StoreUnavailable) or is_passing(exc) or gone:
                 raise NotCommitted(f"{key} could not be completed: {exc}") from exc
             raise
         if isinstance(answer, Lost):
@@ -178,6 +179,11 @@ class DjangoTransaction:
         lost = NotCommitted(f"nobody knows whether {key} was committed: {why}")
         lost.sure = False
         raise lost
+
+
+def _is_gone(connection: Any) -> bool:
+    """Whether the database has ended the connection, and with it what was not committed."""
+    return connection.connection is None or bool(getattr(connection.connection, "closed", False))
 
 
 class _Undo(Exception):

@@ -402,6 +402,7 @@ SCENARIOS = _all(
             "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_arrived",
             "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_did_not_arrive",
             "faults/test_sql_restarts.py::test_killed_under_the_transaction_of_a_body",
+            "faults/test_sql_restarts.py::test_killed_under_a_django_project",
         ),
     ),
     (

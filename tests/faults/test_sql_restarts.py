@@ -6,13 +6,18 @@ SQLite is not among them: it has no server that could be killed.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from django.db import connections
 
 from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem, unavailable
 from tests.support.bookings import Books
 from tests.support.databases import NotThere, emptied
+from tests.support.django_system import DjangoSystem
+from tests.support.djangos import database_at
 from tests.support.sql_servers import MariaDB, PostgreSQL, SqlServer
 from tests.support.system import System, answers
 from tests.support.waiting import eventually
@@ -121,3 +126,42 @@ def test_killed_under_the_transaction_of_a_body(
         assert books.tokens(order) == [one["token"]], point
         runs = 1 if point == "before the session" else 2
         assert system.ledger.count("start", key=order) == runs, point
+
+
+@pytest.fixture
+def project(
+    sql_server: SqlServer, redis_server: RedisServer, tmp_path: Path
+) -> Iterator[DjangoSystem]:
+    """A Django project with its database, and its records, in that server."""
+    with database_at(sql_server.url) as alias:
+        from tests.django_project.shop.models import Account
+
+        Account.objects.using(alias).create(name="ann")
+        made = DjangoSystem(redis_server, alias, tmp_path, idempotency_lease=LEASE)
+        made.start_worker()
+        yield made
+        made.close()
+
+
+@pytest.mark.parametrize("sql_server", [PostgreSQL], indirect=True)
+def test_killed_under_a_django_project(project: DjangoSystem, sql_server: SqlServer) -> None:
+    """Scenario 48 with Django: a body's increment goes with its transaction, and is made once."""
+    deposit, ledger = "shop.deposit", project.ledger
+    # Given a run that has written
+    project.send(deposit, 0, 1).get(timeout=30)
+    calls = [project.send(deposit, 1, 10, gates=True)]
+    ledger.open("before-1")
+    ledger.wait_for("written", key=1)
+    # When calls come while the database is away
+    sql_server.kill()
+    calls += [project.send(deposit, order, 10) for order in (1, 2, 2)]
+    eventually(lambda: project.log.count("its body was not run") >= 3, "each was put back")
+    assert not any(call.ready() for call in calls)
+    sql_server.start()
+    connections[project.alias].close()  # this process's own, which is dead too
+    ledger.open("after-1")
+    # Then
+    assert [call.get(timeout=60) for call in calls] == [10] * 4
+    assert project.balance() == 21
+    assert sorted(entry["key"] for entry in ledger.entries("committed")) == [0, 1, 2]
+    assert ledger.count("start", key=1) == 2

@@ -103,6 +103,25 @@ def test_a_lost_answer_to_commit_is_found_out(
     assert balance(store) == (100 if committed else 0)
 
 
+@pytest.mark.parametrize("store", ["postgresql"], indirect=True)
+def test_a_connection_that_ends_before_the_completion_is_no_failure(store: DjangoStore) -> None:
+    """The body has returned, and the database is away: nothing is committed, and it runs again."""
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    pay(store)
+    # When
+    transaction.session.connection.close()
+    with pytest.raises(NotCommitted) as raised:
+        transaction.commit(KEY, completed(record))
+    # Then
+    assert raised.value.sure
+    assert balance(store) == 0
+    found = store.get(KEY)
+    assert found is not None
+    assert found.state is State.RUNNING
+
+
 def test_what_a_zombie_wrote_is_rolled_back(store: DjangoStore) -> None:
     """The key was forgotten before its transaction ends: nothing of the run is durable."""
     # Given

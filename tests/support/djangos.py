@@ -28,9 +28,20 @@ def set_up() -> None:
 @contextmanager
 def database_of(kind: str, directory: Path) -> Iterator[str]:
     """A database of its own under an alias, with all tables."""
-    set_up()
     made = Database(kind, directory)
-    one: dict[str, Any] = {"default": {}, ALIAS: database(made.url)}
+    try:
+        with database_at(made.url) as alias:
+            yield alias
+    finally:
+        if kind != "sqlite":
+            made.drop()
+
+
+@contextmanager
+def database_at(url: str) -> Iterator[str]:
+    """An empty database under an alias, with all tables."""
+    set_up()
+    one: dict[str, Any] = {"default": {}, ALIAS: database(url)}
     connections.settings[ALIAS] = connections.configure_settings(one)[ALIAS]
     try:
         call_command("migrate", database=ALIAS, verbosity=0, run_syncdb=True)
@@ -39,5 +50,3 @@ def database_of(kind: str, directory: Path) -> Iterator[str]:
         connections[ALIAS].close()
         del connections[ALIAS]
         del connections.settings[ALIAS]
-        if kind != "sqlite":
-            made.drop()
