@@ -140,7 +140,11 @@ class System:
             **broker.settings(VISIBILITY_TIMEOUT_S),
             "broker_connection_max_retries": None,
         }
-        if part.broker == "rabbitmq":
+        if part.broker == "redis":
+            # Who looks for what to deliver again holds a lock, and may lose the server at it: by
+            # default nobody looks again for five minutes then.
+            settings["broker_transport_options"]["unacked_mutex_expire"] = VISIBILITY_TIMEOUT_S // 2
+        else:
             settings["broker_transport_options"] = {"confirm_publish": True}
         if part.store != "redis":
             settings["idempotency_store_url"] = self.database.url
