@@ -14,7 +14,7 @@ import redis
 from celery import Celery, chain, chord
 from kombu.exceptions import OperationalError
 
-from tests.chaos.judgement import Answer, Evidence, Published
+from tests.chaos.evidence import Answer, Evidence, Published
 from tests.chaos.plan import STALLS, Call, Fault, Plan
 from tests.chaos.system import System, is_alive
 

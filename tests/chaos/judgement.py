@@ -3,125 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from tests.chaos.plan import LEASE_S, STALLS, Act
-
-Entry = Mapping[str, Any]
-
-#: What Celery answers a chord where, at the very moment, it could not publish the body, or count or
-#: read the parts, because the broker or the result backend was away. It does not try that again.
-_CHORD_GIVEN_UP = re.compile(
-    r"(Callback error: |Join error: |Dependency \S+ raised )\S*(OperationalError|ConnectionError)"
-)
-
-#: The lines that tell of a message, and not of a key.
-_OF_MESSAGES = ("sent", "received", "counting", "counted")
+from tests.chaos.account import account_of
+from tests.chaos.evidence import Answer, Done, Entry, Evidence, Published, Verdict, Violation
+from tests.chaos.limits import Limits
+from tests.chaos.plan import LEASE_S, Act
 
 #: How long after a stall it may take until a heartbeat or a waiting caller has noticed its end.
 RECOVERY_S = LEASE_S
-
-
-@dataclass(frozen=True)
-class Done:
-    """A fault as it happened: ``began`` is before its first signal, ``ended`` after its last."""
-
-    act: Act
-    began: float
-    ended: float
-    #: Whom it hit; a kill of the server, or a pause, hits everybody whose records are there.
-    node: str = ""
-    pid: int = 0
-    part: str = ""
-
-    @property
-    def seconds(self) -> float:
-        """How long it took."""
-        return self.ended - self.began
-
-    @property
-    def is_kill(self) -> bool:
-        """Whether it ended a process that ran bodies."""
-        return self.act in (Act.KILL_CHILD, Act.KILL_WORKER, Act.ENDED)
-
-    @property
-    def is_long_stall(self) -> bool:
-        """Whether those that it hit could not renew for longer than a lease."""
-        return self.act in STALLS and self.seconds > LEASE_S
-
-
-@dataclass(frozen=True)
-class Published:
-    """One publication, as its producer knows it: the ids of its messages, each with its key."""
-
-    part: str
-    kind: str
-    keys: Mapping[str, str]
-    #: When it was published.
-    at: float = 0.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a call got: its state, and its result where it succeeded."""
-
-    state: str
-    result: Any = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is an answer at all."""
-        return self.state in ("SUCCESS", "FAILURE", "REVOKED")
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that is known when everything is over."""
-
-    entries: Sequence[Entry]
-    faults: Sequence[Done]
-    published: Sequence[Published]
-    #: By task id.
-    answers: Mapping[str, Answer]
-    #: Rows by key, of sessions and of keyed inserts.
-    rows: Mapping[str, int]
-    #: Marks of messages that the brokers still have.
-    waiting: frozenset[str] = frozenset()
-    #: Nodes of the parts whose records are not on the server that faults hit.
-    apart: frozenset[str] = frozenset()
-    #: Queues that are on Redis.
-    on_redis: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Violation:
-    """Something that must not be, and what is known of it."""
-
-    what: str
-    key: str
-    account: str
-
-
-@dataclass
-class Verdict:
-    """The figures and the violations."""
-
-    figures: dict[str, int]
-    by_kind: dict[str, Counter[str]] = field(default_factory=dict)
-    violations: list[Violation] = field(default_factory=list)
-
-    @property
-    def holds(self) -> bool:
-        """Whether all that is required holds."""
-        return not self.violations
-
-    def count(self, what: str) -> int:
-        """How many violations of one sort there are."""
-        return sum(one.what == what for one in self.violations)
 
 
 @dataclass
@@ -154,7 +47,6 @@ def judge(evidence: Evidence) -> Verdict:
 class _Judge:
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
-        self.began = min((entry["at"] for entry in evidence.entries), default=0.0)
         self.bodies = _bodies(evidence)
         self.effects: dict[tuple[str, str], list[Entry]] = defaultdict(list)
         self.step_records: dict[tuple[str, str, Any], float] = {}
@@ -163,24 +55,18 @@ class _Judge:
                 self.effects[entry["key"], entry["step"]].append(entry)
             elif entry["event"] == "recorded" and entry["step"]:
                 self.step_records[entry["key"], entry["step"], entry["token"]] = entry["at"]
-        self.lines: dict[str, list[Entry]] = defaultdict(list)
-        for entry in evidence.entries:
-            if entry.get("key"):
-                self.lines[entry["key"]].append(entry)
-        self.counting = _cut_off_counting(evidence)
-        self.sent = {entry["id"] for entry in evidence.entries if entry["event"] == "sent"}
+        self.limits = Limits(evidence)
         self.violations: list[Violation] = []
         self.figures: Counter[str] = Counter()
 
     def verdict(self) -> Verdict:
         evidence = self.evidence
-        lost_by_kombu = self._lost_by_kombu()
         self._overlaps()
         self._accepted_twice()
         repeated = self._repeated_effects()
         self._rows()
-        self._lost(lost_by_kombu)
-        self._answers(lost_by_kombu, repeated)
+        self._lost()
+        self._answers(repeated)
         acts = Counter(fault.act for fault in evidence.faults)
         events = Counter(entry["event"] for entry in evidence.entries)
         keys = {key for one in evidence.published for key in one.keys.values()}
@@ -203,7 +89,7 @@ class _Judge:
             "answers by a run that was not recorded": self.figures["own answers"],
             "chords that Celery gave up in an outage": self.figures["chords given up"],
             "chords cut off as Celery counted a part": self.figures["chords not sent"],
-            "messages lost by kombu": len(lost_by_kombu),
+            "messages lost by kombu": len(self.limits.lost),
             "calls that went with them": self.figures["gone with them"],
         }
         return Verdict(figures, self._by_kind(), self.violations)
@@ -312,7 +198,7 @@ class _Judge:
             if count > 1:
                 self._blame("repeated row", key, f"{count} rows, where there can be one")
 
-    def _lost(self, gone: Mapping[str, str]) -> None:
+    def _lost(self) -> None:
         """Every key that was called has had its effect."""
         happened = {key for key, _ in self.effects} | set(self.evidence.rows)
         callers: dict[str, list[Published]] = defaultdict(list)
@@ -323,33 +209,33 @@ class _Judge:
             key
             for one in self.evidence.published
             for task_id, key in one.keys.items()
-            if self._was_never_sent(one, task_id)
-            or self._celery_gave_it_up(one, task_id, self.evidence.answers.get(task_id))
+            if self.limits.was_never_sent(one, task_id)
+            or self.limits.celery_gave_it_up(one, task_id, self.evidence.answers.get(task_id))
         }
         for key, publications in callers.items():
             if key in happened or key in given_up:
                 continue
-            if all(_went(one, gone) for one in publications):
+            if all(self.limits.took(one) for one in publications):
                 continue
             ids = {task_id for one in publications for task_id in one.keys}
             why = f"no run of it has had its effect; the calls it belongs to: {sorted(ids)}"
             self._blame("lost", key, why, *ids)
 
-    def _answers(self, gone: Mapping[str, str], repeated: set[str]) -> None:
+    def _answers(self, repeated: set[str]) -> None:
         """Every call is answered, with its key's one outcome."""
         outcomes: dict[str, dict[str, str]] = defaultdict(dict)
         for one in self.evidence.published:
             for task_id, key in one.keys.items():
                 answer = self.evidence.answers.get(task_id, Answer("PENDING"))
                 if not answer.ready:
-                    if _went(one, gone):
+                    if self.limits.took(one):
                         self.figures["gone with them"] += 1
-                    elif self._was_never_sent(one, task_id):
+                    elif self.limits.was_never_sent(one, task_id):
                         self.figures["chords not sent"] += 1
                     else:
                         why = f"the call {task_id} is {answer.state}, of {one.part} {one.kind}"
                         self._blame("unanswered", key, why, *one.keys)
-                elif self._celery_gave_it_up(one, task_id, answer):
+                elif self.limits.celery_gave_it_up(one, task_id, answer):
                     self.figures["chords given up"] += 1
                 elif answer.state != "SUCCESS":
                     self._blame("failed", key, f"the call {task_id} got {answer.result}", *one.keys)
@@ -363,52 +249,7 @@ class _Judge:
             else:
                 self._blame("differing answers", key, f"its calls got {answers}")
 
-    def _was_never_sent(self, one: Published, task_id: str) -> bool:
-        """Whether it is a chord's body whose sender was cut off as it counted a part.
-
-        Celery's backend gives the last part a claim of 6 seconds on sending the body. If its
-        process dies then, or the answer is lost with the server, the message's next delivery finds
-        the claim taken, and nobody sends the body.
-        """
-        return (
-            _is_a_chords_body(one, task_id)
-            and task_id not in self.sent
-            and not self.counting.isdisjoint(one.keys)
-        )
-
-    def _celery_gave_it_up(self, one: Published, task_id: str, answer: Answer | None) -> bool:
-        """Whether it is a chord's body that Celery failed while broker or backend were away."""
-        if answer is None or not _is_a_chords_body(one, task_id):
-            return False
-        if answer.state != "FAILURE" or answer.result["exc_type"] != "ChordError":
-            return False
-        away = (Act.KILL_SERVER, Act.PAUSE_SERVER, Act.CUT)
-        return any(map(_CHORD_GIVEN_UP.match, map(str, answer.result["exc_message"]))) and any(
-            fault.act in away and fault.part in ("", one.part) and fault.ended >= one.at
-            for fault in self.evidence.faults
-        )
-
     # --- what is known ---------------------------------------------------------------------------
-
-    def _lost_by_kombu(self) -> dict[str, str]:
-        """Messages on Redis that nobody received and that are nowhere, by mark, with their id.
-
-        kombu takes a message off its queue, and notes a moment later that it holds it. Where Redis
-        is killed in between, nobody has it. No worker's code has seen it by then.
-        """
-        received = {
-            entry["copy"] for entry in self.evidence.entries if entry["event"] == "received"
-        }
-        kills = [it.ended for it in self.evidence.faults if it.act is Act.KILL_SERVER]
-        return {
-            entry["copy"]: entry["id"]
-            for entry in self.evidence.entries
-            if entry["event"] == "sent"
-            and entry["queue"] in self.evidence.on_redis
-            and entry["copy"] not in received
-            and entry["copy"] not in self.evidence.waiting
-            and any(entry["at"] <= kill for kill in kills)
-        }
 
     def _hits(self, fault: Done, body: _Body) -> bool:
         if fault.act in (Act.KILL_SERVER, Act.PAUSE_SERVER):
@@ -418,35 +259,8 @@ class _Judge:
         return fault.node == body.node
 
     def _blame(self, what: str, key: str, why: str, *ids: str) -> None:
-        self.violations.append(Violation(what, key, self._account(key, why, set(ids))))
-
-    def _account(self, key: str, why: str, ids: set[str]) -> str:
-        """What the ledger says of a key, and the faults near it, in the order of time."""
-        lines = list(self.lines[key])
-        ids = ids | {line["id"] for line in lines if "id" in line}
-        lines += [
-            entry
-            for entry in self.evidence.entries
-            if entry["event"] in _OF_MESSAGES and entry["id"] in ids
-        ]
-        lines.sort(key=lambda line: line["at"])
-        if not lines:
-            return why
-        first, last = lines[0]["at"] - 1, lines[-1]["at"] + 1
-        told = [
-            *((line["at"], _told(line)) for line in lines),
-            *(
-                (
-                    fault.began,
-                    f"-- {fault.act.value} {fault.node} {fault.pid or ''}".rstrip()
-                    + f" ({fault.seconds:.2f} s)",
-                )
-                for fault in self.evidence.faults
-                if fault.ended >= first and fault.began <= last
-            ),
-        ]
-        account = [f"  {at - self.began:9.3f} s  {text}" for at, text in sorted(told)]
-        return "\n".join([why, *account])
+        account = f"{why}\n{account_of(self.evidence, key, set(ids))}"
+        self.violations.append(Violation(what, key, account))
 
 
 def _bodies(evidence: Evidence) -> list[_Body]:
@@ -482,32 +296,6 @@ def _bodies(evidence: Evidence) -> list[_Body]:
     return bodies
 
 
-def _cut_off_counting(evidence: Evidence) -> set[str]:
-    """The chord parts whose counting began and did not end, by a kill or with the server."""
-    began: dict[tuple[str, int], float] = {}
-    for entry in evidence.entries:
-        if entry["event"] == "counting":
-            began[entry["id"], entry["pid"]] = entry["at"]
-        elif entry["event"] == "counted":
-            began.pop((entry["id"], entry["pid"]), None)
-    nodes = {entry["pid"]: entry["node"] for entry in evidence.entries if "node" in entry}
-    return {
-        task_id
-        for (task_id, pid), at in began.items()
-        for fault in evidence.faults
-        if fault.ended >= at
-        and (
-            (fault.act is Act.KILL_CHILD and fault.pid == pid)
-            or (fault.is_kill and fault.node and fault.node == nodes.get(pid))
-            or fault.act is Act.KILL_SERVER
-        )
-    }
-
-
-def _is_a_chords_body(one: Published, task_id: str) -> bool:
-    return one.kind == "chord" and one.keys[task_id].startswith("tail-")
-
-
 def _by_key(bodies: Iterable[_Body]) -> dict[str, list[_Body]]:
     found: dict[str, list[_Body]] = defaultdict(list)
     for body in bodies:
@@ -520,15 +308,3 @@ def _pairs(bodies: list[_Body]) -> Iterator[tuple[_Body, _Body]]:
     for place, first in enumerate(bodies):
         for second in bodies[place + 1 :]:
             yield first, second
-
-
-def _went(one: Published, gone: Mapping[str, str]) -> bool:
-    return not set(one.keys).isdisjoint(gone.values())
-
-
-def _told(line: Entry) -> str:
-    hidden = ("event", "at", "key", "receipt")
-    rest = " ".join(
-        f"{name}={value}" for name, value in line.items() if name not in hidden and value
-    )
-    return f"{line['event']} {rest}"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from tests.chaos.judgement import Verdict
+from tests.chaos.evidence import Verdict
 from tests.chaos.plan import Act, Plan
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from sqlalchemy import create_engine, func, select
 
 from celery_idempotent.stores.sql import SqlStore
 from celery_idempotent.testing.servers import RedisServer
-from tests.chaos.judgement import Answer, Done
+from tests.chaos.evidence import Answer, Done
 from tests.chaos.plan import LEASE_S, VISIBILITY_TIMEOUT_S, Act, Fault, Part
 from tests.chaos.workload import COPY, Work, booked, inserted, make_app, mark_messages, metadata
 from tests.support.brokers import RabbitBroker, RedisBroker

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.chaos.judgement import Answer, Done, Evidence, Published, Verdict, judge
+from tests.chaos.evidence import Answer, Done, Evidence, Published, Verdict
+from tests.chaos.judgement import judge
 from tests.chaos.plan import (
     LEASE_S,
     LONG_S,
@@ -442,5 +443,5 @@ def test_the_report_gives_an_account_and_the_command_that_repeats_it() -> None:
     text = captured.get()
     assert "overlap: k" in text
     assert "begin pid=2 id=call node=b token=70" in text
-    assert "-- stop a child  1 (0.80 s)" in text
+    assert "-- stop a child 1 (0.80 s)" in text
     assert "make chaos SEED=7 MINUTES=1" in text

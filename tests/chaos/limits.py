@@ -1,0 +1,99 @@
+"""What Celery and kombu lose by themselves, told apart by exactly what it leaves in the ledger."""
+
+from __future__ import annotations
+
+import re
+
+from tests.chaos.evidence import Answer, Evidence, Published
+from tests.chaos.plan import Act
+
+#: What Celery answers a chord where, at the very moment, it could not publish the body, or count or
+#: read the parts, because the broker or the result backend was away. It does not try that again.
+_CHORD_GIVEN_UP = re.compile(
+    r"(Callback error: |Join error: |Dependency \S+ raised )\S*(OperationalError|ConnectionError)"
+)
+
+
+class Limits:
+    """Which messages and chords of a run are gone by no fault of the library's."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._faults = evidence.faults
+        self._sent = {entry["id"] for entry in evidence.entries if entry["event"] == "sent"}
+        self._counting = _cut_off_counting(evidence)
+        #: Messages that kombu lost, by mark, with their id.
+        self.lost = _lost_by_kombu(evidence)
+
+    def took(self, one: Published) -> bool:
+        """Whether kombu lost a message of this publication."""
+        return not set(one.keys).isdisjoint(self.lost.values())
+
+    def was_never_sent(self, one: Published, task_id: str) -> bool:
+        """Whether it is a chord's body whose sender was cut off as it counted a part.
+
+        Celery's backend gives the last part a claim of 6 seconds on sending the body. If its
+        process dies then, or the answer is lost with the server, the message's next delivery finds
+        the claim taken, and nobody sends the body.
+        """
+        return (
+            _is_a_chords_body(one, task_id)
+            and task_id not in self._sent
+            and not self._counting.isdisjoint(one.keys)
+        )
+
+    def celery_gave_it_up(self, one: Published, task_id: str, answer: Answer | None) -> bool:
+        """Whether it is a chord's body that Celery failed while broker or backend were away."""
+        if answer is None or not _is_a_chords_body(one, task_id):
+            return False
+        if answer.state != "FAILURE" or answer.result["exc_type"] != "ChordError":
+            return False
+        away = (Act.KILL_SERVER, Act.PAUSE_SERVER, Act.CUT)
+        return any(map(_CHORD_GIVEN_UP.match, map(str, answer.result["exc_message"]))) and any(
+            fault.act in away and fault.part in ("", one.part) and fault.ended >= one.at
+            for fault in self._faults
+        )
+
+
+def _lost_by_kombu(evidence: Evidence) -> dict[str, str]:
+    """Messages on Redis that nobody received and that are nowhere, by mark, with their id.
+
+    kombu takes a message off its queue, and notes a moment later that it holds it. Where Redis
+    is killed in between, nobody has it. No worker's code has seen it by then.
+    """
+    received = {entry["copy"] for entry in evidence.entries if entry["event"] == "received"}
+    kills = [it.ended for it in evidence.faults if it.act is Act.KILL_SERVER]
+    return {
+        entry["copy"]: entry["id"]
+        for entry in evidence.entries
+        if entry["event"] == "sent"
+        and entry["queue"] in evidence.on_redis
+        and entry["copy"] not in received
+        and entry["copy"] not in evidence.waiting
+        and any(entry["at"] <= kill for kill in kills)
+    }
+
+
+def _cut_off_counting(evidence: Evidence) -> set[str]:
+    """The chord parts whose counting began and did not end, by a kill or with the server."""
+    began: dict[tuple[str, int], float] = {}
+    for entry in evidence.entries:
+        if entry["event"] == "counting":
+            began[entry["id"], entry["pid"]] = entry["at"]
+        elif entry["event"] == "counted":
+            began.pop((entry["id"], entry["pid"]), None)
+    nodes = {entry["pid"]: entry["node"] for entry in evidence.entries if "node" in entry}
+    return {
+        task_id
+        for (task_id, pid), at in began.items()
+        for fault in evidence.faults
+        if fault.ended >= at
+        and (
+            (fault.act is Act.KILL_CHILD and fault.pid == pid)
+            or (fault.is_kill and fault.node and fault.node == nodes.get(pid))
+            or fault.act is Act.KILL_SERVER
+        )
+    }
+
+
+def _is_a_chords_body(one: Published, task_id: str) -> bool:
+    return one.kind == "chord" and one.keys[task_id].startswith("tail-")
