@@ -55,13 +55,17 @@ class Driver:
         stalls = [fault for fault in self.plan.faults if fault.act in STALLS]
         others = [fault for fault in self.plan.faults if fault.act not in STALLS]
         lanes = [functools.partial(self._harm, faults) for faults in (stalls, others)]
-        threads = [threading.Thread(target=self._safely, args=(it,)) for it in publishers + lanes]
+        threads = [
+            # Daemons: whoever breaks it off does not wait for what is still planned.
+            threading.Thread(target=self._safely, args=(lane,), daemon=True)
+            for lane in publishers + lanes
+        ]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             self._turn(show)
-        if self.errors:
-            raise self.errors[0]
+            if self.errors:
+                raise self.errors[0]
         self.phase = "draining"
         self._drain(show)
         return self._evidence()
