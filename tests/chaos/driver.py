@@ -15,11 +15,15 @@ from celery import Celery, chain, chord
 from kombu.exceptions import OperationalError
 
 from tests.chaos.evidence import Answer, Evidence, Published
-from tests.chaos.plan import STALLS, Call, Fault, Plan
+from tests.chaos.limits import Limits
+from tests.chaos.plan import STALLS, VISIBILITY_TIMEOUT_S, Call, Fault, Plan
 from tests.chaos.system import System, is_alive
 
 #: Nothing is answered for so long after the last fault: nothing is going to be.
 NO_PROGRESS_S = 45.0
+#: Nothing is answered for so long, and nothing is to be expected: longer than it takes Redis to
+#: deliver again.
+GONE_S = 2.0 * VISIBILITY_TIMEOUT_S
 _TURN_S = 0.5
 
 Show = Callable[["Driver"], None]
@@ -109,6 +113,19 @@ class Driver:
                 return
             if progress != seen:
                 seen, since = progress, time.monotonic()
+            elif time.monotonic() - since > GONE_S and self._rest_is_gone():
+                return
+
+    def _rest_is_gone(self) -> bool:
+        """Whether nothing is waited for but what Celery and kombu have lost."""
+        limits = Limits(self._evidence())
+        return all(
+            self.answers.get(task_id, Answer("PENDING")).ready
+            or limits.took(one)
+            or limits.was_never_sent(one, task_id)
+            for one in self.published
+            for task_id in one.keys
+        )
 
     def _running(self) -> bool:
         return any(map(is_alive, list(self.system.tail.busy)))
@@ -121,9 +138,8 @@ class Driver:
             published=list(self.published),
             answers=dict(self.answers),
             rows=system.rows(),
-            waiting=system.waiting(),
             apart=system.apart(),
-            on_redis=system.on_redis(),
+            lost=system.lost(),
         )
 
     # --- faults and traffic ----------------------------------------------------------------------

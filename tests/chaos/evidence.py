@@ -75,12 +75,10 @@ class Evidence:
     answers: Mapping[str, Answer]
     #: Rows by key, of sessions and of keyed inserts.
     rows: Mapping[str, int]
-    #: Marks of messages that the brokers still have.
-    waiting: frozenset[str] = frozenset()
     #: Nodes of the parts whose records are not on the server that faults hit.
     apart: frozenset[str] = frozenset()
-    #: Queues that are on Redis.
-    on_redis: frozenset[str] = frozenset()
+    #: Messages on Redis that kombu took and did not keep, by mark, with their id.
+    lost: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class _Judge:
             "answers by a run that was not recorded": self.figures["own answers"],
             "chords that Celery gave up in an outage": self.figures["chords given up"],
             "chords cut off as Celery counted a part": self.figures["chords not sent"],
-            "messages lost by kombu": len(self.limits.lost),
+            "messages lost by kombu": len(evidence.lost),
             "calls that went with them": self.figures["gone with them"],
         }
         return Verdict(figures, self._by_kind(), self.violations)

@@ -21,12 +21,12 @@ class Limits:
         self._faults = evidence.faults
         self._sent = {entry["id"] for entry in evidence.entries if entry["event"] == "sent"}
         self._counting = _cut_off_counting(evidence)
-        #: Messages that kombu lost, by mark, with their id.
-        self.lost = _lost_by_kombu(evidence)
+        #: The ids of messages that kombu lost.
+        self._lost = set(evidence.lost.values())
 
     def took(self, one: Published) -> bool:
         """Whether kombu lost a message of this publication."""
-        return not set(one.keys).isdisjoint(self.lost.values())
+        return not set(one.keys).isdisjoint(self._lost)
 
     def was_never_sent(self, one: Published, task_id: str) -> bool:
         """Whether it is a chord's body whose sender was cut off as it counted a part.
@@ -52,25 +52,6 @@ class Limits:
             fault.act in away and fault.part in ("", one.part) and fault.ended >= one.at
             for fault in self._faults
         )
-
-
-def _lost_by_kombu(evidence: Evidence) -> dict[str, str]:
-    """Messages on Redis that nobody received and that are nowhere, by mark, with their id.
-
-    kombu takes a message off its queue, and notes a moment later that it holds it. Where Redis
-    is killed in between, nobody has it. No worker's code has seen it by then.
-    """
-    received = {entry["copy"] for entry in evidence.entries if entry["event"] == "received"}
-    kills = [it.ended for it in evidence.faults if it.act is Act.KILL_SERVER]
-    return {
-        entry["copy"]: entry["id"]
-        for entry in evidence.entries
-        if entry["event"] == "sent"
-        and entry["queue"] in evidence.on_redis
-        and entry["copy"] not in received
-        and entry["copy"] not in evidence.waiting
-        and any(entry["at"] <= kill for kill in kills)
-    }
 
 
 def _cut_off_counting(evidence: Evidence) -> set[str]:

@@ -20,9 +20,10 @@ from sqlalchemy import create_engine, func, select
 
 from celery_idempotent.stores.sql import SqlStore
 from celery_idempotent.testing.servers import RedisServer
+from tests.chaos import aof
 from tests.chaos.evidence import Answer, Done
 from tests.chaos.plan import LEASE_S, VISIBILITY_TIMEOUT_S, Act, Fault, Part
-from tests.chaos.workload import COPY, Work, booked, inserted, make_app, mark_messages, metadata
+from tests.chaos.workload import Work, booked, inserted, make_app, mark_messages, metadata
 from tests.support.brokers import RabbitBroker, RedisBroker
 from tests.support.databases import Database
 from tests.support.ledger import Entry, Ledger
@@ -100,8 +101,11 @@ class System:
         # The server dies with the thread that started it: one that lives as long as this.
         self._keeper = ThreadPoolExecutor(1, "server")
         self._closing.callback(self._keeper.shutdown)
+        self._data = directory / "server"
         persistent = ("--appendonly", "yes", "--appendfsync", "always")
-        self.server = RedisServer(directory=directory / "server", args=persistent)
+        # What it writes down is evidence: it is not to be rewritten.
+        kept = ("--auto-aof-rewrite-percentage", "0")
+        self.server = RedisServer(directory=self._data, args=persistent + kept)
         self._keeper.submit(self.server.start).result()
         self._closing.callback(self.server.stop)
         self.client = redis.Redis.from_url(self.server.url(RESULT_DB), socket_timeout=2)
@@ -289,24 +293,10 @@ class System:
                 found.update((key, count) for key, count in connection.execute(counted))
         return found
 
-    def waiting(self) -> frozenset[str]:
-        """The marks of messages that are in Redis's queues, or that a worker holds of them."""
-        marks = set()
-        with redis.Redis.from_url(self.server.url()) as client:
-            raw: list[Any] = []
-            for queue in self.on_redis():
-                raw += client.lrange(queue, 0, -1)
-            held: Any = client.hvals("unacked")
-            messages = [json.loads(it) for it in raw] + [json.loads(it)[0] for it in held]
-        for message in messages:
-            marks.add(message["headers"].get(COPY))
-        return frozenset(marks)
-
-    def on_redis(self) -> frozenset[str]:
-        """The queues on Redis."""
-        return frozenset(
-            broker.queue for broker in self.brokers.values() if isinstance(broker, RedisBroker)
-        )
+    def lost(self) -> dict[str, str]:
+        """The marks of messages that kombu took off Redis's queues and lost, with their ids."""
+        queues = [it.queue for it in self.brokers.values() if isinstance(it, RedisBroker)]
+        return aof.lost(aof.commands(self._data), queues)
 
     def apart(self) -> frozenset[str]:
         """The nodes whose records are in a database, where the server's faults don't reach."""

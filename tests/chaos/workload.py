@@ -21,6 +21,7 @@ from celery_idempotent.core.record import State
 from celery_idempotent.core.transitions import Recorded
 from celery_idempotent.stores.redis import RedisStore
 from celery_idempotent.stores.sql import SqlStore
+from tests.chaos.marks import COPY
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE
 
@@ -39,9 +40,6 @@ inserted = Table(
     Column("row", String(40), primary_key=True),
     Column("key", String(80), nullable=False, index=True),
 )
-
-#: Marks one message, so that what was published can be told from what was received.
-COPY = "chaos_copy"
 
 
 class Work:

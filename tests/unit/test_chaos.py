@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from rich.console import Console
 
+from celery_idempotent.testing.servers import RedisServer
+from tests.chaos import aof
 from tests.chaos.evidence import Answer, Done, Evidence, Published, Verdict
 from tests.chaos.judgement import judge
+from tests.chaos.marks import COPY
 from tests.chaos.plan import (
     LEASE_S,
     LONG_S,
@@ -396,38 +401,76 @@ def test_duplicates_with_differing_answers_are_found() -> None:
     assert found(faulty.judged()) == set()
 
 
-def sent(copy: str, at: float, queue: str = "q", call: str = "call") -> Line:
-    return {"event": "sent", "at": at, "pid": 9, "copy": copy, "id": call, "queue": queue}
+def message(tag: str) -> bytes:
+    headers = {COPY: f"mark of {tag}", "id": f"id of {tag}"}
+    return json.dumps({"headers": headers, "properties": {"delivery_tag": tag}}).encode()
 
 
-def received(copy: str, at: float) -> Line:
-    return {"event": "received", "at": at, "pid": 1, "copy": copy, "id": "call"}
+def writes(*lines: str) -> list[list[bytes]]:
+    """The server's log: a word that begins with ``@`` stands for the message with that tag."""
+    return [
+        [message(word[1:]) if word.startswith("@") else word.encode() for word in line.split()]
+        for line in lines
+    ]
 
 
 @pytest.mark.parametrize(
-    ("lines", "killed_at", "more", "is_kombus"),
+    ("log", "gone"),
     [
-        ([sent("m", 1.0)], 2.0, {}, True),
-        ([sent("m", 1.0), received("m", 1.5)], 2.0, {}, False),  # a worker had it
-        ([sent("m", 1.0)], 0.5, {}, False),  # Redis was not killed since
-        ([sent("m", 1.0, queue="amqp")], 2.0, {}, False),
-        ([sent("m", 1.0)], 2.0, {"waiting": frozenset({"m"})}, False),  # it is still there
+        (["LPUSH q @a"], set()),  # it waits
+        (["LPUSH q @a", "RPOP q"], {"a"}),  # taken, and not noted
+        (["LPUSH q @a", "RPOP q", "HSET unacked a ..."], set()),  # held
+        (["LPUSH q @a", "LPUSH q @b", "RPOP q", "HSET unacked a ..."], set()),
+        (["LPUSH q @a", "LPUSH q @b", "RPOP q", "RPOP q", "HSET unacked b ..."], {"a"}),
+        (["LPUSH q @a", "RPUSH q @b", "RPOP q", "HSET unacked a ..."], {"b"}),
+        (  # delivered again, and lost then
+            [
+                "LPUSH q @a",
+                "RPOP q",
+                "HSET unacked a ...",
+                "HDEL unacked a",
+                "RPUSH q @a",
+                "RPOP q",
+            ],
+            {"a"},
+        ),
+        (["LPUSH other @a", "RPOP other"], set()),
+        (["SELECT 1", "LPUSH q @a", "RPOP q"], set()),
     ],
 )
-def test_only_what_nobody_received_is_kombus_loss(
-    lines: Sequence[Line], killed_at: float, more: dict[str, Any], is_kombus: bool
-) -> None:
-    """A message on Redis that is nowhere, was never received, and was sent before Redis died."""
+def test_what_kombu_lost_is_read_from_the_servers_own_log(log: list[str], gone: set[str]) -> None:
+    """A message that was taken off its queue and never noted as held; no other."""
+    assert aof.lost(writes(*log), ["q"]) == {f"mark of {it}": f"id of {it}" for it in gone}
+
+
+def test_the_servers_log_is_read_as_it_is_written(tmp_path: Path) -> None:
+    """Commands of a real server, over a kill and a restart."""
+    # Given
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    with RedisServer(directory=tmp_path, args=options) as server:
+        with redis.Redis.from_url(server.url()) as client:
+            for tag in ("a", "b"):
+                client.lpush("q", message(tag))
+            client.brpop(["q"])
+            server.kill()
+            server.restart()
+            client.brpop(["q"])
+            client.hset("unacked", "b", "held")
+        # Then
+        assert aof.lost(aof.commands(tmp_path), ["q"]) == {"mark of a": "id of a"}
+
+
+@pytest.mark.parametrize("gone", ["call", "another"])
+def test_what_kombu_lost_excuses_only_the_calls_that_it_belongs_to(gone: str) -> None:
+    """Another call with the same key is to be answered all the same."""
     # Given
     story = Story()
     story.answers.clear()
-    story.lines += lines
-    story.fault(Act.KILL_SERVER, killed_at, 0.1)
     # When
-    verdict = story.judged(on_redis=frozenset({"q"}), **more)
+    verdict = story.judged(lost={"mark": gone})
     # Then
-    assert found(verdict) == (set() if is_kombus else {"lost", "unanswered"})
-    assert verdict.figures["messages lost by kombu"] == is_kombus
+    assert found(verdict) == (set() if gone == "call" else {"lost", "unanswered"})
+    assert verdict.figures["messages lost by kombu"] == 1
 
 
 def test_the_report_gives_an_account_and_the_command_that_repeats_it() -> None:
