@@ -39,7 +39,7 @@ from celery_idempotent.run.runner import Call, Run, ask
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.shadow import run_in_shadow
-from celery_idempotent.waiting import pause_of, put_back
+from celery_idempotent.waiting import pause_of, put_back, say_retry
 
 __all__ = ["Delivery"]
 
@@ -249,10 +249,11 @@ class Delivery:
         """Put the message back; the caller's state becomes RETRY."""
         owner = None if record is None else Owner.unpack(record.owner)
         awaited = self.waits.awaited if owner is None else (owner.task_id, owner.nesting)
+        busy = IdempotencyInProgress(f"{self.name} is busy, waiting")
+        say_retry(self.task, self.request, busy)
         delay, signature = self._put_back(
             self.waits.again(since_ms=since_ms, awaited=awaited), until, delay
         )
-        busy = IdempotencyInProgress(f"{self.name} is busy, waiting")
         raise Retry(exc=busy, when=delay, sig=signature)
 
     def wait_as_copy(self, until: float | None) -> NoReturn:

@@ -23,7 +23,7 @@ from celery_idempotent.publishing import derive, first_call, with_key
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.inbox import plainly
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
-from celery_idempotent.waiting import back_to_broker, broker_is_away
+from celery_idempotent.waiting import SAID, WithoutRetry, back_to_broker, broker_is_away
 from celery_idempotent.worker import install
 
 __all__ = ["IdempotentTask"]
@@ -101,6 +101,19 @@ class IdempotentTask(Task):
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
         self.__dict__["_idempotent_trace"] = None if tracer is None else callbacks.traced(tracer)
+
+    @property
+    def backend(self) -> Any:
+        """As Celery's; for a call whose RETRY is stored already, one that stores none."""
+        backend = super().backend
+        request = self.request_stack.top if self.request_stack is not None else None
+        if request is not None and SAID in request.__dict__:
+            return WithoutRetry(backend)
+        return backend
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
 
     # --- publishing ------------------------------------------------------------------------------
 

@@ -17,12 +17,22 @@ from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header
 from celery_idempotent.settings import Environment
 
-__all__ = ["back_to_broker", "broker_is_away", "pause_of", "put_back"]
+__all__ = [
+    "SAID",
+    "WithoutRetry",
+    "back_to_broker",
+    "broker_is_away",
+    "pause_of",
+    "put_back",
+    "say_retry",
+]
 
 log = get_logger("celery_idempotent")
 
 _FIRST_S: Final = 0.25
 _SHORTEST_S: Final = 0.05
+#: Marks a request whose state is RETRY in the result backend already.
+SAID: Final = "_idempotent_retry_said"
 #: How long a message that can't be put back is held before it goes to the broker as it is.
 _LONGEST_HOLD_S: Final = 1.0
 
@@ -53,6 +63,35 @@ def pause_of(
         grown = min(grown, until + _SHORTEST_S)
     pause = max(_SHORTEST_S, min(grown, most))
     return float(math.ceil(pause)) if environment.whole_seconds else pause
+
+
+def say_retry(task: Any, request: Any, why: Exception) -> None:
+    """Store RETRY as the state of a call whose message is about to be put back.
+
+    Celery's tracer stores it afterwards, when the message may have been answered by another worker:
+    RETRY over an answer would have its caller wait for ever. So the tracer then finds a
+    :class:`WithoutRetry`.
+    """
+    if request.is_eager or request.ignore_result or task.ignore_result:
+        return
+    try:
+        task.backend.mark_as_retry(request.id, why, request=request)
+    except Exception as exc:
+        log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
+    setattr(request, SAID, True)
+
+
+class WithoutRetry:
+    """A result backend that stores no RETRY: see :func:`say_retry`."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def mark_as_retry(self, *_: Any, **__: Any) -> None:
+        """Store nothing."""
 
 
 def put_back(

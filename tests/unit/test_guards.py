@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask
+from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, waiting
 from celery_idempotent.core.record import Record
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.testing.deliveries import Delivered, deliver
+from celery_idempotent.testing.deliveries import Delivered, deliver, results_of
 from celery_idempotent.testing.memory import MovableStore, memory_store
 
 LEASE_S = 30
@@ -213,6 +213,49 @@ def test_a_message_that_has_waited_goes_on_waiting(guarded: Callable[..., Any]) 
     deliver(task, (1,))
     # Then
     assert [one.state for one in seen] == ["RETRY"]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_what_waits_says_so_before_it_may_be_answered(
+    app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    """RETRY is stored before the message is put back: stored later, it could hide an answer."""
+    # Given a worker that takes the message as soon as it is put back
+    results, publish = results_of(app), waiting._publish
+
+    def published(task: Any, signature: Any) -> None:
+        publish(task, signature)
+        if answered:
+            results.mark_as_failure(signature.id, ValueError("declined"))
+
+    monkeypatch.setattr(waiting, "_publish", published)
+    seen: list[Delivered] = []
+    task = guarded(meets(seen, task_id="duplicate"))
+    # When
+    deliver(task, (1,))
+    # Then
+    assert [one.state for one in seen] == ["RETRY"]
+    assert results.get_state("duplicate") == ("FAILURE" if answered else "RETRY")
+
+
+def test_a_result_backend_that_is_away_keeps_nobody_from_waiting(
+    app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it waits can't be stored; its message is put back all the same."""
+
+    # Given
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(results_of(app), "mark_as_retry", away)
+    seen: list[Delivered] = []
+    task = guarded(meets(seen))
+    # When
+    deliver(task, (1,))
+    # Then
+    (waits,) = seen
+    assert waits.state == "RETRY"
+    assert len(waits.published) == 1
 
 
 def test_without_the_store_a_body_is_not_run(
