@@ -31,9 +31,9 @@ class Limits:
     def was_never_sent(self, one: Published, task_id: str) -> bool:
         """Whether it is a chord's body whose sender was cut off as it counted a part.
 
-        Celery's backend gives the last part a claim of 6 seconds on sending the body. If its
-        process dies then, or the answer is lost with the server, the message's next delivery finds
-        the claim taken, and nobody sends the body.
+        Celery's backend gives whoever counts the last part a claim on sending the body, for as long
+        as that could take: 21 seconds by default. If its process dies then, or the answer is lost
+        with the server, the message's next delivery finds the claim taken, and nobody sends it.
         """
         return (
             _is_a_chords_body(one, task_id)
