@@ -49,12 +49,20 @@ def note_message(
         group=headers["group"],
         root=headers["root_id"],
         parent_id=headers["parent_id"],
-        chord=embed["chord"] and embed["chord"]["options"].get("task_id"),
+        chord=embed["chord"] and _first_of(embed["chord"]),
         headers=json.loads(json.dumps(shown, default=repr)),
         embed=json.loads(json.dumps(embed, default=repr)),
         correlation=properties["correlation_id"],
         priority=properties.get("priority"),
     )
+
+
+def _first_of(signature: dict[str, Any]) -> str | None:
+    """The id of what runs first of a signature, which may be a chain."""
+    while signature["kwargs"].get("tasks"):
+        signature = signature["kwargs"]["tasks"][0]
+    task_id: str | None = signature["options"].get("task_id")
+    return task_id
 
 
 @contextmanager
@@ -64,7 +72,7 @@ def noting_messages(ledger: Ledger) -> Iterator[None]:
     def note(headers: dict[str, Any], body: Any, properties: Any, **_: Any) -> None:
         note_message(ledger, headers, body, properties)
 
-    signals.before_task_publish.connect(note)
+    signals.before_task_publish.connect(note, weak=False)
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ from tests.support.ledger import Ledger
 #: A control command is answered by the one worker of its side.
 ANSWERED: dict[str, Any] = {"reply": True, "limit": 1, "timeout": 10}
 
-#: What comes out is worded otherwise in each version of Celery or kombu.
+#: What comes out is another thing in each version of Celery: the two sides have to agree.
 ANYTHING = object()
 
 
