@@ -6,9 +6,10 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
-__all__ = ["Goal", "Say", "ratio", "rounds"]
+__all__ = ["Goal", "Say", "Section", "ratio", "rounds"]
 
 Say = Callable[[str], None]
 
@@ -20,18 +21,26 @@ class Goal:
     number: str
     what: str
     figure: float | None
-    #: ``">="`` or ``"<="``, and the bound.
-    relation: str
-    bound: float
+    #: ``">="`` or ``"<="``, and the bound; without one it is a figure and no goal.
+    relation: str = ""
+    bound: float | None = None
     #: How it came about, in words: the parts, the number of rounds.
     detail: str = ""
 
     @property
     def holds(self) -> bool | None:
-        """Whether it does; ``None`` where it wasn't measured."""
-        if self.figure is None:
+        """Whether it does; ``None`` where it wasn't measured, or has no bound."""
+        if self.figure is None or self.bound is None:
             return None
         return self.figure >= self.bound if self.relation == ">=" else self.figure <= self.bound
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one part of the benchmark found: its goals, and the tables behind them, by name."""
+
+    goals: list[Goal]
+    tables: dict[str, Any] = field(default_factory=dict)
 
 
 def rounds(

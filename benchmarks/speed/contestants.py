@@ -1,0 +1,247 @@
+"""The libraries to measure ours against, each around the same no-op as its README shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import redis
+
+from benchmarks.speed.drive import Line
+from celery_idempotent import IdempotentTask
+
+__all__ = ["CONTESTANTS", "DAY", "Contestant"]
+
+DAY = 86_400
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One library: how its task is made, and what it does with a duplicate."""
+
+    name: str
+    #: The distribution whose version is printed.
+    distribution: str
+    #: Makes a line with its task: given a URL of a database that is its own.
+    make: Callable[[str], Line]
+    #: ``"worker"``: a duplicate is executed and answered by the worker; ``"enqueue"``: it isn't
+    #: published while the first call is queued or runs; ``""``: there are no duplicates.
+    duplicate_at: str = ""
+    #: What a duplicate comes to, in words.
+    duplicate: str = ""
+    #: Whether the outcome is kept, and a duplicate after the end of the run gets it.
+    keeps_outcome: bool = False
+    #: Whether a run that lost its claim is kept from recording, and by what.
+    fencing: str = "none"
+    #: What has to be known about how it was set up.
+    note: str = ""
+    #: What ``apply_async`` raises for a duplicate, by name.
+    raises: tuple[str, ...] = field(default=())
+
+
+def _plain(url: str) -> Line:
+    line = Line("plain")
+    line.task()
+    return line
+
+
+def _ours(url: str) -> Line:
+    line = Line("ours")
+    line.app.conf.idempotency_store_url = url
+    line.task(base=IdempotentTask, idempotency_key="order:{order_id}")
+    return line
+
+
+def _attach(url: str) -> Line:
+    line = Line("attach")
+    line.app.conf.idempotency_store_url = url
+    line.task(
+        base=IdempotentTask, idempotency_key="order:{order_id}", idempotency_on_enqueue="attach"
+    )
+    return line
+
+
+def _once(url: str) -> Line:
+    from celery_once import QueueOnce  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    line = Line("once")
+    line.app.conf.ONCE = {
+        "backend": "celery_once.backends.Redis",
+        "settings": {"url": url, "default_timeout": DAY},
+    }
+    line.task(base=QueueOnce, once={"keys": ["order_id"]})
+    return line
+
+
+def _singleton(url: str) -> Line:
+    from celery_singleton import Singleton  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    line = Line("singleton")
+    line.app.conf.singleton_backend_url = url
+    line.app.conf.singleton_lock_expiry = DAY
+    line.task(base=Singleton, unique_on=["order_id"])
+    return line
+
+
+def _heimdall(url: str) -> Line:
+    from celery_heimdall import HeimdallTask  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    class Task(HeimdallTask):  # type: ignore[misc,unused-ignore]
+        abstract = True
+
+        def setup_redis(self) -> Any:
+            return redis.Redis.from_url(url)
+
+    line = Line("heimdall")
+    line.task(
+        base=Task,
+        heimdall={
+            "unique": True,
+            "unique_timeout": DAY,
+            "unique_lock_blocking": False,
+            "key": lambda args, kwargs: f"order:{kwargs['order_id']}",
+        },
+    )
+    return line
+
+
+def _fencekit(url: str) -> Line:
+    from fencekit import DistributedLock, IdempotencyGuard, idempotency_key  # type: ignore[import-not-found,unused-ignore]
+    from fencekit.celery import idempotent_task  # type: ignore[import-not-found,unused-ignore]
+
+    client = redis.Redis.from_url(url, decode_responses=True)
+    line = Line("fencekit")
+    line.task(
+        idempotent_task(
+            IdempotencyGuard(client),
+            DistributedLock(client),
+            key=lambda order_id, amount: idempotency_key({"order_id": order_id}, namespace="bench"),
+            lock_resource=lambda order_id, amount: f"order:{order_id}",
+            idempotency_ttl=timedelta(seconds=DAY),
+            lock_ttl=timedelta(minutes=5),
+        )(line.body)
+    )
+    return line
+
+
+def _idemkit(url: str) -> Line:
+    from idemkit import MethodConfig, RedisBackend, idempotent_sync  # type: ignore[import-not-found,unused-ignore]
+
+    line = Line("idemkit")
+    config = MethodConfig(key_fields=["order_id"], scope=lambda _: "bench")
+    line.task(idempotent_sync(backend=RedisBackend.from_url(url), config=config)(line.body))
+    return line
+
+
+class _Context:
+    """What Lambda tells a function of its time: Powertools bounds an unfinished run by it."""
+
+    @staticmethod
+    def get_remaining_time_in_millis() -> int:
+        return 30_000
+
+
+def _powertools(url: str) -> Line:
+    from aws_lambda_powertools.utilities.idempotency import (  # type: ignore[import-not-found,unused-ignore]
+        IdempotencyConfig,
+        idempotent_function,
+    )
+    from aws_lambda_powertools.utilities.idempotency.persistence.cache import (  # type: ignore[import-not-found,unused-ignore]
+        CachePersistenceLayer,
+    )
+
+    client = redis.Redis.from_url(url, decode_responses=True)
+    config = IdempotencyConfig(expires_after_seconds=DAY)
+    config.register_lambda_context(_Context())
+    line = Line("powertools")
+    line.task(
+        idempotent_function(
+            data_keyword_argument="order_id",
+            persistence_store=CachePersistenceLayer(client=client),
+            config=config,
+        )(line.body)
+    )
+    return line
+
+
+CONTESTANTS = (
+    Contestant("plain Celery", "celery", _plain),
+    Contestant(
+        "celery-idempotent",
+        "celery-idempotent",
+        _ours,
+        "worker",
+        "the worker answers with the stored outcome",
+        keeps_outcome=True,
+        fencing="a token with every claim, checked by every write to the record",
+    ),
+    Contestant(
+        "celery-idempotent, attach",
+        "celery-idempotent",
+        _attach,
+        "enqueue",
+        "apply_async gives the AsyncResult of the first call while that runs, and afterwards "
+        "while its result is there (then with a look into the result backend)",
+        keeps_outcome=True,
+        fencing="a token with every claim, checked by every write to the record",
+        note="idempotency_on_enqueue='attach'",
+    ),
+    Contestant(
+        "celery-once",
+        "celery-once",
+        _once,
+        "enqueue",
+        "apply_async raises AlreadyQueued while the first call is queued or runs; afterwards it "
+        "runs again",
+        raises=("AlreadyQueued",),
+    ),
+    Contestant(
+        "celery-singleton",
+        "celery-singleton",
+        _singleton,
+        "enqueue",
+        "apply_async gives the AsyncResult of the first call while that is queued or runs; "
+        "afterwards it runs again",
+    ),
+    Contestant(
+        "celery-heimdall",
+        "celery-heimdall",
+        _heimdall,
+        "enqueue",
+        "apply_async gives the AsyncResult of the first call while that is queued or runs; "
+        "afterwards it runs again",
+        note="unique_lock_blocking=False: by default it waits a second for a lock that is taken, "
+        "a run for its own too",
+    ),
+    Contestant(
+        "fencekit",
+        "fencekit",
+        _fencekit,
+        "worker",
+        "the worker answers with the stored result",
+        keeps_outcome=True,
+        fencing="a token with every lock, the completion checked by owner (one a process)",
+        note="its fence counter, one key a resource, has no expiry",
+    ),
+    Contestant(
+        "idemkit",
+        "idemkit",
+        _idemkit,
+        "worker",
+        "the worker answers with the stored result",
+        keeps_outcome=True,
+        fencing="a random token with every claim, compared by the completion",
+        note="idempotent_sync: its asyncio core on a thread of its own, the body on another",
+    ),
+    Contestant(
+        "AWS Powertools",
+        "aws-lambda-powertools",
+        _powertools,
+        "worker",
+        "the worker answers with the stored result",
+        keeps_outcome=True,
+        note="a completion is a bare SET: a run that lost its claim overwrites the winner's",
+    ),
+)
