@@ -36,8 +36,8 @@ _PARENTS = [
     Mutant(
         "owner: what replaced a task is another call",
         "calls.py",
-        "int(request.replaced_task_nesting or 0)",
-        "0",
+        "return Owner(str(request.id), ",
+        "return Owner(str(request.id), 0 and ",
         _PARENT,
     ),
 ]
