@@ -179,7 +179,8 @@ class Run:
         self.steps = steps
         #: Set where there is an outcome already, and only its callbacks are still to be sent.
         self.replay = replay
-        self._delivered = False
+        # Whether its callbacks went out; None until the tracer has returned.
+        self._delivered: bool | None = None
         self._ending = False
         self._pid = os.getpid()
         #: Steps that were done while the store was away: it is told before it learns of the end.
@@ -308,8 +309,8 @@ class Run:
         def tell() -> None:
             answer = self._tell_end(event)
             self._ended(event, answer)
-            if isinstance(answer, Recorded) and self._delivered:
-                self._note()
+            if isinstance(answer, Recorded) and self._delivered is not None:
+                self.delivered(sent=self._delivered)  # it was told before there was a record
 
         heartbeat.later(tell, f"{self.call.key} is {event.record.state}", self.call.keep_ms / 1000)
 

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, Signature
+from kombu.exceptions import OperationalError
 
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, waiting
 from celery_idempotent.core.record import Record
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.testing.deliveries import Delivered, deliver, results_of
 from celery_idempotent.testing.memory import MovableStore, memory_store
 
@@ -310,3 +312,31 @@ def test_callbacks_are_sent_by_one_delivery(
     assert copy.state == "IGNORED"
     assert [message.task for message in copy.published] == [task.name]
     assert (after.get(), after.published) == ("winner", ())
+
+
+def test_an_outcome_that_is_recorded_late_leaves_its_callbacks_to_the_next_delivery(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Store and broker were away: what could not be sent does not wait for a delivery lease."""
+    # Given
+    app.task(name="tail")(print)
+    link = app.signature("tail")
+    task = guarded(winner)
+
+    def store_away(*_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    def broker_away(*_: Any, **__: Any) -> None:
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "settle", store_away)
+        patch.setattr(Signature, "apply_async", broker_away)
+        first = deliver(task, (1,), task_id="t", link=link)
+    assert (first.state, first.published) == ("REJECTED", ())
+    # When
+    assert heartbeat.flush(10)
+    copy = first.again()
+    # Then
+    assert copy.get() == "winner"
+    assert [message.task for message in copy.published] == ["tail"]
