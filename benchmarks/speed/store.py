@@ -17,7 +17,7 @@ import redis
 from celery import Celery
 
 from benchmarks.speed.bare import Bare
-from benchmarks.speed.measure import Goal, Say
+from benchmarks.speed.measure import Goal, Say, Section
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.run.heartbeat import Heartbeat, Lease
@@ -27,22 +27,35 @@ from celery_idempotent.testing.servers import RedisServer
 __all__ = ["measure_store"]
 
 _DAY_MS = 86_400_000
+_FEW = 1_000
+_BATCH = 10_000
+_TIMED = 500
 
 
-def measure_store(server: RedisServer, quick: bool, say: Say) -> list[Goal]:
+def measure_store(server: RedisServer, quick: bool, say: Say) -> Section:
     """Measure what the store is asked, and what it keeps."""
     client = redis.Redis.from_url(server.url(4))
     say("commands a task")
     goals = _commands(server, client)
-    say("memory")
-    goals += _memory(server, client, 50_000 if quick else 1_000_000, say)
-    say("growth")
-    goals.append(_growth(server, client, quick, say))
+    goals += _memory(client, 50_000 if quick else 1_000_000, say)
+    grown = _growth(server, client, quick, say)
+    largest = max(grown)
+    goals.append(
+        Goal(
+            "6a",
+            f"claim and complete at {largest:,} records to {_FEW:,}",
+            grown[largest],
+            "<=",
+            1.05,
+            ", ".join(f"{value:.3f} at {count:,}" for count, value in grown.items()),
+        )
+    )
     say("a thousand claims")
     goals.append(_heartbeat(server))
     say("import time")
     goals.append(_import_time(5 if quick else 15))
-    return goals
+    curve = [{"records": count, "ratio": value} for count, value in grown.items()]
+    return Section(goals, {"growth": curve})
 
 
 def _commands(server: RedisServer, client: Any) -> list[Goal]:
@@ -74,8 +87,8 @@ def _commands(server: RedisServer, client: Any) -> list[Goal]:
     ]
 
 
-def _records(count: int) -> Iterable[tuple[str, bytes]]:
-    for number in range(count):
+def _records(first: int, end: int) -> Iterable[tuple[str, bytes]]:
+    for number in range(first, end):
         # The id of its call differs for each, as in life; key and arguments are readable and short.
         record = Record(
             State.SUCCEEDED,
@@ -87,20 +100,25 @@ def _records(count: int) -> Iterable[tuple[str, bytes]]:
         yield f"idempotent:{{shop.charge:order:{number}}}", record.pack()
 
 
-def _memory(server: RedisServer, client: Any, count: int, say: Say) -> list[Goal]:
-    client.flushdb()
-    before = client.info("memory")["used_memory"]
-    largest, written = 0, 0
-    while written < count:
+def _fill(client: Any, first: int, end: int) -> str:
+    """Write finished records from one number up to another; the last one's key."""
+    key = ""
+    for start in range(first, end, _BATCH):
         pipe = client.pipeline(transaction=False)
-        batch = list(itertools.islice(_records(count), written, min(written + 10_000, count)))
-        for key, packed in batch:
+        for key, packed in _records(start, min(start + _BATCH, end)):
             pipe.set(key, packed, px=_DAY_MS)
         pipe.execute()
-        largest = max(largest, client.memory_usage(batch[-1][0], samples=0))
-        written += len(batch)
-        if written % 100_000 == 0:
-            say(f"memory: {written} records")
+    return key
+
+
+def _memory(client: Any, count: int, say: Say) -> list[Goal]:
+    client.flushdb()
+    before = client.info("memory")["used_memory"]
+    largest = 0
+    for start in range(0, count, count // 10):
+        say(f"memory: {start:,} of {count:,} records")
+        key = _fill(client, start, start + count // 10)
+        largest = max(largest, client.memory_usage(key, samples=0))
     each = (client.info("memory")["used_memory"] - before) / count
     client.flushdb()
     return [
@@ -109,32 +127,35 @@ def _memory(server: RedisServer, client: Any, count: int, say: Say) -> list[Goal
     ]
 
 
-def _growth(server: RedisServer, client: Any, quick: bool, say: Say) -> Goal:
-    """Claim and complete in a small database and in a large one, in turns."""
-    few, many = 1_000, 100_000 if quick else 1_000_000
+def _growth(server: RedisServer, client: Any, quick: bool, say: Say) -> dict[int, float]:
+    """Claim and complete in a small database and in one that grows, in turns.
+
+    For each size the median of the pairs: the time there, to that in the small one.
+    """
     small, large = Bare(server.url(5)), Bare(server.url(4))
-    for count, database in ((few, 5), (many, 4)):
-        target = redis.Redis.from_url(server.url(database))
-        pipe = target.pipeline(transaction=False)
-        for number, (key, packed) in enumerate(_records(count)):
-            pipe.set(key, packed, px=_DAY_MS)
-            if number % 10_000 == 9_999:
-                pipe.execute()
-        pipe.execute()
-    ratios = []
-    for turn in range(9 if quick else 31):
-        if turn % 10 == 0:
-            say(f"growth: round {turn + 1}")
-        timed = [one.timed_scripts(500, 10**9 + turn * 1000)[0] for one in (small, large)]
-        ratios.append(timed[1] / timed[0])
+    few = redis.Redis.from_url(server.url(5))
+    _fill(few, 0, _FEW)
+    found: dict[int, float] = {}
+    there, numbers = 0, itertools.count(10**9, 1000)
+    for size in (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000):
+        say(f"growth: {size:,} records")
+        _fill(client, there, size)
+        there = size
+        ratios = []
+        for turn in range(9 if quick else 31):
+            start, pair = next(numbers), [small, large]
+            timed = {
+                one: one.timed_scripts(_TIMED, start)[0]
+                for one in (pair if turn % 2 == 0 else reversed(pair))
+            }
+            ratios.append(timed[large] / timed[small])
+            for database in (few, client):
+                # What was written to be timed is no part of the size.
+                database.delete(*(f"bare:{{guard:s{start + n}}}" for n in range(_TIMED)))
+        assert few.dbsize() == _FEW and client.dbsize() == size
+        found[size] = statistics.median(ratios)
     client.flushdb()
-    return Goal(
-        "6a",
-        f"claim and complete at {many:,} records to {few:,}",
-        statistics.median(ratios),
-        "<=",
-        1.05,
-    )
+    return found
 
 
 def _heartbeat(server: RedisServer) -> Goal:

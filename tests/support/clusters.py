@@ -1,4 +1,4 @@
-"""A cluster of three masters, and a slot of it moved from one to another."""
+"""A cluster of a few masters, and a slot of it moved from one to another."""
 
 from __future__ import annotations
 
@@ -8,24 +8,27 @@ from celery_idempotent.testing.servers import RedisServer, _free_port
 from tests.support.replicas import info, tell
 from tests.support.waiting import eventually
 
-_SHARES = ((0, 5460), (5461, 10922), (10923, 16383))
+_SLOTS = 16384
 
 
 class Cluster:
-    """Three masters without replicas; each goes on with its own slots where another is dead."""
+    """Masters without replicas; each goes on with its own slots where another is dead."""
 
-    def __init__(self) -> None:
+    def __init__(self, masters: int = 3) -> None:
         self._buses: dict[RedisServer, int] = {}
-        self.servers = [self._start() for _ in _SHARES]
+        self.servers = [self._start() for _ in range(masters)]
         #: Who has which slots now.
         self._owners: dict[int, RedisServer] = {}
-        for server, (first, last) in zip(self.servers, _SHARES, strict=True):
+        for number, server in enumerate(self.servers):
+            first, last = _SLOTS * number // masters, _SLOTS * (number + 1) // masters - 1
             tell(server, "CLUSTER", "ADDSLOTSRANGE", first, last)
             self._owners.update(dict.fromkeys(range(first, last + 1), server))
         for number, server in enumerate(self.servers[1:], start=1):
             tell(server, "CLUSTER", "SET-CONFIG-EPOCH", number + 1)
             self._meet(server)
-        eventually(lambda: all(self._is_ok(server, 3) for server in self.servers), "a cluster")
+        eventually(
+            lambda: all(self._is_ok(server, masters) for server in self.servers), "a cluster"
+        )
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{it.port}" for it in self.servers)
 
     def _start(self) -> RedisServer:

@@ -1,0 +1,94 @@
+"""On paper: what one core of a Redis server carries, and what a million tasks a minute need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.speed.measure import Goal
+
+if TYPE_CHECKING:
+    from benchmarks.speed.scale import Load
+
+__all__ = ["MILLION_A_MINUTE", "Paper", "on_paper"]
+
+#: Executions a second.
+MILLION_A_MINUTE = 1_000_000 / 60
+#: How busy a core may be planned: a server that is always busy answers late.
+BUSY = 0.5
+_DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What follows from one measured execution, of which everything here is a multiple."""
+
+    #: Of the server, all it does, and its scripts alone; in microseconds.
+    cpu_us: float
+    script_us: float
+    record_bytes: float
+    #: Over the network, both ways.
+    network_bytes: float
+
+    @property
+    def a_core(self) -> float:
+        """Executions a second that keep one core wholly busy."""
+        return 1e6 / self.cpu_us
+
+    @property
+    def cores(self) -> float:
+        """Cores for a million executions a minute, each half busy."""
+        return MILLION_A_MINUTE / self.a_core / BUSY
+
+    @property
+    def day_gib(self) -> float:
+        """Memory for their records, with a window of a day."""
+        return MILLION_A_MINUTE * _DAY_S * self.record_bytes / 2**30
+
+    @property
+    def megabits(self) -> float:
+        """Network between workers and servers, in Mbit/s."""
+        return MILLION_A_MINUTE * self.network_bytes * 8 / 1e6
+
+    def goals(self) -> list[Goal]:
+        """Give the figures; none of them is a goal."""
+        return [
+            Goal(
+                "7d",
+                "on paper: executions a second that one core of Redis carries",
+                self.a_core,
+                detail=(
+                    f"{self.cpu_us:.0f} µs of processor an execution, without pipelining; the "
+                    f"scripts alone take {self.script_us:.0f} µs ({1e6 / self.script_us:.0f}/s)"
+                ),
+            ),
+            Goal(
+                "7e",
+                "on paper: cores of Redis for a million tasks a minute",
+                self.cores,
+                detail=(
+                    f"{MILLION_A_MINUTE:.0f} executions a second, each core {BUSY:.0%} busy; "
+                    f"network {self.megabits:.0f} Mbit/s ({self.network_bytes:.0f} bytes an "
+                    "execution)"
+                ),
+            ),
+            Goal(
+                "7f",
+                "on paper: GiB for their records, with a window of a day",
+                self.day_gib,
+                detail=(
+                    f"{MILLION_A_MINUTE * _DAY_S:,.0f} records of {self.record_bytes:.0f} bytes; "
+                    f"with a window of an hour {self.day_gib / 24:.1f} GiB"
+                ),
+            ),
+        ]
+
+
+def on_paper(load: Load, record_bytes: float) -> Paper:
+    """Work out one execution from what many have cost."""
+    return Paper(
+        1e6 * load.cpu_s / load.executions,
+        1e6 * load.script_s / load.executions,
+        record_bytes,
+        (load.bytes_in + load.bytes_out) / load.executions,
+    )

