@@ -9,12 +9,15 @@ from typing import Any
 from celery_idempotent import callbacks
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.errors import KeyDerivationError
 from celery_idempotent.run.runner import Call
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.stores.base import note_key
 
 __all__ = ["awaiting", "identity_of", "owner_of", "store_call", "trace_of"]
 
+#: What a record has room for.
+_MOST = 2**32 - 1
 
 #: Gives the current span as text, where traces are kept (ops.tracing): a record then says where its
 #: run is traced, in a third line of its label.
@@ -28,8 +31,24 @@ def trace_of(record: Record) -> str | None:
 
 
 def owner_of(request: Any) -> Owner:
-    """Give who would own the claim of this message."""
-    return Owner(str(request.id), int(request.replaced_task_nesting or 0))
+    """Give who would own the claim of this message.
+
+    Raises:
+        KeyDerivationError: its headers say something else than Celery does.
+    """
+    return Owner(str(request.id), _count(request, "replaced_task_nesting"))
+
+
+def _count(request: Any, name: str) -> int:
+    value = getattr(request, name)
+    if not value:
+        return 0
+    if type(value) is int and 0 < value <= _MOST:
+        return value
+    raise KeyDerivationError(
+        f"the message's {name!r} header is {str(value)[:100]!r}, and must be a number of times: "
+        "only Celery should write it"
+    )
 
 
 def identity_of(call_key: CallKey) -> str:
@@ -46,7 +65,11 @@ def store_call(
     *,
     compensates_only: bool = False,
 ) -> Call:
-    """Give what a delivery of this message asks of the store."""
+    """Give what a delivery of this message asks of the store.
+
+    Raises:
+        KeyDerivationError: its headers say something else than Celery does.
+    """
     options = setup.options
     # With reconcile, what cut a run off is looked into before anybody calls it unknown.
     unknown = options.on_interrupted == "unknown" and options.reconcile is None
@@ -63,7 +86,7 @@ def store_call(
         key=key,
         note=note_key(key, request.id) if noted else None,
         owner=owner_of(request).pack(),
-        retries=int(request.retries or 0),
+        retries=_count(request, "retries"),
         fingerprint=call_key.fingerprint,
         checked=call_key.checked,
         label=label,

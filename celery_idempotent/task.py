@@ -221,9 +221,12 @@ class IdempotentTask(Task):
             return plainly(super().__call__, *args, **kwargs)
         # Celery's guard for calls from inside the body, which it sets in super().__call__.
         request._protected = 1
-        request._idempotent_call = None
+        request._idempotent_call = delivery = None
         try:
             call_key, waits = self._identify(request, args, kwargs, request.id)
+            if call_key is not None:
+                environment = environment_of(self.app)
+                delivery = Delivery(self, setup, environment, request, call_key, waits)
         except TypeError:
             if _fits(self.run, args, kwargs):
                 raise  # what it says of its arguments is not what it takes: it has no key
@@ -232,12 +235,11 @@ class IdempotentTask(Task):
             if setup.options.mode != "shadow":
                 raise
             log.warning("shadow: %s[%s] would fail: %s", self.name, request.id, exc)
-            call_key, waits = None, Waits()
+            call_key = None
         request._idempotent_call = (call_key,)
-        if call_key is None:
+        if delivery is None:
             return plainly(self.run, *args, **kwargs)
-        environment = environment_of(self.app)
-        return Delivery(self, setup, environment, request, call_key, waits)(args, kwargs)
+        return delivery(args, kwargs)
 
     def _identify(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str
@@ -279,7 +281,7 @@ class IdempotentTask(Task):
             key=None if call_key is None else call_key.key,
             identity=task_id if call_key is None else identity_of(call_key),
             owner_id=request.id,
-            retries=request.retries or 0,
+            retries=request.retries if type(request.retries) is int else 0,
             why="it was called directly, has no key, or idempotency_mode is 'off'",
             store=lambda: environment_of(self.app).store,
         )

@@ -7,7 +7,7 @@ import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
 
-from celery_idempotent import ClaimLost, IdempotentTask, State, signals
+from celery_idempotent import ClaimLost, IdempotentTask, KeyDerivationError, State, signals
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.settings import environment_of
 
@@ -75,6 +75,21 @@ def test_a_call_that_would_wait_is_reported(charge, runs, heard):
     answer = charge.apply((42, 1, 1))
     assert len(runs) == 2
     assert heard == [("WaitingEvent", "order:42", answer.id, True)]
+
+
+@pytest.mark.parametrize("retries", ["many", -1, 2**32, 1.5, True])
+def test_a_message_that_would_be_refused_runs(app, charge, runs, retries):
+    """A header that only Celery should write, written by somebody else: no key's trouble here."""
+    assert charge.apply((42,), retries=retries).get() == 1
+    # But a typed error where calls are held to their keys
+    app.conf.idempotency_mode = "enforce"
+
+    @app.task(base=IdempotentTask, name="guarded")
+    def guarded(order_id):
+        return order_id
+
+    assert isinstance(guarded.apply((42,), retries=retries).result, KeyDerivationError)
+    assert guarded.apply((42,), retries=3).get() == 42
 
 
 def test_a_call_that_would_be_refused_is_reported(charge, runs, heard):
