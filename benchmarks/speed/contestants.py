@@ -11,6 +11,7 @@ import redis
 
 from benchmarks.speed.drive import Line
 from celery_idempotent import IdempotentTask
+from celery_idempotent.settings import environment_of
 
 __all__ = ["CONTESTANTS", "DAY", "Contestant"]
 
@@ -48,18 +49,19 @@ def _plain(url: str) -> Line:
 
 
 def _ours(url: str) -> Line:
-    line = Line("ours")
-    line.app.conf.idempotency_store_url = url
-    line.task(base=IdempotentTask, idempotency_key="order:{order_id}")
-    return line
+    return _guarded("ours", url)
 
 
 def _attach(url: str) -> Line:
-    line = Line("attach")
+    return _guarded("attach", url, idempotency_on_enqueue="attach")
+
+
+def _guarded(name: str, url: str, **options: Any) -> Line:
+    line = Line(name)
     line.app.conf.idempotency_store_url = url
-    line.task(
-        base=IdempotentTask, idempotency_key="order:{order_id}", idempotency_on_enqueue="attach"
-    )
+    line.task(base=IdempotentTask, idempotency_key="order:{order_id}", **options)
+    # The journal would be written half a second later, in the midst of another's turn.
+    line.settle = environment_of(line.app).journal._send
     return line
 
 

@@ -59,13 +59,20 @@ def rounds(
     names = list(contestants)
     for name in names:
         contestants[name](max(1, count // 10))
-    for turn in range(times):
-        say(f"round {turn + 1} of {times}")
-        for name in names if turn % 2 == 0 else reversed(names):
-            gc.collect()
-            began = clock()
-            contestants[name](count)
-            seconds[name].append((clock() - began) / count)
+    # What is there stays: collecting between the rounds then takes no time, so that rounds may be
+    # short, and those of a pair close together.
+    gc.collect()
+    gc.freeze()
+    try:
+        for turn in range(times):
+            say(f"round {turn + 1} of {times}")
+            for name in names if turn % 2 == 0 else reversed(names):
+                gc.collect()
+                began = clock()
+                contestants[name](count)
+                seconds[name].append((clock() - began) / count)
+    finally:
+        gc.unfreeze()
     return seconds
 
 
