@@ -263,17 +263,20 @@ def test_the_old_release_does_not_take_over_from_the_new(deploy: Deploy) -> None
 
 
 def test_forget_makes_what_the_new_release_wrote_free(deploy: Deploy) -> None:
-    """What an operator can do who goes back to the old release for good."""
+    """What an operator can do who goes back to the old release for good: who waits then runs."""
     # Given
     charge = deploy.task("charge")
     deploy.give_to(deploy.new)
     before = charge.delay("rolled-back").get(timeout=30)
     deploy.give_to(deploy.old)
+    waiting = charge.delay("rolled-back")
+    deploy.left_waiting(deploy.old, waiting)
     # When
     assert charge.forget("rolled-back")
     # Then
-    after = charge.delay("rolled-back").get(timeout=30)
+    after = waiting.get(timeout=30)
     assert after["receipt"] != before["receipt"]
+    assert charge.delay("rolled-back").get(timeout=30) == after
     assert deploy.version("rolled-back") == VERSION
     assert deploy.runners("rolled-back") == [deploy.new, deploy.old]
 
