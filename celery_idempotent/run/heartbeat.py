@@ -261,8 +261,10 @@ class Heartbeat:
                         self.remove(lease)  # before anybody is told, who may look
                     lease._take(answer, now, aside=True)
                 except StoreError as exc:
-                    # Soon again: what is left of the lease is the time there is.
-                    pause = min(_RETRY_S * 2, lease.lease_ms / 10_000)
+                    pause = lease.third  # what can't be read now can't be read at once after it
+                    if isinstance(exc, StoreUnavailable):
+                        # Soon again: what is left of the lease is the time there is.
+                        pause = min(_RETRY_S * 2, lease.lease_ms / 10_000)
                     lease.renewed = now + pause - lease.third
                     self._next_turn = 0.0
                     log.warning("cannot renew the lease of %s, trying again: %s", lease.key, exc)

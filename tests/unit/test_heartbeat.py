@@ -10,7 +10,7 @@ import pytest
 
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import Claim, Settle
-from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.errors import RecordTooNew, StoreUnavailable
 from celery_idempotent.run.heartbeat import Heartbeat, Lease
 from celery_idempotent.stores.memory import MemoryStore
 
@@ -318,3 +318,19 @@ def test_a_run_that_releases_its_key_itself_has_not_lost_it(store, beat):
     # Then
     assert lease.lost is None
     assert not told
+
+
+@pytest.mark.parametrize(
+    ("error", "seconds"), [(StoreUnavailable("away"), 1.0), (RecordTooNew("by the next"), 10.0)]
+)
+def test_only_a_store_that_is_away_is_asked_again_soon(store, beat, error, seconds):
+    """A record that a newer release took over in a deploy is no reason to ask every second."""
+    # Given a lease that is due
+    lease = hold(store, lease_ms=30_000)
+    now = lease.due
+    beat._leases[id(lease)] = lease
+    store.renew = lambda renewals: [error]
+    # When
+    beat._renew(now)
+    # Then
+    assert lease.due - now == pytest.approx(seconds)
