@@ -13,8 +13,11 @@ from tests.chaos.evidence import Answer, Done, Entry, Evidence, Published, Verdi
 from tests.chaos.limits import Limits
 from tests.chaos.plan import LEASE_S, Act
 
-#: How long after a stall it may take until a heartbeat or a waiting caller has noticed its end.
-RECOVERY_S = LEASE_S
+#: A lease is renewed at each third: when its process stops, this much of it is left at the least.
+LEFT_S = LEASE_S / 2
+#: How long a heartbeat that goes on after a stall may need to learn that its key is another's, or
+#: to renew the lease if it is not.
+RECOVERY_S = 2.0
 
 
 @dataclass
@@ -26,10 +29,12 @@ class _Body:
     pid: int
     node: str
     token: Any
+    #: Just before it asked for its key, which it was granted.
+    asked: float
     began: float
     ended: float = math.inf
-    #: When its success was in the store.
-    recorded: float = math.inf
+    #: When the store had taken its end, or refused it.
+    settled: float = math.inf
     #: When its process was killed, as a time before and one after.
     killed: tuple[float, float] | None = None
 
@@ -121,21 +126,28 @@ class _Judge:
     def _overlaps(self) -> None:
         """No body begins while another one of its key holds the lease."""
         for key, bodies in _by_key(self.bodies).items():
-            for first, second in _pairs(bodies):
-                if second.began >= first.over:
+            for first, later in _followed(bodies):
+                second = next((body for body in later if body.began < first.over), None)
+                if second is None:
                     continue
-                if self._lease_was_lost(first, second.began):
+                # The next one only: from then on the first one holds nothing any more.
+                if self._lease_was_lost(first, second):
                     self.figures["excused overlaps"] += 1
                 else:
                     self._blame("overlap", key, "a body began while another held the lease")
 
-    def _lease_was_lost(self, body: _Body, at: float) -> bool:
-        """Whether a stall had cost a body its lease at a time."""
+    def _lease_was_lost(self, body: _Body, by: _Body) -> bool:
+        """Whether a stall had cost a body its lease when the other one got it.
+
+        Not while something was left of the lease, and not once the stall was over for so long that
+        the lease was renewed, there being nobody yet who had taken over.
+        """
         return any(
             fault.is_long_stall
             and self._hits(fault, body)
-            and body.began <= fault.ended
-            and fault.began <= at <= fault.ended + RECOVERY_S
+            and body.asked <= fault.ended
+            and max(fault.began, body.asked) + LEFT_S <= by.began
+            and by.asked <= fault.ended + RECOVERY_S
             for fault in self.evidence.faults
         )
 
@@ -178,9 +190,10 @@ class _Judge:
     def _was_cut_off(self, body: _Body | None, effect: Entry, step: str) -> bool:
         if body is None:
             return False
-        since, until = body.began, body.recorded
+        since, until = body.asked, body.settled
         if step:
-            since = effect["at"]
+            # It asked for the key just before: a run that stood still since then does not know.
+            since = effect.get("asked", effect["at"])
             until = self.step_records.get((body.key, step, body.token), math.inf)
         if body.killed is not None and since <= body.killed[1] and body.killed[0] <= until:
             return True
@@ -266,16 +279,20 @@ class _Judge:
 def _bodies(evidence: Evidence) -> list[_Body]:
     bodies: list[_Body] = []
     open_ones: dict[tuple[int, str, Any], _Body] = {}
-    recorded: dict[tuple[str, Any], float] = {}
+    asked: dict[tuple[str, Any], float] = {}
+    settled: dict[tuple[str, Any], float] = {}
     kills = [fault for fault in evidence.faults if fault.is_kill]
     for entry in evidence.entries:
-        if entry["event"] == "begin":
+        if entry["event"] == "claimed":
+            asked[entry["key"], entry["token"]] = entry["asked"]
+        elif entry["event"] == "begin":
             body = _Body(
                 entry["key"],
                 entry["id"],
                 entry["pid"],
                 entry["node"],
                 entry["token"],
+                asked.get((entry["key"], entry["token"]), entry["at"]),
                 entry["at"],
             )
             bodies.append(body)
@@ -284,13 +301,13 @@ def _bodies(evidence: Evidence) -> list[_Body]:
             ended = open_ones.pop((entry["pid"], entry["key"], entry["token"]), None)
             if ended is not None:
                 ended.ended = entry["at"]
-        elif entry["event"] == "recorded" and not entry["step"]:
-            recorded.setdefault((entry["key"], entry["token"]), entry["at"])
+        elif entry["event"] == "settled":
+            settled.setdefault((entry["key"], entry["token"]), entry["at"])
     for body in bodies:
-        body.recorded = recorded.get((body.key, body.token), math.inf)
+        body.settled = settled.get((body.key, body.token), math.inf)
         for kill in kills:
             hit = kill.pid == body.pid if kill.act is Act.KILL_CHILD else kill.node == body.node
-            if hit and kill.ended >= body.began:
+            if hit and kill.ended >= body.asked:
                 body.killed = (kill.began, kill.ended)
                 break
     return bodies
@@ -303,8 +320,8 @@ def _by_key(bodies: Iterable[_Body]) -> dict[str, list[_Body]]:
     return found
 
 
-def _pairs(bodies: list[_Body]) -> Iterator[tuple[_Body, _Body]]:
+def _followed(bodies: list[_Body]) -> Iterator[tuple[_Body, list[_Body]]]:
+    """Each body, and those that began later."""
     bodies = sorted(bodies, key=lambda body: body.began)
     for place, first in enumerate(bodies):
-        for second in bodies[place + 1 :]:
-            yield first, second
+        yield first, bodies[place + 1 :]

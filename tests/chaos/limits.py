@@ -55,17 +55,22 @@ class Limits:
 
 
 def _cut_off_counting(evidence: Evidence) -> set[str]:
-    """The chord parts whose counting began and did not end, by a kill or with the server."""
-    began: dict[tuple[str, int], float] = {}
+    """The chord parts whose counting began and did not end, by a kill or with the server.
+
+    Celery may count such a part again, in the same process too: that finds the claim taken.
+    """
+    began: list[tuple[str, int, float]] = []
     for entry in evidence.entries:
         if entry["event"] == "counting":
-            began[entry["id"], entry["pid"]] = entry["at"]
+            began.append((entry["id"], entry["pid"], entry["at"]))
         elif entry["event"] == "counted":
-            began.pop((entry["id"], entry["pid"]), None)
+            # What ended is what this process had begun last.
+            mine = [one for one in began if one[:2] == (entry["id"], entry["pid"])]
+            began = [one for one in began if one not in mine[-1:]]
     nodes = {entry["pid"]: entry["node"] for entry in evidence.entries if "node" in entry}
     return {
         task_id
-        for (task_id, pid), at in began.items()
+        for task_id, pid, at in began
         for fault in evidence.faults
         if fault.ended >= at
         and (

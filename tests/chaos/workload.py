@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -16,9 +17,11 @@ from sqlalchemy import Column, MetaData, String, Table, create_engine, insert, s
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
-from celery_idempotent import MESSAGE_ID, IdempotentTask
+from celery_idempotent import MESSAGE_ID, IdempotentTask, StoreUnavailable
 from celery_idempotent.core.record import State
 from celery_idempotent.core.transitions import Recorded
+from celery_idempotent.run.inbox import Inbox
+from celery_idempotent.run.runner import Run
 from celery_idempotent.stores.redis import RedisStore
 from celery_idempotent.stores.sql import SqlStore
 from tests.chaos.marks import COPY
@@ -76,11 +79,12 @@ class Work:
         finally:
             self.write("end", **fields)
 
-    def effect(self, task: Any, key: str, step: str = "") -> str:
-        """Have an effect, and give its receipt."""
+    def effect(self, task: Any, key: str, step: str = "", asked: float = 0.0) -> str:
+        """Have an effect, and give its receipt; ``asked``: when a step asked for the key."""
         receipt = uuid.uuid4().hex
         token = task.idempotency.token
-        self.write("effect", key=key, step=step, token=token, receipt=receipt)
+        more = {"asked": asked} if step else {}
+        self.write("effect", key=key, step=step, token=token, receipt=receipt, **more)
         return receipt
 
 
@@ -125,11 +129,12 @@ def _define(app: Celery, work: Work) -> None:
 
     @task(name="chaos.steps")
     def steps(self: Any, key: str, before: float, after: float) -> Any:
-        """Three effects, each a step."""
+        """Three effects, each a step, and the key asked for just before each."""
 
         def one(step: str) -> str:
             time.sleep(before / 3)
-            receipt = work.effect(self, key, step)
+            asked = _still_holds(self)
+            receipt = work.effect(self, key, step, asked)
             time.sleep(after / 3)
             return receipt
 
@@ -177,6 +182,18 @@ def _define(app: Celery, work: Work) -> None:
         return work.run(self, key, lambda: [work.effect(self, key), value])
 
 
+def _still_holds(task: Any) -> float:
+    """Return once the store has said that the run holds its key: when it was asked."""
+    while True:
+        asked = time.monotonic()
+        try:
+            task.idempotency.check()
+        except StoreUnavailable:
+            time.sleep(0.1)
+        else:
+            return asked
+
+
 def mark_messages(work: Work) -> None:
     """Give each message that is published a mark, and note it once the broker has it."""
 
@@ -189,32 +206,66 @@ def mark_messages(work: Work) -> None:
         work.write("sent", copy=headers.get(COPY), id=headers["id"], queue=routing_key)
 
 
-def _watch_store(work: Work) -> None:
-    """Note when a run's success, or a step, is in the store."""
+def _around(cls: Any, name: str, wrap: Callable[..., Any]) -> None:
+    """Put ``wrap(real, *args)`` in the place of a method."""
+    real = getattr(cls, name)
 
-    def around(cls: Any, name: str, note: Callable[..., None]) -> None:
-        real = getattr(cls, name)
+    @functools.wraps(real)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return wrap(real, *args, **kwargs)
 
-        @functools.wraps(real)
-        def wrapped(self: Any, *args: Any) -> Any:
-            answer = real(self, *args)
-            if isinstance(answer, Recorded):
-                note(*args)
-            return answer
+    setattr(cls, name, wrapped)
 
-        setattr(cls, name, wrapped)
 
-    def settled(key: str, event: Any) -> None:
-        if event.record.state is State.SUCCEEDED:
-            work.write("recorded", key=_key_in(key), token=event.record.token, step="")
+def _watch_claims(work: Work) -> None:
+    """Note which runs have got their key, and when they had asked for it."""
+    asked = threading.local()
 
-    def stepped(renewal: Any, name: str, packed: bytes) -> None:
-        key, token = _key_in(renewal.key), renewal.held.token
-        work.write("recorded", key=key, token=token, step=name)
+    def claim(real: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.at = time.monotonic()
+        return real(*args, **kwargs)
+
+    def run(real: Any, self: Any, call: Any, held: Any, *args: Any, **kwargs: Any) -> None:
+        real(self, call, held, *args, **kwargs)
+        if self.replay is None:
+            work.write("claimed", key=_key_in(call.key), token=held.token, asked=asked.at)
 
     for store in (RedisStore, SqlStore):
-        around(store, "settle", settled)
-        around(store, "step", stepped)
+        _around(store, "claim", claim)
+    _around(Run, "__init__", run)
+
+
+def _watch_ends(work: Work) -> None:
+    """Note what the store said to the end of each run, and which steps are in it."""
+
+    def ended(key: str, event: Any, answer: Any) -> None:
+        fields = {"key": _key_in(key), "token": event.record.token}
+        taken = isinstance(answer, Recorded)
+        work.write("settled", state=event.record.state.name.lower(), taken=taken, **fields)
+        if taken and event.record.state is State.SUCCEEDED:
+            work.write("recorded", step="", **fields)
+
+    def tell_end(real: Any, self: Any, event: Any) -> Any:
+        answer = real(self, event)
+        ended(self.call.key, event, answer)
+        return answer
+
+    def commit(real: Any, self: Any, event: Any) -> Any:
+        answer = real(self, event)
+        ended(self._lease.key, event, answer)
+        return answer
+
+    def step(real: Any, self: Any, renewal: Any, name: str, packed: bytes) -> Any:
+        answer = real(self, renewal, name, packed)
+        if isinstance(answer, Recorded):
+            key, token = _key_in(renewal.key), renewal.held.token
+            work.write("recorded", key=key, token=token, step=name)
+        return answer
+
+    _around(Run, "_tell_end", tell_end)
+    _around(Inbox, "commit", commit)
+    for store in (RedisStore, SqlStore):
+        _around(store, "step", step)
 
 
 def _watch_chords(work: Work) -> None:
@@ -244,7 +295,8 @@ if SETTINGS_VARIABLE in os.environ:
     app = make_app(_settings)
     _work = Work(_settings)
     mark_messages(_work)
-    _watch_store(_work)
+    _watch_claims(_work)
+    _watch_ends(_work)
     _watch_chords(_work)
 
     @signals.worker_ready.connect
