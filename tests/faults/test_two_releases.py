@@ -121,7 +121,7 @@ def both_releases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deploy]:
             directory,
             idempotency_lease=300,
             # No wait is longer than a quarter of it.
-            visibility_timeout=4,
+            visibility_timeout=2,
             task_options={"shop.charge_two_gates": short, "shop.never_works": short},
         )
         checkouts = ROOT, next_release(directory / "next")
