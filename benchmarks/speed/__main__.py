@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -13,14 +14,14 @@ from rich.console import Console
 
 from benchmarks.speed import report
 from benchmarks.speed.guard import measure_guard
-from benchmarks.speed.measure import Section
+from benchmarks.speed.measure import Goal, Say, Section
 from benchmarks.speed.peers import measure_peers
 from benchmarks.speed.scale import measure_scale
 from benchmarks.speed.store import measure_store
 from benchmarks.speed.worker import measure_worker
 from celery_idempotent.testing.servers import RedisServer
 
-_MEASURES = {
+_MEASURES: dict[str, Callable[[RedisServer, bool, Say], Section | list[Goal]]] = {
     "worker": measure_worker,
     "guard": measure_guard,
     "peers": measure_peers,

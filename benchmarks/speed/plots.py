@@ -58,17 +58,19 @@ def _goals(goals: Sequence[Goal]) -> Any:
         for goal in shown
         if goal.figure and goal.bound
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 0.36 * len(shown) + 1.0), layout="constrained")
     places = range(len(shown))
     colors = [_HOLDS if goal.holds else _FAILS for goal in shown]
-    # From the line on: to the right it is better than the goal, to the left worse.
-    axes.barh(places, [share - 1 for share in shares], left=1, color=colors, height=0.6)
+    # From the line on: to the right it is better than the goal, to the left worse; a dot, since one
+    # that just holds has no bar.
+    axes.barh(places, [share - 1 for share in shares], left=1, color=colors, height=0.5)
+    axes.scatter(shares, places, c=colors, s=25, zorder=3)
     axes.set_yticks(places, [f"{goal.number}  {goal.what}" for goal in shown], fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("times as good as the goal asks for (log scale); right of the line it holds")
+    axes.set_xlabel("times what the goal asks for: from the line on it holds")
     return figure
 
 
@@ -90,15 +92,20 @@ def _peers(rows: Sequence[dict[str, Any]]) -> Any:
     )
     for axes, (which, found) in zip(all_axes[:, 0], panels.items(), strict=True):
         places, values = range(len(found)), [value for _, value in found]
-        colors = [_PLAIN if value >= 1 else _FAILS for value in values]
-        bars = axes.barh(places, values, color=colors, height=0.6)
+        bars = axes.barh(
+            places, values, color=[_PLAIN if value >= 1 else _FAILS for value in values], height=0.6
+        )
+        for bar, (row, _) in zip(bars, found, strict=True):
+            bar.set_alpha(1 if row["keeps_outcome"] else 0.45)
         axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=8)
         axes.set_yticks(places, [f"{row['name']} {row['version']}" for row, _ in found])
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=1)
         axes.set_xlim(0, max(*values, 1) * 1.12)
         axes.set_title(_PANELS[which], loc="left", fontsize=9, fontweight="bold")
-    all_axes[-1, 0].set_xlabel("as a multiple of ours: right of the line we are ahead")
+    figure.supxlabel(
+        "as a multiple of ours: right of the line we are ahead; pale: keeps no outcome", fontsize=9
+    )
     return figure
 
 

@@ -76,7 +76,7 @@ class Sentinel:
                 stdout=log,
                 stderr=log,
             )
-        self._client = redis.Redis(port=self.port, decode_responses=True)
+        self._client: Any = redis.Redis(port=self.port, decode_responses=True)
         eventually(self._knows_a_replica, "the Sentinel knows master and replica")
 
     def _knows_a_replica(self) -> bool:

@@ -1,0 +1,109 @@
+"""What ``make bench`` says of what it measured, and where it leaves that."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from benchmarks.speed import report
+from benchmarks.speed.measure import Goal, Section
+from benchmarks.speed.paper import Paper
+
+HOLDS = Goal("1a", "a share", 0.97, ">=", 0.95, "97 of 100")
+FAILS = Goal("1b", "a share", 0.93, ">=", 0.95)
+UNMEASURED = Goal("3a", "the best peer to us", None, ">=", 1)
+FIGURE = Goal("7d", "on paper", 12_345.6)
+
+
+@pytest.mark.parametrize(
+    ("goal", "word"), [(HOLDS, "yes"), (FAILS, "NO"), (UNMEASURED, "not measured"), (FIGURE, "-")]
+)
+def test_each_goal_has_its_word(goal: Goal, word: str) -> None:
+    """A goal holds, or doesn't, or wasn't measured; a figure without a bound is none."""
+    assert report.verdict(goal) == word
+
+
+@pytest.mark.parametrize(
+    ("goal", "holds"),
+    [
+        (Goal("", "", 1.0, ">=", 1), True),
+        (Goal("", "", 0.99, ">=", 1), False),
+        (Goal("", "", 300.0, "<=", 300), True),
+        (Goal("", "", 301.0, "<=", 300), False),
+    ],
+)
+def test_a_goal_holds_at_its_bound(goal: Goal, holds: bool) -> None:
+    """The bound itself is good enough, and nothing past it is."""
+    assert goal.holds is holds
+
+
+def _run(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, found: Section, *options: str
+) -> tuple[Result, Path]:
+    main: Any = importlib.import_module("benchmarks.speed.__main__")
+    monkeypatch.setattr(main, "_MEASURES", {"guard": lambda *_: found})
+    monkeypatch.setattr(main, "_FOLDER", folder / "benchmarks")
+    monkeypatch.delenv("QUICK", raising=False)
+    return CliRunner().invoke(main.main, options), folder / "benchmarks" / "results.json"
+
+
+@pytest.mark.parametrize(("goal", "code"), [(HOLDS, 0), (FIGURE, 0), (FAILS, 1), (UNMEASURED, 1)])
+def test_a_goal_that_fails_or_was_not_measured_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, goal: Goal, code: int
+) -> None:
+    """A goal that wasn't measured is none that holds."""
+    result, _ = _run(monkeypatch, tmp_path, Section([goal]), "--no-write")
+
+    assert result.exit_code == code, result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "written"),
+    [
+        ((), True),
+        (("--quick",), False),
+        (("--only", "guard"), False),
+        (("--no-write",), False),
+        (("--quick", "--write"), True),
+    ],
+)
+def test_only_a_whole_and_full_run_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, options: tuple[str, ...], written: bool
+) -> None:
+    """A quick run, or a part of one, leaves the results of a full one alone, unless asked."""
+    found = Section([HOLDS, FIGURE], {"growth": [{"records": 10_000, "ratio": 1.01}]})
+    result, results = _run(monkeypatch, tmp_path, found, *options)
+
+    assert result.exit_code == 0, result.output
+    assert results.is_file() is written
+    if written:
+        kept = json.loads(results.read_text())
+        assert [(goal["number"], goal["holds"]) for goal in kept["goals"]] == [
+            ("1a", True),
+            ("7d", None),
+        ]
+        assert kept["tables"] == found.tables
+        assert kept["quick"] is ("--quick" in options)
+
+
+def test_a_goal_that_fails_is_said_on_the_page(tmp_path: Path) -> None:
+    """No figure is left out of the page, and one that fails stands out."""
+    page = report.as_rst(Section([HOLDS, FAILS, FIGURE]), "Measured somewhere.")
+
+    assert page.count("* - 1a") == page.count("* - 1b") == page.count("* - 7d") == 1
+    assert page.count("**no**") == 1
+    assert "12,346" in page
+
+
+def test_paper_is_a_multiple_of_one_execution() -> None:
+    """A million a minute at 60 µs are one busy core, or two that are half busy."""
+    paper = Paper(cpu_us=60, script_us=20, record_bytes=2**30 / 1_440_000_000, network_bytes=750)
+
+    assert paper.cores == pytest.approx(2)
+    assert paper.day_gib == pytest.approx(1)
+    assert paper.megabits == pytest.approx(100)
