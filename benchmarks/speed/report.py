@@ -46,7 +46,7 @@ def conditions(quick: bool, server: str) -> str:
     return (
         f"{'A quick run' if quick else 'Measured'} on {time.strftime('%Y-%m-%d')} with Python "
         f"{platform.python_version()}, {found}, {server}, on {platform.system()} "
-        f"{platform.machine()} with {os.cpu_count()} cores."
+        f"{platform.machine()} with {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}."
     )
 
 
