@@ -278,6 +278,7 @@ def _goals(rows: list[Row]) -> list[Goal]:
             "first execution: what the best peer adds to plain Celery, to what we add",
             peers,
             "first",
+            _less(peers),
         ),
         _goal(
             "3b",
@@ -297,19 +298,30 @@ def _goals(rows: list[Row]) -> list[Goal]:
             "duplicate stopped at the enqueue: the best peer's time to ours with 'attach'",
             [row for row in peers if row.duplicate_at == "enqueue"],
             "enqueue",
+            "all while the first call runs: while it is queued only the peers see it, after its "
+            "end only we",
         ),
     ]
 
 
 def _goal(number: str, what: str, peers: list[Row], which: str, more: str = "") -> Goal:
     missing = [f"{row.name}: {row.missing}" for row in peers if row.missing]
-    found = sorted((row.ratios[which], row.name) for row in peers if which in row.ratios)
-    detail = ", ".join(f"{name} {value:.2f}" for value, name in found)
+    found = sorted(
+        (row.ratios[which], f"{row.name} {row.version}") for row in peers if which in row.ratios
+    )
+    detail = ", ".join(f"{name}: {value:.2f}" for value, name in found)
     # A peer that isn't there might have been ahead of us.
     figure = None if missing else found[0][0]
     return Goal(
         number, what, figure, ">=", 1, "; ".join([detail, *missing, *([more] * bool(more))])
     )
+
+
+def _less(peers: list[Row]) -> str:
+    """Say who does less than we do."""
+    forgets = ", ".join(row.name for row in peers if not row.keeps_outcome)
+    unfenced = ", ".join(row.name for row in peers if row.fencing == "none")
+    return f"{forgets} keep no outcome; {unfenced} have no fencing"
 
 
 def _lock_bytes(rows: list[Row]) -> str:
