@@ -154,9 +154,10 @@ def _powertools(url: str) -> Line:
         CachePersistenceLayer,
     )
 
-    client = redis.Redis.from_url(url, decode_responses=True)
+    client: Any = redis.Redis.from_url(url, decode_responses=True)
+    context: Any = _Context()
     config = IdempotencyConfig(expires_after_seconds=DAY)
-    config.register_lambda_context(_Context())
+    config.register_lambda_context(context)
     line = Line("powertools")
     line.task(
         idempotent_function(
