@@ -46,7 +46,7 @@ format: $(STAMP)-lint ## Put rules and format right with ruff
 	@$(BIN)/ruff format .
 
 types: $(STAMP)-lint $(STAMP)-test ## Check with mypy --strict
-	@$(BIN)/mypy --strict celery_idempotent tests/typing
+	@$(BIN)/mypy --strict celery_idempotent tests/typing benchmarks/speed
 
 docs: $(STAMP)-docs ## The documentation, into docs/_build/html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
