@@ -179,6 +179,8 @@ CONTESTANTS = (
         "the worker answers with the stored outcome",
         keeps_outcome=True,
         fencing="a token with every claim, checked by every write to the record",
+        note="its journal, which another thread writes half a second later, is written at the end "
+        "of each of its turns, and timed",
     ),
     Contestant(
         "celery-idempotent, attach",
