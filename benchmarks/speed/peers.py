@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from typing import Any
-
-import redis
 
 from benchmarks.speed.contestants import CONTESTANTS, Contestant
-from benchmarks.speed.drive import BODY_RESULT, Line
 from benchmarks.speed.measure import Goal, Say, Section, ratio, rounds
-from celery_idempotent.stores.journal import journal_key
+from benchmarks.speed.player import Player
 from celery_idempotent.testing.servers import RedisServer
 
 __all__ = ["Row", "measure_peers"]
 
-_JOURNAL = journal_key("idempotent").encode()
-
-#: Order numbers of a usual length, and never the same one twice.
-_NUMBERS = itertools.count(10_000_000)
+_PLAIN, _OURS, _ATTACH = "plain Celery", "celery-idempotent", "celery-idempotent, attach"
+_WORDS = {
+    "first": "first execution",
+    "replay": "replay by the worker",
+    "enqueue": "duplicate stopped at the enqueue",
+}
 
 
 @dataclass
@@ -37,7 +33,8 @@ class Row:
     keeps_outcome: bool
     fencing: str
     note: str
-    #: Microseconds of a whole first execution, and what of it is more than plain Celery's.
+    #: Microseconds of a whole first execution, and what of it is more than plain Celery's (for
+    #: ours and plain Celery: beside the last peer; what compares is in ``ratios``).
     first_us: float | None = None
     first_added_us: float | None = None
     #: Microseconds of a whole duplicate: up to its answer, or to its refusal at the enqueue.
@@ -54,141 +51,13 @@ class Row:
     missing: str = ""
 
 
-class _Player:
-    """One contestant at work on a database of its own."""
-
-    def __init__(self, contestant: Contestant, url: str) -> None:
-        self.contestant = contestant
-        self.line: Line = contestant.make(url)
-        self.database: Any = redis.Redis.from_url(url)
-        self._task = self.line.app.tasks["bench.charge"]
-        self._same = self.call()
-        self._may_end = threading.Event()
-        self._run: threading.Thread | None = None
-        self._begin()
-
-    def _begin(self) -> None:
-        """Make the first call, of which there will be duplicates.
-
-        Those that stop a duplicate at the enqueue all do so while the first call runs, so there it
-        runs until :meth:`end`. Everywhere else a duplicate comes after its end.
-        """
-        self._publish(self._same)
-        if self.contestant.duplicate_at != "enqueue":
-            self.line.execute()
-            return
-        runs = threading.Event()
-
-        def hold() -> None:
-            self.line.during = None
-            runs.set()
-            self._may_end.wait()
-
-        self.line.during = hold
-        self._run = threading.Thread(target=self.line.execute, daemon=True)
-        self._run.start()
-        if not runs.wait(30):
-            raise RuntimeError(f"{self.contestant.name}: the first call did not begin to run")
-
-    def end(self) -> None:
-        """Let the first call end."""
-        self._may_end.set()
-        if self._run is not None:
-            self._run.join()
-
-    @staticmethod
-    def call() -> dict[str, Any]:
-        """Give the arguments of a call that nobody made before."""
-        return {"order_id": str(next(_NUMBERS)), "amount": 100}
-
-    def first(self, count: int) -> None:
-        """Publish and execute new calls."""
-        for _ in range(count):
-            self._publish(self.call())
-            self.line.execute()
-        self.line.settle()
-
-    def duplicates(self, count: int) -> None:
-        """Make the same call again and again."""
-        at_worker = self.contestant.duplicate_at == "worker"
-        for _ in range(count):
-            self._publish(self._same)
-            if at_worker:
-                self.line.execute()
-        self.line.settle()
-
-    def _publish(self, call: dict[str, Any]) -> None:
-        try:
-            self._task.apply_async(kwargs=call)
-        except Exception as exc:
-            if type(exc).__name__ not in self.contestant.raises:
-                raise
-
-    def check(self) -> None:
-        """See that it does what is said of it, before it is timed.
-
-        Raises:
-            AssertionError: it doesn't: the adapter is wrong.
-        """
-        name, runs = self.contestant.name, self.line.runs
-        self._publish(self.call())
-        assert self.line.execute() == BODY_RESULT, f"{name}: the result of a first execution"
-        assert self.line.runs == runs + 1, f"{name}: a first execution runs the body"
-        if not self.contestant.duplicate_at:
-            return
-        self._publish(self._same)
-        if self.contestant.duplicate_at == "worker":
-            assert self.line.execute() == BODY_RESULT, f"{name}: a duplicate gets the result"
-        else:
-            assert self.line.is_empty(), f"{name}: a duplicate isn't published"
-        assert self.line.runs == runs + 1, f"{name}: a duplicate doesn't run the body"
-
-    def trips(self, work: Callable[[int], None], count: int = 50) -> float:
-        """Count what the server reads from its connections for each call."""
-        work(1)
-        before = self._reads()
-        work(count)
-        # The question itself is one of them. What comes of many calls together (our journal: one
-        # command for up to two hundred events) is rounded off.
-        return float(round((self._reads() - before - 1) / count))
-
-    def _reads(self) -> int:
-        return int(self.database.info("stats")["total_reads_processed"])
-
-    def sizes(self, count: int = 50) -> tuple[float, float]:
-        """Give the bytes that a call has in Redis while it runs, and once it is done."""
-        self.end()
-        self.database.flushdb()
-        running: list[int] = []
-        self.line.during = lambda: running.append(self._bytes())
-        self._publish(self.call())
-        self.line.execute()
-        self.line.during = None
-        self.database.flushdb()
-        self.first(count)
-        return float(running[0]), self._bytes() / count
-
-    def close(self) -> None:
-        """Give back the connections."""
-        self.line.close()
-        self.database.close()
-
-    def _bytes(self) -> int:
-        return sum(
-            self.database.memory_usage(key, samples=0)
-            for key in self.database.scan_iter(count=1000)
-            # One stream for all, capped: no call has a part in it that stays.
-            if key != _JOURNAL
-        )
-
-
 def measure_peers(server: RedisServer, quick: bool, say: Say) -> Section:
     """Measure all contestants in one process, each with a database of its own."""
     rows = {one.name: _row(one) for one in CONTESTANTS}
-    players: dict[str, _Player] = {}
+    players: dict[str, Player] = {}
     for number, one in enumerate(CONTESTANTS):
         try:
-            player = _Player(one, server.url(number))
+            player = Player(one, server.url(number))
             player.check()
         except Exception as exc:
             if one.distribution in ("celery", "celery-idempotent"):
@@ -198,26 +67,56 @@ def measure_peers(server: RedisServer, quick: bool, say: Say) -> Section:
             say(f"{one.name} is left out: {rows[one.name].missing}")
         else:
             players[one.name] = player
-    timed = rounds(
-        {
-            **{f"first {name}": player.first for name, player in players.items()},
-            **{
-                f"duplicate {name}": player.duplicates
-                for name, player in players.items()
-                if player.contestant.duplicate_at
-            },
-        },
-        12 if quick else 25,
-        21 if quick else 61,
-        say,
-    )
+    for name in [name for name in players if _is_peer(rows[name])]:
+        at = "replay" if rows[name].duplicate_at == "worker" else "enqueue"
+        for what in ("first", at):
+            _duel(what, name, players, rows, quick, say)
     say("round trips and bytes")
     for name, player in players.items():
-        _fill(rows[name], player, timed)
+        _look(rows[name], player)
         player.close()
     found = list(rows.values())
-    _compare(found, timed)
+    ours = rows[_OURS]
+    for row in found:
+        if _is_peer(row) and row.keeps_outcome and row.kept_bytes and ours.kept_bytes:
+            row.ratios["bytes"] = row.kept_bytes / ours.kept_bytes
     return Section(_goals(found), {"peers": [asdict(row) for row in found]})
+
+
+def _duel(
+    what: str,
+    name: str,
+    players: dict[str, Player],
+    rows: dict[str, Row],
+    quick: bool,
+    say: Say,
+) -> None:
+    """Let one peer and ours take turns, with plain Celery beside them where messages run.
+
+    The turns of a round follow on each other within some hundredths of a second: what else the
+    machine does falls on all of them.
+    """
+    say(f"{_WORDS[what]}: {name}")
+    work = "first" if what == "first" else "duplicates"
+    ours = _ATTACH if what == "enqueue" else _OURS
+    contestants: dict[str, Callable[[int], None]] = {ours: getattr(players[ours], work)}
+    if what != "enqueue":
+        # Between the two, so that it is next to both.
+        contestants[_PLAIN] = players[_PLAIN].first
+    contestants[name] = getattr(players[name], work)
+    timed = rounds(contestants, 12, 15 if quick else 101, lambda _: None)
+    plain = timed.get(_PLAIN)
+    rows[name].ratios[what] = ratio(timed[name], timed[ours], plain)
+    for one, seconds in timed.items():
+        micro = statistics.median(seconds) * 1e6
+        if work == "duplicates" and one != _PLAIN:
+            rows[one].duplicate_us = micro
+        else:
+            rows[one].first_us = micro
+        if what == "first" and plain is not None:
+            rows[one].first_added_us = (
+                statistics.median(a - b for a, b in zip(seconds, plain, strict=True)) * 1e6
+            )
 
 
 def _row(one: Contestant) -> Row:
@@ -236,38 +135,16 @@ def _row(one: Contestant) -> Row:
     )
 
 
-def _fill(row: Row, player: _Player, timed: dict[str, list[float]]) -> None:
-    first, plain = timed[f"first {row.name}"], timed["first plain Celery"]
-    row.first_us = statistics.median(first) * 1e6
-    row.first_added_us = statistics.median(a - b for a, b in zip(first, plain, strict=True)) * 1e6
+def _look(row: Row, player: Player) -> None:
+    """Count round trips and bytes."""
     row.first_trips = player.trips(player.first)
     if row.duplicate_at:
-        row.duplicate_us = statistics.median(timed[f"duplicate {row.name}"]) * 1e6
         row.duplicate_trips = player.trips(player.duplicates)
     row.running_bytes, row.kept_bytes = player.sizes()
 
 
-def _compare(rows: list[Row], timed: dict[str, list[float]]) -> None:
-    """Set each peer's ratios to ours; plain Celery's time is taken off where a message ran."""
-    ours = {row.name: row for row in rows}["celery-idempotent"]
-    plain, kept = timed["first plain Celery"], ours.kept_bytes
-    assert kept is not None
-    for row in rows:
-        if row.missing or not _is_peer(row):
-            continue
-        first, duplicate = timed[f"first {row.name}"], timed[f"duplicate {row.name}"]
-        row.ratios["first"] = ratio(first, timed["first celery-idempotent"], plain)
-        if row.duplicate_at == "worker":
-            row.ratios["replay"] = ratio(duplicate, timed["duplicate celery-idempotent"], plain)
-        else:
-            attach = timed["duplicate celery-idempotent, attach"]
-            row.ratios["enqueue"] = ratio(duplicate, attach)
-        if row.keeps_outcome and row.kept_bytes is not None:
-            row.ratios["bytes"] = row.kept_bytes / kept
-
-
 def _is_peer(row: Row) -> bool:
-    return bool(row.duplicate_at) and not row.name.startswith("celery-idempotent")
+    return row.name not in (_PLAIN, _OURS, _ATTACH)
 
 
 def _goals(rows: list[Row]) -> list[Goal]:
@@ -326,7 +203,7 @@ def _less(peers: list[Row]) -> str:
 
 def _lock_bytes(rows: list[Row]) -> str:
     """Say what those that keep nothing have in Redis, and for how long."""
-    ours = next(row for row in rows if row.name == "celery-idempotent")
+    ours = next(row for row in rows if row.name == _OURS)
     locks = [
         f"{row.name} {row.running_bytes:.0f}"
         for row in rows
