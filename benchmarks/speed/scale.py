@@ -124,7 +124,7 @@ def measure_scale(server: RedisServer, quick: bool, say: Say) -> Section:
     say("starting a cluster of one master and one of three")
     one, three = _Side(1), _Side(3)
     seconds: dict[int, list[float]] = {1: [], 3: []}
-    count, times = (250, 5) if quick else (2500, 11)
+    count, times = (250, 5) if quick else (1500, 11)
     try:
         for side in (one, three):
             side.seconds_each(count // 5)

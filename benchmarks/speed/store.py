@@ -37,8 +37,8 @@ def measure_store(server: RedisServer, quick: bool, say: Say) -> Section:
     client = redis.Redis.from_url(server.url(4))
     say("commands a task")
     goals = _commands(server, client)
-    goals += _memory(client, 50_000 if quick else 1_000_000, say)
-    grown = _growth(server, client, quick, say)
+    grown, memory = _growth(server, client, quick, say)
+    goals += memory
     largest = max(grown)
     goals.append(
         Goal(
@@ -111,38 +111,33 @@ def _fill(client: Any, first: int, end: int) -> str:
     return key
 
 
-def _memory(client: Any, count: int, say: Say) -> list[Goal]:
-    client.flushdb()
-    before = client.info("memory")["used_memory"]
-    largest = 0
-    for start in range(0, count, count // 10):
-        say(f"memory: {start:,} of {count:,} records")
-        key = _fill(client, start, start + count // 10)
-        largest = max(largest, client.memory_usage(key, samples=0))
-    each = (client.info("memory")["used_memory"] - before) / count
-    client.flushdb()
-    return [
-        Goal("5a", "bytes of a finished record, by MEMORY USAGE", float(largest), "<=", 300),
-        Goal("5b", f"bytes of a record, by used_memory over {count:,}", each, "<=", 300),
-    ]
-
-
-def _growth(server: RedisServer, client: Any, quick: bool, say: Say) -> dict[int, float]:
+def _growth(
+    server: RedisServer, client: Any, quick: bool, say: Say
+) -> tuple[dict[int, float], list[Goal]]:
     """Claim and complete in a small database and in one that grows, in turns.
 
-    For each size the median of the pairs: the time there, to that in the small one.
+    For each size the median of the pairs: the time there, to that in the small one. And how much
+    memory the records take.
     """
     small, large = Bare(server.url(5)), Bare(server.url(4))
     few = redis.Redis.from_url(server.url(5))
     _fill(few, 0, _FEW)
+    client.flushdb()
+    before = client.info("memory")["used_memory"]
     found: dict[int, float] = {}
+    each = largest = 0.0
     there, numbers = 0, itertools.count(10**9, 1000)
-    for size in (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000):
+    sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
+    for size in sizes:
         say(f"growth: {size:,} records")
-        _fill(client, there, size)
+        key = _fill(client, there, size)
         there = size
+        each = (client.info("memory")["used_memory"] - before) / size
+        largest = max(largest, float(client.memory_usage(key, samples=0)))
         ratios = []
-        for turn in range(9 if quick else 31):
+        for turn in range(9 if quick else 31 if size == sizes[-1] else 15):
+            if turn % 10 == 0:
+                say(f"growth: {size:,} records, round {turn + 1}")
             start, pair = next(numbers), [small, large]
             timed = {
                 one: one.timed_scripts(_TIMED, start)[0]
@@ -155,7 +150,10 @@ def _growth(server: RedisServer, client: Any, quick: bool, say: Say) -> dict[int
         assert few.dbsize() == _FEW and client.dbsize() == size
         found[size] = statistics.median(ratios)
     client.flushdb()
-    return found
+    return found, [
+        Goal("5a", "bytes of a finished record, by MEMORY USAGE", largest, "<=", 300),
+        Goal("5b", f"bytes of a record, by used_memory over {there:,}", each, "<=", 300),
+    ]
 
 
 def _heartbeat(server: RedisServer) -> Goal:
