@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Names:
             self._names[group_id] = f"the group of {' and '.join(sorted(members))}"
         self._chord_bodies = set(chords)
         self._roots: dict[str, str] = {}
-        for roots in chords.values():
+        for roots in _merged(chords.values()):
             if len(roots) > 1:
                 any_of_them = " or ".join(sorted(map(self.of, roots)))
                 self._roots.update(dict.fromkeys(roots, any_of_them))
@@ -151,6 +151,16 @@ class Names:
         if isinstance(value, (list, tuple)):
             return [self.clean(item) for item in value]
         return self.clean(_plain(value)) if isinstance(value, BaseException) else value
+
+
+def _merged(sets: Iterable[set[str]]) -> list[set[str]]:
+    """Sets that share a member made one: a part that is a chord's body has any root of its own."""
+    merged: list[set[str]] = []
+    for members in sets:
+        touched = [one for one in merged if one & members]
+        merged = [one for one in merged if not one & members]
+        merged.append(members.union(*touched))
+    return merged
 
 
 def differences(plain: Any, guarded: Any, where: str = "") -> Iterator[str]:

@@ -58,7 +58,7 @@ def terminated_while_it_runs(t: Tasks) -> Any:
 
 @gives(["TaskRevokedError: revoked", "TaskRevokedError: revoked"])
 def revoked_while_it_waits_for_its_time(t: Tasks) -> Any:
-    sent = group(t.add.s(1, 1), t.add.s(2, 2)).apply_async(countdown=1)
+    sent = group(t.add.s(1, 1), t.add.s(2, 2)).apply_async(countdown=5)
     for each in sent:
         t.ledger.wait_for("received", id=each.id)
     assert t.app.control.revoke([each.id for each in sent], **ANSWERED)
