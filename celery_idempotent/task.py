@@ -175,8 +175,10 @@ class IdempotentTask(Task):
         request = self.request if request is None else request
         given = options.get("headers")
         known = request.__dict__.get("_idempotent_call")
-        own: Any = (request.headers or {}).get(OWN)
-        if known is not None:
+        own: Any
+        if known is None:
+            own = (request.headers or {}).get(OWN)
+        else:
             own = own_header(request.id, known[0])
         if own is not None and not (given and OWN in given):
             if given is None:

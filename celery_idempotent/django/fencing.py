@@ -40,10 +40,12 @@ def fenced_update(
         raise ClaimLost("this run holds no claim, so it has no token to write by")
     not_later = {f"{token_field}__lte": token}
     updated: int = queryset.filter(**not_later).update(**{token_field: token, **values})
-    later, locked = queryset.filter(**{f"{token_field}__gt": token}), queryset.select_for_update()
+    later = queryset.filter(**{f"{token_field}__gt": token})
+    # Under a lock: a snapshot that is older than the later run's write would not show it. There is
+    # none outside of a transaction, and no lock either.
+    locked = later.select_for_update()
     if transaction.get_connection(locked.db).in_atomic_block:
-        # A snapshot that is older than the later run's write would not show it.
-        later = later.select_for_update()
+        later = locked
     if later.values_list("pk")[:1]:
         raise ClaimLost(
             "a later run has written one of these rows, so this run has lost its key: roll back"
