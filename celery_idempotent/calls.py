@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from celery_idempotent import callbacks
@@ -101,4 +100,4 @@ def store_call(
 
 def awaiting(call: Call, awaited: tuple[str, int]) -> Call:
     """Give the call of a message that has waited for the run of ``awaited``."""
-    return replace(call, awaited=Owner(*awaited).pack())
+    return call._replace(awaited=Owner(*awaited).pack())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -107,7 +106,7 @@ def with_key(
     if context is not None and call_key is not None:
         joined = f"{quote(context, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
         key, label = setup.scheme.identity(joined)
-        call_key = replace(call_key, key=key, label=label)
+        call_key = call_key._replace(key=key, label=label)
     made = {**(headers or {}), OWN: own_header(task_id, call_key)}
     if explicit is not None:
         made[EXPLICIT] = explicit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
@@ -49,7 +48,7 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     """
     task, request = delivery.task, delivery.request
     request._idempotency = delivery.context(None, _WHY)
-    call = replace(delivery.call, note=None)
+    call = delivery.call._replace(note=None)
     try:
         verdict = ask(call, 0.0, lambda lease: None)
     except StoreError as exc:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import enum
 import zlib
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from celery_idempotent.errors import RecordCorrupt
 
@@ -45,8 +44,7 @@ class Kind(enum.IntEnum):
     NOT_KEPT = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a run ended, in the encoding of the result backend of that time."""
 
     kind: Kind

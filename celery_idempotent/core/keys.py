@@ -3,10 +3,9 @@
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from celery_idempotent.core.binding import Binder
@@ -53,8 +52,7 @@ class MessageId:
 MESSAGE_ID = MessageId()
 
 
-@dataclass(frozen=True, slots=True)
-class CallKey:
+class CallKey(NamedTuple):
     """What makes a call the same as another."""
 
     #: Keys in different namespaces are different.

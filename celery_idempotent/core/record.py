@@ -16,7 +16,6 @@ import enum
 import hashlib
 import re
 import struct
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -126,8 +125,7 @@ class Process(NamedTuple):
             ) from exc
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is known of one key. Times are the store's, in milliseconds since 1970."""
 
     state: State

@@ -7,8 +7,6 @@ holds the two together. ``now_us`` is always the store's clock, in microseconds 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
@@ -121,8 +119,7 @@ def _take(
     record: Record | None, ask: Claim, now_us: int, interruptions: int
 ) -> tuple[Claimed, Write]:
     token = now_us if record is None else max(record.token + 1, now_us)
-    taken = replace(
-        ask.candidate,
+    taken = ask.candidate._replace(
         state=State.RUNNING,
         token=token,
         until_ms=now_us // 1000 + ask.lease_ms,
@@ -145,8 +142,7 @@ def _compensate(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict, 
     if interruptions > ask.max_compensations:
         return _become_unknown(record, interruptions)
     # The owner stays: the failure is its call's, whoever undoes what it did.
-    taken = replace(
-        record,
+    taken = record._replace(
         token=max(record.token + 1, now_us),
         until_ms=now_us // 1000 + ask.lease_ms,
         interruptions=interruptions,
@@ -158,8 +154,8 @@ def _compensate(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict, 
 
 def _become_unknown(record: Record, interruptions: int) -> tuple[Unknown, Write]:
     # No new token: the run may be alive still, and its late completion settles the record.
-    unknown = replace(
-        record, state=State.UNKNOWN, until_ms=0, interruptions=interruptions, nonce=b""
+    unknown = record._replace(
+        state=State.UNKNOWN, until_ms=0, interruptions=interruptions, nonce=b""
     )
     return Unknown(unknown), Write(unknown, UNKNOWN_TTL_MS)
 
@@ -170,8 +166,7 @@ def _replay_mine(
     if noted or not ask.callbacks:
         return Replay(record, True, noted), None
     # It sends the callbacks that its first delivery didn't, alone: under a delivery lease.
-    leased = replace(
-        record,
+    leased = record._replace(
         until_ms=now_ms + ask.lease_ms,
         process=ask.candidate.process,
         nonce=ask.candidate.nonce,
@@ -209,8 +204,7 @@ def settle(
         State.RETRYING,
         State.COMPENSATING,
     )
-    written = replace(
-        new,
+    written = new._replace(
         token=token,
         until_ms=now_us // 1000 + event.delay_ms if timed else 0,
         interruptions=0 if record is None or begins else record.interruptions,
@@ -227,13 +221,13 @@ def renew(
     if record is None:
         if held.state not in (State.RUNNING, State.COMPENSATING):
             return Recorded(held.token), None
-        return Recorded(held.token), Write(replace(held, until_ms=until_ms), keep_ms)
+        return Recorded(held.token), Write(held._replace(until_ms=until_ms), keep_ms)
     if record.token != held.token:
         return Lost(record), None
     if record.state in (State.RUNNING, State.COMPENSATING):
-        return Recorded(held.token), Write(replace(record, until_ms=until_ms), keep_ms)
+        return Recorded(held.token), Write(record._replace(until_ms=until_ms), keep_ms)
     if record.is_done and record.until_ms:
-        return Recorded(held.token), Write(replace(record, until_ms=until_ms), KEEP_TTL)
+        return Recorded(held.token), Write(record._replace(until_ms=until_ms), KEEP_TTL)
     return Recorded(held.token), None
 
 
@@ -247,20 +241,20 @@ def step(
     elif record.token != held.token:
         return Lost(record), None
     if record.state in (State.RUNNING, State.COMPENSATING):
-        record = replace(record, until_ms=until_ms)
+        record = record._replace(until_ms=until_ms)
     elif record.state is State.UNKNOWN:
         # It still waits to be resolved, for as long as before.
-        return Recorded(held.token), Write(replace(record, has_steps=True), KEEP_TTL)
+        return Recorded(held.token), Write(record._replace(has_steps=True), KEEP_TTL)
     else:
         return Lost(record), None
-    return Recorded(held.token), Write(replace(record, has_steps=True), keep_ms)
+    return Recorded(held.token), Write(record._replace(has_steps=True), keep_ms)
 
 
 def note(record: Record | None, token: int) -> Write | None:
     """End the delivery lease of ``token``'s run: what it held is dropped from the record."""
     if record is None or record.token != token or not (record.is_done and record.until_ms):
         return None
-    return Write(replace(record, until_ms=0, process=b"", nonce=b""), KEEP_TTL)
+    return Write(record._replace(until_ms=0, process=b"", nonce=b""), KEEP_TTL)
 
 
 def end_lease(record: Record | None, owner: bytes, process: bytes, now_us: int) -> Write | None:
@@ -272,7 +266,7 @@ def end_lease(record: Record | None, owner: bytes, process: bytes, now_us: int) 
         return None
     if record.until_ms <= now_ms:
         return None
-    return Write(replace(record, until_ms=now_ms, nonce=b""), KEEP_TTL)
+    return Write(record._replace(until_ms=now_ms, nonce=b""), KEEP_TTL)
 
 
 def abandon(record: Record | None, given_up: Record, ttl_ms: int, now_us: int) -> Write | None:
@@ -282,28 +276,28 @@ def abandon(record: Record | None, given_up: Record, ttl_ms: int, now_us: int) -
     is not to be granted, and that what the record had counted still stands.
     """
     if record is None:
-        left = replace(given_up, state=State.RELEASED, token=now_us, until_ms=0, process=b"")
+        left = given_up._replace(state=State.RELEASED, token=now_us, until_ms=0, process=b"")
         return Write(left, ttl_ms)
     if record.state is State.RUNNING:
         if record.nonce != given_up.nonce:
             return None
-        undone = replace(
-            record, state=State.RELEASED, token=record.token + 1, until_ms=0, process=b""
+        undone = record._replace(
+            state=State.RELEASED, token=record.token + 1, until_ms=0, process=b""
         )
         return Write(undone, ttl_ms)
     if record.state is State.COMPENSATING and record.process:
         if record.nonce != given_up.nonce:
             return None
-        undone = replace(record, token=record.token + 1, until_ms=now_us // 1000, process=b"")
+        undone = record._replace(token=record.token + 1, until_ms=now_us // 1000, process=b"")
         return Write(undone, KEEP_TTL)
     if record.is_done and record.until_ms:
         if record.nonce != given_up.nonce:
             return None
-        return Write(replace(record, until_ms=0, process=b""), KEEP_TTL)
+        return Write(record._replace(until_ms=0, process=b""), KEEP_TTL)
     if record.nonce == given_up.nonce:
         return None
     counted = record.interruptions if record.nonce or record.state is not State.RELEASED else 0
-    return Write(replace(record, nonce=given_up.nonce, interruptions=counted), KEEP_TTL)
+    return Write(record._replace(nonce=given_up.nonce, interruptions=counted), KEEP_TTL)
 
 
 def forget(record: Record | None, ttl_ms: int, now_us: int) -> Write | None:
@@ -317,8 +311,7 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
     """Settle an unknown outcome, with a higher token: a late completion is refused from then on."""
     if record is None or record.state is not State.UNKNOWN:
         return None
-    resolved = replace(
-        record,
+    resolved = record._replace(
         state=State.RELEASED if event.state is State.FAILED else event.state,
         token=max(record.token + 1, now_us),
         until_ms=0,
@@ -329,5 +322,5 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
     )
     if event.state is State.FAILED and event.compensate:
         # Its lease is over: the next delivery of the key, or a message made for it, goes on.
-        resolved = replace(resolved, state=State.COMPENSATING, until_ms=now_us // 1000)
+        resolved = resolved._replace(state=State.COMPENSATING, until_ms=now_us // 1000)
     return Write(resolved, event.ttl_ms)

@@ -114,8 +114,7 @@ ClaimVerdict = Claimed | Busy | Replay | Superseded | Mismatch | Unknown
 # --- events --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """One message asks for its key."""
 
     #: The record as it would be written, less token, ``until_ms`` and interruptions.
@@ -150,8 +149,7 @@ class Resolve:
     compensate: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(NamedTuple):
     """A run ends, or hands over: what its record becomes."""
 
     #: The record to write; its token is the run's, and is what is checked.

@@ -111,7 +111,7 @@ class DjangoStore(Reading):
             # Whoever has it locked holds it, as if by a lease.
             until_ms = max(record.until_ms, row.now_ms + ask.lease_ms)
             mine = record.owner == ask.candidate.owner
-            return Busy(replace(record, until_ms=until_ms), mine, row.now_ms)
+            return Busy(record._replace(until_ms=until_ms), mine, row.now_ms)
 
         def work(connection: Any) -> ClaimVerdict:
             verdict = self.rows.change(

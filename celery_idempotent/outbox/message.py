@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from numbers import Real
 from typing import Any, Final
@@ -138,7 +138,7 @@ def _with_key(
     if chosen or call_key != derive(task, setup, args, kwargs, task_id, None):
         return headers  # the call, or its context, has a key
     key, label = setup.scheme.identity(task_id)
-    own = own_header(task_id, replace(call_key, key=key, label=label))
+    own = own_header(task_id, call_key._replace(key=key, label=label))
     return {**(headers or {}), OWN: own}
 
 

@@ -8,9 +8,8 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.transitions import (
@@ -50,8 +49,7 @@ def this_process() -> bytes:
     return _process[1]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What one delivery asks of the store. Times are in milliseconds."""
 
     store: Store
@@ -79,8 +77,7 @@ class Call:
         return max(self.ttl_ms, self.horizon_ms, self.lease_ms)
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """How a run ended, as far as its record is concerned."""
 
     state: State
@@ -136,8 +133,7 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
         raise
     if isinstance(verdict, Claimed):
         now_and_then(call.store)
-        held = verdict.failed or replace(
-            candidate,
+        held = verdict.failed or candidate._replace(
             token=verdict.token,
             interruptions=verdict.interruptions,
             has_steps=bool(verdict.steps),
@@ -270,8 +266,7 @@ class Run:
             delay_ms = self.call.lease_ms
             ttl_ms = max(ttl_ms, delay_ms)
         kept = delivery or ending.state in (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
-        record = replace(
-            self.lease.record,
+        record = self.lease.record._replace(
             state=ending.state,
             outcome=ending.outcome,
             retries=(
@@ -294,7 +289,7 @@ class Run:
             heartbeat.remove(self.lease)
             self.lease.lose(answer.record)
         elif event.delay_ms and event.record.state not in (State.RETRYING, State.RUNNING):
-            self.lease.record = replace(event.record, token=answer.token)
+            self.lease.record = event.record._replace(token=answer.token)
         else:
             heartbeat.remove(self.lease)
 

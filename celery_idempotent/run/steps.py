@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from celery_idempotent.core.steps import Step, StepState
@@ -80,7 +79,7 @@ class Steps:
         self._steps[name] = step
         renewal, packed = self._run.lease.renewal(), step.pack()
         store, lease = self._run.call.store, self._run.lease
-        lease.record = replace(lease.record, has_steps=True)
+        lease.record = lease.record._replace(has_steps=True)
         if self._run.inbox.is_open:
             self._run.inbox.step(renewal, name, packed)
             self._check_held(name)

@@ -97,7 +97,7 @@ class SqlStore(SqlJournals):
             # Whoever has it locked holds it, as if by a lease.
             until_ms = max(record.until_ms, row.now_ms + ask.lease_ms)
             mine = record.owner == ask.candidate.owner
-            return Busy(replace(record, until_ms=until_ms), mine, row.now_ms)
+            return Busy(record._replace(until_ms=until_ms), mine, row.now_ms)
 
         def work(connection: Connection) -> ClaimVerdict:
             verdict = self._rows.change(

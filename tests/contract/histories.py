@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -45,6 +44,7 @@ from celery_idempotent.testing.contract.kit import (
     TTL_MS,
     Message,
     StoreClock,
+    replace,
 )
 from tests.contract.clients import (
     ENDINGS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import hypothesis
@@ -24,7 +23,15 @@ from celery_idempotent.core.transitions import Claim, Claimed, Recorded, Resolve
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store, note_key
 from celery_idempotent.stores.memory import MemoryStore
-from celery_idempotent.testing.contract.kit import FAILURE, FIRST, RESULT, SECOND, STRANGER, Message
+from celery_idempotent.testing.contract.kit import (
+    FAILURE,
+    FIRST,
+    RESULT,
+    SECOND,
+    STRANGER,
+    Message,
+    replace,
+)
 from celery_idempotent.testing.contract.upkeep import UNREADABLE
 from celery_idempotent.testing.servers import RedisServer
 from tests.contract.stores_under_test import (

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +39,7 @@ from celery_idempotent.testing.contract.kit import (
     interrupt,
     release,
     renew,
+    replace,
     stored,
 )
 from tests.support.databases import Database, emptied

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +32,7 @@ from celery_idempotent.testing.contract.kit import (
     hold,
     interrupt,
     renew,
+    replace,
     stored,
 )
 from tests.support.bookings import Books, bookings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import inspect
 import pickle
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from celery_idempotent.core.canonical import canonical
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.keys import KeyScheme, record_key
 from celery_idempotent.core.record import Record
+from celery_idempotent.testing.contract.kit import replace
 from tests.conftest import MakeSystem
 from tests.support.system import STORE_DB, System, answers
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 
@@ -22,6 +21,7 @@ from celery_idempotent.testing.contract.kit import (
     complete,
     hold,
     renew,
+    replace,
     step,
     stored,
 )

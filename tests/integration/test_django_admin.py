@@ -6,13 +6,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
+from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import unavailable
 from tests.support.chromium import Chromium, NoChromium

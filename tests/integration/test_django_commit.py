@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import Busy, Claim, Claimed, Lost, Recorded, Settle
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.transactions import NotCommitted
+from celery_idempotent.testing.contract.kit import replace
 from tests.conftest import unavailable
 from tests.support.databases import NotThere
 from tests.support.djangos import database_of, set_up

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import replace
 
 import redis
 
@@ -13,6 +12,7 @@ from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.memory import MemoryStore
+from celery_idempotent.testing.contract.kit import replace
 
 TTL_MS = 100_000
 JSON = ("application/json", "utf-8")

@@ -149,7 +149,7 @@ def records(state: State) -> list[Record]:
     """Records of one state: lease over or live, with and without an outcome."""
     held = Record(state, TOKEN, retries=1, owner=b"mine", process=b"process")
     return [
-        dataclasses.replace(held, until_ms=until, outcome=outcome)
+        held._replace(until_ms=until, outcome=outcome)
         for until, outcome in product((1, NOW // 1000 + 1000), (b"", b"outcome"))
     ]
 
@@ -176,7 +176,7 @@ def after_endings(record: Record, endings: Iterable[State]) -> set[State]:
     """What any end of the run that holds it makes of a record."""
     states = set()
     for state in endings:
-        ending = Settle(dataclasses.replace(record, state=state), delay_ms=0, ttl_ms=60_000)
+        ending = Settle(record._replace(state=state), delay_ms=0, ttl_ms=60_000)
         write = transitions.settle(record, ending, NOW)[1]
         if write is not None:
             states.add(write.record.state)

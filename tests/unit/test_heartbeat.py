@@ -4,7 +4,6 @@ import os
 import sys
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
@@ -13,6 +12,7 @@ from celery_idempotent.core.transitions import Claim, Settle
 from celery_idempotent.errors import RecordTooNew, StoreUnavailable
 from celery_idempotent.run.heartbeat import Heartbeat, Lease
 from celery_idempotent.stores.memory import MemoryStore
+from celery_idempotent.testing.contract.kit import replace
 
 
 class CountingStore(MemoryStore):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib import resources
 
 import hypothesis.strategies as st
@@ -14,6 +13,7 @@ from hypothesis import example, given
 from celery_idempotent.core.record import VERSION, Owner, Process, Record, State
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 
 fields = st.binary(max_size=255)

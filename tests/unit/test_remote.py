@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +21,7 @@ from celery_idempotent.ops import remote
 from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
+from celery_idempotent.testing.contract.kit import replace
 from tests.support.shelf import Shelf
 
 FIRST, SECOND = (str(uuid.UUID(int=number)) for number in (1, 2))

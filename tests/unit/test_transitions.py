@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import hypothesis.strategies as st
 from hypothesis import given
 
@@ -25,6 +23,7 @@ from celery_idempotent.core.transitions import (
     Unknown,
     Write,
 )
+from celery_idempotent.testing.contract.kit import replace
 
 NOW_US = 1_750_000_000_123_456
 NOW_MS = NOW_US // 1000

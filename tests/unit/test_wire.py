@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from celery_idempotent.errors import RecordCorrupt, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.redis import RedisStore
 from celery_idempotent.stores.wire import Wire
+from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 
 KEY = "idempotent:{wire:1}"

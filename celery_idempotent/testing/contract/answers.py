@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from celery_idempotent.core.transitions import (
@@ -30,6 +28,7 @@ from celery_idempotent.testing.contract.kit import (
     release,
     release_failed,
     renew,
+    replace,
     retry,
     stored,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 
@@ -26,6 +25,7 @@ from celery_idempotent.testing.contract.kit import (
     hold,
     interrupt,
     release,
+    replace,
     retry,
     stored,
 )

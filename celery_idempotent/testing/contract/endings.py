@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,6 +32,7 @@ from celery_idempotent.testing.contract.kit import (
     release,
     release_failed,
     renew,
+    replace,
     retry,
     settle,
     stored,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from celery_idempotent.core.record import State
@@ -31,6 +29,7 @@ from celery_idempotent.testing.contract.kit import (
     interrupt,
     release,
     release_failed,
+    replace,
     retry,
     stored,
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
 
 from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.transitions import (
@@ -20,6 +21,8 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store, note_key
 
+T = TypeVar("T")
+
 #: The key that nearly every test is about.
 KEY: Final = "idempotent:{shop.charge:order:42}"
 LEASE_MS: Final = 30_000
@@ -33,6 +36,13 @@ HORIZON_MS: Final = 7_200_000
 RESULT: Final = b"\x01\x01" + b'"charged"'
 OTHER_RESULT: Final = b"\x01\x01" + b'"charged again"'
 FAILURE: Final = b"\x02\x01" + b'{"exc_type": "CardDeclined"}'
+
+
+def replace(it: T, **changes: Any) -> T:
+    """Give a copy with some fields changed, as ``copy.replace`` of Python 3.13 does."""
+    if isinstance(it, tuple):
+        return it._replace(**changes)  # type: ignore[attr-defined,no-any-return]
+    return dataclasses.replace(it, **changes)  # type: ignore[type-var]
 
 
 class StoreClock(Protocol):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 from celery_idempotent.stores.base import Store
-from celery_idempotent.testing.contract.kit import FIRST, KEY, complete, hold, stored
+from celery_idempotent.testing.contract.kit import FIRST, KEY, complete, hold, replace, stored
 from celery_idempotent.testing.contract.upkeep import UNREADABLE, Bytes
 
 __all__ = ["ReadingRows"]

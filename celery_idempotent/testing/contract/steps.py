@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from celery_idempotent.core.record import State
@@ -38,6 +36,7 @@ from celery_idempotent.testing.contract.kit import (
     lives_ms,
     release,
     release_failed,
+    replace,
     retry,
     step,
     stored,

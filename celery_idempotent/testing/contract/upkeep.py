@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from celery_idempotent.core.record import VERSION, Record, State
@@ -33,6 +31,7 @@ from celery_idempotent.testing.contract.kit import (
     release,
     release_failed,
     renew,
+    replace,
     retry,
     stored,
 )
