@@ -13,7 +13,15 @@ from kombu.exceptions import EncodeError, OperationalError
 
 from celery_idempotent.events import marked
 
-__all__ = ["Delivered", "announce", "has_callbacks", "send_tail", "silence", "traced"]
+__all__ = [
+    "Delivered",
+    "announce",
+    "has_callbacks",
+    "is_announced",
+    "send_tail",
+    "silence",
+    "traced",
+]
 
 log = get_logger("celery_idempotent")
 
@@ -111,6 +119,11 @@ def announce(delivered: Delivered) -> None:
     waiting = _current.get()
     if waiting is not None:
         waiting.append(delivered)
+
+
+def is_announced(delivered: Delivered) -> bool:
+    """Whether ``delivered`` is to be told of this delivery."""
+    return delivered in (_current.get() or ())
 
 
 def traced(tracer: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime, timezone
+from functools import cached_property
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +20,7 @@ from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Lost
 from celery_idempotent.errors import ClaimLost, IdempotencyInProgress, OutcomeUnknown
 from celery_idempotent.results import encode_failure, encode_result, replay
+from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.runner import Ending, Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
@@ -41,7 +43,6 @@ class Execution:
         self.run = run
         self.task = delivery.task
         self.options = delivery.options
-        self.steps = Steps(run, run.steps, _Codec(self.task, self.options.max_result_size))
         self._token = run.token
         self._began = time.monotonic()
 
@@ -51,7 +52,7 @@ class Execution:
         self.tell("claimed", interruptions=run.interruptions, compensates=bool(run.failed))
         if run.failed:
             return self._compensate(run.failed)
-        delivery.request._idempotency = delivery.context(run, steps=self.steps)
+        delivery.request._idempotency = self._context
         if run.interruptions:
             delivery.emit_interrupted(run.lease.record, unknown=False)
         try:
@@ -95,6 +96,15 @@ class Execution:
         if self.delivery.eager:
             raise exc
         return self.delivery.wait_as_copy(None)
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The steps of the key, for this run."""
+        codec = _Codec(self.task, self.options.max_result_size)
+        return Steps(self.run, self.run.steps, codec)
+
+    def _context(self) -> RunContext:
+        return self.delivery.context(self.run, steps=self.steps)
 
     # --- how a body ends -------------------------------------------------------------------------
 

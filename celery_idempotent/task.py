@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from celery import Task
-from celery.exceptions import Reject
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
@@ -18,12 +17,12 @@ from celery_idempotent.core.options import option_names
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
-from celery_idempotent.headers import OWN, Waits, explicit_key, own_header, read_own
+from celery_idempotent.headers import Waits, explicit_key, read_own
 from celery_idempotent.publishing import derive, first_call, with_key
+from celery_idempotent.retrying import RetryingTask
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.inbox import plainly
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
-from celery_idempotent.waiting import SAID, WithoutRetry, back_to_broker, broker_is_away
 from celery_idempotent.worker import install
 
 __all__ = ["IdempotentTask"]
@@ -31,7 +30,7 @@ __all__ = ["IdempotentTask"]
 log = get_logger("celery_idempotent")
 
 
-class IdempotentTask(Task):
+class IdempotentTask(RetryingTask):
     """A task that runs once per key: retries, redeliveries and duplicates get its outcome.
 
     ::
@@ -102,19 +101,6 @@ class IdempotentTask(Task):
     def __trace__(self, tracer: Any) -> None:
         self.__dict__["_idempotent_trace"] = None if tracer is None else callbacks.traced(tracer)
 
-    @property
-    def backend(self) -> Any:
-        """As Celery's; for a call whose RETRY is stored already, one that stores none."""
-        backend = super().backend
-        request = self.request_stack.top if self.request_stack is not None else None
-        if request is not None and SAID in request.__dict__:
-            return WithoutRetry(backend)
-        return backend
-
-    @backend.setter
-    def backend(self, value: Any) -> None:
-        self._backend = value
-
     # --- publishing ------------------------------------------------------------------------------
 
     def apply_async(
@@ -167,42 +153,6 @@ class IdempotentTask(Task):
             self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
         )
         return super().apply(args, kwargs, *more, task_id=task_id, headers=headers, **options)
-
-    def signature_from_request(
-        self, request: Any = None, args: Any = None, kwargs: Any = None, **options: Any
-    ) -> Any:
-        """As Celery's; a message that is published again keeps its key, whatever its headers."""
-        request = self.request if request is None else request
-        given = options.get("headers")
-        known = request.__dict__.get("_idempotent_call")
-        own: Any
-        if known is None:
-            own = (request.headers or {}).get(OWN)
-        else:
-            own = own_header(request.id, known[0])
-        if own is not None and not (given and OWN in given):
-            if given is None:
-                given = request.as_execution_options()["headers"]
-            options["headers"] = {**(given or {}), OWN: own}
-        return super().signature_from_request(request, args, kwargs, **options)
-
-    def retry(
-        self, args: Any = None, kwargs: Any = None, exc: Any = None, *more: Any, **options: Any
-    ) -> Any:
-        """As Celery's; where the broker is away the message goes back to it, and comes again.
-
-        Celery drops it there: it could not publish the next attempt, and rejects this one.
-        """
-        try:
-            return super().retry(args, kwargs, exc, *more, **options)
-        except Reject as rejected:
-            ours = rejected is not exc and not rejected.requeue
-            if not (ours and self.acks_late and broker_is_away(rejected.reason)):
-                raise
-            log.warning(
-                "%s[%s] could not publish its retry, and comes again", self.name, self.request.id
-            )
-            raise back_to_broker(rejected.reason, 1.0) from rejected.reason
 
     def _setup(self) -> TaskSetup | None:
         self._get_app()  # binds a class that was not registered
@@ -268,9 +218,11 @@ class IdempotentTask(Task):
     def idempotency(self) -> RunContext:
         """What the running body can ask of its own run: its key, token, attempt, and more."""
         request = self.request
-        context: RunContext | None = request.__dict__.get("_idempotency")
-        if context is None:
-            context = request._idempotency = self._unguarded(request)
+        context: RunContext | Callable[[], RunContext] | None
+        context = request.__dict__.get("_idempotency")
+        if not isinstance(context, RunContext):
+            context = self._unguarded(request) if context is None else context()
+            request._idempotency = context
         return context
 
     def _unguarded(self, request: Any) -> RunContext:

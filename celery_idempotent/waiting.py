@@ -13,17 +13,18 @@ from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
+from celery_idempotent.callbacks import announce, is_announced
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header
 from celery_idempotent.settings import Environment
 
 __all__ = [
-    "SAID",
     "WithoutRetry",
     "back_to_broker",
     "broker_is_away",
     "pause_of",
     "put_back",
+    "retry_is_said",
     "say_retry",
 ]
 
@@ -31,8 +32,6 @@ log = get_logger("celery_idempotent")
 
 _FIRST_S: Final = 0.25
 _SHORTEST_S: Final = 0.05
-#: Marks a request whose state is RETRY in the result backend already.
-SAID: Final = "_idempotent_retry_said"
 #: How long a message that can't be put back is held before it goes to the broker as it is.
 _LONGEST_HOLD_S: Final = 1.0
 
@@ -78,7 +77,22 @@ def say_retry(task: Any, request: Any, why: Exception) -> None:
         task.backend.mark_as_retry(request.id, why, request=request)
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
-    setattr(request, SAID, True)
+    announce(_SAID)
+
+
+class _Said:
+    """Notes on a delivery that its RETRY is stored already, until its tracer has returned."""
+
+    def delivered(self, *, sent: bool) -> None:
+        """Nothing is left to do then."""
+
+
+_SAID: Final = _Said()
+
+
+def retry_is_said() -> bool:
+    """Whether the RETRY of the delivery that runs here is stored already."""
+    return is_announced(_SAID)
 
 
 class WithoutRetry:

@@ -67,14 +67,14 @@ def load_script(name: str) -> Script:
 
 
 def _pack(parts: Sequence[Argument]) -> bytes:
-    chunks = [b"*%d\r\n" % len(parts)]
+    packed: list[int | bytes] = [len(parts)]
     for part in parts:
         if isinstance(part, str):
             part = part.encode("utf-8", "surrogatepass")
         elif isinstance(part, int):
             part = b"%d" % part
-        chunks.append(b"$%d\r\n%b\r\n" % (len(part), part))
-    return b"".join(chunks)
+        packed += (len(part), part)
+    return (b"*%d\r\n" + b"$%d\r\n%b\r\n" * len(parts)) % tuple(packed)
 
 
 #: In front of a command to a node of a cluster, which then answers for a slot that it gets.
@@ -87,8 +87,8 @@ def _pack_call(call: Call, command: bytes, script: bytes) -> bytes:
 
 def _is_read_only(answer: Any) -> bool:
     # Servers before version 7 hide the code of an error inside a script in the message.
-    return isinstance(answer, ReadOnlyError) or (
-        isinstance(answer, ResponseError) and "READONLY" in str(answer)
+    return isinstance(answer, ResponseError) and (
+        isinstance(answer, ReadOnlyError) or "READONLY" in str(answer)
     )
 
 
@@ -244,7 +244,7 @@ class Wire:
                     return self._once(packed)
                 except _NotConnected as exc:
                     raise exc.why from None  # the first time, it may have arrived
-            if any(_is_read_only(answer) for answer in answers):
+            if any(map(_is_read_only, answers)):
                 # The master became a replica: ask again who is the master.
                 self.close()
                 return self._once(packed)
@@ -277,7 +277,7 @@ class Wire:
             # An answer may be under way (a soft time limit can cut in here): never use it again.
             connection.disconnect()
             raise
-        if any(_is_read_only(answer) for answer in answers):
+        if any(map(_is_read_only, answers)):
             connection.disconnect()
         else:
             self._idle.append(connection)

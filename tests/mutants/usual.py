@@ -25,6 +25,14 @@ USUAL: list[Mutant] = [
         "",
     ),
     _claim("not one that only compensates", "string.byte(ARGV[3], 33) < 4 and not", "not"),
+    _claim("which succeeded", "byte(raw, 2) == 4", "true"),
+    _claim(
+        "of another call",
+        "sub(raw, 25, owner_end) ~= sub(ARGV[1], 25, 25 + byte(ARGV[1], 25))",
+        "true",
+    ),
+    _claim("that no claim was given up for", "byte(raw, nonce_at) == 0", "true"),
+    _claim("unchecked", "byte(ARGV[3], 33) % 2 == 0", "true"),
     _settle("a record of this version", r"sub(raw, 1, 3) == '\1\1\0'", r"sub(raw, 2, 3) == '\1\0'"),
     _settle(
         "of a run",

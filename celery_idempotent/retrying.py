@@ -1,0 +1,68 @@
+"""What Celery publishes again for a task: it keeps its key, and no broker that is away loses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Reject
+from celery.utils.log import get_logger
+
+from celery_idempotent.headers import OWN, own_header
+from celery_idempotent.waiting import WithoutRetry, back_to_broker, broker_is_away, retry_is_said
+
+__all__ = ["RetryingTask"]
+
+log = get_logger("celery_idempotent")
+
+
+class RetryingTask(Task):
+    """A task whose retries keep their keys, and whose RETRY is never stored over an answer."""
+
+    abstract = True
+
+    @property
+    def backend(self) -> Any:
+        """As Celery's; for a call whose RETRY is stored already, one that stores none."""
+        backend = super().backend
+        return WithoutRetry(backend) if retry_is_said() else backend
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
+
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, **options: Any
+    ) -> Any:
+        """As Celery's; a message that is published again keeps its key, whatever its headers."""
+        request = self.request if request is None else request
+        given = options.get("headers")
+        known = request.__dict__.get("_idempotent_call")
+        own: Any
+        if known is None:
+            own = (request.headers or {}).get(OWN)
+        else:
+            own = own_header(request.id, known[0])
+        if own is not None and not (given and OWN in given):
+            if given is None:
+                given = request.as_execution_options()["headers"]
+            options["headers"] = {**(given or {}), OWN: own}
+        return super().signature_from_request(request, args, kwargs, **options)
+
+    def retry(
+        self, args: Any = None, kwargs: Any = None, exc: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        """As Celery's; where the broker is away the message goes back to it, and comes again.
+
+        Celery drops it there: it could not publish the next attempt, and rejects this one.
+        """
+        try:
+            return super().retry(args, kwargs, exc, *more, **options)
+        except Reject as rejected:
+            ours = rejected is not exc and not rejected.requeue
+            if not (ours and self.acks_late and broker_is_away(rejected.reason)):
+                raise
+            log.warning(
+                "%s[%s] could not publish its retry, and comes again", self.name, self.request.id
+            )
+            raise back_to_broker(rejected.reason, 1.0) from rejected.reason
