@@ -16,8 +16,8 @@ from celery_idempotent.events import marked
 __all__ = [
     "Delivered",
     "announce",
+    "announced",
     "has_callbacks",
-    "is_announced",
     "send_tail",
     "silence",
     "traced",
@@ -38,7 +38,8 @@ class Delivered(Protocol):
         """End the delivery lease; ``sent``: note that the callbacks went out."""
 
 
-_current: ContextVar[list[Delivered] | None] = ContextVar("idempotent_delivery", default=None)
+#: Who wants to know of the delivery that runs here; ``None``: no tracer of ours runs here.
+announced: ContextVar[list[Delivered] | None] = ContextVar("idempotent_delivery", default=None)
 
 
 def has_callbacks(request: Any) -> bool:
@@ -116,14 +117,9 @@ def _with_id(callback: Any, source: str) -> Any:
 
 def announce(delivered: Delivered) -> None:
     """Have ``delivered`` told when the tracer of this delivery has returned."""
-    waiting = _current.get()
+    waiting = announced.get()
     if waiting is not None:
         waiting.append(delivered)
-
-
-def is_announced(delivered: Delivered) -> bool:
-    """Whether ``delivered`` is to be told of this delivery."""
-    return delivered in (_current.get() or ())
 
 
 def traced(tracer: Any) -> Any:
@@ -131,7 +127,7 @@ def traced(tracer: Any) -> Any:
 
     def trace(uuid: Any, args: Any, kwargs: Any, request: Any = None) -> Any:
         waiting: list[Delivered] = []
-        token = _current.set(waiting)
+        token = announced.set(waiting)
         sent = False
         try:
             answer = tracer(uuid, args, kwargs, request)
@@ -139,7 +135,7 @@ def traced(tracer: Any) -> Any:
             sent = (None if info is None else info.state) in _FINAL
             return marked(answer, waiting) if waiting else answer
         finally:
-            _current.reset(token)
+            announced.reset(token)
             for delivered in waiting:
                 _tell(delivered, sent)
 

@@ -74,7 +74,6 @@ class Delivery:
         self.call_key = call_key
         self.waits = waits
         self.eager = bool(request.is_eager)
-        self.redelivered = bool((request.delivery_info or {}).get("redelivered"))
         self.call = store_call(
             task,
             setup,
@@ -108,6 +107,11 @@ class Delivery:
         finally:
             verdict.let_go()
 
+    @property
+    def redelivered(self) -> bool:
+        """Whether the broker says that it delivers the message again."""
+        return bool((self.request.delivery_info or {}).get("redelivered"))
+
     def context(self, run: Run | None, why: str = "", steps: Steps | None = None) -> RunContext:
         """Give what the body sees as ``self.idempotency``."""
         return RunContext(
@@ -130,7 +134,7 @@ class Delivery:
             return self._busy(verdict)
         if isinstance(verdict, Mismatch):
             self.tell("mismatch", verdict.record)
-            signals.emit(signals.key_mismatch, self.task, signals.Event, *self.event(verdict))
+            self.emit(signals.key_mismatch, signals.Event, verdict.record)
             hint = ""
             if self.request.group or self.request.chord:
                 hint = (
@@ -157,7 +161,7 @@ class Delivery:
             callbacks.silence(self.request)
         self.tell("answered again" if verdict.mine else "deduplicated", verdict.record)
         if not verdict.mine:
-            signals.emit(signals.task_deduplicated, self.task, signals.Event, *self.event(verdict))
+            self.emit(signals.task_deduplicated, signals.Event, verdict.record)
             self.show_duplicate(verdict.record)
         result = replay(self.task.backend, verdict.record.outcome, self.name)
         return self.hand_over(result)
@@ -218,14 +222,8 @@ class Delivery:
             policy = "retry"  # its own run may be alive: a failure would be told over it
         action = "wait" if policy == "retry" else policy
         self.tell("store away", action=action)
-        signals.emit(
-            signals.store_unavailable,
-            self.task,
-            signals.StoreUnavailableEvent,
-            *self.event(None),
-            str(exc),
-            action,
-        )
+        event = signals.StoreUnavailableEvent
+        self.emit(signals.store_unavailable, event, None, str(exc), action)
         if policy == "raise":
             raise exc
         if policy == "run":
@@ -268,13 +266,9 @@ class Delivery:
         signature = put_back(self.task, self.request, self.call_key, waits, delay)
         original = waits.awaited[0] if waits.awaited else None
         self.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
-        signals.emit(
+        self.emit(
             signals.task_waiting,
-            self.task,
             signals.WaitingEvent,
-            self.task.name,
-            self.call_key.readable,
-            self.request.id,
             self.request.id if waits.redelivery else original,
             delay,
             waits.redelivery,
@@ -285,24 +279,17 @@ class Delivery:
         if lease.record.is_done:
             return  # an outcome's delivery lease: the outcome was recorded
         self.tell("lost", lease.lost, token=lease.record.token)
-        signals.emit(
-            signals.claim_lost,
-            self.task,
-            signals.ClaimLostEvent,
-            self.task.name,
-            self.call_key.readable,
-            self.request.id,
-            lease.lost.owner_id if lease.lost is not None else None,
-            lease.record.token,
-        )
+        token = lease.record.token
+        self.emit(signals.claim_lost, signals.ClaimLostEvent, lease.lost, token)
 
     # --- words -----------------------------------------------------------------------------------
 
     def tell(self, what: str, held: Record | None = None, **more: Any) -> None:
         """Note for the journal what becomes of this delivery; ``held``: whose the key is."""
-        if held is not None:
-            more["original"] = held.owner_id
         journal = self.environment.journal
+        heard = observers.is_heard(what)
+        if held is not None and (heard or journal.most):
+            more["original"] = held.owner_id
         if journal.most:
             journal.add(
                 what,
@@ -314,7 +301,7 @@ class Delivery:
                 waits=self.waits.count,
                 **more,
             )
-        if observers.is_heard(what):
+        if heard:
             trace = None if held is None else trace_of(held)
             self.observe(what, more.pop("original", None), trace=trace, **more)
 
@@ -328,24 +315,29 @@ class Delivery:
         """The key, for messages."""
         return f"{self.call_key.namespace}:{self.call_key.readable}"
 
-    def event(self, verdict: Replay | Mismatch | None) -> tuple[str, str, str, str | None]:
-        """Give what every event tells."""
-        original = None if verdict is None else verdict.record.owner_id
-        return self.task.name, self.call_key.readable, self.request.id, original
+    def emit(
+        self,
+        signal: Any,
+        make: type[signals.Event],
+        held: Record | str | None,
+        *fields: Any,
+        shadow: bool = False,
+    ) -> None:
+        """Send a signal of this delivery, whose event is made only where somebody listens.
+
+        Args:
+            held: the record that another has, or its task id.
+        """
+        if signal.receivers:
+            original = held.owner_id if isinstance(held, Record) else held
+            key = self.call_key.readable
+            event = make(self.task.name, key, self.request.id, original, *fields, shadow=shadow)
+            signal.send(sender=self.task, event=event)
 
     def emit_interrupted(self, record: Record, *, unknown: bool) -> None:
         """Say that an earlier run was cut off."""
-        signals.emit(
-            signals.task_interrupted,
-            self.task,
-            signals.InterruptedEvent,
-            self.task.name,
-            self.call_key.readable,
-            self.request.id,
-            record.owner_id,
-            record.interruptions,
-            unknown,
-        )
+        event, count = signals.InterruptedEvent, record.interruptions
+        self.emit(signals.task_interrupted, event, record, count, unknown)
 
 
 class _Noted:

@@ -149,11 +149,10 @@ class Execution:
         if not isinstance(verdict, Lost):
             self.tell_end(ending, exc, unrecorded=verdict is None)
         if verdict is None:
-            signals.emit(
+            self.delivery.emit(
                 signals.store_unavailable,
-                self.task,
                 signals.StoreUnavailableEvent,
-                *self.delivery.event(None),
+                None,
                 f"could not record that it is {ending.state}",
                 "record later",
             )

@@ -87,13 +87,13 @@ def read_own(
         key = header.get("key")
         if key is None:
             return None, waits
-        call_key = CallKey(
-            namespace=_text(header["ns"], MAX_EXPLICIT),
-            key=_text(key, MAX_EXPLICIT),
-            label=_text(header.get("label", ""), MAX_LABEL),
-            fingerprint=bytes.fromhex(_text(header["fp"], 64)),
-            checked=header["checked"] is True,
-        )
+        namespace, label, fingerprint = header["ns"], header.get("label", ""), header["fp"]
+        bounds = (MAX_EXPLICIT, MAX_EXPLICIT, MAX_LABEL, 64)
+        for value, most in zip((namespace, key, label, fingerprint), bounds, strict=True):
+            if not isinstance(value, str) or len(value) > most:
+                raise ValueError("not a text, or too long")
+        checked = header["checked"] is True
+        call_key = CallKey(namespace, key, label, bytes.fromhex(fingerprint), checked)
     except (LookupError, TypeError, ValueError) as exc:
         raise _malformed() from exc
     if not call_key.key or not call_key.namespace:
@@ -116,14 +116,10 @@ def _read_waits(header: Mapping[str, Any]) -> Waits:
     if not (type(count) is int and type(since) is int and count >= 0 and since >= 0):
         raise ValueError("waits")
     if awaited is not None:
-        awaited = (_text(awaited[0], _MAX_ID), int(awaited[1]))
+        awaited = awaited[0], int(awaited[1])
+        if not isinstance(awaited[0], str) or len(awaited[0]) > _MAX_ID:
+            raise ValueError("awaited")
     return Waits(count, since, awaited, again is True, header.get("compensate") is True)
-
-
-def _text(value: object, most: int) -> str:
-    if not isinstance(value, str) or len(value) > most:
-        raise ValueError("not a text, or too long")
-    return value
 
 
 def _malformed() -> KeyDerivationError:

@@ -17,7 +17,7 @@ from celery_idempotent.errors import KeyDerivationError, StoreError
 from celery_idempotent.headers import EXPLICIT, OWN, explicit_key, own_header
 from celery_idempotent.settings import TaskSetup, environment_of
 
-__all__ = ["derive", "first_call", "use_idempotency_key", "with_key"]
+__all__ = ["first_call", "use_idempotency_key", "with_key"]
 
 log = get_logger("celery_idempotent")
 
@@ -52,23 +52,6 @@ def use_idempotency_key(key: str) -> Iterator[None]:
         _context_key.reset(token)
 
 
-def derive(
-    task: Any,
-    setup: TaskSetup,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    task_id: str | None,
-    explicit: str | None,
-) -> CallKey | None:
-    """Derive the key of a call; ``None``: it is not deduplicated.
-
-    Raises:
-        TypeError: the arguments don't fit the task.
-        KeyDerivationError: they have no key.
-    """
-    return setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=task)
-
-
 def with_key(
     task: Any,
     setup: TaskSetup | None,
@@ -93,7 +76,7 @@ def with_key(
     if explicit is None and context is None:
         explicit = explicit_key(headers)
     try:
-        call_key = derive(task, setup, args, kwargs, task_id, explicit)
+        call_key = setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=task)
     except TypeError:
         if task.typing and setup.options.mode != "shadow":
             raise

@@ -8,8 +8,9 @@ from celery import Task
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 
+from celery_idempotent.callbacks import announced
 from celery_idempotent.headers import OWN, own_header
-from celery_idempotent.waiting import WithoutRetry, back_to_broker, broker_is_away, retry_is_said
+from celery_idempotent.waiting import RETRY_SAID, WithoutRetry, back_to_broker, broker_is_away
 
 __all__ = ["RetryingTask"]
 
@@ -25,7 +26,8 @@ class RetryingTask(Task):
     def backend(self) -> Any:
         """As Celery's; for a call whose RETRY is stored already, one that stores none."""
         backend = super().backend
-        return WithoutRetry(backend) if retry_is_said() else backend
+        said = announced.get()
+        return WithoutRetry(backend) if said and RETRY_SAID in said else backend
 
     @backend.setter
     def backend(self, value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery.utils.log import get_logger
@@ -53,8 +54,8 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
         verdict = ask(call, 0.0, lambda lease: None)
     except StoreError as exc:
         log.warning("%s runs in shadow mode without a record: %s", delivery.name, exc)
-        fields = (*delivery.event(None), str(exc), "run")
-        _emit(delivery, signals.store_unavailable, signals.StoreUnavailableEvent, *fields)
+        event = signals.StoreUnavailableEvent
+        delivery.emit(signals.store_unavailable, event, None, str(exc), "run", shadow=True)
         return task.run(*args, **kwargs)
     if not isinstance(verdict, Run):
         _report(delivery, verdict)
@@ -87,22 +88,22 @@ def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
     if isinstance(verdict, (Busy, Replay, Mismatch, Unknown)):
         original = verdict.record.owner_id
     delivery.tell(_WOULD[type(verdict)], original=original, shadow=True)
-    fields = (delivery.task.name, delivery.call_key.readable, delivery.request.id, original)
+    emit = partial(delivery.emit, shadow=True)
     if isinstance(verdict, Replay):
         would = f"be answered with the outcome of {original}"
         if not verdict.mine:
-            _emit(delivery, signals.task_deduplicated, signals.Event, *fields)
+            emit(signals.task_deduplicated, signals.Event, original)
             delivery.show_duplicate(verdict.record, shadow=True)
     elif isinstance(verdict, Busy):
         would = f"wait for {original}"
-        _emit(delivery, signals.task_waiting, signals.WaitingEvent, *fields, 0.0, verdict.mine)
+        emit(signals.task_waiting, signals.WaitingEvent, original, 0.0, verdict.mine)
     elif isinstance(verdict, Mismatch):
         would = f"fail: {original} had the key with other arguments"
-        _emit(delivery, signals.key_mismatch, signals.Event, *fields)
+        emit(signals.key_mismatch, signals.Event, original)
     elif isinstance(verdict, Unknown):
         would = f"fail: nobody knows how {original} ended"
         count = verdict.record.interruptions
-        _emit(delivery, signals.task_interrupted, signals.InterruptedEvent, *fields, count, True)
+        emit(signals.task_interrupted, signals.InterruptedEvent, original, count, True)
     log.warning(
         "shadow: %s[%s] with key %s would %s",
         delivery.task.name,
@@ -110,7 +111,3 @@ def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
         delivery.name,
         would,
     )
-
-
-def _emit(delivery: Delivery, signal: Any, make: type[signals.Event], *fields: Any) -> None:
-    signals.emit(signal, delivery.task, make, *fields, shadow=True)

@@ -12,7 +12,6 @@ A receiver is called in the process that runs the task::
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from celery.utils.dispatch import Signal
 
@@ -23,7 +22,6 @@ __all__ = [
     "StoreUnavailableEvent",
     "WaitingEvent",
     "claim_lost",
-    "emit",
     "key_mismatch",
     "store_unavailable",
     "task_deduplicated",
@@ -99,11 +97,3 @@ claim_lost = Signal(name="claim_lost", providing_args={"event"})
 key_mismatch = Signal(name="key_mismatch", providing_args={"event"})
 #: The store was away (:class:`StoreUnavailableEvent`).
 store_unavailable = Signal(name="store_unavailable", providing_args={"event"})
-
-
-def emit(
-    signal: Signal, sender: Any, make: type[Event], *fields: Any, shadow: bool = False
-) -> None:
-    """Send an event, and make it only where somebody listens."""
-    if signal.receivers:
-        signal.send(sender=sender, event=make(*fields, shadow=shadow))

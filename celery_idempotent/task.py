@@ -18,7 +18,7 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 from celery_idempotent.headers import Waits, explicit_key, read_own
-from celery_idempotent.publishing import derive, first_call, with_key
+from celery_idempotent.publishing import first_call, with_key
 from celery_idempotent.retrying import RetryingTask
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.inbox import plainly
@@ -203,7 +203,8 @@ class IdempotentTask(RetryingTask):
         if setup is None:
             return None, Waits()
         explicit = explicit_key(request.headers)
-        return derive(self, setup, args, kwargs, task_id, explicit), Waits()
+        derive = setup.scheme.derive
+        return derive(args, kwargs, task_id=task_id, explicit=explicit, task=self), Waits()
 
     def _record_key(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -296,7 +297,7 @@ class IdempotentTask(RetryingTask):
             return None
         if explicit is not None and not args and not kwargs:
             return setup.scheme.named(explicit)
-        return derive(self, setup, args, kwargs, None, explicit)
+        return setup.scheme.derive(args, kwargs, explicit=explicit, task=self)
 
 
 def _attaches(setup: TaskSetup) -> bool:

@@ -13,18 +13,18 @@ from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_idempotent.callbacks import announce, is_announced
+from celery_idempotent.callbacks import announce
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header
 from celery_idempotent.settings import Environment
 
 __all__ = [
+    "RETRY_SAID",
     "WithoutRetry",
     "back_to_broker",
     "broker_is_away",
     "pause_of",
     "put_back",
-    "retry_is_said",
     "say_retry",
 ]
 
@@ -77,7 +77,7 @@ def say_retry(task: Any, request: Any, why: Exception) -> None:
         task.backend.mark_as_retry(request.id, why, request=request)
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
-    announce(_SAID)
+    announce(RETRY_SAID)
 
 
 class _Said:
@@ -87,12 +87,8 @@ class _Said:
         """Nothing is left to do then."""
 
 
-_SAID: Final = _Said()
-
-
-def retry_is_said() -> bool:
-    """Whether the RETRY of the delivery that runs here is stored already."""
-    return is_announced(_SAID)
+#: Announced for a delivery whose RETRY is stored.
+RETRY_SAID: Final = _Said()
 
 
 class WithoutRetry:

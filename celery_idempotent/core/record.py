@@ -60,6 +60,9 @@ class State(enum.IntEnum):
         return self.name.lower()
 
 
+_STATES: Final = {int(state): state for state in State}
+
+
 class Owner(NamedTuple):
     """Whose claim it is: a task id, and how often that message's task was replaced."""
 
@@ -208,31 +211,28 @@ class Record(NamedTuple):
                 raise ValueError(f"version {version}")
             if token > _MAX_NUMBER or until_ms > _MAX_NUMBER:
                 raise ValueError("a token or an instant that no clock gives")
-            at = _HEADER.size
-            fields = []
-            for _ in range(4):
-                end = at + 1 + packed[at]
-                fields.append(packed[at + 1 : end])
-                at = end
-            end = at + 2 + int.from_bytes(packed[at : at + 2], "big")
-            if end > len(packed) or at + 2 > len(packed):
+            process_at = _HEADER.size + 1 + packed[_HEADER.size]
+            nonce_at = process_at + 1 + packed[process_at]
+            fingerprint_at = nonce_at + 1 + packed[nonce_at]
+            label_at = fingerprint_at + 1 + packed[fingerprint_at]
+            outcome_at = label_at + 2 + packed[label_at] * 256 + packed[label_at + 1]
+            if outcome_at > len(packed):
                 raise ValueError("cut short")
-            owner, process, nonce, fingerprint = fields
             return cls(
-                state=State(state),
-                token=token,
-                until_ms=until_ms,
-                retries=retries,
-                interruptions=interruptions,
-                owner=owner,
-                process=process,
-                nonce=nonce,
-                fingerprint=fingerprint,
-                label=packed[at + 2 : end].decode("utf-8", "replace"),
-                outcome=packed[end:],
-                has_steps=bool(flags & _HAS_STEPS),
+                _STATES[state],
+                token,
+                until_ms,
+                retries,
+                interruptions,
+                owner=packed[_HEADER.size + 1 : process_at],
+                process=packed[process_at + 1 : nonce_at],
+                nonce=packed[nonce_at + 1 : fingerprint_at],
+                fingerprint=packed[fingerprint_at + 1 : label_at],
+                label=packed[label_at + 2 : outcome_at].decode("utf-8", "replace"),
+                outcome=packed[outcome_at:],
+                has_steps=flags & _HAS_STEPS != 0,
             )
-        except (struct.error, ValueError, IndexError) as exc:
+        except (struct.error, ValueError, LookupError) as exc:
             raise RecordCorrupt(
                 f"a record cannot be read ({exc}): forget the key to free it"
             ) from exc

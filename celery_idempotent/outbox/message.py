@@ -13,7 +13,7 @@ from kombu.utils import json
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.headers import OWN, explicit_key, own_header
-from celery_idempotent.publishing import derive, with_key
+from celery_idempotent.publishing import with_key
 from celery_idempotent.task import IdempotentTask
 
 __all__ = ["LONGEST_ID", "Message"]
@@ -135,7 +135,7 @@ def _with_key(
     if setup is None or call_key is None or setup.options.key is not None:
         return headers
     chosen = explicit is not None or explicit_key(given) is not None
-    if chosen or call_key != derive(task, setup, args, kwargs, task_id, None):
+    if chosen or call_key != setup.scheme.derive(args, kwargs, task_id=task_id, task=task):
         return headers  # the call, or its context, has a key
     key, label = setup.scheme.identity(task_id)
     own = own_header(task_id, call_key._replace(key=key, label=label))

@@ -44,6 +44,7 @@ class Lease:
         "record",
         "renewed",
         "store",
+        "third",
     )
 
     def __init__(
@@ -61,15 +62,12 @@ class Lease:
         self.record = record
         self.lease_ms = lease_ms
         self.keep_ms = keep_ms
+        #: A third of its length, in seconds.
+        self.third = lease_ms / 3000
         self.on_lost = on_lost
         #: When it was last known to be held, on this process's monotonic clock.
         self.renewed = time.monotonic()
         self._lost: Record | None = None
-
-    @property
-    def third(self) -> float:
-        """A third of its length, in seconds."""
-        return self.lease_ms / 3000
 
     @property
     def due(self) -> float:

@@ -123,7 +123,8 @@ class Wire:
     def call(self, call: Call) -> Any:
         """Call one script and give its answer."""
         packed = _pack_call(call, b"EVALSHA", call.script.sha)
-        return self._answer(call, self._exchange([packed])[0])
+        answer = self._exchange([packed])[0]
+        return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
     def call_asking(self, call: Call) -> Any:
         """Call one script on a node of a cluster that its slot is being moved to."""
