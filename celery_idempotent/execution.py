@@ -160,8 +160,8 @@ class Execution:
 
     def tell(self, what: str, **more: Any) -> None:
         """Note for the journal what becomes of this run."""
-        attempt = self.delivery.call.retries + 1
-        self.delivery.tell(what, token=self._token, attempt=attempt, **more)
+        delivery = self.delivery
+        delivery.tell(what, token=self._token, attempt=delivery.call.retries + 1, **more)
 
     def tell_end(self, ending: Ending, exc: BaseException | None = None, **more: Any) -> None:
         """Note for the journal how this run ended."""

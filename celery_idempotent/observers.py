@@ -20,8 +20,8 @@ __all__ = [
 #: Lines for machines: the fields are on each log record as ``idempotency``, a dict.
 outcomes: Final = logging.getLogger("celery_idempotent.outcomes")
 
-#: What happens all the time, and is told at level DEBUG only.
-_USUAL: Final = frozenset(("claimed", "succeeded", "claim", "complete"))
+#: What happens all the time is told at level DEBUG only, all else at INFO.
+_LEVELS: Final = dict.fromkeys(("claimed", "succeeded", "claim", "complete"), logging.DEBUG)
 
 log = logging.getLogger("celery_idempotent")
 
@@ -67,18 +67,14 @@ def stop_observing(observer: Observer) -> None:
 
 def is_heard(what: str) -> bool:
     """Whether anybody would be told."""
-    return bool(observers) or outcomes.isEnabledFor(_level_of(what))
-
-
-def _level_of(what: str) -> int:
-    return logging.DEBUG if what in _USUAL else logging.INFO
+    return bool(observers) or outcomes.isEnabledFor(_LEVELS.get(what, logging.INFO))
 
 
 def tell(
     what: str, task: str, key: str, task_id: str, original_id: str | None, **details: Any
 ) -> None:
     """Tell all observers, and the log; nothing that goes wrong there reaches the task."""
-    level = _level_of(what)
+    level = _LEVELS.get(what, logging.INFO)
     if outcomes.isEnabledFor(level):
         fields = {"outcome": what, "task": task, "key": key, "task_id": task_id}
         if original_id is not None:

@@ -25,7 +25,7 @@ class RetryingTask(Task):
     @property
     def backend(self) -> Any:
         """As Celery's; for a call whose RETRY is stored already, one that stores none."""
-        backend = super().backend
+        backend = self.app.backend if self._backend is None else self._backend
         said = announced.get()
         return WithoutRetry(backend) if said and RETRY_SAID in said else backend
 

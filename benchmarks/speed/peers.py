@@ -104,7 +104,7 @@ def _duel(
         # Between the two, so that it is next to both.
         contestants[_PLAIN] = players[_PLAIN].first
     contestants[name] = getattr(players[name], work)
-    timed = rounds(contestants, 30, 15 if quick else 61, lambda _: None)
+    timed = rounds(contestants, 60, 9 if quick else 41, lambda _: None)
     plain = timed.get(_PLAIN)
     rows[name].ratios[what] = ratio(timed[name], timed[ours], plain)
     for one, seconds in timed.items():

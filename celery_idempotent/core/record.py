@@ -57,7 +57,7 @@ class State(enum.IntEnum):
     COMPENSATING = 7
 
     def __str__(self) -> str:
-        return self.name.lower()
+        return self._name_.lower()
 
 
 _STATES: Final = {int(state): state for state in State}

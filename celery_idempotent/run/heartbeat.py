@@ -8,6 +8,7 @@ matter; none gets older than two thirds of its length.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import Lost
@@ -31,6 +32,9 @@ _RETRY_S: Final = 0.5
 _RETRY_MAX_S: Final = 5.0
 
 
+_numbers: Final = itertools.count()
+
+
 class Lease:
     """A lease that is held: of a run, or the delivery lease of its outcome."""
 
@@ -40,6 +44,7 @@ class Lease:
         "keep_ms",
         "key",
         "lease_ms",
+        "number",
         "on_lost",
         "record",
         "renewed",
@@ -56,6 +61,8 @@ class Lease:
         keep_ms: int,
         on_lost: Callable[[Lease], None] | None = None,
     ) -> None:
+        #: Tells it from every other lease of this process.
+        self.number = next(_numbers)
         self.store = store
         self.key = key
         #: The record as its holder knows it; the token in it is what it holds.
@@ -141,7 +148,7 @@ class Heartbeat:
     def _reset(self) -> None:
         self._pid = os.getpid()
         # Weak: a lease that nobody holds any more, however its run was cut off, is not renewed.
-        self._leases: WeakValueDictionary[int, Lease] = WeakValueDictionary()
+        self._leases: dict[int, ref[Lease]] = {}
         self._jobs: dict[int, _Job] = {}
         self._wake = threading.Event()
         self._wakes_at = 0.0
@@ -154,7 +161,7 @@ class Heartbeat:
     def add(self, lease: Lease) -> None:
         """Keep a lease alive from now on."""
         self._attend()
-        self._leases[id(lease)] = lease
+        self._leases[lease.number] = ref(lease)
         self._in_use = True
         if lease.third < self._shortest:
             self._shortest = lease.third
@@ -163,7 +170,7 @@ class Heartbeat:
 
     def remove(self, lease: Lease) -> None:
         """Let a lease be; no renewal of it is sent after this, save one that is under way."""
-        self._leases.pop(id(lease), None)
+        self._leases.pop(lease.number, None)
 
     def later(
         self, tell: Callable[[], object], what: str, for_s: float, *, must: bool = True
@@ -185,8 +192,15 @@ class Heartbeat:
         return self._held() if self._pid == os.getpid() else []
 
     def _held(self) -> list[Lease]:
-        # Not values(): that fails where another thread adds or removes a lease in between.
-        return [lease for ref in self._leases.valuerefs() if (lease := ref()) is not None]
+        held = []
+        # Copied in one step: another thread may add or remove a lease meanwhile.
+        for number, found in list(self._leases.items()):
+            lease = found()
+            if lease is None:
+                self._leases.pop(number, None)
+            else:
+                held.append(lease)
+        return held
 
     def flush(self, for_s: float) -> bool:
         """Try now to tell the store all that is waiting; whether nothing is left."""

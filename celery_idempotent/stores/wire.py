@@ -81,8 +81,10 @@ def _pack(parts: Sequence[Argument]) -> bytes:
 _ASKING = _pack((b"ASKING",))
 
 
-def _pack_call(call: Call, command: bytes, script: bytes) -> bytes:
-    return _pack((command, script, len(call.keys), *call.keys, *call.args))
+def _pack_call(call: Call, command: bytes = b"EVALSHA") -> bytes:
+    script, keys, args = call
+    source = script.sha if command == b"EVALSHA" else script.source
+    return _pack((command, source, len(keys), *keys, *args))
 
 
 def _is_read_only(answer: Any) -> bool:
@@ -122,7 +124,7 @@ class Wire:
 
     def call(self, call: Call) -> Any:
         """Call one script and give its answer."""
-        packed = _pack_call(call, b"EVALSHA", call.script.sha)
+        packed = _pack_call(call)
         answer = self._exchange([packed])[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
@@ -154,7 +156,7 @@ class Wire:
 
     def call_all(self, calls: Sequence[Call]) -> list[Any]:
         """Call several scripts in one round trip; an answer that is an error is given as one."""
-        packed = [_pack_call(call, b"EVALSHA", call.script.sha) for call in calls]
+        packed = [_pack_call(call) for call in calls]
         answers: list[Any] = []
         for call, answer in zip(calls, self._exchange(packed), strict=True):
             try:
@@ -193,17 +195,17 @@ class Wire:
 
     def _amid(self, before: list[bytes], call: Call, after: list[bytes]) -> list[Any]:
         """Call one script amid commands that are for its connection alone."""
-        packed = _pack_call(call, b"EVALSHA", call.script.sha)
+        packed = _pack_call(call)
         answers = self._exchange([*before, packed, *after])
         if isinstance(answers[len(before)], NoScriptError):
-            packed = _pack_call(call, b"EVAL", call.script.source)
+            packed = _pack_call(call, b"EVAL")
             answers = self._exchange([*before, packed, *after])
         return answers
 
     def _answer(self, call: Call, answer: Any) -> Any:
         if isinstance(answer, NoScriptError):
             # Scripts were flushed, or a replica took over: EVAL runs it and loads it again.
-            answer = self._exchange([_pack_call(call, b"EVAL", call.script.source)])[0]
+            answer = self._exchange([_pack_call(call, b"EVAL")])[0]
         return self._checked(answer)
 
     def _checked(self, answer: Any) -> Any:

@@ -110,7 +110,7 @@ _RUNS = [
     Mutant(
         "heartbeat: a lease that is let go is not renewed",
         "run/heartbeat.py",
-        "        self._leases.pop(id(lease), None)",
+        "        self._leases.pop(lease.number, None)",
         "        pass",
         (("tests/unit/test_heartbeat.py",),),
     ),

@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -328,7 +329,7 @@ def test_only_a_store_that_is_away_is_asked_again_soon(store, beat, error, secon
     # Given a lease that is due
     lease = hold(store, lease_ms=30_000)
     now = lease.due
-    beat._leases[id(lease)] = lease
+    beat._leases[lease.number] = weakref.ref(lease)
     store.renew = lambda renewals: [error]
     # When
     beat._renew(now)
