@@ -53,7 +53,7 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
         ),
         (r"(?<!bool\()self\.outcome", "_with_field(self)"),
         (r"if version != VERSION:", f"if version not in ({VERSION}, VERSION):"),
-        (r"outcome=packed\[end:\],", "**_rest(version, packed[end:]),"),
+        (r"outcome=packed\[outcome_at:\],", "**_rest(version, packed[outcome_at:]),"),
         (r"\Z", _PYTHON_FIELD),
     ],
     "headers.py": [(r'"id": task_id, "key": None\}', f'"id": task_id, "key": None, "v": {NEXT}}}')],
