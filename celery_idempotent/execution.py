@@ -45,6 +45,8 @@ class Execution:
         self.options = delivery.options
         self._token = run.token
         self._began = time.monotonic()
+        if run.steps:
+            _ = self.steps  # one that can't be read is an error before the body begins
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and record its outcome; or go on with a compensation, and fail as it did."""

@@ -1,5 +1,6 @@
 """Steps are done once, and undone in reverse where the body fails for good."""
 
+from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
@@ -441,6 +442,33 @@ def test_reconcile_is_not_asked_where_nothing_was_cut_off(app, ledger):
     # Then
     assert task.apply((1,)).get() == "ran"
     assert not ledger
+
+
+def test_a_step_that_cannot_be_read_stops_the_run_before_its_body(app, ledger, monkeypatch):
+    """What it stands for may have happened: nothing is done that could repeat it."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        ledger.append("began")
+        self.idempotency.step("charge", ledger.does("charge"))
+        raise ValueError("no mail")
+
+    task.apply((1,))
+    assert ledger == ["began", ("charge",)]
+    store = environment_of(app).store
+    claim = store.claim
+
+    def spoiled(*args):
+        verdict = claim(*args)
+        return replace(verdict, steps={name: b"spoiled" for name in verdict.steps})
+
+    monkeypatch.setattr(store, "claim", spoiled)
+    # When
+    result = task.apply((1,)).result
+    # Then
+    assert type(result) is RecordCorrupt
+    assert ledger == ["began", ("charge",)]
 
 
 def test_a_packed_step_is_read_as_it_was_written():
