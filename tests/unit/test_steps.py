@@ -461,7 +461,7 @@ def test_a_step_that_cannot_be_read_stops_the_run_before_its_body(app, ledger, m
 
     def spoiled(*args):
         verdict = claim(*args)
-        return replace(verdict, steps={name: b"spoiled" for name in verdict.steps})
+        return replace(verdict, steps=dict.fromkeys(verdict.steps, b"spoiled"))
 
     monkeypatch.setattr(store, "claim", spoiled)
     # When
