@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from datetime import datetime, timezone
-from functools import cached_property
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,10 +42,10 @@ class Execution:
         self.run = run
         self.task = delivery.task
         self.options = delivery.options
+        #: Read before the body begins: one that can't be read stops the run.
+        self.steps = Steps(run, run.steps, _Codec(self.task, self.options.max_result_size))
         self._token = run.token
         self._began = time.monotonic()
-        if run.steps:
-            _ = self.steps  # one that can't be read is an error before the body begins
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and record its outcome; or go on with a compensation, and fail as it did."""
@@ -98,12 +97,6 @@ class Execution:
         if self.delivery.eager:
             raise exc
         return self.delivery.wait_as_copy(None)
-
-    @cached_property
-    def steps(self) -> Steps:
-        """The steps of the key, for this run."""
-        codec = _Codec(self.task, self.options.max_result_size)
-        return Steps(self.run, self.run.steps, codec)
 
     def _context(self) -> RunContext:
         return self.delivery.context(self.run, steps=self.steps)

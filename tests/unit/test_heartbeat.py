@@ -118,6 +118,7 @@ def test_a_lease_that_nobody_holds_any_more_is_not_renewed(store, beat):
     assert store.renewed.wait(5)
     # Then
     assert [lease.key for lease in beat.leases()] == ["kept"]
+    assert list(beat._leases) == [kept.number]
 
 
 def test_a_lost_lease_is_told_once(store, beat):

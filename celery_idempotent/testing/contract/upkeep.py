@@ -17,6 +17,7 @@ from celery_idempotent.testing.contract.kit import (
     LEASE_MS,
     OTHER_PROCESS,
     PROCESS,
+    RESULT,
     SECOND,
     STRANGER,
     TTL_MS,
@@ -36,7 +37,10 @@ from celery_idempotent.testing.contract.kit import (
     stored,
 )
 
-_READABLE = replace(FIRST.candidate(b"nonce"), token=1_700_000_000_000_000).pack()
+_HELD = replace(FIRST.candidate(b"nonce"), token=1_700_000_000_000_000)
+_READABLE = _HELD.pack()
+#: What duplicates are answered with all the time: a store may have a shorter way for it.
+_DONE = replace(_HELD, state=State.SUCCEEDED, process=b"", nonce=b"", outcome=RESULT).pack()
 
 #: Bytes that no reader of this version takes for a record, and the error that says so.
 UNREADABLE: dict[str, tuple[bytes, type[StoreError]]] = {
@@ -50,6 +54,11 @@ UNREADABLE: dict[str, tuple[bytes, type[StoreError]]] = {
     "an instant that is none": (_READABLE[:12] + b"\xff" + _READABLE[13:], RecordCorrupt),
     "an instant too far": (_READABLE[:13] + b"\x20" + _READABLE[14:], RecordCorrupt),
     "newer": (bytes((VERSION + 1,)) + _READABLE[1:], RecordTooNew),
+    "a success cut short": (_DONE[:40], RecordCorrupt),
+    "a success cut in its label": (_DONE[: -len(RESULT) - 3], RecordCorrupt),
+    "a success with a token that is none": (_DONE[:4] + b"\xff" + _DONE[5:], RecordCorrupt),
+    "a success at an instant that is none": (_DONE[:12] + b"\xff" + _DONE[13:], RecordCorrupt),
+    "a newer success": (bytes((VERSION + 1,)) + _DONE[1:], RecordTooNew),
 }
 
 
@@ -84,8 +93,9 @@ class StoredFormRows(Bytes):
         self.write_raw(store, KEY, packed)
         held = Record.unpack(_READABLE)
         # Then
-        with pytest.raises(error):
-            claim(store, FIRST, nonce=b"nonce")
+        for message in (FIRST, SECOND):
+            with pytest.raises(error):
+                claim(store, message, nonce=b"nonce")
         for ending in ENDINGS.values():
             if ending is not renew:
                 with pytest.raises(error):
