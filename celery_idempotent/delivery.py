@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from celery.exceptions import Ignore, Retry
@@ -35,6 +36,7 @@ from celery_idempotent.results import replay
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease
 from celery_idempotent.run.inbox import plainly
+from celery_idempotent.run.journal import Event
 from celery_idempotent.run.runner import Call, Run, ask
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
@@ -102,10 +104,11 @@ class Delivery:
             return self._answer(verdict)
         if verdict.replay is not None:
             return self._replay(verdict.replay)
+        execution = Execution(self, verdict)
         try:
-            return Execution(self, verdict)(args, kwargs)
+            return execution(args, kwargs)
         finally:
-            verdict.let_go()
+            execution.let_go()
 
     @property
     def redelivered(self) -> bool:
@@ -285,25 +288,30 @@ class Delivery:
     # --- words -----------------------------------------------------------------------------------
 
     def tell(self, what: str, held: Record | None = None, **more: Any) -> None:
-        """Note for the journal what becomes of this delivery; ``held``: whose the key is."""
+        """Say what becomes of this delivery; ``held``: whose the key is."""
         journal = self.environment.journal
         heard = observers.is_heard(what)
         if held is not None and (heard or journal.most):
             more["original"] = held.owner_id
         if journal.most:
-            journal.add(
-                what,
-                self.call.key,
-                self.task.name,
-                self.request.id,
-                label=self.call_key.label,
-                node=self.request.hostname,
-                waits=self.waits.count,
-                **more,
-            )
+            journal.put(self.event(what, time.monotonic(), more))
         if heard:
             trace = None if held is None else trace_of(held)
             self.observe(what, more.pop("original", None), trace=trace, **more)
+
+    def event(self, what: str, at: float, more: Mapping[str, Any]) -> Event:
+        """Give what the journal says of this delivery.
+
+        Args:
+            at: when that happened, on this process's monotonic clock.
+        """
+        told = {
+            "label": self.call_key.label,
+            "node": self.request.hostname,
+            "waits": self.waits.count,
+            **more,
+        }
+        return Event(at, what, self.call.key, self.task.name, self.request.id, told)
 
     def observe(self, what: str, original: str | None = None, **details: Any) -> None:
         """Tell metrics, traces and the log."""

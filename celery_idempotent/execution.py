@@ -20,6 +20,7 @@ from celery_idempotent.core.transitions import Lost
 from celery_idempotent.errors import ClaimLost, IdempotencyInProgress, OutcomeUnknown
 from celery_idempotent.results import encode_failure, encode_result, replay
 from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.journal import Event
 from celery_idempotent.run.runner import Ending, Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
@@ -35,22 +36,27 @@ _FIRST_PAUSE_S: Final = 2.0
 
 
 class Execution:
-    """One run of a key, for one delivery."""
+    """One run of a key, for one delivery.
 
-    def __init__(self, delivery: Delivery, run: Run) -> None:
+    Args:
+        shadow: it would have run without us, too.
+    """
+
+    def __init__(self, delivery: Delivery, run: Run, *, shadow: bool = False) -> None:
         self.delivery = delivery
         self.run = run
         self.task = delivery.task
         self.options = delivery.options
         #: Read before the body begins: one that can't be read stops the run.
         self.steps = Steps(run, run.steps, _Codec(self.task, self.options.max_result_size))
+        self._shadow = shadow
         self._token = run.token
         self._began = time.monotonic()
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and record its outcome; or go on with a compensation, and fail as it did."""
         delivery, run = self.delivery, self.run
-        self.tell("claimed", interruptions=run.interruptions, compensates=bool(run.failed))
+        self.tell_begin()
         if run.failed:
             return self._compensate(run.failed)
         delivery.request._idempotency = self._context
@@ -153,18 +159,50 @@ class Execution:
             )
         return verdict
 
-    def tell(self, what: str, **more: Any) -> None:
-        """Note for the journal what becomes of this run."""
-        delivery = self.delivery
-        delivery.tell(what, token=self._token, attempt=delivery.call.retries + 1, **more)
+    def tell_begin(self) -> None:
+        """Say that this run has begun."""
+        self.delivery.environment.journal.begin(self)
+        if observers.is_heard("claimed"):
+            self.delivery.observe("claimed", trace=None, **self._claim())
+
+    def claimed(self) -> Event:
+        """Give what the journal says of its beginning."""
+        return self.delivery.event("claimed", self._began, self._claim())
+
+    def _claim(self) -> dict[str, Any]:
+        run = self.run
+        claim = {
+            "token": self._token,
+            "attempt": self.delivery.call.retries + 1,
+            "interruptions": run.interruptions,
+            "compensates": bool(run.failed),
+        }
+        if self._shadow:
+            claim["shadow"] = True
+        return claim
 
     def tell_end(self, ending: Ending, exc: BaseException | None = None, **more: Any) -> None:
-        """Note for the journal how this run ended."""
-        what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
-        error = None if exc is None else type(exc).__name__
+        """Say how this run ended."""
+        delivery = self.delivery
+        delivery.environment.journal.ended(self)
         if ending.state is State.RETRYING:
             more["delay"] = ending.delay_ms / 1000
-        self.tell(what, took=time.monotonic() - self._began, error=error, **more)
+        if self._shadow:
+            more["shadow"] = True
+        delivery.tell(
+            "interrupted" if ending.state is State.RUNNING else str(ending.state),
+            token=self._token,
+            attempt=delivery.call.retries + 1,
+            took=time.monotonic() - self._began,
+            error=None if exc is None else type(exc).__name__,
+            **more,
+        )
+
+    def let_go(self) -> None:
+        """See to it that a run which was cut off is not kept alive, and that it is told of."""
+        self.run.let_go()
+        if not self.run.is_elsewhere:
+            self.delivery.environment.journal.ended(self, silently=True)
 
     def _lost(self, record: Record, exc: Exception | None, result: Any = None) -> Any:
         """Leave a run whose key is another's now: its caller gets what holds, not what it made."""

@@ -60,26 +60,27 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     if not isinstance(verdict, Run):
         _report(delivery, verdict)
         return task.run(*args, **kwargs)
+    execution = Execution(delivery, verdict, shadow=True)
     try:
-        return _recorded(delivery, verdict, args, kwargs)
+        return _recorded(execution, args, kwargs)
     finally:
-        verdict.let_go()
+        execution.let_go()
 
 
-def _recorded(delivery: Delivery, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    execution = Execution(delivery, run)
-    execution.tell("claimed", shadow=True)
+def _recorded(execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    task, run = execution.task, execution.run
+    execution.tell_begin()
     try:
-        result = delivery.task.run(*args, **kwargs)
+        result = task.run(*args, **kwargs)
     except BaseException as exc:
         ending = execution.ending_of(exc)
         run.end(ending)
-        execution.tell_end(ending, exc, shadow=True)
+        execution.tell_end(ending, exc)
         raise
-    most = delivery.options.max_result_size
-    ending = Ending(State.SUCCEEDED, encode_result(delivery.task.backend, result, most))
+    most = execution.options.max_result_size
+    ending = Ending(State.SUCCEEDED, encode_result(task.backend, result, most))
     run.end(ending)
-    execution.tell_end(ending, shadow=True)
+    execution.tell_end(ending)
     return result
 
 

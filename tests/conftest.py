@@ -11,6 +11,7 @@ import celery.app.builtins
 import pytest
 import redis
 from celery import _state
+from hypothesis import settings
 from kombu.transport import memory
 
 from celery_idempotent.testing.servers import RedisServer
@@ -31,6 +32,10 @@ SYSTEMS: pytest.StashKey[list[System]] = pytest.StashKey()
 
 MakeSystem = Callable[..., System]
 
+
+# No test asserts how long something takes, and Hypothesis would.
+settings.register_profile("ours", deadline=None)
+settings.load_profile("ours")
 
 #: Celery's own tasks must be among what each test starts with, whichever test needs them first.
 assert celery.app.builtins

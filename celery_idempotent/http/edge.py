@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from hashlib import blake2b
@@ -39,6 +39,7 @@ from celery_idempotent.http.messages import Request, Response, pack, unpack
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.journal import Event
 from celery_idempotent.run.runner import Call, Ending, Run, ask
 from celery_idempotent.settings import Environment, environment_of
 
@@ -152,7 +153,7 @@ class Edge:
             return self.problems.unreadable()
         if isinstance(verdict, Run):
             held = Held(self, context, environment, call_key, verdict)
-            held.tell("claimed")
+            environment.journal.begin(held)
             return held
         return self._answer(environment, call, verdict)
 
@@ -285,25 +286,25 @@ class Held:
         self._ended = True
         verdict = self._run.end(ending)
         self._run.let_go()
-        if not isinstance(verdict, Lost):
-            what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
-            self.tell(what, took=time.monotonic() - self._began, unrecorded=verdict is None)
+        if self._environment is not None:
+            journal, lost = self._environment.journal, isinstance(verdict, Lost)
+            journal.ended(self, silently=lost)
+            if not lost:
+                what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
+                now = time.monotonic()
+                more = {"took": now - self._began, "unrecorded": verdict is None}
+                journal.put(self._event(what, now, more))
         return verdict
 
-    def tell(self, what: str, **more: Any) -> None:
-        """Note for the journal what becomes of the request."""
-        if self._run is None or self._environment is None:
-            return
-        label = self._run.call.label.partition("\n")[2]
-        self._environment.journal.add(
-            what,
-            self._run.call.key,
-            _TASK,
-            _id_of(self._run.call.owner),
-            label=label,
-            token=self._token,
-            **more,
-        )
+    def claimed(self) -> Event:
+        """Give what the journal says of its beginning."""
+        return self._event("claimed", self._began, {})
+
+    def _event(self, what: str, at: float, more: Mapping[str, Any]) -> Event:
+        assert self._run is not None
+        call = self._run.call
+        told = {"label": call.label.partition("\n")[2], "token": self._token, **more}
+        return Event(at, what, call.key, _TASK, _id_of(call.owner), told)
 
 
 def _digest(identity: str, key: str) -> str:

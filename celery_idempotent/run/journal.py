@@ -2,8 +2,9 @@
 
 A delivery only appends to a queue in memory. Half a second after the first event, and never while
 a task waits for it, the heartbeat thread sends all that came together since: one command for some
-hundred events. Where the store is away the queue is bounded; what falls out of it is counted, and
-the journal says how much is missing. Nothing here can fail, hold or slow a task.
+hundred events. A run is told at its end, which says when it began; one that still runs at such a
+turn is told as begun, too. Where the store is away the queue is bounded; what falls out of it is
+counted, and the journal says how much is missing. Nothing here can fail, hold or slow a task.
 
 An event carries how old it was when it was sent. Together with the store's own time of storing it,
 that tells when it happened by the store's clock; no worker's clock is asked.
@@ -11,14 +12,16 @@ that tells when it happened by the store's clock; no worker's clock is asked.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import threading
 from collections import deque
 from collections.abc import Mapping
+from operator import attrgetter
 from time import monotonic, monotonic_ns
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
@@ -26,14 +29,9 @@ from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import JournalStore
 
-__all__ = ["ENDINGS", "Event", "Journal"]
+__all__ = ["Event", "Journal", "Running"]
 
 log = logging.getLogger("celery_idempotent")
-
-#: What ends a run: an event "claimed" that is still unsent then tells nothing more.
-ENDINGS: Final = frozenset(
-    ("succeeded", "failed", "released", "retrying", "interrupted", "unknown", "compensating")
-)
 
 #: Made once: json.dumps() makes an encoder for each call that isn't quite plain.
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
@@ -58,6 +56,13 @@ class Event(NamedTuple):
     more: Mapping[str, Any]
 
 
+class Running(Protocol):
+    """A run that is under way."""
+
+    def claimed(self) -> Event:
+        """Give the event of its beginning, if that is to be told."""
+
+
 class Journal:
     """The journal of one app's deliveries, as this process adds to it.
 
@@ -77,24 +82,52 @@ class Journal:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._sending = threading.Lock()
+        # Runs that began since the last turn, and go on.
+        self._running: dict[int, Running] = {}
         self._waiting: deque[Event] = deque()
-        self._batch: list[Event] = []
+        # What is being sent, or was not accepted the last time; each with its number.
+        self._taken: list[tuple[int, Event]] = []
+        self._numbers = itertools.count()
         self._dropped = 0
-        self._sent = 0
         # Until then, a turn of the heartbeat is known to come.
         self._expected = 0.0
 
-    def add(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
-        """Note an event; it is sent later, from another thread."""
+    def begin(self, run: Running) -> None:
+        """Tell of a run's beginning, if it still goes on when the next turn comes."""
         if not self.most:
             return
         if self._pid != os.getpid():
             self._reset()  # after a fork: the parent's events are the parent's
-        now = monotonic()
-        if len(self._waiting) >= _BOUND:
+        self._running[id(run)] = run
+        self._expect()
+
+    def ended(self, run: Running, *, silently: bool = False) -> None:
+        """Let a run's beginning be: its end is told now.
+
+        Args:
+            silently: nothing is told of its end, so that its beginning has to be.
+        """
+        if self._running.pop(id(run), None) is not None and silently:
+            self.put(run.claimed())
+
+    def add(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
+        """Note what happens now; it is sent later, from another thread."""
+        self.put(Event(monotonic(), what, key, task, task_id, more))
+
+    def put(self, event: Event) -> None:
+        """Note an event; it is sent later, from another thread."""
+        if not self.most:
+            return
+        if self._pid != os.getpid():
+            self._reset()
+        if len(self._waiting) + len(self._taken) >= _BOUND:
             self._dropped += 1
         else:
-            self._waiting.append(Event(now, what, key, task, task_id, more))
+            self._waiting.append(event)
+        self._expect()
+
+    def _expect(self) -> None:
+        now = monotonic()
         if now >= self._expected:
             self._expected = now + _STALE_S
             heartbeat.later(self._send, "the journal", _NEVER, must=False)
@@ -118,40 +151,44 @@ class Journal:
         """
         with self._sending:
             try:
-                while self._next_batch():
+                self._take()
+                while self._taken:
                     self._send_batch()
             except StoreUnavailable:
                 self._expected = monotonic() + _STALE_S
                 raise
             except Exception:
                 # Nobody's task: what can't be written now won't be written later.
-                self._dropped += len(self._batch)
-                self._batch = []
+                self._dropped += sum(event.more.get("events", 1) for _, event in self._taken)
+                self._taken = []
                 log.debug("events could not be added to the journal", exc_info=True)
             self._expected = 0.0
-            if self._waiting:
-                # It came between the last look and that line, and counted on this turn.
-                self._expected = monotonic() + _STALE_S
-                heartbeat.later(self._send, "the journal", _NEVER, must=False)
+            if self._waiting or self._running:
+                # It came after the last look, and counted on this turn.
+                self._expect()
 
-    def _next_batch(self) -> list[Event]:
-        """Give what is to be sent next: what was not accepted the last time, else what waits."""
-        while self._waiting and len(self._batch) < _BATCH:
-            self._batch.append(self._waiting.popleft())
-        return self._batch
+    def _take(self) -> None:
+        """Take what is to be sent in this turn, in the order in which it happened."""
+        taken: list[Event] = []
+        # First of all: a run that ends meanwhile has its end in what is taken after it.
+        for number in list(self._running):
+            run = self._running.pop(number, None)
+            if run is not None:
+                taken.append(run.claimed())
+        while self._waiting:
+            taken.append(self._waiting.popleft())
+        taken.sort(key=attrgetter("at"))
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            taken.insert(0, Event(monotonic(), "missing", "", "", None, {"events": dropped}))
+        self._taken += [(next(self._numbers), event) for event in taken]
 
     def _send_batch(self) -> None:
         assert self._store is not None
-        now, dropped = monotonic(), self._dropped
-        numbered = list(enumerate(self._batch, self._sent))
-        packed = [self._packed(event, now, n) for n, event in _without_ended_claims(numbered)]
-        if dropped:
-            missing = Event(now, "missing", "", "", None, {"events": dropped})
-            packed.insert(0, self._packed(missing, now, self._sent - 1))
+        now = monotonic()
+        packed = [self._packed(event, now, number) for number, event in self._taken[:_BATCH]]
         self._store.append_events(self.name, packed, self.most)
-        self._sent += len(self._batch) + 1
-        self._dropped -= dropped
-        self._batch = []
+        del self._taken[:_BATCH]
 
     def _packed(self, event: Event, now: float, number: int) -> bytes:
         fields: dict[str, Any] = {
@@ -168,17 +205,3 @@ class Journal:
             if value:
                 fields[name] = round(value, 3) if isinstance(value, float) else value
         return _encode(fields).encode("utf-8", "replace")
-
-
-def _without_ended_claims(events: list[tuple[int, Event]]) -> list[tuple[int, Event]]:
-    """Leave out the claims whose end is told in the same breath: the end says when they began."""
-    kept: list[tuple[int, Event]] = []
-    ended: set[tuple[str, object]] = set()
-    for number, event in reversed(events):
-        run = (event.key, event.more.get("token"))
-        if event.what in ENDINGS:
-            ended.add(run)
-        elif event.what == "claimed" and run in ended:
-            continue
-        kept.append((number, event))
-    return kept[::-1]

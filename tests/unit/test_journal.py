@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run import journal as module
 from celery_idempotent.run.heartbeat import Heartbeat
-from celery_idempotent.run.journal import Journal
+from celery_idempotent.run.journal import Event, Journal
 from celery_idempotent.stores.memory import MemoryStore
 
 NAME = "idempotent:journal"
@@ -158,16 +159,30 @@ def test_an_event_says_how_old_it_is(
     assert store.told()[0]["age"] == 2500
 
 
+class Run:
+    """A run that tells how it began when it is asked."""
+
+    def __init__(self, key: str, task_id: str) -> None:
+        self._began = module.monotonic()
+        self._key = key
+        self._id = task_id
+
+    def claimed(self) -> Event:
+        return Event(self._began, "claimed", self._key, "shop.charge", self._id, {})
+
+
 def test_a_short_run_is_one_event(journal: Journal, store: CountingStore, turns: Turns) -> None:
-    """A claim whose end is known when it is told says nothing more than the end does."""
+    """The beginning of a run that is over at the next turn says nothing more than its end."""
     # Given
-    journal.add("claimed", "k", "shop.charge", "id-1", token=1)
-    journal.add("claimed", "other", "shop.charge", "id-2", token=2)
-    journal.add("succeeded", "k", "shop.charge", "id-1", token=1, took=0.2)
-    journal.add("claimed", "k", "shop.charge", "id-3", token=3)
+    short = Run("k", "id-1")
+    journal.begin(short)
+    journal.begin(Run("other", "id-2"))
+    journal.ended(short)
+    journal.add("succeeded", "k", "shop.charge", "id-1", took=0.2)
+    journal.begin(Run("k", "id-3"))
     # When
     turns.take_turn()
-    # Then
+    # Then in the order in which it happened
     told = [(event["event"], event["id"]) for event in store.told()]
     assert told == [("claimed", "id-2"), ("succeeded", "id-1"), ("claimed", "id-3")]
 
@@ -175,14 +190,87 @@ def test_a_short_run_is_one_event(journal: Journal, store: CountingStore, turns:
 def test_a_long_run_is_seen_while_it_runs(
     journal: Journal, store: CountingStore, turns: Turns
 ) -> None:
-    """Its claim is told before its end is known, and its end then too."""
+    """Its beginning is told before its end is known, and once; its end is told then."""
     # When
-    journal.add("claimed", "k", "shop.charge", "id-1", token=1)
+    run = Run("k", "id-1")
+    journal.begin(run)
     turns.take_turn()
-    journal.add("succeeded", "k", "shop.charge", "id-1", token=1)
+    journal.add("succeeded", "other", "shop.charge", "id-2")
+    turns.take_turn()
+    journal.ended(run)
+    journal.add("succeeded", "k", "shop.charge", "id-1")
     turns.take_turn()
     # Then
-    assert [event["event"] for event in store.told()] == ["claimed", "succeeded"]
+    told = [(event["event"], event["id"]) for event in store.told()]
+    assert told == [("claimed", "id-1"), ("succeeded", "id-2"), ("succeeded", "id-1")]
+
+
+def test_a_run_alone_asks_for_a_turn(journal: Journal, store: CountingStore, turns: Turns) -> None:
+    """It is seen even where nothing else happens, and is not asked about again."""
+    # Given
+    journal.begin(Run("k", "id-1"))
+    assert len(turns.jobs) == 1
+    # When
+    turns.take_turn()
+    # Then
+    assert [event["event"] for event in store.told()] == ["claimed"]
+    assert turns.jobs == []
+
+
+def test_a_run_that_begins_during_a_turn_is_told_at_the_next(
+    journal: Journal, store: CountingStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counted on that turn, which had looked before it came."""
+    # Given
+    append = store.append_events
+
+    def meanwhile(*args: Any) -> None:
+        append(*args)
+        if len(store.additions) == 1:
+            journal.begin(Run("k", "id-2"))
+
+    monkeypatch.setattr(store, "append_events", meanwhile)
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    turns.take_turn()
+    # When
+    turns.take_turn()
+    # Then
+    told = [(event["event"], event["id"]) for event in store.told()]
+    assert told == [("succeeded", "id-1"), ("claimed", "id-2")]
+
+
+def test_a_run_that_ends_without_a_word_is_told_to_have_begun(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """Somebody took its key: that it ran at all is told, once, and before that."""
+    # Given
+    lost, told = Run("k", "id-1"), Run("k", "id-2")
+    journal.begin(lost)
+    journal.add("lost", "k", "shop.charge", "id-1")
+    journal.begin(told)
+    journal.ended(told)
+    # When
+    journal.ended(lost, silently=True)
+    journal.ended(told, silently=True)
+    turns.take_turn()
+    # Then
+    found = [(event["event"], event["id"]) for event in store.told()]
+    assert found == [("claimed", "id-1"), ("lost", "id-1")]
+
+
+def test_runs_that_are_over_are_not_kept(journal: Journal, turns: Turns) -> None:
+    """Neither where there is a turn, nor where there is none."""
+    # Given
+    over, under_way = Run("k", "id-1"), Run("k", "id-2")
+    seen = [weakref.ref(over), weakref.ref(under_way)]
+    journal.begin(over)
+    journal.begin(under_way)
+    # When
+    journal.ended(over)
+    turns.take_turn()
+    del over, under_way
+    # Then
+    assert [one() for one in seen] == [None, None]
 
 
 def test_events_wait_for_a_store_that_is_away(
@@ -226,7 +314,7 @@ def test_a_lost_answer_makes_no_two_events_of_one(
 ) -> None:
     """What is sent again carries the same number, so that a reader can tell."""
     # Given
-    journal.add("claimed", "k", "shop.charge", "id-1", token=1)
+    journal.begin(Run("k", "id-1"))
     journal.add("waiting", "k", "shop.charge", "id-2")
     store.answer_lost = True
     turns.take_turn()
