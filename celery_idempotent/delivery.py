@@ -76,6 +76,7 @@ class Delivery:
         self.call_key = call_key
         self.waits = waits
         self.eager = bool(request.is_eager)
+        self._execution: Execution | None = None
         self.call = store_call(
             task,
             setup,
@@ -93,7 +94,7 @@ class Delivery:
         call = self.call if awaited is None else awaiting(self.call, awaited)
         began = time.perf_counter()
         try:
-            verdict = ask(call, _PATIENCE_S, self._on_lost)
+            verdict = ask(call, _PATIENCE_S, self._on_lost, self._prepare)
         except (StoreUnavailable, RecordTooNew) as exc:
             return self._store_away(exc, args, kwargs)
         if observers.observers:
@@ -104,11 +105,16 @@ class Delivery:
             return self._answer(verdict)
         if verdict.replay is not None:
             return self._replay(verdict.replay)
-        execution = Execution(self, verdict)
+        execution = self._execution
+        assert execution is not None, "ask() has prepared it"
         try:
             return execution(args, kwargs)
         finally:
-            execution.let_go()
+            if not execution.told:
+                execution.let_go()
+
+    def _prepare(self, run: Run) -> None:
+        self._execution = Execution(self, run)
 
     @property
     def redelivered(self) -> bool:

@@ -36,7 +36,7 @@ _FIRST_PAUSE_S: Final = 2.0
 
 
 class Execution:
-    """One run of a key, for one delivery.
+    """One run of a key, for one delivery; made before it is known whether that gets the key.
 
     Args:
         shadow: it would have run without us, too.
@@ -47,23 +47,25 @@ class Execution:
         self.run = run
         self.task = delivery.task
         self.options = delivery.options
-        #: Read before the body begins: one that can't be read stops the run.
-        self.steps = Steps(run, run.steps, _Codec(self.task, self.options.max_result_size))
+        self.steps = Steps(run, _Codec(self.task, self.options.max_result_size))
         self._shadow = shadow
-        self._token = run.token
-        self._began = time.monotonic()
+        #: Whether it was said how it ended.
+        self.told = False
+        self._token = 0
+        self._began = 0.0
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the body and record its outcome; or go on with a compensation, and fail as it did."""
         delivery, run = self.delivery, self.run
-        self.tell_begin()
+        self.begin()
         if run.failed:
             return self._compensate(run.failed)
         delivery.request._idempotency = self._context
         if run.interruptions:
             delivery.emit_interrupted(run.lease.record, unknown=False)
         try:
-            run.inbox.open_with_body()
+            if getattr(delivery.environment.store, "opens_with_body", False):
+                run.inbox.open_with_body()
         except NotCommitted as exc:
             return self._not_committed(exc)
         try:
@@ -159,8 +161,16 @@ class Execution:
             )
         return verdict
 
-    def tell_begin(self) -> None:
-        """Say that this run has begun."""
+    def begin(self) -> None:
+        """Take up the run, and say so.
+
+        Raises:
+            RecordCorrupt: a step that an earlier run finished can't be read.
+        """
+        if self.run.steps:
+            self.steps.take(self.run.steps)
+        self._token = self.run.lease.record.token
+        self._began = time.monotonic()
         self.delivery.environment.journal.begin(self)
         if observers.is_heard("claimed"):
             self.delivery.observe("claimed", trace=None, **self._claim())
@@ -185,6 +195,7 @@ class Execution:
         """Say how this run ended."""
         delivery = self.delivery
         delivery.environment.journal.ended(self)
+        self.told = True
         if ending.state is State.RETRYING:
             more["delay"] = ending.delay_ms / 1000
         if self._shadow:

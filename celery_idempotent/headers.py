@@ -75,15 +75,16 @@ def read_own(
     Raises:
         KeyDerivationError: it is malformed.
     """
-    header = (headers or {}).get(OWN)
-    if not isinstance(header, Mapping):
+    header = headers.get(OWN) if headers else None
+    if type(header) is not dict and not isinstance(header, Mapping):
         if header is None:
             return None
         raise _malformed()
     if header.get("id") != task_id:
         return None
     try:
-        waits = _read_waits(header)
+        waited = "waits" in header or "compensate" in header
+        waits = _read_waits(header) if waited else _NO_WAITS
         key = header.get("key")
         if key is None:
             return None, waits
@@ -105,8 +106,6 @@ _NO_WAITS: Final = Waits()
 
 
 def _read_waits(header: Mapping[str, Any]) -> Waits:
-    if "waits" not in header and "compensate" not in header:
-        return _NO_WAITS
     count, since, again = (
         header.get("waits", 0),
         header.get("since", 0),

@@ -69,7 +69,7 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _recorded(execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     task, run = execution.task, execution.run
-    execution.tell_begin()
+    execution.begin()
     try:
         result = task.run(*args, **kwargs)
     except BaseException as exc:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -134,6 +134,9 @@ class Claim(NamedTuple):
     compensates_only: bool = False
     #: The (packed) owner of the run that this caller waited for last.
     awaited: bytes = b""
+    #: What the caller can do while the store works. A store that waits for a server may call it
+    #: meanwhile, once or more; one that doesn't leaves it to the caller.
+    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,12 +160,13 @@ class Heartbeat:
 
     def add(self, lease: Lease) -> None:
         """Keep a lease alive from now on."""
-        self._attend()
+        if self._thread is None or self._pid != os.getpid():
+            self._attend()
         self._leases[lease.number] = ref(lease)
         self._in_use = True
         if lease.third < self._shortest:
             self._shortest = lease.third
-        if lease.due < self._wakes_at:
+        if lease.renewed + lease.third < self._wakes_at:
             self._wake.set()
 
     def remove(self, lease: Lease) -> None:

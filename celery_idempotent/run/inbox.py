@@ -30,12 +30,16 @@ def _begin(store: Store) -> Transaction:
 
 
 class Inbox:
-    """What the body of a run writes in the store's database; nothing, unless it asks for that."""
+    """What the body of a run writes in the store's database.
 
-    def __init__(self, lease: Lease) -> None:
+    Args:
+        over: the run has ended, so that nobody would commit it.
+    """
+
+    def __init__(self, lease: Lease, *, over: bool) -> None:
         self._lease = lease
         self._transaction: Transaction | None = None
-        self._over = False
+        self._over = over
         #: Whether what the body wrote was not committed, though it returned.
         self.undone = False
 
@@ -45,13 +49,11 @@ class Inbox:
         return self._transaction is not None
 
     def open_with_body(self) -> None:
-        """Open it before the body begins, where the store works so.
+        """Open it before the body begins.
 
         Raises:
             NotCommitted: the database does not answer, so nothing is run.
         """
-        if not getattr(self._lease.store, "opens_with_body", False):
-            return
         try:
             _ = self.session
         except StoreUnavailable as exc:

@@ -99,7 +99,9 @@ class Journal:
         if self._pid != os.getpid():
             self._reset()  # after a fork: the parent's events are the parent's
         self._running[id(run)] = run
-        self._expect()
+        now = monotonic()
+        if now >= self._expected:
+            self._expect(now)
 
     def ended(self, run: Running, *, silently: bool = False) -> None:
         """Let a run's beginning be: its end is told now.
@@ -124,13 +126,13 @@ class Journal:
             self._dropped += 1
         else:
             self._waiting.append(event)
-        self._expect()
+        if event.at >= self._expected:
+            self._expect(event.at)
 
-    def _expect(self) -> None:
-        now = monotonic()
-        if now >= self._expected:
-            self._expected = now + _STALE_S
-            heartbeat.later(self._send, "the journal", _NEVER, must=False)
+    def _expect(self, now: float) -> None:
+        """Have a turn of the heartbeat come."""
+        self._expected = now + _STALE_S
+        heartbeat.later(self._send, "the journal", _NEVER, must=False)
 
     def write(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
         """Send an event now, from this thread: for what a person does, once in a while."""
@@ -165,7 +167,7 @@ class Journal:
             self._expected = 0.0
             if self._waiting or self._running:
                 # It came after the last look, and counted on this turn.
-                self._expect()
+                self._expect(monotonic())
 
     def _take(self) -> None:
         """Take what is to be sent in this turn, in the order in which it happened."""

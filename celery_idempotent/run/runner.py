@@ -37,6 +37,8 @@ BOOT_ID: Final = os.urandom(4).hex()
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.4
 
+_NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
 _process: tuple[int, bytes] = (0, b"")
 
 
@@ -87,8 +89,16 @@ class Ending(NamedTuple):
     retries: int = 0
 
 
-def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> ClaimVerdict | Run:
+def ask(
+    call: Call,
+    patience_s: float,
+    on_lost: Callable[[Lease], None],
+    ready: Callable[[Run], object] | None = None,
+) -> ClaimVerdict | Run:
     """Ask for the key: a :class:`Run` where it is granted, else what the delivery has to do.
+
+    Args:
+        ready: called with the run before it is known whether it gets the key.
 
     In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
     request arrived, the answer is the same), then gives up and has the claim undone.
@@ -107,6 +117,16 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
         fingerprint=call.fingerprint,
         label=call.label,
     )
+    run: Run | None = None
+
+    def prepare() -> Run:
+        nonlocal run
+        if run is None:
+            run = Run(call, candidate, on_lost)
+            if ready is not None:
+                ready(run)
+        return run
+
     request = Claim(
         candidate=candidate,
         lease_ms=call.lease_ms,
@@ -117,6 +137,7 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
         checked=call.checked,
         callbacks=call.note is not None,
         awaited=call.awaited,
+        meanwhile=prepare,
     )
     try:
         verdict = _claim(call, request, patience_s)
@@ -133,14 +154,21 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
         raise
     if isinstance(verdict, Claimed):
         now_and_then(call.store)
-        held = verdict.failed or candidate._replace(
-            token=verdict.token,
+        held = verdict.failed or Record(
+            State.RUNNING,
+            verdict.token,
+            retries=call.retries,
             interruptions=verdict.interruptions,
+            owner=call.owner,
+            process=candidate.process,
+            nonce=candidate.nonce,
+            fingerprint=call.fingerprint,
+            label=call.label,
             has_steps=bool(verdict.steps),
         )
-        return Run(call, held, on_lost, steps=verdict.steps)
+        return prepare().hold(held, steps=verdict.steps)
     if isinstance(verdict, Replay) and verdict.mine and not verdict.noted and call.note is not None:
-        return Run(call, verdict.record, on_lost, replay=verdict)
+        return prepare().hold(verdict.record, replay=verdict)
     return verdict
 
 
@@ -159,32 +187,46 @@ def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
 
 
 class Run:
-    """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery."""
+    """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery.
 
-    def __init__(
-        self,
-        call: Call,
-        held: Record,
-        on_lost: Callable[[Lease], None],
-        *,
-        replay: Replay | None = None,
-        steps: Mapping[str, bytes] = MappingProxyType({}),
-    ) -> None:
+    It is made while the store decides, and is nothing until :meth:`hold`.
+    """
+
+    def __init__(self, call: Call, candidate: Record, on_lost: Callable[[Lease], None]) -> None:
         self.call = call
+        #: The outcome of a body that failed for good, and whose steps are to be compensated.
+        self.failed = b""
+        #: How many earlier runs were cut off.
+        self.interruptions = 0
         #: What earlier runs of the key have finished.
-        self.steps = steps
+        self.steps: Mapping[str, bytes] = _NO_STEPS
         #: Set where there is an outcome already, and only its callbacks are still to be sent.
-        self.replay = replay
+        self.replay: Replay | None = None
         # Whether its callbacks went out; None until the tracer has returned.
         self._delivered: bool | None = None
         self._ending = False
         self._pid = os.getpid()
         #: Steps that were done while the store was away: it is told before it learns of the end.
         self.owed: list[Callable[[], object]] = []
-        self.lease = Lease(call.store, call.key, held, call.lease_ms, call.keep_ms, on_lost)
-        #: What its body writes in the store's database.
-        self.inbox = Inbox(self.lease)
+        self.lease = Lease(call.store, call.key, candidate, call.lease_ms, call.keep_ms, on_lost)
+        self._inbox: Inbox | None = None
+
+    def hold(
+        self,
+        held: Record,
+        *,
+        replay: Replay | None = None,
+        steps: Mapping[str, bytes] = _NO_STEPS,
+    ) -> Run:
+        """Take the key, which was granted, and keep it."""
+        if held.state is State.COMPENSATING:
+            self.failed = held.outcome
+        self.interruptions = held.interruptions
+        self.steps = steps
+        self.replay = replay
+        self.lease.record = held
         heartbeat.add(self.lease)
+        return self
 
     @property
     def token(self) -> int:
@@ -192,15 +234,11 @@ class Run:
         return self.lease.record.token
 
     @property
-    def failed(self) -> bytes:
-        """The outcome of a body that failed for good, and whose steps are to be compensated."""
-        record = self.lease.record
-        return record.outcome if record.state is State.COMPENSATING else b""
-
-    @property
-    def interruptions(self) -> int:
-        """How many earlier runs were cut off."""
-        return self.lease.record.interruptions
+    def inbox(self) -> Inbox:
+        """What its body writes in the store's database; as a rule it does not ask for that."""
+        if self._inbox is None:
+            self._inbox = Inbox(self.lease, over=self._ending)
+        return self._inbox
 
     @property
     def is_elsewhere(self) -> bool:
@@ -218,12 +256,14 @@ class Run:
         """
         self._ending = True
         event = self._settle(ending)
-        if ending.state is State.SUCCEEDED and self.inbox.is_open:
-            self.owed.clear()  # nobody asks a finished key for its steps
-            answer = self.inbox.commit(event)
-            self._ended(event, answer)
-            return answer
-        self.inbox.rollback()
+        inbox = self._inbox
+        if inbox is not None:
+            if ending.state is State.SUCCEEDED and inbox.is_open:
+                self.owed.clear()  # nobody asks a finished key for its steps
+                answer = inbox.commit(event)
+                self._ended(event, answer)
+                return answer
+            inbox.rollback()
         try:
             answer = self._tell_end(event)
         except StoreError as exc:
@@ -252,7 +292,7 @@ class Run:
         return self.call.store.settle(self.call.key, event)
 
     def _settle(self, ending: Ending) -> Settle:
-        delivery = self._needs_delivery(ending)
+        delivery = self.call.note is not None and _has_outcome(ending)
         ttl_ms, delay_ms = self.call.horizon_ms, ending.delay_ms
         if ending.state in (State.SUCCEEDED, State.FAILED):
             ttl_ms = self.call.ttl_ms
@@ -266,23 +306,21 @@ class Run:
             delay_ms = self.call.lease_ms
             ttl_ms = max(ttl_ms, delay_ms)
         kept = delivery or ending.state in (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
-        record = self.lease.record._replace(
-            state=ending.state,
+        held = self.lease.record
+        record = Record(
+            ending.state,
+            held.token,
+            held.until_ms,
+            ending.retries if ending.state is State.RETRYING else held.retries,
+            held.interruptions,
+            owner=held.owner,
+            process=held.process if kept else b"",
+            fingerprint=held.fingerprint,
+            label=held.label,
             outcome=ending.outcome,
-            retries=(
-                ending.retries if ending.state is State.RETRYING else self.lease.record.retries
-            ),
-            process=self.lease.record.process if kept else b"",
-            nonce=b"",
+            has_steps=held.has_steps,
         )
         return Settle(record, delay_ms, ttl_ms)
-
-    def _needs_delivery(self, ending: Ending) -> bool:
-        if self.call.note is None:
-            return False
-        return ending.state in (State.SUCCEEDED, State.FAILED) or (
-            ending.state is State.RELEASED and bool(ending.outcome)
-        )
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
         if isinstance(answer, Lost):
@@ -339,3 +377,9 @@ class Run:
             tell()
         except StoreUnavailable:
             heartbeat.later(tell, f"the callbacks of {call.key} went out", call.horizon_ms / 1000)
+
+
+def _has_outcome(ending: Ending) -> bool:
+    return ending.state in (State.SUCCEEDED, State.FAILED) or (
+        ending.state is State.RELEASED and bool(ending.outcome)
+    )

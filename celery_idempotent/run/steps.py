@@ -39,11 +39,19 @@ class StepCodec(Protocol):
 class Steps:
     """The steps that this run's key has finished, now or in an earlier run."""
 
-    def __init__(self, run: Run, packed: Mapping[str, bytes], codec: StepCodec) -> None:
+    def __init__(self, run: Run, codec: StepCodec) -> None:
         self._run = run
         self._codec = codec
-        self._steps = {name: Step.unpack(step) for name, step in packed.items()}
+        self._steps: dict[str, Step] = {}
         self._asked: set[str] = set()
+
+    def take(self, packed: Mapping[str, bytes]) -> None:
+        """Take over what earlier runs have finished.
+
+        Raises:
+            RecordCorrupt: one can't be read.
+        """
+        self._steps = {name: Step.unpack(step) for name, step in packed.items()}
 
     def do(
         self,

@@ -39,10 +39,12 @@ class ClusterWire:
         self._wires: dict[Node, Wire] = {}
         self._owners: dict[int, Node] = {}
 
-    def call(self, call: Call) -> Any:
-        """Call one script where its keys are."""
+    def call(self, call: Call, meanwhile: Callable[[], object] | None = None) -> Any:
+        """Call one script where its keys are; do what is to be done ``meanwhile``."""
         return self._where_it_is(
-            call.keys[0], lambda wire: wire.call(call), lambda wire: wire.call_asking(call)
+            call.keys[0],
+            lambda wire: wire.call(call, meanwhile),
+            lambda wire: wire.call_asking(call),
         )
 
     def call_replicated(self, call: Call, replicas: int, timeout_ms: int) -> Any:

@@ -99,7 +99,7 @@ class RedisStore(RedisJournals, RedisServers):
         )
         keys = _keys(key) if note is None else (*_keys(key), note)
         args = (ask.candidate.pack(), ask.awaited, numbers)
-        answer = self._wire.call(Call(self._claim, keys, args))
+        answer = self._wire.call(Call(self._claim, keys, args), ask.meanwhile)
         if type(answer) is int:
             return Claimed(answer)
         if type(answer) is list:

@@ -87,11 +87,9 @@ def _pack_call(call: Call, command: bytes = b"EVALSHA") -> bytes:
     return _pack((command, source, len(keys), *keys, *args))
 
 
-def _is_read_only(answer: Any) -> bool:
+def _is_read_only(error: ResponseError) -> bool:
     # Servers before version 7 hide the code of an error inside a script in the message.
-    return isinstance(answer, ResponseError) and (
-        isinstance(answer, ReadOnlyError) or "READONLY" in str(answer)
-    )
+    return isinstance(error, ReadOnlyError) or "READONLY" in str(error)
 
 
 class _NotConnected(Exception):
@@ -122,10 +120,14 @@ class Wire:
         self._idle: deque[Connection] = deque()
         self._pid = os.getpid()
 
-    def call(self, call: Call) -> Any:
-        """Call one script and give its answer."""
-        packed = _pack_call(call)
-        answer = self._exchange([packed])[0]
+    def call(self, call: Call, meanwhile: Callable[[], object] | None = None) -> Any:
+        """Call one script and give its answer.
+
+        Args:
+            meanwhile: done each time between the sending and the reading: what the caller has to
+                do anyway then costs no time.
+        """
+        answer = self._exchange([_pack_call(call)], meanwhile)[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
     def call_asking(self, call: Call) -> Any:
@@ -226,7 +228,9 @@ class Wire:
             f"the store at {self._where} refused to work: {answer}", False
         ) from answer
 
-    def _exchange(self, packed: list[bytes]) -> list[Any]:
+    def _exchange(
+        self, packed: list[bytes], meanwhile: Callable[[], object] | None = None
+    ) -> list[Any]:
         """Send commands and read as many answers; once more where the connection was stale.
 
         All that this library sends is idempotent (a claim by its nonce), so that sending it again
@@ -238,19 +242,19 @@ class Wire:
             self._pid = os.getpid()
         try:
             try:
-                answers = self._once(packed)
+                answers, is_replica = self._once(packed, meanwhile)
             except (RedisTimeoutError, _NotConnected):
                 raise
             except (RedisConnectionError, OSError):
                 self.close()  # the others were made before the same restart
                 try:
-                    return self._once(packed)
+                    return self._once(packed)[0]
                 except _NotConnected as exc:
                     raise exc.why from None  # the first time, it may have arrived
-            if any(map(_is_read_only, answers)):
+            if is_replica:
                 # The master became a replica: ask again who is the master.
                 self.close()
-                return self._once(packed)
+                return self._once(packed)[0]
             return answers
         except (_NotConnected, RedisError, OSError) as exc:
             arrived = not isinstance(exc, _NotConnected)
@@ -259,7 +263,10 @@ class Wire:
                 f"the store at {self._where} does not answer: {why or type(why).__name__}", arrived
             ) from why
 
-    def _once(self, packed: list[bytes]) -> list[Any]:
+    def _once(
+        self, packed: list[bytes], meanwhile: Callable[[], object] | None = None
+    ) -> tuple[list[Any], bool]:
+        """Send commands and read their answers; and whether they came from a replica."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -268,20 +275,25 @@ class Wire:
                 connection.connect()
             except (RedisError, OSError) as exc:
                 raise _NotConnected(exc) from exc
+        answers, is_replica = [], False
         try:
             connection.send_packed_command([b"".join(packed)], check_health=False)
-            answers = []
+            if meanwhile is not None:
+                meanwhile()
             for _ in packed:
                 try:
-                    answers.append(connection.read_response())
+                    answer = connection.read_response()
                 except ResponseError as exc:
-                    answers.append(exc)
+                    answer = exc
+                if isinstance(answer, ResponseError):
+                    is_replica = is_replica or _is_read_only(answer)
+                answers.append(answer)
         except BaseException:
             # An answer may be under way (a soft time limit can cut in here): never use it again.
             connection.disconnect()
             raise
-        if any(map(_is_read_only, answers)):
+        if is_replica:
             connection.disconnect()
         else:
             self._idle.append(connection)
-        return answers
+        return answers, is_replica

@@ -53,7 +53,7 @@ _RUNS = [
     Mutant(
         "delivery lease: held from the completion to the note",
         "run/runner.py",
-        "delivery = self._needs_delivery(ending)",
+        "delivery = self.call.note is not None and _has_outcome(ending)",
         "delivery = False",
         _GUARDS,
     ),
