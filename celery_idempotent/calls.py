@@ -35,13 +35,12 @@ def owner_of(request: Any) -> Owner:
     Raises:
         KeyDerivationError: its headers say something else than Celery does.
     """
-    return Owner(str(request.id), _count(request, "replaced_task_nesting"))
+    nesting = request.replaced_task_nesting
+    return Owner(str(request.id), _count(request, "replaced_task_nesting") if nesting else 0)
 
 
 def _count(request: Any, name: str) -> int:
     value = getattr(request, name)
-    if not value:
-        return 0
     if type(value) is int and 0 < value <= _MOST:
         return value
     raise KeyDerivationError(
@@ -85,7 +84,7 @@ def store_call(
         key=key,
         note=note_key(key, request.id) if noted else None,
         owner=owner_of(request).pack(),
-        retries=_count(request, "retries"),
+        retries=_count(request, "retries") if request.retries else 0,
         fingerprint=call_key.fingerprint,
         checked=call_key.checked,
         label=label,

@@ -6,7 +6,7 @@ import json
 import time
 from datetime import datetime, timezone
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from celery.canvas import Signature, maybe_signature
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
@@ -145,12 +145,20 @@ class Execution:
         return State.RELEASED
 
     def _end(self, ending: Ending, exc: BaseException | None = None) -> object:
+        end: _End | None = None
+
+        def prepare() -> _End:
+            nonlocal end
+            if end is None:
+                end = self.end_of(ending, exc)
+            return end
+
         began = time.perf_counter()
-        verdict = self.run.end(ending)
+        verdict = self.run.end(ending, prepare)
         if observers.observers:
             self.delivery.observe("complete", seconds=time.perf_counter() - began)
         if not isinstance(verdict, Lost):
-            self.tell_end(ending, exc, unrecorded=verdict is None)
+            self.tell_end(prepare(), unrecorded=verdict is None)
         if verdict is None:
             self.delivery.emit(
                 signals.store_unavailable,
@@ -191,23 +199,34 @@ class Execution:
             claim["shadow"] = True
         return claim
 
-    def tell_end(self, ending: Ending, exc: BaseException | None = None, **more: Any) -> None:
-        """Say how this run ended."""
-        delivery = self.delivery
-        delivery.environment.journal.ended(self)
-        self.told = True
+    def end_of(self, ending: Ending, exc: BaseException | None = None) -> _End:
+        """Give what is to be said of how this run ended; ``exc``: what it raised."""
+        now = time.monotonic()
+        details: dict[str, Any] = {
+            "token": self._token,
+            "attempt": self.delivery.call.retries + 1,
+            "took": now - self._began,
+            "error": None if exc is None else type(exc).__name__,
+        }
         if ending.state is State.RETRYING:
-            more["delay"] = ending.delay_ms / 1000
+            details["delay"] = ending.delay_ms / 1000
         if self._shadow:
-            more["shadow"] = True
-        delivery.tell(
-            "interrupted" if ending.state is State.RUNNING else str(ending.state),
-            token=self._token,
-            attempt=delivery.call.retries + 1,
-            took=time.monotonic() - self._began,
-            error=None if exc is None else type(exc).__name__,
-            **more,
-        )
+            details["shadow"] = True
+        what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
+        return _End(self.delivery.event(what, now, details), details)
+
+    def tell_end(self, end: _End, *, unrecorded: bool = False) -> None:
+        """Say how this run ended; ``unrecorded``: the store is told later."""
+        event, details = end
+        if unrecorded:
+            details["unrecorded"] = True
+            event = self.delivery.event(event.what, event.at, details)
+        journal = self.delivery.environment.journal
+        journal.ended(self)
+        journal.put(event)
+        self.told = True
+        if observers.is_heard(event.what):
+            self.delivery.observe(event.what, trace=None, **details)
 
     def let_go(self) -> None:
         """See to it that a run which was cut off is not kept alive, and that it is told of."""
@@ -309,6 +328,13 @@ class Execution:
             undo = undo.clone(args=(self.steps.result_of(step),))
         self.task.app.tasks[undo.task](*undo.args, **undo.kwargs)
         self.steps.record(name, Step(StepState.COMPENSATED, step.order, step.outcome))
+
+
+class _End(NamedTuple):
+    """What is said of a run's end: to the journal, and to whoever observes."""
+
+    event: Event
+    details: dict[str, Any]
 
 
 class _NobodyKnows(Exception):

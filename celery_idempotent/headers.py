@@ -50,14 +50,10 @@ def own_header(
     """Make our header. ``call_key`` ``None``: the call is not deduplicated."""
     header: dict[str, Any] = {"id": task_id, "key": None}
     if call_key is not None:
-        header.update(
-            ns=call_key.namespace,
-            key=call_key.key,
-            fp=call_key.fingerprint.hex(),
-            checked=call_key.checked,
-        )
-        if call_key.label:
-            header["label"] = call_key.label
+        header["ns"], header["key"], label, fingerprint, header["checked"] = call_key
+        header["fp"] = fingerprint.hex()
+        if label:
+            header["label"] = label
     if waits is not None and waits.count:
         header.update(waits=waits.count, since=waits.since_ms, again=waits.redelivery)
         if waits.awaited is not None:

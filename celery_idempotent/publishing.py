@@ -73,7 +73,7 @@ def with_key(
     if explicit is None and headers and _is_own(headers, task_id):
         return headers, None
     context = _context_key.get() if explicit is None else None
-    if explicit is None and context is None:
+    if headers and explicit is None and context is None:
         explicit = explicit_key(headers)
     try:
         call_key = setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=task)
@@ -90,7 +90,9 @@ def with_key(
         joined = f"{quote(context, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
         key, label = setup.scheme.identity(joined)
         call_key = call_key._replace(key=key, label=label)
-    made = {**(headers or {}), OWN: own_header(task_id, call_key)}
+    made: dict[str, Any] = {OWN: own_header(task_id, call_key)}
+    if headers:
+        made = {**headers, **made}
     if explicit is not None:
         made[EXPLICIT] = explicit
     return made, call_key

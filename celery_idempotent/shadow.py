@@ -75,12 +75,12 @@ def _recorded(execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any
     except BaseException as exc:
         ending = execution.ending_of(exc)
         run.end(ending)
-        execution.tell_end(ending, exc)
+        execution.tell_end(execution.end_of(ending, exc))
         raise
     most = execution.options.max_result_size
     ending = Ending(State.SUCCEEDED, encode_result(task.backend, result, most))
     run.end(ending)
-    execution.tell_end(ending)
+    execution.tell_end(execution.end_of(ending))
     return result
 
 

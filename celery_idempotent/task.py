@@ -155,6 +155,9 @@ class IdempotentTask(RetryingTask):
         return super().apply(args, kwargs, *more, task_id=task_id, headers=headers, **options)
 
     def _setup(self) -> TaskSetup | None:
+        setup = self._idempotency
+        if setup is not None and self._idempotency_of == self.name:
+            return setup
         self._get_app()  # binds a class that was not registered
         if self._idempotency is not None and self._idempotency_of != self.name and self.name:
             setup = task_setup(type(self), self.app, _METHODS, self.name)

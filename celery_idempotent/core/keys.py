@@ -182,15 +182,20 @@ class KeyScheme:
         self, values: Sequence[Any], task_id: str | None, explicit: str | None, task: object
     ) -> CallKey | None:
         chosen: str | None  # what the user chose as identity, None: all arguments
-        arguments: str | None = None
+        # Of all arguments, for the fingerprint, and those of the key are among them.
+        texts = self._texts(values) if self._covered is None else None
+        source = self._source
         if explicit is not None:
             chosen = _checked_explicit(explicit)
         elif self._by_message_id:
             if not task_id:
                 raise NoKey("its key is the message's id, and this call has none yet")
             chosen = task_id
-        elif self._source is not None:
-            chosen = self._source.text(values, task)
+        elif source is not None:
+            if isinstance(source, Template):
+                chosen = source.text(values, texts=texts)
+            else:
+                chosen = source.text(values, task)
             if chosen is None:
                 return None
         else:
@@ -201,29 +206,46 @@ class KeyScheme:
             fingerprint = self._fingerprint_of_names(values)
         else:
             checked = explicit is not None
-            try:
-                arguments = self._text_of_arguments(values)
-                fingerprint = _hash(arguments, b"idem-arguments").digest()
-            except NoKey:
-                if checked or chosen is None:
-                    raise
+            if texts is not None:
+                fingerprint = _hash(self._joined(texts), b"idem-arguments").digest()
+            elif checked or chosen is None:
+                raise self._no_form(values)
+            else:
                 fingerprint = b""
 
         if chosen is None:
-            if arguments is None:
-                arguments = self._text_of_arguments(values)
-            key, label = _MARK + _hash(arguments, b"idem-key").hexdigest(), ""
+            if texts is None:
+                texts = self._texts(values)
+            if texts is None:
+                raise self._no_form(values)
+            key, label = _MARK + _hash(self._joined(texts), b"idem-key").hexdigest(), ""
         else:
             key, label = self.identity(chosen)
-        return CallKey(self._namespace_of(values, task), key, label, fingerprint, checked)
+        namespace = self._namespace
+        if not isinstance(namespace, str):
+            namespace = self._namespace_of(namespace, values, task)
+        return CallKey(namespace, key, label, fingerprint, checked)
 
-    def _text_of_arguments(self, values: Sequence[Any]) -> str:
-        texts: list[str] = []
+    @staticmethod
+    def _texts(values: Sequence[Any]) -> list[str] | None:
+        """The canonical texts of all arguments; None where one of them has none."""
         try:
-            for value in values:
-                texts.append(text_of(value))
-        except NoForm as exc:
-            raise no_form(self._binder.names[len(texts)], exc) from exc
+            return [text_of(value) for value in values]
+        except NoForm:
+            return None
+
+    def _no_form(self, values: Sequence[Any]) -> NoKey:
+        """What to raise for the first argument without a canonical text."""
+        for name, value in zip(self._binder.names, values, strict=True):
+            try:
+                text_of(value)
+            except NoForm as exc:
+                error = no_form(name, exc)
+                error.__cause__ = exc
+                return error
+        raise AssertionError("one of them has none")
+
+    def _joined(self, texts: Sequence[str]) -> str:
         return ",".join(map(str.__add__, self._prefixes, texts))
 
     def _fingerprint_of_names(self, values: Sequence[Any]) -> bytes:
@@ -232,10 +254,10 @@ class KeyScheme:
         text = ",".join([f"{field.name}={field.text(values)}" for field in self._covered])
         return _hash(text, b"idem-arguments").digest()
 
-    def _namespace_of(self, values: Sequence[Any], task: object) -> str:
-        if isinstance(self._namespace, str):
-            return self._namespace
-        text = self._namespace.text(values, task)
+    def _namespace_of(
+        self, source: Template | KeyFunction, values: Sequence[Any], task: object
+    ) -> str:
+        text = source.text(values, task)
         if text is None:
             raise NoKey("idempotency_namespace returned None, and a namespace can't be left out")
         # Under redact nothing that came from the arguments is to be read in Redis.

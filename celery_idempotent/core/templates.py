@@ -99,20 +99,25 @@ class Template:
         ]
         self._parts = tuple(zip(literals[:-1], fields, [*ends, None], strict=True))
 
-    def text(self, values: Sequence[Any], task: object = None) -> str:
-        """The text of a call whose bound values are given; no part of it may be empty."""
-        texts: list[str] = []
+    def text(
+        self, values: Sequence[Any], task: object = None, texts: Sequence[str] | None = None
+    ) -> str:
+        """The text of a call whose bound values are given; no part of it may be empty.
+
+        ``texts`` are their canonical texts, where they are known.
+        """
+        parts: list[str] = []
         for literal, field, end in self._parts:
-            text = field.text(values)
+            text = field.text(values) if texts is None or field.path else texts[field.position]
             if text in _EMPTY:
                 raise NoKey(
                     f"argument {field.name!r} is {'None' if text == 'null' else 'empty'}, "
                     "and would make one call of many"
                 )
-            texts.append(literal)
-            texts.append(_placed(text, end))
-        texts.append(self._last)
-        return "".join(texts)
+            parts.append(literal)
+            parts.append(_placed(text, end))
+        parts.append(self._last)
+        return "".join(parts)
 
 
 def _placed(text: str, end: str | None) -> str:

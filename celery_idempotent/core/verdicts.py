@@ -160,3 +160,5 @@ class Settle(NamedTuple):
     #: ``until_ms`` of the new record, from now: a retry's delay, a delivery lease, or 0.
     delay_ms: int
     ttl_ms: int
+    #: As :attr:`Claim.meanwhile`.
+    meanwhile: Callable[[], object] | None = None

@@ -245,17 +245,22 @@ class Run:
         """Whether this is a copy of the run in a process that its body has forked."""
         return self._pid != os.getpid()
 
-    def end(self, ending: Ending) -> Recorded | Lost | None:
+    def end(
+        self, ending: Ending, meanwhile: Callable[[], object] | None = None
+    ) -> Recorded | Lost | None:
         """Record how the run ended. ``None``: the store is away, and is told when it is back.
 
         Where the message has callbacks and there is an outcome, a delivery lease is held until
         :meth:`delivered`.
 
+        Args:
+            meanwhile: what can be done while the store works, if it waits for a server.
+
         Raises:
             NotCommitted, Exception: what the body wrote in its session was not committed.
         """
         self._ending = True
-        event = self._settle(ending)
+        event = self._settle(ending, meanwhile)
         inbox = self._inbox
         if inbox is not None:
             if ending.state is State.SUCCEEDED and inbox.is_open:
@@ -286,12 +291,13 @@ class Run:
                 self.owed.remove(tell)
 
     def _tell_end(self, event: Settle) -> Recorded | Lost:
-        # A step that came after the end would be refused, and be done again by the next run.
-        for tell in list(self.owed):
-            self.pay(tell)
+        if self.owed:
+            # A step that came after the end would be refused, and be done again by the next run.
+            for tell in list(self.owed):
+                self.pay(tell)
         return self.call.store.settle(self.call.key, event)
 
-    def _settle(self, ending: Ending) -> Settle:
+    def _settle(self, ending: Ending, meanwhile: Callable[[], object] | None) -> Settle:
         delivery = self.call.note is not None and _has_outcome(ending)
         ttl_ms, delay_ms = self.call.horizon_ms, ending.delay_ms
         if ending.state in (State.SUCCEEDED, State.FAILED):
@@ -320,7 +326,7 @@ class Run:
             outcome=ending.outcome,
             has_steps=held.has_steps,
         )
-        return Settle(record, delay_ms, ttl_ms)
+        return Settle(record, delay_ms, ttl_ms, meanwhile)
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
         if isinstance(answer, Lost):

@@ -124,7 +124,7 @@ class RedisStore(RedisJournals, RedisServers):
         call = Call(self._settle, _keys(key), args)
         if self._wait[0]:
             return _recorded(self._wire.call_replicated(call, *self._wait))
-        return _recorded(self._wire.call(call))
+        return _recorded(self._wire.call(call, event.meanwhile))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
