@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NoReturn
 
 from celery.exceptions import Ignore, Retry
@@ -76,7 +77,6 @@ class Delivery:
         self.call_key = call_key
         self.waits = waits
         self.eager = bool(request.is_eager)
-        self._execution: Execution | None = None
         self.call = store_call(
             task,
             setup,
@@ -92,9 +92,15 @@ class Delivery:
             return plainly(run_in_shadow, self, args, kwargs)
         awaited = self.waits.awaited
         call = self.call if awaited is None else awaiting(self.call, awaited)
+        execution: Execution | None = None
+
+        def prepare(run: Run) -> None:
+            nonlocal execution
+            execution = Execution(self, run)
+
         began = time.perf_counter()
         try:
-            verdict = ask(call, _PATIENCE_S, self._on_lost, self._prepare)
+            verdict = ask(call, _PATIENCE_S, self._on_lost, prepare)
         except (StoreUnavailable, RecordTooNew) as exc:
             return self._store_away(exc, args, kwargs)
         if observers.observers:
@@ -105,7 +111,6 @@ class Delivery:
             return self._answer(verdict)
         if verdict.replay is not None:
             return self._replay(verdict.replay)
-        execution = self._execution
         assert execution is not None, "ask() has prepared it"
         try:
             return execution(args, kwargs)
@@ -113,26 +118,20 @@ class Delivery:
             if not execution.told:
                 execution.let_go()
 
-    def _prepare(self, run: Run) -> None:
-        self._execution = Execution(self, run)
-
     @property
     def redelivered(self) -> bool:
         """Whether the broker says that it delivers the message again."""
         return bool((self.request.delivery_info or {}).get("redelivered"))
 
-    def context(self, run: Run | None, why: str = "", steps: Steps | None = None) -> RunContext:
-        """Give what the body sees as ``self.idempotency``."""
-        return RunContext(
-            key=self.call_key.key,
-            identity=identity_of(self.call_key),
-            owner_id=self.request.id,
-            retries=self.call.retries,
-            run=run,
-            steps=steps,
-            why=why,
-            store=lambda: self.environment.store,
-        )
+    def show(self, run: Run | None = None, steps: Steps | None = None, why: str = "") -> None:
+        """Let the body ask for ``self.idempotency``; it is made when it does.
+
+        ``why`` says why there is no run.
+        """
+        # Nothing in it leads back to the request: each delivery would be a cycle, and wait for the
+        # garbage collector.
+        made = partial(_context, self.call_key, self.call, self.request.id, run, steps, why)
+        self.request._idempotency = made
 
     # --- verdicts --------------------------------------------------------------------------------
 
@@ -237,7 +236,7 @@ class Delivery:
             raise exc
         if policy == "run":
             log.error("%s runs unprotected, as idempotency_on_store_error says: %s", self.name, exc)
-            self.request._idempotency = self.context(None, "the store is away")
+            self.show(why="the store is away")
             return plainly(self.task.run, *args, **kwargs)
         log.warning("%s waits, its body was not run: %s", self.name, exc)
         if copy:
@@ -352,6 +351,26 @@ class Delivery:
         """Say that an earlier run was cut off."""
         event, count = signals.InterruptedEvent, record.interruptions
         self.emit(signals.task_interrupted, event, record, count, unknown)
+
+
+def _context(
+    call_key: CallKey,
+    call: Call,
+    task_id: str,
+    run: Run | None,
+    steps: Steps | None,
+    why: str,
+) -> RunContext:
+    return RunContext(
+        key=call_key.key,
+        identity=identity_of(call_key),
+        owner_id=task_id,
+        retries=call.retries,
+        run=run,
+        steps=steps,
+        why=why,
+        store=lambda: call.store,
+    )
 
 
 class _Noted:

@@ -19,7 +19,6 @@ from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Lost
 from celery_idempotent.errors import ClaimLost, IdempotencyInProgress, OutcomeUnknown
 from celery_idempotent.results import encode_failure, encode_result, replay
-from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
 from celery_idempotent.run.runner import Ending, Run
 from celery_idempotent.run.steps import Steps
@@ -49,6 +48,7 @@ class Execution:
         self.options = delivery.options
         self.steps = Steps(run, _Codec(self.task, self.options.max_result_size))
         self._shadow = shadow
+        self._is_heard = observers.is_heard("claimed")
         #: Whether it was said how it ended.
         self.told = False
         self._token = 0
@@ -60,7 +60,7 @@ class Execution:
         self.begin()
         if run.failed:
             return self._compensate(run.failed)
-        delivery.request._idempotency = self._context
+        delivery.show(run, self.steps)
         if run.interruptions:
             delivery.emit_interrupted(run.lease.record, unknown=False)
         try:
@@ -105,9 +105,6 @@ class Execution:
         if self.delivery.eager:
             raise exc
         return self.delivery.wait_as_copy(None)
-
-    def _context(self) -> RunContext:
-        return self.delivery.context(self.run, steps=self.steps)
 
     # --- how a body ends -------------------------------------------------------------------------
 
@@ -180,7 +177,7 @@ class Execution:
         self._token = self.run.lease.record.token
         self._began = time.monotonic()
         self.delivery.environment.journal.begin(self)
-        if observers.is_heard("claimed"):
+        if self._is_heard:
             self.delivery.observe("claimed", trace=None, **self._claim())
 
     def claimed(self) -> Event:
@@ -213,11 +210,12 @@ class Execution:
         if self._shadow:
             details["shadow"] = True
         what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
-        return _End(self.delivery.event(what, now, details), details)
+        event = self.delivery.event(what, now, details)
+        return _End(event, details, observers.is_heard(what))
 
     def tell_end(self, end: _End, *, unrecorded: bool = False) -> None:
         """Say how this run ended; ``unrecorded``: the store is told later."""
-        event, details = end
+        event, details, is_heard = end
         if unrecorded:
             details["unrecorded"] = True
             event = self.delivery.event(event.what, event.at, details)
@@ -225,7 +223,7 @@ class Execution:
         journal.ended(self)
         journal.put(event)
         self.told = True
-        if observers.is_heard(event.what):
+        if is_heard:
             self.delivery.observe(event.what, trace=None, **details)
 
     def let_go(self) -> None:
@@ -335,6 +333,7 @@ class _End(NamedTuple):
 
     event: Event
     details: dict[str, Any]
+    is_heard: bool
 
 
 class _NobodyKnows(Exception):

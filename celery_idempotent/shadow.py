@@ -47,8 +47,8 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     The callbacks stay the tracer's, nothing waits, and nothing that goes wrong with the store
     reaches the task.
     """
-    task, request = delivery.task, delivery.request
-    request._idempotency = delivery.context(None, _WHY)
+    task = delivery.task
+    delivery.show(why=_WHY)
     call = delivery.call._replace(note=None)
     try:
         verdict = ask(call, 0.0, lambda lease: None)

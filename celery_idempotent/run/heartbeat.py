@@ -91,12 +91,13 @@ class Lease:
         if self._lost is not None:
             return
         self._lost = record
-        if self.on_lost is None:
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is None:
             return
         if aside:
-            threading.Thread(target=self.on_lost, args=(self,), daemon=True).start()
+            threading.Thread(target=on_lost, args=(self,), daemon=True).start()
         else:
-            self.on_lost(self)
+            on_lost(self)
 
     def renewal(self) -> Renewal:
         """Give what the store needs to prolong it."""

@@ -125,6 +125,7 @@ def ask(
             run = Run(call, candidate, on_lost)
             if ready is not None:
                 ready(run)
+            now_and_then(call.store)
         return run
 
     request = Claim(
@@ -153,7 +154,6 @@ def ask(
             )
         raise
     if isinstance(verdict, Claimed):
-        now_and_then(call.store)
         held = verdict.failed or Record(
             State.RUNNING,
             verdict.token,
@@ -335,7 +335,7 @@ class Run:
         elif event.delay_ms and event.record.state not in (State.RETRYING, State.RUNNING):
             self.lease.record = event.record._replace(token=answer.token)
         else:
-            heartbeat.remove(self.lease)
+            self._drop()
 
     def _record_later(self, event: Settle, exc: BaseException) -> None:
         log.error(
@@ -353,10 +353,15 @@ class Run:
 
         heartbeat.later(tell, f"{self.call.key} is {event.record.state}", self.call.keep_ms / 1000)
 
+    def _drop(self) -> None:
+        """Keep the key no longer, and want to know no more of it."""
+        heartbeat.remove(self.lease)
+        self.lease.on_lost = None
+
     def let_go(self) -> None:
         """See to it that a run which was cut off before its end is not kept alive."""
         if not self._ending:
-            heartbeat.remove(self.lease)
+            self._drop()
 
     def delivered(self, *, sent: bool) -> None:
         """End the delivery lease; ``sent``: the message's callbacks went out, so note that."""
@@ -377,7 +382,7 @@ class Run:
 
         def tell() -> None:
             call.store.note(call.key, token, note, ttl_ms)
-            heartbeat.remove(self.lease)
+            self._drop()
 
         try:
             tell()

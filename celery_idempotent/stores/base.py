@@ -18,19 +18,19 @@ import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Resolve, Settle
 from celery_idempotent.errors import ConfigurationError, StoreError
 
 __all__ = [
+    "STEPS",
     "Renewal",
     "Store",
     "is_beside_a_record",
     "mask_url",
     "note_key",
-    "steps_key",
     "store_from_url",
 ]
 
@@ -117,9 +117,8 @@ def note_key(key: str, task_id: str) -> str:
     return f"{key}:sent:{task_id}"
 
 
-def steps_key(key: str) -> str:
-    """Where a record's steps live."""
-    return f"{key}:steps"
+#: Where a record's steps live: at its key, with this behind it.
+STEPS: Final = ":steps"
 
 
 def is_beside_a_record(key: str) -> bool:

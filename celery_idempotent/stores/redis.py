@@ -29,7 +29,7 @@ from celery_idempotent.core.transitions import (
     Unknown,
 )
 from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
-from celery_idempotent.stores.base import Renewal, is_beside_a_record, mask_url, steps_key
+from celery_idempotent.stores.base import STEPS, Renewal, is_beside_a_record, mask_url
 from celery_idempotent.stores.redis_journal import RedisJournals
 from celery_idempotent.stores.servers import RedisServers
 from celery_idempotent.stores.wire import Call, Wire, load_script
@@ -190,7 +190,7 @@ class RedisStore(RedisJournals, RedisServers):
         return (None if packed is None else Record.unpack(packed)), now_ms
 
     def steps(self, key: str) -> dict[str, bytes]:
-        return _pairs(self._wire.command("HGETALL", steps_key(key)))
+        return _pairs(self._wire.command("HGETALL", key + STEPS))
 
     def ttl(self, key: str) -> float | None:
         left = self._wire.command("PTTL", key)
@@ -214,7 +214,7 @@ class RedisStore(RedisJournals, RedisServers):
 
 
 def _keys(key: str) -> tuple[str, str]:
-    return key, steps_key(key)
+    return key, key + STEPS
 
 
 def _pairs(flat: Any) -> dict[str, bytes]:

@@ -127,7 +127,9 @@ class Wire:
             meanwhile: done each time between the sending and the reading: what the caller has to
                 do anyway then costs no time.
         """
-        answer = self._exchange([_pack_call(call)], meanwhile)[0]
+        script, keys, args = call
+        packed = _pack((b"EVALSHA", script.sha, len(keys), *keys, *args))
+        answer = self._exchange([packed], meanwhile)[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
     def call_asking(self, call: Call) -> Any:

@@ -1,6 +1,7 @@
 """Whatever a task is made of, its calls come through the guard, and its endings count."""
 
 import functools
+import gc
 import os
 import sys
 import uuid
@@ -13,8 +14,13 @@ from celery.exceptions import Retry, SoftTimeLimitExceeded
 
 from celery_idempotent import ConfigurationError, IdempotencyError, IdempotentTask, State
 from celery_idempotent.core.record import Record
+from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.execution import Execution
 from celery_idempotent.run import runner
+from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.heartbeat import Lease
+from celery_idempotent.run.runner import Run
 from celery_idempotent.settings import environment_of
 
 
@@ -422,3 +428,38 @@ def test_a_zombie_sends_no_callbacks_that_a_copy_of_its_message_has_sent(app, mo
     assert seen == [("SUCCESS", "winner")] * 2
     assert (state, again[0]) == ("RETRY", "IGNORED")
     assert sent == [("winner",)]
+
+
+@pytest.mark.parametrize("links", [(), ("chain",)], ids=["alone", "with a chain"])
+def test_a_delivery_leaves_nothing_to_the_garbage_collector(app, links):
+    """A run and a replay end with their last name: a cycle would have each wait for a collection.
+
+    A lease that nobody holds any more is not renewed; with a cycle it would be, for a while.
+    """
+
+    # Given a body that looks at its own run
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
+    def charge(self, order):
+        return self.idempotency.attempt
+
+    @app.task(base=IdempotentTask, idempotency_key="{order}")
+    def after(order):
+        return order
+
+    more = {"chain": [after.si(1)]} if links else {}
+    deliver(charge, 0, **more)
+    first = uuid.uuid4().hex
+    ours = (Delivery, Execution, Run, Lease, RunContext)
+    gc.collect()
+    gc.disable()
+    try:
+        before = [one for one in gc.get_objects() if isinstance(one, ours)]
+        # When
+        assert deliver(charge, 7, task_id=first, **more) == ("SUCCESS", 1)
+        assert deliver(charge, 7, **more) == ("SUCCESS", 1)
+        assert deliver(charge, 7, task_id=first, **more) == ("SUCCESS", 1)
+        # Then
+        left = [one for one in gc.get_objects() if isinstance(one, ours)]
+        assert [type(one).__name__ for one in left if one not in before] == []
+    finally:
+        gc.enable()
