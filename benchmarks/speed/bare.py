@@ -8,7 +8,7 @@ from typing import Any
 import redis
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.stores.redis import _ASK, _SETTLE
+from celery_idempotent.stores.redis import _ASK
 from celery_idempotent.stores.wire import load_script
 
 __all__ = ["Bare"]
@@ -27,13 +27,13 @@ class Bare:
             self._client.script_load(script.source.decode())
         self._claim, self._settle = claim.sha.decode(), settle.sha.decode()
         self._trivial = self._client.script_load("return 1")
-        self._numbers = _ASK.pack(30_000, _DAY_MS, _MONTH_MS, 3, 3, 0)
+        self._numbers = _ASK.pack(30_000, _MONTH_MS, 3, 3, 0)
 
     def claim(self, key: str, owner: bytes) -> int | bytes:
         """Ask for a key: a token, or the record of who has it."""
         candidate = Record(State.RUNNING, 0, owner=owner, nonce=owner[:8], fingerprint=owner[:16])
         answer: Any = self._client.evalsha(
-            self._claim, 2, key, f"{key}:steps", candidate.pack(), b"", self._numbers
+            self._claim, 2, key, f"{key}:steps", candidate.pack(), b"", self._numbers, _DAY_MS
         )
         return answer  # type: ignore[no-any-return]
 
@@ -42,8 +42,7 @@ class Bare:
         done = Record(
             State.SUCCEEDED, token, owner=owner, fingerprint=owner[:16], outcome=b"\1\1" + b"1"
         )
-        numbers = _SETTLE.pack(0, _DAY_MS)
-        self._client.evalsha(self._settle, 2, key, f"{key}:steps", done.pack(), numbers)
+        self._client.evalsha(self._settle, 2, key, f"{key}:steps", done.pack(), 0, _DAY_MS)
 
     def timed_scripts(self, count: int, start: int) -> tuple[float, float]:
         """Send both scripts for so many keys, and a trivial one with the same arguments.
@@ -54,14 +53,14 @@ class Bare:
         for number in range(start, start + count):
             key, owner = f"bare:{{guard:s{number}}}", b"U" + number.to_bytes(16, "big")
             record = Record(State.RUNNING, 0, owner=owner, nonce=b"12345678", fingerprint=owner)
-            claims.append((key, f"{key}:steps", record.pack(), b"", self._numbers))
+            claims.append((key, f"{key}:steps", record.pack(), b"", self._numbers, _DAY_MS))
         real, tokens = self._timed(self._claim, claims)
         for (key, steps, packed, *_), token in zip(claims, tokens, strict=True):
             owner = Record.unpack(packed).owner
             done = Record(
                 State.SUCCEEDED, token, owner=owner, fingerprint=owner, outcome=b"\1\0011"
             )
-            settles.append((key, steps, done.pack(), _SETTLE.pack(0, _DAY_MS)))
+            settles.append((key, steps, done.pack(), 0, _DAY_MS))
         settled, answers = self._timed(self._settle, settles)
         assert answers == tokens
         trivial = sum(self._timed(self._trivial, args)[0] for args in (claims, settles))

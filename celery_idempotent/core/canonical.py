@@ -22,7 +22,7 @@ from uuid import UUID
 
 from celery_idempotent.errors import KeyDerivationError
 
-__all__ = ["MAX_DEPTH", "NoForm", "canonical", "quoted", "text_of", "visible"]
+__all__ = ["MAX_DEPTH", "NoForm", "canonical", "quoted", "text_of", "texts_of", "visible"]
 
 #: Deeper values are refused, and so is one that contains itself.
 MAX_DEPTH = 100
@@ -74,6 +74,15 @@ def text_of(value: Any, depth: int = 0) -> str:
     if write_nested is not None:
         return write_nested(value, depth)
     return _unusual(value, depth)
+
+
+def texts_of(values: Iterable[Any]) -> list[str]:
+    """As :func:`text_of`, of each value."""
+    texts = []
+    for value in values:
+        write = _SCALARS.get(type(value))
+        texts.append(text_of(value) if write is None else write(value))
+    return texts
 
 
 def quoted(text: str) -> str:

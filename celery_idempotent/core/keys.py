@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from celery_idempotent.core.binding import Binder
-from celery_idempotent.core.canonical import NoForm, canonical, text_of, visible
+from celery_idempotent.core.canonical import NoForm, canonical, text_of, texts_of, visible
 from celery_idempotent.core.keyfunctions import KeyFunction
 from celery_idempotent.core.templates import (
     Field,
@@ -230,7 +230,7 @@ class KeyScheme:
     def _texts(values: Sequence[Any]) -> list[str] | None:
         """The canonical texts of all arguments; None where one of them has none."""
         try:
-            return [text_of(value) for value in values]
+            return texts_of(values)
         except NoForm:
             return None
 

@@ -54,9 +54,8 @@ _CERT_REQS: Final = {
 
 
 #: What a claim asks for, and the head of what it is answered, as lua/claim.lua has them.
-_ASK: Final = struct.Struct(">QQQIIB")
+_ASK: Final = struct.Struct(">QQIIB")
 _ANSWER: Final = struct.Struct(">BBQ")
-_SETTLE: Final = struct.Struct(">QQ")
 
 
 class RedisStore(RedisJournals, RedisServers):
@@ -91,14 +90,13 @@ class RedisStore(RedisJournals, RedisServers):
     def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
         numbers = _ASK.pack(
             ask.lease_ms,
-            ask.keep_ms,
             UNKNOWN_TTL_MS,
             ask.max_interruptions,
             ask.max_compensations,
             ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only,
         )
         keys = _keys(key) if note is None else (*_keys(key), note)
-        args = (ask.candidate.pack(), ask.awaited, numbers)
+        args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms)
         answer = self._wire.call(Call(self._claim, keys, args), ask.meanwhile)
         if type(answer) is int:
             return Claimed(answer)
@@ -120,7 +118,7 @@ class RedisStore(RedisJournals, RedisServers):
         raise _unreadable((code, raw))
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
-        args = (event.record.pack(), _SETTLE.pack(event.delay_ms, event.ttl_ms))
+        args = (event.record.pack(), event.delay_ms, event.ttl_ms)
         call = Call(self._settle, _keys(key), args)
         if self._wait[0]:
             return _recorded(self._wire.call_replicated(call, *self._wait))

@@ -1,15 +1,16 @@
 -- One message asks for its key: transitions.claim, restated.
 -- KEYS: record, steps [, note]
--- ARGV: candidate, awaited, and packed: lease_ms:8 keep_ms:8 unknown_ms:8 max_interruptions:4
---   max_compensations:4 flags:1 (1 checked, 2 callbacks, 4 compensates only)
+-- ARGV: candidate, awaited, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
+--   max_compensations:4 flags:1 (1 checked, 2 callbacks, 4 compensates only), and keep_ms
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
 --     4 superseded (no record), 5 mismatch, 6 unknown
 -- One string, or one number, costs the client less than an array does.
 local candidate = ARGV[1]
-local lease_ms, keep_ms, unknown_ms, max_interruptions, max_compensations, asked =
-  struct.unpack('>I8I8I8I4I4B', ARGV[3])
+local lease_ms, unknown_ms, max_interruptions, max_compensations, asked =
+  struct.unpack('>I8I8I4I4B', ARGV[3])
+local keep_ms = ARGV[4]
 local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked >= 4
 local now = now_us()
 local now_ms = math.floor(now / 1000)

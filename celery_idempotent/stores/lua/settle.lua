@@ -1,9 +1,9 @@
 -- Write what a run became, if it still holds its key: transitions.settle, restated.
 -- KEYS: record, steps
--- ARGV: new record (its token is the run's), and packed: delay_ms:8 ttl_ms:8
+-- ARGV: new record (its token is the run's), delay_ms, ttl_ms
 -- Returns: the token, where it is recorded | {2, record} lost | {0, raw} unreadable
 local new = parse(ARGV[1])
-local delay_ms, ttl_ms = struct.unpack('>I8I8', ARGV[2])
+local delay_ms, ttl_ms = tonumber(ARGV[2]), ARGV[3]
 local now_ms = math.floor(now_us() / 1000)
 local record, raw = load_record()
 if record == false then return {0, raw} end

@@ -4,13 +4,13 @@ local raw, byte, sub = redis.call('GET', KEYS[1]), string.byte, string.sub
 -- Its version and state; then its flags, interruptions and token, which the run must have, too.
 if raw and sub(raw, 1, 3) == '\1\1\0' and sub(ARGV[1], 1, 3) == '\1\4\0'
   and sub(raw, 4, 12) == sub(ARGV[1], 4, 12)
-  and sub(ARGV[1], 13, 20) == '\0\0\0\0\0\0\0\0' and sub(ARGV[2], 1, 8) == '\0\0\0\0\0\0\0\0'
+  and sub(ARGV[1], 13, 20) == '\0\0\0\0\0\0\0\0' and ARGV[2] == '0'
   and byte(raw, 13) == 0 and byte(raw, 14) < 32
 then
   local at = 25
   for _ = 1, 4 do at = at + 1 + (byte(raw, at) or #raw) end
   if at < #raw and at + 1 + byte(raw, at) * 256 + byte(raw, at + 1) <= #raw then
-    redis.call('SET', KEYS[1], ARGV[1], 'PX', (struct.unpack('>I8', sub(ARGV[2], 9))))
-    return (struct.unpack('>I8', sub(ARGV[1], 5)))
+    redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[3])
+    return (struct.unpack('>I8', ARGV[1], 5))
   end
 end
