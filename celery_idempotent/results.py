@@ -61,11 +61,11 @@ def _pack_failure(backend: Any, exc: BaseException, most: int) -> bytes:
 
 
 def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:
-    content_type, encoding, payload = _registry.dumps(value, serializer=backend.serializer)
+    payload = backend.encoder(value)
     raw = payload.encode("utf-8") if isinstance(payload, str) else bytes(payload)
     if len(raw) > most:
         return _NOT_KEPT
-    return Outcome(kind, content_type, encoding, raw).pack()
+    return Outcome(kind, backend.content_type, backend.content_encoding, raw).pack()
 
 
 def replay(backend: Any, packed: bytes, key: str) -> Any:

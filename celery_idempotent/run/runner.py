@@ -270,7 +270,8 @@ class Run:
                 return answer
             inbox.rollback()
         try:
-            answer = self._tell_end(event)
+            settle = self.call.store.settle
+            answer = self._tell_end(event) if self.owed else settle(self.call.key, event)
         except StoreError as exc:
             self._record_later(event, exc)
             return None
@@ -291,10 +292,9 @@ class Run:
                 self.owed.remove(tell)
 
     def _tell_end(self, event: Settle) -> Recorded | Lost:
-        if self.owed:
-            # A step that came after the end would be refused, and be done again by the next run.
-            for tell in list(self.owed):
-                self.pay(tell)
+        # A step that came after the end would be refused, and be done again by the next run.
+        for tell in list(self.owed):
+            self.pay(tell)
         return self.call.store.settle(self.call.key, event)
 
     def _settle(self, ending: Ending, meanwhile: Callable[[], object] | None) -> Settle:
@@ -338,6 +338,7 @@ class Run:
             self._drop()
 
     def _record_later(self, event: Settle, exc: BaseException) -> None:
+        event = event._replace(meanwhile=None)  # and what that holds: the call's arguments
         log.error(
             "could not record that %s is %s; going on trying in the background: %s",
             self.call.key,
