@@ -91,7 +91,7 @@ class Execution:
             verdict = self._succeeded(result)  # it came once, and too late: the body is done
         if isinstance(verdict, Lost):
             return self._lost(verdict.record, None, result)
-        return delivery.hand_over(result)
+        return result if delivery.call.note is None else delivery.hand_over(result)
 
     def _succeeded(self, result: Any) -> object:
         outcome = encode_result(self.task.backend, result, self.options.max_result_size)

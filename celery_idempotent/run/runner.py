@@ -107,15 +107,18 @@ def ask(
         StoreUnavailable, RecordTooNew: the delivery must wait.
         RecordCorrupt: it must not run.
     """
+    # By position, here and below: names would double what a record takes to make.
     candidate = Record(
         State.RUNNING,
         0,
-        retries=call.retries,
-        owner=call.owner,
-        process=this_process(),
-        nonce=os.urandom(8),
-        fingerprint=call.fingerprint,
-        label=call.label,
+        0,
+        call.retries,
+        0,
+        call.owner,
+        this_process(),
+        os.urandom(8),
+        call.fingerprint,
+        call.label,
     )
     run: Run | None = None
 
@@ -157,14 +160,16 @@ def ask(
         held = verdict.failed or Record(
             State.RUNNING,
             verdict.token,
-            retries=call.retries,
-            interruptions=verdict.interruptions,
-            owner=call.owner,
-            process=candidate.process,
-            nonce=candidate.nonce,
-            fingerprint=call.fingerprint,
-            label=call.label,
-            has_steps=bool(verdict.steps),
+            0,  # until_ms: the store's
+            call.retries,
+            verdict.interruptions,
+            call.owner,
+            candidate.process,
+            candidate.nonce,
+            call.fingerprint,
+            call.label,
+            b"",
+            bool(verdict.steps),
         )
         return prepare().hold(held, steps=verdict.steps)
     if isinstance(verdict, Replay) and verdict.mine and not verdict.noted and call.note is not None:
@@ -319,12 +324,13 @@ class Run:
             held.until_ms,
             ending.retries if ending.state is State.RETRYING else held.retries,
             held.interruptions,
-            owner=held.owner,
-            process=held.process if kept else b"",
-            fingerprint=held.fingerprint,
-            label=held.label,
-            outcome=ending.outcome,
-            has_steps=held.has_steps,
+            held.owner,
+            held.process if kept else b"",
+            b"",  # a nonce is of a claim
+            held.fingerprint,
+            held.label,
+            ending.outcome,
+            held.has_steps,
         )
         return Settle(record, delay_ms, ttl_ms, meanwhile)
 
