@@ -7,9 +7,10 @@ from typing import Any
 
 from celery_idempotent import callbacks
 from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.errors import KeyDerivationError
-from celery_idempotent.run.runner import Call
+from celery_idempotent.run.runner import Call, Terms
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.stores.base import note_key
 
@@ -68,9 +69,9 @@ def store_call(
     Raises:
         KeyDerivationError: its headers say something else than Celery does.
     """
-    options = setup.options
-    # With reconcile, what cut a run off is looked into before anybody calls it unknown.
-    unknown = options.on_interrupted == "unknown" and options.reconcile is None
+    terms = environment.terms.get(setup)
+    if terms is None:
+        terms = environment.terms[setup] = _terms(setup.options, environment)
     key = record_key(environment.prefix, call_key)
     label = call_key.label
     traced = where_traced() if where_traced is not None else ""
@@ -80,20 +81,29 @@ def store_call(
         label = f"{label}\n{traced}"
     noted = not request.is_eager and callbacks.has_callbacks(request)
     return Call(
-        store=environment.store,
-        key=key,
-        note=note_key(key, request.id) if noted else None,
-        owner=owner_of(request).pack(),
-        retries=_count(request, "retries") if request.retries else 0,
-        fingerprint=call_key.fingerprint,
-        checked=call_key.checked,
-        label=label,
-        lease_ms=int(options.lease * 1000),
-        ttl_ms=int(options.ttl * 1000),
-        horizon_ms=int(environment.horizon * 1000),
+        terms,
+        key,
+        note_key(key, request.id) if noted else None,
+        owner_of(request).pack(),
+        _count(request, "retries") if request.retries else 0,
+        call_key.fingerprint,
+        call_key.checked,
+        label,
+        b"",
+        compensates_only,
+    )
+
+
+def _terms(options: Options, environment: Environment) -> Terms:
+    # With reconcile, what cut a run off is looked into before anybody calls it unknown.
+    unknown = options.on_interrupted == "unknown" and options.reconcile is None
+    return Terms.of(
+        environment.store,
+        lease_s=options.lease,
+        ttl_s=options.ttl,
+        horizon_s=environment.horizon,
         max_interruptions=0 if unknown else options.max_interruptions,
         max_compensations=options.max_interruptions,
-        compensates_only=compensates_only,
     )
 
 

@@ -369,7 +369,7 @@ def _context(
         run=run,
         steps=steps,
         why=why,
-        store=lambda: call.store,
+        store=lambda: call.terms.store,
     )
 
 
@@ -381,4 +381,5 @@ class _Noted:
 
     def delivered(self, *, sent: bool) -> None:
         if sent and self._call.note is not None:
-            self._call.store.note(self._call.key, 0, self._call.note, self._call.horizon_ms)
+            terms = self._call.terms
+            terms.store.note(self._call.key, 0, self._call.note, terms.horizon_ms)

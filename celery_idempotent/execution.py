@@ -112,7 +112,7 @@ class Execution:
         ending = self.ending_of(exc)
         final = ending.state is State.FAILED or bool(ending.outcome)
         if final and any(self.steps.to_compensate()):
-            lease_ms = self.delivery.call.lease_ms
+            lease_ms = self.delivery.call.terms.lease_ms
             verdict = self._end(Ending(State.COMPENSATING, ending.outcome, lease_ms), exc)
             if not isinstance(verdict, Lost):
                 return self._compensate(ending.outcome, exc)

@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from celery_idempotent.core.keys import KeyScheme
 from celery_idempotent.core.options import Options, Settings, check_unknown
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.run.journal import Journal
+from celery_idempotent.run.runner import Terms
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
 from celery_idempotent.stores.journal import journal_key
 
@@ -31,7 +32,7 @@ _HORIZON_S: Final = 3600.0
 _LONGEST_WAIT_S: Final = 30.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class TaskSetup:
     """What a task's options come to: made once, when it is bound to its app."""
 
@@ -59,6 +60,8 @@ class Environment:
     events: bool
     #: What happened to deliveries, for operators.
     journal: Journal
+    #: What each task's deliveries ask of the store alike.
+    terms: dict[TaskSetup, Terms] = field(default_factory=dict)
 
 
 def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskSetup:

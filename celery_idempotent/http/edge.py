@@ -40,7 +40,7 @@ from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.runner import Call, Ending, Run, ask
+from celery_idempotent.run.runner import Call, Ending, Run, Terms, ask
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = ["Edge", "Held", "keeps_by_default"]
@@ -164,8 +164,17 @@ class Edge:
         label = "" if options.redact_key else visible(f"{request.method} {request.path} {key}")
         call_key = CallKey(_NAMESPACE, f"~{digest}", label[:200], request.fingerprint(), True)
         # Each request is a call of its own: one that is sent again is another's duplicate.
+        unknown = options.on_interrupted == "unknown"
+        terms = Terms.of(
+            environment.store,
+            lease_s=options.lease,
+            ttl_s=options.ttl,
+            horizon_s=environment.horizon,
+            max_interruptions=0 if unknown else options.max_interruptions,
+            max_compensations=0,
+        )
         call = Call(
-            store=environment.store,
+            terms=terms,
             key=record_key(environment.prefix, call_key),
             note=None,
             owner=Owner(uuid()).pack(),
@@ -173,13 +182,6 @@ class Edge:
             fingerprint=call_key.fingerprint,
             checked=True,
             label=f"{_TASK}\n{call_key.label}",
-            lease_ms=int(options.lease * 1000),
-            ttl_ms=int(options.ttl * 1000),
-            horizon_ms=int(environment.horizon * 1000),
-            max_interruptions=(
-                0 if options.on_interrupted == "unknown" else options.max_interruptions
-            ),
-            max_compensations=0,
         )
         return call, call_key
 

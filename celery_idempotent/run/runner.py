@@ -28,7 +28,7 @@ from celery_idempotent.run.inbox import Inbox
 from celery_idempotent.run.upkeep import now_and_then
 from celery_idempotent.stores.base import Store
 
-__all__ = ["Call", "Ending", "Run", "ask", "this_process"]
+__all__ = ["Call", "Ending", "Run", "Terms", "ask", "this_process"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -51,10 +51,43 @@ def this_process() -> bytes:
     return _process[1]
 
 
-class Call(NamedTuple):
-    """What one delivery asks of the store. Times are in milliseconds."""
+class Terms(NamedTuple):
+    """What all deliveries of a task ask of the store alike. Times are in milliseconds."""
 
     store: Store
+    lease_ms: int
+    #: How long a finished record lives.
+    ttl_ms: int
+    #: How long a copy of a message may still come.
+    horizon_ms: int
+    #: How long an unfinished record lives after its last sign of life.
+    keep_ms: int
+    max_interruptions: int
+    max_compensations: int
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        *,
+        lease_s: float,
+        ttl_s: float,
+        horizon_s: float,
+        max_interruptions: int,
+        max_compensations: int,
+    ) -> Terms:
+        """Make them of what options and settings say, in seconds."""
+        lease_ms, ttl_ms, horizon_ms = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
+        keep_ms = max(lease_ms, ttl_ms, horizon_ms)
+        return cls(
+            store, lease_ms, ttl_ms, horizon_ms, keep_ms, max_interruptions, max_compensations
+        )
+
+
+class Call(NamedTuple):
+    """What one delivery asks of the store."""
+
+    terms: Terms
     #: The record's key, and the note's where the message carries callbacks.
     key: str
     note: str | None
@@ -63,20 +96,8 @@ class Call(NamedTuple):
     fingerprint: bytes
     checked: bool
     label: str
-    lease_ms: int
-    #: How long a finished record lives.
-    ttl_ms: int
-    #: How long a copy of a message may still come.
-    horizon_ms: int
-    max_interruptions: int
-    max_compensations: int
     awaited: bytes = b""
     compensates_only: bool = False
-
-    @property
-    def keep_ms(self) -> int:
-        """How long an unfinished record lives after its last sign of life."""
-        return max(self.ttl_ms, self.horizon_ms, self.lease_ms)
 
 
 class Ending(NamedTuple):
@@ -120,6 +141,7 @@ def ask(
         call.fingerprint,
         call.label,
     )
+    terms = call.terms
     run: Run | None = None
 
     def prepare() -> Run:
@@ -128,20 +150,20 @@ def ask(
             run = Run(call, candidate, on_lost)
             if ready is not None:
                 ready(run)
-            now_and_then(call.store)
+            now_and_then(terms.store)
         return run
 
     request = Claim(
-        candidate=candidate,
-        lease_ms=call.lease_ms,
-        keep_ms=call.keep_ms,
-        max_interruptions=call.max_interruptions,
-        max_compensations=call.max_compensations,
-        compensates_only=call.compensates_only,
-        checked=call.checked,
-        callbacks=call.note is not None,
-        awaited=call.awaited,
-        meanwhile=prepare,
+        candidate,
+        terms.lease_ms,
+        terms.keep_ms,
+        terms.max_interruptions,
+        terms.max_compensations,
+        call.checked,
+        call.note is not None,
+        call.compensates_only,
+        call.awaited,
+        prepare,
     )
     try:
         verdict = _claim(call, request, patience_s)
@@ -151,9 +173,9 @@ def ask(
         # No answer, or cut off while waiting for one: it may have been granted all the same.
         if not isinstance(exc, StoreError) or getattr(exc, "may_have_arrived", False):
             heartbeat.later(
-                lambda: call.store.abandon(call.key, candidate, call.horizon_ms),
+                lambda: terms.store.abandon(call.key, candidate, terms.horizon_ms),
                 f"a claim of {call.key} was given up",
-                call.keep_ms / 1000,
+                terms.keep_ms / 1000,
             )
         raise
     if isinstance(verdict, Claimed):
@@ -182,7 +204,7 @@ def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
     pause, arrived = _PAUSE_S, False
     while True:
         try:
-            return call.store.claim(call.key, request, call.note)
+            return call.terms.store.claim(call.key, request, call.note)
         except StoreUnavailable as exc:
             exc.may_have_arrived = arrived = arrived or exc.may_have_arrived
             if time.monotonic() + pause >= until:
@@ -213,7 +235,10 @@ class Run:
         self._pid = os.getpid()
         #: Steps that were done while the store was away: it is told before it learns of the end.
         self.owed: list[Callable[[], object]] = []
-        self.lease = Lease(call.store, call.key, candidate, call.lease_ms, call.keep_ms, on_lost)
+        terms = call.terms
+        self.lease = Lease(
+            terms.store, call.key, candidate, terms.lease_ms, terms.keep_ms, on_lost
+        )
         self._inbox: Inbox | None = None
 
     def hold(
@@ -275,7 +300,7 @@ class Run:
                 return answer
             inbox.rollback()
         try:
-            settle = self.call.store.settle
+            settle = self.call.terms.store.settle
             answer = self._tell_end(event) if self.owed else settle(self.call.key, event)
         except StoreError as exc:
             self._record_later(event, exc)
@@ -300,21 +325,22 @@ class Run:
         # A step that came after the end would be refused, and be done again by the next run.
         for tell in list(self.owed):
             self.pay(tell)
-        return self.call.store.settle(self.call.key, event)
+        return self.call.terms.store.settle(self.call.key, event)
 
     def _settle(self, ending: Ending, meanwhile: Callable[[], object] | None) -> Settle:
         delivery = self.call.note is not None and _has_outcome(ending)
-        ttl_ms, delay_ms = self.call.horizon_ms, ending.delay_ms
+        terms = self.call.terms
+        ttl_ms, delay_ms = terms.horizon_ms, ending.delay_ms
         if ending.state in (State.SUCCEEDED, State.FAILED):
-            ttl_ms = self.call.ttl_ms
+            ttl_ms = terms.ttl_ms
         elif ending.state is State.RETRYING:
-            ttl_ms = ending.delay_ms + self.call.keep_ms
+            ttl_ms = ending.delay_ms + terms.keep_ms
         elif ending.state in (State.RUNNING, State.COMPENSATING):
-            ttl_ms = self.call.keep_ms
+            ttl_ms = terms.keep_ms
         elif ending.state is State.UNKNOWN:
             ttl_ms = UNKNOWN_TTL_MS
         if delivery:
-            delay_ms = self.call.lease_ms
+            delay_ms = terms.lease_ms
             ttl_ms = max(ttl_ms, delay_ms)
         kept = delivery or ending.state in (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
         held = self.lease.record
@@ -358,7 +384,7 @@ class Run:
             if isinstance(answer, Recorded) and self._delivered is not None:
                 self.delivered(sent=self._delivered)  # it was told before there was a record
 
-        heartbeat.later(tell, f"{self.call.key} is {event.record.state}", self.call.keep_ms / 1000)
+        heartbeat.later(tell, f"{self.call.key} is {event.record.state}", self.call.terms.keep_ms / 1000)
 
     def _drop(self) -> None:
         """Keep the key no longer, and want to know no more of it."""
@@ -379,7 +405,7 @@ class Run:
             self._tell_note(0)
 
     def _note(self) -> None:
-        self._tell_note(self.call.horizon_ms)
+        self._tell_note(self.call.terms.horizon_ms)
 
     def _tell_note(self, ttl_ms: int) -> None:
         call, token = self.call, self.token
@@ -388,13 +414,13 @@ class Run:
         note = call.note
 
         def tell() -> None:
-            call.store.note(call.key, token, note, ttl_ms)
+            call.terms.store.note(call.key, token, note, ttl_ms)
             self._drop()
 
         try:
             tell()
         except StoreUnavailable:
-            heartbeat.later(tell, f"the callbacks of {call.key} went out", call.horizon_ms / 1000)
+            heartbeat.later(tell, f"the callbacks of {call.key} went out", call.terms.horizon_ms / 1000)
 
 
 def _has_outcome(ending: Ending) -> bool:
