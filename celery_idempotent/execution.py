@@ -144,18 +144,19 @@ class Execution:
     def _end(self, ending: Ending, exc: BaseException | None = None) -> object:
         end: _End | None = None
 
-        def prepare() -> _End:
+        def prepare() -> None:
             nonlocal end
             if end is None:
                 end = self.end_of(ending, exc)
-            return end
+                end = end._replace(event=end.event.worded())
 
         began = time.perf_counter()
         verdict = self.run.end(ending, prepare)
         if observers.observers:
             self.delivery.observe("complete", seconds=time.perf_counter() - began)
         if not isinstance(verdict, Lost):
-            self.tell_end(prepare(), unrecorded=verdict is None)
+            end = end or self.end_of(ending, exc)
+            self.tell_end(end, unrecorded=verdict is None)
         if verdict is None:
             self.delivery.emit(
                 signals.store_unavailable,

@@ -22,6 +22,8 @@ EXPLICIT: Final = "idempotency-key"
 OWN: Final = "celery-idempotency"
 
 _MAX_ID: Final = 1024
+#: A digest as hexadecimal text.
+_MAX_FINGERPRINT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,23 @@ def read_own(
         if key is None:
             return None, waits
         namespace, label, fingerprint = header["ns"], header.get("label", ""), header["fp"]
-        bounds = (MAX_EXPLICIT, MAX_EXPLICIT, MAX_LABEL, 64)
-        for value, most in zip((namespace, key, label, fingerprint), bounds, strict=True):
-            if not isinstance(value, str) or len(value) > most:
-                raise ValueError("not a text, or too long")
+        if not (
+            _is_text(namespace, MAX_EXPLICIT)
+            and _is_text(key, MAX_EXPLICIT)
+            and (label == "" or _is_text(label, MAX_LABEL))
+        ):
+            raise ValueError("not a text, empty, or too long")
+        if len(fingerprint) > _MAX_FINGERPRINT:
+            raise ValueError("fp")
         checked = header["checked"] is True
         call_key = CallKey(namespace, key, label, bytes.fromhex(fingerprint), checked)
     except (LookupError, TypeError, ValueError) as exc:
         raise _malformed() from exc
-    if not call_key.key or not call_key.namespace:
-        raise _malformed()
     return call_key, waits
+
+
+def _is_text(value: object, most: int) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= most
 
 
 _NO_WAITS: Final = Waits()

@@ -27,6 +27,7 @@ __all__ = ["VERSION", "Owner", "Process", "Record", "State"]
 VERSION: Final = 1
 
 _HEADER = struct.Struct(">BBBBQQI")
+_LENGTH = struct.Struct(">H")
 _UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
 _UUID_TEXT = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _TEXT_OWNER = 0x54  # "T"
@@ -172,23 +173,34 @@ class Record(NamedTuple):
 
     def pack(self) -> bytes:
         """Give the stored form."""
-        label = self.label.encode("utf-8", "replace")
+        # All at once: each attribute would be looked up.
+        state, token, until_ms, retries, interruptions = self[:5]
+        owner, process, nonce, fingerprint, text, outcome, has_steps = self[5:]
+        label = text.encode("utf-8", "replace")
         if len(label) > _MAX_LABEL:
             label = label[:_MAX_LABEL].decode("utf-8", "ignore").encode()
         header = _HEADER.pack(
             VERSION,
-            self.state,
-            _HAS_STEPS if self.has_steps else 0,
-            min(self.interruptions, _MAX_INTERRUPTIONS),
-            self.token,
-            self.until_ms,
-            self.retries,
+            state,
+            _HAS_STEPS if has_steps else 0,
+            min(interruptions, _MAX_INTERRUPTIONS),
+            token,
+            until_ms,
+            retries,
         )
         return b"%b%c%b%c%b%c%b%c%b%b%b%b" % (
             header,
-            *(len(self.owner), self.owner, len(self.process), self.process),
-            *(len(self.nonce), self.nonce, len(self.fingerprint), self.fingerprint),
-            *(len(label).to_bytes(2, "big"), label, self.outcome),
+            len(owner),
+            owner,
+            len(process),
+            process,
+            len(nonce),
+            nonce,
+            len(fingerprint),
+            fingerprint,
+            _LENGTH.pack(len(label)),
+            label,
+            outcome,
         )
 
     @classmethod
@@ -224,13 +236,13 @@ class Record(NamedTuple):
                 until_ms,
                 retries,
                 interruptions,
-                owner=packed[_HEADER.size + 1 : process_at],
-                process=packed[process_at + 1 : nonce_at],
-                nonce=packed[nonce_at + 1 : fingerprint_at],
-                fingerprint=packed[fingerprint_at + 1 : label_at],
-                label=packed[label_at + 2 : outcome_at].decode("utf-8", "replace"),
-                outcome=packed[outcome_at:],
-                has_steps=flags & _HAS_STEPS != 0,
+                packed[_HEADER.size + 1 : process_at],  # the owner
+                packed[process_at + 1 : nonce_at],
+                packed[nonce_at + 1 : fingerprint_at],
+                packed[fingerprint_at + 1 : label_at],
+                packed[label_at + 2 : outcome_at].decode("utf-8", "replace"),
+                packed[outcome_at:],
+                flags & _HAS_STEPS != 0,
             )
         except (struct.error, ValueError, LookupError) as exc:
             raise RecordCorrupt(

@@ -37,6 +37,10 @@ BOOT_ID: Final = os.urandom(4).hex()
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.4
 
+#: States that are an outcome, and those that say which process it was.
+_WITH_OUTCOME: Final = (State.SUCCEEDED, State.FAILED)
+_WITH_PROCESS: Final = (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
+
 _NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 _process: tuple[int, bytes] = (0, b"")
@@ -236,9 +240,7 @@ class Run:
         #: Steps that were done while the store was away: it is told before it learns of the end.
         self.owed: list[Callable[[], object]] = []
         terms = call.terms
-        self.lease = Lease(
-            terms.store, call.key, candidate, terms.lease_ms, terms.keep_ms, on_lost
-        )
+        self.lease = Lease(terms.store, call.key, candidate, terms.lease_ms, terms.keep_ms, on_lost)
         self._inbox: Inbox | None = None
 
     def hold(
@@ -328,27 +330,26 @@ class Run:
         return self.call.terms.store.settle(self.call.key, event)
 
     def _settle(self, ending: Ending, meanwhile: Callable[[], object] | None) -> Settle:
+        state, terms, delay_ms = ending.state, self.call.terms, ending.delay_ms
         delivery = self.call.note is not None and _has_outcome(ending)
-        terms = self.call.terms
-        ttl_ms, delay_ms = terms.horizon_ms, ending.delay_ms
-        if ending.state in (State.SUCCEEDED, State.FAILED):
+        kept = delivery or state in _WITH_PROCESS
+        if state in _WITH_OUTCOME:
             ttl_ms = terms.ttl_ms
-        elif ending.state is State.RETRYING:
-            ttl_ms = ending.delay_ms + terms.keep_ms
-        elif ending.state in (State.RUNNING, State.COMPENSATING):
-            ttl_ms = terms.keep_ms
-        elif ending.state is State.UNKNOWN:
+        elif state is State.RETRYING:
+            ttl_ms = delay_ms + terms.keep_ms
+        elif state is State.UNKNOWN:
             ttl_ms = UNKNOWN_TTL_MS
+        else:
+            ttl_ms = terms.horizon_ms if state is State.RELEASED else terms.keep_ms
         if delivery:
             delay_ms = terms.lease_ms
             ttl_ms = max(ttl_ms, delay_ms)
-        kept = delivery or ending.state in (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
         held = self.lease.record
         record = Record(
-            ending.state,
+            state,
             held.token,
             held.until_ms,
-            ending.retries if ending.state is State.RETRYING else held.retries,
+            ending.retries if state is State.RETRYING else held.retries,
             held.interruptions,
             held.owner,
             held.process if kept else b"",
@@ -384,7 +385,9 @@ class Run:
             if isinstance(answer, Recorded) and self._delivered is not None:
                 self.delivered(sent=self._delivered)  # it was told before there was a record
 
-        heartbeat.later(tell, f"{self.call.key} is {event.record.state}", self.call.terms.keep_ms / 1000)
+        heartbeat.later(
+            tell, f"{self.call.key} is {event.record.state}", self.call.terms.keep_ms / 1000
+        )
 
     def _drop(self) -> None:
         """Keep the key no longer, and want to know no more of it."""
@@ -420,10 +423,12 @@ class Run:
         try:
             tell()
         except StoreUnavailable:
-            heartbeat.later(tell, f"the callbacks of {call.key} went out", call.terms.horizon_ms / 1000)
+            heartbeat.later(
+                tell, f"the callbacks of {call.key} went out", call.terms.horizon_ms / 1000
+            )
 
 
 def _has_outcome(ending: Ending) -> bool:
-    return ending.state in (State.SUCCEEDED, State.FAILED) or (
+    return ending.state in _WITH_OUTCOME or (
         ending.state is State.RELEASED and bool(ending.outcome)
     )

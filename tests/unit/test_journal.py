@@ -144,6 +144,64 @@ def test_an_event_says_what_is_known(journal: Journal, store: CountingStore, tur
     }
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ('it\'s "quoted" \\ and \n', 'it\'s "quoted" \\ and \n'),
+        ("Grüße, \ud800", "Grüße, \ud800"),
+        (2**60, 2**60),
+        (-1, -1),
+        (True, True),
+        (0.12345, 0.123),
+        (1e-9, 0.0),
+        (-2.5, -2.5),
+        (1e300, 1e300),
+        (("a", 1), ["a", 1]),
+        ({"n": None}, {"n": None}),
+        (ValueError("x"), "x"),
+    ],
+)
+def test_whatever_is_told_of_an_event_is_read_again(
+    journal: Journal, store: CountingStore, turns: Turns, value: object, told: object
+) -> None:
+    """What is written by hand is the JSON that a reader takes."""
+    # When
+    journal.add("waiting", "k", "shop.charge", None, value=value)
+    turns.take_turn()
+    # Then
+    (event,) = store.told()
+    assert event["value"] == told
+    assert type(event["value"]) is type(told)
+    assert event["id"] is None
+
+
+def test_an_event_of_another_process_says_which(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """A worker's parent tells of a child that was lost; otherwise it is the one that tells."""
+    # When
+    journal.add("process lost", "k", "shop.charge", "id-1", pid=4711)
+    journal.add("succeeded", "k", "shop.charge", "id-1")
+    turns.take_turn()
+    # Then
+    assert [event["pid"] for event in store.told()] == [4711, os.getpid()]
+
+
+def test_words_that_were_made_before_are_the_same(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """An event is told alike whether it was written out while a task waited, or at its turn."""
+    # Given
+    event = Event(module.monotonic(), "succeeded", "k", "shop.charge", "id-1", {"took": 0.25})
+    # When
+    journal.put(event)
+    journal.put(event.worded())
+    turns.take_turn()
+    # Then
+    first, second = [{**told, "by": "", "age": 0} for told in store.told()]
+    assert first == second
+
+
 def test_an_event_says_how_old_it_is(
     journal: Journal, store: CountingStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:

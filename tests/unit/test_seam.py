@@ -20,8 +20,10 @@ from celery_idempotent.execution import Execution
 from celery_idempotent.run import runner
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease
+from celery_idempotent.run.journal import Journal
 from celery_idempotent.run.runner import Run
-from celery_idempotent.settings import environment_of
+from celery_idempotent.settings import environment_of, everywhere
+from celery_idempotent.stores.memory import MemoryStore
 
 
 @pytest.fixture
@@ -463,3 +465,30 @@ def test_a_delivery_leaves_nothing_to_the_garbage_collector(app, links):
         assert [type(one).__name__ for one in left if one not in before] == []
     finally:
         gc.enable()
+
+
+class Waiting(MemoryStore):
+    """A store that waits for a server while it settles, as one in Redis does."""
+
+    def settle(self, key, event):
+        event.meanwhile()
+        return super().settle(key, event)
+
+
+@pytest.mark.parametrize(("store", "made"), [(Waiting, True), (MemoryStore, False)])
+def test_what_is_told_of_an_end_is_written_while_the_store_works(app, store, made, monkeypatch):
+    """That costs no time then; where a store does not wait, it is left to the heartbeat."""
+    # Given
+    told = []
+    monkeypatch.setattr(Journal, "put", lambda self, event: told.append(event))
+
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
+    def charge(order):
+        return order
+
+    # When
+    with everywhere(store()):
+        charge.apply((42,))
+    # Then
+    assert [event.what for event in told] == ["succeeded"]
+    assert bool(told[0].words) is made
