@@ -10,7 +10,7 @@ from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.errors import KeyDerivationError
-from celery_idempotent.run.runner import Call, Terms
+from celery_idempotent.run.call import Call, Terms
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.stores.base import note_key
 

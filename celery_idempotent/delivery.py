@@ -34,11 +34,12 @@ from celery_idempotent.events import Duplicate
 from celery_idempotent.execution import Execution
 from celery_idempotent.headers import Waits
 from celery_idempotent.results import replay
+from celery_idempotent.run.call import Call
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease
 from celery_idempotent.run.inbox import plainly
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.runner import Call, Run, ask
+from celery_idempotent.run.runner import Run, ask
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.shadow import run_in_shadow

@@ -19,8 +19,9 @@ from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Lost
 from celery_idempotent.errors import ClaimLost, IdempotencyInProgress, OutcomeUnknown
 from celery_idempotent.results import encode_failure, encode_result, replay
+from celery_idempotent.run.call import Ending
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.runner import Ending, Run
+from celery_idempotent.run.runner import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
 

@@ -15,8 +15,8 @@ from celery.utils.quorum_queues import detect_quorum_queues
 from celery_idempotent.core.keys import KeyScheme
 from celery_idempotent.core.options import Options, Settings, check_unknown
 from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.run.call import Terms
 from celery_idempotent.run.journal import Journal
-from celery_idempotent.run.runner import Terms
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
 from celery_idempotent.stores.journal import journal_key
 

@@ -20,7 +20,8 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import StoreError
 from celery_idempotent.execution import Execution
 from celery_idempotent.results import encode_result
-from celery_idempotent.run.runner import Ending, Run, ask
+from celery_idempotent.run.call import Ending
+from celery_idempotent.run.runner import Run, ask
 
 if TYPE_CHECKING:
     from celery_idempotent.delivery import Delivery

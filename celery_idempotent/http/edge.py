@@ -38,9 +38,10 @@ from celery_idempotent.http.field import BadField, read_field
 from celery_idempotent.http.messages import Request, Response, pack, unpack
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
+from celery_idempotent.run.call import Call, Ending, Terms
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.runner import Call, Ending, Run, Terms, ask
+from celery_idempotent.run.runner import Run, ask
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = ["Edge", "Held", "keeps_by_default"]

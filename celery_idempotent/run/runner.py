@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final
 
 from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.transitions import (
@@ -23,12 +23,12 @@ from celery_idempotent.core.transitions import (
     Settle,
 )
 from celery_idempotent.errors import RecordTooNew, StoreError, StoreUnavailable
+from celery_idempotent.run.call import Call, Ending
 from celery_idempotent.run.heartbeat import Lease, heartbeat
 from celery_idempotent.run.inbox import Inbox
 from celery_idempotent.run.upkeep import now_and_then
-from celery_idempotent.stores.base import Store
 
-__all__ = ["Call", "Ending", "Run", "Terms", "ask", "this_process"]
+__all__ = ["Run", "ask", "this_process"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -53,65 +53,6 @@ def this_process() -> bytes:
     if _process[0] != pid:
         _process = (pid, Process(socket.gethostname(), pid, BOOT_ID).pack())
     return _process[1]
-
-
-class Terms(NamedTuple):
-    """What all deliveries of a task ask of the store alike. Times are in milliseconds."""
-
-    store: Store
-    lease_ms: int
-    #: How long a finished record lives.
-    ttl_ms: int
-    #: How long a copy of a message may still come.
-    horizon_ms: int
-    #: How long an unfinished record lives after its last sign of life.
-    keep_ms: int
-    max_interruptions: int
-    max_compensations: int
-
-    @classmethod
-    def of(
-        cls,
-        store: Store,
-        *,
-        lease_s: float,
-        ttl_s: float,
-        horizon_s: float,
-        max_interruptions: int,
-        max_compensations: int,
-    ) -> Terms:
-        """Make them of what options and settings say, in seconds."""
-        lease_ms, ttl_ms, horizon_ms = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
-        keep_ms = max(lease_ms, ttl_ms, horizon_ms)
-        return cls(
-            store, lease_ms, ttl_ms, horizon_ms, keep_ms, max_interruptions, max_compensations
-        )
-
-
-class Call(NamedTuple):
-    """What one delivery asks of the store."""
-
-    terms: Terms
-    #: The record's key, and the note's where the message carries callbacks.
-    key: str
-    note: str | None
-    owner: bytes
-    retries: int
-    fingerprint: bytes
-    checked: bool
-    label: str
-    awaited: bytes = b""
-    compensates_only: bool = False
-
-
-class Ending(NamedTuple):
-    """How a run ended, as far as its record is concerned."""
-
-    state: State
-    outcome: bytes = b""
-    #: Retrying: until the retry is due, and which one it is. Compensating: the lease that goes on.
-    delay_ms: int = 0
-    retries: int = 0
 
 
 def ask(
