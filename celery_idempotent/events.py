@@ -9,8 +9,7 @@ text, which no result can have: a repr is always plain text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from celery.utils.log import get_logger
 
@@ -36,8 +35,7 @@ STATE: Final = "DEDUPLICATED"
 SHADOW_STATE: Final = "SHADOW_DUPLICATE"
 
 
-@dataclass(frozen=True)
-class Duplicate:
+class Duplicate(NamedTuple):
     """Notes on a delivery that it was answered with the outcome of another call."""
 
     #: The key, as operators read it.

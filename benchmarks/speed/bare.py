@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -45,7 +45,7 @@ class Bare:
         self._client.evalsha(self._settle, 2, key, f"{key}:steps", done.pack(), 0, _DAY_MS)
 
     def timed_scripts(self, count: int, start: int) -> tuple[float, float]:
-        """Send both scripts for so many keys, and a trivial one with the same arguments.
+        """Send both scripts for so many keys, and a trivial one with the same arguments in turns.
 
         The arguments are packed before the clock runs; seconds a pair, real and trivial.
         """
@@ -54,19 +54,40 @@ class Bare:
             key, owner = f"bare:{{guard:s{number}}}", b"U" + number.to_bytes(16, "big")
             record = Record(State.RUNNING, 0, owner=owner, nonce=b"12345678", fingerprint=owner)
             claims.append((key, f"{key}:steps", record.pack(), b"", self._numbers, _DAY_MS))
-        real, tokens = self._timed(self._claim, claims)
-        for (key, steps, packed, *_), token in zip(claims, tokens, strict=True):
+        claimed = self._timed(self._claim, claims)
+        for (key, steps, packed, *_), token in zip(claims, claimed.answers, strict=True):
             owner = Record.unpack(packed).owner
             done = Record(
                 State.SUCCEEDED, token, owner=owner, fingerprint=owner, outcome=b"\1\0011"
             )
             settles.append((key, steps, done.pack(), 0, _DAY_MS))
-        settled, answers = self._timed(self._settle, settles)
-        assert answers == tokens
-        trivial = sum(self._timed(self._trivial, args)[0] for args in (claims, settles))
-        return (real + settled) / count, trivial / count
+        settled = self._timed(self._settle, settles)
+        assert settled.answers == claimed.answers
+        real, trivial = claimed.real + settled.real, claimed.trivial + settled.trivial
+        return real / count, trivial / count
 
-    def _timed(self, sha: str, calls: list[Any]) -> tuple[float, list[Any]]:
+    def _timed(self, sha: str, calls: list[Any]) -> _Timed:
+        """Send each call to a script and to the trivial one, now one first, now the other."""
+        real, trivial, answers = 0.0, 0.0, []
+        for number, args in enumerate(calls):
+            if number % 2:
+                trivial += self._send(self._trivial, args)[0]
+            took, answer = self._send(sha, args)
+            real += took
+            answers.append(answer)
+            if not number % 2:
+                trivial += self._send(self._trivial, args)[0]
+        return _Timed(real, trivial, answers)
+
+    def _send(self, sha: str, args: Any) -> tuple[float, Any]:
         began = time.perf_counter()
-        answers = [self._client.evalsha(sha, 2, *args) for args in calls]
-        return time.perf_counter() - began, answers
+        answer = self._client.evalsha(sha, 2, *args)
+        return time.perf_counter() - began, answer
+
+
+class _Timed(NamedTuple):
+    """Seconds for all calls of a script, for as many of the trivial one, and what it answered."""
+
+    real: float
+    trivial: float
+    answers: list[Any]

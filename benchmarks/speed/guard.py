@@ -11,7 +11,7 @@ from typing import Any
 from celery import Celery
 
 from benchmarks.speed.bare import Bare
-from benchmarks.speed.measure import Goal, Say, ratio, rounds
+from benchmarks.speed.measure import Effort, Goal, Say, ratio, rounds
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner
 from celery_idempotent.settings import environment_of
@@ -83,21 +83,18 @@ def measure_guard(server: RedisServer, quick: bool, say: Say) -> list[Goal]:
             "guarded replay": times(guarded, -1),
             "a key": derivations,
         },
-        200 if quick else 1000,
-        7 if quick else 21,
+        40,
+        Effort(60, 8) if quick else Effort(600),
         say,
     )
     environment_of(app).store.close()
-    pairs = [
-        bare.timed_scripts(200 if quick else 1000, 10_000 * turn)
-        for turn in range(7 if quick else 21)
-    ]
+    pairs = [bare.timed_scripts(40, 1000 * turn) for turn in range(50 if quick else 600)]
     micro = {name: statistics.median(one) * 1e6 for name, one in timed.items()}
     parts = ", ".join(f"{name} {value:.0f} µs" for name, value in micro.items())
     real, trivial = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     parts += f", both scripts {statistics.median(real) * 1e6:.0f} µs"
     return [
-        Goal(
+        Goal.of(
             "2a",
             "first execution: bare round trips to the guard's cost",
             ratio(timed["bare first"], timed["guarded first"], timed["plain"]),
@@ -105,14 +102,14 @@ def measure_guard(server: RedisServer, quick: bool, say: Say) -> list[Goal]:
             0.85,
             parts,
         ),
-        Goal(
+        Goal.of(
             "2b",
             "replay: a bare round trip to the guard's cost",
             ratio(timed["bare replay"], timed["guarded replay"], timed["plain"]),
             ">=",
             0.85,
         ),
-        Goal(
+        Goal.of(
             "2c",
             "two trivial scripts to the two real ones",
             ratio(trivial, real),

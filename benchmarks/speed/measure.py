@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
+import math
+import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Goal", "Say", "Section", "ratio", "rounds"]
+__all__ = ["Effort", "Goal", "Ratio", "Say", "Section", "Turn", "ratio", "rounds"]
 
 Say = Callable[[str], None]
+#: Does something so often. It may give the seconds a thing; else the whole turn is what it takes.
+Turn = Callable[[int], float | None]
+
+_LEAST = 5
+_SAY_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,15 @@ class Goal:
     bound: float | None = None
     #: How it came about, in words: the parts, the number of rounds.
     detail: str = ""
+    #: Between what the figure lies with 95 %, where it is the median of many rounds.
+    bounds: tuple[float, float] | None = None
+
+    @classmethod
+    def of(
+        cls, number: str, what: str, found: Ratio, relation: str, bound: float, detail: str = ""
+    ) -> Goal:
+        """Make one of a ratio."""
+        return cls(number, what, found.median, relation, bound, detail, (found.low, found.high))
 
     @property
     def holds(self) -> bool | None:
@@ -33,6 +49,46 @@ class Goal:
         if self.figure is None or self.bound is None:
             return None
         return self.figure >= self.bound if self.relation == ">=" else self.figure <= self.bound
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many rounds are played, and for how long at most: a slow machine plays fewer."""
+
+    rounds: int
+    #: Seconds; the last round may take longer, and the first five are played in any case.
+    within: float = float("inf")
+
+    def turns(self, say: Say) -> Iterator[int]:
+        """Count the rounds, and say now and then how far it is."""
+        began = said = time.monotonic()
+        for turn in range(self.rounds):
+            now = time.monotonic()
+            if turn >= _LEAST and now - began >= self.within:
+                return
+            if turn == 0 or now - said >= _SAY_S:
+                say(f"round {turn + 1} of {self.rounds}")
+                said = now
+            yield turn
+
+
+class Ratio(NamedTuple):
+    """The median of ratios, and the bounds between which the true one lies with 95 %."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, found: Sequence[float]) -> Ratio:
+        """Work it out from the ratios of all rounds.
+
+        The bounds are two of the ratios: how many of them lie below the true median is a matter of
+        tossing coins (W. J. Conover, Practical Nonparametric Statistics, 3.2).
+        """
+        ordered, count = sorted(found), len(found)
+        at = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)) - 1)
+        return cls(statistics.median(ordered), ordered[at], ordered[count - 1 - at])
 
 
 @dataclass(frozen=True)
@@ -44,39 +100,43 @@ class Section:
 
 
 def rounds(
-    contestants: Mapping[str, Callable[[int], object]],
+    contestants: Mapping[str, Turn],
     count: int,
-    times: int,
+    effort: Effort,
     say: Say,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Let each contestant do ``count`` things, ``times`` times, in turns; seconds a thing.
+    """Let each contestant do ``count`` things, in turns, round after round; seconds a thing.
 
-    The order turns around with every round, so that drift falls on all alike; a round before them
-    warms up and isn't counted.
+    Short turns and many of them: what else the machine does lasts for longer than a turn, and falls
+    on those next to it alike. Each round has another order, since who comes after whom counts, too:
+    a server that has idled for a turn is slow to begin.
+    A turn of each before that warms up, and isn't counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
+    shuffled = random.Random(0).shuffle
     for name in names:
-        contestants[name](max(1, count // 10))
-    # What is there stays: collecting between the rounds then takes no time, so that rounds may be
-    # short, and those of a pair close together.
+        contestants[name](max(1, count // 2))
+    # What is there stays: collecting between the turns then takes no time.
     gc.collect()
     gc.freeze()
     try:
-        for turn in range(times):
-            say(f"round {turn + 1} of {times}")
+        for turn in effort.turns(say):
+            # An order, and then its reverse.
+            if turn % 2 == 0:
+                shuffled(names)
             for name in names if turn % 2 == 0 else reversed(names):
                 gc.collect()
-                began = clock()
-                contestants[name](count)
-                seconds[name].append((clock() - began) / count)
+                began = time.perf_counter()
+                itself = contestants[name](count)
+                took = (time.perf_counter() - began) / count
+                seconds[name].append(took if itself is None else itself)
     finally:
         gc.unfreeze()
     return seconds
 
 
-def ratio(top: list[float], bottom: list[float], base_top: list[float] | None = None) -> float:
-    """Give the median over rounds of ``(top - base) / (bottom - base)``."""
-    base = base_top or [0.0] * len(top)
-    return statistics.median((a - c) / (b - c) for a, b, c in zip(top, bottom, base, strict=True))
+def ratio(top: list[float], bottom: list[float], base: list[float] | None = None) -> Ratio:
+    """Give the median over rounds of ``(top - base) / (bottom - base)``, and how sure it is."""
+    less = base or [0.0] * len(top)
+    return Ratio.of([(a - c) / (b - c) for a, b, c in zip(top, bottom, less, strict=True)])

@@ -37,7 +37,10 @@ def wanted(goal: Goal) -> str:
 def _figure(goal: Goal) -> str:
     if goal.figure is None:
         return "not measured"
-    return f"{goal.figure:,.0f}" if abs(goal.figure) >= 1000 else f"{goal.figure:.3g}"
+    if abs(goal.figure) >= 1000:
+        return f"{goal.figure:,.0f}"
+    said = f"{goal.figure:.3g}"
+    return said if goal.bounds is None else "{} ({:.2f} to {:.2f})".format(said, *goal.bounds)
 
 
 def conditions(quick: bool, server: str) -> str:

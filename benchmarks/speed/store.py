@@ -11,13 +11,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, ClassVar
 
 import redis
 from celery import Celery
 
 from benchmarks.speed.bare import Bare
-from benchmarks.speed.measure import Goal, Say, Section
+from benchmarks.speed.measure import Effort, Goal, Ratio, Say, Section
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.run.heartbeat import Heartbeat, Lease
@@ -29,7 +30,7 @@ __all__ = ["measure_store"]
 _DAY_MS = 86_400_000
 _FEW = 1_000
 _BATCH = 10_000
-_TIMED = 500
+_TIMED = 50
 
 
 def measure_store(server: RedisServer, quick: bool, say: Say) -> Section:
@@ -41,20 +42,20 @@ def measure_store(server: RedisServer, quick: bool, say: Say) -> Section:
     goals += memory
     largest = max(grown)
     goals.append(
-        Goal(
+        Goal.of(
             "6a",
             f"claim and complete at {largest:,} records to {_FEW:,}",
             grown[largest],
             "<=",
             1.05,
-            ", ".join(f"{value:.3f} at {count:,}" for count, value in grown.items()),
+            ", ".join(f"{value.median:.3f} at {count:,}" for count, value in grown.items()),
         )
     )
     say("a thousand claims")
     goals.append(_heartbeat(server))
     say("import time")
     goals.append(_import_time(5 if quick else 15))
-    curve = [{"records": count, "ratio": value} for count, value in grown.items()]
+    curve = [{"records": count, "ratio": value.median} for count, value in grown.items()]
     return Section(goals, {"growth": curve})
 
 
@@ -111,9 +112,13 @@ def _fill(client: Any, first: int, end: int) -> str:
     return key
 
 
+def _say_growth(say: Say, size: int, text: str) -> None:
+    say(f"growth: {size:,} records, {text}")
+
+
 def _growth(
     server: RedisServer, client: Any, quick: bool, say: Say
-) -> tuple[dict[int, float], list[Goal]]:
+) -> tuple[dict[int, Ratio], list[Goal]]:
     """Claim and complete in a small database and in one that grows, in turns.
 
     For each size the median of the pairs: the time there, to that in the small one. And how much
@@ -124,7 +129,7 @@ def _growth(
     _fill(few, 0, _FEW)
     client.flushdb()
     before = client.info("memory")["used_memory"]
-    found: dict[int, float] = {}
+    found: dict[int, Ratio] = {}
     each = largest = 0.0
     there, numbers = 0, itertools.count(10**9, 1000)
     sizes = (10_000, 100_000) if quick else (10_000, 100_000, 1_000_000)
@@ -135,9 +140,8 @@ def _growth(
         each = (client.info("memory")["used_memory"] - before) / size
         largest = max(largest, float(client.memory_usage(key, samples=0)))
         ratios = []
-        for turn in range(9 if quick else 31 if size == sizes[-1] else 15):
-            if turn % 10 == 0:
-                say(f"growth: {size:,} records, round {turn + 1}")
+        effort = Effort(40) if quick else Effort(500 if size == sizes[-1] else 150)
+        for turn in effort.turns(partial(_say_growth, say, size)):
             start, pair = next(numbers), [small, large]
             timed = {
                 one: one.timed_scripts(_TIMED, start)[0]
@@ -148,7 +152,7 @@ def _growth(
                 # What was written to be timed is no part of the size.
                 database.delete(*(f"bare:{{guard:s{start + n}}}" for n in range(_TIMED)))
         assert few.dbsize() == _FEW and client.dbsize() == size
-        found[size] = statistics.median(ratios)
+        found[size] = Ratio.of(ratios)
     client.flushdb()
     return found, [
         Goal("5a", "bytes of a finished record, by MEMORY USAGE", largest, "<=", 300),

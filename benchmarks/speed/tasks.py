@@ -20,7 +20,7 @@ app.conf.update(
     idempotency_store_url=f"{_URL}/2",
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=50,
-    task_default_queue="idle",
+    task_default_queue="consumed",
     # As the guarded task has it by its class.
     task_acks_late=True,
     task_reject_on_worker_lost=True,

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 
-from benchmarks.speed.measure import Goal, Say, ratio
+from benchmarks.speed.measure import Effort, Goal, Say, ratio, rounds
 from celery_idempotent.testing.servers import RedisServer
 
 __all__ = ["measure_worker"]
 
+#: The queue that is filled, and the one that the worker looks at.
+_FILLED, _CONSUMED = "filled", "consumed"
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Throughput:
-    """A worker whose queues are filled before it may look at them; how fast it empties one."""
+    """A worker whose queue is filled before it may look at it; how fast it empties that."""
 
     def __init__(self, server: RedisServer) -> None:
         os.environ["SPEED_URL"] = server.url(0).rpartition("/")[0]
@@ -33,12 +37,11 @@ class Throughput:
         self._client = redis.Redis.from_url(server.url(0))
         self._results = redis.Redis.from_url(server.url(1))
         self._store = redis.Redis.from_url(server.url(2))
-        self._queues = itertools.count()
         self._log = tempfile.NamedTemporaryFile(suffix=".log", delete=False)  # noqa: SIM115
         self._worker = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "benchmarks.speed.tasks", "worker"]
             + ["--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle"]
-            + ["--without-heartbeat", "--queues=idle", "--loglevel=WARNING"],
+            + ["--without-heartbeat", f"--queues={_CONSUMED}", "--loglevel=WARNING"],
             cwd=_PROJECT,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -51,20 +54,19 @@ class Throughput:
         self._worker.terminate()
         self._worker.wait(30)
 
-    def seconds_a_task(self, name: str, count: int, *, same: bool = False) -> float:
-        """Fill a queue with calls of one task, then let the worker at it."""
-        queue = f"speed-{next(self._queues)}"
+    def seconds_a_task(self, name: str, same: bool, count: int) -> float:
+        """Give the worker so many calls of one task at once, all new or all the same."""
         task = self._tasks.app.tasks[f"speed.{name}"]
         numbers = itertools.repeat(1) if same else iter(range(time.monotonic_ns(), 2**62))
         with self._tasks.app.producer_pool.acquire() as producer:
             for number in itertools.islice(numbers, count):
-                task.apply_async((number, 2, 3), queue=queue, producer=producer)
+                task.apply_async((number, 2, 3), queue=_FILLED, producer=producer)
         done = self._results.dbsize() + count
         began = time.perf_counter()
-        self._tasks.app.control.add_consumer(queue, reply=False)
-        self._wait(lambda: self._results.dbsize() >= done, 120, pause=0.002)
+        # A queue is a list, and a worker that waits for one sees it at once.
+        self._client.rename(_FILLED, _CONSUMED)
+        self._wait(lambda: self._results.dbsize() >= done, 120, pause=0.004)
         took = time.perf_counter() - began
-        self._tasks.app.control.cancel_consumer(queue, reply=False)
         self._results.flushdb()
         return took / count
 
@@ -85,37 +87,36 @@ def measure_worker(server: RedisServer, quick: bool, say: Say) -> list[Goal]:
         "one trip": ("one_trip", False),
         "duplicate": ("guarded", True),
     }
-    count, times = (600, 5) if quick else (3000, 11)
+    count, effort = (80, Effort(40, 32)) if quick else (200, Effort(120))
     throughput = Throughput(server)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+
     try:
-        for task, same in contestants.values():
-            throughput.seconds_a_task(task, 100, same=same)
-        for turn in range(times):
-            say(f"round {turn + 1} of {times}")
-            order = list(contestants.items())
-            for name, (task, same) in order if turn % 2 == 0 else reversed(order):
-                seconds[name].append(throughput.seconds_a_task(task, count, same=same))
+        seconds = rounds(
+            {name: partial(throughput.seconds_a_task, *one) for name, one in contestants.items()},
+            count,
+            effort,
+            say,
+        )
     finally:
         throughput.close()
-    rates = {name: 1 / sorted(one)[len(one) // 2] for name, one in seconds.items()}
+    rates = {name: 1 / statistics.median(one) for name, one in seconds.items()}
     detail = ", ".join(f"{name} {rate:.0f}/s" for name, rate in rates.items())
-    to_plain = ratio(seconds["plain"], seconds["first"])
+    to_plain = {name: ratio(seconds["plain"], one).median for name, one in seconds.items()}
     return [
-        Goal(
+        Goal.of(
             "1a",
             "worker: first executions to a plain task with two bare round trips",
             ratio(seconds["two trips"], seconds["first"]),
             ">=",
             0.95,
-            f"{detail}; to plain Celery {to_plain:.2f}",
+            f"{detail}; to plain Celery {to_plain['first']:.2f}",
         ),
-        Goal(
+        Goal.of(
             "1b",
             "worker: duplicates to a plain task with one bare round trip",
             ratio(seconds["one trip"], seconds["duplicate"]),
             ">=",
             0.95,
-            f"to plain Celery {ratio(seconds['plain'], seconds['duplicate']):.2f}",
+            f"to plain Celery {to_plain['duplicate']:.2f}",
         ),
     ]
