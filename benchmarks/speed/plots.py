@@ -17,6 +17,8 @@ from matplotlib import pyplot as plt
 __all__ = ["draw"]
 
 _HOLDS, _FAILS, _PLAIN = "#2a7f62", "#b3402e", "#5b7db1"
+#: Goals that hold by more than so many times are drawn to the edge.
+_WIDEST = 6.0
 _STYLE = {
     # Without a salt and a date of their own, every run would change every line.
     "svg.hashsalt": "celery-idempotent",
@@ -53,11 +55,7 @@ def draw(folder: Path, section: Section) -> list[Path]:
 def _goals(goals: Sequence[Goal]) -> Any:
     """Draw each goal's figure over its bound, turned so that right of the line it holds."""
     shown = [goal for goal in goals if goal.bound and goal.figure]
-    shares = [
-        goal.figure / goal.bound if goal.relation == ">=" else goal.bound / goal.figure
-        for goal in shown
-        if goal.figure and goal.bound
-    ]
+    shares = [_share(goal, goal.figure) for goal in shown if goal.figure]
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(shown) + 1.0), layout="constrained")
     places = range(len(shown))
     colors = [_HOLDS if goal.holds else _FAILS for goal in shown]
@@ -65,13 +63,30 @@ def _goals(goals: Sequence[Goal]) -> Any:
     # that just holds has no bar.
     axes.barh(places, [share - 1 for share in shares], left=1, color=colors, height=0.5)
     axes.scatter(shares, places, c=colors, s=25, zorder=3)
+    # What is much better than its goal must not press all the others to the line.
+    axes.set_xlim(min(0.8, *shares) * 0.95, _WIDEST)
+    for place, share in zip(places, shares, strict=True):
+        if share > _WIDEST:
+            axes.annotate(f"{share:.0f} ", (_WIDEST, place), ha="right", va="center", color="white")
+    for place, goal in zip(places, shown, strict=True):
+        if goal.bounds is not None:
+            sure = [_share(goal, figure) for figure in goal.bounds]
+            axes.plot(sure, [place, place], color="black", linewidth=1, zorder=2)
     axes.set_yticks(places, [f"{goal.number}  {goal.what}" for goal in shown], fontsize=8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x:g}"))
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=1)
-    axes.set_xlabel("times what the goal asks for: from the line on it holds")
+    axes.set_xticks([0.8, 1, 1.5, 2, 3, 4, 6], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("times what its goal asks for; thin: where it lies with 95 %")
     return figure
+
+
+def _share(goal: Goal, figure: float) -> float:
+    """Give how many times as good as its goal a figure is."""
+    bound = goal.bound or 1.0
+    return figure / bound if goal.relation == ">=" else bound / figure
 
 
 def _peers(rows: Sequence[dict[str, Any]]) -> Any:
