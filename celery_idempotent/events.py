@@ -54,7 +54,8 @@ class Duplicate(NamedTuple):
         """Give the tracer's answer with its repr marked, if the task succeeded."""
         if answer.info is not None:
             return answer  # a stored failure is shown as the failure that it is
-        return answer._replace(retstr=MarkedRepr(answer.retstr, self))
+        retval, info, runtime, text = answer
+        return type(answer)(retval, info, runtime, MarkedRepr(text, self))
 
     def event(self, result: str) -> tuple[str, dict[str, Any]]:
         """Give the event that is to follow "succeeded": its type and its fields."""
@@ -86,8 +87,13 @@ class MarkedRepr(str):
         made.duplicate = duplicate
         return made
 
-    def __reduce__(self) -> tuple[type[MarkedRepr], tuple[str, Duplicate]]:
-        return MarkedRepr, (str(self), self.duplicate)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # Each class that is named costs the child and the parent some microseconds.
+        return _marked_repr, (str(self), *self.duplicate)
+
+
+def _marked_repr(text: str, *duplicate: Any) -> MarkedRepr:
+    return MarkedRepr(text, Duplicate(*duplicate))
 
 
 def marked(answer: Any, notes: Sequence[object]) -> Any:
