@@ -95,12 +95,21 @@ def _namespace_part(namespace: str) -> str:
     return text if len(text) <= MAX_READABLE else _digested(namespace)
 
 
-def _hash(text: str, purpose: bytes) -> blake2b:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16, person=purpose)
+# Made once, and copied for each digest.
+_OF_TEXT, _OF_KEY, _OF_ARGUMENTS = (
+    blake2b(digest_size=16, person=purpose)
+    for purpose in (b"idem-text", b"idem-key", b"idem-arguments")
+)
+
+
+def _hash(text: str, purpose: blake2b) -> blake2b:
+    digest = purpose.copy()
+    digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest
 
 
 def _digested(text: str) -> str:
-    return _MARK + _hash(text, b"idem-text").hexdigest()
+    return _MARK + _hash(text, _OF_TEXT).hexdigest()
 
 
 def _label(text: str) -> str:
@@ -207,7 +216,7 @@ class KeyScheme:
         else:
             checked = explicit is not None
             if texts is not None:
-                fingerprint = _hash(self._joined(texts), b"idem-arguments").digest()
+                fingerprint = _hash(self._joined(texts), _OF_ARGUMENTS).digest()
             elif checked or chosen is None:
                 raise self._no_form(values)
             else:
@@ -218,7 +227,7 @@ class KeyScheme:
                 texts = self._texts(values)
             if texts is None:
                 raise self._no_form(values)
-            key, label = _MARK + _hash(self._joined(texts), b"idem-key").hexdigest(), ""
+            key, label = _MARK + _hash(self._joined(texts), _OF_KEY).hexdigest(), ""
         else:
             key, label = self.identity(chosen)
         namespace = self._namespace
@@ -252,7 +261,7 @@ class KeyScheme:
         if not self._covered:
             return b""
         text = ",".join([f"{field.name}={field.text(values)}" for field in self._covered])
-        return _hash(text, b"idem-arguments").digest()
+        return _hash(text, _OF_ARGUMENTS).digest()
 
     def _namespace_of(
         self, source: Template | KeyFunction, values: Sequence[Any], task: object

@@ -173,16 +173,16 @@ class Record(NamedTuple):
 
     def pack(self) -> bytes:
         """Give the stored form."""
-        # All at once: each attribute would be looked up.
+        # Many at once: each attribute would be looked up.
         state, token, until_ms, retries, interruptions = self[:5]
-        owner, process, nonce, fingerprint, text, outcome, has_steps = self[5:]
+        owner, process, nonce, fingerprint, text = self[5:10]
         label = text.encode("utf-8", "replace")
         if len(label) > _MAX_LABEL:
             label = label[:_MAX_LABEL].decode("utf-8", "ignore").encode()
         header = _HEADER.pack(
             VERSION,
             state,
-            _HAS_STEPS if has_steps else 0,
+            _HAS_STEPS if self.has_steps else 0,
             min(interruptions, _MAX_INTERRUPTIONS),
             token,
             until_ms,
@@ -200,7 +200,7 @@ class Record(NamedTuple):
             fingerprint,
             _LENGTH.pack(len(label)),
             label,
-            outcome,
+            self.outcome,
         )
 
     @classmethod
@@ -241,8 +241,8 @@ class Record(NamedTuple):
                 packed[nonce_at + 1 : fingerprint_at],
                 packed[fingerprint_at + 1 : label_at],
                 packed[label_at + 2 : outcome_at].decode("utf-8", "replace"),
-                packed[outcome_at:],
-                flags & _HAS_STEPS != 0,
+                outcome=packed[outcome_at:],
+                has_steps=flags & _HAS_STEPS != 0,
             )
         except (struct.error, ValueError, LookupError) as exc:
             raise RecordCorrupt(

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
@@ -67,24 +68,38 @@ def load_script(name: str) -> Script:
 
 
 def _pack(parts: Sequence[Argument]) -> bytes:
-    packed: list[int | bytes] = [len(parts)]
+    return b"*%d\r\n%b" % (len(parts), _parts(parts))
+
+
+def _parts(parts: Sequence[Argument]) -> bytes:
+    packed: list[int | bytes] = []
     for part in parts:
         if isinstance(part, str):
             part = part.encode("utf-8", "surrogatepass")
         elif isinstance(part, int):
             part = b"%d" % part
         packed += (len(part), part)
-    return (b"*%d\r\n" + b"$%d\r\n%b\r\n" * len(parts)) % tuple(packed)
+    return (b"$%d\r\n%b\r\n" * len(parts)) % tuple(packed)
 
 
 #: In front of a command to a node of a cluster, which then answers for a slot that it gets.
 _ASKING = _pack((b"ASKING",))
 
 
-def _pack_call(call: Call, command: bytes = b"EVALSHA") -> bytes:
+def _pack_call(call: Call) -> bytes:
     script, keys, args = call
-    source = script.sha if command == b"EVALSHA" else script.source
-    return _pack((command, source, len(keys), *keys, *args))
+    return _beginning(script.sha, len(keys), len(args)) + _parts((*keys, *args))
+
+
+@lru_cache(maxsize=256)  # the same few all the time
+def _beginning(sha: bytes, keys: int, args: int) -> bytes:
+    return b"*%d\r\n%b" % (3 + keys + args, _parts((b"EVALSHA", sha, keys)))
+
+
+def _pack_source(call: Call) -> bytes:
+    """Give the command that runs a script which the server does not know, and loads it."""
+    script, keys, args = call
+    return _pack((b"EVAL", script.source, len(keys), *keys, *args))
 
 
 def _is_read_only(error: ResponseError) -> bool:
@@ -127,9 +142,7 @@ class Wire:
             meanwhile: done each time between the sending and the reading: what the caller has to
                 do anyway then costs no time.
         """
-        script, keys, args = call
-        packed = _pack((b"EVALSHA", script.sha, len(keys), *keys, *args))
-        answer = self._exchange([packed], meanwhile)[0]
+        answer = self._exchange([_pack_call(call)], meanwhile)[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
     def call_asking(self, call: Call) -> Any:
@@ -202,14 +215,14 @@ class Wire:
         packed = _pack_call(call)
         answers = self._exchange([*before, packed, *after])
         if isinstance(answers[len(before)], NoScriptError):
-            packed = _pack_call(call, b"EVAL")
+            packed = _pack_source(call)
             answers = self._exchange([*before, packed, *after])
         return answers
 
     def _answer(self, call: Call, answer: Any) -> Any:
         if isinstance(answer, NoScriptError):
             # Scripts were flushed, or a replica took over: EVAL runs it and loads it again.
-            answer = self._exchange([_pack_call(call, b"EVAL")])[0]
+            answer = self._exchange([_pack_source(call)])[0]
         return self._checked(answer)
 
     def _checked(self, answer: Any) -> Any:
