@@ -87,7 +87,7 @@ def measure_worker(server: RedisServer, quick: bool, say: Say) -> list[Goal]:
         "one trip": ("one_trip", False),
         "duplicate": ("guarded", True),
     }
-    count, effort = (80, Effort(40, 32)) if quick else (200, Effort(120))
+    count, effort = (80, Effort(40, 32)) if quick else (200, Effort(90))
     throughput = Throughput(server)
 
     try:

@@ -121,13 +121,19 @@ class ClusterWire:
     ) -> Any:
         slot = _slot(key)
         node, do = self._owner(slot), ask
+        away: StoreUnavailable | None = None
         for turn in range(_MOST_TURNS):
             try:
                 return do(self._wire(node))
             except StoreUnavailable as exc:
                 moved = exc.__cause__
+                if away is not None:
+                    # What one node may have done isn't undone by another's pointing to it again.
+                    exc.may_have_arrived = exc.may_have_arrived or away.may_have_arrived
+                if away is None or not isinstance(moved, AskError):  # MovedError is one
+                    away = exc
                 if turn == _MOST_TURNS - 1:
-                    raise
+                    raise away from away.__cause__
                 if isinstance(moved, AskError):
                     node, do = (moved.host or node[0], moved.port), asking
                 elif isinstance(moved, MovedError):

@@ -127,7 +127,7 @@ def test_what_has_moved_is_found_in_a_slot_that_moves(cluster: Cluster) -> None:
     """Scenario 24: ASK is followed by scripts and plain commands, and replicas are waited for."""
     # Given a run with a step, both of which have moved, in a slot that has not
     store = store_from_url(cluster.url)
-    careful = store_from_url(cluster.url, {"wait_replicas": 1, "socket_timeout": 0.2})
+    careful = store_from_url(cluster.url, {"wait_replicas": 1, "socket_timeout": 2.0})
     held = hold(store)
     step(store, held)
     source, slot = cluster.owner_of(KEY)
