@@ -75,11 +75,15 @@ def _commands(server: RedisServer, client: Any) -> list[Goal]:
     task.apply((-1,))
     task.apply((-1,))
 
+    # Of a client that is connected already: how it connects would be seen, too.
+    ends = redis.Redis.from_url(server.url(4))
+    ends.ping()
+
     def count(calls: Sequence[int]) -> float:
         with client.monitor() as monitor:
             for number in calls:
                 task.apply((number,))
-            client.echo(_END)
+            ends.echo(_END)
             sent = 0
             for line in monitor.listen():
                 if line["command"] == f"ECHO {_END}":
