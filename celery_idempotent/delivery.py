@@ -30,7 +30,7 @@ from celery_idempotent.errors import (
     StoreError,
     StoreUnavailable,
 )
-from celery_idempotent.events import Duplicate
+from celery_idempotent.events import Duplicate, were_sent
 from celery_idempotent.execution import Execution
 from celery_idempotent.headers import Waits
 from celery_idempotent.results import replay
@@ -177,7 +177,8 @@ class Delivery:
 
     def show_duplicate(self, record: Record, *, shadow: bool = False) -> None:
         """Have the worker's events say whose duplicate it is, once it has succeeded."""
-        if self.environment.events and not self.eager:  # an eager call is inside another's tracer
+        # An eager call is inside another's tracer.
+        if self.environment.events and not self.eager and were_sent(self.request):
             original = record.owner_id or ""
             callbacks.announce(Duplicate(self.call_key.readable, original, self.call.key, shadow))
 

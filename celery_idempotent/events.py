@@ -22,9 +22,12 @@ __all__ = [
     "STATE",
     "Duplicate",
     "MarkedRepr",
+    "are_sent",
     "follow_up",
     "marked",
     "name_key",
+    "say_whether_sent",
+    "were_sent",
 ]
 
 log = get_logger("celery_idempotent")
@@ -33,6 +36,9 @@ log = get_logger("celery_idempotent")
 STATE: Final = "DEDUPLICATED"
 #: The state of one that ran all the same, in shadow mode.
 SHADOW_STATE: Final = "SHADOW_DUPLICATE"
+
+#: In ``delivery_info``, which no message can bring along: each worker writes its own.
+_SENT: Final = "task_events"
 
 
 class Duplicate(NamedTuple):
@@ -108,6 +114,24 @@ def marked(answer: Any, notes: Sequence[object]) -> Any:
     return answer
 
 
+def are_sent(eventer: Any) -> bool:
+    """Whether this worker sends the events of its tasks: by ``-E``, or because it was told to."""
+    if eventer is None or not eventer.enabled:
+        return False
+    groups = getattr(eventer, "groups", None)
+    return not groups or "task" in groups
+
+
+def say_whether_sent(request: dict[str, Any], eventer: Any) -> None:
+    """Tell the process that is to run a message whether anybody will look at a mark."""
+    request["delivery_info"][_SENT] = are_sent(eventer)
+
+
+def were_sent(request: Any) -> bool:
+    """Whether they were when the message was given to its process; unless it is said, they were."""
+    return (request.delivery_info or {}).get(_SENT) is not False
+
+
 def name_key(request: Any, fields: dict[str, Any]) -> None:
     """Add the key to the fields of an event, where there is one and the message says it.
 
@@ -115,7 +139,7 @@ def name_key(request: Any, fields: dict[str, Any]) -> None:
         request: the worker's request. This never fails, whatever it lacks.
     """
     try:
-        if not request._eventer.enabled:
+        if not are_sent(request._eventer):
             return
         environment = environment_of(request._app)
         own = read_own(request._request_dict, request.id)

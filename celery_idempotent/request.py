@@ -12,7 +12,7 @@ from celery.worker.request import Request
 
 from celery_idempotent.calls import owner_of
 from celery_idempotent.core.record import Process
-from celery_idempotent.events import follow_up, name_key
+from celery_idempotent.events import follow_up, name_key, say_whether_sent
 from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.settings import environment_of
 
@@ -23,6 +23,12 @@ log = get_logger("celery_idempotent")
 
 class IdempotentRequest(Request):
     """A request of an :class:`.IdempotentTask`, in the parent."""
+
+    @property
+    def request_dict(self) -> Any:
+        """As Celery's, which looks here when it gives the message to the pool."""
+        say_whether_sent(self._request_dict, self._eventer)
+        return self._request_dict
 
     def send_event(self, kind: str, **fields: Any) -> None:
         """As Celery's; a task that starts names its key, and a duplicate is said to be one."""

@@ -44,6 +44,8 @@ _WITH_PROCESS: Final = (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
 _NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 _process: tuple[int, bytes] = (0, b"")
+#: Whether the last key was granted here: then the next one is likely to be, too.
+_was_granted = True
 
 
 def this_process() -> bytes:
@@ -64,7 +66,7 @@ def ask(
     """Ask for the key: a :class:`Run` where it is granted, else what the delivery has to do.
 
     Args:
-        ready: called with the run before it is known whether it gets the key.
+        ready: called with the run before it has the key, and maybe before that is known.
 
     In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
     request arrived, the answer is the same), then gives up and has the claim undone.
@@ -73,6 +75,7 @@ def ask(
         StoreUnavailable, RecordTooNew: the delivery must wait.
         RecordCorrupt: it must not run.
     """
+    global _was_granted
     # By position, here and below: names would double what a record takes to make.
     candidate = Record(
         State.RUNNING,
@@ -108,7 +111,7 @@ def ask(
         call.note is not None,
         call.compensates_only,
         call.awaited,
-        prepare,
+        prepare if _was_granted else None,  # or it is work for nothing
     )
     try:
         verdict = _claim(call, request, patience_s)
@@ -123,6 +126,7 @@ def ask(
                 terms.keep_ms / 1000,
             )
         raise
+    _was_granted = isinstance(verdict, Claimed)
     if isinstance(verdict, Claimed):
         held = verdict.failed or Record(
             State.RUNNING,

@@ -177,6 +177,27 @@ def test_no_result_makes_a_task_look_like_a_duplicate(
     wait_for_states(browser, {forger.id: "SUCCESS", duplicate.id: "DEDUPLICATED"})
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
+def test_a_worker_can_be_told_later_to_send_events(
+    make_redis_system: MakeSystem, start_flower: StartFlower, pool: str
+) -> None:
+    """As Flower does it for a worker that was started without ``-E``."""
+    # Given
+    system = make_redis_system()
+    system.start_worker(pool=pool, heartbeat=True)
+    charge = system.task("charge")
+    original = charge.delay(42)
+    result = original.get(timeout=30)
+    assert charge.delay(42).get(timeout=30) == result
+    browser = start_flower(system.settings).browser()
+    system.app.control.enable_events(reply=True)
+    # When
+    duplicate = charge.delay(42)
+    assert duplicate.get(timeout=30) == result
+    # Then
+    wait_for_states(browser, {duplicate.id: "DEDUPLICATED"})
+
+
 def test_it_can_be_turned_off(make_redis_system: MakeSystem, start_flower: StartFlower) -> None:
     """With ``idempotency_events = False`` Flower shows what it would without this library."""
     # Given

@@ -69,6 +69,7 @@ class System:
         self,
         pool: str = "prefork",
         concurrency: int = 4,
+        heartbeat: bool = False,
         options: Sequence[str] = (),
         environment: dict[str, str] | None = None,
     ) -> Worker:
@@ -77,6 +78,7 @@ class System:
             self.settings,
             pool=pool,
             concurrency=concurrency,
+            heartbeat=heartbeat,
             options=options,
             environment=environment,
         )

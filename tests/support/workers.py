@@ -29,6 +29,7 @@ class Worker:
         *,
         pool: str = "prefork",
         concurrency: int = 4,
+        heartbeat: bool = False,
         options: Sequence[str] = (),
         environment: dict[str, str] | None = None,
         root: Path = ROOT,
@@ -40,7 +41,8 @@ class Worker:
         command = [
             *(sys.executable, "-m", "celery", "-A", app, "worker"),
             *("--pool", pool, "--concurrency", str(concurrency), "--hostname", self.node),
-            *("--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"),
+            *("--loglevel", "INFO", "--without-gossip", "--without-mingle"),
+            *(() if heartbeat else ("--without-heartbeat",)),
             *options,
         ]
         with open(self.log_path, "wb") as log:

@@ -232,6 +232,43 @@ def test_nothing_is_worked_out_where_no_events_are_sent(request_: Any, eventer: 
     assert not fields
 
 
+@pytest.mark.parametrize(
+    ("enabled", "groups", "sent"),
+    [
+        (True, set(), True),
+        (True, {"worker", "task"}, True),
+        (True, {"worker"}, False),
+        (False, set(), False),
+    ],
+    ids=["-E", "enabled by remote control", "only heartbeats", "none"],
+)
+def test_a_process_is_told_whether_its_events_are_sent(
+    request_: Any, eventer: Any, enabled: bool, groups: set[str], sent: bool
+) -> None:
+    """When the message is given to it: what was so when it was received may be another thing."""
+    # Given
+    request_._request_dict["delivery_info"] = {"redelivered": False}
+    assert request_.request_dict["delivery_info"]["task_events"] is True
+    eventer.enabled, eventer.groups = enabled, groups
+    # When
+    given = request_.request_dict
+    # Then
+    assert given is request_._request_dict
+    assert given["delivery_info"] == {"redelivered": False, "task_events": sent}
+    # Then no key is looked for in vain
+    given[OWN] = own_header("task-1", CallKey("shop.charge", "order:42", "", b"", False))
+    fields: dict[str, Any] = {}
+    name_key(request_, fields)
+    assert bool(fields) is sent
+
+
+def test_a_request_without_an_eventer_sends_none(request_: Any) -> None:
+    """Celery makes such requests, too."""
+    request_._eventer = None
+    request_._request_dict["delivery_info"] = {}
+    assert request_.request_dict["delivery_info"] == {"task_events": False}
+
+
 @pytest.fixture
 def shop() -> Iterator[Celery]:
     """An app whose tasks are run as a worker's process runs them."""
@@ -255,11 +292,11 @@ def shop() -> Iterator[Celery]:
     app.close()
 
 
-def deliver(app: Celery, name: str, task_id: str, *args: Any) -> Any:
+def deliver(app: Celery, name: str, task_id: str, *args: Any, **info: Any) -> Any:
     """Have a task traced as a worker's process does; what its parent gets."""
     task = app.tasks[name]
     task.__trace__ = build_tracer(name, task, app=app)
-    request = {"id": task_id, "task": name, "is_eager": False, "delivery_info": {}}
+    request = {"id": task_id, "task": name, "is_eager": False, "delivery_info": info}
     return task.__trace__(task_id, args, {}, request)
 
 
@@ -278,6 +315,19 @@ def test_only_the_duplicates_own_delivery_is_marked(shop: Celery) -> None:
     )
     # And a copy of the first call's own message is none
     assert (again.retstr, type(again.retstr)) == ("9", str)
+
+
+@pytest.mark.parametrize(("sent", "kind"), [(True, MarkedRepr), (False, str)])
+def test_only_a_mark_that_somebody_looks_at_is_made(
+    shop: Celery, sent: bool, kind: type[str]
+) -> None:
+    """A worker that sends no events of tasks has no use for one."""
+    # Given
+    deliver(shop, "shop.charge", "task-1", 7, task_events=sent)
+    # When
+    second = deliver(shop, "shop.charge", "task-2", 7, task_events=sent)
+    # Then
+    assert (second.retval, second.retstr, type(second.retstr)) == (7, "7", kind)
 
 
 def test_other_results_are_not_followed_up() -> None:
