@@ -24,6 +24,14 @@ _safe_repr: Any = encoding.safe_repr
 _SHORT: Final = 500
 _NOT_KEPT = Outcome(Kind.NOT_KEPT).pack()
 
+_JSON: Final = "application/json"
+# What most tasks give (nothing, yes or no, a number) takes neither an encoder nor a decoder: kombu
+# makes one each time, and that is a good part of what a guard takes.
+_WORDS: Final = {b"null": None, b"true": True, b"false": False}
+_TEXTS: Final = {None: b"null", True: b"true", False: b"false"}
+_DIGITS: Final = 15
+_PLAIN: Final = 10**_DIGITS
+
 
 def encode_result(backend: Any, result: Any, most: int) -> bytes:
     """Pack a result as ``backend`` would store it; "not kept" where it is over ``most`` bytes.
@@ -61,8 +69,7 @@ def _pack_failure(backend: Any, exc: BaseException, most: int) -> bytes:
 
 
 def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:
-    payload = backend.encoder(value)
-    raw = payload.encode("utf-8") if isinstance(payload, str) else bytes(payload)
+    raw = _encode(backend, value)
     if len(raw) > most:
         return _NOT_KEPT
     return Outcome(kind, backend.content_type, backend.content_encoding, raw).pack()
@@ -82,19 +89,14 @@ def replay(backend: Any, packed: bytes, key: str) -> Any:
             f"{key} was done before and is not run again, but its result was not kept: it was over "
             "idempotency_max_result_size, or the result serializer didn't take it"
         )
-    payload: Any = outcome.payload
-    if outcome.content_encoding not in ("binary", ""):
-        payload = payload.decode(outcome.content_encoding, "replace")
     try:
-        value = _registry.loads(
-            payload, outcome.content_type, outcome.content_encoding, accept=backend.accept
-        )
+        value = _decode(outcome, backend.accept)
     except ContentDisallowed as exc:
         raise RecordCorrupt(
             f"the outcome of {key} is stored as {outcome.content_type}, which this app does not "
             "accept: add it to result_accept_content, or forget the key"
         ) from exc
-    except (DecodeError, SerializationError, ValueError) as exc:
+    except (DecodeError, SerializationError, LookupError, ValueError) as exc:
         raise RecordCorrupt(f"the outcome of {key} can't be decoded: forget the key") from exc
     if outcome.kind is Kind.RESULT:
         return value
@@ -102,3 +104,24 @@ def replay(backend: Any, packed: bytes, key: str) -> Any:
     if not isinstance(failure, BaseException):
         raise RecordCorrupt(f"the failure of {key} can't be rebuilt: forget the key")
     raise failure
+
+
+def _encode(backend: Any, value: Any) -> bytes:
+    if backend.content_type == _JSON:
+        if value is None or value is True or value is False:
+            return _TEXTS[value]
+        if type(value) is int and 0 < value < _PLAIN:
+            return b"%d" % value
+    payload = backend.encoder(value)
+    return payload.encode("utf-8") if isinstance(payload, str) else bytes(payload)
+
+
+def _decode(outcome: Outcome, accept: Any) -> Any:
+    _, content_type, encoding, payload = outcome
+    if content_type == _JSON and (accept is None or _JSON in accept):
+        if payload in _WORDS:
+            return _WORDS[payload]
+        if payload.isdigit() and len(payload) <= _DIGITS and not payload.startswith(b"0"):
+            return int(payload)
+    text = payload if encoding in ("binary", "") else payload.decode(encoding, "replace")
+    return _registry.loads(text, content_type, encoding, accept=accept)

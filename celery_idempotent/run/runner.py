@@ -91,11 +91,13 @@ def ask(
     )
     terms = call.terms
     run: Run | None = None
+    asked = time.monotonic()
 
     def prepare() -> Run:
         nonlocal run
         if run is None:
             run = Run(call, candidate, on_lost)
+            run.lease.renewed = asked  # whenever the answer comes, it runs from about then
             if ready is not None:
                 ready(run)
             now_and_then(terms.store)

@@ -1,0 +1,73 @@
+"""Outcomes as results: what a replay gives is what the result backend would have given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.serialization import registry
+
+from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.errors import RecordCorrupt
+from celery_idempotent.results import encode_result, replay
+
+JSON = "application/json"
+
+
+@pytest.fixture
+def backend() -> Iterator[Any]:
+    app = Celery("results", backend="cache+memory://", set_as_current=False)
+    yield app.backend
+    app.close()
+
+
+def packed(payload: bytes, content_type: str = JSON, encoding: str = "utf-8") -> bytes:
+    return Outcome(Kind.RESULT, content_type, encoding, payload).pack()
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        *(None, True, False, 0, 7, -7, 10**14, 10**15, 10**30, 1.5, 1e300, "", "null", "7", "ü"),
+        *([], [None, 1], {}, {"null": None}, {"receipt": [7, "A-17"]}),
+    ],
+    ids=repr,
+)
+def test_a_replay_equals_the_first_result(backend: Any, result: Any) -> None:
+    """In type too: what is read without a decoder is what the decoder gives."""
+    # When
+    kept = encode_result(backend, result, 1024)
+    given = replay(backend, kept, "order:42")
+    # Then
+    assert Outcome.unpack(kept).payload == backend.encode(result).encode()
+    decoded = registry.loads(registry.dumps(result, "json")[2], JSON, "utf-8", accept={JSON})
+    assert (given, type(given)) == (result, type(result)) == (decoded, type(decoded))
+
+
+@pytest.mark.parametrize("payload", [b"null", b"7", b'{"a": 1}'])
+def test_nothing_is_read_that_the_app_does_not_accept(backend: Any, payload: bytes) -> None:
+    """However simple it is."""
+    backend.accept = {"application/x-msgpack"}
+    with pytest.raises(RecordCorrupt, match="result_accept_content"):
+        replay(backend, packed(payload), "order:42")
+
+
+@pytest.mark.parametrize("payload", [b"007", b"nul", b"7 8", b"{", b"\xff"])
+def test_what_is_no_json_is_corrupt(backend: Any, payload: bytes) -> None:
+    """A number with zeros in front is none, whoever wrote it."""
+    with pytest.raises(RecordCorrupt, match="order:42 can't be decoded"):
+        replay(backend, packed(payload), "order:42")
+
+
+def test_an_encoding_that_nobody_knows_is_corrupt(backend: Any) -> None:
+    """It says what to do, like all that can't be read."""
+    with pytest.raises(RecordCorrupt, match="forget the key"):
+        replay(backend, packed(b"7.5", encoding="utf-1000"), "order:42")
+
+
+def test_the_same_text_of_another_type_is_another_result(backend: Any) -> None:
+    """Only JSON's numbers are numbers."""
+    backend.accept = {JSON, "text/plain"}
+    assert replay(backend, packed(b"7", "text/plain"), "order:42") == "7"
