@@ -115,6 +115,27 @@ _RUNS = [
         (("tests/unit/test_heartbeat.py",),),
     ),
     Mutant(
+        "heartbeat: a lease runs from when it was asked for",
+        "run/runner.py",
+        "            run.lease.renewed = asked",
+        "            pass",
+        (("tests/unit/test_seam.py", "-k", "lease_runs_from"),),
+    ),
+    Mutant(
+        "replay: nothing is read that the app does not accept",
+        "results.py",
+        "content_type == _JSON and (accept is None or _JSON in accept)",
+        "content_type == _JSON",
+        (("tests/unit/test_results.py",),),
+    ),
+    Mutant(
+        "events: where they are sent, a duplicate is marked",
+        "events.py",
+        'request["delivery_info"][_SENT] = are_sent(eventer)',
+        'request["delivery_info"][_SENT] = False',
+        (("tests/unit/test_events.py",),),
+    ),
+    Mutant(
         "check: it says that the key is lost",
         "run/context.py",
         "        if self._run.lease.lost is not None:\n            raise ClaimLost(",
