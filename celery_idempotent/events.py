@@ -22,7 +22,6 @@ __all__ = [
     "STATE",
     "Duplicate",
     "MarkedRepr",
-    "are_sent",
     "follow_up",
     "marked",
     "name_key",
@@ -114,7 +113,7 @@ def marked(answer: Any, notes: Sequence[object]) -> Any:
     return answer
 
 
-def are_sent(eventer: Any) -> bool:
+def _are_sent(eventer: Any) -> bool:
     """Whether this worker sends the events of its tasks: by ``-E``, or because it was told to."""
     if eventer is None or not eventer.enabled:
         return False
@@ -124,7 +123,7 @@ def are_sent(eventer: Any) -> bool:
 
 def say_whether_sent(request: dict[str, Any], eventer: Any) -> None:
     """Tell the process that is to run a message whether anybody will look at a mark."""
-    request["delivery_info"][_SENT] = are_sent(eventer)
+    request["delivery_info"][_SENT] = _are_sent(eventer)
 
 
 def were_sent(request: Any) -> bool:
@@ -139,7 +138,7 @@ def name_key(request: Any, fields: dict[str, Any]) -> None:
         request: the worker's request. This never fails, whatever it lacks.
     """
     try:
-        if not are_sent(request._eventer):
+        if not _are_sent(request._eventer):
             return
         environment = environment_of(request._app)
         own = read_own(request._request_dict, request.id)

@@ -28,7 +28,7 @@ _JSON: Final = "application/json"
 # What most tasks give (nothing, yes or no, a number) takes neither an encoder nor a decoder: kombu
 # makes one each time, and that is a good part of what a guard takes.
 _WORDS: Final = {b"null": None, b"true": True, b"false": False}
-_TEXTS: Final = {None: b"null", True: b"true", False: b"false"}
+_TEXTS: Final = {value: word for word, value in _WORDS.items()}
 _DIGITS: Final = 15
 _PLAIN: Final = 10**_DIGITS
 

@@ -67,12 +67,12 @@ class Throughput:
         began = time.perf_counter()
         # A queue is a list, and a worker that waits for one sees it at once.
         self._client.rename(_FILLED, _CONSUMED)
-        took = self._until(done - count, done, began)
+        took = self._until(done, count, began)
         self._results.flushdb()
         return took / count
 
-    def _until(self, start: int, done: int, began: float) -> float:
-        """Wait until so many results are there; how long that took.
+    def _until(self, done: int, count: int, began: float) -> float:
+        """Wait until so many results are there, ``count`` of them new; how long that took.
 
         It looks seldom, since that takes the worker's time, and often in the end: what lies between
         the last result and the look that finds it is timed, too.
@@ -82,7 +82,8 @@ class Throughput:
             if there >= done:
                 return took
             self._check(took < _LONGEST_S)
-            left = took * (done - there) / max(1, there - start)
+            missing = done - there
+            left = took * missing / max(1, count - missing)
             time.sleep(min(max(left / 2, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S))
 
     def _wait(self, ready: Callable[[], Any], seconds: float) -> None:

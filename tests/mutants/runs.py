@@ -131,7 +131,7 @@ _RUNS = [
     Mutant(
         "events: where they are sent, a duplicate is marked",
         "events.py",
-        'request["delivery_info"][_SENT] = are_sent(eventer)',
+        'request["delivery_info"][_SENT] = _are_sent(eventer)',
         'request["delivery_info"][_SENT] = False',
         (("tests/unit/test_events.py",),),
     ),
