@@ -24,7 +24,7 @@ def _all(*rows: tuple[str, str, tuple[str, ...]]) -> tuple[Scenario, ...]:
     return tuple(Scenario(number, *row) for number, row in enumerate(rows, start=1))
 
 
-SCENARIOS = _all(
+_THOUGHT_OF = _all(
     (
         "Crash before the claim",
         "The redelivery runs.",
@@ -424,3 +424,17 @@ SCENARIOS = _all(
         ),
     ),
 )
+
+_FOUND_BY_USE = (
+    Scenario(
+        61,
+        "A replica that lags while connected, with idempotency_wait_replicas",
+        "No telling of an end counts for it: the end is told until the replica has it.",
+        (
+            "faults/test_failover.py::test_an_end_told_again_is_counted_by_itself",
+            "faults/test_failover.py::test_an_end_on_no_replica_is_told_on",
+        ),
+    ),
+)
+
+SCENARIOS = (*_THOUGHT_OF, *sorted(_FOUND_BY_USE, key=lambda scenario: scenario.number))

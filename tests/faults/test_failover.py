@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from celery import Celery
 
-from celery_idempotent import ConfigurationError
+from celery_idempotent import ConfigurationError, StoreUnavailable
+from celery_idempotent.core.transitions import Claim, Recorded
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.base import store_from_url
+from celery_idempotent.testing.contract.kit import FIRST, KEEP_MS, LEASE_MS, WRITES, hold, stored
 from tests.conftest import MakeSystem
-from tests.support.replicas import Pair, Sentinel
+from tests.support.replicas import Pair, Sentinel, info
 from tests.support.system import STORE_DB, System, answers
 from tests.support.waiting import eventually
 
@@ -96,6 +99,66 @@ def test_waiting_for_a_replica_loses_no_completion(make_faulty: MakeSystem, pair
     eventually(lambda: pay.idempotency_record(1).is_done, "recorded by the new master")
     assert pay.delay(1, gate="go").get(timeout=30) == answer
     assert system.ledger.count("effect", key=1) == 1
+
+
+@pytest.mark.parametrize(
+    "ending", sorted(set(WRITES) - {"renew", "step", "interrupt", "compensate"})
+)
+def test_an_end_told_again_is_counted_by_itself(pair: Pair, ending: str) -> None:
+    """Scenario 61: a replica that lags while connected has none of the tellings of an end.
+
+    From version 7.2 on a server waits for what its *connection* wrote last. On another one than the
+    first telling's that would be nothing, or something which the replica has.
+    """
+    # Given a claim that the replica has, and a second connection whose last write it has
+    pair.follow()
+    options = {"wait_replicas": 1, "socket_timeout": 1.0}
+    first, second, fresh = (store_from_url(pair.url(STORE_DB), options) for _ in range(3))
+    held = hold(first)
+    second.claim("another {key}", Claim(FIRST.candidate(), LEASE_MS, KEEP_MS))
+    pair.wait_until_same()
+    pair.line.hold_answers()
+    # Then
+    for store in (first, second, fresh, second):
+        with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
+            WRITES[ending](store, held)
+    # When the replica is there again
+    ended = stored(first)
+    pair.line.accept()
+    # Then
+    assert isinstance(WRITES[ending](second, held), Recorded)
+    assert stored(second) == ended
+
+
+def test_an_end_on_no_replica_is_told_on(make_faulty: MakeSystem, pair: Pair) -> None:
+    """Scenario 61: the end that a lagging replica doesn't have is told to it as the new master."""
+    # Given a claim that the replica has
+    options = {"socket_timeout": 1.0}
+    system = behind(
+        make_faulty, pair, idempotency_wait_replicas=1, idempotency_store_options=options
+    )
+    pay = system.task("pay")
+    first = pay.delay(1, gate="go")
+    system.ledger.wait_for("start", id=first.id)
+    pair.wait_until_same()
+    # When it lags, and the end is told again on a connection that wrote nothing before
+    pair.line.hold_answers()
+    system.ledger.open("go")
+    answer = first.get(timeout=30)
+    before = waits(pair)
+    pair.front.cut()
+    eventually(lambda: waits(pair) > before, "told again")
+    pair.fail_over()
+    # Then
+    eventually(lambda: pay.idempotency_record(1).is_done, "recorded by the new master")
+    assert pay.delay(1, gate="go").get(timeout=30) == answer
+    assert system.ledger.count("effect", key=1) == 1
+
+
+def waits(pair: Pair) -> int:
+    """How often the master has waited for its replica."""
+    found = info(pair.master, "commandstats").get("cmdstat_wait", {"calls": 0})
+    return int(found["calls"])
 
 
 def test_sentinel_fails_over_under_load(

@@ -95,6 +95,16 @@ _NOTHING_DELETES = [
     ),
 ]
 
+_REPLICAS = [
+    Mutant(
+        "an end that is told again is written again",
+        "stores/lua/settle.lua",
+        "  save_keep_ttl(raw)\n",
+        "",
+        (("tests/faults/test_failover.py", "-k", "told_again and complete"),),
+    ),
+]
+
 _ROWS = [
     Mutant(
         "a row is as it was read",
@@ -164,4 +174,4 @@ _TRANSACTIONS = [
     ),
 ]
 
-STORES: list[Mutant] = [*_NOTHING_DELETES, *_ROWS, *_TRANSACTIONS]
+STORES: list[Mutant] = [*_NOTHING_DELETES, *_REPLICAS, *_ROWS, *_TRANSACTIONS]

@@ -19,6 +19,8 @@ class Proxy:
         self._refusing = False
         self._wanted = b""
         self._mute: set[socket.socket] = set()
+        self._flows = threading.Event()
+        self._flows.set()
         #: How many answers were lost by :meth:`lose_answer_to`.
         self.lost = 0
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -36,12 +38,20 @@ class Proxy:
         self.cut()
 
     def accept(self) -> None:
-        """Let connections through again."""
+        """Let connections through again, and what the target sends."""
         self._refusing = False
+        self._flows.set()
 
     def lose_answer_to(self, request: bytes) -> None:
         """Let the next request with these bytes through, and end its connection at the answer."""
         self._wanted = request
+
+    def hold_answers(self) -> None:
+        """Keep to itself what the target sends, the connections up, until :meth:`accept`.
+
+        What is kept when a connection ends is lost with it.
+        """
+        self._flows.clear()
 
     def turn_to(self, host: str, port: int) -> None:
         """End every connection, and let new ones through to another address."""
@@ -52,6 +62,7 @@ class Proxy:
         """Stop for good."""
         _end(self._listener)
         self.refuse()
+        self._flows.set()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -69,10 +80,13 @@ class Proxy:
                     self._open |= {near, far}
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(
-                        target=self._forward, args=(source, sink), name="proxy", daemon=True
+                        target=self._forward,
+                        args=(source, sink, source is far),
+                        name="proxy",
+                        daemon=True,
                     ).start()
 
-    def _forward(self, source: socket.socket, sink: socket.socket) -> None:
+    def _forward(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 with self._lock:
@@ -83,6 +97,8 @@ class Proxy:
                         self._mute.discard(source)
                         self.lost += 1
                         break
+                if answers:
+                    self._flows.wait()
                 sink.sendall(data)
         _end(source)
         _end(sink)

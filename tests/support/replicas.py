@@ -46,6 +46,7 @@ class Pair:
 
     def fail_over(self) -> None:
         """Kill the master; the replica is the master from now on, and clients find it."""
+        self.line.refuse()  # what it holds back never comes
         self.master.kill()
         tell(self.replica, "REPLICAOF", "NO", "ONE")
         self.front.turn_to("127.0.0.1", self.replica.port)
@@ -101,8 +102,8 @@ def tell(server: RedisServer, *command: Any) -> Any:
         return client.execute_command(*command)
 
 
-def info(server: RedisServer) -> dict[str, Any]:
-    """What a server says of its replication."""
+def info(server: RedisServer, section: str = "replication") -> dict[str, Any]:
+    """What a server says of its replication, or of something else."""
     with redis.Redis.from_url(server.url()) as client:
-        found: dict[str, Any] = client.info("replication")
+        found: dict[str, Any] = client.info(section)
         return found
