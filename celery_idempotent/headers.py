@@ -3,18 +3,30 @@
 Two headers. ``idempotency-key`` is anybody's: an explicit key, as text, from a producer in any
 language. ``celery-idempotency`` is ours: a table that is tied to its message's task id, so that
 headers which are copied from one message to another task's message give nothing away.
+
+Instrumentation moves headers: where a message has a table ``headers`` among its headers, Celery
+shows a task only that one. So both headers are looked for at the top and inside of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
 from celery_idempotent.errors import KeyDerivationError
 
-__all__ = ["EXPLICIT", "OWN", "Waits", "explicit_key", "own_header", "read_own"]
+__all__ = [
+    "EXPLICIT",
+    "OWN",
+    "Waits",
+    "explicit_key",
+    "ours_in",
+    "own_header",
+    "own_of",
+    "read_own",
+]
 
 #: The header with an explicit key.
 EXPLICIT: Final = "idempotency-key"
@@ -65,20 +77,44 @@ def own_header(
     return header
 
 
+def own_of(headers: Mapping[str, Any] | None, task_id: str | None) -> Mapping[str, Any] | None:
+    """Find the header of ours that belongs to this task id, at the top or nested, as it is.
+
+    Raises:
+        KeyDerivationError: it is no table.
+    """
+    for level in _levels(headers):
+        header = level.get(OWN)
+        if header is None:
+            continue
+        if type(header) is not dict and not isinstance(header, Mapping):
+            raise _malformed()
+        if header.get("id") == task_id:
+            return header
+    return None
+
+
+def _levels(headers: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if headers:
+        yield headers
+        nested = headers.get("headers")
+        if nested and isinstance(nested, Mapping):
+            yield nested
+
+
 def read_own(
     headers: Mapping[str, Any] | None, task_id: str | None
 ) -> tuple[CallKey | None, Waits] | None:
     """Read our header; ``None`` where there is none, or it came from another message.
 
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
+
     Raises:
         KeyDerivationError: it is malformed.
     """
-    header = headers.get(OWN) if headers else None
-    if type(header) is not dict and not isinstance(header, Mapping):
-        if header is None:
-            return None
-        raise _malformed()
-    if header.get("id") != task_id:
+    header = own_of(headers, task_id)
+    if header is None:
         return None
     try:
         waited = "waits" in header or "compensate" in header
@@ -133,22 +169,53 @@ def _malformed() -> KeyDerivationError:
 
 
 def explicit_key(headers: Mapping[str, Any] | None) -> str | None:
-    """Give the explicit key in a message's headers, if there is one.
+    """Find the explicit key in a message's headers; ``None`` where there is none.
 
     Names are read without regard to case, and ``_`` is equal to ``-``.
+
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
 
     Raises:
         KeyDerivationError: it is not text.
     """
-    for name, value in (headers or {}).items():
-        if len(name) == len(EXPLICIT) and name.lower().replace("_", "-") == EXPLICIT:
-            if value is None:
-                continue
-            if isinstance(value, bytes):
-                value = value.decode("utf-8", "replace")
-            if not isinstance(value, str):
-                raise KeyDerivationError(
-                    f"the message's {name!r} header is {type(value).__name__}, and must be text"
-                )
-            return value
+    for level in _levels(headers):
+        for name, value in level.items():
+            if value is not None and _is_explicit(name):
+                return _as_text(name, value)
     return None
+
+
+def _is_explicit(name: str) -> bool:
+    return len(name) == len(EXPLICIT) and name.lower().replace("_", "-") == EXPLICIT
+
+
+def ours_in(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick our two headers, as they are: for a message that is published again.
+
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
+    """
+    return {
+        name: value
+        for level in reversed([*_levels(headers)])
+        for name, value in level.items()
+        if name == OWN or _is_explicit(name)
+    }
+
+
+def _as_text(name: str, value: object) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            # With another character in place of what can't be read, two keys would become one.
+            raise KeyDerivationError(
+                f"the message's {name!r} header is bytes that are not UTF-8: its producer has to "
+                "send the key as text"
+            ) from exc
+    if not isinstance(value, str):
+        raise KeyDerivationError(
+            f"the message's {name!r} header is {type(value).__name__}, and must be text"
+        )
+    return value

@@ -14,7 +14,7 @@ from celery.utils.log import get_logger
 from celery_idempotent.core.keys import MAX_EXPLICIT, CallKey, record_key
 from celery_idempotent.core.record import State
 from celery_idempotent.errors import KeyDerivationError, StoreError
-from celery_idempotent.headers import EXPLICIT, OWN, explicit_key, own_header
+from celery_idempotent.headers import EXPLICIT, OWN, explicit_key, own_header, own_of
 from celery_idempotent.settings import TaskSetup, environment_of
 
 __all__ = ["first_call", "use_idempotency_key", "with_key"]
@@ -70,7 +70,7 @@ def with_key(
     """
     if setup is None or setup.options.mode == "off":
         return (headers if explicit is None else {**(headers or {}), EXPLICIT: explicit}), None
-    if explicit is None and headers and _is_own(headers, task_id):
+    if explicit is None and own_of(headers, task_id) is not None:
         return headers, None
     context = _context_key.get() if explicit is None else None
     if headers and explicit is None and context is None:
@@ -96,11 +96,6 @@ def with_key(
     if explicit is not None:
         made[EXPLICIT] = explicit
     return made, call_key
-
-
-def _is_own(headers: Mapping[str, Any], task_id: str) -> bool:
-    own = headers.get(OWN)
-    return isinstance(own, Mapping) and own.get("id") == task_id
 
 
 def first_call(task: Any, call_key: CallKey) -> str | None:

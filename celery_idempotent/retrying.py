@@ -9,7 +9,7 @@ from celery.exceptions import Reject
 from celery.utils.log import get_logger
 
 from celery_idempotent.callbacks import announced
-from celery_idempotent.headers import OWN, own_header
+from celery_idempotent.headers import OWN, ours_in, own_header
 from celery_idempotent.waiting import RETRY_SAID, WithoutRetry, back_to_broker, broker_is_away
 
 __all__ = ["RetryingTask"]
@@ -40,15 +40,13 @@ class RetryingTask(Task):
         request = self.request if request is None else request
         given = options.get("headers")
         known = request.__dict__.get("_idempotent_call")
-        own: Any
-        if known is None:
-            own = (request.headers or {}).get(OWN)
-        else:
-            own = own_header(request.id, known[0])
-        if own is not None and not (given and OWN in given):
+        ours = ours_in(vars(request))
+        if known is not None:
+            ours[OWN] = own_header(request.id, known[0])
+        if ours:
             if given is None:
-                given = request.as_execution_options()["headers"]
-            options["headers"] = {**(given or {}), OWN: own}
+                given = {**(request.as_execution_options()["headers"] or {}), **ours}
+            options["headers"] = {**ours, **given}
         return super().signature_from_request(request, args, kwargs, **options)
 
     def retry(

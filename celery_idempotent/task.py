@@ -199,13 +199,15 @@ class IdempotentTask(RetryingTask):
     def _identify(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str
     ) -> tuple[CallKey | None, Waits]:
-        own = read_own(request.headers, request.id)
+        # Not request.headers: where a tracer has nested headers, it has only those.
+        headers = vars(request)
+        own = read_own(headers, request.id)
         if own is not None:
             return own
         setup = self._setup()
         if setup is None:
             return None, Waits()
-        explicit = explicit_key(request.headers)
+        explicit = explicit_key(headers)
         derive = setup.scheme.derive
         return derive(args, kwargs, task_id=task_id, explicit=explicit, task=self), Waits()
 

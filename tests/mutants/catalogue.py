@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.decisions import DECISIONS
+from tests.mutants.keys import KEYS
 from tests.mutants.mutant import Mutant
 from tests.mutants.runs import RUNS
 from tests.mutants.stores import STORES
@@ -10,4 +11,4 @@ from tests.mutants.usual import USUAL
 
 __all__ = ["MUTANTS"]
 
-MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS]
+MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS, *KEYS]

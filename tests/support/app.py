@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import signals
 
-from tests.support import canvas, faults
+from tests.support import canvas, faults, tracers
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE, make_app
 
@@ -18,6 +18,8 @@ if app.conf.get("test_faults"):
     faults.install(app, _ledger)
 if app.conf.get("test_canvas"):
     canvas.install(_ledger)
+if app.conf.get("test_tracer"):
+    tracers.TRACERS[app.conf.test_tracer]()
 
 
 @signals.worker_ready.connect

@@ -9,6 +9,7 @@ from celery_idempotent.headers import (
     OWN,
     Waits,
     explicit_key,
+    ours_in,
     own_header,
     read_own,
 )
@@ -105,3 +106,53 @@ def test_an_explicit_key_that_is_no_text_is_an_error():
     """A number would be the same as its text for one producer, and another key for the next."""
     with pytest.raises(KeyDerivationError, match="must be text"):
         explicit_key({EXPLICIT: 7})
+
+
+@pytest.mark.parametrize("value", [b"caf\xe9", b"\xff\xfe", "req-7".encode("utf-16")])
+def test_bytes_that_are_not_utf_8_are_an_error(value):
+    """Decoded with another character in place of theirs, two keys would become one."""
+    with pytest.raises(KeyDerivationError, match="not UTF-8"):
+        explicit_key({EXPLICIT: value})
+
+
+def test_both_headers_are_found_wherever_a_tracer_left_them():
+    """At the top, and inside the table that hides the others from a task."""
+    # Given
+    own = {OWN: own_header("id-1", KEY)}
+    # Then
+    for headers in (own, {**own, "headers": {"trace": 1}}, {"trace": 1, "headers": own}):
+        assert read_own(headers, "id-1") == (KEY, Waits())
+    for name in (EXPLICIT, "Idempotency_Key"):
+        given = {name: "req-7"}
+        assert explicit_key({**given, "headers": {"trace": 1}}) == "req-7"
+        assert explicit_key({"trace": 1, "headers": given}) == "req-7"
+
+
+def test_what_stands_at_the_top_is_newer():
+    """A tracer's copy of an earlier publication's headers may still be nested."""
+    # Given
+    new, old = own_header("id-1", KEY, Waits(2)), own_header("id-1", KEY, Waits(1))
+    # When
+    read = read_own({OWN: new, "headers": {OWN: old}}, "id-1")
+    # Then
+    assert read == (KEY, Waits(2))
+    assert explicit_key({EXPLICIT: "new", "headers": {EXPLICIT: "old"}}) == "new"
+    assert ours_in({OWN: new, "headers": {OWN: old, EXPLICIT: "old"}}) == {
+        OWN: new,
+        EXPLICIT: "old",
+    }
+
+
+def test_another_messages_header_does_not_hide_ones_own():
+    """Copied to the top, it is passed over."""
+    # Given
+    other, mine = own_header("id-2", None), own_header("id-1", KEY)
+    # Then
+    assert read_own({OWN: other, "headers": {OWN: mine}}, "id-1") == (KEY, Waits())
+
+
+@pytest.mark.parametrize("nested", [None, [], "text", 5, {}])
+def test_a_header_called_headers_may_hold_anything(nested):
+    """It is somebody else's."""
+    assert explicit_key({"headers": nested}) is None
+    assert read_own({"headers": nested}, "id-1") is None

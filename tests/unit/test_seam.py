@@ -18,6 +18,7 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.execution import Execution
+from celery_idempotent.headers import OWN, own_header
 from celery_idempotent.run import runner
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease, heartbeat
@@ -545,3 +546,42 @@ def test_a_lease_runs_from_when_it_was_asked_for(app, before):
     # Then
     assert len(renewed) == 1
     assert renewed[0] <= store.asked_at
+
+
+TRACED = {"headers": {"trace-id": "1"}}
+
+
+def test_a_tracer_nests_the_headers_of_a_message(app, ran):
+    """Where a message has a table ``headers``, Celery hides all others from the task."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
+    def charge(order):
+        ran.append(order)
+
+    # When
+    for key in ("a", "a", "b"):
+        deliver(charge, 1, **{"idempotency-key": key}, **TRACED)
+    # Then
+    assert ran == [1, 1]
+
+
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_a_tracer_nests_the_headers_and_a_retry_keeps_them(app, mode):
+    """Also while the library is switched off, and with headers of the retry's own."""
+    # Given
+    seen = []
+
+    @app.task(
+        base=IdempotentTask, idempotency_key="order:{order}", idempotency_mode=mode, bind=True
+    )
+    def charge(self, order):
+        for given in ({}, {"headers": {"x-shop": "1"}}):
+            seen.append(self.signature_from_request(**given).options["headers"])
+
+    own = own_header("t", None)
+    # When
+    deliver(charge, 1, task_id="t", **{"Idempotency-Key": "a", OWN: own}, **TRACED)
+    # Then
+    assert [(it["Idempotency-Key"], it[OWN]) for it in seen] == [("a", own)] * 2
+    assert "trace-id" in seen[0] and "x-shop" in seen[1]
