@@ -17,13 +17,19 @@ from celery_idempotent.core.options import RERUN, UNKNOWN
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Lost
-from celery_idempotent.errors import ClaimLost, IdempotencyInProgress, OutcomeUnknown
+from celery_idempotent.errors import (
+    ClaimLost,
+    ConfigurationError,
+    IdempotencyInProgress,
+    OutcomeUnknown,
+)
 from celery_idempotent.results import encode_failure, encode_result, replay
 from celery_idempotent.run.call import Ending
 from celery_idempotent.run.journal import Event
 from celery_idempotent.run.runner import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
+from celery_idempotent.task_checks import refuse_unfinished
 
 if TYPE_CHECKING:
     from celery_idempotent.delivery import Delivery
@@ -74,6 +80,7 @@ class Execution:
                 result = self._reconcile(args, kwargs)
             else:
                 result = self.task.run(*args, **kwargs)
+            refuse_unfinished(self.task, result)
         except _NobodyKnows as exc:
             return self._unknown(exc)
         except BaseException as exc:
@@ -138,6 +145,8 @@ class Execution:
 
     def _final_state(self, exc: BaseException) -> State:
         stored = self.options.store_failures
+        if isinstance(exc, ConfigurationError):
+            return State.RELEASED  # it says nothing of the call
         if stored is True or (isinstance(stored, tuple) and isinstance(exc, stored)):
             return State.FAILED
         return State.RELEASED

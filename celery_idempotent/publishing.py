@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import EllipsisType
 from typing import Any
 from urllib.parse import quote
 
@@ -58,25 +59,32 @@ def with_key(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     task_id: str,
-    explicit: str | None,
+    explicit: str | EllipsisType | None,
     headers: Mapping[str, Any] | None,
 ) -> tuple[Mapping[str, Any] | None, CallKey | None]:
     """Give the headers of a message with its key in them, and the key that was derived.
 
     No key is given for a message that is published again: it keeps what it has.
 
+    Args:
+        explicit: the call's ``idempotency_key``; ``None``: it is not deduplicated; ``...``: it
+            brings none.
+
     Raises:
         KeyDerivationError: no key can be derived.
     """
+    if explicit is None:
+        return {**(headers or {}), OWN: own_header(task_id, None)}, None
+    given = None if explicit is ... else explicit
     if setup is None or setup.options.mode == "off":
-        return (headers if explicit is None else {**(headers or {}), EXPLICIT: explicit}), None
-    if explicit is None and own_of(headers, task_id) is not None:
+        return (headers if given is None else {**(headers or {}), EXPLICIT: given}), None
+    if given is None and own_of(headers, task_id) is not None:
         return headers, None
-    context = _context_key.get() if explicit is None else None
-    if headers and explicit is None and context is None:
-        explicit = explicit_key(headers)
+    context = _context_key.get() if given is None else None
+    if headers and given is None and context is None:
+        given = explicit_key(headers)
     try:
-        call_key = setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=task)
+        call_key = setup.scheme.derive(args, kwargs, task_id=task_id, explicit=given, task=task)
     except TypeError:
         if task.typing and setup.options.mode != "shadow":
             raise
@@ -93,8 +101,8 @@ def with_key(
     made: dict[str, Any] = {OWN: own_header(task_id, call_key)}
     if headers:
         made = {**headers, **made}
-    if explicit is not None:
-        made[EXPLICIT] = explicit
+    if given is not None:
+        made[EXPLICIT] = given
     return made, call_key
 
 

@@ -8,19 +8,24 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from celery.utils.quorum_queues import detect_quorum_queues
 
 from celery_idempotent.core.keys import KeyScheme
-from celery_idempotent.core.options import Options, Settings, check_unknown
+from celery_idempotent.core.options import (
+    Options,
+    Settings,
+    check_settings,
+    check_unknown,
+)
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.run.call import Terms
 from celery_idempotent.run.journal import Journal
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
 from celery_idempotent.stores.journal import journal_key
 
-__all__ = ["Environment", "TaskSetup", "environment_of", "everywhere", "task_setup"]
+__all__ = ["Environment", "TaskSetup", "check_conf", "environment_of", "everywhere", "task_setup"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -70,6 +75,9 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
     Raises:
         ConfigurationError: an option is wrong.
     """
+    if app not in _checked:
+        check_conf(app)
+        _checked.add(app)
     where = f"task {name!r}"
     names = {attribute for klass in cls.__mro__ for attribute in vars(klass)}
     check_unknown(names, where, methods)
@@ -90,6 +98,20 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
         redact=options.redact_key,
     )
     return TaskSetup(options, scheme)
+
+
+#: The apps whose settings were looked at when their first task was bound.
+_checked: WeakSet[Any] = WeakSet()
+
+
+def check_conf(app: Any) -> None:
+    """Check the names of an app's settings: a misspelt one would be ignored in silence.
+
+    Raises:
+        ConfigurationError: one of them is meant as ours, and is not.
+    """
+    app.conf.get("timezone")  # until a setting is asked for, none is loaded
+    check_settings({str(name) for name in app.conf}, "this app", app.conf.prefix or "")
 
 
 def _attribute(cls: type, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from types import EllipsisType
 from typing import Any, ClassVar
 
 from celery import Task
@@ -13,16 +14,17 @@ from kombu.utils.uuid import uuid
 from celery_idempotent import callbacks
 from celery_idempotent.calls import identity_of
 from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.options import option_names
+from celery_idempotent.core.options import check_call, option_names
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
-from celery_idempotent.errors import ConfigurationError, KeyDerivationError
+from celery_idempotent.errors import KeyDerivationError
 from celery_idempotent.headers import Waits, explicit_key, read_own
 from celery_idempotent.publishing import first_call, with_key
 from celery_idempotent.retrying import RetryingTask
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.inbox import plainly
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
+from celery_idempotent.task_checks import check_class, watch_body
 from celery_idempotent.worker import install
 
 __all__ = ["IdempotentTask"]
@@ -75,23 +77,25 @@ class IdempotentTask(RetryingTask):
     # --- binding ---------------------------------------------------------------------------------
 
     @classmethod
-    def on_bound(cls, app: Any) -> None:
-        """Check the options.
+    def bind(cls, app: Any) -> Any:
+        """Check the options, and that nothing passes by the guard.
+
+        Not in ``on_bound``: a class that has its own need not call this one's.
 
         Raises:
             ConfigurationError: one of them is wrong.
         """
-        super().on_bound(app)
+        bound = super().bind(app)
         cls._idempotency = None
-        if cls.run is Task.run:
-            return
-        # An instance that was registered without a name got this one; its class has none.
-        name = cls.name or app.gen_task_name(cls.__name__, cls.__module__)
-        if not name.startswith("celery."):
-            _check_calls(cls, name)
-            cls._idempotency = task_setup(cls, app, _METHODS, name)
-            cls._idempotency_of = name
-            install(app)
+        if cls.run is not Task.run:
+            # An instance that was registered without a name got this one; its class has none.
+            name = cls.name or app.gen_task_name(cls.__name__, cls.__module__)
+            if not name.startswith("celery."):
+                check_class(cls, IdempotentTask, name)
+                cls._idempotency = task_setup(cls, app, _METHODS, name)
+                cls._idempotency_of = name
+                install(app)
+        return bound
 
     @property
     def __trace__(self) -> Any:
@@ -99,6 +103,7 @@ class IdempotentTask(RetryingTask):
 
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
+        watch_body(self, IdempotentTask)
         self.__dict__["_idempotent_trace"] = None if tracer is None else callbacks.traced(tracer)
 
     # --- publishing ------------------------------------------------------------------------------
@@ -109,18 +114,21 @@ class IdempotentTask(RetryingTask):
         kwargs: Any = None,
         task_id: str | None = None,
         *more: Any,
-        idempotency_key: str | None = None,
+        idempotency_key: str | EllipsisType | None = ...,
         headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """Publish a call; as Celery's, and ``idempotency_key`` is an explicit key for this call.
 
-        With ``idempotency_on_enqueue = "attach"`` a call that is under way or done already is not
+        With ``idempotency_key=None`` it is not deduplicated. With
+        ``idempotency_on_enqueue = "attach"`` a call that is under way or done already is not
         published again, where that is safe: its first call's result is returned.
 
         Raises:
+            ConfigurationError: ``options`` has an ``idempotency_*`` that is none of a call's.
             KeyDerivationError: no key can be derived; nothing is published.
         """
+        check_call(options, f"task {self.name!r}")
         setup = self._setup()
         call_id = task_id or uuid()
         headers, call_key = with_key(
@@ -139,16 +147,19 @@ class IdempotentTask(RetryingTask):
         kwargs: Any = None,
         *more: Any,
         task_id: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: str | EllipsisType | None = ...,
         headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """Run a call in this process, guarded; it can't wait: a busy key raises.
 
         Raises:
+            ConfigurationError: ``options`` has an ``idempotency_*`` that is none of a call's.
             KeyDerivationError: no key can be derived.
         """
+        check_call(options, f"task {self.name!r}")
         task_id = task_id or uuid()
+        watch_body(self, IdempotentTask)
         headers, _ = with_key(
             self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
         )
@@ -173,6 +184,7 @@ class IdempotentTask(RetryingTask):
             return plainly(super().__call__, *args, **kwargs)
         setup = self._setup()
         if setup is None or setup.options.mode == "off":
+            request._idempotent_call = None
             return plainly(super().__call__, *args, **kwargs)
         # Celery's guard for calls from inside the body, which it sets in super().__call__.
         request._protected = 1
@@ -249,7 +261,7 @@ class IdempotentTask(RetryingTask):
     # --- for clients -----------------------------------------------------------------------------
 
     def idempotency_key_for(
-        self, *args: Any, idempotency_key: str | None = None, **kwargs: Any
+        self, *args: Any, idempotency_key: str | EllipsisType | None = ..., **kwargs: Any
     ) -> str | None:
         """Give the key that a call with these arguments has; ``None``: it isn't deduplicated.
 
@@ -260,7 +272,7 @@ class IdempotentTask(RetryingTask):
         return None if call_key is None else call_key.key
 
     def idempotency_record(
-        self, *args: Any, idempotency_key: str | None = None, **kwargs: Any
+        self, *args: Any, idempotency_key: str | EllipsisType | None = ..., **kwargs: Any
     ) -> Record | None:
         """Read the record of a call; ``None`` where there is none.
 
@@ -275,7 +287,9 @@ class IdempotentTask(RetryingTask):
         environment = environment_of(self.app)
         return environment.store.get(record_key(environment.prefix, call_key))
 
-    def forget(self, *args: Any, idempotency_key: str | None = None, **kwargs: Any) -> bool:
+    def forget(
+        self, *args: Any, idempotency_key: str | EllipsisType | None = ..., **kwargs: Any
+    ) -> bool:
         """Free the key of a call, so that the next one runs; whether there was a record.
 
         A run that is under way goes on, but its outcome is refused.
@@ -295,12 +309,17 @@ class IdempotentTask(RetryingTask):
         return forgotten
 
     def _call_key(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], explicit: str | None
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        explicit: str | EllipsisType | None,
     ) -> CallKey | None:
         setup = self._setup()
-        if setup is None:
+        if setup is None or explicit is None:
             return None
-        if explicit is not None and not args and not kwargs:
+        if explicit is ...:
+            return setup.scheme.derive(args, kwargs, task=self)
+        if not args and not kwargs:
             return setup.scheme.named(explicit)
         return setup.scheme.derive(args, kwargs, explicit=explicit, task=self)
 
@@ -319,30 +338,6 @@ def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     except ValueError:
         pass  # it doesn't say what it takes
     return True
-
-
-def _check_calls(cls: type, name: str) -> None:
-    """See to it that a worker's call of the task comes through ``IdempotentTask.__call__``.
-
-    Raises:
-        ConfigurationError: it would not, or it would pass by another class's ``__call__``.
-    """
-    mro = cls.__mro__
-    ours = mro.index(IdempotentTask)
-    for klass in mro[:ours]:
-        names = getattr(getattr(vars(klass).get("__call__"), "__code__", None), "co_names", ())
-        if "run" in names and "__call__" not in names:
-            raise ConfigurationError(
-                f"task {name!r}: {klass.__name__}.__call__ calls self.run, so that nothing would "
-                "be deduplicated: let it call super().__call__(*args, **kwargs)"
-            )
-    for klass in mro[ours + 1 :]:
-        if "__call__" in vars(klass) and klass is not Task and klass is not object:
-            raise ConfigurationError(
-                f"task {name!r}: {klass.__name__}.__call__ would not be called: name "
-                f"{klass.__name__} before IdempotentTask among the bases, and let it call "
-                "super().__call__(*args, **kwargs)"
-            )
 
 
 #: With any of these a call is a part of something else, which needs its message.

@@ -10,11 +10,21 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any, ClassVar, TypeVar
 
 from celery_idempotent.errors import ConfigurationError
 
-__all__ = ["Options", "Settings", "check_unknown", "option_names", "setting_names"]
+__all__ = [
+    "Options",
+    "Settings",
+    "check_call",
+    "check_plain",
+    "check_settings",
+    "check_unknown",
+    "option_names",
+    "setting_names",
+]
 
 PREFIX = "idempotency_"
 
@@ -343,34 +353,106 @@ class Settings(_FromLookup):
     accept: tuple[str, ...] = field(default=(), metadata=_checked(_finding_names))
 
 
+@cache
 def option_names() -> frozenset[str]:
     """The full names of what a task can set."""
     return frozenset(PREFIX + item.name for item in dataclasses.fields(Options))
 
 
+@cache
 def setting_names() -> frozenset[str]:
     """The full names of what the app can set: every task option, and the app's own."""
     return option_names() | {PREFIX + item.name for item in dataclasses.fields(Settings)}
 
 
 def check_unknown(names: Iterable[str], where: str, allow: Collection[str] = ()) -> None:
-    """Raise :class:`ConfigurationError` for a name ``idempotency_*`` that is no task option.
+    """Raise :class:`ConfigurationError` for a name that is meant as a task option, and is none.
 
     A misspelt option would be ignored in silence. ``allow`` holds names which are something else,
-    such as methods; names without the prefix are not looked at.
+    such as methods.
     """
     options = option_names()
     for name in sorted(names):
-        if not name.startswith(PREFIX) or name in options or name in allow:
+        if name in options or name in allow or not _is_meant(name, options):
             continue
         if name in setting_names():
             raise ConfigurationError(f"{where}: {name} can't be set on a task: set it on the app")
-        # Without the prefix, which makes any two of them look alike.
-        known = sorted(known.removeprefix(PREFIX) for known in options.union(allow))
-        close = difflib.get_close_matches(name.removeprefix(PREFIX), known, n=1)
-        hint = (
-            f"did you mean {PREFIX}{close[0]}?"
-            if close
-            else f"there are {', '.join(sorted(options))}"
+        raise ConfigurationError(
+            f"{where}: there is no option {name}: {_hint(name, options, options.union(allow))}"
         )
-        raise ConfigurationError(f"{where}: there is no option {name}: {hint}")
+
+
+def check_settings(names: Iterable[str], where: str, namespace: str = "") -> None:
+    """Raise :class:`ConfigurationError` for a name that is meant as a setting of the app.
+
+    ``namespace`` is what settings begin with where they are written in capitals, as in Django.
+    """
+    settings = setting_names()
+    for written in sorted(names):
+        inside = bool(namespace) and written.startswith(namespace)
+        name = written.removeprefix(namespace).lower() if inside else written
+        if not namespace and name.isupper() and name.lower() in settings:
+            raise ConfigurationError(
+                f"{where}: {name} is not read: write {name.lower()}, or give config_from_object() "
+                "a namespace"
+            )
+        if name not in settings and _is_meant(name, settings):
+            known = {f"{namespace}{it.upper()}" for it in settings} if inside else settings
+            start = f"{namespace}{PREFIX.upper()}" if inside else PREFIX
+            raise ConfigurationError(
+                f"{where}: there is no setting {written}: {_hint(written, known, known, start)}"
+            )
+
+
+def check_call(names: Iterable[str], where: str) -> None:
+    """Raise :class:`ConfigurationError` for what is meant as an option of a call, and is none.
+
+    Celery would send it along as a property of the message, which nobody reads.
+    """
+    for name in names:
+        if not name.startswith(_LOOKS) or not _is_meant(name, option_names()):
+            continue
+        if name in option_names():
+            raise ConfigurationError(
+                f"{where}: {name} can't be given with a call: set it on the task"
+            )
+        raise ConfigurationError(
+            f"{where}: a call has no option {name}: did you mean {PREFIX}key? Nothing else can be "
+            "given with a call"
+        )
+
+
+def check_plain(names: Iterable[str], where: str) -> None:
+    """Raise :class:`ConfigurationError` for an option of ours on a task that is not ours."""
+    options = option_names()
+    for name in sorted(names):
+        if name in options or _is_near(name, options):
+            raise ConfigurationError(
+                f"{where}: {name} is set, and nothing reads it, since the task's base class is not "
+                "IdempotentTask: give it base=IdempotentTask, or take the option out"
+            )
+
+
+#: What all names begin with that could be meant as ours.
+_LOOKS = ("idem", "indem")
+#: How near a name is to another one that it is taken for: ``idempotent_key`` to ours is 0.90.
+_NEAR = 0.88
+
+
+def _is_meant(name: str, known: Collection[str]) -> bool:
+    return name.startswith(PREFIX) or _is_near(name, known)
+
+
+def _is_near(name: str, known: Collection[str]) -> bool:
+    looks = name.startswith(_LOOKS)
+    return looks and bool(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR))
+
+
+def _hint(name: str, options: Collection[str], known: Collection[str], start: str = PREFIX) -> str:
+    # Without what they begin with, which makes any two of them look alike.
+    names = {it.removeprefix(start): it for it in sorted(known)}
+    suffixes = names if name.startswith(start) else names.values()
+    close = difflib.get_close_matches(name.removeprefix(start), suffixes, n=1)
+    if not close:
+        return f"there are {', '.join(sorted(options))}"
+    return f"did you mean {names.get(close[0], close[0])}?"

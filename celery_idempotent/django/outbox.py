@@ -49,6 +49,7 @@ def publish(signature: Any, *, using: str = "default") -> Any:
 
     Raises:
         TransactionManagementError: there is no transaction, so there is nothing to hold on to.
+        ConfigurationError: an ``idempotency_*`` option is none of a call's, or has no effect here.
         KeyDerivationError: its key can't be derived; nothing is written.
         TypeError: it is no signature of one task, its arguments don't fit the task, or they are
             not JSON; nothing is written.

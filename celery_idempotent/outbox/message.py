@@ -12,6 +12,8 @@ from celery.canvas import Signature
 from kombu.utils import json
 from kombu.utils.uuid import uuid
 
+from celery_idempotent.core.options import check_call
+from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.headers import OWN, explicit_key, own_header
 from celery_idempotent.publishing import with_key
 from celery_idempotent.task import IdempotentTask
@@ -43,6 +45,8 @@ class Message:
         """Settle what a call's signature leaves open: its task id, its key, when it is due.
 
         Raises:
+            ConfigurationError: it has an ``idempotency_*`` option that is none of a call's, or a
+                key, and its task is not one of ours.
             KeyDerivationError: its key can't be derived.
             TypeError: it is no signature of a single task, or its arguments don't fit.
         """
@@ -61,7 +65,14 @@ class Message:
         args, kwargs = list(signature.args), dict(signature.kwargs)
         task = app.tasks.get(signature.task)
         if isinstance(task, IdempotentTask):
+            check_call(options.keys() - {"idempotency_key"}, f"task {signature.task!r}")
             options["headers"] = _with_key(task, args, kwargs, task_id, options)
+        elif "idempotency_key" in options:
+            raise ConfigurationError(
+                f"task {signature.task!r}: nothing reads idempotency_key here, since this app has "
+                "no such task whose base class is IdempotentTask: where another app has it, set "
+                "headers={'idempotency-key': ...}"
+            )
         elif task is not None and task.typing:
             task.__header__(*args, **kwargs)  # raises TypeError, as apply_async does
         _settle_times(app, options)
@@ -128,13 +139,13 @@ def _with_key(
     options: dict[str, Any],
 ) -> Mapping[str, Any] | None:
     """Give the call's headers with its key in them; a task without one of its own gets its id."""
-    explicit = options.pop("idempotency_key", None)
+    explicit = options.pop("idempotency_key", ...)
     setup = task._setup()
     given: Mapping[str, Any] | None = options.get("headers")
     headers, call_key = with_key(task, setup, args, kwargs, task_id, explicit, given)
     if setup is None or call_key is None or setup.options.key is not None:
         return headers
-    chosen = explicit is not None or explicit_key(given) is not None
+    chosen = explicit is not ... or explicit_key(given) is not None
     if chosen or call_key != setup.scheme.derive(args, kwargs, task_id=task_id, task=task):
         return headers  # the call, or its context, has a key
     key, label = setup.scheme.identity(task_id)

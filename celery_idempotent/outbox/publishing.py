@@ -27,6 +27,7 @@ def publish(session: Any, signature: Any) -> Any:
         The call's ``AsyncResult``. Its id is the message's task id.
 
     Raises:
+        ConfigurationError: an ``idempotency_*`` option is none of a call's, or has no effect here.
         KeyDerivationError: its key can't be derived; nothing is written.
         TypeError: it is no signature of one task, its arguments don't fit the task, or they are
             not JSON; nothing is written.

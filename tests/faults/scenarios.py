@@ -427,6 +427,36 @@ _THOUGHT_OF = _all(
 
 _FOUND_BY_USE = (
     Scenario(
+        58,
+        "A tracer nests the headers; a header is no text; a call has an unknown option",
+        "The key is read wherever it stands; what can't be read is refused, never guessed.",
+        (
+            "faults/test_tracers.py::test_a_tracer_nests_the_headers",
+            "faults/test_tracers.py::test_a_tracer_nests_the_headers_of_a_message_that_comes_again",
+            "faults/test_tracers.py::test_a_tracer_nests_the_headers_of_a_message_whose_process_dies",
+            "faults/test_tracers.py::test_a_header_that_is_no_text",
+            "unit/test_enqueue.py::test_an_option_of_a_call_that_is_none_is_refused",
+            "unit/test_outbox.py::test_an_option_that_nobody_would_read_is_refused",
+        ),
+    ),
+    Scenario(
+        65,
+        "A body that is async, a class that passes by the guard, a name that is nearly an option",
+        "A ConfigurationError: when the task is bound, when the worker starts, or at the first "
+        "delivery, before its body runs. Nothing is silently plain.",
+        (
+            "unit/test_task_checks.py::test_a_body_that_does_not_run_when_it_is_called_is_refused",
+            "unit/test_task_checks.py::test_a_hidden_one_is_refused_at_its_first_delivery",
+            "unit/test_task_checks.py::test_a_task_that_takes_its_messages_by_itself_is_refused",
+            "unit/test_task_checks.py::test_a_request_class_that_is_not_ours_is_refused",
+            "unit/test_task_checks.py::test_a_pool_in_which_nothing_would_be_guarded_is_refused",
+            "unit/test_task_checks.py::test_a_class_with_an_on_bound_of_its_own_is_guarded",
+            "faults/test_silently_plain.py::test_a_call_that_passes_by_the_guard",
+            "faults/test_silently_plain.py::test_a_worker_with_an_option_that_nothing_reads",
+            "faults/test_silently_plain.py::test_a_worker_of_an_app_without_a_task_of_ours",
+        ),
+    ),
+    Scenario(
         61,
         "A replica that lags while connected, with idempotency_wait_replicas",
         "No telling of an end counts for it: the end is told until the replica has it.",

@@ -67,7 +67,6 @@ def test_each_fault_of_a_bad_configuration_is_named() -> None:
             task_serializer="yaml",
             result_serializer="pickle",
             result_accept_content=["json", "pickle"],
-            idempotency_tll=60,
             beat_schedule={"tick": {"task": "shop.charge", "schedule": 60}},
         )
         add_task(
@@ -87,7 +86,6 @@ def test_each_fault_of_a_bad_configuration_is_named() -> None:
         "eviction",
         "no-persistence",
         "forgetful-result-backend",
-        "unknown-setting",
         "acks-early",
         "task-serializer",
         "pickle",

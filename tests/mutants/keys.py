@@ -9,6 +9,10 @@ __all__ = ["KEYS"]
 _HEADERS: Stages = (("tests/unit/test_headers.py",),)
 _NESTED: Stages = (("tests/unit/test_seam.py", "-k", "nests"),)
 
+_OPTIONS: Stages = (("tests/unit/test_options.py",),)
+_CHECKS: Stages = (("tests/unit/test_task_checks.py",),)
+_ENQUEUE: Stages = (("tests/unit/test_enqueue.py",),)
+
 KEYS: list[Mutant] = [
     Mutant(
         "headers: nested ones are read",
@@ -37,5 +41,83 @@ KEYS: list[Mutant] = [
         'value.decode("utf-8")',
         'value.decode("utf-8", "replace")',
         _HEADERS,
+    ),
+    Mutant(
+        "options: a near miss is one",
+        "core/options.py",
+        "looks = name.startswith(_LOOKS)",
+        "looks = False",
+        _OPTIONS,
+    ),
+    Mutant(
+        "options of a call are looked at",
+        "task.py",
+        'check_call(options, f"task {self.name!r}")',
+        "pass",
+        _ENQUEUE,
+        after="def apply_async(",
+    ),
+    Mutant(
+        "options of a call: the key None is one",
+        "publishing.py",
+        "    if explicit is None:\n        return",
+        "    if False:\n        return",
+        _ENQUEUE,
+    ),
+    Mutant(
+        "settings are looked at when a task is bound",
+        "settings.py",
+        "    if app not in _checked:\n",
+        "    if False:\n",
+        _CHECKS,
+    ),
+    Mutant(
+        "plain tasks are looked at when a worker starts",
+        "worker.py",
+        "check_plain(names, ",
+        "check_plain((), ",
+        _CHECKS,
+    ),
+    Mutant(
+        "body: not async",
+        "task_checks.py",
+        "    _check_body(cls, where)\n",
+        "",
+        _CHECKS,
+    ),
+    Mutant(
+        "body: what it returned instead of running is no result",
+        "execution.py",
+        "refuse_unfinished(self.task, result)",
+        "pass",
+        _CHECKS,
+    ),
+    Mutant(
+        "body: that is not kept as a failure",
+        "execution.py",
+        "if isinstance(exc, ConfigurationError):",
+        "if False:",
+        _CHECKS,
+    ),
+    Mutant(
+        "guard: a call that passes by it is noticed",
+        "task_checks.py",
+        "if _is_unguarded(task):",
+        "if False:",
+        _CHECKS,
+    ),
+    Mutant(
+        "guard: no strategy of one's own",
+        "task_checks.py",
+        'if not isinstance(inspect.getattr_static(cls, "Strategy"), str):',
+        "if False:",
+        _CHECKS,
+    ),
+    Mutant(
+        "guard: the parent's half of it",
+        "worker.py",
+        "if not (isinstance(request, type) and issubclass(request, IdempotentRequest)):",
+        "if False:",
+        _CHECKS,
     ),
 ]

@@ -210,7 +210,6 @@ def test_a_good_configuration_is_not_spoken_of(
 @pytest.mark.parametrize(
     ("name", "conf", "options"),
     [
-        ("unknown-setting", {"idempotency_tll": 60}, {}),
         ("switched-off", {}, {"idempotency_mode": "off"}),
         ("shadow", {"idempotency_mode": "shadow"}, {}),
         ("memory-with-processes", {"idempotency_store_url": "memory://doctor"}, {}),
@@ -274,22 +273,6 @@ def test_a_task_that_is_off_has_no_times_to_get_wrong(made: list[Celery]) -> Non
     """Its options mean nothing."""
     options = {"idempotency_mode": "off", "idempotency_lease": 0.1, "idempotency_ttl": 0.1}
     assert found(patient(made, {"task_time_limit": None}, **options)) == {"switched-off"}
-
-
-def test_a_prefix_of_settings_is_kept_in_mind(made: list[Celery]) -> None:
-    """Where settings are written with a prefix, wrong ones are found, and named as written."""
-    # Given
-    app = Celery("shop", set_as_current=False)
-    made.append(app)
-    values = {f"CELERY_{name.upper()}": value for name, value in GOOD.items()}
-    app.config_from_object({**values, "CELERY_IDEMPOTENCY_TLL": 60}, namespace="CELERY")
-    app.finalize()
-    # When
-    (finding,) = check_worker(Patient(app, environment_of(app), []))
-    # Then
-    assert finding.name == "unknown-setting"
-    assert "CELERY_IDEMPOTENCY_TLL" in finding.what
-    assert finding.value == "CELERY_IDEMPOTENCY_TTL"
 
 
 def test_many_tasks_with_one_fault_are_one_finding(made: list[Celery]) -> None:
@@ -391,11 +374,11 @@ def test_the_shortest_time_between_two_ticks_counts(
 def test_a_store_that_is_away_is_one_finding_and_no_error(made: list[Celery]) -> None:
     """All that can be checked without it is checked."""
     # Given
-    app = patient(made, {"idempotency_tll": 1}).app
+    app = patient(made, {"worker_eta_task_limit": None}).app
     # When
     names = {finding.name for finding in examine(app)}
     # Then
-    assert names == {"store-away", "unknown-setting"}
+    assert names == {"store-away", "eta-unlimited"}
 
 
 def test_what_is_accepted_is_not_spoken_of(
@@ -414,7 +397,7 @@ def test_errors_come_before_warnings(made: list[Celery], monkeypatch: pytest.Mon
     """Whoever reads only the first lines has read the worst."""
     # Given
     monkeypatch.setattr(examination, "check_store", lambda *_: iter(()))
-    app = patient(made, {"worker_eta_task_limit": None, "idempotency_tll": 1}).app
+    app = patient(made, {"worker_eta_task_limit": None, "task_serializer": "yaml"}).app
     # Then
     assert [finding.level for finding in examine(app)] == ["error", "warning"]
 

@@ -1,17 +1,24 @@
 """What happens to a call before it is published: a context's key, and attaching to a first call."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
 from celery import Celery, chain, chord, group, states
 from kombu.utils.uuid import uuid
 
-from celery_idempotent import IdempotentTask, KeyDerivationError, State, use_idempotency_key
+from celery_idempotent import (
+    ConfigurationError,
+    IdempotentTask,
+    KeyDerivationError,
+    State,
+    use_idempotency_key,
+)
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.core.transitions import Claim, Settle
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.headers import OWN
+from celery_idempotent.headers import EXPLICIT, OWN
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 
@@ -75,13 +82,64 @@ def keys(published):
     return [headers[OWN]["key"] for _, _, headers in published]
 
 
+# --- options of a call ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["apply_async", "set", "in a context", "over a header"])
+def test_a_call_with_the_key_none_is_not_deduplicated(charge, store, published, how):
+    """It says so to the worker, and is always published."""
+    # Given
+    first(charge, store, 1)
+    headers = {EXPLICIT: "req-1"} if how == "over a header" else None
+    # When
+    with use_idempotency_key("req-1") if how == "in a context" else nullcontext():
+        if how == "set":
+            charge.s(1).set(idempotency_key=None).apply_async()
+        else:
+            charge.apply_async((1,), idempotency_key=None, headers=headers)
+    # Then
+    assert keys(published) == [None]
+
+
+def test_an_eager_call_with_the_key_none_leaves_no_record(charge):
+    """It runs, each time."""
+    # When
+    for amount in (1, 2):
+        assert charge.apply((1, amount), idempotency_key=None).get() == amount
+    # Then
+    assert charge.idempotency_record(1) is None
+
+
+def test_the_key_none_has_no_record(charge):
+    """Whoever asks for it is told so."""
+    assert charge.idempotency_key_for(1, idempotency_key=None) is None
+    assert charge.idempotency_record(1, idempotency_key=None) is None
+    assert charge.forget(1, idempotency_key=None) is False
+
+
+@pytest.mark.parametrize("name", ["idempotency_ttl", "idempotency_keyy", "idempotent_key"])
+@pytest.mark.parametrize("how", ["apply_async", "apply", "signature", "group"])
+def test_an_option_of_a_call_that_is_none_is_refused(charge, published, how, name):
+    """Before anything is published: Celery would send it along, and nobody would read it."""
+    wrong = charge.s(1).set(**{name: "x"})
+    calls = {
+        "apply_async": lambda: charge.apply_async((1,), **{name: "x"}),
+        "apply": lambda: charge.apply((1,), **{name: "x"}),
+        "signature": wrong.apply_async,
+        "group": group(wrong).apply_async,
+    }
+    with pytest.raises(ConfigurationError, match=name):
+        calls[how]()
+    assert not published
+
+
 # --- attaching -----------------------------------------------------------------------------------
 
 
 def first(charge, store, *args, until_ms=30_000, state=None, outcome=b""):
     """Claim the key of a call, as its worker would; give the task id."""
     task_id = uuid()
-    call_key = charge._call_key(args, {}, None)
+    call_key = charge._call_key(args, {}, ...)
     key = record_key(environment_of(charge.app).prefix, call_key)
     candidate = Record(
         State.RUNNING, 0, owner=Owner(task_id).pack(), fingerprint=call_key.fingerprint

@@ -13,6 +13,9 @@ from celery_idempotent.core import options as module
 from celery_idempotent.core.options import (
     Options,
     Settings,
+    check_call,
+    check_plain,
+    check_settings,
     check_unknown,
     option_names,
     setting_names,
@@ -204,6 +207,9 @@ def test_known_and_foreign_names_pass_the_check() -> None:
         ("idempotency_recrod", "did you mean idempotency_record?"),
         ("idempotency_zebra", "there are idempotency_fingerprint, idempotency_key, "),
         ("idempotency_store_url", "can't be set on a task: set it on the app"),
+        ("idempotent_key", "there is no option idempotent_key: did you mean idempotency_key?"),
+        ("idempotencykey", "did you mean idempotency_key?"),
+        ("indempotency_on_running", "did you mean idempotency_on_running?"),
     ],
 )
 def test_an_unknown_name_is_refused_with_what_may_have_been_meant(name: str, words: str) -> None:
@@ -211,6 +217,60 @@ def test_an_unknown_name_is_refused_with_what_may_have_been_meant(name: str, wor
     with pytest.raises(ConfigurationError, match=re.escape(words)) as caught:
         check_unknown({name, "idempotency_ttl"}, "task 't'", allow=("idempotency_record",))
     assert str(caught.value).startswith("task 't': ")
+
+
+@pytest.mark.parametrize("name", ["idempotent", "is_idempotent", "idempotent_for", "identify_key"])
+def test_names_of_ones_own_are_nobodys_business(name: str) -> None:
+    """On whatever they stand: a task, the app, a call, or a plain task."""
+    for check in (check_unknown, check_settings, check_call, check_plain):
+        check([name], "task 't'")
+
+
+@pytest.mark.parametrize(
+    ("name", "namespace", "words"),
+    [
+        ("idempotency_on_interupted", "", "did you mean idempotency_on_interrupted?"),
+        ("idempotent_store_url", "", "did you mean idempotency_store_url?"),
+        ("CELERY_IDEMPOTENCY_TLL", "CELERY_", "did you mean CELERY_IDEMPOTENCY_TTL?"),
+        ("idempotency_tll", "CELERY_", "did you mean idempotency_ttl?"),
+        ("CELERY_IDEMPOTENCY_ZEBRA", "CELERY_", "there are CELERY_IDEMPOTENCY_ACCEPT, "),
+        ("IDEMPOTENCY_TTL", "", "IDEMPOTENCY_TTL is not read: write idempotency_ttl"),
+    ],
+)
+def test_an_unknown_setting_is_refused(name: str, namespace: str, words: str) -> None:
+    """As it was written, and with what may have been meant."""
+    with pytest.raises(ConfigurationError, match=re.escape(words)) as caught:
+        check_settings({name, "result_backend"}, "this app", namespace)
+    assert name in str(caught.value)
+
+
+def test_settings_are_read_in_each_way_of_writing_them() -> None:
+    """What another package has in a Django project without the namespace is not looked at."""
+    check_settings({*setting_names(), "timezone"}, "this app")
+    written = {f"CELERY_{name.upper()}" for name in setting_names()}
+    check_settings({*written, *setting_names(), "IDEMPOTENCY_KEY"}, "this app", "CELERY_")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("idempotency_ttl", "idempotency_ttl can't be given with a call: set it on the task"),
+        ("idempotency_keyy", "did you mean idempotency_key?"),
+        ("idempotent_key", "did you mean idempotency_key?"),
+        ("idempotency_zebra", "a call has no option idempotency_zebra"),
+    ],
+)
+def test_an_unknown_option_of_a_call_is_refused(name: str, words: str) -> None:
+    """Celery would send it as a property of the message, and nobody would read it."""
+    with pytest.raises(ConfigurationError, match=re.escape(words)):
+        check_call({"queue": "a", name: 1}, "task 't'")
+
+
+@pytest.mark.parametrize("name", ["idempotency_key", "idempotent_key", "idempotency_ttl"])
+def test_an_option_of_ours_on_a_plain_task_is_refused(name: str) -> None:
+    """Whoever wrote it thinks that the task is guarded."""
+    with pytest.raises(ConfigurationError, match=f"{name} is set.*base=IdempotentTask"):
+        check_plain({"acks_late", name}, "task 't'")
 
 
 def documented(kind: type) -> dict[str, str]:

@@ -146,6 +146,29 @@ def test_a_task_that_nobody_here_knows_is_sent_by_its_name(engine: Engine, app: 
     assert [message.headers["task"] for message in received(app)] == ["elsewhere.do"]
 
 
+def test_a_call_with_the_key_none_is_not_deduplicated(app: Celery) -> None:
+    """Neither by its task's key nor by its row's id."""
+    assert key_of(app.tasks["books.send"].s("a").set(idempotency_key=None)) is None
+
+
+@pytest.mark.parametrize(
+    ("task", "option"),
+    [
+        ("books.charge", "idempotency_ttl"),
+        ("books.charge", "idempotency_keyy"),
+        ("books.plain", "idempotency_key"),
+        ("elsewhere.do", "idempotency_key"),
+    ],
+)
+def test_an_option_that_nobody_would_read_is_refused(
+    engine: Engine, app: Celery, task: str, option: str
+) -> None:
+    """Before the row is written: it would fail at the relay, or say nothing to anybody."""
+    with pytest.raises(ConfigurationError, match=option):
+        publish(engine, app.signature(task, args=(1,), options={option: "x"}))
+    assert outbox.backlog(engine).rows == 0
+
+
 def test_the_tasks_own_key_stands(app: Celery) -> None:
     """A key option of the task, an explicit key and one from the context are kept."""
     tasks = app.tasks

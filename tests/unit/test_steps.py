@@ -43,7 +43,7 @@ def app(request, server):
 
 
 def key_of(task, *args):
-    call_key = task._call_key(args, {}, None)
+    call_key = task._call_key(args, {}, ...)
     return record_key(environment_of(task.app).prefix, call_key)
 
 

@@ -12,6 +12,7 @@ from celery_idempotent.ops.cli.check import doctor_command
 from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
 from celery_idempotent.ops.cli.relay import relay_command
 from celery_idempotent.ops.flower.command import flower_command
+from celery_idempotent.worker import watch_workers
 
 __all__ = ["idempotency"]
 
@@ -42,3 +43,5 @@ for _command in (
 
 # Whoever runs `celery inspect` or `celery control` has to know the workers' commands too.
 remote.register()
+# Whoever runs `celery worker` may have forgotten base=IdempotentTask everywhere.
+watch_workers()

@@ -48,10 +48,14 @@ def check_beat(patient: Patient) -> Iterator[Finding]:
 def _key_changes(task: Task, entry: Mapping[str, Any]) -> bool:
     """Whether two ticks have two keys; ``True`` as well where that can't be told."""
     options = entry.get("options") or {}
-    try:
-        explicit = options.get("idempotency_key") or explicit_key(options.get("headers"))
-    except KeyDerivationError:
-        return True
+    explicit = options.get("idempotency_key", ...)
+    if explicit is None:
+        return True  # its calls are not deduplicated
+    if explicit is ...:
+        try:
+            explicit = explicit_key(options.get("headers"))
+        except KeyDerivationError:
+            return True
     if callable(task.options.namespace):
         return True
     if explicit is not None:

@@ -18,6 +18,7 @@ from celery_idempotent.ops.lookup import setups
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
 from celery_idempotent.stores.servers import AskableStore
+from celery_idempotent.worker import check_names
 
 __all__ = ["check_results_server", "check_store", "examine"]
 
@@ -33,6 +34,7 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
     Raises:
         ConfigurationError: it is so wrong that nothing can be examined.
     """
+    check_names(app)
     environment = environment_of(app)
     tasks = [Task(task.name, task, setup) for task, setup in setups(app)]
     patient = Patient(app, environment, tasks, pool)

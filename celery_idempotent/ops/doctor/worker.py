@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any, Final
 
 from kombu.serialization import registry
 
-from celery_idempotent.core.options import PREFIX, setting_names
 from celery_idempotent.ops.doctor.findings import (
     ERROR,
     WARNING,
@@ -30,33 +28,12 @@ _ETA_LIMIT: Final = 1000
 
 def check_worker(patient: Patient) -> Iterator[Finding]:
     """Check what workers do with messages and results."""
-    yield from _settings(patient)
     yield from _mode(patient)
     yield from _pool(patient)
     yield from _acknowledging(patient)
     yield from _results(patient)
     yield from _serializers(patient)
     yield from _held_messages(patient)
-
-
-def _settings(patient: Patient) -> Iterator[Finding]:
-    known = setting_names()
-    written = str(patient.app.conf.prefix or "")
-    for key in sorted(str(key) for key in patient.app.conf):
-        name = key.removeprefix(written).lower() if written else key
-        if not name.startswith(PREFIX) or name in known:
-            continue
-        close = difflib.get_close_matches(name, known, n=1)
-        yield Finding(
-            "unknown-setting",
-            ERROR,
-            f"there is no setting {key}",
-            "It is ignored, and what it was to set has its default.",
-            "Write it right, or remove it",
-            f"{written}{close[0].upper() if written else close[0]}"
-            if close
-            else f"there are {', '.join(sorted(known))}",
-        )
 
 
 def _mode(patient: Patient) -> Iterator[Finding]:

@@ -1,0 +1,147 @@
+"""Which task classes would run past the guard, or before it could know how they end."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Generator
+from typing import Any
+
+from celery import Task
+
+from celery_idempotent.errors import ConfigurationError
+
+__all__ = ["check_class", "refuse_unfinished", "watch_body"]
+
+
+def check_class(cls: type, ours: type, name: str) -> None:
+    """Check that a worker's call of the task comes through the guard, and ends with its body.
+
+    Args:
+        ours: IdempotentTask.
+
+    Raises:
+        ConfigurationError: it would not, as far as the class shows it.
+    """
+    where = f"task {name!r}"
+    _check_body(cls, where)
+    _check_calls(cls, ours, where)
+    if not isinstance(inspect.getattr_static(cls, "Strategy"), str):
+        owner = next(klass for klass in cls.__mro__ if "Strategy" in vars(klass))
+        raise ConfigurationError(
+            f"{where}: {owner.__name__} takes the messages from the worker by itself (it has a "
+            "Strategy), and they would not be deduplicated: take it out of the bases; a task that "
+            "works on batches of messages can't be idempotent for each of them"
+        )
+
+
+def _check_body(cls: type, where: str) -> None:
+    run = inspect.getattr_static(cls, "run")
+    if isinstance(run, (staticmethod, classmethod)):
+        run = run.__func__
+    kind = _kind_of(run)
+    if kind == "async":
+        raise ConfigurationError(
+            f"{where}: its body is async, and has not run when it returns: make it a plain function"
+            " that runs it to its end, return asyncio.run(...)"
+        )
+    if kind:
+        raise ConfigurationError(
+            f"{where}: its body is a generator, and has not run when it returns: return a list, or "
+            "call what yields from a plain function"
+        )
+
+
+def _kind_of(function: Any) -> str:
+    """Tell what a call of this gives instead of a result; empty: nothing of the kind."""
+    called = inspect.getattr_static(type(function), "__call__", None)  # where it is an object
+    for it in (function, called):
+        if inspect.iscoroutinefunction(it) or inspect.isasyncgenfunction(it):
+            return "async"
+        if inspect.isgeneratorfunction(it):
+            return "generator"
+    return ""
+
+
+def _check_calls(cls: type, ours: type, where: str) -> None:
+    mro = cls.__mro__
+    guard = mro.index(ours)
+    for klass in mro:
+        call = vars(klass).get("__call__")
+        if klass not in (object, Task) and _kind_of(call):
+            raise ConfigurationError(
+                f"{where}: {klass.__name__}.__call__ is async, and what it returns is not the "
+                "task's result: make it a plain function"
+            )
+    for klass in mro[:guard]:
+        names = getattr(getattr(vars(klass).get("__call__"), "__code__", None), "co_names", ())
+        if "run" in names and "__call__" not in names:
+            raise ConfigurationError(
+                f"{where}: {klass.__name__}.__call__ calls self.run, so that nothing would "
+                "be deduplicated: let it call super().__call__(*args, **kwargs)"
+            )
+    for klass in mro[guard + 1 :]:
+        if "__call__" in vars(klass) and klass is not Task and klass is not object:
+            raise ConfigurationError(
+                f"{where}: {klass.__name__}.__call__ would not be called: name "
+                f"{klass.__name__} before IdempotentTask among the bases, and let it call "
+                "super().__call__(*args, **kwargs)"
+            )
+
+
+def watch_body(task: Any, ours: type) -> None:
+    """Have the body of a task refuse to run where its class's own ``__call__`` passes by the guard.
+
+    Only a delivery shows that, where such a ``__call__`` is decorated, is an object, or leaves the
+    work to a helper. Without one nothing is done, and nothing costs.
+    """
+    mro = type(task).__mro__
+    others = [klass for klass in mro[: mro.index(ours)] if "__call__" in vars(klass)]
+    if not others or "_idempotent_watch" in vars(task):
+        return
+    run = task.run
+
+    @functools.wraps(run)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if _is_unguarded(task):
+            raise ConfigurationError(
+                f"task {task.name!r}: {others[0].__name__}.__call__ passes by "
+                "IdempotentTask.__call__, so that nothing would be deduplicated; the body was not "
+                "run: let it call super().__call__(*args, **kwargs)"
+            )
+        return run(*args, **kwargs)
+
+    task.run, task._idempotent_watch = watched, True
+
+
+def _is_unguarded(task: Any) -> bool:
+    """Whether the delivery that runs here did not come through the guard."""
+    request = task.request
+    return not request.called_directly and "_idempotent_call" not in vars(request)
+
+
+def refuse_unfinished(task: Any, result: Any) -> None:
+    """Refuse what a body returned instead of running.
+
+    Raises:
+        ConfigurationError: it is something to be awaited, or the body itself as a generator.
+    """
+    if isinstance(result, Awaitable):
+        what = "something to be awaited"
+    elif isinstance(result, Generator) and _is_body(task.run, result):
+        what = "a generator"
+    else:
+        return
+    if hasattr(result, "close"):
+        result.close()
+    raise ConfigurationError(
+        f"task {task.name!r}: its body returned {what}, which nobody runs: make it a plain "
+        "function that returns the result, such as asyncio.run(...) gives it"
+    )
+
+
+def _is_body(run: Any, result: Generator[Any, Any, Any]) -> bool:
+    # Any other one came from a body that has run.
+    run = inspect.unwrap(run)
+    code = getattr(run, "__code__", None)
+    return code is not None and getattr(result, "gi_code", None) is code
