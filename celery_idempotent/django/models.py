@@ -87,8 +87,9 @@ class Message(models.Model):
     task_id = models.CharField(max_length=255, unique=True)
     task = models.CharField(max_length=255)
     message = models.TextField()
-    created = models.DateTimeField(auto_now_add=True)
-    due = models.DateTimeField(auto_now_add=True, db_index=True)
+    #: Both by the database's clock.
+    created = models.DateTimeField(editable=False)
+    due = models.DateTimeField(db_index=True, editable=False)
     attempts = models.PositiveIntegerField(default=0)
     error = models.TextField(blank=True, default="")
 

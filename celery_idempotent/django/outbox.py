@@ -13,27 +13,23 @@ twice, by a relay that was killed between sending and deleting it, is one call o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from threading import Event
-from typing import Any, Final
+from typing import Any
 
-from celery.utils.log import get_logger
-from django.db import Error, connections, transaction
-from django.utils import timezone
-from kombu.exceptions import OperationalError
+from django.db import Error, NotSupportedError, connections, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.db.utils import ConnectionDoesNotExist
 
 from celery_idempotent.django import models
+from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.outbox import relay
 from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.waiting import Alone, Backlog, Batch, DatabaseAway, Failure
 
-__all__ = ["Relay", "publish"]
-
-log = get_logger("celery_idempotent")
-
-_FIRST_PAUSE_S: Final = 1.0
-_LONGEST_PAUSE_S: Final = 60.0
-_LONGEST_ERROR: Final = 2000
+__all__ = ["DjangoOutbox", "Relay", "publish"]
 
 
 def publish(signature: Any, *, using: str = "default") -> Any:
@@ -60,108 +56,120 @@ def publish(signature: Any, *, using: str = "default") -> Any:
             "about; elsewhere task.delay() does"
         )
     message = Message.of(signature)
+    # By the database's clock, which the relay goes by, too.
     models.Message._base_manager.using(using).create(
-        task_id=message.task_id, task=message.task, message=message.to_json()
+        task_id=message.task_id,
+        task=message.task,
+        message=message.to_json(),
+        created=Now(),
+        due=Now(),
     )
     return signature.app.AsyncResult(message.task_id)
 
 
-class Relay:
+class DjangoOutbox:
+    """An :class:`~celery_idempotent.outbox.waiting.Outbox` that the ORM reads."""
+
+    def __init__(self, using: str) -> None:
+        self.using = using
+        self.where = f"DATABASES[{using!r}]"
+        try:
+            connection = connections[using]
+        except ConnectionDoesNotExist as exc:
+            raise ConfigurationError(f"there is no {self.where} for the outbox") from exc
+        self._one_writer = connection.vendor == "sqlite"
+        name = connection.settings_dict["NAME"] if self._one_writer else None
+        self._alone = Alone(None if name is None else str(name))
+
+    @property
+    def _rows(self) -> Any:
+        return models.Message._base_manager.using(self.using)
+
+    @contextmanager
+    def take(self, most: int) -> Iterator[Batch]:
+        wanted = self._rows.filter(due__lte=Now()).order_by("id")
+        with self._translated():
+            if self._one_writer:
+                # No transaction while it is sent: it would keep the project from writing.
+                yield Batch(list(wanted[:most]), self._settle)
+                return
+            with transaction.atomic(using=self.using):
+                yield Batch(list(wanted.select_for_update(skip_locked=True)[:most]), self._write)
+
+    def _settle(self, sent: Sequence[int], failed: Sequence[Failure]) -> None:
+        if sent or failed:
+            with transaction.atomic(using=self.using):
+                self._write(sent, failed)
+
+    def _write(self, sent: Sequence[int], failed: Sequence[Failure]) -> None:
+        if sent:
+            self._rows.filter(pk__in=sent).delete()
+        for one in failed:
+            self._rows.filter(pk=one.row_id).update(
+                attempts=F("attempts") + 1,
+                error=one.why,
+                due=Now() + timedelta(seconds=one.pause_s),
+            )
+
+    def backlog(self) -> Backlog:
+        with self._translated():
+            oldest = self._rows.order_by("created").annotate(now=Now())
+            found = oldest.values_list("created", "now").first()
+            rows = self._rows.count()
+            failing = self._rows.filter(attempts__gt=0).order_by("-due")
+            failed = failing.count()
+            error = failing.values_list("error", flat=True).first()
+        lag = 0.0 if found is None else max(0.0, (found[1] - found[0]).total_seconds())
+        return Backlog(rows, lag, failed, error)
+
+    def is_ours(self) -> bool:
+        return self._alone()
+
+    def close(self) -> None:
+        self._alone.free()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        connection = connections[self.using]
+        try:
+            yield
+        except NotSupportedError as exc:
+            raise ConfigurationError(
+                f"the outbox in {self.where} can't be relayed: {exc}. It needs SKIP LOCKED, which "
+                "PostgreSQL, MySQL 8 and MariaDB 10.6 have, or SQLite"
+            ) from exc
+        except Error as exc:
+            if not connection.in_atomic_block:
+                connection.close()
+            if self._has_no_table(exc):
+                raise ConfigurationError(
+                    f"there is no table {models.Message._meta.db_table} in {self.where}: make it "
+                    f"with manage.py migrate --database {self.using}"
+                ) from exc
+            raise DatabaseAway(str(exc)) from exc
+
+    @staticmethod
+    def _has_no_table(exc: Error) -> bool:
+        cause: Any = exc.__cause__
+        code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+        number = cause.args[0] if cause is not None and cause.args else None
+        return code in ("42P01", "3F000") or number == 1146 or "no such table" in str(exc)
+
+
+class Relay(relay.Relay):
     """Sends what is committed, in the order in which it was written.
 
-    Several may run at once on PostgreSQL, without order among them; on SQLite let one run.
+    Several may run at once: each row is sent by one of them, without order among them. On SQLite
+    one works, and others stand by.
 
     Args:
         app: the Celery app.
         using: which of ``DATABASES``.
-        batch: rows that are sent between two commits.
-        interval: seconds to wait where nothing is left to send.
+        batch: how many rows are sent between two commits.
+        interval: how many seconds it waits where nothing is left to send.
     """
 
     def __init__(
         self, app: Any, *, using: str = "default", batch: int = 100, interval: float = 1.0
     ) -> None:
-        self._app = app
-        self._using = using
-        self._batch = batch
-        self._interval = interval
-        self._stopped = Event()
-        self.sent = 0
-
-    def stop(self) -> None:
-        """End after the batch that is under way."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Send until :meth:`stop` is called; broker and database may come and go."""
-        pause = _FIRST_PAUSE_S
-        while not self._stopped.is_set():
-            try:
-                if self._send_batch() < self._batch:
-                    self._stopped.wait(self._interval)
-                pause = _FIRST_PAUSE_S
-            except (OperationalError, Error, OSError) as exc:
-                log.warning("relay: %s; trying again in %g s", exc, pause)
-                connections[self._using].close()
-                self._stopped.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-    def once(self) -> int:
-        """Send what is there now; how many were sent.
-
-        Raises:
-            OperationalError: the broker is away; what was not sent stays where it is.
-        """
-        before = self.sent
-        while self._send_batch() == self._batch:
-            pass
-        return self.sent - before
-
-    def _send_batch(self) -> int:
-        with self._taken() as rows, self._app.producer_or_acquire() as producer:
-            for row in rows:
-                try:
-                    message = Message.from_row(row.task_id, row.task, row.message)
-                    message.send(self._app, producer)
-                except (OperationalError, OSError):
-                    raise
-                except Exception as exc:
-                    self._put_off(row, exc)
-                else:
-                    row.delete()
-                    self.sent += 1
-            return len(rows)
-
-    @contextmanager
-    def _taken(self) -> Iterator[list[Any]]:
-        """Take the next rows; a relay that is killed leaves them to the next."""
-        rows = models.Message._base_manager.using(self._using)
-        rows = rows.filter(due__lte=timezone.now()).order_by("id")
-        if connections[self._using].vendor == "sqlite":
-            # No transaction while it is sent: it would keep the project from writing.
-            yield list(rows[: self._batch])
-            return
-        with _committed(self._using):
-            yield list(rows.select_for_update(skip_locked=True)[: self._batch])
-
-    def _put_off(self, row: Any, exc: Exception) -> None:
-        """Try it again later, and have the others go on: it fails for a reason of its own."""
-        log.error("relay: %s %s can't be sent: %s", row.task, row.task_id, exc)
-        pause = min(_FIRST_PAUSE_S * 2.0**row.attempts, _LONGEST_PAUSE_S)
-        row.attempts += 1
-        row.error = str(exc)[:_LONGEST_ERROR]
-        row.due = timezone.now() + timedelta(seconds=pause)
-        row.save(using=self._using)
-
-
-@contextmanager
-def _committed(using: str) -> Iterator[None]:
-    """A transaction that is committed even where the broker goes away: what was sent is deleted."""
-    raised: Exception | None = None
-    with transaction.atomic(using=using):
-        try:
-            yield
-        except (OperationalError, OSError) as exc:
-            raised = exc
-    if raised is not None:
-        raise raised
+        super().__init__(app, DjangoOutbox(using), batch=batch, interval=interval)

@@ -17,16 +17,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from celery_idempotent.outbox.broker import BrokerAway
     from celery_idempotent.outbox.publishing import publish
-    from celery_idempotent.outbox.relay import Relay
-    from celery_idempotent.outbox.rows import Backlog, backlog
+    from celery_idempotent.outbox.rows import Relay, backlog
     from celery_idempotent.outbox.schema import create_schema, metadata
+    from celery_idempotent.outbox.waiting import Backlog, DatabaseAway
 
-__all__ = ["Backlog", "Relay", "backlog", "create_schema", "metadata", "publish"]
+__all__ = [
+    "Backlog",
+    "BrokerAway",
+    "DatabaseAway",
+    "Relay",
+    "backlog",
+    "create_schema",
+    "metadata",
+    "publish",
+]
 
 _HOMES = {
-    "Backlog": "rows",
-    "Relay": "relay",
+    "Backlog": "waiting",
+    "BrokerAway": "broker",
+    "DatabaseAway": "waiting",
+    "Relay": "rows",
     "backlog": "rows",
     "create_schema": "schema",
     "metadata": "schema",

@@ -83,6 +83,12 @@ class Message:
             options.setdefault("parent_id", parent.request.id)
         return cls(task_id, signature.task, args, kwargs, options)
 
+    @property
+    def route(self) -> str:
+        """What decides to which queue it goes: messages with the same route go to the same one."""
+        names = ("queue", "exchange", "routing_key")
+        return repr((self.task, *(self.options.get(name) for name in names)))
+
     def to_json(self) -> str:
         """Give arguments and options as text.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from sqlalchemy import insert
+from sqlalchemy.exc import InvalidRequestError
 
 from celery_idempotent.outbox.message import Message
 from celery_idempotent.outbox.rows import flavour_for
@@ -18,8 +20,8 @@ def publish(session: Any, signature: Any) -> Any:
 
     Args:
         session: an SQLAlchemy ``Session`` or ``Connection`` on the database that has the outbox's
-            table. With an ``AsyncSession``:
-            ``await session.run_sync(lambda s: outbox.publish(s, task.s(1)))``.
+            table, in a transaction. With an ``AsyncSession``:
+            ``await session.run_sync(outbox.publish, task.s(1))``.
         signature: ``task.s(...)``, with what ``.set(...)`` gave it: queue, countdown, eta,
             expires, priority, headers, link, ``idempotency_key``, ... A countdown counts from now.
 
@@ -30,18 +32,22 @@ def publish(session: Any, signature: Any) -> Any:
         ConfigurationError: an ``idempotency_*`` option is none of a call's, or has no effect here.
         KeyDerivationError: its key can't be derived; nothing is written.
         TypeError: it is no signature of one task, its arguments don't fit the task, or they are
-            not JSON; nothing is written.
+            not JSON; or the session is an async one; nothing is written.
+        InvalidRequestError: the connection commits each statement by itself; nothing is written.
     """
+    _refuse_async(session)
     message = Message.of(signature)
     text = message.to_json()
     is_connection = hasattr(session, "dialect")
-    dialect = session.dialect if is_connection else session.get_bind().dialect
-    session.execute(
+    bind = {"clause": insert(outbox)}
+    connection = session if is_connection else session.connection(bind_arguments=bind)
+    _refuse_autocommit(connection)
+    connection.execute(
         insert(outbox).values(
             task_id=message.task_id,
             task=message.task,
             message=text,
-            created_us=flavour_for(dialect.name).now_us,
+            created_us=flavour_for(connection.dialect.name).now_us,
         )
     )
     result = signature.app.AsyncResult(message.task_id)
@@ -49,3 +55,27 @@ def publish(session: Any, signature: Any) -> Any:
     if parent is not None and message.options.get("add_to_parent", True):
         parent.add_trail(result)
     return result
+
+
+def _refuse_async(session: Any) -> None:
+    if inspect.iscoroutinefunction(getattr(session, "execute", None)):
+        raise TypeError(
+            f"outbox.publish() can't write with a {type(session).__name__}, which has to be "
+            "awaited: write  await session.run_sync(outbox.publish, task.s(...))"
+        )
+
+
+def _refuse_autocommit(connection: Any) -> None:
+    level = connection.get_execution_options().get("isolation_level")
+    if level is None:
+        # What create_engine() was given.
+        level = getattr(connection.dialect, "_on_connect_isolation_level", None)
+    raw = connection.connection.dbapi_connection
+    of_driver = getattr(raw, "get_autocommit", lambda: getattr(raw, "autocommit", None))
+    if level != "AUTOCOMMIT" and of_driver() is not True:
+        return
+    raise InvalidRequestError(
+        "outbox.publish() needs a transaction, and this connection is set to AUTOCOMMIT: the call "
+        "would be sent though your data was rolled back. Use a session or a connection without "
+        'isolation_level="AUTOCOMMIT", or publish with task.delay()'
+    )

@@ -5,23 +5,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from threading import Event
 from typing import Any, Final
 
-from celery.result import denied_join_result
 from celery.utils.log import get_logger
-from kombu.exceptions import OperationalError
-from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
-from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.outbox.broker import Broker, BrokerAway, NoAnswer
 from celery_idempotent.outbox.message import Message
-from celery_idempotent.outbox.rows import Alone, Batch, take
-from celery_idempotent.outbox.schema import outbox
-from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
+from celery_idempotent.outbox.waiting import Backlog, Batch, DatabaseAway, Failure, Outbox
 
-__all__ = ["BrokerAway", "Relay"]
+__all__ = ["Relay"]
 
 log = get_logger("celery_idempotent")
 
@@ -29,12 +22,6 @@ _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 #: How long a call that can't be sent for a reason of its own is left alone, at most.
 _LONGEST_LATER_S: Final = 300.0
-#: A broker that hangs must not hang the relay, and with it a transaction.
-_ANSWER_S: Final = 30
-
-
-class BrokerAway(Exception):
-    """The broker can't be reached, or doesn't take messages now."""
 
 
 class Relay:
@@ -45,33 +32,46 @@ class Relay:
 
     Args:
         app: whose broker gets the messages.
-        engine: of the database with the outbox's table.
+        outbox: the calls that wait in one database.
         batch: how many rows are sent between two commits.
         interval: how many seconds it waits where nothing is left to send.
     """
 
     def __init__(
-        self, app: Any, engine: Engine, *, batch: int = 100, interval: float = 1.0
+        self, app: Any, outbox: Outbox, *, batch: int = 100, interval: float = 1.0
     ) -> None:
         self.app = app
-        self.engine = engine
+        self.outbox = outbox
         self.batch = batch
         self.interval = interval
         #: How many it has sent.
         self.sent = 0
-        self._alone = Alone(engine)
-        self._broker = _Broker(app)
+        self._broker = Broker(app)
         self._stop = Event()
+        #: Rows that were sent, and that the database may not have deleted.
+        self._unsettled: set[tuple[int, str]] = set()
 
     def stop(self) -> None:
-        """Have it end after the batch that is under way; may be called from a signal handler."""
+        """End after the batch that is under way; may be called from a signal handler."""
         self._stop.set()
+
+    def backlog(self) -> Backlog:
+        """Say how many calls wait, and for how long.
+
+        Raises:
+            DatabaseAway: the database can't be reached.
+            ConfigurationError: there is no outbox.
+        """
+        return self.outbox.backlog()
 
     def run(self, told: Callable[[], None] = lambda: None) -> None:
         """Send until :meth:`stop`; ``told`` is called after each turn.
 
         While the broker or the database is away it tries again, with growing pauses and jitter,
         and logs one line when it goes and one when it is back.
+
+        Raises:
+            ConfigurationError: there is no outbox.
         """
         outage = _Outage()
         try:
@@ -79,14 +79,14 @@ class Relay:
                 try:
                     if outage.began is not None:
                         self._broker.connect()
-                    found = self.turn() if self._alone() else 0
+                    found = self.turn() if self.outbox.is_ours() else 0
                     outage.over()
                     told()
                 except BrokerAway as exc:
                     self._pause(outage.again("the broker", exc))
                     continue
-                except DBAPIError as exc:
-                    self._pause(outage.again("the outbox's database", exc.orig or exc))
+                except DatabaseAway as exc:
+                    self._pause(outage.again("the outbox's database", exc))
                     continue
                 if found < self.batch:
                     self._broker.close()
@@ -99,10 +99,12 @@ class Relay:
 
         Raises:
             BrokerAway: the broker can't be reached; what is not sent is kept.
+            DatabaseAway: the database can't be reached.
+            ConfigurationError: there is no outbox.
         """
         before = self.sent
         try:
-            while not self._stop.is_set() and self._alone() and self.turn() == self.batch:
+            while not self._stop.is_set() and self.outbox.is_ours() and self.turn() == self.batch:
                 pass
         finally:
             self.close()
@@ -112,45 +114,58 @@ class Relay:
         """Send one batch, and give how many rows it had.
 
         Raises:
-            BrokerAway: as above; what was sent before is settled.
-            ConfigurationError: there is no outbox.
+            BrokerAway, DatabaseAway, ConfigurationError: as above; what was sent before the broker
+                went is settled.
         """
-        try:
-            with take(self.engine, self.batch) as batch:
-                away = self._send(batch)
-        except DBAPIError as exc:
-            if trouble_of(exc) is Trouble.NO_TABLES:
-                raise ConfigurationError(
-                    f"there is no table {outbox.name} in {self.engine.url!r}: make it with "
-                    "outbox.create_schema(engine), or relay --init-db"
-                ) from exc
-            raise
+        with self.outbox.take(self.batch) as batch:
+            away = self._send(batch)
+        self._unsettled.difference_update((row.id, row.task_id) for row in batch.rows)
         if away is not None:
             raise away
         return len(batch.rows)
 
     def _send(self, batch: Batch) -> BrokerAway | None:
         sent: list[int] = []
-        failed: list[tuple[int, str, float]] = []
+        failed: list[Failure] = []
+        new: list[tuple[Any, Exception]] = []
+        #: Where a message had no answer: the next one would wait as long, and all others with it.
+        silent: dict[Any, Exception] = {}
         away = None
         for row in batch.rows:
             try:
-                message = Message.from_row(row.task_id, row.task, row.message)
-                self._broker.send(message)
+                if (row.id, row.task_id) not in self._unsettled:
+                    self._send_one(row, silent)
+                sent.append(row.id)
             except BrokerAway as exc:
                 away = exc
                 break
             except Exception as exc:
                 # Its own fault: those behind it don't wait for it.
-                pause = min(2.0**row.attempts, _LONGEST_LATER_S) * random.uniform(0.75, 1.0)
-                failed.append((row.id, f"{type(exc).__name__}: {exc}", pause))
+                pause_s = min(2.0**row.attempts, _LONGEST_LATER_S) * random.uniform(0.75, 1.0)
+                failed.append(Failure.of(row.id, exc, pause_s))
                 if not row.attempts:
-                    log.error("%s %s can't be sent: %r", row.task, row.task_id, exc)
-            else:
-                sent.append(row.id)
+                    new.append((row, exc))
+        if new:
+            row, why = new[0]
+            more = f"; nor can {len(new) - 1} more of this batch" if len(new) > 1 else ""
+            log.error(
+                "%s %s can't be sent, and is tried again later: %r%s",
+                *(row.task, row.task_id, why, more),
+            )
         batch.settle(sent, failed)
-        self.sent += len(sent)
         return away
+
+    def _send_one(self, row: Any, silent: dict[Any, Exception]) -> None:
+        message = Message.from_row(row.task_id, row.task, row.message)
+        if message.route in silent:
+            raise silent[message.route]
+        try:
+            self._broker.send(message)
+        except NoAnswer as exc:
+            silent[message.route] = exc
+            raise
+        self._unsettled.add((row.id, row.task_id))
+        self.sent += 1
 
     def _pause(self, seconds: float) -> None:
         self._stop.wait(seconds)
@@ -158,75 +173,7 @@ class Relay:
     def close(self) -> None:
         """Give back its connections."""
         self._broker.close()
-        self._alone.free()
-
-
-class _Broker:
-    """A connection to the broker, opened when there is something to send."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-        self._connection: Any = None
-        self._producer: Any = None
-
-    def connect(self) -> None:
-        """Connect where it isn't.
-
-        Raises:
-            BrokerAway: it can't.
-        """
-        if self._connection is not None:
-            return
-        connection = self._app.connection_for_write()
-        more: dict[str, Any] = {}
-        if connection.transport.driver_type == "amqp":
-            # Without the broker's word for it, what it loses when it dies would count as sent.
-            more = {"confirm_publish": True, "read_timeout": _ANSWER_S, "write_timeout": _ANSWER_S}
-        elif connection.transport.driver_type == "redis":
-            more = {"socket_timeout": _ANSWER_S, "socket_connect_timeout": _ANSWER_S}
-        connection.transport_options = {**more, **connection.transport_options}
-        try:
-            connection.connect()
-        except (
-            *connection.connection_errors,
-            *connection.channel_errors,
-            OperationalError,
-            OSError,
-        ) as exc:
-            _close(connection)
-            raise BrokerAway(str(exc)) from exc
-        self._connection = connection
-        self._producer = self._app.amqp.Producer(connection, auto_declare=False)
-
-    def send(self, message: Message) -> None:
-        """Send one message.
-
-        Raises:
-            BrokerAway: the broker can't take it now.
-        """
-        if not self._app.conf.task_always_eager:
-            self.connect()
-        try:
-            # The relay reads no results: it must not subscribe to them.
-            with denied_join_result():
-                message.send(self._app, self._producer)
-        except (OperationalError, OSError) as exc:
-            self.close()
-            raise BrokerAway(str(exc)) from exc
-        except BaseException:
-            self.close()  # an error of the channel closes it
-            raise
-
-    def close(self) -> None:
-        """Close what is open."""
-        connection, self._connection, self._producer = self._connection, None, None
-        if connection is not None:
-            _close(connection)
-
-
-def _close(connection: Any) -> None:
-    with suppress(Exception):  # it may be broken already
-        connection.release()
+        self.outbox.close()
 
 
 class _Outage:

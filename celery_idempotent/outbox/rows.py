@@ -1,12 +1,10 @@
-"""The outbox's rows: which of them are next, what became of them, and how many wait."""
+"""The outbox in a database that SQLAlchemy knows: which rows are next, and what became of them."""
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -21,17 +19,25 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.outbox import relay
 from celery_idempotent.outbox.schema import outbox
+from celery_idempotent.outbox.waiting import Alone, Backlog, Batch, DatabaseAway, Failure
 from celery_idempotent.stores.base import mask_url
-from celery_idempotent.stores.sql_flavours import Flavour, flavour_of
+from celery_idempotent.stores.sql_engines import (
+    answer_in_time,
+    connect_args,
+    take_prepare_threshold,
+)
+from celery_idempotent.stores.sql_flavours import Flavour, Trouble, flavour_of, hint_of, trouble_of
 
-__all__ = ["Alone", "Backlog", "Batch", "backlog", "engine_of", "flavour_for", "take"]
+__all__ = ["Relay", "SqlOutbox", "backlog", "engine_of", "flavour_for"]
 
 _SECOND_US: Final = 1_000_000
-_LONGEST_ERROR: Final = 2000
+#: How long the relay waits for an answer of the database, in seconds.
+_ANSWER_S: Final = 30.0
 
 
 def flavour_for(dialect: str) -> Flavour:
@@ -59,12 +65,18 @@ def engine_of(url: str) -> Engine:
         flavour = flavour_for(parsed.drivername.partition("+")[0])
         if "+" not in parsed.drivername:
             parsed = parsed.set(drivername=flavour.driver)
-        more: dict[str, Any] = {"pool_pre_ping": True}
+        parsed, prepared = take_prepare_threshold(parsed)
+        arguments = connect_args(flavour, "own", _ANSWER_S)
         if flavour.one_writer:
-            more["connect_args"] = {"timeout": 30}
-        else:
-            more["isolation_level"] = "READ COMMITTED"
-        return create_engine(parsed, **more)
+            arguments["timeout"] = _ANSWER_S
+        if flavour.driver.startswith("postgresql"):
+            # Behind a pooler a prepared statement meets those of others; here few are sent twice.
+            arguments.update(prepared or {"prepare_threshold": None})
+        level = {} if flavour.one_writer else {"isolation_level": "READ COMMITTED"}
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments, **level)
+        if flavour.driver.startswith("postgresql"):
+            answer_in_time(engine, _ANSWER_S)
+        return engine
     except ImportError as exc:
         raise ConfigurationError(
             f"the outbox at {mask_url(url)} needs {exc.name}: pip install 'celery-idempotent[sql]'"
@@ -74,125 +86,120 @@ def engine_of(url: str) -> Engine:
         raise ConfigurationError(f"the outbox's URL {mask_url(url)!r} can't be read") from None
 
 
-@dataclass(frozen=True)
-class Backlog:
-    """What waits to be sent."""
+class SqlOutbox:
+    """An :class:`~celery_idempotent.outbox.waiting.Outbox` that SQLAlchemy reads."""
 
-    #: How many calls.
-    rows: int
-    #: How long the oldest of them has waited, in seconds; 0 where nothing waits.
-    lag: float
-    #: How many of them could not be sent for a reason of their own, and are tried again later.
-    failing: int
-    #: What the last one of those met.
-    error: str | None = None
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.where = engine.url.render_as_string()
+        self._flavour = flavour_for(engine.dialect.name)
+        self._alone = Alone(engine.url.database if self._flavour.one_writer else None)
 
-    def __str__(self) -> str:
-        words = f"{self.rows} waiting, lag {self.lag:.1f} s"
-        return f"{words}, {self.failing} failing ({self.error})" if self.failing else words
+    @contextmanager
+    def take(self, most: int) -> Iterator[Batch]:
+        columns = outbox.c
+        wanted = (
+            select(columns.id, columns.task_id, columns.task, columns.message, columns.attempts)
+            .where(columns.due_us <= self._flavour.now_us)
+            .order_by(columns.id)
+            .limit(most)
+        )
+        for dialect in ("mysql", "mariadb"):
+            # Sorting would lock every row that is due, and leave none for another relay.
+            wanted = wanted.with_hint(outbox, "FORCE INDEX (PRIMARY)", dialect)
+        with self._translated():
+            if self._flavour.one_writer:
+                # No transaction while it is sent: it would keep the application from writing.
+                with self.engine.connect() as connection:
+                    rows = connection.execute(wanted).all()
+                yield Batch(rows, self._settle)
+                return
+            with self.engine.begin() as connection:
+                rows = connection.execute(wanted.with_for_update(skip_locked=True)).all()
+                yield Batch(rows, partial(self._write, connection))
 
-
-def backlog(engine: Engine) -> Backlog:
-    """Say how many calls wait in the outbox, and for how long."""
-    now_us = flavour_for(engine.dialect.name).now_us
-    figures = select(func.count(), func.min(outbox.c.created_us), now_us).select_from(outbox)
-    failing = outbox.c.attempts > 0
-    last = select(outbox.c.error).where(failing).order_by(outbox.c.due_us.desc()).limit(1)
-    with engine.connect() as connection:
-        rows, oldest_us, at_us = connection.execute(figures).one()
-        failed = connection.scalar(select(func.count()).select_from(outbox).where(failing)) or 0
-        error = connection.scalar(last) if failed else None
-    lag = 0.0 if oldest_us is None else max(0.0, (at_us - oldest_us) / _SECOND_US)
-    return Backlog(rows, lag, failed, error)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows that are this relay's for the moment, in the order in which they are to be sent."""
-
-    rows: Sequence[Any]
-    _engine: Engine
-    _connection: Connection | None
-
-    def settle(self, sent: Sequence[int], failed: Sequence[tuple[int, str, float]]) -> None:
-        """Delete what was sent; note what failed, why, and in how many seconds to try it again."""
-        if self._connection is not None:
-            self._write(self._connection, sent, failed)
-        elif sent or failed:
-            with self._engine.begin() as connection:
+    def _settle(self, sent: Sequence[int], failed: Sequence[Failure]) -> None:
+        if sent or failed:
+            with self.engine.begin() as connection:
                 self._write(connection, sent, failed)
 
     def _write(
-        self,
-        connection: Connection,
-        sent: Sequence[int],
-        failed: Sequence[tuple[int, str, float]],
+        self, connection: Connection, sent: Sequence[int], failed: Sequence[Failure]
     ) -> None:
         if sent:
             connection.execute(delete(outbox).where(outbox.c.id.in_(sent)))
-        if not failed:
-            return
-        later = flavour_for(connection.dialect.name).now_us + bindparam("later_us")
         statement = (
             update(outbox)
             .where(outbox.c.id == bindparam("failed_id"))
-            .values(attempts=outbox.c.attempts + 1, error=bindparam("why"), due_us=later)
+            .values(
+                attempts=outbox.c.attempts + 1,
+                error=bindparam("why"),
+                due_us=self._flavour.now_us + bindparam("later_us"),
+            )
         )
-        for row_id, why, pause_s in failed:
-            values = {"failed_id": row_id, "why": why[:_LONGEST_ERROR]}
-            connection.execute(statement, {**values, "later_us": int(pause_s * _SECOND_US)})
+        for one in failed:
+            later_us = int(one.pause_s * _SECOND_US)
+            values = {"failed_id": one.row_id, "why": one.why, "later_us": later_us}
+            connection.execute(statement, values)
 
+    def backlog(self) -> Backlog:
+        now_us = self._flavour.now_us
+        figures = select(func.count(), func.min(outbox.c.created_us), now_us).select_from(outbox)
+        failing = outbox.c.attempts > 0
+        last = select(outbox.c.error).where(failing).order_by(outbox.c.due_us.desc()).limit(1)
+        with self._translated(), self.engine.connect() as connection:
+            rows, oldest_us, at_us = connection.execute(figures).one()
+            count = select(func.count()).select_from(outbox).where(failing)
+            failed = connection.scalar(count) or 0
+            error = connection.scalar(last) if failed else None
+        lag = 0.0 if oldest_us is None else max(0.0, (at_us - oldest_us) / _SECOND_US)
+        return Backlog(rows, lag, failed, error)
 
-@contextmanager
-def take(engine: Engine, most: int) -> Iterator[Batch]:
-    """Take the next rows, which no other relay gets until this ends.
+    def is_ours(self) -> bool:
+        return self._alone()
 
-    They stay where they are until they are settled: a relay that is killed leaves them to the next.
-    """
-    flavour = flavour_for(engine.dialect.name)
-    wanted = (
-        select(outbox.c.id, outbox.c.task_id, outbox.c.task, outbox.c.message, outbox.c.attempts)
-        .where(outbox.c.due_us <= flavour.now_us)
-        .order_by(outbox.c.id)
-        .limit(most)
-    )
-    if flavour.one_writer:
-        # No transaction while it is sent: it would keep the application from writing.
-        with engine.connect() as connection:
-            rows = connection.execute(wanted).all()
-        yield Batch(rows, engine, None)
-        return
-    with engine.begin() as connection:
-        rows = connection.execute(wanted.with_for_update(skip_locked=True)).all()
-        yield Batch(rows, engine, connection)
+    def close(self) -> None:
+        self._alone.free()
 
-
-class Alone:
-    """On SQLite, which has no locks on rows, one relay works and others stand by.
-
-    The lock is a file beside the database, and the system frees it with the process.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        name = engine.url.database if flavour_for(engine.dialect.name).one_writer else None
-        self._path = f"{os.path.abspath(name)}-relay" if name and name != ":memory:" else None
-        self._lock: sqlite3.Connection | None = None
-
-    def __call__(self) -> bool:
-        """Whether this relay may work; asked again, it may have become the one."""
-        if self._path is None or self._lock is not None:
-            return True
-        lock = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
         try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            lock.close()
-            return False
-        self._lock = lock
-        return True
+            yield
+        except DBAPIError as exc:
+            if trouble_of(exc) is Trouble.NO_TABLES:
+                raise ConfigurationError(
+                    f"there is no table {outbox.name} in {self.where}: make it with "
+                    "outbox.create_schema(engine), or celery idempotency relay --init-db"
+                ) from exc
+            raise DatabaseAway(str(exc.orig or exc) + hint_of(exc)) from exc
+        except SQLAlchemyError as exc:
+            raise DatabaseAway(str(exc)) from exc
 
-    def free(self) -> None:
-        """Let another relay have it."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+
+class Relay(relay.Relay):
+    """Sends the rows of one outbox.
+
+    Several may run at once: each row is sent by one of them. Rows that committed one after the
+    other are sent in that order where one relay runs.
+
+    Args:
+        app: whose broker gets the messages.
+        engine: of the database with the outbox's table.
+        batch: how many rows are sent between two commits.
+        interval: how many seconds it waits where nothing is left to send.
+    """
+
+    def __init__(
+        self, app: Any, engine: Engine, *, batch: int = 100, interval: float = 1.0
+    ) -> None:
+        super().__init__(app, SqlOutbox(engine), batch=batch, interval=interval)
+
+
+def backlog(engine: Engine) -> Backlog:
+    """Say how many calls wait in the outbox, and for how long.
+
+    Raises:
+        DatabaseAway: the database can't be reached.
+        ConfigurationError: there is no outbox.
+    """
+    return SqlOutbox(engine).backlog()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Generator, Mapping
 from typing import Any, Final
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +18,7 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.stores.base import mask_url
 from celery_idempotent.stores.sql_flavours import Flavour, flavour_of
 
-__all__ = ["Engines"]
+__all__ = ["Engines", "answer_in_time", "connect_args", "take_prepare_threshold"]
 
 #: Seconds, unless the option ``timeout`` says so: a database that hangs must hang no worker.
 _TIMEOUT_S: Final = 5.0
@@ -63,7 +63,9 @@ class Engines:
                 "/ ? # @ : are written as %2F %3F %23 %40 %3A"
             ) from None
         self.flavour = flavour_of(self._url)
-        self._url = self._url.set(drivername=self.flavour.driver)
+        self._url, self._prepared = take_prepare_threshold(
+            self._url.set(drivername=self.flavour.driver)
+        )
         if self.flavour.one_writer and self._url.database in (None, "", ":memory:"):
             raise ConfigurationError(
                 "an SQLite database in memory is another one for each connection: name a file, "
@@ -107,7 +109,8 @@ class Engines:
         if "poolclass" in self._options:
             arguments = dict(self._options)
         arguments["connect_args"] = {
-            **_connect_args(self.flavour, name, self.timeout_s),
+            **connect_args(self.flavour, name, self.timeout_s),
+            **self._prepared,
             **(self._options.get("connect_args") or {}),
         }
         if own:
@@ -127,7 +130,7 @@ class Engines:
             ) from exc
         event.listen(engine, "handle_error", _give_up_what_is_half_read)
         if self.flavour.driver.endswith("psycopg") and own:
-            _answer_in_time(engine, self.timeout_s)
+            answer_in_time(engine, self.timeout_s)
         if self.flavour.one_writer and own:
             event.listen(engine, "connect", _keep_foreign_keys)
         if self.flavour.one_writer and not own:
@@ -161,7 +164,32 @@ def _pool(own: bool, timeout_s: float) -> dict[str, Any]:
     }
 
 
-def _connect_args(flavour: Flavour, name: str, timeout_s: float) -> dict[str, Any]:
+def take_prepare_threshold(url: URL) -> tuple[URL, dict[str, Any]]:
+    """Take ``prepare_threshold`` out of a URL, which SQLAlchemy would hand to psycopg as text.
+
+    Returns:
+        The URL, and the argument for psycopg. 0 and ``none`` mean: prepare no statement, which a
+        pooler that gives each transaction another connection needs.
+
+    Raises:
+        ConfigurationError: it is no number.
+    """
+    given = url.query.get("prepare_threshold")
+    if given is None:
+        return url, {}
+    words = str(given).lower()
+    if words != "none" and not words.isdecimal():
+        raise ConfigurationError(
+            f"prepare_threshold={given}: write the number of executions after which psycopg "
+            "prepares a statement, or 0 for never, behind a pooler"
+        )
+    never = words == "none" or int(words) == 0
+    rest = url.difference_update_query(["prepare_threshold"])
+    return rest, {"prepare_threshold": None if never else int(words)}
+
+
+def connect_args(flavour: Flavour, name: str, timeout_s: float) -> dict[str, Any]:
+    """Give what the driver is told about time limits."""
     whole = max(2, math.ceil(timeout_s))
     if flavour.driver.startswith("postgresql"):
         return {"connect_timeout": whole, **_KEEPALIVE}
@@ -200,7 +228,7 @@ def _begin_immediately(connection: Any) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _answer_in_time(engine: Engine, limit_s: float) -> None:
+def answer_in_time(engine: Engine, limit_s: float) -> None:
     """Bound how long psycopg waits for an answer: it has no time limit of its own.
 
     Since 3.2.13 it looks up from its waiting ten times a second; before, this has no effect.

@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.stores.sql_schema import records
 
-__all__ = ["Flavour", "Trouble", "flavour_of", "is_refusal", "trouble_of"]
+__all__ = ["Flavour", "Trouble", "flavour_of", "hint_of", "is_refusal", "trouble_of"]
 
 
 class Trouble(enum.Enum):
@@ -102,6 +102,17 @@ def is_refusal(exc: BaseException) -> bool:
         return not 2000 <= first < 3000  # those are of MySQL's client
     is_sqlite = type(original).__module__.startswith("sqlite3")
     return is_sqlite or getattr(original, "sqlstate", None) is not None
+
+
+def hint_of(exc: BaseException) -> str:
+    """Say what to do about an error, where its own text doesn't; else nothing."""
+    state = getattr(getattr(exc, "orig", None), "sqlstate", None)
+    if state in ("42P05", "26000"):  # a prepared statement that is there already, or isn't
+        return (
+            ". A pooler gives each transaction another connection: add ?prepare_threshold=0 to the "
+            "URL, so that no statement is prepared"
+        )
+    return ""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import KEEP_TTL, Write
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.sql_engines import Engines
-from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
+from celery_idempotent.stores.sql_flavours import Trouble, hint_of, trouble_of
 from celery_idempotent.stores.sql_schema import fit, notes, records
 
 __all__ = ["Row", "Rows"]
@@ -147,6 +147,7 @@ class Rows:
             cause = exc.orig
         error = _not_done(
             f"the store at {self.engines.where} does not answer: {cause or type(cause).__name__}"
+            f"{hint_of(exc)}"
         )
         # Cut off, or not waited for any longer: what was asked may have been done.
         error.may_have_arrived = isinstance(exc, DBAPIError) and exc.connection_invalidated

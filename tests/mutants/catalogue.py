@@ -5,10 +5,11 @@ from __future__ import annotations
 from tests.mutants.decisions import DECISIONS
 from tests.mutants.keys import KEYS
 from tests.mutants.mutant import Mutant
+from tests.mutants.outboxes import OUTBOXES
 from tests.mutants.runs import RUNS
 from tests.mutants.stores import STORES
 from tests.mutants.usual import USUAL
 
 __all__ = ["MUTANTS"]
 
-MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS, *KEYS]
+MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS, *KEYS, *OUTBOXES]

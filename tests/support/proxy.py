@@ -21,6 +21,8 @@ class Proxy:
         self._mute: set[socket.socket] = set()
         self._flows = threading.Event()
         self._flows.set()
+        self._freezes_at: bytes | None = None
+        self._frozen = False
         #: How many answers were lost by :meth:`lose_answer_to`.
         self.lost = 0
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
@@ -52,6 +54,19 @@ class Proxy:
         What is kept when a connection ends is lost with it.
         """
         self._flows.clear()
+
+    def freeze(self, at: bytes = b"") -> None:
+        """Be a host that hangs, until :meth:`thaw`: take what comes, new connections too.
+
+        Args:
+            at: it begins with the request that has these bytes; with the next one by default.
+        """
+        self._freezes_at = at
+
+    def thaw(self) -> None:
+        """End every connection, with all that it took; new ones are let through."""
+        self._freezes_at, self._frozen = None, False
+        self.cut()
 
     def turn_to(self, host: str, port: int) -> None:
         """End every connection, and let new ones through to another address."""
@@ -89,6 +104,10 @@ class Proxy:
     def _forward(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
+                if self._freezes_at is not None and self._freezes_at in data:
+                    self._frozen = True
+                if self._frozen:
+                    continue
                 with self._lock:
                     if self._wanted and self._wanted in data:
                         self._wanted = b""

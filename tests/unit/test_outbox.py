@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,12 +11,22 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from amqp.exceptions import MessageNacked, NotFound
 from celery import Celery, chain
 from kombu import Connection
+from kombu.exceptions import OperationalError, SerializerNotInstalled
 from pydantic import BaseModel
+from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError, ResponseError
 from sqlalchemy import Engine, create_engine, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.ext.asyncio import (
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
 from sqlalchemy.orm import Session
 
 from celery_idempotent import (
@@ -26,10 +37,9 @@ from celery_idempotent import (
     outbox,
 )
 from celery_idempotent.headers import OWN
-from celery_idempotent.outbox import relay as relay_module
+from celery_idempotent.outbox import BrokerAway
 from celery_idempotent.outbox.message import Message
-from celery_idempotent.outbox.relay import BrokerAway
-from celery_idempotent.outbox.rows import Alone
+from celery_idempotent.outbox.rows import SqlOutbox, engine_of
 from celery_idempotent.outbox.schema import outbox as table
 from celery_idempotent.publishing import use_idempotency_key
 
@@ -251,6 +261,44 @@ def test_a_model_is_kept_as_its_json(app: Celery) -> None:
     assert again.args == [{"id": 1}]
 
 
+async def publish_async(call: Any) -> None:
+    engine = create_async_engine("postgresql+psycopg://nowhere/")
+    sessions = async_scoped_session(async_sessionmaker(engine), asyncio.current_task)
+    for session in (AsyncSession(engine), sessions, engine.connect()):
+        with pytest.raises(TypeError, match=r"await session.run_sync\(outbox.publish"):
+            outbox.publish(session, call)
+
+
+def test_an_async_session_is_refused_with_what_to_write(app: Celery) -> None:
+    """It would write nothing, and say nothing."""
+    asyncio.run(publish_async(app.tasks["books.plain"].s(1)))
+
+
+@pytest.mark.parametrize("where", ["engine", "connection", "session"])
+def test_a_connection_that_commits_by_itself_is_refused(
+    engine: Engine, app: Celery, where: str
+) -> None:
+    """The row would survive a rollback; nothing is written."""
+    # Given
+    level = {"isolation_level": "AUTOCOMMIT"}
+    made = create_engine(engine.url, **(level if where == "engine" else {}))
+    call = app.tasks["books.plain"].s(1)
+    # When
+    with Session(made) as session:
+        connection = session.connection(execution_options=level if where == "connection" else {})
+        if where == "session":
+            made = made.execution_options(**level)
+            session = Session(made)
+        with pytest.raises(InvalidRequestError, match="AUTOCOMMIT"):
+            outbox.publish(session, call)
+        if where != "session":
+            with pytest.raises(InvalidRequestError, match="AUTOCOMMIT"):
+                outbox.publish(connection, call)
+        session.close()
+    # Then
+    assert outbox.backlog(engine).rows == 0
+
+
 # --- the relay -----------------------------------------------------------------------------------
 
 
@@ -310,11 +358,20 @@ def test_what_was_sent_before_the_broker_went_is_settled(
             raise ConnectionResetError("gone")
         sent.append(message.task_id)
 
+    real_connect = Connection.connect
+
+    def connect(self: Any) -> Any:
+        if sent:
+            raise ConnectionRefusedError("not there")
+        return real_connect(self)
+
     monkeypatch.setattr(Message, "send", send)
     relay = outbox.Relay(app, engine)
     # When
-    with pytest.raises(BrokerAway, match="gone"):
-        relay.once()
+    with monkeypatch.context() as away:
+        away.setattr(Connection, "connect", connect)
+        with pytest.raises(BrokerAway, match="not there"):
+            relay.once()
     # Then
     waiting = outbox.backlog(engine)
     assert (sent, waiting.rows, waiting.failing) == (ids[:1], 2, 0)
@@ -323,6 +380,160 @@ def test_what_was_sent_before_the_broker_went_is_settled(
     relay.once()
     # Then
     assert sent == ids
+
+
+class Refusals:
+    """A broker that raises for some calls of ``books.plain`` or ``books.charge``, by argument."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        #: Argument -> the errors of its next attempts.
+        self.errors: dict[int, list[Exception]] = {}
+        self.tried: list[int] = []
+        self.sent: list[int] = []
+        monkeypatch.setattr(Message, "send", lambda message, *_: self._send(message))
+
+    def _send(self, message: Message) -> None:
+        (number,) = message.args
+        self.tried.append(number)
+        if self.errors.get(number):
+            raise self.errors[number].pop(0)
+        self.sent.append(number)
+
+
+def wrapped(error: Exception) -> Exception:
+    """As kombu raises it."""
+    made = OperationalError(str(error))
+    made.__cause__ = error
+    return made
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> Refusals:
+    return Refusals(monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        wrapped(MessageNacked()),
+        wrapped(NotFound("no exchange")),
+        wrapped(ResponseError("WRONGTYPE Operation against a key of another kind")),
+        wrapped(KeyError("queue")),
+        SerializerNotInstalled("yaml"),
+        ValueError("anything"),
+    ],
+    ids=lambda error: type(error.__cause__ or error).__name__,
+)
+def test_what_refuses_one_message_stops_no_other(
+    engine: Engine, app: Celery, refusals: Refusals, error: Exception
+) -> None:
+    """A full queue, a missing exchange, an unknown serializer: that row waits by itself."""
+    # Given
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(3)))
+    refusals.errors = {1: [error]}
+    # When
+    outbox.Relay(app, engine).once()
+    # Then
+    assert (refusals.tried, refusals.sent) == ([0, 1, 2], [0, 2])
+    assert outbox.backlog(engine).failing == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        wrapped(OutOfMemoryError("OOM command not allowed when used memory > 'maxmemory'")),
+        wrapped(ReadOnlyError("You can't write against a read only replica.")),
+        wrapped(BusyLoadingError("loading the dataset in memory")),
+    ],
+    ids=lambda error: type(error.__cause__).__name__,
+)
+def test_a_server_that_takes_no_message_is_away(
+    engine: Engine, app: Celery, refusals: Refusals, error: Exception
+) -> None:
+    """Every other message would be refused too: no attempt is counted, and the order is kept."""
+    # Given
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(3)))
+    refusals.errors = {1: [error]}
+    relay = outbox.Relay(app, engine)
+    # When
+    with pytest.raises(BrokerAway):
+        relay.once()
+    # Then
+    assert (refusals.sent, outbox.backlog(engine).failing) == ([0], 0)
+    relay.once()
+    assert refusals.sent == [0, 1, 2]
+
+
+def test_a_connection_that_breaks_once_costs_no_row_its_place(
+    engine: Engine, app: Celery, refusals: Refusals
+) -> None:
+    """The message is sent on a new connection, before those behind it."""
+    # Given
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(3)))
+    refusals.errors = {1: [wrapped(ConnectionResetError("idle for too long"))]}
+    # When
+    outbox.Relay(app, engine).once()
+    # Then
+    assert (refusals.tried, refusals.sent) == ([0, 1, 1, 2], [0, 1, 2])
+    assert outbox.backlog(engine).rows == 0
+
+
+def test_a_queue_that_never_answers_is_waited_for_once_a_batch(
+    engine: Engine, app: Celery, refusals: Refusals
+) -> None:
+    """The others of its queue wait with it, and those of other queues go on."""
+    # Given a quorum queue without its quorum, say
+    plain = app.tasks["books.plain"]
+    to_others = [plain.s(number).set(queue="outbox-tests") for number in (3, 4)]
+    publish(engine, *(plain.s(number) for number in range(3)), *to_others)
+    refusals.errors = {0: [TimeoutError("timed out"), TimeoutError("timed out")]}
+    # When
+    outbox.Relay(app, engine).once()
+    # Then
+    assert (refusals.tried, refusals.sent) == ([0, 0, 3, 4], [3, 4])
+    waiting = outbox.backlog(engine)
+    assert (waiting.rows, waiting.failing) == (3, 3)
+    assert "TimeoutError" in (waiting.error or "")
+
+
+def test_a_rabbitmq_that_is_short_of_memory_is_away(
+    engine: Engine, app: Celery, refusals: Refusals
+) -> None:
+    """It says so when it blocks a connection, and answers no message then."""
+    # Given
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(2)))
+    relay = outbox.Relay(app, engine)
+    broker = relay._broker
+    told = broker._options("amqp", {})["on_blocked"]
+    real = broker.connect
+
+    def connect() -> None:
+        real()
+        told("low on memory")
+
+    refusals.errors = {0: [TimeoutError("timed out")]}
+    with pytest.MonkeyPatch.context() as blocked:
+        blocked.setattr(broker, "connect", connect)
+        # When
+        with pytest.raises(BrokerAway):
+            relay.once()
+    # Then
+    assert (refusals.tried, outbox.backlog(engine).failing) == ([0], 0)
+
+
+def test_a_batch_that_can_not_be_sent_is_one_line(
+    engine: Engine, app: Celery, refusals: Refusals, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It names the first of its calls, and says how many more there are."""
+    # Given
+    publish(engine, *(app.tasks["books.plain"].s(number) for number in range(5)))
+    refusals.errors = {number: [wrapped(MessageNacked())] for number in range(5)}
+    # When
+    outbox.Relay(app, engine).once()
+    # Then
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "MessageNacked" in line
+    assert "nor can 4 more" in line
 
 
 def test_a_relay_that_is_told_to_stop_finishes_its_batch(engine: Engine, app: Celery) -> None:
@@ -344,15 +555,15 @@ def test_an_outage_of_the_database_is_outlived(
     publish(engine, app.tasks["books.plain"].s(1))
     relay = outbox.Relay(app, engine)
     pauses: list[float] = []
-    real = relay_module.take
+    real = engine.connect
     monkeypatch.setattr(relay, "_pause", pauses.append)
 
-    def take(*args: Any) -> Any:
+    def connect() -> Any:
         if len(pauses) < 3:
             raise DBAPIError("SELECT", None, OSError("gone"))
-        return real(*args)
+        return real()
 
-    monkeypatch.setattr(relay_module, "take", take)
+    monkeypatch.setattr(engine, "connect", connect)
     # When
     relay.run(told=relay.stop)
     # Then
@@ -375,11 +586,11 @@ def test_on_sqlite_one_relay_works_at_a_time(engine: Engine, app: Celery) -> Non
     """Another stands by, and takes over when the first one has ended."""
     # Given
     publish(engine, app.tasks["books.plain"].s(1))
-    first = Alone(engine)
-    assert first()
+    first = SqlOutbox(engine)
+    assert first.is_ours()
     # When
     standby = outbox.Relay(app, engine).once()
-    first.free()
+    first.close()
     # Then
     assert standby == 0
     assert outbox.Relay(app, engine).once() == 1
@@ -400,6 +611,41 @@ def test_the_lag_is_the_age_of_the_oldest_row(engine: Engine, app: Celery) -> No
     assert outbox.Backlog(0, 0.0, 0) == outbox.Backlog(rows=0, lag=0.0, failing=0, error=None)
 
 
+@pytest.mark.parametrize(
+    ("url", "given"),
+    [
+        ("", None),
+        ("?prepare_threshold=0", None),
+        ("?prepare_threshold=none", None),
+        ("?prepare_threshold=5", 5),
+    ],
+)
+def test_the_relay_prepares_no_statement_unless_it_is_told_to(
+    monkeypatch: pytest.MonkeyPatch, url: str, given: int | None
+) -> None:
+    """Behind a pooler one relay's statement would meet another's."""
+    # Given
+    seen: dict[str, Any] = {}
+
+    def connect(*_: Any, **arguments: Any) -> Any:
+        seen.update(arguments)
+        raise psycopg.OperationalError("not there")
+
+    monkeypatch.setattr(psycopg.Connection, "connect", connect)
+    # When
+    with pytest.raises(outbox.DatabaseAway):
+        outbox.backlog(engine_of(f"postgresql://somewhere/shop{url}"))
+    # Then
+    assert seen["prepare_threshold"] == given
+    assert {"connect_timeout", "keepalives_idle"} <= seen.keys()
+
+
+def test_a_threshold_that_is_no_number_is_refused() -> None:
+    """With what to write."""
+    with pytest.raises(ConfigurationError, match="0 for never"):
+        engine_of("postgresql://somewhere/shop?prepare_threshold=off")
+
+
 def test_the_schema_may_be_made_again(engine: Engine) -> None:
     """What is there is left as it is; the metadata names the one table."""
     outbox.create_schema(engine)
@@ -407,13 +653,13 @@ def test_the_schema_may_be_made_again(engine: Engine) -> None:
 
 
 def test_the_relay_asks_for_the_brokers_word_on_amqp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a dying RabbitMQ loses must not count as sent; the app's own options win."""
+    """What a dying RabbitMQ loses must not count as sent; the app's own time limits stand."""
     # Given
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(
         Connection, "connect", lambda self: seen.append(dict(self.transport_options))
     )
-    for given in ({}, {"read_timeout": 5}):
+    for given in ({}, {"read_timeout": 5, "confirm_publish": False}):
         app = Celery("shop", broker="amqp://", set_as_current=False)
         app.conf.broker_transport_options = given
         broker = outbox.Relay(app, create_engine("sqlite://"))._broker
@@ -421,7 +667,7 @@ def test_the_relay_asks_for_the_brokers_word_on_amqp(monkeypatch: pytest.MonkeyP
         broker.connect()
     # Then
     assert [options["confirm_publish"] for options in seen] == [True, True]
-    assert [options["read_timeout"] for options in seen] == [30, 5]
+    assert [options["read_timeout"] for options in seen] == [10, 5]
 
 
 def test_without_sqlalchemy_the_error_names_the_extra() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,11 +16,38 @@ if TYPE_CHECKING:
 
     from celery_idempotent.outbox.relay import Relay
 
-__all__ = ["relay_command"]
+__all__ = ["relay_command", "relay_options", "send", "show_status"]
 
 #: How often a line tells of progress, in seconds: on a terminal, and in a log.
 _MOVING_S: Final = 1.0
 _LOGGED_S: Final = 60.0
+
+
+_OPTIONS: Final = (
+    click.option("--once", is_flag=True, help="Send what is there now, and end."),
+    click.option("--status", is_flag=True, help="Say what waits and for how long; send nothing."),
+    click.option(
+        "--batch",
+        type=click.IntRange(1, 10_000),
+        default=100,
+        show_default=True,
+        help="Rows that are sent between two commits.",
+    ),
+    click.option(
+        "--interval",
+        type=click.FloatRange(0.01, 3600),
+        default=1.0,
+        show_default=True,
+        help="Seconds to wait where nothing is left to send.",
+    ),
+)
+
+
+def relay_options(command: Any) -> Any:
+    """Give a command the options that every relay has, whichever library reads its outbox."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command("relay", context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,22 +57,7 @@ _LOGGED_S: Final = 60.0
     help="Where the outbox is. Default: idempotency_outbox_url, or the store's database.",
 )
 @click.option("--init-db", is_flag=True, help="Make the outbox's table, and send nothing.")
-@click.option("--once", is_flag=True, help="Send what is there now, and end.")
-@click.option("--status", is_flag=True, help="Say what waits and for how long; send nothing.")
-@click.option(
-    "--batch",
-    type=click.IntRange(1, 10_000),
-    default=100,
-    show_default=True,
-    help="Rows that are sent between two commits.",
-)
-@click.option(
-    "--interval",
-    type=click.FloatRange(0.01, 3600),
-    default=1.0,
-    show_default=True,
-    help="Seconds to wait where nothing is left to send.",
-)
+@relay_options
 @click.pass_context
 def relay_command(
     context: click.Context,
@@ -66,10 +76,17 @@ def relay_command(
     app = context.obj.app
     try:
         engine = _engine(app, database)
-        if init_db or status:
-            (_init_db if init_db else _show_status)(engine)
+        if init_db:
+            _init_db(engine)
             return
-        _relay(app, engine, once=once, batch=batch, interval=interval)
+
+        from celery_idempotent.outbox.rows import Relay
+
+        relay = Relay(app, engine, batch=batch, interval=interval)
+        if status:
+            show_status(relay)
+        else:
+            send(relay, once=once)
     except (IdempotencyError, ImportError) as exc:
         raise click.ClickException(str(exc)) from exc
 
@@ -94,59 +111,59 @@ def _sql(url: str | None) -> str | None:
 
 
 def _init_db(engine: Engine) -> None:
+    from sqlalchemy.exc import DBAPIError
+
     from celery_idempotent.outbox.schema import create_schema, outbox
 
-    with _told():
+    try:
         create_schema(engine)
+    except DBAPIError as exc:
+        raise click.ClickException(f"the outbox can't be made: {exc.orig}") from exc
     click.echo(f"{outbox.name} is there")
 
 
-def _show_status(engine: Engine) -> None:
-    from celery_idempotent.outbox.rows import backlog
-
-    with _told():
-        click.echo(backlog(engine))
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell in a sentence what the database has against it."""
-    from sqlalchemy.exc import DBAPIError
+def show_status(relay: Relay) -> None:
+    """Say what waits, and send nothing."""
+    from celery_idempotent.outbox.waiting import DatabaseAway
 
     try:
-        yield
-    except DBAPIError as exc:
-        raise click.ClickException(f"the outbox can't be used: {exc.orig}") from exc
+        click.echo(relay.backlog())
+    except DatabaseAway as exc:
+        raise click.ClickException(f"the outbox can't be read: {exc}") from exc
 
 
-def _relay(app: Any, engine: Engine, *, once: bool, batch: int, interval: float) -> None:
-    from celery_idempotent.outbox.relay import BrokerAway, Relay
+def send(relay: Relay, *, once: bool) -> None:
+    """Send what waits: what is there now, or until a signal ends it."""
+    from celery_idempotent.outbox.broker import BrokerAway
+    from celery_idempotent.outbox.waiting import DatabaseAway
 
     # The app's own logging, so that an outage is told where its operators look.
-    app.log.setup(loglevel="INFO", redirect_stdouts=False)
-    relaying = Relay(app, engine, batch=batch, interval=interval)
+    relay.app.log.setup(loglevel="INFO", redirect_stdouts=False)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: relaying.stop())
-    progress = _Progress(relaying)
+        signal.signal(number, lambda *_: relay.stop())
     if not once:
-        click.echo(f"relay: sending from {engine.url.render_as_string()}", err=True)
-        relaying.run(progress)
+        progress = _Progress(relay)
+        click.echo(f"relay: sending from {relay.outbox.where}", err=True)
+        relay.run(progress)
         progress.end()
         return
     try:
-        with _told():
-            click.echo(f"sent {relaying.once()}")
+        click.echo(f"sent {relay.once()}")
     except BrokerAway as exc:
         raise click.ClickException(
-            f"the broker is away, sent {relaying.sent}, the rest is kept: {exc}"
+            f"the broker is away, sent {relay.sent}, the rest is kept: {exc}"
+        ) from exc
+    except DatabaseAway as exc:
+        raise click.ClickException(
+            f"the outbox's database is away, sent {relay.sent}: {exc}"
         ) from exc
 
 
 class _Progress:
     """A line that moves on a terminal; in a log, one a minute where there is something to say."""
 
-    def __init__(self, relaying: Relay) -> None:
-        self._relaying = relaying
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
         self._moving = sys.stderr.isatty()
         self._every = _MOVING_S if self._moving else _LOGGED_S
         self._told_at = time.monotonic() - self._every
@@ -156,17 +173,15 @@ class _Progress:
         now = time.monotonic()
         if now - self._told_at < self._every:
             return
-        from celery_idempotent.outbox.rows import backlog
-
-        waiting = backlog(self._relaying.engine)
+        waiting = self._relay.backlog()
         self._told_at = now
         if self._moving:
-            click.echo(f"\r\x1b[Ksent {self._relaying.sent}, {waiting}", nl=False, err=True)
-        elif self._told != self._relaying.sent or waiting.rows:
-            self._told = self._relaying.sent
+            click.echo(f"\r\x1b[Ksent {self._relay.sent}, {waiting}", nl=False, err=True)
+        elif self._told != self._relay.sent or waiting.rows:
+            self._told = self._relay.sent
             click.echo(f"relay: sent {self._told}, {waiting}", err=True)
 
     def end(self) -> None:
         """Say how it ended."""
         start = "\r\x1b[K" if self._moving else ""
-        click.echo(f"{start}relay: stopped, sent {self._relaying.sent}", err=True)
+        click.echo(f"{start}relay: stopped, sent {self._relay.sent}", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from argparse import REMAINDER
 from typing import Any
@@ -13,6 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.store import DjangoStore
 from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.ops.cli.relay import relay_options, send, show_status
 from celery_idempotent.settings import environment_of
 
 __all__ = ["Command"]
@@ -76,20 +76,14 @@ def _purge(app: Any) -> None:
 
 
 @click.command(help="Send the calls that outbox.publish() wrote, once they are committed.")
-@click.option("--once", is_flag=True, help="Send what is there now, and end.")
 @click.option("--database", default="default", show_default=True, help="Which of DATABASES.")
-@click.option("--batch", type=click.IntRange(1, 10_000), default=100, show_default=True)
-@click.option("--interval", type=click.FloatRange(0.01, 3600), default=1.0, show_default=True)
+@relay_options
 @click.pass_obj
-def _relay(app: Any, once: bool, database: str, batch: int, interval: float) -> None:
+def _relay(app: Any, database: str, once: bool, status: bool, batch: int, interval: float) -> None:
     from celery_idempotent.django.outbox import Relay
 
     relay = Relay(app, using=database, batch=batch, interval=interval)
-    if once:
-        click.echo(f"sent {relay.once()}")
-        return
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: relay.stop())
-    click.echo("relay: sending", err=True)
-    relay.run()
-    click.echo(f"relay: stopped, sent {relay.sent}", err=True)
+    if status:
+        show_status(relay)
+    else:
+        send(relay, once=once)

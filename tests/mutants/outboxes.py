@@ -1,0 +1,98 @@
+"""The guards of the outbox: what is written, what is sent, and who waits for whom."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant, Stages
+
+__all__ = ["OUTBOXES"]
+
+_UNIT: Stages = (("tests/unit/test_outbox.py",),)
+_BOTH: Stages = (("tests/contract/test_outboxes.py", "-k", "sqlite or driver"),)
+_POOLERS: Stages = (("tests/integration/test_poolers.py",),)
+
+OUTBOXES: list[Mutant] = [
+    Mutant(
+        "outbox: the broker confirms what it has",
+        "outbox/broker.py",
+        '"confirm_publish": True',
+        '"confirm_publish": False',
+        _UNIT,
+    ),
+    Mutant(
+        "outbox: a full queue holds up no other",
+        "outbox/broker.py",
+        "_Meaning.UNSURE if isinstance(error, broken) else _Meaning.REFUSED",
+        "_Meaning.AWAY",
+        _UNIT,
+    ),
+    Mutant(
+        "outbox: a connection that breaks costs no row its place",
+        "outbox/broker.py",
+        "                if is_last:\n",
+        "                if True:\n",
+        _UNIT,
+    ),
+    Mutant(
+        "outbox: a server that takes no message is away",
+        "outbox/broker.py",
+        "return _Meaning.REFUSED if of_one else _Meaning.AWAY",
+        "return _Meaning.REFUSED",
+        _UNIT,
+    ),
+    Mutant(
+        "outbox: a queue that never answers is waited for once a batch",
+        "outbox/relay.py",
+        "            silent[message.route] = exc\n",
+        "",
+        _UNIT,
+    ),
+    Mutant(
+        "outbox: what was sent is not sent again where its mark was lost",
+        "outbox/relay.py",
+        "        self._unsettled.add((row.id, row.task_id))\n",
+        "",
+        _BOTH,
+    ),
+    Mutant(
+        "outbox: whatever an error says, it can be stored",
+        "outbox/waiting.py",
+        '.encode(errors="backslashreplace").decode()',
+        "",
+        _BOTH,
+    ),
+    Mutant(
+        "outbox: no async session",
+        "outbox/publishing.py",
+        "    _refuse_async(session)\n",
+        "",
+        _UNIT,
+    ),
+    Mutant(
+        "outbox: no connection that commits by itself",
+        "outbox/publishing.py",
+        'level != "AUTOCOMMIT" and',
+        "",
+        _UNIT,
+    ),
+    Mutant(
+        "outbox: nor a driver that does",
+        "outbox/publishing.py",
+        " and of_driver() is not True",
+        "",
+        _BOTH,
+    ),
+    Mutant(
+        "outbox: a relay prepares nothing",
+        "outbox/rows.py",
+        'arguments.update(prepared or {"prepare_threshold": None})',
+        "arguments.update(prepared)",
+        _POOLERS,
+    ),
+    Mutant(
+        "outbox: a row is due by the database's clock",
+        "django/outbox.py",
+        "        due=Now(),\n",
+        "",
+        _BOTH,
+    ),
+]
