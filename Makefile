@@ -25,8 +25,9 @@ test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs o
 test-unit: $(STAMP)-test ## The tests that need no worker and no broker
 	@$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
 
-fuzz: $(STAMP)-test ## Random histories against every store; MINUTES=60 SEED=1
-	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+fuzz: $(STAMP)-test ## Random schedules of deliveries, and histories of every store; MINUTES=60 SEED=1
+	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
+	  $(if $(SCHEDULE),--schedule $(SCHEDULE)) $(ARGS)
 
 chaos: $(STAMP)-test ## Thousands of calls under kills, stops and restarts; MINUTES=3 SEED=1
 	@$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(ARGS)

@@ -1,4 +1,8 @@
-"""Random histories for as long as one likes, in rounds that a seed repeats: `make fuzz`."""
+"""Random histories for as long as one likes, in rounds that a seed repeats: `make fuzz`.
+
+A round plays schedules of real deliveries (tests/schedules), then histories against every store
+(tests/contract). `make fuzz SCHEDULE=its seed` plays a schedule that failed again, and shows it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,9 @@ import subprocess
 import sys
 import time
 
+from tests.schedules.play import broken
+from tests.schedules.play import play as play_schedule
+
 ROUND = (
     "tests/contract/test_histories.py",
     "tests/contract/test_django_histories.py",
@@ -16,6 +23,24 @@ ROUND = (
 )
 #: Of each store in a round; the tests make do with 150.
 EXAMPLES = 450
+#: Schedules in a round, some 40 a second.
+SCHEDULES = 2000
+
+
+def play_schedules(seed: int) -> int | None:
+    """Play a round's schedules; give the seed of the first that breaks a promise."""
+    for number in range(seed * SCHEDULES, (seed + 1) * SCHEDULES):
+        if broken(play_schedule(number)):
+            return number
+    return None
+
+
+def show(seed: int) -> int:
+    """Play one schedule, and show what happened."""
+    outcome = play_schedule(seed)
+    found = broken(outcome)
+    print(outcome.setting, *outcome.history, *found or ["nothing found"], sep="\n")
+    return bool(found)
 
 
 def play(seed: int) -> subprocess.CompletedProcess[str]:
@@ -38,13 +63,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, help="of the first round; each next one adds one")
+    parser.add_argument("--schedule", type=int, help="play only the schedule of this seed")
     options = parser.parse_args()
+    if options.schedule is not None:
+        return show(options.schedule)
     seed = random.randrange(1_000_000) if options.seed is None else options.seed
     began, rounds = time.monotonic(), 0
     while not rounds or time.monotonic() - began < options.minutes * 60:
         at = time.monotonic()
-        played = play(seed)
         rounds += 1
+        failed = play_schedules(seed)
+        if failed is not None:
+            show(failed)
+            print(f"schedule {failed} failed: make fuzz SCHEDULE={failed} plays it again")
+            return 1
+        played = play(seed)
         if played.returncode:
             print(played.stdout)
             print(f"round {rounds} failed: make fuzz SEED={seed} MINUTES=0 plays it again")
@@ -52,7 +85,7 @@ def main() -> int:
         last = played.stdout.strip().rpartition("\n")[2]
         print(f"round {rounds}, seed {seed}: {last} ({time.monotonic() - at:.0f} s)", flush=True)
         seed += 1
-    print(f"{rounds} rounds of {EXAMPLES} histories and more, nothing found")
+    print(f"{rounds} rounds of {SCHEDULES} schedules and {EXAMPLES} histories, nothing found")
     return 0
 
 
