@@ -111,7 +111,7 @@ def first_call(task: Any, call_key: CallKey) -> str | None:
 
     It only reads: two that race both publish, and the worker deduplicates. It is safe where the
     first call runs under a live lease, waits for a retry that isn't overdue, or is done with its
-    result still in the result backend; and it had the same arguments.
+    result still in the result backend; and it had the same arguments, if they are checked.
     """
     environment = environment_of(task.app)
     try:
@@ -119,7 +119,7 @@ def first_call(task: Any, call_key: CallKey) -> str | None:
     except StoreError as exc:
         log.warning("%s is published: its key can't be looked up: %s", task.name, exc)
         return None
-    if record is None or not call_key.fingerprint or record.fingerprint != call_key.fingerprint:
+    if record is None or (call_key.checked and record.fingerprint != call_key.fingerprint):
         return None
     first = record.owner_id
     if first is None:

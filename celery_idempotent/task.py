@@ -113,7 +113,11 @@ class IdempotentTask(RetryingTask):
         args: Any = None,
         kwargs: Any = None,
         task_id: str | None = None,
-        *more: Any,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
         idempotency_key: str | EllipsisType | None = ...,
         headers: Mapping[str, Any] | None = None,
         **options: Any,
@@ -129,17 +133,20 @@ class IdempotentTask(RetryingTask):
             KeyDerivationError: no key can be derived; nothing is published.
         """
         check_call(options, f"task {self.name!r}")
+        # What is given on is given by name: so other base classes take it.
+        named = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
+        options.update({name: value for name, value in named.items() if value is not None})
         setup = self._setup()
         call_id = task_id or uuid()
         headers, call_key = with_key(
             self, setup, args or (), kwargs or {}, call_id, idempotency_key, headers
         )
         if call_key is not None and setup is not None and _attaches(setup):
-            alone = task_id is None and not any(more) and not any(map(options.get, _COMPOSED))
+            alone = task_id is None and not any(map(options.get, _COMPOSED))
             first = first_call(self, call_key) if alone else None
             if first is not None:
                 return self.AsyncResult(first)
-        return super().apply_async(args, kwargs, call_id, *more, headers=headers, **options)
+        return super().apply_async(args, kwargs, task_id=call_id, headers=headers, **options)
 
     def apply(
         self,

@@ -120,4 +120,18 @@ KEYS: list[Mutant] = [
         "if False:",
         _CHECKS,
     ),
+    Mutant(
+        "attach: what is only remembered keeps no calls apart",
+        "publishing.py",
+        "(call_key.checked and record.fingerprint != call_key.fingerprint)",
+        "record.fingerprint != call_key.fingerprint",
+        _ENQUEUE,
+    ),
+    Mutant(
+        "attach: not where the arguments are checked and differ",
+        "publishing.py",
+        "record is None or (call_key.checked and record.fingerprint != call_key.fingerprint)",
+        "record is None",
+        _ENQUEUE,
+    ),
 ]

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import pytest
-from celery import Celery, chain, chord, group, states
+from celery import Celery, Task, chain, chord, group, states
 from kombu.utils.uuid import uuid
 
 from celery_idempotent import (
@@ -136,10 +136,10 @@ def test_an_option_of_a_call_that_is_none_is_refused(charge, published, how, nam
 # --- attaching -----------------------------------------------------------------------------------
 
 
-def first(charge, store, *args, until_ms=30_000, state=None, outcome=b""):
+def first(charge, store, *args, until_ms=30_000, state=None, outcome=b"", explicit=...):
     """Claim the key of a call, as its worker would; give the task id."""
     task_id = uuid()
-    call_key = charge._call_key(args, {}, ...)
+    call_key = charge._call_key(args, {}, explicit)
     key = record_key(environment_of(charge.app).prefix, call_key)
     candidate = Record(
         State.RUNNING, 0, owner=Owner(task_id).pack(), fingerprint=call_key.fingerprint
@@ -229,11 +229,25 @@ def test_a_failed_key_is_free_and_is_published(charge, store, published):
     assert len(published) == 1
 
 
-def test_other_arguments_are_published(charge, store, published):
-    """The worker says what that means; a caller must not get another call's result unasked."""
-    first(charge, store, 42, 100)
-    charge.delay(42, 200)
+def test_other_arguments_are_published_where_they_are_checked(charge, store, published):
+    """An explicit key says that the arguments are the same: the worker refuses the call."""
+    # Given
+    first(charge, store, 42, 100, explicit="req-1")
+    # When
+    charge.apply_async((42, 200), idempotency_key="req-1")
+    # Then
     assert len(published) == 1
+
+
+def test_arguments_that_are_only_remembered_keep_no_calls_apart(charge, store, published):
+    """A derived key says which arguments matter: the worker would answer such a call alike."""
+    # Given
+    original = first(charge, store, 42, 100)
+    # When
+    result = charge.delay(42, 200)
+    # Then
+    assert result.id == original
+    assert not published
 
 
 def test_a_store_that_is_away_only_costs_the_look(charge, store, published, monkeypatch):
@@ -290,6 +304,49 @@ def test_parts_of_something_else_are_published(app, charge, store, published, ho
     # Then
     assert "order:42" in keys([one for one in published if one[0] == "charge"])
     assert original not in [task_id for _, task_id, _ in published]
+
+
+# --- what a base class gets ----------------------------------------------------------------------
+
+
+class Noting(Task):
+    """A base of a user's, which takes what it needs by name."""
+
+    abstract = True
+    noted = ()
+
+    def apply_async(self, args=None, kwargs=None, **options):
+        Noting.noted = (args, kwargs, sorted(options))
+        return super().apply_async(args, kwargs, **options)
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_a_base_class_gets_what_it_takes_by_name(app, published, positional):
+    """Whether the caller named it or not."""
+
+    # Given
+    class Base(IdempotentTask, Noting):
+        abstract = True
+
+    @app.task(base=Base, name="charge")
+    def charge(order_id):
+        """Do nothing."""
+
+    @app.task(name="tail")
+    def tail(order_id):
+        """Do nothing."""
+
+    # When
+    if positional:
+        charge.apply_async((1,), {}, "id-1", None, tail.s(), None, "shown")
+    else:
+        charge.apply_async((1,), {}, task_id="id-1", link=tail.s(), shadow="shown")
+    # Then
+    args, kwargs, names = Noting.noted
+    assert (args, kwargs) == ((1,), {})
+    assert {"task_id", "headers", "link", "shadow"} <= {*names}
+    ((_, task_id, headers),) = published
+    assert (task_id, headers["shadow"]) == ("id-1", "shown")
 
 
 # --- the context's key ---------------------------------------------------------------------------
