@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import Task
+from celery.canvas import Signature
 from celery.exceptions import Reject
 from celery.utils.log import get_logger
 
@@ -12,9 +13,29 @@ from celery_idempotent.callbacks import announced
 from celery_idempotent.headers import OWN, ours_in, own_header
 from celery_idempotent.waiting import RETRY_SAID, WithoutRetry, back_to_broker, broker_is_away
 
-__all__ = ["RetryingTask"]
+__all__ = ["RetryingTask", "publish_again"]
 
 log = get_logger("celery_idempotent")
+
+
+def publish_again(task: Any, args: Any, kwargs: Any, **options: Any) -> Any:
+    """Publish a call that is enqueued already, by Celery's own ``apply_async``.
+
+    A base class that lets each call into the queue once would take this one for a duplicate of
+    itself, publish nothing, and the call would be lost.
+    """
+    return Task.apply_async(task, args, kwargs, **options)
+
+
+class SameMessage(Signature):
+    """A call's own message: its next attempt, or its next look at a key that is busy."""
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, route_name: Any = None, **options: Any
+    ) -> Any:
+        """As Celery's, past the ``apply_async`` of every other class: see :func:`publish_again`."""
+        whole = self.clone(args, kwargs, **options) if args or kwargs or options else self
+        return publish_again(self.type, whole.args, whole.kwargs, **whole.options)
 
 
 class RetryingTask(Task):
@@ -47,7 +68,8 @@ class RetryingTask(Task):
             if given is None:
                 given = {**(request.as_execution_options()["headers"] or {}), **ours}
             options["headers"] = {**ours, **given}
-        return super().signature_from_request(request, args, kwargs, **options)
+        same = super().signature_from_request(request, args, kwargs, **options)
+        return SameMessage(self, same.args, same.kwargs, same.options, app=self.app)
 
     def retry(
         self, args: Any = None, kwargs: Any = None, exc: Any = None, *more: Any, **options: Any

@@ -16,6 +16,7 @@ from celery_idempotent.core.options import check_call
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.headers import OWN, explicit_key, own_header
 from celery_idempotent.publishing import with_key
+from celery_idempotent.retrying import publish_again
 from celery_idempotent.task import IdempotentTask
 
 __all__ = ["LONGEST_ID", "Message"]
@@ -126,6 +127,8 @@ class Message:
         more = {**self.options, "task_id": self.task_id, "producer": producer, "retry": False}
         if task is None:
             app.send_task(self.task, self.args, self.kwargs, **more)
+        elif isinstance(task, IdempotentTask):
+            publish_again(task, self.args, self.kwargs, **more)  # it was enqueued with its row
         else:
             task.apply_async(self.args, self.kwargs, **more)
 

@@ -457,6 +457,17 @@ _FOUND_BY_USE = (
         ),
     ),
     Scenario(
+        57,
+        "A base's apply_async locks, and a message of its call is published again",
+        "It gets past that lock: the call runs, once.",
+        (
+            "integration/test_outages.py::test_a_lock_at_the_enqueue_keeps_nothing_back",
+            "unit/test_waiting.py::test_a_message_that_is_put_back",
+            "unit/test_waiting.py::test_a_retry",
+            "unit/test_outbox.py::test_a_row_gets_past_a_base_that_locks",
+        ),
+    ),
+    Scenario(
         61,
         "A replica that lags while connected, with idempotency_wait_replicas",
         "No telling of an end counts for it: the end is told until the replica has it.",

@@ -9,6 +9,7 @@ from celery_idempotent import StoreUnavailable
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.brokers import RabbitBroker
+from tests.support.locks import LOCKS
 from tests.support.system import System, answers
 
 #: A lease that outlasts the test, so that no takeover hides a mistake.
@@ -45,6 +46,35 @@ def test_calls_wait_for_a_store_that_is_away(
     assert given[:3] == given[3:6]
     assert given[6] == before
     assert system.ledger.count("start") == system.ledger.count("effect") == 4
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_at_the_enqueue_keeps_nothing_back(
+    make_system: MakeSystem, own_server: RedisServer, lock: str
+) -> None:
+    """Scenario 57: a base's ``apply_async`` locks; a call that is put back or retried gets past it.
+
+    The lock is held by that very call, from its enqueue to its end.
+    """
+    # Given
+    system = make_system(store=own_server, idempotency_lease=LEASE, test_locks=True)
+    system.start_worker(concurrency=2)
+    charge = system.task(f"locked_{lock}")
+    charge.delay(0).get(timeout=30)
+    # When
+    own_server.kill()
+    first, flaky = charge.delay(1), charge.delay(2, fails=2)
+    tried(system, {first.id, flaky.id}, times=2)
+    own_server.restart()
+    # Then
+    given = answers([first, flaky], timeout=60)
+    assert [answer["order"] for answer in given] == [1, 2]
+    assert system.ledger.count("start", key=2) == 3
+    assert system.ledger.count("effect") == 3
+    # And the lock is as free as after any call
+    system.wait_until_quiet()
+    again = charge.delay(1)
+    assert again.get(timeout=30) == given[0]
 
 
 def test_a_paused_store_counts_no_interruptions(

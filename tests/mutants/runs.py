@@ -210,4 +210,14 @@ _DELIVERIES = [
     ),
 ]
 
-RUNS: list[Mutant] = [*_PARENTS, *_RUNS, *_DELIVERIES]
+_PUT_BACK = [
+    Mutant(
+        "what is in the queue already gets past a base's lock",
+        "retrying.py",
+        "return Task.apply_async(task, args, kwargs, **options)",
+        "return task.apply_async(args, kwargs, **options)",
+        (("tests/unit/test_waiting.py",),),
+    ),
+]
+
+RUNS: list[Mutant] = [*_PARENTS, *_RUNS, *_DELIVERIES, *_PUT_BACK]

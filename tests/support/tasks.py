@@ -11,7 +11,7 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 
 from celery_idempotent import IdempotentTask
-from tests.support import bookings, canvas, faults
+from tests.support import bookings, canvas, faults, locks
 from tests.support.ledger import Ledger
 
 Settings = dict[str, Any]
@@ -36,6 +36,8 @@ def make_app(settings: Settings) -> Celery:
         faults.define(app, ledger)
     if settings.get("test_passing_by"):
         _define_passed_by(app, ledger)
+    if settings.get("test_locks"):
+        locks.define(app, ledger)
     return app
 
 

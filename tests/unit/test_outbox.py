@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from amqp.exceptions import MessageNacked, NotFound
-from celery import Celery, chain
+from celery import Celery, Task, chain
 from kombu import Connection
 from kombu.exceptions import OperationalError, SerializerNotInstalled
 from pydantic import BaseModel
@@ -534,6 +534,26 @@ def test_a_batch_that_can_not_be_sent_is_one_line(
     (line,) = [record.getMessage() for record in caplog.records]
     assert "MessageNacked" in line
     assert "nor can 4 more" in line
+
+
+def test_a_row_gets_past_a_base_that_locks(engine: Engine, app: Celery) -> None:
+    """It was enqueued with its transaction: a lock that another call holds must not swallow it."""
+
+    # Given
+    class Locking(Task):
+        def apply_async(self, *_: Any, **__: Any) -> None:
+            """Publish nothing."""
+
+    class Both(Locking, IdempotentTask): ...
+
+    @app.task(base=Both, name="books.locked", shared=False)
+    def locked(order: int) -> None: ...
+
+    (task_id,) = publish(engine, locked.s(1))
+    # When
+    outbox.Relay(app, engine).once()
+    # Then
+    assert [message.headers["id"] for message in received(app)] == [task_id]
 
 
 def test_a_relay_that_is_told_to_stop_finishes_its_batch(engine: Engine, app: Celery) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
 from kombu.exceptions import OperationalError
 
@@ -94,10 +94,74 @@ def test_a_message_that_cannot_be_put_back_does_not_spin(app, monkeypatch):
     def away(*args, **kwargs):
         raise OperationalError("away")
 
-    monkeypatch.setattr(IdempotentTask, "apply_async", away)
+    monkeypatch.setattr(Task, "apply_async", away)
     monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=pauses.append))
     # When
     deliver(charge, Order(1))
     # Then
     assert seen == ["running", "REJECTED"]
     assert len(pauses) == 1 and 0.05 <= pauses[0] <= 1
+
+
+class Locking(Task):
+    """A base that lets nothing into the queue any more."""
+
+    abstract = True
+
+    def apply_async(self, *args, **options):
+        raise AssertionError("a message that is published again gets past this")
+
+
+@pytest.mark.parametrize("bases", [(Locking, IdempotentTask), (IdempotentTask, Locking)])
+class TestPastOtherBases:
+    """What is in the queue already is not enqueued by a base's ``apply_async`` again."""
+
+    @pytest.fixture
+    def base(self, bases):
+        return type("Both", bases, {"abstract": True})
+
+    def test_a_message_that_is_put_back(self, app, base, published):
+        """Wherever that base stands."""
+        # Given
+        seen = []
+
+        @app.task(base=base, bind=True, idempotency_key="{order}")
+        def charge(self, order):
+            if not seen:
+                seen.append("running")
+                seen.append(deliver(self, order))
+
+        # When
+        deliver(charge, 1)
+        # Then
+        assert seen == ["running", "RETRY"]
+        assert len(published) == 1
+
+    def test_a_retry(self, app, base, published):
+        """Celery's own, with whatever options."""
+
+        # Given
+        @app.task(base=base, bind=True, idempotency_key="{order}")
+        def charge(self, order):
+            raise self.retry(countdown=3, headers={"tenant": "a"}, priority=4)
+
+        # When
+        state = deliver(charge, 1)
+        # Then
+        assert state == "RETRY"
+        assert [(it["retries"], it["tenant"]) for it in published] == [(1, "a")]
+
+    def test_a_retry_by_hand(self, app, base, published):
+        """The signature of a message is the message, whoever publishes it."""
+
+        # Given
+        @app.task(base=base, bind=True, idempotency_key="{order}")
+        def charge(self, order, note=None):
+            same = self.signature_from_request(retries=1)
+            same.apply_async(countdown=3, kwargs={"note": "more"})
+
+        # When
+        deliver(charge, 1)
+        # Then
+        assert [it["retries"] for it in published] == [1]
+        assert published[0]["eta"] and "note" in published[0]["kwargsrepr"]
