@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
@@ -17,7 +18,7 @@ from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import check_call, option_names
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
-from celery_idempotent.errors import KeyDerivationError
+from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 from celery_idempotent.headers import Waits, explicit_key, read_own
 from celery_idempotent.publishing import first_call, with_key
 from celery_idempotent.retrying import RetryingTask
@@ -147,6 +148,47 @@ class IdempotentTask(RetryingTask):
             if first is not None:
                 return self.AsyncResult(first)
         return super().apply_async(args, kwargs, task_id=call_id, headers=headers, **options)
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
+        """Publish a call once Django's transaction is committed: see ``apply_async_on_commit``."""
+        self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        task_id: str | None = None,
+        *more: Any,
+        idempotency_key: str | EllipsisType | None = ...,
+        headers: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        """Publish a call once Django's transaction is committed, as Celery's ``DjangoTask`` does.
+
+        It gets its key now, from the context that it is made in; and what is wrong with it is
+        raised now, where it can still be rolled back.
+
+        Raises:
+            ConfigurationError: ``options`` has an ``idempotency_*`` that is none of a call's, or
+                Django is not there.
+            KeyDerivationError: no key can be derived.
+        """
+        try:
+            from django.db import transaction
+        except ImportError as exc:
+            raise ConfigurationError(
+                f"task {self.name!r}: there is no Django here, and no transaction to wait for: use "
+                "delay() or apply_async()"
+            ) from exc
+        check_call(options, f"task {self.name!r}")
+        task_id = task_id or uuid()
+        headers, _ = with_key(
+            self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
+        )
+        publish = self.apply_async
+        transaction.on_commit(
+            functools.partial(publish, args, kwargs, task_id, *more, headers=headers, **options)
+        )
 
     def apply(
         self,

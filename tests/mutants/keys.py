@@ -134,4 +134,11 @@ KEYS: list[Mutant] = [
         "record is None",
         _ENQUEUE,
     ),
+    Mutant(
+        "on commit: the key is the one that the call was made with",
+        "task.py",
+        "functools.partial(publish, args, kwargs, task_id, *more, headers=headers, **options)",
+        "functools.partial(publish, args, kwargs, task_id, *more, **options)",
+        (("tests/unit/test_django_on_commit.py",),),
+    ),
 ]
