@@ -303,8 +303,21 @@ class IdempotentTask(RetryingTask):
             identity=task_id if call_key is None else identity_of(call_key),
             owner_id=request.id,
             retries=request.retries if type(request.retries) is int else 0,
-            why="it was called directly, has no key, or idempotency_mode is 'off'",
+            why=self._why_unguarded(request),
             store=lambda: environment_of(self.app).store,
+        )
+
+    def _why_unguarded(self, request: Any) -> str:
+        setup = self._setup()
+        if request.called_directly:
+            return "it was called directly"
+        if setup is None or setup.options.mode == "off":
+            return "idempotency_mode is 'off'"
+        known = request.__dict__.get("_idempotent_call")
+        if known is None or known[0] is None:
+            return "its call has no key"
+        return (
+            "its body did not run: the call is a duplicate that is answered, waits, or is refused"
         )
 
     # --- for clients -----------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 
-from celery_idempotent import ConfigurationError, IdempotencyError, IdempotentTask, State
+from celery_idempotent import ClaimLost, ConfigurationError, IdempotencyError, IdempotentTask, State
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import StoreUnavailable
@@ -585,3 +585,34 @@ def test_a_tracer_nests_the_headers_and_a_retry_keeps_them(app, mode):
     # Then
     assert [(it["Idempotency-Key"], it[OWN]) for it in seen] == [("a", own)] * 2
     assert "trace-id" in seen[0] and "x-shop" in seen[1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "why"),
+    [
+        ("enforce", "order", "its body did not run"),
+        ("enforce", None, "has no key"),
+        ("off", "order", "'off'"),
+    ],
+)
+def test_a_handler_is_told_why_nothing_is_held(app, mode, key, why):
+    """``on_success`` is called for a duplicate as for a run, and may ask."""
+    # Given
+    asked = []
+
+    class Base(IdempotentTask):
+        abstract = True
+
+        def on_success(self, *args):
+            asked.append(self.idempotency)
+
+    @app.task(base=Base, idempotency_key=lambda order: key, idempotency_mode=mode)
+    def charge(order):
+        """Do nothing."""
+
+    # When
+    deliver(charge, 1)
+    deliver(charge, 1)
+    # Then
+    with pytest.raises(ClaimLost, match=why):
+        asked[-1].check()
