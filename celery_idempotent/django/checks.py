@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django.core import checks
-from django.db import connections
+from django.db import Error, connections
 
+from celery_idempotent.django.isolation import check_isolation, configured_level
 from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.store import DjangoStore
 from celery_idempotent.errors import IdempotencyError
@@ -21,6 +22,7 @@ _TAG = "celery_idempotent"
 def register_all() -> None:
     """Have Django know of the checks."""
     checks.register(check_store, _TAG)
+    checks.register(check_database, _TAG, checks.Tags.database)
     checks.register(check_deployment, _TAG, deploy=True)
 
 
@@ -30,8 +32,11 @@ def check_store(**_: Any) -> Iterable[checks.CheckMessage]:
     try:
         store = environment_of(celery_app()).store
         if isinstance(store, DjangoStore):
-            vendor = connections[store.alias].vendor
+            connection = connections[store.alias]
+            vendor = connection.vendor
             assert store.rows is not None
+            if vendor == "postgresql":
+                configured_level(connection)  # the database's own: check --database asks for it
             if vendor == "sqlite" and store.opens_with_body:
                 found.append(
                     checks.Info(
@@ -44,6 +49,19 @@ def check_store(**_: Any) -> Iterable[checks.CheckMessage]:
     except IdempotencyError as exc:
         found.append(checks.Error(str(exc), id="celery_idempotent.E001"))
     return found
+
+
+def check_database(databases: Sequence[str] | None = None, **_: Any) -> list[checks.CheckMessage]:
+    """Find what in the database keeps the store from working: ``check --database``, ``migrate``."""
+    try:
+        store = environment_of(celery_app()).store
+        if isinstance(store, DjangoStore) and store.alias in (databases or ()):
+            check_isolation(connections[store.alias], store.alias)
+    except IdempotencyError as exc:
+        return [checks.Error(str(exc), id="celery_idempotent.E001")]
+    except Error:
+        return []  # Django itself says that the database doesn't answer
+    return []
 
 
 def check_deployment(**_: Any) -> Iterable[checks.CheckMessage]:

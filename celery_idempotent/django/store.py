@@ -26,6 +26,7 @@ from celery_idempotent.core.transitions import (
     Write,
 )
 from celery_idempotent.django import models
+from celery_idempotent.django.isolation import check_isolation
 from celery_idempotent.django.reading import Reading
 from celery_idempotent.django.rows import Row, Rows, fit, is_cut, is_passing, unavailable
 from celery_idempotent.django.transaction import DjangoTransaction
@@ -58,6 +59,7 @@ class DjangoStore(Reading):
         #: Whether a transaction is opened before the body, and not when it asks for one.
         self.opens_with_body = atomic
         self._rows: Rows | None = None
+        self._is_checked = False
         self._local = threading.local()
 
     @classmethod
@@ -282,6 +284,9 @@ class DjangoStore(Reading):
         for attempt in range(_ATTEMPTS):
             connection = self.own_connection()
             try:
+                if not self._is_checked:
+                    check_isolation(connection, self.alias)
+                    self._is_checked = True
                 if connection.in_atomic_block:
                     with transaction.atomic(using=self.alias):
                         return work(connection)

@@ -93,6 +93,9 @@ class SqlOutbox:
         self.engine = engine
         self.where = engine.url.render_as_string()
         self._flavour = flavour_for(engine.dialect.name)
+        # Above that MySQL locks the end of the table too, where the application writes.
+        level = {} if self._flavour.one_writer else {"isolation_level": "READ COMMITTED"}
+        self._sending = engine.execution_options(**level)
         self._alone = Alone(engine.url.database if self._flavour.one_writer else None)
 
     @contextmanager
@@ -114,7 +117,7 @@ class SqlOutbox:
                     rows = connection.execute(wanted).all()
                 yield Batch(rows, self._settle)
                 return
-            with self.engine.begin() as connection:
+            with self._sending.begin() as connection:
                 rows = connection.execute(wanted.with_for_update(skip_locked=True)).all()
                 yield Batch(rows, partial(self._write, connection))
 

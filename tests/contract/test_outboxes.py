@@ -20,7 +20,7 @@ from celery_idempotent.outbox import relay as relay_module
 from celery_idempotent.outbox.broker import Broker, BrokerAway
 from celery_idempotent.outbox.message import Message
 from celery_idempotent.outbox.publishing import publish as publish_sql
-from celery_idempotent.outbox.rows import SqlOutbox, engine_of
+from celery_idempotent.outbox.rows import SqlOutbox
 from celery_idempotent.outbox.schema import create_schema
 from celery_idempotent.outbox.schema import outbox as table
 from celery_idempotent.outbox.waiting import DatabaseAway, Failure, Outbox
@@ -75,7 +75,7 @@ def _sqlalchemy(kind: str, directory: Path) -> Iterator[Side]:
     engines: list[Engine] = []
 
     def engine() -> Engine:
-        engines.append(engine_of(database.url))
+        engines.append(create_engine(database.url))  # as an application makes it
         return engines[-1]
 
     first = engine()
@@ -264,6 +264,18 @@ def test_a_row_is_due_at_once_though_the_publishers_clock_is_wrong(
     # Then
     assert taken(side.outbox()) == ids
     assert side.outbox().backlog().lag < 600
+
+
+def test_a_batch_that_is_sent_keeps_nobody_from_publishing(side: Side, calls: Calls) -> None:
+    """At a higher level MySQL would lock the end of the table, too."""
+    # Given
+    ids = side.publish(*calls(1))
+    # When
+    with side.outbox().take(10) as batch:
+        ids += side.publish(*calls(1))
+        batch.settle([row.id for row in batch.rows], [])
+    # Then
+    assert side.ids() == ids[1:]
 
 
 def test_a_backlog_is_empty_or_has_a_lag(side: Side, calls: Calls) -> None:

@@ -1,4 +1,4 @@
-"""The guards of the outbox: what is written, what is sent, and who waits for whom."""
+"""The guards of the outbox, and of Django's database."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ __all__ = ["OUTBOXES"]
 _UNIT: Stages = (("tests/unit/test_outbox.py",),)
 _BOTH: Stages = (("tests/contract/test_outboxes.py", "-k", "sqlite or driver"),)
 _POOLERS: Stages = (("tests/integration/test_poolers.py",),)
+_ISOLATION: Stages = (("tests/integration/test_django_isolation.py", "-k", "above"),)
 
 OUTBOXES: list[Mutant] = [
     Mutant(
@@ -94,5 +95,26 @@ OUTBOXES: list[Mutant] = [
         "        due=Now(),\n",
         "",
         _BOTH,
+    ),
+    Mutant(
+        "outbox: a batch that is sent keeps nobody from publishing",
+        "outbox/rows.py",
+        "            with self._sending.begin()",
+        "            with self.engine.begin()",
+        (("tests/contract/test_outboxes.py", "-k", "keeps_nobody and mysql"),),
+    ),
+    Mutant(
+        "django: no isolation above read committed",
+        "django/store.py",
+        "                if not self._is_checked:\n",
+        "                if False:\n",
+        _ISOLATION,
+    ),
+    Mutant(
+        "django: nor in the settings, which check reads",
+        "django/checks.py",
+        "                configured_level(connection)  #",
+        "                pass  #",
+        _ISOLATION,
     ),
 ]
