@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from celery.canvas import Signature, maybe_signature
+from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
@@ -23,7 +23,7 @@ from celery_idempotent.errors import (
     IdempotencyInProgress,
     OutcomeUnknown,
 )
-from celery_idempotent.results import encode_failure, encode_result, replay
+from celery_idempotent.results import Codec, encode_failure, encode_result, replay
 from celery_idempotent.run.call import Ending
 from celery_idempotent.run.journal import Event
 from celery_idempotent.run.runner import Run
@@ -53,7 +53,7 @@ class Execution:
         self.run = run
         self.task = delivery.task
         self.options = delivery.options
-        self.steps = Steps(run, _Codec(self.task, self.options.max_result_size))
+        self.steps = Steps(run, Codec(self.task, self.task.app, self.options.max_result_size))
         self._shadow = shadow
         self._is_heard = observers.is_heard("claimed")
         #: Whether it was said how it ended.
@@ -349,29 +349,6 @@ class _End(NamedTuple):
 
 class _NobodyKnows(Exception):
     """It can't be told whether the effect of a run that was cut off happened."""
-
-
-class _Codec:
-    """Results as the result backend encodes them, signatures as JSON."""
-
-    def __init__(self, task: Any, most: int) -> None:
-        self._task = task
-        self._most = most
-
-    def pack(self, result: Any) -> bytes:
-        return encode_result(self._task.backend, result, self._most)
-
-    def unpack(self, packed: bytes) -> Any:
-        return replay(self._task.backend, packed, "a step")
-
-    def pack_signature(self, undo: Any) -> bytes:
-        if not isinstance(undo, Signature):
-            raise TypeError(
-                f"compensate= takes the signature of a task, such as refund.s(), not {undo!r}"
-            )
-        if undo.task not in self._task.app.tasks:
-            raise TypeError(f"compensate= names {undo.task!r}, which this app does not have")
-        return json.dumps(undo).encode()
 
 
 def _retries_of(exc: Retry, mine: int) -> int:

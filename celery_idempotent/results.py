@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from typing import Any, Final
 
+from celery.canvas import Signature
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu import serialization
@@ -14,7 +16,7 @@ from kombu.utils import encoding
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt, ResultNotKept
 
-__all__ = ["encode_failure", "encode_result", "replay"]
+__all__ = ["Codec", "encode_failure", "encode_result", "replay"]
 
 # kombu has no types for these.
 _registry: Any = serialization.registry
@@ -125,3 +127,33 @@ def _decode(outcome: Outcome, accept: Any) -> Any:
             return int(payload)
     text = payload if encoding in ("binary", "") else payload.decode(encoding, "replace")
     return _registry.loads(text, content_type, encoding, accept=accept)
+
+
+class Codec:
+    """Steps: results as the result backend encodes them, signatures as JSON.
+
+    Args:
+        owner: a task or an app: whoever has the ``backend``, which is made when it is needed.
+        app: knows the tasks that undo steps.
+        most: the largest result that is kept, in bytes.
+    """
+
+    def __init__(self, owner: Any, app: Any, most: int) -> None:
+        self._owner = owner
+        self._app = app
+        self._most = most
+
+    def pack(self, result: Any) -> bytes:
+        return encode_result(self._owner.backend, result, self._most)
+
+    def unpack(self, packed: bytes) -> Any:
+        return replay(self._owner.backend, packed, "a step")
+
+    def pack_signature(self, undo: Any) -> bytes:
+        if not isinstance(undo, Signature):
+            raise TypeError(
+                f"compensate= takes the signature of a task, such as refund.s(), not {undo!r}"
+            )
+        if undo.task not in self._app.tasks:
+            raise TypeError(f"compensate= names {undo.task!r}, which this app does not have")
+        return json.dumps(undo).encode()

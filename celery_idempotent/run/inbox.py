@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from celery_idempotent.run.heartbeat import Lease, heartbeat
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.stores.transactions import NotCommitted, Transaction, TransactionalStore
 
-__all__ = ["Inbox", "plain_session", "plainly"]
+__all__ = ["Inbox", "PlainWork", "plain_session", "plainly"]
 
 T = TypeVar("T")
 
@@ -125,21 +126,43 @@ class Inbox:
 _opened: ContextVar[list[Transaction] | None] = ContextVar("idempotent_sessions", default=None)
 
 
+class PlainWork:
+    """What a body that holds no claim writes in the sessions that it opens within."""
+
+    def __init__(self) -> None:
+        self._transactions: list[Transaction] = []
+
+    @contextmanager
+    def opens(self) -> Iterator[None]:
+        """Take up each session that is asked for within."""
+        token = _opened.set(self._transactions)
+        try:
+            yield
+        finally:
+            _opened.reset(token)
+
+    def commit(self) -> None:
+        """Commit all of it; where that raises, :meth:`rollback` undoes the rest."""
+        while self._transactions:
+            self._transactions.pop(0).commit_alone()
+
+    def rollback(self) -> None:
+        """Undo all of it."""
+        while self._transactions:
+            self._transactions.pop().rollback()
+
+
 def plainly(body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call a body that holds no claim, and commit what it wrote in its session if it returns."""
-    opened: list[Transaction] = []
-    token = _opened.set(opened)
-    try:
-        result = body(*args, **kwargs)
-        while opened:
-            opened.pop(0).commit_alone()
+    work = PlainWork()
+    with work.opens():
+        try:
+            result = body(*args, **kwargs)
+            work.commit()
+        except BaseException:
+            work.rollback()
+            raise
         return result
-    except BaseException:
-        for transaction in opened:
-            transaction.rollback()
-        raise
-    finally:
-        _opened.reset(token)
 
 
 def plain_session(store: Callable[[], Store] | None) -> Any:
