@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import asyncio
+from collections.abc import Callable, Collection
 from functools import cached_property
 from typing import Any, ClassVar
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpResponse
 
+from celery_idempotent.django import streams
+from celery_idempotent.django.bodies import read_body
 from celery_idempotent.django.project import celery_app
+from celery_idempotent.http.answer import Answer
 from celery_idempotent.http.edge import Edge, Held, keeps_by_default
-from celery_idempotent.http.messages import Request, Response, is_open_ended
+from celery_idempotent.http.hangups import despite_hang_up
+from celery_idempotent.http.messages import Request, Response
+from celery_idempotent.run.context import RunContext
 
 __all__ = ["IdempotencyMiddleware"]
 
@@ -33,6 +39,9 @@ class IdempotencyMiddleware:
     sync_capable = True
     async_capable = True
 
+    #: Whose requests they are, where the Celery app's name doesn't tell that: two services with one
+    #: store need two names.
+    service: ClassVar[str | None] = None
     #: Which requests may have a key.
     methods: ClassVar[Collection[str]] = ("POST", "PATCH")
     #: The largest body, in bytes, of a request with a key.
@@ -65,6 +74,7 @@ class IdempotencyMiddleware:
         """The keys of the project's requests, in the store of its Celery app."""
         return Edge(
             celery_app(),
+            service=self.service,
             methods=self.methods,
             keeps=self.keeps,
             max_request_size=self.max_request_size,
@@ -72,108 +82,88 @@ class IdempotencyMiddleware:
         )
 
     def __call__(self, request: Any) -> Any:
+        if not self.edge.covers(request.method) or _is_protected(request):
+            return self.get_response(request)
         if self._is_async:
             return self._answer_async(request)
-        held = self._begin(request)
+        key = self._key(request)
+        held = key if key is None or isinstance(key, Response) else self._begin(request, key)
         if held is None:
             return self.get_response(request)
         if isinstance(held, Response):
             return _response(held)
+        answer = Answer(held)
         try:
-            with held.for_tasks():
+            with held.working():
                 response = self.get_response(request)
-                if not response.streaming:
-                    return self._finish(held, response)
-                return self._finish_streaming(held, response)
+                instead = streams.take(answer, response)
+                if answer.passes and response.streaming:
+                    return streams.pass_on(answer, response)
         except BaseException as exc:
-            _fail(held, exc)
+            answer.fail(exc)
             raise
+        return response if instead is None else _response(instead)
 
     async def _answer_async(self, request: Any) -> Any:
-        held = await sync_to_async(self._begin)(request)
+        key = await sync_to_async(self._key)(request)
+        if key is None:
+            return await self.get_response(request)
+        if isinstance(key, Response):
+            return _response(key)
+        gone = asyncio.Event()
+        return await despite_hang_up(self._work(request, key, gone), gone)
+
+    async def _work(self, request: Any, key: str, gone: asyncio.Event) -> Any:
+        held = await sync_to_async(self._begin)(request, key)
         if held is None:
             return await self.get_response(request)
         if isinstance(held, Response):
             return _response(held)
+        answer = Answer(held)
         try:
-            with held.for_tasks():
+            with held.working():
                 response = await self.get_response(request)
-                if not response.streaming:
-                    return await sync_to_async(self._finish)(held, response)
-                # It is passed on as it comes, and not kept.
-                without = Response(response.status_code, list(response.items()), dropped=True)
-                await sync_to_async(held.finish)(without)
-                return response
+                if response.streaming:
+                    instead = await streams.take_async(answer, response, gone)
+                else:
+                    instead = await sync_to_async(streams.take)(answer, response)
         except BaseException as exc:
-            await sync_to_async(_fail)(held, exc)
+            await sync_to_async(answer.fail)(exc)
             raise
+        return response if instead is None else _response(instead)
 
-    def _begin(self, request: Any) -> Response | Held | None:
-        edge = self.edge
-        if not edge.covers(request.method):
-            return None
+    def _key(self, request: Any) -> str | Response | None:
         value = request.META.get("HTTP_IDEMPOTENCY_KEY")
-        key = edge.key_of([] if value is None else [value], self.required(request))
-        if key is None or isinstance(key, Response):
-            return key
+        return self.edge.key_of([] if value is None else [value], self.required(request))
+
+    def _begin(self, request: Any, key: str) -> Response | Held | None:
         identity = self.identity(request)
         if identity is None:
             return None
-        length = request.META.get("CONTENT_LENGTH") or "0"
-        if length.isdigit() and int(length) > self.max_request_size:
-            return edge.problems.too_large(self.max_request_size)
+        body = read_body(request, self.edge)
+        if isinstance(body, Response):
+            return body
         asked = Request(
             request.method,
             request.path,
             request.META.get("QUERY_STRING", ""),
-            request.body,
+            body,
             request.META.get("CONTENT_TYPE", ""),
         )
-        held = edge.begin(asked, identity, key)
+        held = self.edge.begin(asked, identity, key)
         if isinstance(held, Held):
             request.idempotency = held.run
         return held
 
-    def _finish(self, held: Held, response: Any) -> Any:
-        if hasattr(response, "render") and not getattr(response, "is_rendered", True):
-            response.render()
-        first = Response(response.status_code, list(response.items()), response.content)
-        answer = held.finish(first)
-        return response if answer is first else _response(answer)
 
-    def _finish_streaming(self, held: Held, response: Any) -> Any:
-        """Keep a stream that fits; give one that doesn't as it comes."""
-        headers = list(response.items())
-        without = Response(response.status_code, headers, dropped=True)
-        if response.is_async or is_open_ended(headers):
-            held.finish(without)
-            return response
-        parts = iter(response.streaming_content)
-        begun: list[bytes] = []
-        size = 0
-        for part in parts:
-            begun.append(part)
-            size += len(part)
-            if size > self.edge.max_response_size:
-                held.finish(without)
-                response.streaming_content = _joined(begun, parts)
-                return response
-        first = Response(response.status_code, headers, b"".join(begun))
-        answer = held.finish(first)
-        response.streaming_content = begun
-        return response if answer is first else _response(answer)
-
-
-def _joined(begun: list[bytes], rest: Iterable[bytes]) -> Iterator[bytes]:
-    yield from begun
-    yield from rest
-
-
-def _fail(held: Held, exc: BaseException) -> None:
-    if isinstance(exc, Exception):
-        held.release()
-    else:
-        held.interrupt()
+def _is_protected(request: Any) -> bool:
+    """Whether the middleware, of Django or of its server, stands in the stack twice."""
+    around = getattr(request, "scope", None) or request.META
+    runs = getattr(request, "idempotency", None), around.get("idempotency")
+    run = next((run for run in runs if isinstance(run, RunContext)), None)
+    if run is not None:
+        request.idempotency = run
+    return run is not None
 
 
 def _response(answer: Response) -> HttpResponse:

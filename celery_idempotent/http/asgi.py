@@ -9,8 +9,11 @@ from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from celery_idempotent.http.answer import Answer
 from celery_idempotent.http.edge import Edge, Held, keeps_by_default
-from celery_idempotent.http.messages import Request, Response, is_open_ended
+from celery_idempotent.http.hangups import detached
+from celery_idempotent.http.messages import Request, Response
+from celery_idempotent.run.context import RunContext
 
 __all__ = ["IdempotencyASGIMiddleware"]
 
@@ -44,6 +47,8 @@ class IdempotencyASGIMiddleware:
         identity: gives, from the scope, a text that tells callers apart (or an awaitable of it);
             ``None``: nobody, so the request goes on unprotected, and the application refuses it.
         required: whether a request must have a key: for all of the methods, or by its scope.
+        service: whose requests they are, where the Celery app's name doesn't tell that: two
+            services with one store need two names.
         methods: which requests may have a key.
         keeps: which statuses are kept; see :func:`.keeps_by_default`.
         max_request_size: the largest body, in bytes, of a request with a key.
@@ -57,6 +62,7 @@ class IdempotencyASGIMiddleware:
         *,
         identity: Identity,
         required: bool | Callable[[Scope], bool] = False,
+        service: str | None = None,
         methods: Collection[str] = ("POST", "PATCH"),
         keeps: Callable[[int], bool] = keeps_by_default,
         max_request_size: int = 16 * 1024 * 1024,
@@ -67,6 +73,7 @@ class IdempotencyASGIMiddleware:
         self._required = required
         self._edge = Edge(
             celery,
+            service=service,
             methods=methods,
             keeps=keeps,
             max_request_size=max_request_size,
@@ -74,11 +81,14 @@ class IdempotencyASGIMiddleware:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self._edge.covers(scope["method"]):
+        if (
+            scope["type"] != "http"
+            or not self._edge.covers(scope["method"])
+            or isinstance(scope.get("idempotency"), RunContext)  # it stands in the stack twice
+        ):
             return await self._app(scope, receive, send)
-        values = [v.decode("latin-1") for n, v in scope["headers"] if n == b"idempotency-key"]
         required = self._required(scope) if callable(self._required) else self._required
-        key = self._edge.key_of(values, required)
+        key = self._edge.key_of(_values(scope, b"idempotency-key"), required)
         if isinstance(key, Response):
             return await _send_whole(send, key)
         identity: Any = None if key is None else self._identity(scope)
@@ -86,21 +96,20 @@ class IdempotencyASGIMiddleware:
             identity = await identity
         if key is None or identity is None:
             return await self._app(scope, receive, send)
-        body = await _read(receive, self._edge.max_request_size)
+        length = next(iter(_values(scope, b"content-length")), None)
+        most = self._edge.max_request_size
+        body = b"" if self._edge.is_too_long(length) else await _read(receive, most)
         if body is None:
             return None  # the client is gone, and nothing was done
-        if len(body) > self._edge.max_request_size:
-            too_large = self._edge.problems.too_large(self._edge.max_request_size)
-            return await _send_whole(send, too_large)
+        problem = self._edge.check_body(length, len(body))
+        if problem is not None:
+            return await _send_whole(send, problem)
         held = await _begin(self._edge, _request(scope, body), identity, key)
         if isinstance(held, Response):
             return await _send_whole(send, held)
-        return await self._protected(held, scope, body, receive, send)
+        return await detached(self._work(held, scope, _Exchange(held, body, receive, send)))
 
-    async def _protected(
-        self, held: Held, scope: Scope, body: bytes, receive: Receive, send: Send
-    ) -> None:
-        exchange = _Exchange(held, self._edge.max_response_size, body, receive, send)
+    async def _work(self, held: Held, scope: Scope, exchange: _Exchange) -> None:
         extensions = {
             name: value
             for name, value in (scope.get("extensions") or {}).items()
@@ -108,36 +117,31 @@ class IdempotencyASGIMiddleware:
         }
         scope = {**scope, "extensions": extensions, "idempotency": held.run}
         try:
-            with held.for_tasks():
+            with held.working():
                 await self._app(scope, exchange.receive, exchange.send)
-        except Exception:
-            await _in_thread(exchange.fail)
+        except Exception as exc:
+            await _in_thread(exchange.answer.fail, exc)
             raise
-        except BaseException:
+        except BaseException as exc:
             # It can't be waited for any more: a thread goes on with it.
             with suppress(RuntimeError):
-                asyncio.get_running_loop().run_in_executor(None, exchange.cut_off)
+                asyncio.get_running_loop().run_in_executor(None, exchange.answer.fail, exc)
             raise
-        await _in_thread(exchange.fail)  # of a response that was never finished
+        # Not before: what an application does last may be its commit.
+        await exchange.end()
 
 
 class _Exchange:
     """A request that is given once it was read, and a response that is sent once it is kept."""
 
-    def __init__(self, held: Held, most: int, body: bytes, receive: Receive, send: Send) -> None:
-        self._held = held
-        self._most = most
+    def __init__(self, held: Held, body: bytes, receive: Receive, send: Send) -> None:
+        self.answer = Answer(held)
         self._body: bytes | None = body
         self._receive = receive
         self._send = send
-        self._status = 0
-        self._raw_headers: list[tuple[bytes, bytes]] = []
-        self._headers: list[tuple[str, str]] = []
-        self._chunks: list[bytes] = []
-        self._size = 0
         self._passing = asyncio.Event()
-        self._is_finished = False
-        self._is_client_gone = False
+        self._given_up = asyncio.Event()
+        self._is_complete = False
 
     async def receive(self) -> Message:
         if self._body is not None:
@@ -145,87 +149,68 @@ class _Exchange:
             return {"type": "http.request", "body": body, "more_body": False}
         # A client that goes away doesn't stop what it asked for: it will ask again.
         await self._passing.wait()
-        message = await self._receive()
-        self._is_client_gone = message["type"] == "http.disconnect"
+        message: Message = {"type": "http.disconnect"}
+        if not self._is_complete:
+            message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self.answer.hang_up()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._given_up.wait(), self.answer.seconds_left)
+            self._given_up.set()
         return message
 
     async def send(self, message: Message) -> None:
+        answer = self.answer
         if message["type"] == "http.response.start":
-            self._status = message["status"]
-            self._raw_headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
-            self._headers = [
-                (n.decode("latin-1"), v.decode("latin-1")) for n, v in self._raw_headers
-            ]
-            if is_open_ended(self._headers):
+            headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
+            answer.start(
+                message["status"], [(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers]
+            )
+            if answer.passes:
+                await self._pass(_start(answer.status, answer.headers))
+        elif message["type"] == "http.response.body" and not self._is_complete:
+            answer.add(message.get("body", b""))
+            if answer.passes:
                 await self._pass_on()
-        elif self._passing.is_set():
-            await self._pass(message)
+            if not message.get("more_body", False):
+                self._is_complete = True
+                self._passing.set()
+                self._given_up.set()
+
+    async def end(self) -> None:
+        """Record the response, and send it, or the end of it."""
+        answer = self.answer
+        if not self._is_complete:
+            return await _in_thread(answer.fail)
+        instead = await _in_thread(answer.finish)
+        if answer.is_begun:
+            await self._send({"type": "http.response.body", "body": b""})
+        elif instead is not None:
+            await _send_whole(self._send, instead)
         else:
-            await self._keep(message.get("body", b""), message.get("more_body", False))
-
-    async def _keep(self, chunk: bytes, more: bool) -> None:
-        self._chunks.append(chunk)
-        self._size += len(chunk)
-        if not more:
-            self._passing.set()
-            response = Response(self._status, self._headers, b"".join(self._chunks))
-            answer = await self._finish(response)
-            if answer is not response:
-                return await _send_whole(self._send, answer)
-            await self._send(self._start())
-            return await self._send({"type": "http.response.body", "body": response.body})
-        if self._size > self._most:
-            await self._pass_on()
+            await self._send(_start(answer.status, answer.headers))
+            await self._send({"type": "http.response.body", "body": b"".join(answer.pieces())})
         return None
-
-    async def _finish(self, response: Response) -> Response:
-        self._is_finished = True
-        return await _in_thread(self._held.finish, response)
 
     # --- what is too long, or has no end ---------------------------------------------------------
 
     async def _pass_on(self) -> None:
-        self._passing.set()
-        chunks, self._chunks = self._chunks, []
-        await self._pass(self._start())
-        for chunk in chunks:
-            await self._pass({"type": "http.response.body", "body": chunk, "more_body": True})
+        if not self.answer.is_begun:
+            await self._pass(_start(self.answer.status, self.answer.headers))
+        for piece in self.answer.pieces():
+            if not self.answer.is_for_nobody:
+                await self._pass({"type": "http.response.body", "body": piece, "more_body": True})
+            elif self._given_up.is_set() or not self.answer.drop(piece):
+                self._given_up.set()
+                raise OSError("the client has hung up")
 
     async def _pass(self, message: Message) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            # Before its last part is sent: who has seen all of it finds it recorded.
-            await self._finish(self._without_body())
         try:
             await self._send(message)
-        except Exception:
-            self._is_client_gone = True
-            raise
-
-    def _without_body(self) -> Response:
-        return Response(self._status, self._headers, dropped=True)
-
-    # --- what was not finished -------------------------------------------------------------------
-
-    def fail(self) -> None:
-        """Free the key; but where the client went away, in mid-answer, the work was done."""
-        if self._is_client_gone and not self._is_finished:
-            self._held.finish(self._without_body())
-        self._held.release()
-
-    def cut_off(self) -> None:
-        """End the lease at once; but where the answer had begun, the work was done."""
-        if self._is_finished:
-            return
-        if self._passing.is_set():
-            self._held.finish(self._without_body())
-        self._held.interrupt()
-
-    def _start(self) -> Message:
-        return {
-            "type": "http.response.start",
-            "status": self._status,
-            "headers": self._raw_headers,
-        }
+        except OSError:
+            self.answer.hang_up()
+        self.answer.is_begun = True
+        self._passing.set()
 
 
 async def _begin(edge: Edge, request: Request, identity: str, key: str) -> Response | Held:
@@ -251,8 +236,12 @@ async def _in_thread(work: Callable[..., T], *args: Any) -> T:
     return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, work, *args))
 
 
+def _values(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for field, value in scope["headers"] if field == name]
+
+
 def _request(scope: Scope, body: bytes) -> Request:
-    types = [v.decode("latin-1") for n, v in scope["headers"] if n == b"content-type"]
+    types = _values(scope, b"content-type")
     query = scope.get("query_string", b"").decode("latin-1")
     return Request(scope["method"], scope["path"], query, body, types[0] if types else "")
 
@@ -270,6 +259,10 @@ async def _read(receive: Receive, most: int) -> bytes | None:
 
 
 async def _send_whole(send: Send, response: Response) -> None:
-    headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in response.headers]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send(_start(response.status, response.headers))
     await send({"type": "http.response.body", "body": response.body})
+
+
+def _start(status: int, fields: list[tuple[str, str]]) -> Message:
+    headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in fields]
+    return {"type": "http.response.start", "status": status, "headers": headers}

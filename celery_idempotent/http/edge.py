@@ -7,9 +7,10 @@ the tasks, holds it by a lease while the application works, and completes it wit
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final
@@ -25,6 +26,7 @@ from celery_idempotent.core.transitions import (
     ClaimVerdict,
     Lost,
     Mismatch,
+    Recorded,
     Replay,
     Unknown,
 )
@@ -35,14 +37,18 @@ from celery_idempotent.errors import (
     StoreUnavailable,
 )
 from celery_idempotent.http.field import BadField, read_field
-from celery_idempotent.http.messages import Request, Response, pack, unpack
+from celery_idempotent.http.messages import NO_BODY, Request, Response, pack, unpack
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
+from celery_idempotent.results import Codec
 from celery_idempotent.run.call import Call, Ending, Terms
 from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.inbox import PlainWork
 from celery_idempotent.run.journal import Event
 from celery_idempotent.run.runner import Run, ask
+from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, environment_of
+from celery_idempotent.stores.transactions import NotCommitted
 
 __all__ = ["Edge", "Held", "keeps_by_default"]
 
@@ -53,16 +59,18 @@ _NAMESPACE: Final = "celery.http"
 _TASK: Final = "http"
 _PATIENCE_S: Final = 1.0
 _REPLAYED: Final = ("Idempotency-Replayed", "true")
-_NO_BODY: Final = (204, 304)
-#: Statuses that say nothing was done, and that the same request may do better later.
-_TRY_AGAIN: Final = frozenset((401, 403, 407, 408, 409, 421, 423, 425, 429))
+#: Statuses that say nothing was done, and that the same request may do better later or elsewhere.
+_TRY_AGAIN: Final = frozenset((307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429))
+#: For how long a store that did not answer is not asked again, in seconds; then by one request.
+_AWAY_S: Final = 1.0
 
 
 def keeps_by_default(status: int) -> bool:
     """Whether a response of this status is the key's answer from now on.
 
-    Not so are 5xx, and those by which nothing was done and the same request may succeed later
-    (401, 403, 407, 408, 409, 421, 423, 425, 429): they free the key.
+    Not so are 5xx, and those by which nothing was done and the same request may succeed later, or
+    at the place that they name (307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429): they free
+    the key.
     """
     return status < 500 and status not in _TRY_AGAIN
 
@@ -74,16 +82,22 @@ class Edge:
         app: the Celery app, whose store, times and limits are used (``idempotency_ttl``,
             ``idempotency_lease``, ``idempotency_max_interruptions``,
             ``idempotency_max_result_size``, ``idempotency_on_store_error``).
+        service: whose requests they are: two services with one store need two names. Without it
+            the name of the Celery app.
         methods: which requests may have a key.
         keeps: which statuses are kept.
         max_request_size: the largest body, in bytes, that is read into memory to be compared.
         docs_url: where your API's documentation tells of the key.
+
+    Raises:
+        ConfigurationError: ``methods`` is a text, or there is no name for the service.
     """
 
     def __init__(
         self,
         app: Any,
         *,
+        service: str | None = None,
         methods: Collection[str] = ("POST", "PATCH"),
         keeps: Callable[[int], bool] = keeps_by_default,
         max_request_size: int = 16 * 1024 * 1024,
@@ -91,7 +105,15 @@ class Edge:
     ) -> None:
         if isinstance(methods, str):
             raise ConfigurationError(f"methods is {methods!r}, and must be a list of methods")
+        service = service or app.main
+        if not service:
+            raise ConfigurationError(
+                "the HTTP edge has no name for this service, and another one with the same store "
+                "would answer its requests: give it service='...', or name the Celery app"
+            )
         self._app = app
+        self._service: str = service
+        self._outage = _Outage()
         self._methods = frozenset(method.upper() for method in methods)
         self._keeps = keeps
         self.max_request_size = max_request_size
@@ -121,6 +143,23 @@ class Edge:
             return self.problems.malformed(str(exc))
         return self.problems.missing() if key is None and required else key
 
+    def is_too_long(self, length: str | None) -> bool:
+        """Whether a request announces more than may be read; ``length``: its Content-Length."""
+        return length is not None and length.isdecimal() and int(length) > self.max_request_size
+
+    def check_body(self, length: str | None, got: int) -> Response | None:
+        """Give the answer to a request with too long a body, or only a part of it.
+
+        Args:
+            length: its Content-Length.
+            got: how much of it was read, in bytes.
+        """
+        if self.is_too_long(length) or got > self.max_request_size:
+            return self.problems.too_large(self.max_request_size)
+        if length is not None and length.isdecimal() and got < int(length):
+            return self.problems.incomplete()
+        return None
+
     def begin(self, request: Request, identity: str, key: str) -> Response | Held:
         """Claim the key of a request: give what answers it, or what lets the application do that.
 
@@ -135,28 +174,37 @@ class Edge:
                 f"identity gave {type(identity).__name__}, and must give a text that tells callers "
                 "apart, or None for a request that the application will refuse"
             )
-        digest = _digest(identity, key)
+        options = self._options
+        digest = _digest(self._service, identity, request.method, request.path, key)
         context = f"{key[:100]}@{digest}"
-        if self._options.mode != "enforce":
-            return Held(self, context)
+        if options.mode != "enforce":
+            return Held(self, self._app, context)
         environment = environment_of(self._app)
         call, call_key = self._call(environment, request, digest, key)
         try:
-            verdict = ask(call, _PATIENCE_S, lambda _: None)
+            verdict = self._outage.ask(call)
         except (StoreUnavailable, RecordTooNew) as exc:
-            if self._options.on_store_error == "run" and isinstance(exc, StoreUnavailable):
+            if options.on_store_error == "run" and isinstance(exc, StoreUnavailable):
                 log.error("%s runs unprotected: %s", call.key, exc)
-                return Held(self, context)
+                return Held(self, self._app, context)
             log.warning("%s is refused: %s", call.key, exc)
             return self.problems.store_away()
         except StoreError:
             log.exception("%s is refused", call.key)
             return self.problems.unreadable()
-        if isinstance(verdict, Run):
-            held = Held(self, context, environment, call_key, verdict)
-            environment.journal.begin(held)
-            return held
-        return self._answer(environment, call, verdict)
+        if not isinstance(verdict, Run):
+            return self._answer(environment, call, verdict)
+        held = Held(self, self._app, context, environment, call_key, verdict)
+        environment.journal.begin(held)
+        try:
+            held.take_up()
+        except BaseException as exc:
+            held.fail(exc)
+            if not isinstance(exc, StoreError):
+                raise
+            log.exception("%s is refused: a step can't be read", call.key)
+            return self.problems.unreadable()
+        return held
 
     def _call(
         self, environment: Environment, request: Request, digest: str, key: str
@@ -213,7 +261,7 @@ class Edge:
         if first.dropped:
             return self.problems.not_kept(first)
         headers = [*first.headers, _REPLAYED]
-        if first.status not in _NO_BODY:
+        if first.status not in NO_BODY:
             headers.append(("Content-Length", str(len(first.body))))
         return Response(first.status, headers, first.body)
 
@@ -228,6 +276,7 @@ class Held:
     def __init__(
         self,
         edge: Edge,
+        app: Any,
         context: str,
         environment: Environment | None = None,
         call_key: CallKey | None = None,
@@ -237,9 +286,13 @@ class Held:
         self._context = context
         self._environment = environment
         self._run = run
-        self._ended = run is None
+        self._ended = False
         self._began = time.monotonic()
         self._token = None if run is None else run.token
+        self._plain = PlainWork()
+        self._steps = None
+        if run is not None:
+            self._steps = Steps(run, _Codec(app, app, edge.max_response_size))
         #: What the application may ask of its own run, as tasks ask ``self.idempotency``.
         self.run = RunContext(
             key=context,
@@ -247,56 +300,110 @@ class Held:
             owner_id=None if run is None else _id_of(run.call.owner),
             retries=0,
             run=run,
+            steps=self._steps,
             why="the request is not protected",
+            store=lambda: environment_of(app).store,
         )
 
-    def for_tasks(self) -> AbstractContextManager[None]:
-        """Have what is published within get keys that are derived from this one."""
-        return use_idempotency_key(self._context)
+    @property
+    def most(self) -> int:
+        """The largest response that is kept, in bytes."""
+        return self._edge.max_response_size
+
+    def take_up(self) -> None:
+        """Take over the steps that an earlier run of the request has finished.
+
+        Raises:
+            RecordCorrupt: one can't be read.
+        """
+        if self._run is not None and self._steps is not None:
+            self._steps.take(self._run.steps)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Let the application work within: what it publishes gets keys derived from this one."""
+        with use_idempotency_key(self._context), self._plain.opens():
+            yield
 
     def finish(self, response: Response) -> Response:
         """Record the response, and give what is to be sent: it, or what the key's holder made.
 
-        To be called before the response is sent: who has seen it gets it again.
+        To be called before the end of the response is sent: who has seen that gets it again.
+
+        Raises:
+            Exception: the database refused what was written in the request's session.
         """
         if self._ended:
             return response
-        if not self._edge.keeps(response.status):
+        if not (response.is_sendable and self._edge.keeps(response.status)):
             self.release()
             return response
-        packed = pack(response, self._edge.max_response_size)
-        verdict = self._end(Ending(State.SUCCEEDED, packed))
+        try:
+            if self._run is None:
+                self._ended = True
+                self._plain.commit()
+                return response
+            packed = pack(response, self.most)
+            verdict = self._end(self._run, Ending(State.SUCCEEDED, packed))
+        except NotCommitted as exc:
+            log.warning("%s has to be sent again: %s", self._context, exc)
+            if exc.sure:
+                self._ended = False
+                self.release()
+            return self._edge.problems.not_committed()
+        except BaseException as exc:
+            self._ended = False
+            self.fail(exc)
+            raise
         if not isinstance(verdict, Lost):
             return response
         record = verdict.record
         if record.state is State.SUCCEEDED:
             return self._edge.replay(record.outcome)
+        if record.state is not State.RELEASED:
+            return self._edge.problems.running()
         # Forgotten meanwhile: it is nobody's, and this is the answer of its own request.
-        return response if record.state is State.RELEASED else self._edge.problems.running()
+        return self._edge.problems.not_committed() if self._run.inbox.undone else response
+
+    def fail(self, exc: BaseException) -> None:
+        """Free the key where the application failed; interrupt it where that was cut off."""
+        if isinstance(exc, Exception):
+            self.release()
+        else:
+            self.interrupt()
 
     def release(self) -> None:
         """Free the key: the request failed, and may be sent again."""
-        if not self._ended:
-            self._end(Ending(State.RELEASED))
+        self._give_up(Ending(State.RELEASED))
 
     def interrupt(self) -> None:
         """End the lease at once: the application was cut off, and what it did is not known."""
-        if not self._ended:
-            self._end(Ending(State.RUNNING))
+        self._give_up(Ending(State.RUNNING))
 
-    def _end(self, ending: Ending) -> object:
-        assert self._run is not None
+    def _give_up(self, ending: Ending) -> None:
+        if self._ended:
+            return
         self._ended = True
-        verdict = self._run.end(ending)
-        self._run.let_go()
-        if self._environment is not None:
-            journal, lost = self._environment.journal, isinstance(verdict, Lost)
-            journal.ended(self, silently=lost)
-            if not lost:
-                what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
-                now = time.monotonic()
-                more = {"took": now - self._began, "unrecorded": verdict is None}
-                journal.put(self._event(what, now, more))
+        if self._run is None:
+            self._plain.rollback()
+        else:
+            self._end(self._run, ending)
+
+    def _end(self, run: Run, ending: Ending) -> Recorded | Lost | None:
+        self._ended = True
+        verdict: Recorded | Lost | None = None
+        silently = True
+        try:
+            verdict = run.end(ending)
+            silently = isinstance(verdict, Lost)
+        finally:
+            if self._environment is not None:
+                self._environment.journal.ended(self, silently=silently)
+        if self._environment is not None and not silently:
+            what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
+            now = time.monotonic()
+            more = {"took": now - self._began, "unrecorded": verdict is None}
+            self._environment.journal.put(self._event(what, now, more))
         return verdict
 
     def claimed(self) -> Event:
@@ -310,8 +417,51 @@ class Held:
         return Event(at, what, call.key, _TASK, _id_of(call.owner), told)
 
 
-def _digest(identity: str, key: str) -> str:
-    text = f"{len(identity)}:{identity}{key}".encode("utf-8", "surrogatepass")
+class _Outage:
+    """Whether the store is away; then one request asks it, and the others don't wait for that."""
+
+    def __init__(self) -> None:
+        self._is_away = False
+        self._again = 0.0
+        self._lock = threading.Lock()
+
+    def ask(self, call: Call) -> ClaimVerdict | Run:
+        """Ask the store for a request's key.
+
+        Raises:
+            StoreError: as :func:`.ask`; at once where the store has just been away.
+        """
+        if self._is_away:
+            with self._lock:
+                now = time.monotonic()
+                if now < self._again:
+                    raise StoreUnavailable("the store did not answer a moment ago")
+                self._again = now + call.terms.lease_ms / 1000  # this request asks now
+        try:
+            verdict = ask(call, _PATIENCE_S, lambda _: None)
+        except StoreUnavailable:
+            self._again = time.monotonic() + _AWAY_S
+            self._is_away = True
+            raise
+        except BaseException:
+            self._is_away = False  # it answered
+            raise
+        self._is_away = False
+        return verdict
+
+
+class _Codec(Codec):
+    """The steps of a request; nobody would undo them, since it may always be sent again."""
+
+    def pack_signature(self, undo: Any) -> bytes:
+        raise ConfigurationError(
+            "compensate= is for the steps of a task: a request that fails may be sent again, and "
+            "goes on after its last step; publish a task that does these steps"
+        )
+
+
+def _digest(*parts: str) -> str:
+    text = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "surrogatepass")
     return blake2b(text, digest_size=16, person=b"idem-http").hexdigest()
 
 

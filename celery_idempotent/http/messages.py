@@ -12,7 +12,7 @@ from typing import Final
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["Request", "Response", "header", "is_open_ended", "pack", "unpack"]
+__all__ = ["NO_BODY", "Request", "Response", "header", "is_open_ended", "pack", "unpack"]
 
 #: These belong to one connection, or to one moment; Set-Cookie to one session, which may be over by
 #: the time of a replay.
@@ -37,7 +37,15 @@ _WITHOUT_BODY: Final = frozenset(("location", "content-location", "etag"))
 _MOST_WITHOUT_BODY: Final = 8192
 _TYPE: Final = "message/http"
 _DROPPED: Final = "message/http; body=dropped"
+#: What servers send (RFC 9110, 5.1 and 5.5). They refuse a line break in a value, each in its way;
+#: in a record it would become a field of its own, or the body.
+_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _BOUNDARY: Final = re.compile(r'\bboundary="?([^";,]{1,70})', re.IGNORECASE)
+
+
+#: Responses that have no body.
+NO_BODY: Final = (204, 304)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,16 @@ class Response:
     dropped: bool = False
 
     @property
+    def is_sendable(self) -> bool:
+        """Whether every server would have sent it: its status, its fields, and all of its body."""
+        if not 200 <= self.status <= 599:
+            return False
+        if not all(_NAME.fullmatch(n) and _VALUE.fullmatch(v) for n, v in self.headers):
+            return False
+        length = header(self.headers, "content-length").strip()
+        return self.dropped or self.status in NO_BODY or length in ("", str(len(self.body)))
+
+    @property
     def reason(self) -> str:
         """The status as a status line has it: ``201 Created``."""
         try:
@@ -101,9 +119,10 @@ def is_open_ended(headers: Iterable[tuple[str, str]]) -> bool:
 def pack(response: Response, most: int) -> bytes:
     """Pack a response as the outcome of its record; without its body where it is over ``most``."""
     if not response.dropped:
-        kept = _as_text(response, _NOT_KEPT | _named_by_connection(response)) + response.body
+        body = b"" if response.status in NO_BODY else response.body
+        kept = _as_text(response, _NOT_KEPT | _named_by_connection(response)) + body
         if len(kept) <= most:
-            return Outcome(Kind.RESULT, _TYPE, _coding(response.body), kept).pack()
+            return Outcome(Kind.RESULT, _TYPE, _coding(body), kept).pack()
     told = [(name, value) for name, value in response.headers if name.lower() in _WITHOUT_BODY]
     head = _as_text(Response(response.status, told), frozenset())
     if len(head) > _MOST_WITHOUT_BODY:

@@ -76,6 +76,16 @@ class Problems:
         detail = f"A request with an Idempotency-Key may have a body of {most} bytes."
         return self._make(413, "body-too-large", "The body is too large", detail)
 
+    def incomplete(self) -> Response:
+        """The client went away in the middle of its body."""
+        detail = "The body is shorter than its Content-Length says. Nothing was done."
+        return self._make(400, "incomplete-body", "The body is incomplete", detail)
+
+    def not_committed(self) -> Response:
+        """The request was worked on, and the database did not commit what that wrote."""
+        detail = "What the request did could not be committed: send the request again later."
+        return self._make(503, "not-committed", "The request was not carried out", detail, 2)
+
     def store_away(self) -> Response:
         """Nobody knows whether the key was used."""
         detail = "The key can't be looked up now. Nothing was done: send the request again later."

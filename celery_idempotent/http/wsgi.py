@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable
 from contextvars import copy_context
 from typing import Any, Final
 
+from celery_idempotent.http.answer import Answer, Passing
 from celery_idempotent.http.edge import Edge, Held, keeps_by_default
-from celery_idempotent.http.messages import Request, Response, is_open_ended
+from celery_idempotent.http.messages import Request, Response
+from celery_idempotent.run.context import RunContext
 
 __all__ = ["IdempotencyWSGIMiddleware"]
 
@@ -39,6 +40,8 @@ class IdempotencyWSGIMiddleware:
         identity: gives, from the environ, a text that tells callers apart; ``None``: nobody, so
             the request goes on unprotected, and the application refuses it.
         required: whether a request must have a key: for all of the methods, or by its environ.
+        service: whose requests they are, where the Celery app's name doesn't tell that: two
+            services with one store need two names.
         methods: which requests may have a key.
         keeps: which statuses are kept; see :func:`.keeps_by_default`.
         max_request_size: the largest body, in bytes, of a request with a key.
@@ -52,6 +55,7 @@ class IdempotencyWSGIMiddleware:
         *,
         identity: Callable[[Environ], str | None],
         required: bool | Callable[[Environ], bool] = False,
+        service: str | None = None,
         methods: Collection[str] = ("POST", "PATCH"),
         keeps: Callable[[int], bool] = keeps_by_default,
         max_request_size: int = 16 * 1024 * 1024,
@@ -62,6 +66,7 @@ class IdempotencyWSGIMiddleware:
         self._required = required
         self._edge = Edge(
             celery,
+            service=service,
             methods=methods,
             keeps=keeps,
             max_request_size=max_request_size,
@@ -69,7 +74,10 @@ class IdempotencyWSGIMiddleware:
         )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if not self._edge.covers(environ["REQUEST_METHOD"]):
+        if not self._edge.covers(environ["REQUEST_METHOD"]) or isinstance(
+            environ.get("idempotency"),
+            RunContext,  # it stands in the stack twice
+        ):
             return self._app(environ, start_response)
         value = environ.get("HTTP_IDEMPOTENCY_KEY")
         required = self._required(environ) if callable(self._required) else self._required
@@ -79,10 +87,9 @@ class IdempotencyWSGIMiddleware:
         identity = None if key is None else self._identity(environ)
         if key is None or identity is None:
             return self._app(environ, start_response)
-        body = _read(environ, self._edge.max_request_size)
-        if body is None:
-            too_large = self._edge.problems.too_large(self._edge.max_request_size)
-            return _send_whole(start_response, too_large)
+        body = _read(environ, self._edge)
+        if isinstance(body, Response):
+            return _send_whole(start_response, body)
         request = Request(
             environ["REQUEST_METHOD"],
             environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", ""),
@@ -100,152 +107,90 @@ class IdempotencyWSGIMiddleware:
             "idempotency": held.run,
         }
         environ.pop("HTTP_TRANSFER_ENCODING", None)
-        exchange = _Exchange(held, self._edge.max_response_size, start_response)
-        return exchange.run(self._app, environ)
+        return _Exchange(held, start_response).run(self._app, environ)
 
 
 class _Exchange:
-    """A response that is sent once it is kept; as it comes, where it is too long for that."""
+    """A response that is sent once it is kept; as it is made, where it is too long for that."""
 
-    def __init__(self, held: Held, most: int, start_response: StartResponse) -> None:
-        self._held = held
-        self._most = most
+    def __init__(self, held: Held, start_response: StartResponse) -> None:
+        self._answer = Answer(held)
         self._start_response = start_response
         # Its own, so that a response which is read later still publishes with the request's key.
         self._context = copy_context()
-        self._for_tasks: AbstractContextManager[None] = held.for_tasks()
+        self._working = held.working()
         self._line = ""
-        self._headers: list[tuple[str, str]] = []
-        self._chunks: list[bytes] = []
-        self._size = 0
+        self._fields: list[tuple[str, str]] = []
         self._parts: Iterable[bytes] = ()
-        self._write: Callable[[bytes], object] | None = None
 
     def run(self, app: App, environ: Environ) -> Iterable[bytes]:
-        self._context.run(self._for_tasks.__enter__)
+        answer = self._answer
+        self._context.run(self._working.__enter__)
         try:
-            self._parts = self._context.run(app, environ, self._start)
-            parts = iter(self._parts)
-            while not self._is_passing():
-                chunk = self._context.run(next, parts, None)
-                if chunk is None:
-                    break
-                self._add(chunk)
-            else:
-                return _Rest(self, parts)
-            if not self._line:
-                raise RuntimeError("the application gave a body, and no status")
+            try:
+                self._parts = self._context.run(app, environ, self._start)
+                parts = iter(self._parts)
+                while not answer.passes:
+                    chunk = self._context.run(next, parts, None)
+                    if chunk is None:
+                        break
+                    answer.add(chunk)
+                if not self._line:
+                    raise RuntimeError("the application gave a body, and no status")
+                if answer.passes:
+                    self._start_response(self._line, self._fields)
+                    return Passing(answer, parts, self._context, self._close)
+            except BaseException:
+                self._close()
+                raise
+            # Not after the record: what an application does last may be its commit.
+            self._close()
+            instead = answer.finish()
         except BaseException as exc:
-            self.fail(exc)
-            self.close()
+            answer.fail(exc)
             raise
-        self.close()
-        return self._finish()
-
-    def _add(self, chunk: bytes) -> None:
-        self._chunks.append(chunk)
-        self._size += len(chunk)
+        if instead is not None:
+            return _send_whole(self._start_response, instead)
+        self._start_response(self._line, self._fields)
+        return [b"".join(answer.pieces())]
 
     def _start(
-        self, line: str, headers: list[tuple[str, str]], exc_info: Any = None
+        self, line: str, fields: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], object]:
-        if self._write is not None and exc_info:
+        if exc_info and self._answer.has_body:
             raise exc_info[1].with_traceback(exc_info[2])
-        self._line, self._headers = line, list(headers)
-        return self._add
+        status = int(line[:3])
+        self._line, self._fields = line, list(fields)
+        self._answer.start(status, self._fields)
+        return self._answer.add
 
-    def _is_passing(self) -> bool:
-        return is_open_ended(self._headers) or self._size > self._most
-
-    def _finish(self) -> Iterable[bytes]:
-        response = Response(int(self._line[:3]), self._headers, b"".join(self._chunks))
-        answer = self._held.finish(response)
-        if answer is not response:
-            return _send_whole(self._start_response, answer)
-        self._start_response(self._line, self._headers)
-        return [response.body]
-
-    # --- what is too long, or has no end ---------------------------------------------------------
-
-    def begin_passing(self) -> list[bytes]:
-        self._write = self._start_response(self._line, self._headers)
-        chunks, self._chunks = self._chunks, []
-        return chunks
-
-    def next_part(self, parts: Iterator[bytes]) -> bytes | None:
-        chunk: bytes | None = self._context.run(next, parts, None)
-        return chunk
-
-    def end_passing(self) -> None:
-        self._held.finish(Response(int(self._line[:3]), self._headers, dropped=True))
-
-    def fail(self, exc: BaseException) -> None:
-        if isinstance(exc, Exception):
-            self._held.release()
-        else:
-            self._held.interrupt()
-
-    def close(self) -> None:
+    def _close(self) -> None:
         close = getattr(self._parts, "close", None)
         try:
             if close is not None:
                 self._context.run(close)
         finally:
-            self._context.run(self._for_tasks.__exit__, None, None, None)
+            self._context.run(self._working.__exit__, None, None, None)
 
 
-class _Rest:
-    """A response that is passed on while it comes; the server closes it."""
-
-    def __init__(self, exchange: _Exchange, parts: Iterator[bytes]) -> None:
-        self._exchange = exchange
-        self._parts = parts
-        self._given = self._give()
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._given
-
-    def _give(self) -> Generator[bytes, None, None]:
-        exchange = self._exchange
-        try:
-            yield from exchange.begin_passing()
-            held_back = b""
-            while (chunk := exchange.next_part(self._parts)) is not None:
-                yield held_back
-                held_back = chunk
-            # Before its last part is sent: who has seen all of it finds it recorded.
-            exchange.end_passing()
-            yield held_back
-        except GeneratorExit:
-            raise  # the client went away, in mid-answer
-        except BaseException as exc:
-            exchange.fail(exc)
-            raise
-
-    def close(self) -> None:
-        self._given.close()
-        # Unless it ended otherwise: the answer had begun, so the work was done.
-        self._exchange.end_passing()
-        self._exchange.close()
-
-
-def _read(environ: Environ, most: int) -> bytes | None:
-    """Read a body; ``None``: it has more than ``most`` bytes."""
-    length = environ.get("CONTENT_LENGTH") or ""
+def _read(environ: Environ, edge: Edge) -> bytes | Response:
+    """Read a body; give the answer where it is too long, or less than was announced."""
+    length = environ.get("CONTENT_LENGTH") or None
     stream = environ["wsgi.input"]
-    if length.isdigit():
-        if int(length) > most:
-            return None
+    if edge.is_too_long(length):
+        left = 0
+    elif length is not None and length.isdecimal():
         left = int(length)
-    elif environ.get("wsgi.input_terminated"):
-        left = most + 1
     else:
-        return b""
+        left = edge.max_request_size + 1 if environ.get("wsgi.input_terminated") else 0
     body = bytearray()
-    while left > 0 and (chunk := stream.read(min(left, _CHUNK))):
-        body += chunk
-        left -= len(chunk)
-    return bytes(body) if len(body) <= most else None
+    try:
+        while left > 0 and (chunk := stream.read(min(left, _CHUNK))):
+            body += chunk
+            left -= len(chunk)
+    except OSError:
+        return edge.problems.incomplete()  # as some servers tell of it
+    return edge.check_body(length, len(body)) or bytes(body)
 
 
 def _send_whole(start_response: StartResponse, response: Response) -> Iterable[bytes]:

@@ -1,4 +1,4 @@
-"""A small site behind the HTTP edge, in ASGI and in WSGI, and a client that talks to it."""
+"""A small site behind the HTTP edge, in each adapter, and a client that sends as servers do."""
 
 from __future__ import annotations
 
@@ -6,14 +6,30 @@ import asyncio
 import io
 import json
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+from unittest.mock import patch
+from wsgiref.util import setup_testing_defaults
 
 from celery import Celery
+from starlette.responses import StreamingResponse
 
 from celery_idempotent.http import IdempotencyASGIMiddleware, IdempotencyWSGIMiddleware
 from celery_idempotent.run.context import RunContext
+from tests.support.djangos import set_up
+
+set_up()
+
+# Django has to be set up first.
+from django.core.handlers.asgi import ASGIHandler  # noqa: E402
+from django.core.handlers.wsgi import WSGIHandler  # noqa: E402
+from django.http import HttpResponse, StreamingHttpResponse  # noqa: E402
+from django.test import override_settings  # noqa: E402
+from django.urls import re_path  # noqa: E402
+
+from celery_idempotent.django.middleware import IdempotencyMiddleware  # noqa: E402
 
 
 @dataclass
@@ -23,6 +39,8 @@ class Reply:
     status: int = 201
     headers: list[tuple[str, str]] = field(default_factory=list)
     chunks: Iterable[bytes] = (b"",)
+    #: Whether the client saw its end.
+    is_whole: bool = True
 
     @property
     def body(self) -> bytes:
@@ -32,15 +50,22 @@ class Reply:
     def json(self) -> Any:
         return json.loads(self.body)
 
+    @property
+    def code(self) -> str | None:
+        """Which of the edge's own answers it is."""
+        kind = self.header("Content-Type")
+        return self.json["code"] if kind == "application/problem+json" else None
+
     def header(self, name: str) -> str | None:
         return next((value for n, value in self.headers if n.lower() == name.lower()), None)
 
 
 Handler = Callable[[bytes, "RunContext | None"], Reply]
 
-
-class Hung(Exception):
-    """A client that hangs up."""
+#: What a server answers where the application raises, or says nothing.
+FAILED = Reply(500, [("Content-Type", "text/plain")], [b"Internal Server Error"])
+#: What a client sees whose server drops the connection.
+DROPPED = Reply(0, is_whole=False)
 
 
 def make_celery(**settings: Any) -> Celery:
@@ -53,13 +78,27 @@ def make_celery(**settings: Any) -> Celery:
 
 
 class Site:
-    """A site that answers POST with its handler; the caller is named by the field ``User``."""
+    """A site that answers POST with its handler; the caller is named by the field ``User``.
 
-    def __init__(self, handler: Handler, celery: Celery | None = None, **options: Any) -> None:
+    Args:
+        required: whether a key is required: everywhere, or at a path.
+        options: of the middleware.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        celery: Celery | None = None,
+        required: bool | str = False,
+        **options: Any,
+    ) -> None:
         self.handler = handler
         self.celery = celery or make_celery()
+        self.required = required
         self.options = options
         self.calls: list[bytes] = []
+        #: What the application raised, or its server found wrong.
+        self.errors: list[BaseException] = []
 
     def post(
         self,
@@ -73,149 +112,367 @@ class Site:
         content_type: str = "application/json",
         fields: Sequence[str] | None = None,
         hang_up_after: int | None = None,
+        cut_at: int | None = None,
     ) -> Reply:
-        """Send a request; ``hang_up_after`` so many chunks of the answer."""
+        """Send a request.
+
+        Args:
+            hang_up_after: so many pieces of the answer; 0: while it is waited for.
+            cut_at: the client dies after so many bytes of its body.
+        """
+        if fields is None:
+            fields = [] if key is None else [f'"{key}"']
+        headers = [("content-type", content_type), ("content-length", str(len(body)))]
+        headers += [("idempotency-key", value) for value in fields]
+        if user is not None:
+            headers.append(("user", user))
+        sent = body if cut_at is None else body[:cut_at]
+        return self.send(method, path, query, headers, sent, hang_up_after, cut_at is not None)
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        hang_up_after: int | None,
+        dies: bool,
+    ) -> Reply:
+        """Send a request as a server would give it; or drop it."""
         raise NotImplementedError
 
     def called(self, body: bytes, run: RunContext | None) -> Reply:
         self.calls.append(body)
         return self.handler(body, run)
 
+    def wrap_again(self) -> None:
+        """Put the middleware into the stack once more."""
+        raise NotImplementedError
 
-class AsgiSite(Site):
+    def is_required(self, path: str) -> bool:
+        return self.required == path if isinstance(self.required, str) else self.required
+
+
+# --- over ASGI -----------------------------------------------------------------------------------
+
+
+class OverAsgi(Site):
+    """What a server does for an ASGI application."""
+
+    app: Any
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        hang_up_after: int | None,
+        dies: bool,
+    ) -> Reply:
+        return asyncio.run(self._send(method, path, query, headers, body, hang_up_after, dies))
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        hang_up_after: int | None,
+        dies: bool,
+    ) -> Reply:
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": method,
+            "path": path,
+            "query_string": query.encode(),
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
+        }
+        parts = [body[:1], body[1:]]
+        sent: list[Any] = []
+        gone = asyncio.Event()
+        if hang_up_after == 0:
+            gone.set()
+
+        async def receive() -> Any:
+            if parts:
+                part = parts.pop(0)
+                return {"type": "http.request", "body": part, "more_body": bool(parts) or dies}
+            if not dies:
+                await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if gone.is_set() and hang_up_after is not None:
+                return  # as uvicorn
+            _check_fields(message.get("headers", ()))
+            sent.append(message)
+            if hang_up_after is not None and len(sent) > hang_up_after:
+                gone.set()
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                gone.set()
+
+        try:
+            await self.app(scope, receive, send)
+        except Exception as exc:
+            self.errors.append(exc)
+        if not sent:
+            return DROPPED if dies or hang_up_after is not None else FAILED
+        got = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in sent[0]["headers"]]
+        is_whole = len(sent) > 1 and not sent[-1].get("more_body", False)
+        return Reply(
+            sent[0]["status"], got, [m.get("body", b"") for m in sent[1:]], is_whole=is_whole
+        )
+
+
+def _check_fields(headers: Any) -> None:
+    for _, value in headers:
+        if any(byte in value for byte in b"\r\n\0"):
+            raise ValueError("a header field has a line break")  # as servers do
+
+
+class AsgiSite(OverAsgi):
     """The site in ASGI."""
 
-    def __init__(self, handler: Handler, celery: Celery | None = None, **options: Any) -> None:
-        super().__init__(handler, celery, **options)
+    def __init__(self, handler: Handler, *args: Any, **options: Any) -> None:
+        super().__init__(handler, *args, **options)
+        self.app = self.application
+        self.wrap_again()
+
+    def wrap_again(self) -> None:
         self.app = IdempotencyASGIMiddleware(
-            self._application, self.celery, identity=self._identity, **options
+            self.app,
+            self.celery,
+            identity=self.identity,
+            required=lambda scope: self.is_required(scope["path"]),
+            **self.options,
         )
 
     @staticmethod
-    def _identity(scope: Any) -> str | None:
+    def identity(scope: Any) -> str | None:
         return next((v.decode() for n, v in scope["headers"] if n == b"user"), None)
 
-    async def _application(self, scope: Any, receive: Any, send: Any) -> None:
+    async def application(self, scope: Any, receive: Any, send: Any) -> None:
         body, more = b"", True
         while more:
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
         reply = self.called(body, scope.get("idempotency"))
-        headers = [(n.encode(), v.encode()) for n, v in reply.headers]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        for chunk in reply.chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # As most do it: its stream is ended where the client hangs up.
+        response = StreamingResponse(_slowly(reply.chunks), reply.status)
+        response.raw_headers = [
+            (n.encode("latin-1"), v.encode("latin-1")) for n, v in reply.headers
+        ]
+        await response(scope, receive, send)
 
-    def post(
+
+async def _slowly(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        await asyncio.sleep(0)
+
+
+# --- over WSGI -----------------------------------------------------------------------------------
+
+
+class OverWsgi(Site):
+    """What a server does for a WSGI application."""
+
+    app: Any
+
+    def send(
         self,
-        key: str | None = None,
-        body: bytes = b"{}",
-        *,
-        user: str | None = "ann",
-        path: str = "/orders",
-        query: str = "",
-        method: str = "POST",
-        content_type: str = "application/json",
-        fields: Sequence[str] | None = None,
-        hang_up_after: int | None = None,
+        method: str,
+        path: str,
+        query: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        hang_up_after: int | None,
+        dies: bool,
     ) -> Reply:
-        headers = [(b"content-type", content_type.encode())]
-        for value in _fields(key, fields):
-            headers.append((b"idempotency-key", value.encode()))
-        if user is not None:
-            headers.append((b"user", user.encode()))
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "query_string": query.encode(),
-            "headers": headers,
-        }
-        parts = [body[:1], body[1:]]
-        sent: list[Any] = []
-
-        async def receive() -> Any:
-            if parts:
-                return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            if hang_up_after is not None and len(sent) > hang_up_after:
-                raise Hung
-            sent.append(message)
-
-        asyncio.run(self.app(scope, receive, send))  # type: ignore[arg-type]
-        start = sent[0]
-        got = [(n.decode(), v.decode()) for n, v in start["headers"]]
-        return Reply(start["status"], got, [m["body"] for m in sent[1:]])
-
-
-class WsgiSite(Site):
-    """The site in WSGI."""
-
-    def __init__(self, handler: Handler, celery: Celery | None = None, **options: Any) -> None:
-        super().__init__(handler, celery, **options)
-        self.app = IdempotencyWSGIMiddleware(
-            self._application,
-            self.celery,
-            identity=lambda environ: environ.get("HTTP_USER"),
-            **options,
-        )
-
-    def _application(self, environ: Any, start_response: Any) -> Any:
-        body = environ["wsgi.input"].read()
-        reply = self.called(body, environ.get("idempotency"))
-        start_response(f"{reply.status} Whatever", reply.headers)
-        return (chunk for chunk in reply.chunks)
-
-    def post(
-        self,
-        key: str | None = None,
-        body: bytes = b"{}",
-        *,
-        user: str | None = "ann",
-        path: str = "/orders",
-        query: str = "",
-        method: str = "POST",
-        content_type: str = "application/json",
-        fields: Sequence[str] | None = None,
-        hang_up_after: int | None = None,
-    ) -> Reply:
-        environ = {
+        environ: dict[str, Any] = {
             "REQUEST_METHOD": method,
             "PATH_INFO": path,
             "QUERY_STRING": query,
-            "CONTENT_TYPE": content_type,
-            "CONTENT_LENGTH": str(len(body)),
             "wsgi.input": io.BytesIO(body),
         }
-        values = _fields(key, fields)
-        if values:
-            environ["HTTP_IDEMPOTENCY_KEY"] = ", ".join(values)
-        if user is not None:
-            environ["HTTP_USER"] = user
+        for name, value in headers:
+            name = name.upper().replace("-", "_")
+            name = name if name.startswith("CONTENT_") else f"HTTP_{name}"
+            environ[name] = ", ".join([environ[name], value] if name in environ else [value])
+        setup_testing_defaults(environ)
         got: list[Any] = []
 
-        def start_response(line: str, headers: Any, exc_info: Any = None) -> Any:
-            got[:] = [line, headers]
+        def start_response(line: str, fields: Any, exc_info: Any = None) -> Any:
+            _check_fields([(name, value.encode("latin-1")) for name, value in fields])
+            got[:] = [line, fields]
             return lambda data: None
 
-        parts = self.app(environ, start_response)
-        chunks = []
+        chunks: list[bytes] = []
+        is_whole = False
+        parts: Any = None
         try:
-            for number, chunk in enumerate(parts):
-                if hang_up_after is not None and number > hang_up_after:
-                    raise Hung
-                chunks.append(chunk)
-        finally:
-            if hasattr(parts, "close"):
-                parts.close()
-        return Reply(int(got[0][:3]), got[1], chunks)
+            try:
+                parts = self.app(environ, start_response)
+                for chunk in parts:
+                    chunks.append(chunk)
+                    if hang_up_after is not None and len(chunks) > hang_up_after:
+                        break
+                else:
+                    is_whole = True
+            finally:
+                if hasattr(parts, "close"):
+                    parts.close()
+        except Exception as exc:
+            self.errors.append(exc)
+            if not chunks:
+                return FAILED
+        return Reply(int(got[0][:3]), got[1], chunks, is_whole=is_whole)
 
 
-def _fields(key: str | None, fields: Sequence[str] | None) -> Sequence[str]:
-    if fields is not None:
-        return fields
-    return [] if key is None else [f'"{key}"']
+class WsgiSite(OverWsgi):
+    """The site in WSGI."""
+
+    def __init__(self, handler: Handler, *args: Any, **options: Any) -> None:
+        super().__init__(handler, *args, **options)
+        self.app = self.application
+        self.wrap_again()
+
+    def wrap_again(self) -> None:
+        self.app = IdempotencyWSGIMiddleware(
+            self.app,
+            self.celery,
+            identity=self.identity,
+            required=lambda environ: self.is_required(environ["PATH_INFO"]),
+            **self.options,
+        )
+
+    @staticmethod
+    def identity(environ: Any) -> str | None:
+        user: str | None = environ.get("HTTP_USER")
+        return user
+
+    def application(self, environ: Any, start_response: Any) -> Any:
+        body = environ["wsgi.input"].read()
+        reply = self.called(body, environ.get("idempotency"))
+        start_response(f"{reply.status} Whatever", reply.headers)
+        return _one_by_one(reply.chunks)
+
+
+def _one_by_one(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    yield from chunks
+
+
+# --- Django --------------------------------------------------------------------------------------
+
+
+class DjangoSite(Site):
+    """The site as a view of Django's, behind Django's own handlers."""
+
+    is_async = False
+
+    def __init__(self, handler: Handler, *args: Any, **options: Any) -> None:
+        super().__init__(handler, *args, **options)
+        site = self
+
+        class Keys(IdempotencyMiddleware):
+            def identity(self, request: Any) -> str | None:
+                user: str | None = request.headers.get("User")
+                return user
+
+            def required(self, request: Any) -> bool:
+                return site.is_required(request.path)
+
+            @cached_property
+            def edge(self) -> Any:
+                with patch("celery_idempotent.django.middleware.celery_app", lambda: site.celery):
+                    return IdempotencyMiddleware.edge.func(self)  # type: ignore[attr-defined]
+
+        for name, value in self.options.items():
+            setattr(Keys, name, staticmethod(value) if name == "keeps" else value)
+        self.middleware = [self.listed(Keys)]
+        self.urlconf = (re_path("", self.view_async if self.is_async else self.view),)
+
+    def listed(self, middleware: Any) -> str:
+        """Give a middleware a name that Django's settings may list."""
+        name = f"made_{uuid.uuid4().hex}"
+        globals()[name] = middleware
+        return f"{__name__}.{name}"
+
+    def wrap_again(self) -> None:
+        self.middleware *= 2
+
+    def view(self, request: Any) -> Any:
+        reply = self.called(request.body, getattr(request, "idempotency", None))
+        if isinstance(reply.chunks, (list, tuple)):
+            response: Any = HttpResponse(reply.body, status=reply.status)
+        else:
+            response = StreamingHttpResponse(reply.chunks, status=reply.status)
+        if reply.header("Content-Type") is None:
+            del response["Content-Type"]
+        for name, value in reply.headers:
+            response[name] = value
+        return response
+
+    async def view_async(self, request: Any) -> Any:
+        return self.view(request)
+
+
+class _Wsgi(WSGIHandler):  # type: ignore[misc]
+    def __init__(self, site: DjangoSite) -> None:
+        self._urlconf = site.urlconf
+        with override_settings(MIDDLEWARE=site.middleware):
+            super().__init__()
+
+    def get_response(self, request: Any) -> Any:
+        request.urlconf = self._urlconf
+        return super().get_response(request)
+
+
+class _Asgi(ASGIHandler):  # type: ignore[misc]
+    def __init__(self, site: DjangoSite) -> None:
+        self._urlconf = site.urlconf
+        with override_settings(MIDDLEWARE=site.middleware):
+            super().__init__()
+
+    async def get_response_async(self, request: Any) -> Any:
+        request.urlconf = self._urlconf
+        return await super().get_response_async(request)
+
+
+class DjangoWsgiSite(OverWsgi, DjangoSite):
+    """Django under WSGI."""
+
+    @cached_property
+    def app(self) -> Any:  # type: ignore[override]
+        return _Wsgi(self)
+
+
+class DjangoAsgiSite(OverAsgi, DjangoSite):
+    """Django under ASGI, with sync views."""
+
+    @cached_property
+    def app(self) -> Any:  # type: ignore[override]
+        return _Asgi(self)
+
+
+class DjangoAsyncSite(DjangoAsgiSite):
+    """Django under ASGI, with async views."""
+
+    is_async = True
+
+
+#: The site in each adapter, by the name that the documentation has for it.
+SITES: dict[str, type[Site]] = {
+    "asgi": AsgiSite,
+    "wsgi": WsgiSite,
+    "django-wsgi": DjangoWsgiSite,
+    "django-asgi": DjangoAsgiSite,
+    "django-asgi-async": DjangoAsyncSite,
+}

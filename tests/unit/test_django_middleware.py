@@ -1,158 +1,176 @@
-"""Django's middleware answers as the ones for ASGI and WSGI do, to sync and async views."""
+"""What only Django's middleware has to see to: its forms, its limits, its streams, its own base."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from celery_idempotent import IdempotentTask
+from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.http import Edge
-from tests.support.djangos import set_up
-from tests.support.sites import make_celery
+from tests.support.sites import (
+    DjangoAsgiSite,
+    DjangoAsyncSite,
+    DjangoSite,
+    DjangoWsgiSite,
+    Reply,
+    Site,
+    make_celery,
+)
 
-set_up()
+# Django is set up by then.
+from django.http import HttpResponse, StreamingHttpResponse  # isort: skip
+from django.test import RequestFactory, override_settings  # isort: skip
 
-# Django has to be set up first.
-from django.http import HttpResponse, StreamingHttpResponse  # noqa: E402
-from django.test import RequestFactory  # noqa: E402
+from celery_idempotent.django.middleware import IdempotencyMiddleware
 
-from celery_idempotent.django.middleware import IdempotencyMiddleware  # noqa: E402
+MakeSite = Callable[..., DjangoSite]
 
-View = Callable[[Any], Any]
-
-
-class ByHeader(IdempotencyMiddleware):
-    def identity(self, request: Any) -> str | None:
-        user: str | None = request.headers.get("User")
-        return user
-
-    def required(self, request: Any) -> bool:
-        return bool(request.path == "/pay")
+FORM = "multipart/form-data; boundary=b"
 
 
-class Site:
-    """A view behind the middleware, called as Django calls it."""
+def form(*parts: tuple[str, bytes], boundary: str = "b") -> bytes:
+    """A form with files."""
+    lines = b"".join(
+        b"--%s\r\nContent-Disposition: form-data; %s\r\n\r\n%s\r\n"
+        % (boundary.encode(), head.encode(), body)
+        for head, body in parts
+    )
+    return lines + f"--{boundary}--\r\n".encode()
 
-    def __init__(self, view: View, is_async: bool, celery: Any = None) -> None:
-        self.calls = 0
 
-        def called(request: Any) -> Any:
-            self.calls += 1
+FILE = 'name="file"; filename="a.bin"'
+
+
+@pytest.fixture(params=[DjangoWsgiSite, DjangoAsgiSite, DjangoAsyncSite])
+def make_site(request: pytest.FixtureRequest) -> MakeSite:
+    """Make a site of each of Django's kinds."""
+    made: MakeSite = request.param
+    return made
+
+
+def with_view(make_site: MakeSite, view: Callable[[Any], Any], **settings: Any) -> DjangoSite:
+    """A site whose view is Django's, not a handler."""
+
+    class Viewing(make_site):  # type: ignore[valid-type,misc]
+        def view(self, request: Any) -> Any:
+            self.calls.append(b"")
             return view(request)
 
-        async def called_async(request: Any) -> Any:
-            return called(request)
-
-        self._is_async = is_async
-        self._middleware = ByHeader(called_async if is_async else called)
-        self._middleware.edge = Edge(  # type: ignore[misc]
-            celery or make_celery(), keeps=self._middleware.keeps
-        )
-
-    def post(self, key: str | None = "a", body: str = "{}", path: str = "/orders") -> Any:
-        headers = {"User": "ann"} | ({} if key is None else {"Idempotency-Key": f'"{key}"'})
-        request = RequestFactory().post(
-            path, body, content_type="application/json", headers=headers
-        )
-        answer = self._middleware(request)
-        return asyncio.run(answer) if self._is_async else answer
+    return Viewing(lambda body, run: Reply(), make_celery(**settings))
 
 
-@pytest.fixture(params=[False, True], ids=["sync", "async"])
-def make(request: pytest.FixtureRequest) -> Callable[..., Site]:
-    return lambda view, celery=None: Site(view, request.param, celery)
-
-
-def test_the_first_answer_is_given_again(make: Callable[..., Site]) -> None:
-    """With its status, its fields and its body, and without its cookies."""
+def test_an_upload_beyond_djangos_limit_for_memory_is_the_views(make_site: MakeSite) -> None:
+    """A file may be of any size, and what the view does with the rest is its own."""
 
     # Given
     def view(request: Any) -> HttpResponse:
-        response = HttpResponse("made", status=201, headers={"Location": "/orders/1"})
-        response.set_cookie("session", "1")
-        return response
+        file = request.FILES["file"]
+        return HttpResponse(f"{request.POST['name']} {file.size}", status=201)
 
-    site = make(view)
+    site = with_view(make_site, view)
+    body = form(('name="name"', b"ann"), (FILE, b"x" * 4_000_000))
     # When
-    first, second = site.post(), site.post()
+    first, second = (site.post("a", body, content_type=FORM) for _ in range(2))
     # Then
-    assert site.calls == 1
-    assert (second.status_code, second.content) == (201, b"made")
-    assert (second["Location"], second["Idempotency-Replayed"]) == ("/orders/1", "true")
-    assert "session" in first.cookies
-    assert "session" not in second.cookies
+    assert (first.status, first.body) == (second.status, second.body) == (201, b"ann 4000000")
+    assert len(site.calls) == 1
 
 
-def test_what_is_wrong_is_told(make: Callable[..., Site]) -> None:
-    """400 for a missing or a malformed key, 422 for another body."""
-    site = make(lambda request: HttpResponse())
-    assert site.post(None, path="/pay").status_code == 400
-    assert site.post('a"b').status_code == 400
-    assert site.post("a").status_code == 200
-    other = site.post("a", "[]")
-    assert (other.status_code, other["Content-Type"]) == (422, "application/problem+json")
-    assert site.calls == 1
-
-
-def test_an_exception_frees_the_key(make: Callable[..., Site]) -> None:
-    """And so does a 500 that Django has made of one."""
-    answers = [ZeroDivisionError(), HttpResponse(status=500), HttpResponse("done")]
-
-    def view(request: Any) -> HttpResponse:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    site = make(view)
-    with pytest.raises(ZeroDivisionError):
-        site.post()
-    assert [site.post().status_code for _ in range(3)] == [500, 200, 200]
-    assert site.calls == 3
-
-
-def test_tasks_get_keys_from_the_request(make: Callable[..., Site]) -> None:
-    """A view that is run again publishes duplicates."""
+def test_a_body_over_djangos_limit_is_refused_as_without_us(make_site: MakeSite) -> None:
+    """By the view's own look at it, with 400."""
     # Given
-    celery = make_celery()
-    charged: list[str] = []
+    site = with_view(make_site, lambda request: HttpResponse(request.body, status=201))
+    body = b"x" * 100
+    # When
+    with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=10):
+        replies = [site.post(key, body) for key in (None, "a")]
+    # Then
+    assert [reply.status for reply in replies] == [400, 400]
 
-    @celery.task(base=IdempotentTask, name="shop.charge", shared=False)
-    def charge(order_id: int) -> None:
-        charged.append("charged")
+
+@pytest.mark.parametrize("kind", [FORM, "application/json"])
+def test_a_middleware_outside_may_have_read_the_body(make_site: MakeSite, kind: str) -> None:
+    """Its form is compared by its fields and its files; the view reads both."""
+    # Given
+    looked: list[bool] = []
+
+    class Reads:
+        sync_capable = True
+        async_capable = False
+
+        def __init__(self, get_response: Any) -> None:
+            self._get_response = get_response
+
+        def __call__(self, request: Any) -> Any:
+            looked.append("name" in request.POST)
+            return self._get_response(request)
 
     def view(request: Any) -> HttpResponse:
-        charge.delay(1)
-        return HttpResponse(request.idempotency.key_for("order"), status=500)
+        if kind == FORM:
+            return HttpResponse(request.FILES["file"].read(), status=201)
+        return HttpResponse(request.body, status=201)
 
-    site = make(view, celery)
-    # Then
-    assert site.post().content == site.post().content
-    assert (site.calls, charged) == (2, ["charged"])
-
-
-def test_a_stream_is_kept_where_it_fits(make: Callable[..., Site]) -> None:
-    """One that doesn't is passed on; its retry learns that it was done."""
-
-    def parts(number: int) -> Iterator[bytes]:
-        for _ in range(number):
-            yield b"x" * 100
-
-    celery = make_celery(idempotency_max_result_size=1000)
-    short = make(lambda request: StreamingHttpResponse(parts(3)), celery)
-    long = make(lambda request: StreamingHttpResponse(parts(20)), celery)
+    site = with_view(make_site, view)
+    site.middleware.insert(0, site.listed(Reads))
     # When
-    first, second = long.post("long"), long.post("long")
+    sent = [
+        form(('name="name"', b"ann"), (FILE, content)) for content in (b"same", b"same", b"other")
+    ]
+    replies = [site.post("a", body, content_type=kind) for body in sent]
     # Then
-    assert b"".join(first.streaming_content) == b"x" * 2000
-    assert second.status_code == 409
-    if not short._is_async:
-        assert b"".join(short.post("short").streaming_content) == b"x" * 300
-        assert short.post("short").content == b"x" * 300
-    assert long.calls == 1
+    assert [reply.status for reply in replies] == [201, 201, 422]
+    assert replies[0].body == replies[1].body
+    assert replies[1].header("Idempotency-Replayed") == "true"
+    assert len(site.calls) == 1
+    assert looked == [kind == FORM] * 3
+
+
+def test_half_a_form_that_a_middleware_outside_has_read_is_no_request() -> None:
+    """Django makes a file of as much as came."""
+
+    # Given
+    class Reads:
+        def __init__(self, get_response: Any) -> None:
+            self._get_response = get_response
+
+        def __call__(self, request: Any) -> Any:
+            _ = request.POST
+            return self._get_response(request)
+
+    site = with_view(DjangoWsgiSite, lambda request: HttpResponse(status=201))
+    site.middleware.insert(0, site.listed(Reads))
+    body = form((FILE, b"x" * 1000))
+    # When
+    half = site.post("a", body, content_type=FORM, cut_at=500)
+    # Then
+    assert half.status == 400
+    assert site.calls == []
+    assert site.post("a", body, content_type=FORM).status == 201
+
+
+def test_a_stream_that_somebody_outside_has_read_is_an_error_that_says_so() -> None:
+    """Nobody can compare a body that is gone."""
+    # Given
+    middleware = Middleware(lambda request: HttpResponse())
+    request = RequestFactory().post(
+        "/", b"{}", content_type="application/json", headers={"Idempotency-Key": "a"}
+    )
+    request.read()
+    # Then
+    with pytest.raises(ConfigurationError, match="list it after"):
+        middleware(request)
+
+
+class Middleware(IdempotencyMiddleware):
+    def __init__(self, get_response: Any) -> None:
+        super().__init__(get_response)
+        self.edge = Edge(make_celery())  # type: ignore[misc]
+
+    def identity(self, request: Any) -> str | None:
+        return "ann"
 
 
 def test_whose_keys_they_are_has_to_be_said() -> None:
@@ -161,3 +179,45 @@ def test_whose_keys_they_are_has_to_be_said() -> None:
     middleware.edge = Edge(make_celery())  # type: ignore[misc]
     with pytest.raises(NotImplementedError, match="identity"):
         middleware(RequestFactory().post("/", headers={"Idempotency-Key": "a"}))
+
+
+def test_cookies_are_the_first_ones(make_site: MakeSite) -> None:
+    """A cookie is for one session."""
+
+    # Given
+    def view(request: Any) -> HttpResponse:
+        response = HttpResponse("made", status=201)
+        response.set_cookie("session", "1")
+        return response
+
+    site = with_view(make_site, view)
+    # Then
+    first, second = site.post("a"), site.post("a")
+    assert first.header("Set-Cookie") is not None
+    assert (second.body, second.header("Set-Cookie")) == (b"made", None)
+
+
+@pytest.mark.parametrize("number", [3, 20])
+def test_an_async_stream_is_taken_as_any_other(number: int) -> None:
+    """It is kept where it fits, and else passed on as it is made."""
+
+    # Given
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(number):
+            yield b"x" * 100
+            await asyncio.sleep(0)
+
+    site: Site = with_view(
+        DjangoAsyncSite,
+        lambda request: StreamingHttpResponse(parts()),
+        idempotency_max_result_size=1000,
+    )
+    # When
+    first, second = site.post("a"), site.post("a")
+    # Then
+    assert (first.body, first.is_whole) == (b"x" * 100 * number, True)
+    if number == 3:
+        assert (second.status, second.body) == (200, first.body)
+    else:
+        assert second.code == "answer-not-kept"
+    assert len(site.calls) == 1

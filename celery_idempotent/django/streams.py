@@ -1,0 +1,150 @@
+"""Takes the responses of Django's views: whole, or as they are made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextvars import Context, copy_context
+from typing import Any
+
+from asgiref.sync import sync_to_async
+
+from celery_idempotent.http.answer import Answer, Passing
+from celery_idempotent.http.hangups import despite_hang_up
+from celery_idempotent.http.messages import Response
+
+__all__ = ["pass_on", "take", "take_async"]
+
+
+def take(answer: Answer, response: Any) -> Response | None:
+    """Take a response and record it; of a stream as much as can be kept, which may be all of it.
+
+    Returns:
+        What is to be sent instead, if anything.
+    """
+    answer.start(response.status_code, list(response.items()))
+    if not response.streaming:
+        if hasattr(response, "render") and not getattr(response, "is_rendered", True):
+            response.render()
+        answer.add(response.content)
+        return answer.finish()
+    parts = iter(response)
+    while not answer.passes:
+        part = next(parts, None)
+        if part is None:
+            instead = answer.finish()
+            response.streaming_content = answer.pieces()
+            return instead
+        answer.add(part)
+    response.streaming_content = parts
+    return None
+
+
+def pass_on(answer: Answer, response: Any) -> Any:
+    """Have the rest of a stream passed on as it is made."""
+    parts: Iterator[bytes] = iter(response.streaming_content)
+    if not answer.is_sendable:
+        answer.fail()  # the server will refuse it, and may not even close it
+    closers = list(response._resource_closers)
+    passing = Passing(answer, parts, copy_context())
+    response.streaming_content = passing
+    # First of all: what makes the parts goes on for a while where the client hung up.
+    response._resource_closers[:] = [passing.close, *closers]
+    return response
+
+
+async def take_async(answer: Answer, response: Any, gone: asyncio.Event) -> Response | None:
+    """Take a stream as :func:`take` does, and have its rest passed on as it is made.
+
+    Args:
+        gone: set where the client hung up meanwhile.
+    """
+    answer.start(response.status_code, list(response.items()))
+    content = response.streaming_content
+    source = aiter(content) if response.is_async else _from_thread(iter(content))
+    while not answer.passes:
+        part = await anext(source, None)
+        if part is None:
+            instead = await sync_to_async(answer.finish)()
+            response.streaming_content = _given(answer.pieces())
+            return instead
+        answer.add(part)
+    if not answer.is_sendable:
+        await sync_to_async(answer.fail)()  # as above
+    if gone.is_set():
+        answer.hang_up()
+    response.streaming_content = _passing(answer, source, copy_context())
+    return None
+
+
+async def _passing(
+    answer: Answer, source: AsyncIterator[bytes], context: Context
+) -> AsyncIterator[bytes]:
+    answer.is_begun = True
+    coming: asyncio.Future[bytes | None] | None = None
+    try:
+        for piece in answer.pieces():
+            yield piece
+        while True:
+            # In a task: a client that hangs up cancels this one, and not what is being made.
+            coming = context.run(asyncio.ensure_future, _next(source))
+            part = await asyncio.shield(coming)
+            coming = None
+            if part is None:
+                break
+            if not answer.is_for_nobody:
+                yield part
+            elif not answer.drop(part):
+                raise asyncio.CancelledError
+    except (GeneratorExit, asyncio.CancelledError):
+        await despite_hang_up(_drain(answer, source, context, coming), asyncio.Event())
+        raise
+    except BaseException as exc:
+        await sync_to_async(answer.fail)(exc)
+        raise
+    # Before its end is sent: who has seen that finds it recorded.
+    await despite_hang_up(sync_to_async(answer.finish)(), asyncio.Event())
+
+
+async def _drain(
+    answer: Answer,
+    source: AsyncIterator[bytes],
+    context: Context,
+    coming: asyncio.Future[bytes | None] | None,
+) -> None:
+    """Go on with what nobody reads, up to a limit."""
+    answer.hang_up()
+    try:
+        while True:
+            if coming is None:
+                coming = context.run(asyncio.ensure_future, _next(source))
+            part = await asyncio.wait_for(coming, answer.seconds_left)
+            coming = None
+            if part is None:
+                await sync_to_async(answer.finish)()
+                return
+            if not answer.drop(part):
+                break
+    except asyncio.TimeoutError:
+        pass
+    except BaseException as exc:
+        await sync_to_async(answer.fail)(exc)
+        raise
+    await sync_to_async(answer.fail)()
+    close = getattr(source, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def _next(source: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(source, None)
+
+
+async def _given(parts: list[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def _from_thread(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (part := await sync_to_async(lambda: next(parts, None))()) is not None:
+        yield part

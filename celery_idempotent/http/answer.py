@@ -1,0 +1,185 @@
+"""The response to a request that holds its key: kept whole where it fits, else passed on.
+
+One response has one end. It is recorded once the application has made all of it; a response that
+was begun and not finished is an interruption, whoever cut it off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextvars import Context
+from typing import Final
+
+from celery_idempotent.http.edge import Held
+from celery_idempotent.http.messages import Response, is_open_ended
+
+__all__ = ["DRAIN_S", "Answer", "Passing"]
+
+#: For how long a response goes on being made whose client hung up, in seconds.
+DRAIN_S: Final = 30.0
+
+
+class Answer:
+    """A response as it is made.
+
+    It is held back until it is whole, so that its record can come first. One that has no end to
+    wait for, or is too long to be kept, passes on as it is made; then only its status is recorded.
+    """
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._until: float | None = None
+        self._left = held.most
+        self.status = 0
+        self.headers: list[tuple[str, str]] = []
+        #: Whether it is sent as it is made.
+        self.passes = False
+        #: Whether a part of it was sent.
+        self.is_begun = False
+
+    def start(self, status: int, headers: list[tuple[str, str]]) -> None:
+        """Take the status and the fields."""
+        self.status, self.headers = status, headers
+        self.passes = is_open_ended(headers)
+
+    def add(self, chunk: bytes) -> None:
+        """Take a piece of the body."""
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size > self._held.most:
+            self.passes = True
+
+    @property
+    def has_body(self) -> bool:
+        """Whether there is a piece of the body that isn't empty."""
+        return self._size > 0
+
+    @property
+    def is_sendable(self) -> bool:
+        """Whether a server would send its status and fields."""
+        return Response(self.status, self.headers, dropped=True).is_sendable
+
+    def pieces(self) -> list[bytes]:
+        """Give the pieces that were held back, to be sent now."""
+        pieces, self._chunks = self._chunks, []
+        return pieces
+
+    def finish(self) -> Response | None:
+        """Record the response, which is whole; give what is to be sent instead of it, if anything.
+
+        Raises:
+            Exception: the database refused what was written in the request's session.
+        """
+        if self.passes:
+            made = Response(self.status, self.headers, dropped=True)
+        else:
+            made = Response(self.status, self.headers, b"".join(self._chunks))
+        answer = self._held.finish(made)
+        return None if answer is made else answer
+
+    def fail(self, exc: BaseException | None = None) -> None:
+        """End without a whole response, by what was raised or because it was given up.
+
+        The key is free where the client has seen none of it.
+        """
+        if self.is_begun:
+            self._held.interrupt()
+        elif exc is None:
+            self._held.release()
+        else:
+            self._held.fail(exc)
+
+    # --- a client that hung up -------------------------------------------------------------------
+
+    @property
+    def is_for_nobody(self) -> bool:
+        """Whether the client has hung up."""
+        return self._until is not None
+
+    def hang_up(self) -> None:
+        """Learn that the client is gone: what is still made is dropped, up to a limit.
+
+        The client will ask again, and work that came to its end needn't be done twice.
+        """
+        if self._until is None:
+            self._until = time.monotonic() + DRAIN_S
+
+    def drop(self, piece: bytes) -> bool:
+        """Drop a piece; whether another one is to be waited for."""
+        self._left -= len(piece)
+        return self._left > 0 and self.seconds_left > 0
+
+    @property
+    def seconds_left(self) -> float:
+        """How long it may go on being made for nobody."""
+        return 0.0 if self._until is None else max(0.0, self._until - time.monotonic())
+
+
+class Passing:
+    """A response that a thread passes on as it is made; the server closes it.
+
+    Args:
+        parts: the rest of it.
+        context: what its parts are made in.
+        close: ends what makes them.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        parts: Iterator[bytes],
+        context: Context,
+        close: Callable[[], object] | None = None,
+    ) -> None:
+        self._answer = answer
+        self._begun = iter(answer.pieces())
+        self._parts = parts
+        self._context = context
+        self._close = close
+        self._ended = False
+
+    def __iter__(self) -> Passing:
+        return self
+
+    def __next__(self) -> bytes:
+        self._answer.is_begun = True
+        piece = next(self._begun, None)
+        if piece is not None:
+            return piece
+        if self._ended:
+            raise StopIteration
+        try:
+            return self._context.run(next, self._parts)
+        except StopIteration:
+            self._ended = True
+            # Before its end is sent: who has seen that finds it recorded.
+            self._answer.finish()
+            raise
+        except BaseException as exc:
+            self._ended = True
+            self._answer.fail(exc)
+            raise
+
+    def close(self) -> None:
+        """End it: the client has all of it, or hung up."""
+        close, self._close = self._close, None
+        try:
+            if not self._ended:
+                self._drain()
+        finally:
+            self._ended = True
+            if close is not None:
+                close()
+
+    def _drain(self) -> None:
+        self._answer.hang_up()
+        try:
+            for piece in self:
+                if not self._answer.drop(piece):
+                    break
+        finally:
+            if not self._ended:
+                self._answer.fail()
