@@ -201,6 +201,28 @@ def test_a_row_that_changed_after_it_was_read_is_read_again(
     assert isinstance(verdict, Busy)
 
 
+def test_a_row_that_was_made_anew_is_not_the_one_that_was_read(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was deleted and has been written as often since: it is another row all the same."""
+    # Given a row that was written twice
+    interrupt(store, hold(store, FIRST))
+    real = transitions.claim
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        with store.engines.own.connect() as connection:
+            connection.execute(records.delete())
+        renew(store, hold(store, SECOND))
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "claim", decide)
+    # When
+    verdict = claim(store, THIRD)
+    # Then
+    assert isinstance(verdict, Busy)
+
+
 def test_racers_for_a_key_that_expired(store: SqlStore) -> None:
     """Claims at once of a key whose old row is still there: one is granted, all are answered."""
     # Given

@@ -25,6 +25,7 @@ set_up()
 from django.db import OperationalError, connections  # noqa: E402
 from django.db.models import F  # noqa: E402
 
+from celery_idempotent.django.models import Record as RecordRow  # noqa: E402
 from celery_idempotent.django.store import DjangoStore  # noqa: E402
 from tests.django_project.shop.models import Account  # noqa: E402
 
@@ -158,6 +159,28 @@ def test_a_row_that_changed_after_it_was_read_is_read_again(
     verdict = store.claim(KEY, asked("slower"))
     # Then
     assert isinstance(between[0], Claimed)
+    assert isinstance(verdict, Busy)
+
+
+def test_a_row_that_was_made_anew_is_not_the_one_that_was_read(
+    store: DjangoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was deleted and has been written as often since: it is another row all the same."""
+    # Given a row that was written twice
+    record = held(store)
+    store.settle(KEY, Settle(replace(record, nonce=b""), 0, 3_600_000))  # it was cut off
+    real = transitions.claim
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        RecordRow.objects.using(store.alias).all().delete()
+        store.renew([Renewal(KEY, held(store, "faster"), 60_000, 3_600_000)])
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "claim", decide)
+    # When
+    verdict = store.claim(KEY, asked("slower"))
+    # Then
     assert isinstance(verdict, Busy)
 
 

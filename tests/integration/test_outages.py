@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 import redis
+from celery import Celery
 
-from celery_idempotent import StoreUnavailable
+from celery_idempotent import IdempotentTask, State, StoreUnavailable
+from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.settings import everywhere
+from celery_idempotent.stores.base import store_from_url
+from celery_idempotent.testing.deliveries import deliver
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.brokers import RabbitBroker
@@ -126,6 +131,29 @@ def test_a_run_that_ends_while_the_store_is_away_is_recorded_later(
     # Then
     assert charge.delay(1, gate="go").get(timeout=30) == answer
     assert system.ledger.count("start") == system.ledger.count("effect") == 1
+
+
+def test_an_end_is_told_until_the_server_is_back(own_server: RedisServer) -> None:
+    """The server is away at the end, and at the next try: the outcome is recorded all the same."""
+    # Given a body during which the server goes away
+    app = Celery("outages", broker="memory://", set_as_current=False)
+
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}", shared=False)
+    def charge(order: int) -> str:
+        own_server.kill()
+        return "charged"
+
+    store = store_from_url(own_server.url())
+    with everywhere(store):
+        first = deliver(charge, (1,))
+        # When it is told again, and again once the server is back
+        assert not heartbeat.flush(0.1)
+        own_server.restart()
+        assert heartbeat.flush(30)
+        # Then the next call runs nothing
+        assert first.get() == deliver(charge, (1,)).get() == "charged"
+        assert charge.idempotency_record(1).state is State.SUCCEEDED
+    store.close()
 
 
 def test_an_outage_can_be_an_error(make_redis_system: MakeSystem, own_server: RedisServer) -> None:

@@ -121,6 +121,20 @@ _ROWS = [
         _DJANGO,
     ),
     Mutant(
+        "a row that was made anew is another one",
+        "stores/sql_rows.py",
+        'int.from_bytes(os.urandom(8), "big") >> 1',
+        "(row.stamp or 0) + 1",
+        (("tests/contract/test_sql_store.py", "-k", "made_anew"),),
+    ),
+    Mutant(
+        "a row that was made anew is another one, in Django",
+        "django/rows.py",
+        'int.from_bytes(os.urandom(8), "big") >> 1',
+        "(row.stamp or 0) + 1",
+        (("tests/integration/test_django_commit.py", "-k", "made_anew"),),
+    ),
+    Mutant(
         "a claim waits for no lock",
         "stores/sql_rows.py",
         "if answer is not None:\n                        return answer",

@@ -340,3 +340,78 @@ def test_an_outcome_that_is_recorded_late_leaves_its_callbacks_to_the_next_deliv
     # Then
     assert copy.get() == "winner"
     assert [message.task for message in copy.published] == ["tail"]
+
+
+# --- what the store could not take at once -------------------------------------------------------
+
+
+def away_for(times: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """Be away so often, then do it."""
+    left = [None] * times
+
+    def asked(*args: Any) -> Any:
+        if left:
+            left.pop()
+            raise StoreUnavailable("away")
+        return real(*args)
+
+    return asked
+
+
+def test_a_note_is_told_until_the_store_takes_it(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The callbacks went out while the store was away: a copy that comes later sends none."""
+    # Given
+    app.task(name="tail")(print)
+    link = app.signature("tail")
+    task = guarded(winner)
+    monkeypatch.setattr(store, "note", away_for(2, store.note))
+    first = deliver(task, (1,), task_id="t", link=link)
+    assert [message.task for message in first.published] == ["tail"]
+    # When
+    assert heartbeat.flush(10)
+    # Then
+    copy = first.again()
+    assert (copy.get(), copy.published) == ("winner", ())
+
+
+def test_an_end_is_told_until_the_store_takes_it(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is away at the end, and when it is told again: a duplicate runs nothing."""
+    # Given
+    task = guarded(winner)
+    monkeypatch.setattr(store, "settle", away_for(2, store.settle))
+    first = deliver(task, (1,))
+    # When
+    assert heartbeat.flush(10)
+    # Then
+    assert first.get() == deliver(task, (1,)).get() == "winner"
+
+
+# --- whose failure is shared ---------------------------------------------------------------------
+
+
+def test_who_waits_shares_the_failure_of_the_run_it_found_last(guarded: Callable[..., Any]) -> None:
+    """The run it found first is over, and another one has had the key since."""
+    # Given a call that found one run, and came again when another one had the key
+    seen: list[Delivered] = []
+
+    def meets_and_fails(self: Any, order: int) -> Any:
+        seen.append(deliver(self, (order,), task_id="waits"))
+        raise ValueError("the first")
+
+    def meets_it_again_and_fails(self: Any, order: int) -> Any:
+        seen.append(seen[0].published[0].deliver())
+        raise ValueError("the second")
+
+    task = guarded(meets_and_fails, meets_it_again_and_fails)
+    deliver(task, (1,), task_id="first")
+    deliver(task, (1,), task_id="second")
+    assert [one.state for one in seen] == ["RETRY", "RETRY"]
+    # When it comes once more
+    done = seen[1].published[0].deliver()
+    # Then it runs nothing: it gets that run's failure
+    assert done.state == "FAILURE"
+    assert str(done.result) == "the second"

@@ -336,3 +336,20 @@ def test_only_a_store_that_is_away_is_asked_again_soon(store, beat, error, secon
     beat._renew(now)
     # Then
     assert lease.due - now == pytest.approx(seconds)
+
+
+def test_what_need_not_be_told_keeps_nothing_else_from_being_told(beat):
+    """The store is away for what is optional, and takes an outcome all the same."""
+    # Given
+    told = []
+
+    def away():
+        raise StoreUnavailable("away")
+
+    beat.later(away, "what expired is deleted", 60, must=False)
+    beat.later(lambda: told.append(1), "an outcome", 60)
+    # When all of it is tried once
+    left_nothing = beat.flush(0)
+    # Then
+    assert left_nothing
+    assert told == [1]

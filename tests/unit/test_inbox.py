@@ -12,6 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import insert
 
 from celery_idempotent import ConfigurationError, IdempotentTask, State, StoreUnavailable
+from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.sql import SqlStore
 from celery_idempotent.stores.sql_transaction import SqlTransaction
@@ -198,3 +199,34 @@ def test_a_time_limit_that_undid_the_commit_is_a_failure(
     # Then
     assert book.idempotency_record(1).state is State.RELEASED
     assert shop.books.count(1) == 0
+
+
+def test_no_lease_is_renewed_while_a_session_is_committed(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its flush locks the row of the record: a renewal would wait, and hold up all others."""
+    # Given a session that is no lease by itself
+    real, renewed = SqlTransaction.commit, []
+
+    def is_renewed() -> bool:
+        return any("{pay:" in lease.key for lease in heartbeat.leases())
+
+    def commit(transaction: Any, key: str, event: Any) -> Any:
+        renewed.append(is_renewed())
+        return real(transaction, key, event)
+
+    @shop.app.task(
+        bind=True, shared=False, name="pay", base=IdempotentTask, idempotency_key="{order}"
+    )
+    def book(task: Any, order: int) -> int:
+        session = task.idempotency.session
+        renewed.append(is_renewed())
+        session.execute(insert(bookings).values(order_id=order, task_id="task"))
+        return order
+
+    monkeypatch.setattr(SqlTransaction, "is_lease", False)
+    monkeypatch.setattr(SqlTransaction, "commit", commit)
+    # When
+    assert book.delay(1).get() == 1
+    # Then it was renewed while the body ran, and not then
+    assert renewed == [True, False]

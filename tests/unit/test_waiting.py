@@ -45,8 +45,8 @@ def published():
 
 def deliver(task, *args, **more):
     """Have a worker's tracer run one delivery; give the state it leaves."""
-    task_id = uuid.uuid4().hex
-    request = {"id": task_id, "retries": 0, "delivery_info": {}, "hostname": "h", **more}
+    request = {"retries": 0, "delivery_info": {}, "hostname": "h", **more}
+    task_id = request.setdefault("id", uuid.uuid4().hex)
     answer = build_tracer(task.name, task, app=task.app)(task_id, list(args), {}, request)
     return "SUCCESS" if answer.info is None else answer.info.state
 
@@ -165,3 +165,21 @@ class TestPastOtherBases:
         # Then
         assert [it["retries"] for it in published] == [1]
         assert published[0]["eta"] and "note" in published[0]["kwargsrepr"]
+
+
+def test_a_copy_of_a_running_message_does_not_expire(app, published):
+    """If the run dies, the copy is all there is; a duplicate expires as its sender said."""
+    # Given a message that expires, which comes again while it runs
+    expires = "2100-01-01T00:00:00+00:00"
+
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
+    def charge(self, order):
+        deliver(self, order, id=self.request.id, expires=expires)
+        deliver(self, order, expires=expires)
+
+    # When
+    deliver(charge, 1, expires=expires)
+    # Then
+    copy, duplicate = published
+    assert copy["expires"] is None
+    assert duplicate["expires"] == expires
