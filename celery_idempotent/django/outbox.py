@@ -24,6 +24,7 @@ from django.db.models.functions import Now
 from django.db.utils import ConnectionDoesNotExist
 
 from celery_idempotent.django import models
+from celery_idempotent.django.tenants import with_schema
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.outbox import relay
 from celery_idempotent.outbox.message import Message
@@ -56,6 +57,7 @@ def publish(signature: Any, *, using: str = "default") -> Any:
             "about; elsewhere task.delay() does"
         )
     message = Message.of(signature)
+    with_schema(message.options)
     # By the database's clock, which the relay goes by, too.
     models.Message._base_manager.using(using).create(
         task_id=message.task_id,

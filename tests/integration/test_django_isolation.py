@@ -79,7 +79,8 @@ def test_a_level_above_is_refused_with_the_setting_to_write(
             options = {"isolation_level": IsolationLevel[level]}
             monkeypatch.setitem(connections[alias].settings_dict, "OPTIONS", options)
         # When
-        found = [*checks.check_store(), *checks.check_database(databases=[alias])]
+        stated = list(checks.check_store())
+        found = [*stated, *checks.check_database(databases=[alias])]
         with pytest.raises(ConfigurationError) as refused:
             DjangoStore(alias).ping()
         # Then
@@ -88,6 +89,7 @@ def test_a_level_above_is_refused_with_the_setting_to_write(
         assert f'DATABASES[{alias!r}]["OPTIONS"]' in words
         assert "IsolationLevel.READ_COMMITTED" in words
         assert {(one.id, one.msg) for one in found} == {("celery_idempotent.E001", words)}
+        assert bool(stated) == (place == "settings")
         assert list(checks.check_database()) == []
 
         # And a task says the same, and its body doesn't run

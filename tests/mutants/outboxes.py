@@ -117,4 +117,18 @@ OUTBOXES: list[Mutant] = [
         "                pass  #",
         _ISOLATION,
     ),
+    Mutant(
+        "tenants: a call in the outbox is for the tenant that published it",
+        "django/outbox.py",
+        "    with_schema(message.options)\n",
+        "",
+        (("tests/integration/test_tenants.py", "-k", "apart and django"),),
+    ),
+    Mutant(
+        "tenants: the doctor finds keys that don't name them",
+        "ops/doctor/tenants.py",
+        "    if mixed:\n",
+        "    if False:\n",
+        (("tests/unit/test_doctor.py",),),
+    ),
 ]

@@ -15,7 +15,7 @@ from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, crontab
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask
-from celery_idempotent.ops.doctor import Finding, examination, examine
+from celery_idempotent.ops.doctor import Finding, examination, examine, tenants
 from celery_idempotent.ops.doctor.beat import check_beat, shortest_interval
 from celery_idempotent.ops.doctor.findings import Patient, Task
 from celery_idempotent.ops.doctor.store import check_clock, check_server
@@ -294,6 +294,60 @@ def test_many_tasks_with_one_fault_are_one_finding(made: list[Celery]) -> None:
     (finding,) = check_worker(Patient(app, environment_of(app), tasks))
     # Then
     assert "shop.charge0, shop.charge1, shop.charge2 and 2 more" in finding.what
+
+
+# --- tenants -------------------------------------------------------------------------------------
+
+
+class TenantSettings:
+    """Django's, of a project with a schema for each tenant."""
+
+    INSTALLED_APPS = ("django_tenants", "shop")
+    SHARED_APPS: tuple[str, ...] = ("django_tenants", "celery_idempotent.django")
+    TENANT_APPS: tuple[str, ...] = ("shop",)
+
+
+def named_by_function(order: int) -> str:
+    return str(order)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_found"),
+    [
+        ({}, True),
+        ({"idempotency_key": ("order",)}, True),
+        ({"idempotency_namespace": "payments"}, True),
+        ({"idempotency_namespace": "tenant:{order}"}, False),
+        ({"idempotency_namespace": named_by_function}, False),
+        ({"idempotency_key": named_by_function}, False),
+        ({"idempotency_key": MESSAGE_ID}, False),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_keys_that_name_no_tenant_are_found_where_there_are_some(
+    made: list[Celery], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_found: bool
+) -> None:
+    """A function may name it; a message's id is nobody else's."""
+    examined = patient(made, {}, **options)
+    monkeypatch.setattr(tenants, "_settings", TenantSettings)
+    assert [finding.name for finding in tenants.check_tenants(examined)] == (
+        ["tenants-share-keys"] if is_found else []
+    )
+
+
+def test_tables_that_each_tenant_has_for_itself_are_found(
+    made: list[Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the app is named; and a project without tenants has nothing to find."""
+    # Given
+    examined = patient(made, {}, idempotency_key=MESSAGE_ID)
+    monkeypatch.setattr(TenantSettings, "SHARED_APPS", ("django_tenants",))
+    name = "celery_idempotent.django.apps.IdempotencyConfig"
+    monkeypatch.setattr(TenantSettings, "TENANT_APPS", (name,))
+    # Then
+    assert list(tenants.check_tenants(examined)) == []
+    monkeypatch.setattr(tenants, "_settings", TenantSettings)
+    assert [it.name for it in tenants.check_tenants(examined)] == ["tables-per-tenant"]
 
 
 # --- periodic tasks ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from celery_idempotent.errors import ConfigurationError, StoreError
 from celery_idempotent.ops.doctor.beat import check_beat
 from celery_idempotent.ops.doctor.findings import ERROR, WARNING, Finding, Patient, Task
 from celery_idempotent.ops.doctor.store import check_clock, check_server, keeps_nothing
+from celery_idempotent.ops.doctor.tenants import check_tenants
 from celery_idempotent.ops.doctor.times import check_times
 from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
@@ -45,6 +46,7 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
         *check_worker(patient),
         *check_times(patient),
         *check_beat(patient),
+        *check_tenants(patient),
     ]
     kept = [finding for finding in found if finding.name not in settings.accept]
     return sorted(kept, key=lambda finding: finding.level != ERROR)
