@@ -7,7 +7,7 @@ import socket
 import time
 import uuid
 
-AUTHORIZATION = "Bearer ann"
+AUTHORIZATION = "Bearer token-of-ann"
 
 
 def request(port, method, path, body=None, key=None):

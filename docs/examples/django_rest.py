@@ -3,86 +3,99 @@
 import django
 from celery import Celery
 from django.conf import settings
+from django.core.management import call_command
 from django.urls import path
 
+from celery_idempotent import IdempotentTask
 from celery_idempotent.django.middleware import IdempotencyMiddleware
 
-TOKENS = {"secret-of-ann": "ann"}
 settings.configure(
     ROOT_URLCONF=__name__,
     ALLOWED_HOSTS=["*"],
+    SECRET_KEY="for this example",
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
     MIDDLEWARE=[f"{__name__}.Keys"],
-    INSTALLED_APPS=["rest_framework"],
-    REST_FRAMEWORK={"UNAUTHENTICATED_USER": None},
+    INSTALLED_APPS=[
+        "django.contrib.auth",
+        "django.contrib.contenttypes",
+        "rest_framework",
+        "rest_framework.authtoken",
+    ],
 )
 django.setup()
+call_command("migrate", verbosity=0)
 celery = Celery("shop")
-celery.conf.update(idempotency_store_url="memory://")
+celery.conf.update(task_always_eager=True, idempotency_store_url="memory://")
+charged = []
 
-from rest_framework import authentication, exceptions, serializers  # noqa: E402
-from rest_framework.permissions import BasePermission  # noqa: E402
-from rest_framework.response import Response  # noqa: E402
-from rest_framework.test import APIClient  # noqa: E402
-from rest_framework.views import APIView  # noqa: E402
+
+@celery.task(base=IdempotentTask)
+def charge(user, order):
+    charged.append((user, order))
 
 
 # [rest]
-class TokenAuthentication(authentication.BaseAuthentication):
-    def authenticate(self, request):
-        token = request.headers.get("Authorization", "").removeprefix("Token ")
-        if token and token not in TOKENS:
-            raise exceptions.AuthenticationFailed
-        return (TOKENS[token], token) if token else None
-
-    def authenticate_header(self, request):
-        return "Token"
+from rest_framework.authentication import TokenAuthentication  # noqa: E402
+from rest_framework.exceptions import AuthenticationFailed  # noqa: E402
+from rest_framework.permissions import IsAuthenticated  # noqa: E402
+from rest_framework.response import Response  # noqa: E402
+from rest_framework.views import APIView  # noqa: E402
 
 
 class Keys(IdempotencyMiddleware):
     def identity(self, request):
-        """The same authentication as the view's; None, and the view answers 401 as ever."""
+        """Ask the view's own authentication; None, and the view answers 401."""
         try:
             found = TokenAuthentication().authenticate(request)
-        except exceptions.AuthenticationFailed:
+        except AuthenticationFailed:
             return None
-        return None if found is None else found[0]
+        return None if found is None else str(found[0].pk)
 
-
-# [end]
-
-
-class IsSomebody(BasePermission):
-    def has_permission(self, request, view):
-        return bool(request.user)
-
-
-class Payment(serializers.Serializer):
-    amount = serializers.IntegerField(min_value=1)
+    def required(self, request):
+        """Without a key 400: the view is not called."""
+        return request.path == "/payments"
 
 
 class Payments(APIView):
     authentication_classes = (TokenAuthentication,)
-    permission_classes = (IsSomebody,)
-    made = 0
+    permission_classes = (IsAuthenticated,)
 
     def post(self, request):
-        Payment(data=request.data).is_valid(raise_exception=True)
-        Payments.made += 1
-        return Response({"payment": Payments.made}, status=201)
+        charge.delay(request.user.username, request.data["order"])
+        return Response({"payment": request.idempotency.key_for("payment")}, status=202)
 
 
+# [end]
 urlpatterns = [path("payments", Payments.as_view())]
 
-client = APIClient()
-key = {"Idempotency-Key": '"a"'}
+from django.contrib.auth.models import User  # noqa: E402
+from rest_framework.authtoken.models import Token  # noqa: E402
+from rest_framework.test import APIClient  # noqa: E402
+
+for name in ("ann", "bob"):
+    Token.objects.create(user=User.objects.create_user(name))
 
 
-def send(amount, **headers):
-    return client.post("/payments", {"amount": amount}, format="json", headers=key | headers)
+def send(order=42, **headers):
+    return APIClient().post("/payments", {"order": order}, format="json", headers=headers)
 
 
-assert send(5).status_code == 401
-assert send(5, Authorization="Token wrong").status_code == 401
-first, second = (send(5, Authorization="Token secret-of-ann") for _ in range(2))
-assert (first.json(), second.json()) == ({"payment": 1}, {"payment": 1})
-assert second["Idempotency-Replayed"] == "true"
+def headers_of(user):
+    return {"Authorization": f"Token {Token.objects.get(user__username=user).key}"}
+
+
+def refresh(user):
+    revoke(user)
+    Token.objects.create(user=User.objects.get(username=user))
+
+
+def revoke(user):
+    Token.objects.filter(user__username=user).delete()
+
+
+if __name__ == "__main__":
+    key = {"Idempotency-Key": '"a"'}
+    first, second = (send(**headers_of("ann"), **key) for _ in range(2))
+    assert first.json() == second.json()
+    assert second["Idempotency-Replayed"] == "true"
+    assert charged == [("ann", 42)]

@@ -1,9 +1,11 @@
 """A shop: its API (FastAPI), its tables (SQLAlchemy), its task (Celery), and the outbox between."""
 
 import os
+from typing import Annotated
 
 from celery import Celery
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.security import HTTPBearer
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -69,7 +71,22 @@ def charge(self, order_id, amount):
 
 # --- the API -------------------------------------------------------------------------------------
 
-api = FastAPI()
+bearer = HTTPBearer(auto_error=False)
+tokens = {"token-of-ann": "ann"}  # stands for your table of tokens
+
+
+async def user_of(request: Request):
+    """The user whose token it is; None: nobody that we know."""
+    given = await bearer(request)
+    return None if given is None else tokens.get(given.credentials)
+
+
+def signed_in(user: Annotated[str | None, Depends(user_of)]):
+    if user is None:
+        raise HTTPException(401, headers={"WWW-Authenticate": "Bearer"})
+
+
+api = FastAPI(dependencies=[Depends(signed_in)])
 
 
 @api.get("/orders/{order_id}")
@@ -117,10 +134,9 @@ def pay(payment: dict):
         return {"payment": made.id}
 
 
-def caller(scope):
-    """Whose key it is. Here everybody is who they say they are; ask your authentication."""
-    request = Request(scope)
-    return request.headers.get("Authorization")
-
-
-api.add_middleware(IdempotencyASGIMiddleware, celery=celery, identity=caller)
+api.add_middleware(
+    IdempotencyASGIMiddleware,
+    celery=celery,
+    # Whose key it is; None, and the request goes to the API, which answers 401.
+    identity=lambda scope: user_of(Request(scope)),
+)
