@@ -13,11 +13,16 @@ from typing import Any
 import click
 from rich.console import Console
 
+from tests.chaos.account import account_of
 from tests.chaos.driver import Driver
+from tests.chaos.evidence import Violation
+from tests.chaos.history import history_of
 from tests.chaos.judgement import judge
-from tests.chaos.plan import make_plan, parts_of
+from tests.chaos.plan import LEASE_S, make_plan, parts_of
 from tests.chaos.report import Progress, announce, conclude
 from tests.chaos.system import System
+from tests.histories.checker import check
+from tests.histories.operations import write
 from tests.support.brokers import AMQP_URL, rabbitmq_answers
 from tests.support.databases import Database, NotThere
 
@@ -27,7 +32,7 @@ from tests.support.databases import Database, NotThere
     "--minutes", type=float, default=3.0, show_default=True, help="Of traffic and faults."
 )
 @click.option("--seed", type=int, help="Of the plan; a random one unless given. It is printed.")
-@click.option("--keep", is_flag=True, help="Keep ledger and logs, and say where they are.")
+@click.option("--keep", is_flag=True, help="Keep ledger, history and logs, and say where.")
 @click.option("--only-redis", is_flag=True, help="As where RabbitMQ and PostgreSQL don't run.")
 def main(minutes: float, seed: int | None, keep: bool, only_redis: bool) -> None:
     """Kill, stop and restart a real system under load, and judge it by a ledger outside of it.
@@ -55,6 +60,11 @@ def main(minutes: float, seed: int | None, keep: bool, only_redis: bool) -> None
         finally:
             system.close()
         verdict = judge(evidence)
+        history = history_of(evidence)
+        write(directory / "history", history)
+        for found in check(history, LEASE_S):
+            account = account_of(evidence, found.key, {found.whose})
+            verdict.violations.append(Violation("promise", found.key, f"{found}\n{account}"))
         conclude(console, plan, verdict, system.notes)
     finally:
         if keep:

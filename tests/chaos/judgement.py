@@ -68,6 +68,7 @@ class _Judge:
         evidence = self.evidence
         self._overlaps()
         self._accepted_twice()
+        self.ends = sum(e["event"] == "settled" and e["taken"] for e in evidence.entries)
         repeated = self._repeated_effects()
         self._rows()
         self._lost()
@@ -81,6 +82,7 @@ class _Judge:
             "messages": events["sent"],
             "deliveries": events["received"],
             "bodies": events["begin"],
+            "ends that were recorded": self.ends,
             "kills of processes": acts[Act.KILL_CHILD] + acts[Act.KILL_WORKER],
             "workers that ended by themselves": acts[Act.ENDED],
             "stops": acts[Act.STOP_CHILD] + acts[Act.STOP_WORKER],

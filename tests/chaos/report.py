@@ -26,6 +26,7 @@ REQUIRED = (
     ("repeated row", "session or keyed insert with a second row"),
     ("differing answers", "keys with differing answers"),
     ("failed", "calls that failed"),
+    ("promise", "promises broken, by the history"),
 )
 #: Of each sort so many are told in full.
 TOLD = 5

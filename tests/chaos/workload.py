@@ -5,23 +5,23 @@ from __future__ import annotations
 import functools
 import json
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
-from celery import Celery, signals
+from celery import Celery, current_task, signals
 from celery.backends.redis import RedisBackend
+from celery.exceptions import Retry
+from kombu.utils.encoding import bytes_to_str
 from sqlalchemy import Column, MetaData, String, Table, create_engine, insert, select
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask, StoreUnavailable
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import Recorded
+from celery_idempotent.core.transitions import Claimed, Recorded
 from celery_idempotent.run.inbox import Inbox
-from celery_idempotent.run.runner import Run
 from celery_idempotent.stores.redis import RedisStore
 from celery_idempotent.stores.sql import SqlStore
 from tests.chaos.marks import COPY
@@ -72,12 +72,23 @@ class Work:
             "id": task.request.id,
             "token": task.idempotency.token,
             "node": task.request.hostname,
+            "copy": vars(task.request).get(COPY),
         }
         self.write("begin", **fields)
+        state, value = "raised", None
         try:
-            return body()
+            value = body()
+            state = "returned"
+        except Retry:
+            state = "retried"
+            raise
+        except BaseException as exc:
+            value = repr(exc)
+            raise
+        else:
+            return value
         finally:
-            self.write("end", **fields)
+            self.write("end", state=state, value=value, **fields)
 
     def effect(self, task: Any, key: str, step: str = "", asked: float = 0.0) -> str:
         """Have an effect, and give its receipt; ``asked``: when a step asked for the key."""
@@ -203,7 +214,12 @@ def mark_messages(work: Work) -> None:
 
     @signals.after_task_publish.connect(weak=False)
     def _sent(headers: dict[str, Any], routing_key: str, **_: Any) -> None:
-        work.write("sent", copy=headers.get(COPY), id=headers["id"], queue=routing_key)
+        fields = {"copy": headers.get(COPY), "id": headers["id"], "queue": routing_key}
+        sender = current_task.request if current_task else None
+        if sender is not None and headers.get("parent_id") == sender.id != headers["id"]:
+            # A link or a chain's next: who sent it, and by which delivery.
+            fields.update(sender=sender.id, by=vars(sender).get(COPY))
+        work.write("sent", **fields)
 
 
 def _around(cls: Any, name: str, wrap: Callable[..., Any]) -> None:
@@ -219,20 +235,16 @@ def _around(cls: Any, name: str, wrap: Callable[..., Any]) -> None:
 
 def _watch_claims(work: Work) -> None:
     """Note which runs have got their key, and when they had asked for it."""
-    asked = threading.local()
 
-    def claim(real: Any, *args: Any, **kwargs: Any) -> Any:
-        asked.at = time.monotonic()
-        return real(*args, **kwargs)
-
-    def run(real: Any, self: Any, call: Any, held: Any, *args: Any, **kwargs: Any) -> None:
-        real(self, call, held, *args, **kwargs)
-        if self.replay is None:
-            work.write("claimed", key=_key_in(call.key), token=held.token, asked=asked.at)
+    def claim(real: Any, self: Any, key: str, *args: Any, **kwargs: Any) -> Any:
+        asked = time.monotonic()
+        verdict = real(self, key, *args, **kwargs)
+        if isinstance(verdict, Claimed):
+            work.write("claimed", key=_key_in(key), token=verdict.token, asked=asked)
+        return verdict
 
     for store in (RedisStore, SqlStore):
         _around(store, "claim", claim)
-    _around(Run, "__init__", run)
 
 
 def _watch_ends(work: Work) -> None:
@@ -245,9 +257,9 @@ def _watch_ends(work: Work) -> None:
         if taken and event.record.state is State.SUCCEEDED:
             work.write("recorded", step="", **fields)
 
-    def tell_end(real: Any, self: Any, event: Any) -> Any:
-        answer = real(self, event)
-        ended(self.call.key, event, answer)
+    def settle(real: Any, self: Any, key: str, event: Any, *args: Any) -> Any:
+        answer = real(self, key, event, *args)
+        ended(key, event, answer)
         return answer
 
     def commit(real: Any, self: Any, event: Any) -> Any:
@@ -262,10 +274,23 @@ def _watch_ends(work: Work) -> None:
             work.write("recorded", key=key, token=token, step=name)
         return answer
 
-    _around(Run, "_tell_end", tell_end)
     _around(Inbox, "commit", commit)
     for store in (RedisStore, SqlStore):
+        _around(store, "settle", settle)
         _around(store, "step", step)
+
+
+def _watch_answers(work: Work) -> None:
+    """Note each state that the result backend gets."""
+
+    def stored(real: Any, self: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = real(self, key, value, *args, **kwargs)
+        if bytes_to_str(key).startswith("celery-task-meta-"):
+            meta = json.loads(value)
+            work.write("stored", id=meta["task_id"], state=meta["status"], value=meta["result"])
+        return answer
+
+    _around(RedisBackend, "set", stored)
 
 
 def _watch_chords(work: Work) -> None:
@@ -297,6 +322,7 @@ if SETTINGS_VARIABLE in os.environ:
     mark_messages(_work)
     _watch_claims(_work)
     _watch_ends(_work)
+    _watch_answers(_work)
     _watch_chords(_work)
 
     @signals.worker_ready.connect

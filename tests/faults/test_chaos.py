@@ -21,6 +21,7 @@ REQUIRED = (
     "session or keyed insert with a second row",
     "keys with differing answers",
     "calls that failed",
+    "promises broken, by the history",
 )
 
 
@@ -56,5 +57,6 @@ def test_nothing_is_lost_and_nothing_done_twice() -> None:
     assert figure(text, "keys") >= 50
     assert figure(text, "deliveries") >= figure(text, "keys")
     assert figure(text, "effects") >= figure(text, "keys")
+    assert figure(text, "ends that were recorded") >= figure(text, "keys")
     assert figure(text, "kills of processes") >= 3
     assert figure(text, "kills of the server") >= 1

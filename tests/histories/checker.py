@@ -34,6 +34,7 @@ class Violation:
     rule: str
     #: The call, or the key.
     whose: str
+    key: str
     why: str
 
     def __str__(self) -> str:
@@ -46,7 +47,7 @@ def check(
     """Give what a history breaks; ``rules``: only those, of :data:`RULES`."""
     known = _History(history, lease_s)
     return [
-        Violation(rule, whose, why)
+        Violation(rule, whose, known.keys.get(_id_of(whose), whose), why)
         for rule in (RULES if rules is None else rules)
         for whose, why in RULES[rule](known)
     ]
@@ -87,6 +88,14 @@ class _History:
             run
             for run in self.runs.values()
             if run.began.call == call or (nested and _id_of(run.began.call) == call)
+        ]
+
+    def unheard(self, key: str) -> list[str]:
+        """The outcomes of runs whose process did not live to hear that they were accepted."""
+        return [
+            run.ended.value
+            for run in self.of_key(key)
+            if run.ended is not None and self.died(run.ended.process, run.ended.at, math.inf)
         ]
 
     def end_of_body(self, one: Operation) -> float:
@@ -179,7 +188,7 @@ def _answer_changed(known: _History) -> _Found:
                 continue  # a run that could not be recorded answers its own caller
             last = left.get(call)
             stays = last is None or last.state == first.state
-            if stays and known.stood_still(one.process, 0.0, one.at):
+            if stays and known.stood_still(one.process, first.at - known.lease_s, one.at):
                 continue  # decided before the answer, written after it, and answered again
             answer = f"{first.state} {first.value}"
             yield call, f"{one.state} {one.value} was stored at {one.at:.3f} over {answer}"
@@ -212,6 +221,8 @@ def _wrong_answer(known: _History) -> _Found:
         own = [run.ended.value for run in known.of_call(one.call, nested=True) if run.ended]
         if one.value == outcomes.get(key) or one.value in own:
             continue
+        if key not in outcomes and one.value in known.unheard(key):
+            continue
         if one.state == "FAILURE":
             others = [run.ended.value for run in known.of_key(key) if run.ended]
             if one.value.partition(":")[0] in _TYPED or one.value in others:
@@ -228,7 +239,8 @@ def _overlap(known: _History) -> _Found:
                 began = second.began.at
                 if first.over <= began:
                     continue
-                if known.was_cut_off(first.began.process, 0.0, began):
+                since = first.began.at - known.lease_s
+                if known.was_cut_off(first.began.process, since, began):
                     continue
                 if not known.was_granted_before(second, first.began.at):
                     yield key, f"{second.began.run} began while {first.began.run} ran"

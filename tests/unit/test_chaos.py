@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from celery_idempotent.testing.servers import RedisServer
 from tests.chaos import aof
 from tests.chaos.evidence import Answer, Done, Evidence, Published, Verdict
+from tests.chaos.history import history_of
 from tests.chaos.judgement import judge
 from tests.chaos.marks import COPY
 from tests.chaos.plan import (
@@ -26,6 +28,7 @@ from tests.chaos.plan import (
     parts_of,
 )
 from tests.chaos.report import conclude
+from tests.histories.checker import check
 
 Line = dict[str, Any]
 EVERYTHING = parts_of(rabbitmq=True, postgresql=True)
@@ -89,15 +92,16 @@ class Story:
         self.faults.append(Done(act, began, began + seconds, **whom))
 
     def judged(self, **more: Any) -> Verdict:
-        return judge(
-            Evidence(
-                entries=sorted(self.lines, key=lambda line: line["at"]),
-                faults=self.faults,
-                published=self.published,
-                answers=self.answers,
-                rows=self.rows,
-                **more,
-            )
+        return judge(self.evidence(**more))
+
+    def evidence(self, **more: Any) -> Evidence:
+        return Evidence(
+            entries=sorted(self.lines, key=lambda line: line["at"]),
+            faults=self.faults,
+            published=self.published,
+            answers=self.answers,
+            rows=self.rows,
+            **more,
         )
 
 
@@ -538,6 +542,88 @@ def test_what_kombu_lost_excuses_only_the_calls_that_it_belongs_to(gone: str) ->
     # Then
     assert found(verdict) == (set() if gone == "call" else {"lost", "unanswered"})
     assert verdict.figures["messages lost by kombu"] == 1
+
+
+# --- the history ---------------------------------------------------------------------------------
+
+
+def right() -> Story:
+    """A run that stands still and is taken over; both ends are told, and the later one counts."""
+    story = Story()
+    story.run(1.0, pid=1, node="a")
+    story.fault(Act.STOP_WORKER, 1.4, LONG, node="a")
+    story.run(7.0, pid=2, node="b")
+    story.add("end", 7.2, 2, id="call", node="b", token=70, state="returned", value="receipt")
+    story.add("settled", 7.3, 2, state="succeeded", taken=True, token=70)
+    story.add("stored", 7.4, 2, id="call", state="SUCCESS", value="receipt")
+    story.add("end", 8.0, 1, id="call", node="a", token=10, state="returned", value="late")
+    story.add("settled", 8.1, 1, state="succeeded", taken=False, token=10)
+    return story
+
+
+def promises_broken(story: Story) -> list[str]:
+    return [one.rule for one in check(history_of(story.evidence()), LEASE_S)]
+
+
+def test_a_right_run_breaks_no_promise() -> None:
+    """The ledger and the fault log, as a history, are what the contract says."""
+    # Given such a run; when its history is checked; then nothing is found
+    assert promises_broken(right()) == []
+
+
+def accept_both(story: Story) -> None:
+    story.lines[-1]["taken"] = True
+
+
+def forget_the_stop(story: Story) -> None:
+    story.faults.clear()
+
+
+def answer_nobody(story: Story) -> None:
+    story.answers.clear()
+    story.lines = [line for line in story.lines if line["event"] != "stored"]
+
+
+def answer_something_else(story: Story) -> None:
+    story.answers["call"] = Answer("SUCCESS", "another receipt")
+
+
+def wait_on(story: Story) -> None:
+    story.add("stored", 9.0, 3, id="call", state="RETRY", value=None)
+
+
+def run_once_more(story: Story) -> None:
+    story.run(20.0, pid=3, node="c", end=21.0)
+
+
+def send_twice(story: Story) -> None:
+    story.published = [Published("redis", "chain", {"call": "k"})]
+    for pid in (2, 3):
+        story.add("sent", 7.35, pid, id="next", sender="call", by="m")
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (accept_both, "accepted twice"),
+        (forget_the_stop, "overlap"),
+        (answer_nobody, "lost"),
+        (answer_something_else, "wrong answer"),
+        (wait_on, "answer changed"),
+        (run_once_more, "ran again"),
+        (send_twice, "callbacks twice"),
+    ],
+)
+def test_a_broken_promise_is_found_in_the_history(
+    change: Callable[[Story], None], rule: str
+) -> None:
+    """Whatever judgement says of it: the history shows it, by the contract alone."""
+    # Given
+    story = right()
+    # When
+    change(story)
+    # Then
+    assert promises_broken(story) == [rule]
 
 
 def test_the_report_gives_an_account_and_the_command_that_repeats_it() -> None:

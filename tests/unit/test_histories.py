@@ -200,6 +200,12 @@ EXCUSED = {
         21 ended call=b key=k run=2 state=returned value=2 by=q/2
         22 stored call=b state=SUCCESS value=2 by=q/2
         90 left call=b state=SUCCESS value=2""",
+    "the process died before it heard that its run was accepted": f"""{BEGAN}{SECOND}
+        3 ended call=a key=k run=1 state=returned value=1 by=p/1
+        4 killed by=p
+        20 stored call=a state=SUCCESS value=1 by=q/2
+        90 left call=a state=SUCCESS value=1
+        90 left call=b state=SUCCESS value=1""",
     "nobody knew, and the run settles it": f"""{BEGAN}
         1.5 stalled by=p until=30
         20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
