@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from hashlib import blake2b
+from threading import Lock
 from types import EllipsisType
 from typing import Any
 from urllib.parse import quote
+from uuid import UUID
 
 from celery.states import READY_STATES
 from celery.utils.log import get_logger
 
-from celery_idempotent.core.keys import MAX_EXPLICIT, CallKey, record_key
+from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, record_key
 from celery_idempotent.core.record import State
 from celery_idempotent.errors import KeyDerivationError, StoreError
 from celery_idempotent.headers import EXPLICIT, OWN, explicit_key, own_header, own_of
 from celery_idempotent.settings import TaskSetup, environment_of
 
-__all__ = ["first_call", "use_idempotency_key", "with_key"]
+__all__ = ["first_call", "id_of_call", "use_idempotency_key", "with_key"]
 
 log = get_logger("celery_idempotent")
 
-_context_key: ContextVar[str | None] = ContextVar("idempotency_key", default=None)
+
+class _Context:
+    """A key for all that is published within it, and how often which call was."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._lock = Lock()
+        self._calls: Counter[str] = Counter()
+
+    def number_of(self, call: str) -> int:
+        """Give 0 to the first of some equal calls, 1 to the second."""
+        with self._lock:
+            self._calls[call] += 1
+            return self._calls[call] - 1
+
+
+_context: ContextVar[_Context | None] = ContextVar("idempotency_context", default=None)
 
 
 @contextmanager
@@ -46,11 +66,40 @@ def use_idempotency_key(key: str) -> Iterator[None]:
         raise KeyDerivationError(
             f"use_idempotency_key() takes text of 1 to {MAX_EXPLICIT} characters"
         )
-    token = _context_key.set(key)
+    token = _context.set(_Context(key))
     try:
         yield
     finally:
-        _context_key.reset(token)
+        _context.reset(token)
+
+
+def id_of_call(
+    task: Any,
+    setup: TaskSetup | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    explicit: str | EllipsisType | None,
+) -> str | None:
+    """Give the task id of a call whose key is its id, where it is published in a context.
+
+    The same calls in a context with the same key have the same ids, so that a request which is
+    carried out again publishes the same messages. ``None``: any id will do, or the arguments have
+    no form by which it could be told what the same call is.
+    """
+    context = _context.get()
+    if context is None or setup is None or explicit is not ...:
+        return None
+    if setup.options.key is not MESSAGE_ID:
+        return None
+    try:
+        told_by = setup.scheme.tell_apart(args, kwargs, task=task)
+    except (TypeError, KeyDerivationError):
+        return None  # it is said where the key is derived
+    if told_by is None:
+        return None
+    call = f"{quote(context.key, safe='')}|{quote(task.name, safe='')}|{told_by}"
+    text = f"{call}|{context.number_of(call)}"
+    return str(UUID(bytes=blake2b(text.encode(), digest_size=16).digest()))
 
 
 def with_key(
@@ -80,7 +129,7 @@ def with_key(
         return (headers if given is None else {**(headers or {}), EXPLICIT: given}), None
     if given is None and own_of(headers, task_id) is not None:
         return headers, None
-    context = _context_key.get() if given is None else None
+    context = _context.get() if given is None else None
     if headers and given is None and context is None:
         given = explicit_key(headers)
     try:
@@ -95,7 +144,7 @@ def with_key(
         log.warning("shadow: this call would not be published: %s", exc)
         return {**(headers or {}), OWN: own_header(task_id, None)}, None
     if context is not None and call_key is not None:
-        joined = f"{quote(context, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
+        joined = f"{quote(context.key, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
         key, label = setup.scheme.identity(joined)
         call_key = call_key._replace(key=key, label=label)
     made: dict[str, Any] = {OWN: own_header(task_id, call_key)}

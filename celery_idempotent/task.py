@@ -20,7 +20,7 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 from celery_idempotent.headers import Waits, explicit_key, read_own
-from celery_idempotent.publishing import first_call, with_key
+from celery_idempotent.publishing import first_call, id_of_call, with_key
 from celery_idempotent.retrying import RetryingTask
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.inbox import plainly
@@ -138,7 +138,7 @@ class IdempotentTask(RetryingTask):
         named = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
         options.update({name: value for name, value in named.items() if value is not None})
         setup = self._setup()
-        call_id = task_id or uuid()
+        call_id = task_id or self._id_of(args, kwargs, idempotency_key)
         headers, call_key = with_key(
             self, setup, args or (), kwargs or {}, call_id, idempotency_key, headers
         )
@@ -181,7 +181,7 @@ class IdempotentTask(RetryingTask):
                 "delay() or apply_async()"
             ) from exc
         check_call(options, f"task {self.name!r}")
-        task_id = task_id or uuid()
+        task_id = task_id or self._id_of(args, kwargs, idempotency_key)
         headers, _ = with_key(
             self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
         )
@@ -207,12 +207,15 @@ class IdempotentTask(RetryingTask):
             KeyDerivationError: no key can be derived.
         """
         check_call(options, f"task {self.name!r}")
-        task_id = task_id or uuid()
+        task_id = task_id or self._id_of(args, kwargs, idempotency_key)
         watch_body(self, IdempotentTask)
         headers, _ = with_key(
             self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
         )
         return super().apply(args, kwargs, *more, task_id=task_id, headers=headers, **options)
+
+    def _id_of(self, args: Any, kwargs: Any, explicit: str | EllipsisType | None) -> str:
+        return id_of_call(self, self._setup(), args or (), kwargs or {}, explicit) or uuid()
 
     def _setup(self) -> TaskSetup | None:
         setup = self._idempotency

@@ -164,6 +164,25 @@ class KeyScheme:
         except NoKey as exc:
             raise KeyDerivationError(f"{self._where}: {exc}") from exc.__cause__
 
+    def tell_apart(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], *, task: object = None
+    ) -> str | None:
+        """A text that is the same for calls with the same arguments in the same namespace.
+
+        ``None``: an argument has no canonical form. Raises TypeError if the arguments don't fit.
+        """
+        values = self._binder.bind(args, kwargs)
+        texts = self._texts(values)
+        if texts is None:
+            return None
+        namespace = self._namespace
+        if not isinstance(namespace, str):
+            try:
+                namespace = self._namespace_of(namespace, values, task)
+            except NoKey:
+                return None  # it is said where the key is derived
+        return f"{namespace}|{_hash(self._joined(texts), _OF_ARGUMENTS).hexdigest()}"
+
     def named(self, explicit: str) -> CallKey:
         """The key of a call that was sent with an explicit key, where only that key is known.
 

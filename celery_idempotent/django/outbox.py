@@ -59,13 +59,15 @@ def publish(signature: Any, *, using: str = "default") -> Any:
     message = Message.of(signature)
     with_schema(message.options)
     # By the database's clock, which the relay goes by, too.
-    models.Message._base_manager.using(using).create(
+    row = models.Message(
         task_id=message.task_id,
         task=message.task,
         message=message.to_json(),
         created=Now(),
         due=Now(),
     )
+    rows = models.Message._base_manager.using(using)
+    rows.bulk_create([row], ignore_conflicts=message.is_of_request)
     return signature.app.AsyncResult(message.task_id)
 
 

@@ -15,7 +15,7 @@ from kombu.utils.uuid import uuid
 from celery_idempotent.core.options import check_call
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.headers import OWN, explicit_key, own_header
-from celery_idempotent.publishing import with_key
+from celery_idempotent.publishing import id_of_call, with_key
 from celery_idempotent.retrying import publish_again
 from celery_idempotent.task import IdempotentTask
 
@@ -40,6 +40,8 @@ class Message:
     kwargs: dict[str, Any]
     #: What ``apply_async`` takes besides: queue, eta, priority, headers, link, ...
     options: dict[str, Any]
+    #: Whether its id comes from a request's key: a row with this id that waits is this call.
+    is_of_request: bool = False
 
     @classmethod
     def of(cls, signature: Any) -> Message:
@@ -60,11 +62,15 @@ class Message:
             )
         app = signature.app
         options = dict(signature.options)
-        task_id = str(options.pop("task_id", None) or uuid())
-        if len(task_id) > LONGEST_ID:
-            raise TypeError(f"a task id in the outbox has at most {LONGEST_ID} characters")
         args, kwargs = list(signature.args), dict(signature.kwargs)
         task = app.tasks.get(signature.task)
+        chosen, of_request = options.pop("task_id", None), None
+        if chosen is None and isinstance(task, IdempotentTask):
+            explicit = options.get("idempotency_key", ...)
+            of_request = id_of_call(task, task._setup(), args, kwargs, explicit)
+        task_id = str(chosen or of_request or uuid())
+        if len(task_id) > LONGEST_ID:
+            raise TypeError(f"a task id in the outbox has at most {LONGEST_ID} characters")
         if isinstance(task, IdempotentTask):
             check_call(options.keys() - {"idempotency_key"}, f"task {signature.task!r}")
             options["headers"] = _with_key(task, args, kwargs, task_id, options)
@@ -82,7 +88,7 @@ class Message:
         if parent is not None:
             options.setdefault("root_id", parent.request.root_id or parent.request.id)
             options.setdefault("parent_id", parent.request.id)
-        return cls(task_id, signature.task, args, kwargs, options)
+        return cls(task_id, signature.task, args, kwargs, options, of_request is not None)
 
     @property
     def route(self) -> str:

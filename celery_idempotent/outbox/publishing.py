@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import Insert, insert
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import InvalidRequestError
 
 from celery_idempotent.outbox.message import Message
@@ -42,19 +43,33 @@ def publish(session: Any, signature: Any) -> Any:
     bind = {"clause": insert(outbox)}
     connection = session if is_connection else session.connection(bind_arguments=bind)
     _refuse_autocommit(connection)
-    connection.execute(
-        insert(outbox).values(
-            task_id=message.task_id,
-            task=message.task,
-            message=text,
-            created_us=flavour_for(connection.dialect.name).now_us,
-        )
-    )
+    flavour = flavour_for(connection.dialect.name)
+    values = {
+        "task_id": message.task_id,
+        "task": message.task,
+        "message": text,
+        "created_us": flavour.now_us,
+    }
+    if message.is_of_request:
+        connection.execute(_unless_it_waits(flavour.driver, values))
+    else:
+        connection.execute(insert(outbox).values(values))
     result = signature.app.AsyncResult(message.task_id)
     parent = signature.app.current_worker_task
     if parent is not None and message.options.get("add_to_parent", True):
         parent.add_trail(result)
     return result
+
+
+def _unless_it_waits(driver: str, values: dict[str, Any]) -> Insert:
+    """Give a statement that writes a row, unless the same call is there already."""
+    if driver.startswith("mysql"):
+        once = mysql.insert(outbox).values(values)
+        return once.on_duplicate_key_update(task_id=once.inserted.task_id)
+    dialect = postgresql if driver.startswith("postgresql") else sqlite
+    statement: Any = dialect.insert(outbox).values(values)
+    written: Insert = statement.on_conflict_do_nothing(index_elements=["task_id"])
+    return written
 
 
 def _refuse_async(session: Any) -> None:

@@ -15,7 +15,12 @@ from sqlalchemy import Engine, create_engine, select
 from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
-from celery_idempotent import ConfigurationError, IdempotentTask
+from celery_idempotent import (
+    MESSAGE_ID,
+    ConfigurationError,
+    IdempotentTask,
+    use_idempotency_key,
+)
 from celery_idempotent.outbox import relay as relay_module
 from celery_idempotent.outbox.broker import Broker, BrokerAway
 from celery_idempotent.outbox.message import Message
@@ -181,6 +186,31 @@ def test_rows_are_taken_in_their_order_and_deleted_where_they_are_settled(
     # Then
     assert first == ids[:3]
     assert taken(outbox) == side.ids() == ids[2:]
+
+
+def test_a_call_of_a_request_that_is_carried_out_again_is_one_row(side: Side, app: Celery) -> None:
+    """Where the key is the message's id; its row may have been sent in between."""
+
+    # Given
+    def mail(to: str) -> None: ...
+
+    app.task(base=IdempotentTask, name="outboxes.mail", shared=False, idempotency_key=MESSAGE_ID)(
+        mail
+    )
+
+    def request() -> list[str]:
+        with use_idempotency_key("ann/7f3a"):
+            return side.publish(*(app.tasks["outboxes.mail"].s("ann") for _ in range(2)))
+
+    # When
+    ids = request()
+    outbox = side.outbox()
+    with outbox.take(1) as batch:
+        batch.settle([batch.rows[0].id], [])
+    # Then
+    assert request() == ids
+    assert sorted(side.ids()) == sorted(ids)
+    assert len(set(ids)) == 2
 
 
 def test_each_row_is_one_relays_at_a_time(side: Side, calls: Calls) -> None:

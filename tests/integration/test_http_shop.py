@@ -74,11 +74,11 @@ class Shop:
             assert len(set(answers)) == 1
         return answers[0]
 
-    def ask(self, number: int, key: str) -> list[str]:
+    def ask(self, number: int, key: str, path: str = "/orders") -> list[str]:
         """Send it once; nothing, where it is to be sent again."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
-            connection.request("POST", "/orders", *_message(number, key))
+            connection.request("POST", path, *_message(number, key))
             answer = connection.getresponse()
             body = answer.read()
         except (OSError, http.client.HTTPException):
@@ -155,3 +155,19 @@ def test_a_thousand_orders_are_made_and_charged_once_each(shop: Shop) -> None:
     assert "cut off" in shop.seen
     # And the site was asked to do it again only where it was killed
     assert ORDERS <= len(books.read("requests")) <= ORDERS + CLIENTS
+
+
+def test_a_request_that_is_carried_out_twice_sends_its_mails_once(shop: Shop) -> None:
+    """A task whose key is its message's id has the same id each time; two equal calls are two."""
+    # Given a request that is killed when it has published two equal calls
+    key = uuid.uuid4().hex
+    assert shop.ask(7, key, "/mails") == []
+    shop.restart_site()
+    # When
+    eventually(lambda: shop.ask(7, key, "/mails"), "it is answered", timeout=60)
+    shop.ask(7, uuid.uuid4().hex, "/mails")  # another request
+    # Then
+    books = shop.books
+    assert len(books.read("requests")) == 3
+    eventually(lambda: shop.worker.log.count("webshop.mail[") >= 12, "6 messages are worked off")
+    assert len(books.read("mails")) == 4

@@ -131,4 +131,25 @@ OUTBOXES: list[Mutant] = [
         "    if False:\n",
         (("tests/unit/test_doctor.py",),),
     ),
+    Mutant(
+        "in a context: equal calls of one request are several",
+        "publishing.py",
+        'text = f"{call}|{context.number_of(call)}"',
+        "text = call",
+        (("tests/unit/test_enqueue.py",),),
+    ),
+    Mutant(
+        "in a context: an id names the arguments",
+        "core/keys.py",
+        'return f"{namespace}|{_hash(self._joined(texts), _OF_ARGUMENTS).hexdigest()}"',
+        'return f"{namespace}|"',
+        (("tests/unit/test_enqueue.py",),),
+    ),
+    Mutant(
+        "outbox: a call of a request that is carried out again is one row",
+        "django/outbox.py",
+        "ignore_conflicts=message.is_of_request",
+        "ignore_conflicts=False",
+        _BOTH,
+    ),
 ]

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery
 
-from celery_idempotent import IdempotentTask
+from celery_idempotent import MESSAGE_ID, IdempotentTask
 from celery_idempotent.http import IdempotencyASGIMiddleware
 from tests.support.tasks import SETTINGS_VARIABLE
 from tests.support.waiting import eventually
@@ -55,10 +55,24 @@ def make_shop(settings: dict[str, Any]) -> tuple[Celery, Any]:
         books.write("charges", self.idempotency.key_for("bank"), number)
         return "charged"
 
+    @celery.task(base=IdempotentTask, name="webshop.mail", shared=False, idempotency_key=MESSAGE_ID)
+    def mail(number: int) -> None:
+        books.write("mails", uuid.uuid4().hex, number)  # each run of it is one
+
+    def send_mails(number: int) -> None:
+        """Send two mails, and be killed the first time before anybody hears of it."""
+        for _ in range(2):
+            mail.delay(number)
+        if not books.read("killed"):
+            books.write("killed", "", number)
+            os.kill(os.getpid(), signal.SIGKILL)
+
     async def site(scope: Any, receive: Any, send: Any) -> None:
         assert scope["type"] == "http"
         number = json.loads((await receive())["body"])["number"]
         books.write("requests", uuid.uuid4().hex, number)
+        if scope["path"] == "/mails":
+            send_mails(number)
         # A request that was cut off after this is sent again: the order's key keeps it one order.
         order = scope["idempotency"].key_for("order")
         books.write("orders", order, number)

@@ -2,12 +2,14 @@
 
 from contextlib import nullcontext
 from functools import partial
+from uuid import UUID
 
 import pytest
 from celery import Celery, Task, chain, chord, group, states
 from kombu.utils.uuid import uuid
 
 from celery_idempotent import (
+    MESSAGE_ID,
     ConfigurationError,
     IdempotentTask,
     KeyDerivationError,
@@ -368,6 +370,68 @@ def test_calls_within_a_context_get_a_key_from_it(charge, published):
     assert none == "order:42"
     assert "req-1" in one
     assert "order:42" in one
+
+
+def mail_of(app, **options):
+    @app.task(base=IdempotentTask, name="mail", idempotency_key=MESSAGE_ID, **options)
+    def mail(to, text=""):
+        """Its key is its message's id."""
+
+    return mail
+
+
+def ids_in(context, *calls):
+    with use_idempotency_key(context):
+        return [call().id for call in calls]
+
+
+def test_a_context_gives_a_call_its_id_where_the_id_is_its_key(app, published):
+    """The same calls have the same ids again, whatever their order; equal ones are two."""
+    # Given
+    mail = mail_of(app)
+    ann, bob = partial(mail.delay, "ann"), partial(mail.delay, to="bob", text="")
+    # When
+    first = ids_in("req", ann, ann, bob)
+    again = ids_in("req", partial(mail.delay, "bob"), ann, ann)
+    # Then
+    assert len(set(first)) == 3
+    assert again == [first[2], *first[:2]]
+    assert keys(published)[:3] == [*keys(published)[4:], keys(published)[3]]
+    assert not set(first) & set(ids_in("req-2", ann, ann, bob))
+    assert mail.delay("ann").id not in first
+    assert str(UUID(first[0])) == first[0]
+
+
+def test_a_context_gives_no_id_where_it_could_not_tell_calls_apart(app, charge, published):
+    """A key of its own, an id or a key that was given, and arguments without a canonical form."""
+    # Given
+    mail = mail_of(app, serializer="pickle")
+    odd = partial(mail.apply_async, (Odd(),), serializer="pickle")
+    # Then
+    for call in (
+        partial(charge.delay, 1),
+        partial(mail.apply_async, ("ann",), idempotency_key="own"),
+        partial(mail.apply_async, ("ann",), idempotency_key=None),
+        odd,
+    ):
+        assert ids_in("req", call) != ids_in("req", call)
+    assert ids_in("req", partial(mail.apply_async, ("ann",), task_id="mine")) == ["mine"]
+
+
+class Odd:
+    """It has no canonical form."""
+
+
+def test_tenants_with_one_request_key_get_other_ids(app, published):
+    """The namespace is a part of it."""
+    # Given
+    tenant = ["north"]
+    mail = mail_of(app, idempotency_namespace=lambda to, text: tenant[0])
+    north = ids_in("req", partial(mail.delay, "ann"))
+    # When
+    tenant[0] = "south"
+    # Then
+    assert ids_in("req", partial(mail.delay, "ann")) != north
 
 
 def test_two_tasks_with_one_namespace_stay_apart_in_a_context(app, published):
