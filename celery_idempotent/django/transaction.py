@@ -12,7 +12,7 @@ from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
 from celery_idempotent.django.rows import is_cut, is_passing, unavailable
-from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.transactions import NotCommitted
 
@@ -101,6 +101,14 @@ class DjangoTransaction:
         return record if record is not None and record.token != token else None
 
     def commit(self, key: str, event: Settle) -> Recorded | Lost:
+        if self._connection.closed_in_transaction:
+            # Run again, it would do the same.
+            self.rollback()
+            raise ConfigurationError(
+                f"{key}: the body closed its database connection (close_old_connections(), "
+                "connection.close()), and with it the transaction that it runs in: nothing of it "
+                'is committed. Leave that out, or set idempotency_store_options = {"atomic": False}'
+            )
         try:
             answer = self._store.settle_in(self._connection, key, event)
         except BaseException as exc:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from celery_idempotent import ConfigurationError
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import Busy, Claim, Claimed, Lost, Recorded, Settle
@@ -22,7 +23,7 @@ from tests.support.djangos import database_of, set_up
 set_up()
 
 # Django has to be set up first.
-from django.db import OperationalError, connections  # noqa: E402
+from django.db import OperationalError, close_old_connections, connections  # noqa: E402
 from django.db.models import F  # noqa: E402
 
 from celery_idempotent.django.models import Record as RecordRow  # noqa: E402
@@ -224,3 +225,18 @@ def test_a_bodys_own_lease_is_renewed_beside_its_transaction(store: DjangoStore)
     assert isinstance(answer, Recorded)
     assert found is not None
     assert found.until_ms - now_ms > 40_000
+
+
+def test_a_body_that_closed_its_connection_is_not_run_again(store: DjangoStore) -> None:
+    """It would close it again: the error says what to do, and nothing is committed."""
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    pay(store)
+    close_old_connections()
+    # When
+    with pytest.raises(ConfigurationError, match="atomic"):
+        transaction.commit(KEY, completed(record))
+    # Then
+    assert balance(store) == 0
+    assert store.get(KEY) is not None

@@ -152,4 +152,11 @@ OUTBOXES: list[Mutant] = [
         "ignore_conflicts=False",
         _BOTH,
     ),
+    Mutant(
+        "django: a body that closed its connection is not run again",
+        "django/transaction.py",
+        "        if self._connection.closed_in_transaction:\n",
+        "        if False:\n",
+        (("tests/integration/test_django_commit.py", "-k", "closed"),),
+    ),
 ]

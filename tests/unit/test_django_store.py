@@ -16,7 +16,7 @@ from tests.support.djangos import database_of, set_up
 set_up()
 
 # Django has to be set up first.
-from django.db import IntegrityError, transaction  # noqa: E402
+from django.db import IntegrityError, close_old_connections, transaction  # noqa: E402
 from django.db.models import F  # noqa: E402
 
 from celery_idempotent.django.store import DjangoStore  # noqa: E402
@@ -133,6 +133,52 @@ def test_without_atomic_a_body_may_ask_for_it(alias: str) -> None:
     assert task.delay(1, asks=True).failed()
     assert balance(alias) == 0
     assert task.delay(2, asks=False).failed()
+    assert balance(alias) == 100
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_body_that_closes_its_connection_fails_and_is_told_why(
+    alias: str, at_the_end: bool
+) -> None:
+    """Its transaction is gone, and it isn't run again for that; without atomic it may."""
+    # Given
+    runs: list[int] = []
+
+    def body(self: Any, n: int) -> None:
+        runs.append(n)
+        pay(alias)
+        close_old_connections()
+        if not at_the_end:
+            pay(alias)
+
+    # When
+    failed = make_task(alias, body).delay(1)
+    # Then
+    assert failed.failed()
+    assert balance(alias) == 0
+    assert runs == [1]
+    if at_the_end:
+        assert "close_old_connections" in str(failed.result)
+        assert '"atomic": False' in str(failed.result)
+    # When
+    make_task(alias, body, idempotency_store_options={"atomic": False}).delay(2).get()
+    # Then
+    assert balance(alias) == (100 if at_the_end else 200)
+
+
+def test_a_body_has_no_durable_block_unless_it_runs_without_atomic(alias: str) -> None:
+    """Django refuses one within another block."""
+
+    # Given
+    def body(self: Any, n: int) -> None:
+        with transaction.atomic(using=alias, durable=True):
+            pay(alias)
+
+    # Then
+    refused = make_task(alias, body).delay(1)
+    assert "durable" in str(refused.result)
+    assert balance(alias) == 0
+    make_task(alias, body, idempotency_store_options={"atomic": False}).delay(1).get()
     assert balance(alias) == 100
 
 
