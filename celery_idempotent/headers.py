@@ -26,6 +26,7 @@ __all__ = [
     "own_header",
     "own_of",
     "read_own",
+    "without_explicit",
 ]
 
 #: The header with an explicit key.
@@ -177,13 +178,27 @@ def explicit_key(headers: Mapping[str, Any] | None) -> str | None:
         headers: a message's headers, or ``vars(request)``, which has all of them.
 
     Raises:
-        KeyDerivationError: it is not text.
+        KeyDerivationError: it is not text, or there are two.
     """
     for level in _levels(headers):
-        for name, value in level.items():
-            if value is not None and _is_explicit(name):
-                return _as_text(name, value)
+        found = {
+            _as_text(name, value)
+            for name, value in level.items()
+            if value is not None and _is_explicit(name)
+        }
+        if len(found) > 1:
+            raise KeyDerivationError(
+                f"the message has more than one {EXPLICIT!r} header, with different keys: its "
+                "producer has to send one"
+            )
+        if found:
+            return found.pop()
     return None
+
+
+def without_explicit(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy headers, and leave out an explicit key, however its name is written."""
+    return {name: value for name, value in (headers or {}).items() if not _is_explicit(name)}
 
 
 def _is_explicit(name: str) -> bool:

@@ -19,7 +19,14 @@ from celery.utils.log import get_logger
 from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, record_key
 from celery_idempotent.core.record import State
 from celery_idempotent.errors import KeyDerivationError, StoreError
-from celery_idempotent.headers import EXPLICIT, OWN, explicit_key, own_header, own_of
+from celery_idempotent.headers import (
+    EXPLICIT,
+    OWN,
+    explicit_key,
+    own_header,
+    own_of,
+    without_explicit,
+)
 from celery_idempotent.settings import TaskSetup, environment_of
 
 __all__ = ["first_call", "id_of_call", "use_idempotency_key", "with_key"]
@@ -126,7 +133,7 @@ def with_key(
         return {**(headers or {}), OWN: own_header(task_id, None)}, None
     given = None if explicit is ... else explicit
     if setup is None or setup.options.mode == "off":
-        return (headers if given is None else {**(headers or {}), EXPLICIT: given}), None
+        return (headers if given is None else _named(headers, given)), None
     if given is None and own_of(headers, task_id) is not None:
         return headers, None
     context = _context.get() if given is None else None
@@ -148,11 +155,13 @@ def with_key(
         key, label = setup.scheme.identity(joined)
         call_key = call_key._replace(key=key, label=label)
     made: dict[str, Any] = {OWN: own_header(task_id, call_key)}
-    if headers:
-        made = {**headers, **made}
     if given is not None:
-        made[EXPLICIT] = given
-    return made, call_key
+        headers = _named(headers, given)
+    return ({**headers, **made} if headers else made), call_key
+
+
+def _named(headers: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
+    return {**without_explicit(headers), EXPLICIT: key}
 
 
 def first_call(task: Any, call_key: CallKey) -> str | None:

@@ -10,6 +10,7 @@ from celery.exceptions import Reject
 from celery.utils.log import get_logger
 
 from celery_idempotent.callbacks import announced
+from celery_idempotent.core.options import check_call
 from celery_idempotent.headers import OWN, ours_in, own_header
 from celery_idempotent.waiting import RETRY_SAID, WithoutRetry, back_to_broker, broker_is_away
 
@@ -77,7 +78,11 @@ class RetryingTask(Task):
         """As Celery's; where the broker is away the message goes back to it, and comes again.
 
         Celery drops it there: it could not publish the next attempt, and rejects this one.
+
+        Raises:
+            ConfigurationError: ``options`` has an ``idempotency_*``: a retry keeps its call's key.
         """
+        check_call(options, f"a retry of task {self.name!r}", key=False)
         try:
             return super().retry(args, kwargs, exc, *more, **options)
         except Reject as rejected:

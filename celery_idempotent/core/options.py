@@ -406,15 +406,21 @@ def check_settings(names: Iterable[str], where: str, namespace: str = "") -> Non
             )
 
 
-def check_call(names: Iterable[str], where: str) -> None:
+def check_call(names: Iterable[str], where: str, *, key: bool = True) -> None:
     """Raise :class:`ConfigurationError` for what is meant as an option of a call, and is none.
 
     Celery would send it along as a property of the message, which nobody reads.
+
+    Args:
+        key: whether ``idempotency_key`` is one; ``False`` for a retry, whose key stays.
     """
+    options = option_names()
     for name in names:
-        if not name.startswith(_LOOKS) or not _is_meant(name, option_names()):
+        if not name.startswith(_LOOKS) or not _is_meant(name, options):
             continue
-        if name in option_names():
+        if not key:
+            raise ConfigurationError(f"{where} takes no {name}: the call keeps its key")
+        if name in options:
             raise ConfigurationError(
                 f"{where}: {name} can't be given with a call: set it on the task"
             )

@@ -13,6 +13,7 @@ from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.store import DjangoStore
 from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker import check_names
 
 __all__ = ["register_all"]
 
@@ -27,10 +28,15 @@ def register_all() -> None:
 
 
 def check_store(**_: Any) -> Iterable[checks.CheckMessage]:
-    """Find what keeps the store from working; it is not asked whether the database answers."""
+    """Find what keeps the store from working, and options that nothing reads.
+
+    The database is not asked whether it answers.
+    """
     found: list[checks.CheckMessage] = []
     try:
-        store = environment_of(celery_app()).store
+        app = celery_app()
+        check_names(app)
+        store = environment_of(app).store
         if isinstance(store, DjangoStore):
             connection = connections[store.alias]
             vendor = connection.vendor

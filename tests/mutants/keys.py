@@ -141,4 +141,18 @@ KEYS: list[Mutant] = [
         "functools.partial(publish, args, kwargs, task_id, *more, **options)",
         (("tests/unit/test_django_on_commit.py",),),
     ),
+    Mutant(
+        "headers: two keys are not chosen from",
+        "headers.py",
+        "if len(found) > 1:",
+        "if False:",
+        _HEADERS,
+    ),
+    Mutant(
+        "options of a retry are looked at",
+        "retrying.py",
+        'check_call(options, f"a retry of task {self.name!r}", key=False)',
+        "pass",
+        (("tests/unit/test_seam.py", "-k", "key_of_its_own"),),
+    ),
 ]

@@ -67,6 +67,9 @@ def register() -> IdempotentTask:
 def ask(task: IdempotentTask) -> State | None:
     """What a client may ask."""
     task.apply_async((1, 2), idempotency_key="req-1")
+    task.apply_async((1, 2), idempotency_key=None)
+    task.apply_async_on_commit((1, 2), idempotency_key="req-1")
+    task.delay_on_commit(1, 2)
     task.apply_async(kwargs={"order_id": 1, "amount": 2}, countdown=3)
     assert_type(task.idempotency_key_for(1, amount=2), str | None)
     assert_type(task.forget(1, 2), bool)

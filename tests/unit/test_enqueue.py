@@ -20,7 +20,7 @@ from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.core.transitions import Claim, Settle
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.headers import EXPLICIT, OWN
+from celery_idempotent.headers import EXPLICIT, OWN, explicit_key
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 
@@ -101,6 +101,23 @@ def test_a_call_with_the_key_none_is_not_deduplicated(charge, store, published, 
             charge.apply_async((1,), idempotency_key=None, headers=headers)
     # Then
     assert keys(published) == [None]
+
+
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_a_calls_key_takes_the_place_of_a_header_in_any_spelling(app, published, mode):
+    """A worker finds one key in the message, and not two."""
+
+    # Given
+    @app.task(base=IdempotentTask, name="charge", idempotency_mode=mode)
+    def charge(order_id):
+        """Do nothing."""
+
+    # When
+    charge.apply_async((1,), idempotency_key="mine", headers={"Idempotency_Key": "theirs", "x": 1})
+    # Then
+    ((_, _, headers),) = published
+    assert explicit_key(headers) == "mine"
+    assert headers["x"] == 1
 
 
 def test_an_eager_call_with_the_key_none_leaves_no_record(charge):

@@ -156,3 +156,10 @@ def test_a_header_called_headers_may_hold_anything(nested):
     """It is somebody else's."""
     assert explicit_key({"headers": nested}) is None
     assert read_own({"headers": nested}, "id-1") is None
+
+
+def test_two_explicit_keys_are_an_error():
+    """One of them would be a guess; the same one twice is not."""
+    with pytest.raises(KeyDerivationError, match="more than one"):
+        explicit_key({EXPLICIT: "a", "Idempotency_Key": "b"})
+    assert explicit_key({EXPLICIT: "a", "Idempotency_Key": b"a", "IDEMPOTENCY-KEY": None}) == "a"

@@ -267,6 +267,14 @@ def test_an_unknown_option_of_a_call_is_refused(name: str, words: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["idempotency_key", "idempotent_key", "idempotency_ttl"])
+def test_a_retry_takes_none(name: str) -> None:
+    """Its call keeps its key."""
+    with pytest.raises(ConfigurationError, match=f"a retry takes no {name}"):
+        check_call({"countdown": 1, name: 1}, "a retry", key=False)
+    check_call({"countdown": 1}, "a retry", key=False)
+
+
+@pytest.mark.parametrize("name", ["idempotency_key", "idempotent_key", "idempotency_ttl"])
 def test_an_option_of_ours_on_a_plain_task_is_refused(name: str) -> None:
     """Whoever wrote it thinks that the task is guarded."""
     with pytest.raises(ConfigurationError, match=f"{name} is set.*base=IdempotentTask"):

@@ -616,3 +616,18 @@ def test_a_handler_is_told_why_nothing_is_held(app, mode, key, why):
     # Then
     with pytest.raises(ClaimLost, match=why):
         asked[-1].check()
+
+
+def test_a_retry_with_a_key_of_its_own_fails(app):
+    """Its call keeps its key; the option would be ignored in silence."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    def charge(self, order):
+        raise self.retry(idempotency_key="another")
+
+    # When
+    state, error = deliver(charge, 1)
+    # Then
+    assert (state, type(error)) == ("FAILURE", ConfigurationError)
+    assert "takes no idempotency_key" in str(error)
