@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 from wsgiref.util import setup_testing_defaults
 
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from celery import Celery
 from starlette.responses import StreamingResponse
 
@@ -41,6 +42,8 @@ class Reply:
     chunks: Iterable[bytes] = (b"",)
     #: Whether the client saw its end.
     is_whole: bool = True
+    #: What an application does last, when its answer is made: commits, mostly.
+    after: Callable[[], object] = bool
 
     @property
     def body(self) -> bytes:
@@ -84,6 +87,9 @@ class Site:
         required: whether a key is required: everywhere, or at a path.
         options: of the middleware.
     """
+
+    #: Whether the server tells the application that the client is gone before it sends anything.
+    notices_hang_ups = False
 
     def __init__(
         self,
@@ -263,19 +269,14 @@ class AsgiSite(OverAsgi):
             message = await receive()
             body += message.get("body", b"")
             more = message.get("more_body", False)
-        reply = self.called(body, scope.get("idempotency"))
+        reply = await asyncio.to_thread(self.called, body, scope.get("idempotency"))
         # As most do it: its stream is ended where the client hangs up.
-        response = StreamingResponse(_slowly(reply.chunks), reply.status)
+        response = StreamingResponse(iter(reply.chunks), reply.status)
         response.raw_headers = [
             (n.encode("latin-1"), v.encode("latin-1")) for n, v in reply.headers
         ]
         await response(scope, receive, send)
-
-
-async def _slowly(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-        await asyncio.sleep(0)
+        await asyncio.to_thread(reply.after)
 
 
 # --- over WSGI -----------------------------------------------------------------------------------
@@ -362,11 +363,18 @@ class WsgiSite(OverWsgi):
         body = environ["wsgi.input"].read()
         reply = self.called(body, environ.get("idempotency"))
         start_response(f"{reply.status} Whatever", reply.headers)
-        return _one_by_one(reply.chunks)
+        return _Closing(reply)
 
 
-def _one_by_one(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    yield from chunks
+class _Closing:
+    """A body that is closed."""
+
+    def __init__(self, reply: Reply) -> None:
+        self._parts = iter(reply.chunks)
+        self.close = reply.after
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._parts
 
 
 # --- Django --------------------------------------------------------------------------------------
@@ -396,7 +404,7 @@ class DjangoSite(Site):
 
         for name, value in self.options.items():
             setattr(Keys, name, staticmethod(value) if name == "keeps" else value)
-        self.middleware = [self.listed(Keys)]
+        self.middleware = [self.listed(Keys), f"{__name__}.Afterwards"]
         self.urlconf = (re_path("", self.view_async if self.is_async else self.view),)
 
     def listed(self, middleware: Any) -> str:
@@ -406,22 +414,59 @@ class DjangoSite(Site):
         return f"{__name__}.{name}"
 
     def wrap_again(self) -> None:
-        self.middleware *= 2
+        self.middleware.insert(0, self.middleware[0])
 
     def view(self, request: Any) -> Any:
         reply = self.called(request.body, getattr(request, "idempotency", None))
+        request.after = reply.after
+        return self.response(reply)
+
+    async def view_async(self, request: Any) -> Any:
+        run = getattr(request, "idempotency", None)
+        reply = await asyncio.to_thread(self.called, request.body, run)
+        request.after = reply.after
+        return self.response(reply)
+
+    def response(self, reply: Reply) -> Any:
         if isinstance(reply.chunks, (list, tuple)):
             response: Any = HttpResponse(reply.body, status=reply.status)
         else:
-            response = StreamingHttpResponse(reply.chunks, status=reply.status)
+            parts = _in_threads(reply.chunks) if self.is_async else reply.chunks
+            response = StreamingHttpResponse(parts, status=reply.status)
         if reply.header("Content-Type") is None:
             del response["Content-Type"]
         for name, value in reply.headers:
             response[name] = value
         return response
 
-    async def view_async(self, request: Any) -> Any:
-        return self.view(request)
+
+async def _in_threads(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    parts = iter(chunks)
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part
+
+
+class Afterwards:
+    """A middleware that commits, say, once the view has answered."""
+
+    sync_capable = async_capable = True
+
+    def __init__(self, get_response: Any) -> None:
+        self._get_response = get_response
+        if iscoroutinefunction(get_response):
+            markcoroutinefunction(self)
+
+    def __call__(self, request: Any) -> Any:
+        if iscoroutinefunction(self):
+            return self._answer(request)
+        response = self._get_response(request)
+        getattr(request, "after", bool)()
+        return response
+
+    async def _answer(self, request: Any) -> Any:
+        response = await self._get_response(request)
+        await asyncio.to_thread(getattr(request, "after", bool))
+        return response
 
 
 class _Wsgi(WSGIHandler):  # type: ignore[misc]
@@ -456,6 +501,8 @@ class DjangoWsgiSite(OverWsgi, DjangoSite):
 
 class DjangoAsgiSite(OverAsgi, DjangoSite):
     """Django under ASGI, with sync views."""
+
+    notices_hang_ups = True
 
     @cached_property
     def app(self) -> Any:  # type: ignore[override]

@@ -59,6 +59,9 @@ def with_view(make_site: MakeSite, view: Callable[[Any], Any], **settings: Any) 
             self.calls.append(b"")
             return view(request)
 
+        async def view_async(self, request: Any) -> Any:
+            return self.view(request)
+
     return Viewing(lambda body, run: Reply(), make_celery(**settings))
 
 

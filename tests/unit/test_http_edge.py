@@ -16,7 +16,7 @@ from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.http import Edge
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import environment_of
-from tests.support.sites import SITES, Handler, OverAsgi, Reply, Site, make_celery
+from tests.support.sites import SITES, Handler, Reply, Site, make_celery
 from tests.support.waiting import eventually
 
 MakeSite = Callable[..., Site]
@@ -487,6 +487,25 @@ def test_half_a_body_is_no_request(make_site: MakeSite) -> None:
     assert site.post("a", b'{"amount": 100}').status == 201
 
 
+# --- what comes after the answer was made --------------------------------------------------------
+
+
+def test_a_commit_that_fails_after_the_answer_was_made_is_a_failure(make_site: MakeSite) -> None:
+    """Nobody has seen the answer yet: the client gets the failure, and may try again."""
+    # Given
+    commits: list[str] = []
+
+    def commit() -> None:
+        commits.append("tried")
+        if len(commits) == 1:
+            raise ZeroDivisionError("the database refused")
+
+    site = make_site(lambda body, run: Reply(201, [JSON], [b"{}"], after=commit))
+    # Then
+    assert [site.post("a").status for _ in range(3)] == [500, 201, 201]
+    assert (len(site.calls), len(commits)) == (2, 2)
+
+
 # --- steps and the session -----------------------------------------------------------------------
 
 
@@ -676,21 +695,12 @@ def test_a_request_that_was_overtaken_gives_the_winners_answer(make_site: MakeSi
         if number == 1:
             ((name, _),) = records(site).items()
             assert environment_of(site.celery).store.forget(name, 60_000)
-            site.post("a")
+            winner = threading.Thread(target=site.post, args=("a",), daemon=True)
+            winner.start()
+            winner.join(30)
         return Reply(200, [], [f"answer {number}".encode()])
 
     site = make_site(handler)
-    if isinstance(site, OverAsgi):
-        thread_handler = site.handler
-
-        def handler_in_a_thread(body: bytes, run: RunContext | None) -> Reply:
-            replies: list[Reply] = []
-            thread = threading.Thread(target=lambda: replies.append(thread_handler(body, run)))
-            thread.start()
-            thread.join()
-            return replies[0]
-
-        site.handler = handler_in_a_thread
     # Then
     assert site.post("a").body == b"answer 2"
 
@@ -726,6 +736,63 @@ def test_while_the_store_is_away(
     assert len(site.calls) == (status == 201)
     if status == 503:
         assert reply.header("Retry-After") == "2"
+
+
+@pytest.mark.parametrize(("policy", "status"), [("retry", 503), ("run", 201)])
+def test_a_store_that_is_away_is_not_asked_by_each_request(
+    make_site: MakeSite, policy: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request waits for it; the others are answered at once."""
+    # Given
+    site = make_site(created, make_celery(idempotency_on_store_error=policy))
+    asked: list[str] = []
+
+    def away(key: str, *_: Any) -> None:
+        asked.append(key)
+        raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr(environment_of(site.celery).store, "claim", away)
+    monkeypatch.setattr("celery_idempotent.http.edge._PATIENCE_S", 0.0)
+    monkeypatch.setattr("celery_idempotent.http.edge._AWAY_S", 3600.0)
+    # Then
+    assert [site.post(str(number)).status for number in range(12)] == [status] * 12
+    assert len(asked) == 1
+
+
+def test_one_request_at_a_time_finds_out_whether_the_store_is_back(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others don't wait for that, and go on once it has answered."""
+    # Given
+    site = make_site(created)
+    store = environment_of(site.celery).store
+    claim, asked = store.claim, [0]
+    asking, back = threading.Event(), threading.Event()
+
+    def away(*args: Any) -> Any:
+        asked[0] += 1
+        if asked[0] == 1:
+            raise StoreUnavailable("the store does not answer")
+        asking.set()
+        assert back.wait(30)
+        return claim(*args)
+
+    monkeypatch.setattr(store, "claim", away)
+    monkeypatch.setattr("celery_idempotent.http.edge._PATIENCE_S", 0.0)
+    monkeypatch.setattr("celery_idempotent.http.edge._AWAY_S", 0.0)
+    assert site.post("a").status == 503
+    # When
+    replies: list[Reply] = []
+    finding_out = threading.Thread(target=lambda: replies.append(site.post("a")))
+    finding_out.start()
+    assert asking.wait(30)
+    meanwhile = [site.post(str(number)).code for number in range(3)]
+    back.set()
+    finding_out.join(30)
+    # Then
+    assert meanwhile == ["store-away"] * 3
+    assert (replies[0].status, asked[0]) == (201, 2)
+    assert site.post("b").status == 201
 
 
 def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
