@@ -80,6 +80,15 @@ class _History:
                 if one.run in self.runs:
                     setattr(self.runs[one.run], kind, one)
 
+        #: Calls with a retry that a body without a result may have published by itself: it runs.
+        self.retried_by_hand = {
+            run.began.call
+            for run in self.runs.values()
+            if run.settled is not None and self.how_ended(run.began.run) in _WITHOUT_RESULT
+            for other in self.of_call(run.began.call)
+            if _retry_of(other) > _retry_of(run) and other.began.at > run.began.at
+        }
+
     def of_key(self, key: str) -> list[_Run]:
         return [run for run in self.runs.values() if run.began.key == key]
 
@@ -90,6 +99,10 @@ class _History:
             if run.began.call == call or (nested and _id_of(run.began.call) == call)
         ]
 
+    def how_ended(self, run: str) -> str:
+        ended = self.runs[run].ended if run in self.runs else None
+        return "" if ended is None else ended.state
+
     def unheard(self, key: str) -> list[str]:
         """The outcomes of runs whose process did not live to hear that they were accepted."""
         return [
@@ -97,6 +110,13 @@ class _History:
             for run in self.of_key(key)
             if run.ended is not None and self.died(run.ended.process, run.ended.at, math.inf)
         ]
+
+    def met_outage(self, one: Operation) -> bool:
+        """Whether the delivery that did this could not ask the store."""
+        return any(
+            away.by == one.by and one.at - self.lease_s <= away.at <= one.at
+            for away in self["away"]
+        )
 
     def end_of_body(self, one: Operation) -> float:
         """When the body ended of the delivery that did this; a body asks nobody while it runs."""
@@ -142,23 +162,29 @@ _Found = Iterator[tuple[str, str]]
 
 def _accepted_twice(known: _History) -> _Found:
     """From a key's first claim to the end of its window at most one run is accepted."""
-    accepted: dict[str, list[Operation]] = defaultdict(list)
+    windows: dict[str, Operation] = {}
     for one in known["accepted"]:
-        if one.run not in [other.run for other in accepted[one.key]]:
-            accepted[one.key].append(one)
-    for key, ones in accepted.items():
-        if len(ones) > 1:
-            yield key, f"{', '.join(one.run for one in ones)} were accepted"
+        first = windows.setdefault(one.key, one)
+        if first.run == one.run:
+            continue
+        if not first.until or one.at < first.until:
+            yield one.key, f"{first.run} and {one.run} were accepted"
+        windows[one.key] = one
 
 
 def _ran_again(known: _History) -> _Found:
     """A call whose answer is recorded never begins again."""
     settled: dict[str, Operation] = {}
     for one in (*known["settled"], *known["accepted"]):
+        if known.how_ended(one.run) == "requeued":
+            continue  # it is to run again
         if one.call not in settled or one.at < settled[one.call].at:
             settled[one.call] = one
     for call, one in settled.items():
+        first = known.runs[one.run]
         for run in known.of_call(call):
+            if call in known.retried_by_hand and _retry_of(run) > _retry_of(first):
+                continue
             if run.began.at > one.at and not known.was_granted_before(run, one.at):
                 yield call, f"{run.began.run} began at {run.began.at:.3f}, settled by {one.run}"
 
@@ -178,18 +204,27 @@ def _ran_after_answer(known: _History) -> _Found:
 
 def _answer_changed(known: _History) -> _Found:
     """An answer that is recorded stays, RETRY and STARTED included."""
-    settled = {_id_of(one.call) for one in (*known["settled"], *known["accepted"])}
     left = {one.call: one for one in known["left"]}
     for call, (first, *later) in known.answers().items():
+        if _is_open(first) or call in known.retried_by_hand:
+            continue
+        is_recorded = any(
+            _id_of(one.call) == call and one.at <= first.at for one in known["settled"]
+        )
+        has_run = any(run.began.at < first.at for run in known.of_call(call, nested=True))
         for one in later:
             if (one.state, one.value) == (first.state, first.value):
                 continue
-            if one.state in _FINAL and (call not in settled or _is_open(first)):
+            if not is_recorded and has_run and one.state in _FINAL:
                 continue  # a run that could not be recorded answers its own caller
+            if not is_recorded and known.was_cut_off(first.process, first.at, one.at):
+                continue  # before it could record that the call has its answer
             last = left.get(call)
             stays = last is None or last.state == first.state
             if stays and known.stood_still(one.process, first.at - known.lease_s, one.at):
                 continue  # decided before the answer, written after it, and answered again
+            if stays and known.met_outage(one):
+                continue  # it could not ask, and is answered again
             answer = f"{first.state} {first.value}"
             yield call, f"{one.state} {one.value} was stored at {one.at:.3f} over {answer}"
 
@@ -209,17 +244,17 @@ def _lost(known: _History) -> _Found:
 
 def _wrong_answer(known: _History) -> _Found:
     """Every duplicate gets the accepted run's outcome, or a typed error."""
-    outcomes: dict[str, str] = {}
+    outcomes: dict[str, list[str]] = defaultdict(list)
     for one in known["accepted"]:
         ended = known.runs[one.run].ended if one.run in known.runs else None
         if ended is not None:
-            outcomes[one.key] = ended.value
+            outcomes[one.key].append(ended.value)  # one a window
     for one in known["left"]:
         if one.state not in ("SUCCESS", "FAILURE"):
             continue
         key = known.keys[one.call]
         own = [run.ended.value for run in known.of_call(one.call, nested=True) if run.ended]
-        if one.value == outcomes.get(key) or one.value in own:
+        if one.value in outcomes.get(key, []) or one.value in own:
             continue
         if key not in outcomes and one.value in known.unheard(key):
             continue
@@ -227,7 +262,8 @@ def _wrong_answer(known: _History) -> _Found:
             others = [run.ended.value for run in known.of_key(key) if run.ended]
             if one.value.partition(":")[0] in _TYPED or one.value in others:
                 continue
-        yield one.call, f"it got {one.value}; the outcome is {outcomes.get(key, 'not accepted')}"
+        outcome = ", ".join(outcomes.get(key, [])) or "not accepted"
+        yield one.call, f"it got {one.value}; the outcome is {outcome}"
 
 
 def _overlap(known: _History) -> _Found:
@@ -253,6 +289,8 @@ def _callbacks(known: _History) -> _Found:
         if not sent[one.call] or sent[one.call][-1].by != one.by:
             sent[one.call].append(one)
     for call, ones in sent.items():
+        if call in known.retried_by_hand:
+            continue
         for first, second in pairwise(ones):
             if known.died(first.process, first.at, second.at):
                 continue
@@ -283,6 +321,10 @@ def _callbacks_lost(known: _History) -> _Found:
 def _is_open(answer: Operation) -> bool:
     """Whether it only says that nobody knows: the run may be alive, and settles it when it ends."""
     return answer.value.startswith("OutcomeUnknown")
+
+
+def _retry_of(run: _Run) -> int:
+    return int(run.began.value or 0)
 
 
 def _id_of(call: str) -> str:

@@ -21,6 +21,8 @@ __all__ = ["LEASE_S", "MOST_RETRIES", "TASKS", "app", "played_in"]
 
 LEASE_S = 10.0
 MOST_RETRIES = 2
+#: Shorter than some copies are late.
+WINDOW_S = 15.0
 
 #: Each task's options.
 TASKS: dict[str, dict[str, Any]] = {
@@ -28,6 +30,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "tracked": {"track_started": True},
     "stored": {"idempotency_store_failures": True},
     "unknown": {"idempotency_on_interrupted": "unknown"},
+    "windowed": {"idempotency_ttl": WINDOW_S},
     "tracked-stored": {"track_started": True, "idempotency_store_failures": True},
 }
 

@@ -82,7 +82,7 @@ class _Bodies:
             call_key = task._identify(task.request, (key,), {}, task.request.id)[0]
             name = record_key(environment_of(app).prefix, call_key)
             system.runs[name, token] = run, call, key
-        system.note("began", **about)
+        system.note("began", value=str(task.request.retries), **about)
         parts = chance.choice((1, 2, 3))
         longest = self._longest if chance.random() < 0.5 else 1.0
         for _ in range(parts):
@@ -122,7 +122,9 @@ def _word_for(exc: BaseException) -> str:
         return "retried"
     if isinstance(exc, Ignore):
         return "ignored"
-    return "rejected" if isinstance(exc, Reject) else "raised"
+    if isinstance(exc, Reject):
+        return "requeued" if exc.requeue else "rejected"
+    return "raised"
 
 
 def play(seed: int) -> Outcome:
@@ -131,7 +133,7 @@ def play(seed: int) -> Outcome:
     chance = world.random
     task = app.tasks["schedules." + chance.choice(list(tasks.TASKS))]
     visibility = chance.choice((0.0, 8.0, 20.0, 40.0))
-    chances = _chances(world)
+    chances = _chances(world, 2 * visibility or 3600.0)
     longest = chance.choice((2.0, 15.0, 60.0))
     plan = _plan(world)
     with _silently(), world.instead():
@@ -156,7 +158,7 @@ def broken(outcome: Outcome, rules: Iterable[str] = PROMISES) -> list[str]:
     return [*found, "its messages go round without end"] if outcome.endless else found
 
 
-def _chances(world: World) -> Chances:
+def _chances(world: World, horizon: float) -> Chances:
     def some(most: float) -> float:
         return world.random.choice((0.0, most / 4, most))
 
@@ -168,7 +170,10 @@ def _chances(world: World) -> Chances:
         answer_lost=some(0.04),
         refused=some(0.03),
         disconnect=some(0.004),
-        stalls=world.random.choice(((0.5, LEASE_S), (LEASE_S / 2, 4 * LEASE_S))),
+        freeze_store=world.random.choice((0.0, 0.0, 0.002)),
+        published_twice=world.random.choice((0.0, 0.2)),
+        # Not for so long that a copy comes when nothing is known of its call any more.
+        stalls=(0.5, world.random.choice((LEASE_S, min(4 * LEASE_S, horizon * 0.75)))),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from kombu.utils.imports import symbol_by_name
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import State
 from celery_idempotent.core.transitions import Recorded
-from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.deliveries import Results
 from tests.histories.operations import Operation
@@ -29,6 +30,8 @@ _ASKED = (
     *("claim", "settle", "renew", "step", "note", "abandon", "end_lease", "forget", "resolve"),
     *("get", "get_many", "peek", "steps"),
 )
+#: For how long a client waits for an answer.
+_SOCKET_TIMEOUT_S = 2.0
 _registry: Any = serialization.registry
 
 
@@ -46,6 +49,10 @@ class Chances:
     refused: float = 0.0
     #: A worker's connection to the broker is lost: its messages come again.
     disconnect: float = 0.0
+    #: The store stands still: requests lie in its sockets, whoever has given them up.
+    freeze_store: float = 0.0
+    #: A producer publishes a message again, not having heard that the broker has it.
+    published_twice: float = 0.0
     #: How long a stall is, in seconds.
     stalls: tuple[float, float] = (1.0, 40.0)
 
@@ -410,19 +417,27 @@ class System:
             self.note("away", state="the broker")
             raise OperationalError("the simulated broker is away")
         if kind in ("link", "errback"):
-            self.note("sent", call=self._sender(headers), state=kind, value=headers["id"])
+            if self._is_ours or self._delivery is None:  # from the parent, where one is rejected
+                self.note("sent", call=self._sender(headers), state=kind, value=headers["id"])
         else:
             self.broker.publish(envelope)
+            if kind != "other" and self.draw(self.chances.published_twice):
+                self.broker.publish(envelope)
         self.point()
 
     @property
     def _is_ours(self) -> bool:
         """Whether what runs here is a task of the library's."""
-        delivery = self._at_work(self.world.process)[1]
-        return delivery is not None and isinstance(delivery.request.task, IdempotentTask)
+        return self._delivery is not None and isinstance(
+            self._delivery.request.task, IdempotentTask
+        )
+
+    @property
+    def _delivery(self) -> Delivery | None:
+        return self._at_work(self.world.process)[1]
 
     def _sender(self, headers: dict[str, Any]) -> str:
-        _, delivery = self._at_work(self.world.process)
+        delivery = self._delivery
         return str(headers["parent_id"]) if delivery is None else delivery.envelope.call
 
 
@@ -432,6 +447,7 @@ class StoreByWire:
     def __init__(self, system: System, real: MemoryStore) -> None:
         self._system = system
         self.real = real
+        self._frozen_until = 0.0
         for name in _ASKED:
             asked = getattr(real, name, None)
             if asked is not None:
@@ -445,6 +461,10 @@ class StoreByWire:
 
         def ask(*args: Any, **kwargs: Any) -> Any:
             system.point()
+            if system.strikes(system.chances.freeze_store):
+                self._freeze()
+            if self._frozen_until > system.world.now:
+                return self._wait_for(asked, args, kwargs)
             if system.strikes(system.chances.request_lost):
                 system.note("away", state=f"{name}: request")
                 system.world.pause(system.world.random.uniform(0.01, 2.0))
@@ -461,17 +481,45 @@ class StoreByWire:
 
         return ask
 
+    def _freeze(self) -> None:
+        """Let the store stand still: nobody's lease is renewed meanwhile."""
+        system = self._system
+        seconds = system.world.random.uniform(*system.chances.stalls)
+        self._frozen_until = system.world.now + seconds
+        for process in system.world.processes:
+            if not process.dead:
+                system.note("stalled", by=process.name, until=self._frozen_until - EPOCH_S)
+
+    def _wait_for(self, asked: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Have a request lie in the store's sockets, and give it up after a while."""
+        system, answers = self._system, []
+        left = self._frozen_until - system.world.now
+
+        def carry_out() -> None:
+            with suppress(StoreError):
+                answers.append(asked(*args, **kwargs))
+                if asked == self.real.settle:
+                    self._settled(args[0], args[1], answers[0])
+
+        system.world.at(left, carry_out)
+        system.world.pause(min(left + 0.001, _SOCKET_TIMEOUT_S))
+        if not answers:
+            raise StoreUnavailable("the simulated store stands still")
+        system.point()
+        return answers[0]
+
     def _settled(self, key: str, event: Any, answer: Any) -> None:
-        record = event.record
-        known = self._system.runs.get((key, record.token))
+        system, record = self._system, event.record
+        known = system.runs.get((key, record.token))
         if known is None or not isinstance(answer, Recorded):
             return
         run, call, name = known
         state = record.state
         if state in (State.SUCCEEDED, State.FAILED):
-            self._system.note("accepted", call=call, key=name, run=run)
+            until = system.world.now + event.ttl_ms / 1000 - EPOCH_S
+            system.note("accepted", call=call, key=name, run=run, until=until)
         if state in (State.SUCCEEDED, State.FAILED, State.RELEASED):
-            self._system.note("settled", call=call, key=name, run=run, state=str(state))
+            system.note("settled", call=call, key=name, run=run, state=str(state))
 
 
 class StatesSeen(Results):
