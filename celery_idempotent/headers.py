@@ -84,11 +84,14 @@ def own_of(headers: Mapping[str, Any] | None, task_id: str | None) -> Mapping[st
     Raises:
         KeyDerivationError: it is no table.
     """
+    header = headers.get(OWN) if headers else None
+    if type(header) is dict and header.get("id") == task_id:
+        return header  # as nearly always
     for level in _levels(headers):
         header = level.get(OWN)
         if header is None:
             continue
-        if type(header) is not dict and not isinstance(header, Mapping):
+        if not isinstance(header, Mapping):
             raise _malformed()
         if header.get("id") == task_id:
             return header

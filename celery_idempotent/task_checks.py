@@ -120,12 +120,18 @@ def _is_unguarded(task: Any) -> bool:
     return not request.called_directly and "_idempotent_call" not in vars(request)
 
 
+#: What nearly every result is.
+_RESULTS = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))
+
+
 def refuse_unfinished(task: Any, result: Any) -> None:
     """Refuse what a body returned instead of running.
 
     Raises:
         ConfigurationError: it is something to be awaited, or the body itself as a generator.
     """
+    if type(result) in _RESULTS:
+        return
     if isinstance(result, Awaitable):
         what = "something to be awaited"
     elif isinstance(result, Generator) and _is_body(task.run, result):
