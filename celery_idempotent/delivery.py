@@ -23,6 +23,7 @@ from celery_idempotent.core.transitions import (
     Unknown,
 )
 from celery_idempotent.errors import (
+    IdempotencyError,
     IdempotencyInProgress,
     IdempotencyKeyMismatch,
     OutcomeUnknown,
@@ -257,7 +258,7 @@ class Delivery:
         """Put the message back; the caller's state becomes RETRY."""
         owner = None if record is None else Owner.unpack(record.owner)
         awaited = self.waits.awaited if owner is None else (owner.task_id, owner.nesting)
-        busy = IdempotencyInProgress(f"{self.name} is busy, waiting")
+        busy = self._what_it_waits_for(record)
         say_retry(self.task, self.request, busy)
         delay, signature = self._put_back(
             self.waits.again(since_ms=since_ms, awaited=awaited), until, delay
@@ -284,6 +285,11 @@ class Delivery:
             waits.redelivery,
         )
         return delay, signature
+
+    def _what_it_waits_for(self, record: Record | None) -> IdempotencyError:
+        if record is None:
+            return StoreUnavailable(f"the store can't answer for {self.name} now, waiting")
+        return IdempotencyInProgress(f"{self.name} is busy, waiting")
 
     def _on_lost(self, lease: Lease) -> None:
         if lease.record.is_done:

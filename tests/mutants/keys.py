@@ -155,4 +155,11 @@ KEYS: list[Mutant] = [
         "pass",
         (("tests/unit/test_seam.py", "-k", "key_of_its_own"),),
     ),
+    Mutant(
+        "waiting: an outage is no busy key",
+        "delivery.py",
+        "if record is None:\n            return StoreUnavailable",
+        "if False:\n            return StoreUnavailable",
+        (("tests/unit/test_seam.py", "-k", "what_for"),),
+    ),
 ]

@@ -13,7 +13,14 @@ from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
 from celery.exceptions import Retry, SoftTimeLimitExceeded
 
-from celery_idempotent import ClaimLost, ConfigurationError, IdempotencyError, IdempotentTask, State
+from celery_idempotent import (
+    ClaimLost,
+    ConfigurationError,
+    IdempotencyError,
+    IdempotencyInProgress,
+    IdempotentTask,
+    State,
+)
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import Delivery
 from celery_idempotent.errors import StoreUnavailable
@@ -548,6 +555,51 @@ def test_a_lease_runs_from_when_it_was_asked_for(app, before):
     assert renewed[0] <= store.asked_at
 
 
+def test_a_retry_with_a_key_of_its_own_fails(app):
+    """Its call keeps its key; the option would be ignored in silence."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    def charge(self, order):
+        raise self.retry(idempotency_key="another")
+
+    # When
+    state, error = deliver(charge, 1)
+    # Then
+    assert (state, type(error)) == ("FAILURE", ConfigurationError)
+    assert "takes no idempotency_key" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("problem", "why"),
+    [(StoreUnavailable, StoreUnavailable), (None, IdempotencyInProgress)],
+    ids=["the store is away", "the key is busy"],
+)
+def test_a_call_that_waits_says_what_for(app, monkeypatch, problem, why):
+    """Its caller, and whoever looks at its state, can tell an outage from a key that is busy."""
+    # Given
+    app.conf.task_default_queue = f"q{uuid4().hex}"
+    answers = []
+
+    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
+    def charge(order):
+        if problem is None and not answers:
+            answers.append(deliver(charge, 1, task_id="waits"))
+
+    def away(*args):
+        raise problem("not there")
+
+    if problem is not None:
+        monkeypatch.setattr(environment_of(app).store, "claim", away)
+    # When
+    deliver(charge, 1, task_id="first")
+    # Then
+    meta = app.backend.get_task_meta("waits" if answers else "first")
+    assert meta["status"] == "RETRY"
+    assert type(meta["result"]) is why
+    assert "waiting" in str(meta["result"])
+
+
 TRACED = {"headers": {"trace-id": "1"}}
 
 
@@ -616,18 +668,3 @@ def test_a_handler_is_told_why_nothing_is_held(app, mode, key, why):
     # Then
     with pytest.raises(ClaimLost, match=why):
         asked[-1].check()
-
-
-def test_a_retry_with_a_key_of_its_own_fails(app):
-    """Its call keeps its key; the option would be ignored in silence."""
-
-    # Given
-    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
-    def charge(self, order):
-        raise self.retry(idempotency_key="another")
-
-    # When
-    state, error = deliver(charge, 1)
-    # Then
-    assert (state, type(error)) == ("FAILURE", ConfigurationError)
-    assert "takes no idempotency_key" in str(error)
