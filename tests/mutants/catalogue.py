@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.mutants.decisions import DECISIONS
+from tests.mutants.edges import EDGES
 from tests.mutants.keys import KEYS
 from tests.mutants.mutant import Mutant
 from tests.mutants.outboxes import OUTBOXES
@@ -12,4 +13,4 @@ from tests.mutants.usual import USUAL
 
 __all__ = ["MUTANTS"]
 
-MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS, *KEYS, *OUTBOXES]
+MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS, *KEYS, *OUTBOXES, *EDGES]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.http import Edge
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import environment_of
-from tests.support.sites import SITES, Handler, Reply, Site, make_celery
+from tests.support.sites import SITES, Handler, OverAsgi, Reply, Site, make_celery
 from tests.support.waiting import eventually
 
 MakeSite = Callable[..., Site]
@@ -245,12 +247,23 @@ def test_while_the_first_one_runs_it_is_409(make_site: MakeSite) -> None:
 # --- what is not kept ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [500, 503, 307, 308, 401, 409, 429])
+@pytest.mark.parametrize("status", [500, 503, 401, 409, 429])
 def test_an_answer_that_may_be_better_later_is_not_kept(make_site: MakeSite, status: int) -> None:
     """The key is free again, and the next request is carried out."""
     site = make_site(answering(Reply(status), Reply(201)))
     assert [site.post("a").status for _ in range(3)] == [status, 201, 201]
     assert len(site.calls) == 2
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirect_is_not_kept(make_site: MakeSite, status: int) -> None:
+    """A client that follows it, or asks again, isn't held to it; a key has many places."""
+    # Given
+    elsewhere = Reply(status, [("Location", "/orders/")])
+    site = make_site(answering(elsewhere, elsewhere, Reply(201)))
+    # Then
+    assert [site.post("a").status for _ in range(2)] == [status, status]
+    assert site.post("a", path="/orders/").status == 201
 
 
 @pytest.mark.parametrize("status", [200, 204, 303, 400, 404, 422])
@@ -406,6 +419,71 @@ def test_a_stream_without_end_is_closed_after_its_client(make_site: MakeSite) ->
     # Then
     assert not first.is_whole
     assert (second.body, seen) == (b"done", [False, True])
+
+
+def test_a_stream_is_given_up_at_its_limit(make_site: MakeSite) -> None:
+    """As much is made for nobody as could have been kept, and no more."""
+    # Given
+    celery = make_celery(idempotency_max_result_size=1000)
+    made: list[int] = []
+
+    def parts() -> Iterator[bytes]:
+        for number in range(100):
+            made.append(number)
+            yield b"x" * 300
+
+    site = make_site(lambda body, run: Reply(201, [], parts()), celery)
+    # When
+    site.post("a", hang_up_after=4)
+    # Then
+    assert 4 < len(made) < 20
+    assert [record.state for record in records(site).values()] == [State.RUNNING]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SITES.values() if issubclass(kind, OverAsgi)])
+def test_a_request_that_is_cancelled_runs_to_its_end(kind: type[OverAsgi]) -> None:
+    """Some servers cancel what they have no client for."""
+    # Given
+    begun, may_end = threading.Event(), threading.Event()
+
+    def work(body: bytes, run: RunContext | None) -> Reply:
+        begun.set()
+        assert may_end.wait(30)
+        return Reply(201, [], [b"made"])
+
+    site = kind(work)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/orders",
+        "headers": [(b"idempotency-key", b"a"), (b"user", b"ann"), (b"content-type", b"a/b")],
+    }
+
+    async def receive() -> Any:
+        sent.append(b"")
+        if len(sent) == 1:
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None: ...
+
+    async def cut_short() -> None:
+        task = asyncio.ensure_future(site.app(scope, receive, send))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+        await asyncio.sleep(0)
+        may_end.set()
+        with suppress(asyncio.CancelledError):
+            await task
+        while not any(r.state is State.SUCCEEDED for r in records(site).values()):
+            await asyncio.sleep(0.01)
+
+    sent: list[bytes] = []
+    # When
+    asyncio.run(asyncio.wait_for(cut_short(), 20))
+    # Then
+    assert site.post("a", content_type="a/b").body == b"made"
+    assert len(site.calls) == 1
 
 
 def test_a_stream_that_breaks_is_an_interruption(make_site: MakeSite) -> None:

@@ -1,0 +1,136 @@
+"""The guards of the HTTP edge."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant, Stages
+
+__all__ = ["EDGES"]
+
+
+def _by(words: str, file: str = "test_http_edge") -> Stages:
+    return ((f"tests/unit/{file}.py", "-k", words),)
+
+
+EDGES = [
+    Mutant(
+        "half a body is no request",
+        "http/edge.py",
+        "if length is not None and length.isdecimal() and got < int(length):",
+        "if False:",
+        _by("half_a_body"),
+    ),
+    Mutant(
+        "only what a server would send is stored",
+        "http/edge.py",
+        "if not (response.is_sendable and self._edge.keeps(response.status)):",
+        "if not self._edge.keeps(response.status):",
+        _by("line_break"),
+    ),
+    Mutant(
+        "two services never meet",
+        "http/edge.py",
+        "_digest(self._service, identity,",
+        "_digest(identity,",
+        _by("two_services"),
+    ),
+    Mutant(
+        "a key belongs to a path",
+        "http/edge.py",
+        "request.method, request.path, key)",
+        "request.method, key)",
+        _by("method_and_a_path"),
+    ),
+    Mutant(
+        "a redirect is not kept",
+        "http/edge.py",
+        "frozenset((307, 308, 401,",
+        "frozenset((401,",
+        _by("redirect"),
+    ),
+    Mutant(
+        "a store that is away is asked by one",
+        "http/edge.py",
+        "if now < self._again:",
+        "if False:",
+        _by("not_asked_by_each or finds_out"),
+    ),
+    Mutant(
+        "what the database refuses frees the key",
+        "http/edge.py",
+        "            self._ended = False\n            self.fail(exc)\n            raise",
+        "            raise",
+        _by("refuses_frees", "test_http_session"),
+    ),
+    Mutant(
+        "what was undone is no answer",
+        "http/edge.py",
+        "if self._run.inbox.undone else response",
+        "if False else response",
+        _by("forgotten_meanwhile", "test_http_session"),
+    ),
+    Mutant(
+        "a stream that broke off was interrupted",
+        "http/answer.py",
+        "if self.is_begun:\n            self._held.interrupt()",
+        "if False:\n            self._held.interrupt()",
+        _by("breaks_is_an_interruption"),
+    ),
+    Mutant(
+        "a stream goes on without its client",
+        "http/answer.py",
+        "            if not self._ended:\n                self._drain()",
+        "            if not self._ended:\n                self._answer.fail()",
+        _by("hung_up_is_made_to_its_end"),
+    ),
+    Mutant(
+        "a stream without end is given up",
+        "http/answer.py",
+        "return self._left > 0 and self.seconds_left > 0",
+        "return self._left > -1000000 and self.seconds_left > 0",
+        _by("given_up_at_its_limit"),
+    ),
+    Mutant(
+        "a request goes on that is cancelled",
+        "http/asgi.py",
+        "return await detached(",
+        "return await (",
+        _by("cancelled"),
+    ),
+    Mutant(
+        "a view of Django's goes on that is cancelled",
+        "django/middleware.py",
+        "return await despite_hang_up(self._work(request, key, gone), gone)",
+        "return await self._work(request, key, gone)",
+        _by("cancelled"),
+    ),
+    *(
+        Mutant(f"twice in a stack, {name}", path, old, new, _by("listed_twice"))
+        for name, path, old, new in (
+            (
+                "ASGI",
+                "http/asgi.py",
+                'or isinstance(scope.get("idempotency"), RunContext)',
+                "or False",
+            ),
+            (
+                "WSGI",
+                "http/wsgi.py",
+                'environ.get("idempotency"),',
+                "None,",
+            ),
+            (
+                "Django",
+                "django/middleware.py",
+                "or _is_protected(request)",
+                "or False",
+            ),
+        )
+    ),
+    Mutant(
+        "half a form is no request",
+        "django/bodies.py",
+        'if getattr(stream, "_pos", 0) < getattr(stream, "limit", 0):',
+        "if False:",
+        _by("half_a_form", "test_django_middleware"),
+    ),
+]
