@@ -132,6 +132,8 @@ class Relay:
         silent: dict[Any, Exception] = {}
         away = None
         for row in batch.rows:
+            if silent and self._stop.is_set():
+                break  # it would wait once more for each route
             try:
                 if (row.id, row.task_id) not in self._unsettled:
                     self._send_one(row, silent)

@@ -496,6 +496,25 @@ def test_a_queue_that_never_answers_is_waited_for_once_a_batch(
     assert "TimeoutError" in (waiting.error or "")
 
 
+def test_a_relay_that_is_told_to_stop_does_not_wait_for_each_queue(
+    engine: Engine, app: Celery, refusals: Refusals
+) -> None:
+    """It leaves the rest of the batch, once one of its queues has not answered."""
+    # Given
+    plain = app.tasks["books.plain"]
+    publish(engine, *(plain.s(number).set(queue=f"outbox-{number}") for number in range(3)))
+    errors = [TimeoutError("timed out"), TimeoutError("timed out")]
+    refusals.errors = {number: list(errors) for number in range(3)}
+    relay = outbox.Relay(app, engine)
+    # When
+    relay.stop()
+    relay.turn()
+    # Then
+    assert refusals.tried == [0, 0]
+    waiting = outbox.backlog(engine)
+    assert (waiting.rows, waiting.failing) == (3, 1)
+
+
 def test_a_rabbitmq_that_is_short_of_memory_is_away(
     engine: Engine, app: Celery, refusals: Refusals
 ) -> None:
