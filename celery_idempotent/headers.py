@@ -26,6 +26,7 @@ __all__ = [
     "own_header",
     "own_of",
     "read_own",
+    "sent_with",
     "without_explicit",
 ]
 
@@ -76,6 +77,26 @@ def own_header(
     if waits is not None and waits.compensates_only:
         header["compensate"] = True
     return header
+
+
+#: Headers that Celery writes into each message, and its request has no attribute for.
+_CELERYS: Final = frozenset(("argsrepr", "compression", "kwargsrepr", "lang", "meth", "task"))
+#: What a dead-letter queue of RabbitMQ adds; published again, it looks like a cycle.
+_DEATHS: Final = ("x-death", "x-first-death", "x-last-death")
+
+
+def sent_with(request: Any) -> dict[str, Any]:
+    """Collect what others have sent along with a message: its headers that are not Celery's.
+
+    Celery gives a task, and what it publishes again, only the nested ones where there are some.
+    """
+    known = type(request)
+    hidden = {
+        name: value
+        for name, value in vars(request).items()
+        if not (hasattr(known, name) or name in _CELERYS or name.startswith(("_", *_DEATHS)))
+    }
+    return {**hidden, **(request.as_execution_options()["headers"] or {})}
 
 
 def own_of(headers: Mapping[str, Any] | None, task_id: str | None) -> Mapping[str, Any] | None:

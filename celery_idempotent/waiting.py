@@ -15,7 +15,7 @@ from kombu.exceptions import EncodeError, OperationalError
 
 from celery_idempotent.callbacks import announce
 from celery_idempotent.core.keys import CallKey
-from celery_idempotent.headers import OWN, Waits, own_header
+from celery_idempotent.headers import OWN, Waits, own_header, sent_with
 from celery_idempotent.settings import Environment
 
 __all__ = [
@@ -120,7 +120,7 @@ def put_back(
         Reject: it could not be published; the message goes back to the broker as it is. Where it
             was acknowledged early (``acks_late = False``), the error itself: the call fails.
     """
-    headers = dict(request.as_execution_options()["headers"] or {})
+    headers = sent_with(request)
     headers[OWN] = own_header(request.id, call_key, waits)
     options: dict[str, Any] = {"expires": None} if waits.redelivery else {}
     # What its sender wants to be shown of its arguments, which may hide some.

@@ -162,4 +162,11 @@ KEYS: list[Mutant] = [
         "if False:\n            return StoreUnavailable",
         (("tests/unit/test_seam.py", "-k", "what_for"),),
     ),
+    Mutant(
+        "waiting: what a tracer hides stays in the message",
+        "headers.py",
+        "return {**hidden, **(request",
+        "return {**(request",
+        (("tests/unit/test_waiting.py",),),
+    ),
 ]

@@ -85,6 +85,22 @@ def test_arguments_that_are_hidden_stay_hidden(app, published):
     assert published[0]["kwargsrepr"] == "{***}"
 
 
+@pytest.mark.parametrize("nested", [{}, {"headers": {"trace-id": "1"}}], ids=["plain", "traced"])
+def test_what_was_sent_along_stays(app, published, nested):
+    """Also where a tracer's table hides it from Celery; what a dead-letter queue added goes."""
+    # Given
+    sent = {"x-tenant": "a", "x-death": [{"count": 1}], "lang": "py", **nested}
+    charge = busy(app, [], **sent)
+    # When
+    deliver(charge, Order(1))
+    # Then
+    headers = published[-1]
+    assert headers["x-tenant"] == "a"
+    assert headers.get("trace-id") == nested.get("headers", {}).get("trace-id")
+    assert "x-death" not in headers
+    assert not [name for name in headers if name.startswith("_")]
+
+
 def test_a_message_that_cannot_be_put_back_does_not_spin(app, monkeypatch):
     """It goes back to the broker as it is, and not at once: it comes again at once."""
     # Given
