@@ -44,6 +44,8 @@ class IdempotencyMiddleware:
     service: ClassVar[str | None] = None
     #: Which requests may have a key.
     methods: ClassVar[Collection[str]] = ("POST", "PATCH")
+    #: For how long an answer is kept, in seconds; else for the app's ``idempotency_ttl``.
+    ttl: ClassVar[float | None] = None
     #: The largest body, in bytes, of a request with a key.
     max_request_size: ClassVar[int] = 16 * 1024 * 1024
     #: Where your API's documentation tells of the key.
@@ -77,6 +79,7 @@ class IdempotencyMiddleware:
             service=self.service,
             methods=self.methods,
             keeps=self.keeps,
+            ttl=self.ttl,
             max_request_size=self.max_request_size,
             docs_url=self.docs_url,
         )

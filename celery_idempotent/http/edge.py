@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Final
@@ -86,11 +87,12 @@ class Edge:
             the name of the Celery app.
         methods: which requests may have a key.
         keeps: which statuses are kept.
+        ttl: for how long an answer is kept, in seconds; else for the app's ``idempotency_ttl``.
         max_request_size: the largest body, in bytes, that is read into memory to be compared.
         docs_url: where your API's documentation tells of the key.
 
     Raises:
-        ConfigurationError: ``methods`` is a text, or there is no name for the service.
+        ConfigurationError: an argument is wrong, or there is no name for the service.
     """
 
     def __init__(
@@ -100,11 +102,14 @@ class Edge:
         service: str | None = None,
         methods: Collection[str] = ("POST", "PATCH"),
         keeps: Callable[[int], bool] = keeps_by_default,
+        ttl: float | None = None,
         max_request_size: int = 16 * 1024 * 1024,
         docs_url: str | None = None,
     ) -> None:
         if isinstance(methods, str):
             raise ConfigurationError(f"methods is {methods!r}, and must be a list of methods")
+        if ttl is not None and not (type(ttl) in (int, float) and 0 < ttl < float("inf")):
+            raise ConfigurationError(f"ttl is {ttl!r}, and must be seconds over 0")
         service = service or app.main
         if not service:
             raise ConfigurationError(
@@ -116,12 +121,20 @@ class Edge:
         self._outage = _Outage()
         self._methods = frozenset(method.upper() for method in methods)
         self._keeps = keeps
+        self._ttl = ttl
         self.max_request_size = max_request_size
         self.problems = Problems(docs_url)
 
     @cached_property
     def _options(self) -> Options:
-        return Options.from_lookup(self._app.conf.get, "the HTTP edge")
+        options = Options.from_lookup(self._app.conf.get, "the HTTP edge")
+        options = options if self._ttl is None else replace(options, ttl=self._ttl)
+        if not options.ttl:
+            raise ConfigurationError(
+                "the HTTP edge: idempotency_ttl is 0 for this app, so that no answer would be "
+                "kept: give the middleware a ttl of its own, in seconds"
+            )
+        return options
 
     @property
     def max_response_size(self) -> int:

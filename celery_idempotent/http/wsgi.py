@@ -44,6 +44,7 @@ class IdempotencyWSGIMiddleware:
             services with one store need two names.
         methods: which requests may have a key.
         keeps: which statuses are kept; see :func:`.keeps_by_default`.
+        ttl: for how long an answer is kept, in seconds; else for the app's ``idempotency_ttl``.
         max_request_size: the largest body, in bytes, of a request with a key.
         docs_url: where your API's documentation tells of the key.
     """
@@ -58,6 +59,7 @@ class IdempotencyWSGIMiddleware:
         service: str | None = None,
         methods: Collection[str] = ("POST", "PATCH"),
         keeps: Callable[[int], bool] = keeps_by_default,
+        ttl: float | None = None,
         max_request_size: int = 16 * 1024 * 1024,
         docs_url: str | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class IdempotencyWSGIMiddleware:
             service=service,
             methods=methods,
             keeps=keeps,
+            ttl=ttl,
             max_request_size=max_request_size,
             docs_url=docs_url,
         )

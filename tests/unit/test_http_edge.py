@@ -749,6 +749,26 @@ def test_the_record_is_one_of_the_apps(make_site: MakeSite) -> None:
     assert 90 < left <= 100
 
 
+def test_for_how_long_answers_are_kept_is_yours_to_say(make_site: MakeSite) -> None:
+    """Apart from the tasks' window."""
+    # Given
+    site = make_site(created, make_celery(idempotency_ttl=100), ttl=5000)
+    site.post("a")
+    # When
+    (name,) = records(site)
+    left = environment_of(site.celery).store.ttl(name)
+    # Then
+    assert left is not None
+    assert 4900 < left <= 5000
+
+
+@pytest.mark.parametrize("ttl", [0, -1, True, "1", float("inf")])
+def test_a_window_is_a_number_of_seconds(ttl: Any) -> None:
+    """Anything else is an error when the middleware is made."""
+    with pytest.raises(ConfigurationError, match="ttl is"):
+        Edge(make_celery(), ttl=ttl)
+
+
 def test_forgetting_the_record_makes_a_new_request_of_it(make_site: MakeSite) -> None:
     """As with any other record; a run that goes on meanwhile answers its own client only."""
 
