@@ -27,6 +27,7 @@ __all__ = [
     "own_of",
     "read_own",
     "sent_with",
+    "without_deaths",
     "without_explicit",
 ]
 
@@ -81,7 +82,7 @@ def own_header(
 
 #: Headers that Celery writes into each message, and its request has no attribute for.
 _CELERYS: Final = frozenset(("argsrepr", "compression", "kwargsrepr", "lang", "meth", "task"))
-#: What a dead-letter queue of RabbitMQ adds; published again, it looks like a cycle.
+#: What RabbitMQ's dead-letter queues add; published again it would look like a cycle.
 _DEATHS: Final = ("x-death", "x-first-death", "x-last-death")
 
 
@@ -94,9 +95,14 @@ def sent_with(request: Any) -> dict[str, Any]:
     hidden = {
         name: value
         for name, value in vars(request).items()
-        if not (hasattr(known, name) or name in _CELERYS or name.startswith(("_", *_DEATHS)))
+        if not (hasattr(known, name) or name in _CELERYS or name.startswith("_"))
     }
-    return {**hidden, **(request.as_execution_options()["headers"] or {})}
+    return without_deaths({**hidden, **(request.headers or {})})
+
+
+def without_deaths(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy headers for a message that is published again, as Celery does from 5.6 on."""
+    return {name: it for name, it in (headers or {}).items() if not name.startswith(_DEATHS)}
 
 
 def own_of(headers: Mapping[str, Any] | None, task_id: str | None) -> Mapping[str, Any] | None:

@@ -11,7 +11,7 @@ from celery.utils.log import get_logger
 
 from celery_idempotent.callbacks import announced
 from celery_idempotent.core.options import check_call
-from celery_idempotent.headers import OWN, ours_in, own_header
+from celery_idempotent.headers import OWN, ours_in, own_header, without_deaths
 from celery_idempotent.waiting import RETRY_SAID, WithoutRetry, back_to_broker, broker_is_away
 
 __all__ = ["RetryingTask", "publish_again"]
@@ -67,7 +67,7 @@ class RetryingTask(Task):
             ours[OWN] = own_header(request.id, known[0])
         if ours:
             if given is None:
-                given = {**(request.as_execution_options()["headers"] or {}), **ours}
+                given = {**without_deaths(request.headers), **ours}
             options["headers"] = {**ours, **given}
         same = super().signature_from_request(request, args, kwargs, **options)
         return SameMessage(self, same.args, same.kwargs, same.options, app=self.app)

@@ -165,8 +165,15 @@ KEYS: list[Mutant] = [
     Mutant(
         "waiting: what a tracer hides stays in the message",
         "headers.py",
-        "return {**hidden, **(request",
-        "return {**(request",
+        "return without_deaths({**hidden, **(request",
+        "return without_deaths({**(request",
+        (("tests/unit/test_waiting.py",),),
+    ),
+    Mutant(
+        "waiting: no message looks like a cycle",
+        "headers.py",
+        "if not name.startswith(_DEATHS)",
+        "if True",
         (("tests/unit/test_waiting.py",),),
     ),
 ]
