@@ -34,6 +34,7 @@ from celery_idempotent.errors import (
 from celery_idempotent.events import Duplicate, were_sent
 from celery_idempotent.execution import Execution
 from celery_idempotent.headers import Waits
+from celery_idempotent.origin import origin_of
 from celery_idempotent.results import replay
 from celery_idempotent.run.call import Call
 from celery_idempotent.run.context import RunContext
@@ -90,6 +91,8 @@ class Delivery:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer the delivery: run the body, replay an outcome, wait, or refuse."""
+        if self.waits.to not in (None, self.request.hostname):
+            raise Ignore("this copy is for another worker")
         if self.options.mode == "shadow":
             return plainly(run_in_shadow, self, args, kwargs)
         awaited = self.waits.awaited
@@ -273,8 +276,12 @@ class Delivery:
     def _put_back(
         self, waits: Waits, until: float | None, delay: float | None = None
     ) -> tuple[float, Any]:
+        natively = self.environment.whole_seconds
+        origin = origin_of(self.task.app, self.request.delivery_info, natively)
+        if waits.redelivery and origin.is_fanned_out:
+            delay = until  # nobody waits for it: it is there for the case that the run dies
         delay = pause_of(self.environment, self.options.ttl, self.waits.count, until, delay)
-        signature = put_back(self.task, self.request, self.call_key, waits, delay)
+        signature = put_back(self.task, self.request, self.call_key, waits, delay, origin)
         original = waits.awaited[0] if waits.awaited else None
         self.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
         self.emit(

@@ -53,6 +53,8 @@ class Waits:
     awaited: tuple[str, int] | None = None
     #: Whether it is a copy of a message whose run was still alive.
     redelivery: bool = False
+    #: The worker that it is for, where it could only be sent to all of them.
+    to: str | None = None
     #: Whether it was made to go on with a compensation, and for nothing else.
     compensates_only: bool = False
 
@@ -75,6 +77,8 @@ def own_header(
         header.update(waits=waits.count, since=waits.since_ms, again=waits.redelivery)
         if waits.awaited is not None:
             header["awaited"] = list(waits.awaited)
+        if waits.to is not None:
+            header["to"] = waits.to
     if waits is not None and waits.compensates_only:
         header["compensate"] = True
     return header
@@ -182,14 +186,16 @@ def _read_waits(header: Mapping[str, Any]) -> Waits:
         header.get("since", 0),
         header.get("again", False),
     )
-    awaited = header.get("awaited")
+    awaited, to = header.get("awaited"), header.get("to")
     if not (type(count) is int and type(since) is int and count >= 0 and since >= 0):
         raise ValueError("waits")
     if awaited is not None:
         awaited = awaited[0], int(awaited[1])
         if not isinstance(awaited[0], str) or len(awaited[0]) > _MAX_ID:
             raise ValueError("awaited")
-    return Waits(count, since, awaited, again is True, header.get("compensate") is True)
+    if to is not None and not isinstance(to, str):
+        raise ValueError("to")
+    return Waits(count, since, awaited, again is True, to, header.get("compensate") is True)
 
 
 def _malformed() -> KeyDerivationError:

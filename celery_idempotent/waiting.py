@@ -6,6 +6,7 @@ import math
 import random
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 from celery.exceptions import Reject
@@ -16,6 +17,7 @@ from kombu.exceptions import EncodeError, OperationalError
 from celery_idempotent.callbacks import announce
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header, sent_with
+from celery_idempotent.origin import Origin
 from celery_idempotent.settings import Environment
 
 __all__ = [
@@ -110,6 +112,7 @@ def put_back(
     call_key: CallKey | None,
     waits: Waits,
     delay: float,
+    origin: Origin,
 ) -> Any:
     """Publish the message again, to come in ``delay`` seconds, and give its signature.
 
@@ -121,8 +124,10 @@ def put_back(
             was acknowledged early (``acks_late = False``), the error itself: the call fails.
     """
     headers = sent_with(request)
+    waits = replace(waits, to=request.hostname if origin.reaches_all else None)
     headers[OWN] = own_header(request.id, call_key, waits)
     options: dict[str, Any] = {"expires": None} if waits.redelivery else {}
+    options.update(origin.route)
     # What its sender wants to be shown of its arguments, which may hide some.
     shown = {name: request.__dict__.get(name) for name in ("argsrepr", "kwargsrepr")}
     options.update((name, text) for name, text in shown.items() if text is not None)

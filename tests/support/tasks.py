@@ -9,6 +9,8 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject
+from kombu import Queue
+from kombu.common import Broadcast
 
 from celery_idempotent import IdempotentTask
 from tests.support import bookings, canvas, faults, locks
@@ -26,6 +28,9 @@ def make_app(settings: Settings) -> Celery:
         return canvas.make_app(settings)
     app = Celery("shop")
     app.conf.update(settings)
+    if settings.get("test_broadcast"):
+        here = Queue(settings["task_default_queue"])
+        app.conf.task_queues = (here, Broadcast(settings["test_broadcast"]))
     ledger = Ledger(settings["test_ledger"])
     options: dict[str, dict[str, Any]] = settings.get("test_options", {})
     _define_idempotent(app, ledger, options)
