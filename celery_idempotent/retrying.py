@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from celery import Task
 from celery.canvas import Signature
@@ -12,11 +12,16 @@ from celery.utils.log import get_logger
 from celery_idempotent.callbacks import announced
 from celery_idempotent.core.options import check_call
 from celery_idempotent.headers import OWN, ours_in, own_header, without_deaths
+from celery_idempotent.origin import origin_of
+from celery_idempotent.settings import environment_of
 from celery_idempotent.waiting import RETRY_SAID, WithoutRetry, back_to_broker, broker_is_away
 
 __all__ = ["RetryingTask", "publish_again"]
 
 log = get_logger("celery_idempotent")
+
+#: What says where a message goes.
+_ROUTING: Final = ("queue", "exchange", "routing_key")
 
 
 def publish_again(task: Any, args: Any, kwargs: Any, **options: Any) -> Any:
@@ -58,7 +63,10 @@ class RetryingTask(Task):
     def signature_from_request(
         self, request: Any = None, args: Any = None, kwargs: Any = None, **options: Any
     ) -> Any:
-        """As Celery's; a message that is published again keeps its key, whatever its headers."""
+        """As Celery's; a message that is published again keeps its key, whatever its headers.
+
+        And its queue, where Celery would send it to the task's.
+        """
         request = self.request if request is None else request
         given = options.get("headers")
         known = request.__dict__.get("_idempotent_call")
@@ -69,6 +77,12 @@ class RetryingTask(Task):
             if given is None:
                 given = {**without_deaths(request.headers), **ours}
             options["headers"] = {**ours, **given}
+            if not any(map(options.get, _ROUTING)):
+                natively = environment_of(self.app).whole_seconds
+                origin = origin_of(self.app, request.delivery_info, natively)
+                # An attempt is for every worker that got the last one: whose queue this is may die.
+                if origin.reaches_all or not origin.is_fanned_out:
+                    options.update(origin.route)
         same = super().signature_from_request(request, args, kwargs, **options)
         return SameMessage(self, same.args, same.kwargs, same.options, app=self.app)
 

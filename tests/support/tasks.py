@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import Celery
 from celery.exceptions import Ignore, Reject
-from kombu import Queue
+from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
 from celery_idempotent import IdempotentTask
@@ -31,6 +31,8 @@ def make_app(settings: Settings) -> Celery:
     if settings.get("test_broadcast"):
         here = Queue(settings["task_default_queue"])
         app.conf.task_queues = (here, Broadcast(settings["test_broadcast"]))
+    if settings.get("test_quorum"):
+        app.conf.task_queues = tuple(map(_quorum_queue, settings["test_quorum"]))
     ledger = Ledger(settings["test_ledger"])
     options: dict[str, dict[str, Any]] = settings.get("test_options", {})
     _define_idempotent(app, ledger, options)
@@ -62,6 +64,12 @@ def _define_passed_by(app: Celery, ledger: Ledger) -> None:
     def passed_by(order: Any) -> None:
         """Be run."""
         ledger.write("start", key=order)
+
+
+def _quorum_queue(name: str) -> Queue:
+    """A queue for which Celery has the broker delay messages: on a topic exchange, and no other."""
+    exchange = Exchange(f"{name}-topic", type="topic")
+    return Queue(name, exchange, name, queue_arguments={"x-queue-type": "quorum"})
 
 
 def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str, Any]]) -> None:
