@@ -75,8 +75,9 @@ class RetryingTask(Task):
             ours[OWN] = own_header(request.id, known[0])
         if ours:
             if given is None:
-                given = {**without_deaths(request.headers), **ours}
-            options["headers"] = {**ours, **given}
+                given = {**(request.headers or {}), **ours}
+            # Celery 5.5 leaves in what RabbitMQ wrote of the queues in which the message expired.
+            options["headers"] = without_deaths({**ours, **given})
             if not any(map(options.get, _ROUTING)):
                 natively = environment_of(self.app).whole_seconds
                 origin = origin_of(self.app, request.delivery_info, natively)

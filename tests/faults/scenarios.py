@@ -427,6 +427,19 @@ _THOUGHT_OF = _all(
 
 _FOUND_BY_USE = (
     Scenario(
+        64,
+        "Broadcast: every worker gets a copy of each message",
+        "One runs it. A copy that waits is put back where it came from: there are never more of "
+        "them. If the run dies, one of them takes over.",
+        (
+            "faults/test_broadcast.py::test_a_message_that_is_put_back_comes_to_one_worker",
+            "faults/test_broadcast.py::test_a_copy_takes_over_from_a_worker_that_dies",
+            "faults/test_broadcast.py::test_a_retry_comes_once_to_each",
+            "unit/test_origin.py::test_a_topic_exchange",
+            "unit/test_origin.py::test_a_direct_exchange_with_several_queues",
+        ),
+    ),
+    Scenario(
         58,
         "A tracer nests the headers; a header is no text; a call has an unknown option",
         "The key is read wherever it stands; what can't be read is refused, never guessed.",

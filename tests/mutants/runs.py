@@ -262,6 +262,27 @@ _DELIVERIES = [
 
 _PUT_BACK = [
     Mutant(
+        "a copy is put back into the queue that it came from",
+        "delivery.py",
+        "origin = origin_of(self.task.app, self.request.delivery_info, natively)",
+        "origin = origin_of(self.task.app, None, natively)",
+        (("tests/faults/test_broadcast.py", "-k", "put_back and rabbitmq"),),
+    ),
+    Mutant(
+        "a copy for another worker is left to it",
+        "delivery.py",
+        "if self.waits.to not in (None, self.request.hostname):",
+        "if False:",
+        (("tests/faults/test_broadcast.py", "-k", "put_back and redis"),),
+    ),
+    Mutant(
+        "what RabbitMQ wrote of a message's delays is taken out",
+        "retrying.py",
+        "without_deaths({**ours, **given})",
+        "{**ours, **given}",
+        (("tests/unit/test_waiting.py",),),
+    ),
+    Mutant(
         "what is in the queue already gets past a base's lock",
         "retrying.py",
         "return Task.apply_async(task, args, kwargs, **options)",

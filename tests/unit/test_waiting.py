@@ -199,3 +199,24 @@ def test_a_copy_of_a_running_message_does_not_expire(app, published):
     copy, duplicate = published
     assert copy["expires"] is None
     assert duplicate["expires"] == expires
+
+
+@pytest.mark.parametrize("how", ["put back", "retried with its headers"])
+def test_what_the_broker_wrote_is_taken_out(app, published, how):
+    """With it RabbitMQ before 4.0.1 drops a message that the broker delays for the second time."""
+    # Given
+    deaths = {"x-death": [{"count": 1}], "x-first-death-queue": "celery_delayed_0"}
+    headers = {**deaths, "tenant": "a"}
+    if how == "put back":
+        charge = busy(app, [], headers=headers)
+    else:
+
+        @app.task(base=IdempotentTask, bind=True, idempotency_key="{order}")
+        def charge(self, order):
+            raise self.retry(headers=self.request.headers)
+
+    # When
+    deliver(charge, Order(1) if how == "put back" else 1, headers=headers)
+    # Then
+    assert {sent["tenant"] for sent in published} == {"a"}
+    assert not [name for sent in published for name in sent if "death" in name]
