@@ -18,8 +18,10 @@ __all__ = ["IdempotencyStep", "NamesStep", "check_names", "install", "watch_work
 # kombu has no types for it.
 _resolve: Any = symbol_by_name
 
-#: How long a process that ends goes on telling the store what it could not take before.
-_FLUSH_S: Final = 5.0
+#: How long a process that ends goes on telling the store what it could not take before, in seconds.
+_STOPPED_S: Final = 5.0
+#: The same where nobody waits for that end: a process of the pool that has had its number of tasks.
+_RECYCLED_S: Final = 30.0
 #: Named and not imported: it looks at everything, from above.
 _CHECK_UP: Final = "celery_idempotent.ops.startup:CheckUpStep"
 
@@ -119,5 +121,7 @@ def _add_names_step(instance: Any, **_: Any) -> None:
     instance.app.steps["worker"].add(NamesStep)
 
 
-def _flush(**_: Any) -> None:
-    heartbeat.flush(_FLUSH_S)
+def _flush(exitcode: int | None = None, **_: Any) -> None:
+    from billiard.pool import EX_RECYCLE  # only a process of the pool needs it
+
+    heartbeat.finish(_RECYCLED_S if exitcode == EX_RECYCLE else _STOPPED_S)

@@ -214,6 +214,19 @@ class Heartbeat:
             time.sleep(min(_RETRY_S, for_s))
         return self._pid != os.getpid() or not self._must()
 
+    def finish(self, for_s: float) -> None:
+        """Tell the store all that is waiting, since this process ends; log what it wasn't told."""
+        if self.flush(for_s):
+            return
+        for name, job in list(self._jobs.items()):
+            self._jobs.pop(name, None)
+            if job.must:
+                log.error(
+                    "this process ends, and the store could not be told within %g s: %s",
+                    for_s,
+                    job.what,
+                )
+
     def _must(self) -> bool:
         return any(job.must for job in list(self._jobs.values()))
 

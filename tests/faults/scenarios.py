@@ -427,6 +427,17 @@ _THOUGHT_OF = _all(
 
 _FOUND_BY_USE = (
     Scenario(
+        62,
+        "A pool's process is replaced, or stopped, while an outcome is owed to the store",
+        "It is told first, for 30 s at most (5 s in a worker that stops); what was not told is an "
+        "ERROR with the key and the outcome.",
+        (
+            "faults/test_recycled.py::test_a_recycled_process_tells_first",
+            "faults/test_recycled.py::test_what_a_process_could_not_tell_is_an_error",
+            "unit/test_heartbeat.py::test_a_process_that_ends_says_what_it_could_not_tell",
+        ),
+    ),
+    Scenario(
         64,
         "Broadcast: every worker gets a copy of each message",
         "One runs it. A copy that waits is put back where it came from: there are never more of "

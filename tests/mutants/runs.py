@@ -262,6 +262,20 @@ _DELIVERIES = [
 
 _PUT_BACK = [
     Mutant(
+        "a process that is replaced tells first",
+        "worker.py",
+        "_RECYCLED_S if exitcode == EX_RECYCLE else _STOPPED_S",
+        "_STOPPED_S",
+        (("tests/faults/test_recycled.py", "-k", "tells_first"),),
+    ),
+    Mutant(
+        "what a process could not tell is said",
+        "run/heartbeat.py",
+        "            if job.must:\n                log.error(",
+        "            if False:\n                log.error(",
+        (("tests/unit/test_heartbeat.py",),),
+    ),
+    Mutant(
         "a copy is put back into the queue that it came from",
         "delivery.py",
         "origin = origin_of(self.task.app, self.request.delivery_info, natively)",

@@ -25,6 +25,8 @@ class Proxy:
         self._frozen = False
         #: How many answers were lost by :meth:`lose_answer_to`.
         self.lost = 0
+        #: How many connections were ended at once, after :meth:`refuse`.
+        self.refused = 0
         threading.Thread(target=self._accept, name="proxy", daemon=True).start()
 
     def cut(self) -> None:
@@ -84,6 +86,7 @@ class Proxy:
             while True:
                 near, _ = self._listener.accept()
                 if self._refusing:
+                    self.refused += 1
                     _end(near)
                     continue
                 try:

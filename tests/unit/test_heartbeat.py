@@ -200,6 +200,23 @@ def test_flushing_gives_up_in_time(beat):
     assert not beat.flush(0.1)
 
 
+def test_a_process_that_ends_says_what_it_could_not_tell(beat, caplog):
+    """Once, with its key and what is lost; what need not be told is not a loss."""
+
+    # Given
+    def tell():
+        raise StoreUnavailable("away")
+
+    beat.later(tell, "idempotent:{pay:7} is succeeded", 60)
+    beat.later(tell, "what expired is deleted", 60, must=False)
+    # When
+    beat.finish(0.1)
+    beat.finish(0.1)
+    # Then
+    (error,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "could not be told within 0.1 s: idempotent:{pay:7} is succeeded" in error.getMessage()
+
+
 def test_a_forked_child_keeps_none_of_its_parents_leases(store, beat):
     """They are the parent's, and so is its thread."""
     # Given
