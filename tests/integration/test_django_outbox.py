@@ -73,6 +73,28 @@ def test_what_commits_is_sent_and_what_rolls_back_is_not(system: DjangoSystem) -
     assert system.manage("idempotency", "relay", "--once").stdout == "sent 0\n"
 
 
+def test_the_relay_logs_as_the_project_says(system: DjangoSystem) -> None:
+    """An outage is told by the project's own LOGGING."""
+    # Given a project without its broker
+    system.settings["CELERY_BROKER_URL"] = "redis://127.0.0.1:1/0"
+    system.settings["LOGGING"] = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"ours": {"format": "OURS %(message)s"}},
+        "handlers": {"ours": {"class": "logging.StreamHandler", "formatter": "ours"}},
+        "root": {"handlers": ["ours"], "level": "INFO"},
+    }
+    done = system.manage("shell", "-c", PAY)
+    assert done.returncode == 0, done.stderr
+    # When
+    relay = system.start("-m", "django", "idempotency", "relay", "--interval", "0.1")
+    # Then
+    eventually(lambda: "OURS the broker is away" in system.log, "the outage is told")
+    relay.send_signal(signal.SIGTERM)
+    assert relay.wait(30) == 0
+    assert "2 waiting" in system.manage("idempotency", "relay", "--status").stdout
+
+
 def test_manage_py_lists_shows_and_forgets(system: DjangoSystem) -> None:
     """As Celery's own command does, with the project's settings."""
     # Given

@@ -85,8 +85,10 @@ def relay_command(
         relay = Relay(app, engine, batch=batch, interval=interval)
         if status:
             show_status(relay)
-        else:
-            send(relay, once=once)
+            return
+        # The app's own logging, so that an outage is told where its operators look.
+        app.log.setup(loglevel="INFO", redirect_stdouts=False)
+        send(relay, once=once)
     except (IdempotencyError, ImportError) as exc:
         raise click.ClickException(str(exc)) from exc
 
@@ -137,8 +139,6 @@ def send(relay: Relay, *, once: bool) -> None:
     from celery_idempotent.outbox.broker import BrokerAway
     from celery_idempotent.outbox.waiting import DatabaseAway
 
-    # The app's own logging, so that an outage is told where its operators look.
-    relay.app.log.setup(loglevel="INFO", redirect_stdouts=False)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: relay.stop())
     if not once:
