@@ -15,12 +15,13 @@ from celery_idempotent.errors import RecordCorrupt
 __all__ = ["NO_BODY", "Request", "Response", "header", "is_open_ended", "pack", "unpack"]
 
 #: These belong to one connection, or to one moment; Set-Cookie to one session, which may be over by
-#: the time of a replay.
+#: the time of a replay; Idempotency-Replayed, here, to the answer of another service.
 _NOT_KEPT: Final = frozenset(
     (
         "connection",
         "content-length",
         "date",
+        "idempotency-replayed",
         "keep-alive",
         "proxy-authenticate",
         "proxy-authorization",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.http import Edge
+from celery_idempotent.run.heartbeat import heartbeat
+from tests.support.djangos import database_of
 from tests.support.sites import (
     DjangoAsgiSite,
     DjangoAsyncSite,
@@ -21,10 +24,13 @@ from tests.support.sites import (
 )
 
 # Django is set up by then.
+from django.db import IntegrityError  # isort: skip
 from django.http import HttpResponse, StreamingHttpResponse  # isort: skip
 from django.test import RequestFactory, override_settings  # isort: skip
 
 from celery_idempotent.django.middleware import IdempotencyMiddleware
+from celery_idempotent.django.store import DjangoStore
+from tests.django_project.shop.models import Account
 
 MakeSite = Callable[..., DjangoSite]
 
@@ -224,3 +230,65 @@ def test_an_async_stream_is_taken_as_any_other(number: int) -> None:
     else:
         assert second.code == "answer-not-kept"
     assert len(site.calls) == 1
+
+
+# --- with records in the project's own database ---------------------------------------------------
+
+
+@pytest.fixture(params=[DjangoWsgiSite, DjangoAsgiSite])
+def banking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[MakeSite, str]]:
+    """Make a site whose records are beside its accounts; and the database's alias."""
+    with database_of("sqlite", tmp_path) as alias:
+
+        def make(view: Callable[[Any], Any]) -> DjangoSite:
+            site = with_view(request.param, view)
+            site.celery.conf.idempotency_store_url = f"django://{alias}"
+            return site
+
+        yield make, alias
+
+
+def opening(alias: str, *statuses: int) -> Callable[[Any], HttpResponse]:
+    """A view that opens an account in its session's transaction, with a name that is there once."""
+    left = list(statuses)
+
+    def view(request: Any) -> HttpResponse:
+        assert request.idempotency.session.in_atomic_block
+        Account.objects.using(alias).create(name=f"account {len(left)}")
+        return HttpResponse(status=left.pop(0))
+
+    return view
+
+
+def test_what_a_view_writes_is_committed_with_its_answer(banking: tuple[MakeSite, str]) -> None:
+    """Or not at all, where the answer is not kept."""
+    # Given
+    make, alias = banking
+    site = make(opening(alias, 500, 201))
+    # Then
+    assert [site.post("a").status for _ in range(3)] == [500, 201, 201]
+    assert [account.name for account in Account.objects.using(alias).all()] == ["account 1"]
+    assert len(site.calls) == 2
+
+
+def test_a_commit_that_fails_frees_the_key(
+    banking: tuple[MakeSite, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client gets the failure, and may try again."""
+    # Given
+    make, alias = banking
+    site = make(opening(alias, 201, 202))
+    settle = DjangoStore.settle_in
+    failures = [IntegrityError("a constraint that is deferred")]
+
+    def settle_in(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return settle(*args)
+
+    monkeypatch.setattr(DjangoStore, "settle_in", settle_in)
+    # Then
+    assert site.post("a").status == 500
+    assert not heartbeat.leases()
+    assert [site.post("a").status for _ in range(2)] == [202, 202]
+    assert [account.name for account in Account.objects.using(alias).all()] == ["account 1"]

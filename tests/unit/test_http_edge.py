@@ -101,6 +101,16 @@ def test_what_belongs_to_a_connection_or_a_session_is_not_given_again(
     assert not [name for name, _ in gone if second.header(name) is not None]
 
 
+def test_what_another_service_said_of_its_own_answer_is_not_given_again(
+    make_site: MakeSite,
+) -> None:
+    """An application may pass on an answer that was a replay elsewhere."""
+    site = make_site(answering(Reply(201, [("Idempotency-Replayed", "true")])))
+    _, second = site.post("a"), site.post("a")
+    names = [name for name, _ in second.headers if name.lower() == "idempotency-replayed"]
+    assert len(names) == 1
+
+
 def test_another_key_is_another_request(make_site: MakeSite) -> None:
     """And so is one without a key, each time."""
     site = make_site(created)
