@@ -31,7 +31,7 @@ PROMISES = ("accepted twice", "lost", "wrong answer", "overlap", "callbacks lost
 _BUSY_S = 90.0
 _QUIET_S = 600.0
 #: Stalls and lost connections multiply copies: no schedule is played for longer than so many.
-_MOST_DELIVERIES = 1000
+_MOST_DELIVERIES = 400
 #: What histories call what hangs on a call's outcome.
 _HANGS = {"link": "link", "errback": "link_error"}
 
@@ -173,7 +173,7 @@ def _chances(world: World, horizon: float) -> Chances:
         freeze_store=world.random.choice((0.0, 0.0, 0.002)),
         published_twice=world.random.choice((0.0, 0.2)),
         # Not for so long that a copy comes when nothing is known of its call any more.
-        stalls=(0.5, world.random.choice((LEASE_S, min(4 * LEASE_S, horizon * 0.75)))),
+        stalls=world.random.choice(((0.5, LEASE_S), (LEASE_S, min(4 * LEASE_S, horizon * 0.75)))),
     )
 
 
@@ -207,12 +207,12 @@ def _is_endless(world: World, system: System) -> bool:
     """Let it happen until nothing is left to do; whether it does not come to that."""
     world.run(EPOCH_S + _BUSY_S, is_over=lambda: system.deliveries > _MOST_DELIVERIES)
     system.calm_down()
-    until = world.now + _QUIET_S
-    while world.now < until:
+    until, most = world.now + _QUIET_S, system.deliveries + 4 * _MOST_DELIVERIES
+    while world.now < until and system.deliveries < most:
         if system.is_idle:
             world.run(world.now + 2 * LEASE_S)
             return False
-        world.run(min(world.now + 5.0, until))
+        world.run(min(world.now + 5.0, until), is_over=lambda: system.deliveries >= most)
     return True
 
 
