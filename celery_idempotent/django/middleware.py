@@ -13,6 +13,7 @@ from django.http import HttpResponse
 from celery_idempotent.django import streams
 from celery_idempotent.django.bodies import read_body
 from celery_idempotent.django.project import celery_app
+from celery_idempotent.django.tenants import identity_of_tenant
 from celery_idempotent.http.answer import Answer
 from celery_idempotent.http.edge import Edge, Held, keeps_by_default
 from celery_idempotent.http.hangups import despite_hang_up
@@ -153,7 +154,7 @@ class IdempotencyMiddleware:
             body,
             request.META.get("CONTENT_TYPE", ""),
         )
-        held = self.edge.begin(asked, identity, key)
+        held = self.edge.begin(asked, identity_of_tenant(identity), key)
         if isinstance(held, Held):
             request.idempotency = held.run
         return held

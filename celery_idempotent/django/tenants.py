@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db import connection
 
-__all__ = ["schema_namespace", "with_schema"]
+__all__ = ["identity_of_tenant", "schema_namespace", "with_schema"]
 
 #: Where tenant-schemas-celery tells a worker which tenant a message is of.
 _HEADER = "_schema_name"
@@ -27,3 +27,11 @@ def with_schema(options: dict[str, Any]) -> None:
     schema = getattr(connection, "schema_name", None)
     if schema is not None:
         options["headers"] = {_HEADER: schema, **(options.get("headers") or {})}
+
+
+def identity_of_tenant(identity: Any) -> Any:
+    """Tell the users of two tenants apart, who are numbered alike."""
+    schema = getattr(connection, "schema_name", None)
+    if schema is None or not isinstance(identity, str) or not identity:
+        return identity
+    return f"{schema}/{identity}"

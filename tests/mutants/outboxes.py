@@ -159,4 +159,11 @@ OUTBOXES: list[Mutant] = [
         "        if False:\n",
         (("tests/integration/test_django_commit.py", "-k", "closed"),),
     ),
+    Mutant(
+        "tenants: their users share no answer",
+        "django/middleware.py",
+        "identity_of_tenant(identity), key)",
+        "identity, key)",
+        (("tests/unit/test_django_tenants.py",),),
+    ),
 ]
