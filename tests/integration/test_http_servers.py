@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import environment_of
 from tests.support import served_alone
 from tests.support.served import Client, read, serving
-from tests.support.sites import SITES, Reply, Site, make_celery
+from tests.support.sites import SITES, DjangoAsyncSite, Reply, Site, make_celery
 from tests.support.waiting import eventually
 
 MakeSite = Callable[..., Site]
@@ -90,6 +91,43 @@ def test_a_hang_up_stops_nothing(make_site: MakeSite) -> None:
         assert (second.status, second.body) == (201, b"made")
         assert second.header("Idempotency-Replayed") == "true"
         assert len(site.calls) == 1
+
+
+class SyncOnly:
+    """A middleware of Django's that can't be async."""
+
+    def __init__(self, get_response: Any) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: Any) -> Any:
+        return self._get_response(request)
+
+
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_a_sync_middleware_of_djangos_stands_outside_for_an_async_view(where: str) -> None:
+    """There a hang-up stops nothing; inside, Django cancels the view, which is an interruption."""
+    # Given
+    work = Work()
+    seen: list[bool] = []
+
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        assert run is not None
+        seen.append(run.interrupted)
+        if not run.interrupted:
+            work()
+        return Reply(201, [], [b"made"])
+
+    site = DjangoAsyncSite(handler)
+    site.middleware.insert(0 if where == "outside" else 1, site.listed(SyncOnly))
+    with serving(site) as client:
+        connection = client.begin("a")
+        assert work.begun.wait(30)
+        # When
+        client.hang_up(connection)
+        work.may_end.set()
+        # Then
+        eventually(lambda: client.post("a").body == b"made", "the retry is answered")
+        assert seen == ([False] if where == "outside" else [False, True])
 
 
 def test_each_event_is_sent_when_it_is_made(make_site: MakeSite) -> None:
@@ -244,7 +282,7 @@ def test_an_answer_is_read_with_its_own_connection(make_site: MakeSite) -> None:
 def test_a_request_whose_process_is_killed_was_interrupted(
     kind: str, streams: bool, tmp_path: Path
 ) -> None:
-    """Also in the middle of a stream: once its lease is over the next one runs, and knows of it."""
+    """Once its lease is over the next one runs, and repeats no step that was done."""
     # Given
     process, port = served_alone.start(kind, tmp_path, streams)
     with Client(port).begin("a"):
@@ -266,6 +304,7 @@ def test_a_request_whose_process_is_killed_was_interrupted(
         eventually(is_done, "the next one runs", timeout=30)
         assert statuses <= {409, 201}
         assert first.code in (None, "in-progress")
+        assert (tmp_path / "charges").read_text() == "charged\n"
     finally:
         process.kill()
         process.wait()

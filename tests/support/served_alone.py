@@ -42,12 +42,17 @@ def main(kind: str, directory: str, how: str) -> None:
         (Path(directory) / "begun").touch()
         threading.Event().wait()
 
+    def charge() -> None:
+        with (Path(directory) / "charges").open("a") as charges:
+            charges.write("charged\n")
+
     def stream() -> Iterator[bytes]:
         yield b"one"
         never()
 
     def handler(body: bytes, run: RunContext | None) -> Reply:
         assert run is not None
+        run.step("charge", charge)
         if run.interrupted:
             return Reply(201, [], [b"done"])
         if how == "stream":
