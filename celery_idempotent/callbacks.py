@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid5
 
-from celery.canvas import Signature, group, maybe_signature
+from celery.canvas import group, maybe_signature
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError, OperationalError
 
+from celery_idempotent.core.slip import DIGEST
 from celery_idempotent.events import marked
 
 __all__ = [
     "Delivered",
     "announce",
     "announced",
+    "digest_of",
     "has_callbacks",
     "send_tail",
     "silence",
     "traced",
+    "with_ids",
 ]
 
 log = get_logger("celery_idempotent")
@@ -35,7 +41,7 @@ class Delivered(Protocol):
     """Who wants to know how the tracer returned."""
 
     def delivered(self, *, sent: bool) -> None:
-        """End the delivery lease; ``sent``: note that the callbacks went out."""
+        """Learn how; ``sent``: with a final answer, so that what hangs on it was sent."""
 
 
 #: Who wants to know of the delivery that runs here; ``None``: no tracer of ours runs here.
@@ -45,6 +51,34 @@ announced: ContextVar[list[Delivered] | None] = ContextVar("idempotent_delivery"
 def has_callbacks(request: Any) -> bool:
     """Whether anything hangs on this message's outcome."""
     return bool(request.callbacks or request.chain or request.chord or request.errbacks)
+
+
+def digest_of(request: Any) -> bytes:
+    """Give a digest of what hangs on this message's outcome: names, arguments and ids."""
+    hanging = (
+        request.callbacks,
+        request.errbacks,
+        request.chain,
+        request.chord,
+        request.group if request.chord else None,
+    )
+    text = json.dumps(_told(hanging), sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
+
+
+def _told(hanging: Any) -> Any:
+    # Without stamps and other options: they may differ from one publishing to the next.
+    if isinstance(hanging, Mapping):
+        if "task" in hanging and "options" in hanging:
+            options = hanging.get("options") or {}
+            named = ("task", "args", "kwargs")
+            told = {name: _told(hanging.get(name)) for name in named}
+            told.update({name: _told(options.get(name)) for name in ("task_id", "link")})
+            return told
+        return {str(name): _told(value) for name, value in hanging.items()}
+    if isinstance(hanging, (list, tuple)):
+        return [_told(item) for item in hanging]
+    return hanging
 
 
 def silence(request: Any) -> None:
@@ -76,7 +110,7 @@ def send_tail(task: Any, request: Any, result: Any) -> None:
     }
     try:
         signatures = [
-            _with_id(maybe_signature(callback, app=app), f"{request.id}/{position}")
+            with_ids(maybe_signature(callback, app=app), f"{request.id}/{position}")
             for position, callback in enumerate(callbacks or ())
         ]
         plain = [signature for signature in signatures if not isinstance(signature, group)]
@@ -105,14 +139,32 @@ def send_tail(task: Any, request: Any, result: Any) -> None:
     request.callbacks = request.chain = None
 
 
-def _with_id(callback: Any, source: str) -> Any:
-    # A link's id is made when it is sent. Sent again, it is to be the same message, so that it can
-    # be told from a second one (MESSAGE_ID). What hangs in a chain has its id from its producer.
-    if type(callback) is Signature and not callback.options.get("task_id"):
-        named = callback.clone(task_id=str(uuid5(_LINKS, source)))
-        named["args"] = callback["args"]  # a clone has a tuple, and tools show what was sent
-        return named
-    return callback
+def with_ids(hanging: Any, source: str) -> Any:
+    """Give a signature, or what is composed of some, with ids that are derived from ``source``.
+
+    Celery makes them as it sends. Sent again, it is to be the same message, so that it can be told
+    from a second one (MESSAGE_ID). What has its id from its producer keeps it.
+    """
+    named = hanging.clone()
+    named["args"] = hanging["args"]  # a clone has a tuple, and tools show what was sent
+    _give_ids(named, source)
+    return named
+
+
+def _give_ids(signature: Any, source: str) -> None:
+    if not isinstance(signature, Mapping) or "options" not in signature:
+        return
+    signature["options"].setdefault("task_id", str(uuid5(_LINKS, source)))
+    parts = signature.get("kwargs") or {}
+    for name in ("tasks", "header"):
+        within = parts.get(name) or ()
+        if isinstance(within, Mapping):  # a chord's header, as a group
+            _give_ids(within, f"{source}/{name}")
+            continue
+        for position, one in enumerate(within):
+            _give_ids(one, f"{source}/{name}/{position}")
+    if parts.get("body") is not None:
+        _give_ids(parts["body"], f"{source}/body")
 
 
 def announce(delivered: Delivered) -> None:
@@ -143,8 +195,13 @@ def traced(tracer: Any) -> Any:
 
 
 def _tell(delivered: Delivered, sent: bool) -> None:
-    try:
-        delivered.delivered(sent=sent)
-    except Exception:
-        # The task's outcome is out already: nothing here may turn it into another.
-        log.exception("could not note that callbacks went out")
+    for _ in range(2):
+        try:
+            return delivered.delivered(sent=sent)
+        except SoftTimeLimitExceeded:
+            continue  # it comes once, and too late: what was cut off by it is told again
+        except Exception:
+            # The task's outcome is out already: nothing here may turn it into another.
+            log.exception("could not write down that a message was answered")
+            return None
+    return None

@@ -9,12 +9,20 @@ from celery_idempotent import callbacks
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.core.slip import Slip, slip_key
 from celery_idempotent.errors import KeyDerivationError
+from celery_idempotent.headers import MAX_DEATHS, Waits, deaths_of
 from celery_idempotent.run.call import Call, Terms
 from celery_idempotent.settings import Environment, TaskSetup
-from celery_idempotent.stores.base import note_key
 
-__all__ = ["awaiting", "identity_of", "owner_of", "store_call", "trace_of"]
+__all__ = [
+    "awaiting",
+    "identity_of",
+    "is_redelivered",
+    "owner_of",
+    "store_call",
+    "trace_of",
+]
 
 #: What a record has room for.
 _MOST = 2**32 - 1
@@ -61,8 +69,7 @@ def store_call(
     environment: Environment,
     request: Any,
     call_key: CallKey,
-    *,
-    compensates_only: bool = False,
+    waits: Waits,
 ) -> Call:
     """Give what a delivery of this message asks of the store.
 
@@ -79,19 +86,35 @@ def store_call(
         label = f"{task.name}\n{label}"
     if traced:
         label = f"{label}\n{traced}"
-    noted = not request.is_eager and callbacks.has_callbacks(request)
+    owner = owner_of(request)
+    retries = _count(request, "retries") if request.retries else 0
+    alone = bool(request.is_eager)  # no copy of it can come
+    called_back = not alone and callbacks.has_callbacks(request)
     return Call(
         terms,
         key,
-        note_key(key, request.id) if noted else None,
-        owner_of(request).pack(),
-        _count(request, "retries") if request.retries else 0,
+        owner.pack(),
+        retries,
         call_key.fingerprint,
         call_key.checked,
         label,
-        b"",
-        compensates_only,
+        "" if alone else slip_key(key, owner),
+        Slip(
+            deaths=min(waits.deaths + deaths_of(vars(request)), MAX_DEATHS),
+            retries=retries,
+            publication=waits.publication.encode(),
+            digests=(waits.callbacks or callbacks.digest_of(request)) if called_back else b"",
+        ),
+        called_back,
+        not (waits.publication or waits.count or is_redelivered(request)),
+        waits.outage,
+        waits.compensates_only,
     )
+
+
+def is_redelivered(request: Any) -> bool:
+    """Whether the broker says that it delivers the message again."""
+    return bool((request.delivery_info or {}).get("redelivered"))
 
 
 def _terms(options: Options, environment: Environment) -> Terms:
@@ -109,4 +132,5 @@ def _terms(options: Options, environment: Environment) -> Terms:
 
 def awaiting(call: Call, awaited: tuple[str, int]) -> Call:
     """Give the call of a message that has waited for the run of ``awaited``."""
-    return call._replace(awaited=Owner(*awaited).pack())
+    owner = Owner(*awaited)
+    return call._replace(awaited=owner.pack(), awaited_key=slip_key(call.key, owner))

@@ -5,13 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from celery.exceptions import Ignore, Retry
 from celery.utils.log import get_logger
 
 from celery_idempotent import callbacks, observers, signals
-from celery_idempotent.calls import awaiting, identity_of, store_call, trace_of
+from celery_idempotent.calls import (
+    awaiting,
+    identity_of,
+    is_redelivered,
+    store_call,
+    trace_of,
+)
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import (
@@ -19,7 +25,6 @@ from celery_idempotent.core.transitions import (
     ClaimVerdict,
     Mismatch,
     Replay,
-    Superseded,
     Unknown,
 )
 from celery_idempotent.errors import (
@@ -35,17 +40,17 @@ from celery_idempotent.events import Duplicate, were_sent
 from celery_idempotent.execution import Execution
 from celery_idempotent.headers import Waits
 from celery_idempotent.origin import origin_of
-from celery_idempotent.results import replay
+from celery_idempotent.results import encode_failure, replay
 from celery_idempotent.run.call import Call
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease
 from celery_idempotent.run.inbox import plainly
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.runner import Run, ask
+from celery_idempotent.run.runner import Asking, Run, write_slip
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.shadow import run_in_shadow
-from celery_idempotent.waiting import pause_of, put_back, say_retry
+from celery_idempotent.waiting import pause_of, put_back, say_retry, say_started
 
 __all__ = ["Delivery"]
 
@@ -86,7 +91,7 @@ class Delivery:
             environment,
             request,
             call_key,
-            compensates_only=waits.compensates_only,
+            waits,
         )
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -101,32 +106,65 @@ class Delivery:
 
         def prepare(run: Run) -> None:
             nonlocal execution
-            execution = Execution(self, run)
+            execution = Execution(self, run, asking)
 
         began = time.perf_counter()
+        asking = Asking(call, self._on_lost)
         try:
-            verdict = ask(call, _PATIENCE_S, self._on_lost, prepare)
-        except (StoreUnavailable, RecordTooNew) as exc:
-            return self._store_away(exc, args, kwargs)
-        if observers.observers:
-            self.observe("claim", seconds=time.perf_counter() - began)
-        if self.call.note is not None and not isinstance(verdict, (Busy, Superseded)):
-            callbacks.announce(verdict if isinstance(verdict, Run) else _Noted(self.call))
-        if not isinstance(verdict, Run):
-            return self._answer(verdict)
-        if verdict.replay is not None:
-            return self._replay(verdict.replay)
-        assert execution is not None, "ask() has prepared it"
+            try:
+                verdict = asking.ask(_PATIENCE_S, prepare)
+            except (StoreUnavailable, RecordTooNew) as exc:
+                asking.undo(exc)
+                return self._store_away(exc, args, kwargs)
+            if observers.observers:
+                self.observe("claim", seconds=time.perf_counter() - began)
+            if not isinstance(verdict, Run):
+                return self._answer(verdict)
+            if self.call.callbacks:
+                callbacks.announce(verdict)
+            if verdict.replay is not None:
+                return self._replay(verdict.replay)
+            assert execution is not None, "ask() has prepared it"
+            return self._execute(execution, args, kwargs)
+        except BaseException as exc:
+            asking.undo(exc)
+            if asking.was_undone and isinstance(exc, Exception):
+                self.leave_answer(exc)  # its body did not run, and its call fails all the same
+            raise
+
+    @staticmethod
+    def _execute(execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
             return execution(args, kwargs)
         finally:
             if not execution.told:
                 execution.let_go()
 
+    def leave_answer(
+        self, exc: BaseException | None = None, outcome: bytes = b"", *, at_once: bool = True
+    ) -> None:
+        """Have a slip written once the tracer has returned: this call is answered.
+
+        Args:
+            exc: what it fails with; ``outcome``: the same, packed.
+            at_once: not in the background.
+        """
+        if not self.call.slip_key:
+            return
+        if exc is not None:
+            outcome = encode_failure(self.task.backend, exc, self.options.max_result_size)
+        callbacks.announce(Answer(self.call, outcome, at_once=at_once))
+
+    def say_started(self, run: Run) -> None:
+        """Store STARTED, where it is tracked and the run has still its lease."""
+        lease = run.lease
+        if time.monotonic() - lease.renewed < lease.lease_ms / 1000:
+            say_started(self.task, self.request)
+
     @property
     def redelivered(self) -> bool:
         """Whether the broker says that it delivers the message again."""
-        return bool((self.request.delivery_info or {}).get("redelivered"))
+        return is_redelivered(self.request)
 
     def show(self, run: Run | None = None, steps: Steps | None = None, why: str = "") -> None:
         """Let the body ask for ``self.idempotency``; it is made when it does.
@@ -154,18 +192,24 @@ class Delivery:
                     "; a key on a group or chord reaches every member: set it on the members, "
                     "task.s(...).set(idempotency_key=...)"
                 )
-            raise IdempotencyKeyMismatch(
+            mismatch = IdempotencyKeyMismatch(
                 f"the key {self.name} was used before, by task {verdict.record.owner_id}, for a "
                 f"call of {self.task.name} with other arguments: this call was not run{hint}"
             )
+            self.leave_answer(mismatch)
+            raise mismatch
         if isinstance(verdict, Unknown):
             self.tell("unknown", verdict.record, interruptions=verdict.record.interruptions)
             self.emit_interrupted(verdict.record, unknown=True)
-            raise OutcomeUnknown(
+            if verdict.noted:
+                callbacks.silence(self.request)
+            unknown = OutcomeUnknown(
                 f"a run of {self.name} (task {verdict.record.owner_id}) was cut off, and nobody "
                 "knows whether its effect happened: look there, then resolve the key, or forget it "
                 "to run it again"
             )
+            self.leave_answer(unknown)
+            raise unknown
         self.tell("superseded")
         raise Ignore("superseded")
 
@@ -176,6 +220,14 @@ class Delivery:
         if not verdict.mine:
             self.emit(signals.task_deduplicated, signals.Event, verdict.record)
             self.show_duplicate(verdict.record)
+        kept = verdict.record.state in (State.SUCCEEDED, State.FAILED)
+        terms = self.call.terms
+        if not verdict.mine and kept and terms.ttl_ms >= terms.horizon_ms:
+            # The record answers each copy; only what hangs on this one is to be written down.
+            if self.call.callbacks:
+                callbacks.announce(Answer(self.call, b"", in_record=True))
+        elif not verdict.mine or (verdict.from_slip and self.call.callbacks):
+            self.leave_answer(outcome=verdict.record.outcome)
         result = replay(self.task.backend, verdict.record.outcome, self.name)
         return self.hand_over(result)
 
@@ -188,7 +240,7 @@ class Delivery:
 
     def hand_over(self, result: Any) -> Any:
         """Give a result to the tracer, its link and chain sent."""
-        if self.call.note is not None:
+        if self.call.callbacks:
             callbacks.send_tail(self.task, self.request, result)
         return result
 
@@ -199,27 +251,33 @@ class Delivery:
                 f"{self.name} is being run by task {record.owner_id}, and an eager call can't wait"
             )
         left = (record.until_ms - verdict.now_ms) / 1000
+        if left <= 0 and record.state in (State.RUNNING, State.COMPENSATING):
+            left += self.options.lease  # after an outage the runs that live renew first
         if verdict.mine:
             self.wait_as_copy(left)
         first = not (self.call.retries or self.redelivered or self.waits.count)
         policy = self.options.on_running if first else "wait"
         if policy == "raise":
             self.tell("refused", record)
-            raise IdempotencyInProgress(
-                f"{self.name} is being run by task {record.owner_id}: this call was not run"
-            )
+            self._refuse(f"is being run by task {record.owner_id}")
         if policy == "drop" and not self._is_awaited():
             self.tell("dropped", record)
+            self.leave_answer()
             raise Ignore("dropped")
         since_ms = self.waits.since_ms or verdict.now_ms
         if verdict.now_ms - since_ms >= self.options.wait_timeout * 1000:
             self.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
-            raise IdempotencyInProgress(
-                f"{self.name} is still being run by task {record.owner_id} after "
-                f"{self.options.wait_timeout:g} s (idempotency_wait_timeout): this call was not run"
+            self._refuse(
+                f"is still being run by task {record.owner_id} after "
+                f"{self.options.wait_timeout:g} s (idempotency_wait_timeout)"
             )
         until = left + (self.options.lease if record.state is State.RETRYING else 0)
         self.wait(record, since_ms, until)
+
+    def _refuse(self, why: str) -> NoReturn:
+        refused = IdempotencyInProgress(f"{self.name} {why}: this call was not run")
+        self.leave_answer(refused)
+        raise refused
 
     def _is_awaited(self) -> bool:
         request = self.request
@@ -239,15 +297,17 @@ class Delivery:
         event = signals.StoreUnavailableEvent
         self.emit(signals.store_unavailable, event, None, str(exc), action)
         if policy == "raise":
+            self.leave_answer(exc, at_once=False)
             raise exc
         if policy == "run":
             log.error("%s runs unprotected, as idempotency_on_store_error says: %s", self.name, exc)
+            say_started(self.task, self.request)
             self.show(why="the store is away")
             return plainly(self.task.run, *args, **kwargs)
         log.warning("%s waits, its body was not run: %s", self.name, exc)
         if copy:
-            self.wait_as_copy(None)
-        return self.wait(None, self.waits.since_ms, None)
+            self.wait_as_copy(None, outage=True)
+        return self.wait(None, self.waits.since_ms, None, outage=True)
 
     # --- waiting ---------------------------------------------------------------------------------
 
@@ -257,6 +317,8 @@ class Delivery:
         since_ms: int,
         until: float | None,
         delay: float | None = None,
+        *,
+        outage: bool = False,
     ) -> NoReturn:
         """Put the message back; the caller's state becomes RETRY."""
         owner = None if record is None else Owner.unpack(record.owner)
@@ -264,14 +326,23 @@ class Delivery:
         busy = self._what_it_waits_for(record)
         say_retry(self.task, self.request, busy)
         delay, signature = self._put_back(
-            self.waits.again(since_ms=since_ms, awaited=awaited), until, delay
+            self._again(since_ms=since_ms, awaited=awaited, outage=outage), until, delay
         )
         raise Retry(exc=busy, when=delay, sig=signature)
 
-    def wait_as_copy(self, until: float | None) -> NoReturn:
+    def wait_as_copy(self, until: float | None, *, outage: bool = False) -> NoReturn:
         """Put back a copy of a message whose own run may be alive, and touch nobody's state."""
-        self._put_back(self.waits.again(redelivery=True), until)
+        self._put_back(self._again(redelivery=True, outage=outage), until)
         raise Ignore("a copy of this message is being run")
+
+    def _again(self, *, outage: bool, **changes: Any) -> Waits:
+        message = self.call.message
+        return self.waits.again(
+            outage=outage or self.waits.outage,
+            callbacks=message.digests,
+            deaths=message.deaths,
+            **changes,
+        )
 
     def _put_back(
         self, waits: Waits, until: float | None, delay: float | None = None
@@ -388,13 +459,23 @@ def _context(
     )
 
 
-class _Noted:
-    """The note of a message that held nothing: a duplicate's, or a refused one's."""
+class Answer(NamedTuple):
+    """The final answer of a message that held no key: a duplicate's, or a refused one's."""
 
-    def __init__(self, call: Call) -> None:
-        self._call = call
+    call: Call
+    #: What it is answered with, packed; empty where that is not kept.
+    outcome: bytes
+    #: Whether the record keeps it.
+    in_record: bool = False
+    at_once: bool = True
 
     def delivered(self, *, sent: bool) -> None:
-        if sent and self._call.note is not None:
-            terms = self._call.terms
-            terms.store.note(self._call.key, 0, self._call.note, terms.horizon_ms)
+        """Write it down; not ``sent``: what hangs on it is still to be sent, by the next copy."""
+        call = self.call
+        ignored = not self.outcome and not self.in_record
+        if not (sent or ignored) and not call.callbacks:
+            return
+        slip = call.message._replace(
+            answered=sent or ignored, succeeded=self.in_record, outcome=self.outcome
+        )
+        write_slip(call, slip, at_once=self.at_once)

@@ -6,7 +6,7 @@ import json
 import time
 from datetime import datetime, timezone
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from celery.canvas import maybe_signature
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
@@ -14,9 +14,9 @@ from celery.utils.log import get_logger
 
 from celery_idempotent import observers, signals
 from celery_idempotent.core.options import RERUN, UNKNOWN
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import State
 from celery_idempotent.core.steps import Step, StepState
-from celery_idempotent.core.transitions import Lost
+from celery_idempotent.core.transitions import Lost, Recorded
 from celery_idempotent.errors import (
     ClaimLost,
     ConfigurationError,
@@ -26,10 +26,11 @@ from celery_idempotent.errors import (
 from celery_idempotent.results import Codec, encode_failure, encode_result, replay
 from celery_idempotent.run.call import Ending
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.runner import Run
+from celery_idempotent.run.runner import Asking, Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
 from celery_idempotent.task_checks import refuse_unfinished
+from celery_idempotent.waiting import say_retry
 
 if TYPE_CHECKING:
     from celery_idempotent.delivery import Delivery
@@ -48,8 +49,11 @@ class Execution:
         shadow: it would have run without us, too.
     """
 
-    def __init__(self, delivery: Delivery, run: Run, *, shadow: bool = False) -> None:
+    def __init__(
+        self, delivery: Delivery, run: Run, asking: Asking | None = None, *, shadow: bool = False
+    ) -> None:
         self.delivery = delivery
+        self._asking = asking
         self.run = run
         self.task = delivery.task
         self.options = delivery.options
@@ -66,7 +70,9 @@ class Execution:
         delivery, run = self.delivery, self.run
         self.begin()
         if run.failed:
+            self._keep_claim()
             return self._compensate(run.failed)
+        delivery.say_started(run)
         delivery.show(run, self.steps)
         if run.interruptions:
             delivery.emit_interrupted(run.lease.record, unknown=False)
@@ -74,8 +80,10 @@ class Execution:
             if getattr(delivery.environment.store, "opens_with_body", False):
                 run.inbox.open_with_body()
         except NotCommitted as exc:
+            self._keep_claim()
             return self._not_committed(exc)
         try:
+            self._keep_claim()
             if run.interruptions and self.options.reconcile is not None:
                 result = self._reconcile(args, kwargs)
             else:
@@ -98,8 +106,15 @@ class Execution:
                 return self._failed(exc)  # the database refused what the body wrote
             verdict = self._succeeded(result)  # it came once, and too late: the body is done
         if isinstance(verdict, Lost):
-            return self._lost(verdict.record, None, result)
-        return result if delivery.call.note is None else delivery.hand_over(result)
+            return self._lost(verdict, None, result)
+        if isinstance(verdict, Recorded) and verdict.answered:
+            self._leave_answered()
+        return delivery.hand_over(result) if delivery.call.callbacks else result
+
+    def _keep_claim(self) -> None:
+        """From here on the claim is not undone: it ends as what is done under it does."""
+        if self._asking is not None:
+            self._asking.may_hold = False
 
     def _succeeded(self, result: Any) -> object:
         outcome = encode_result(self.task.backend, result, self.options.max_result_size)
@@ -109,7 +124,7 @@ class Execution:
         """Have the message come again: the body is done, what it wrote is not, or nobody knows."""
         log.warning("%s has to begin anew: %s", self.delivery.name, exc)
         if exc.sure:
-            self._end(Ending(State.RELEASED), exc)
+            self._end(Ending(State.RELEASED, answers=False), exc)
         if self.delivery.eager:
             raise exc
         return self.delivery.wait_as_copy(None)
@@ -125,9 +140,14 @@ class Execution:
             if not isinstance(verdict, Lost):
                 return self._compensate(ending.outcome, exc)
         else:
+            if isinstance(exc, Retry):
+                # Before the key is given up: from then on its next attempt may be answered.
+                say_retry(self.task, self.delivery.request, exc.exc, exc)
             verdict = self._end(ending, exc)
         if isinstance(verdict, Lost) and isinstance(exc, Exception):
-            return self._lost(verdict.record, exc)
+            return self._lost(verdict, exc)
+        if isinstance(verdict, Recorded) and verdict.answered and isinstance(exc, Exception):
+            self._leave_answered()
         raise exc
 
     def ending_of(self, exc: BaseException) -> Ending:
@@ -136,7 +156,7 @@ class Execution:
             retries = _retries_of(exc, self.delivery.call.retries)
             return Ending(State.RETRYING, b"", _delay_ms(exc.when), retries)
         if isinstance(exc, (Ignore, Reject)):
-            return Ending(State.RELEASED)
+            return Ending(State.RELEASED, answers=not getattr(exc, "requeue", False))
         unknown = self.options.on_interrupted == "unknown"
         if not isinstance(exc, Exception) or (unknown and isinstance(exc, SoftTimeLimitExceeded)):
             return Ending(State.RUNNING)
@@ -243,9 +263,21 @@ class Execution:
         if not self.run.is_elsewhere:
             self.delivery.environment.journal.ended(self, silently=True)
 
-    def _lost(self, record: Record, exc: Exception | None, result: Any = None) -> Any:
-        """Leave a run whose key is another's now: its caller gets what holds, not what it made."""
+    def _leave_answered(self) -> NoReturn:
+        """Leave a run whose call a copy of its message has answered: that answer stands."""
         delivery = self.delivery
+        log.warning(
+            "%s: a copy of task %s has answered its call meanwhile: its own end is recorded, and "
+            "the answer stays",
+            delivery.name,
+            delivery.request.id,
+        )
+        # Not only Ignore: the copy may be unable to send its callbacks, and share our delivery.
+        delivery.wait_as_copy(None)
+
+    def _lost(self, lost: Lost, exc: Exception | None, result: Any = None) -> Any:
+        """Leave a run whose key is another's now: its caller gets what holds, not what it made."""
+        delivery, record = self.delivery, lost.record
         log.warning(
             "%s: task %s lost its key %s to %s: its outcome is refused",
             self.task.name,
@@ -257,6 +289,8 @@ class Execution:
             if isinstance(exc, Retry):
                 raise Ignore("a copy of this message took over")  # its successor is out already
             delivery.wait_as_copy(None)
+        if lost.answered and not delivery.eager:
+            self._leave_answered()
         if record.state is State.RELEASED and not record.outcome:
             if exc is not None:
                 raise exc
@@ -265,7 +299,7 @@ class Execution:
             return delivery.hand_over(result)
         if isinstance(exc, Retry):
             raise Ignore("another call took over")
-        if record.is_done and delivery.call.note is None:
+        if record.is_done and not delivery.call.callbacks:
             return replay(self.task.backend, record.outcome, delivery.name)
         # With callbacks the note has to be asked: a copy of the message may have sent them.
         if delivery.eager:
@@ -292,12 +326,14 @@ class Execution:
     def _unknown(self, why: _NobodyKnows) -> Any:
         verdict = self._end(Ending(State.UNKNOWN))
         if isinstance(verdict, Lost):
-            return self._lost(verdict.record, why)
+            return self._lost(verdict, why)
         self.delivery.emit_interrupted(self.run.lease.record, unknown=True)
-        raise OutcomeUnknown(
+        unknown = OutcomeUnknown(
             f"a run of {self.delivery.name} was cut off, and {why}: look there, then resolve the "
             "key, or forget it to run it again"
-        ) from why
+        )
+        self.delivery.leave_answer(unknown)
+        raise unknown from why
 
     # --- compensation ----------------------------------------------------------------------------
 
@@ -310,7 +346,7 @@ class Execution:
         except ClaimLost:
             lost = self.run.lease.lost
             if lost is not None:
-                return self._lost(lost, exc if isinstance(exc, Exception) else None)
+                return self._lost(Lost(lost), exc if isinstance(exc, Exception) else None)
             raise
         except BaseException as problem:
             # Its lease ends at once; the next delivery goes on where this one stopped.
@@ -328,7 +364,7 @@ class Execution:
         assert exc is not None
         verdict = self._end(Ending(self._final_state(exc), failure), exc)
         if isinstance(verdict, Lost) and isinstance(exc, Exception):
-            return self._lost(verdict.record, exc)
+            return self._lost(verdict, exc)
         raise exc
 
     def _undo(self, name: str, step: Step) -> None:

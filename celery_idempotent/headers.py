@@ -10,21 +10,25 @@ shows a task only that one. So both headers are looked for at the top and inside
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
+from celery_idempotent.core.slip import DIGEST
 from celery_idempotent.errors import KeyDerivationError
 
 __all__ = [
     "EXPLICIT",
     "OWN",
     "Waits",
+    "deaths_of",
     "explicit_key",
     "ours_in",
     "own_header",
     "own_of",
+    "published",
     "read_own",
     "sent_with",
     "without_deaths",
@@ -37,13 +41,17 @@ EXPLICIT: Final = "idempotency-key"
 OWN: Final = "celery-idempotency"
 
 _MAX_ID: Final = 1024
+#: A publication: 16 characters of ours, or the id of an outbox's row.
+_MAX_PUBLICATION: Final = 64
+#: What a slip has room for.
+MAX_DEATHS: Final = 2**16 - 1
 #: A digest as hexadecimal text.
 _MAX_FINGERPRINT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """How a message has waited so far."""
+    """What a message takes along from delivery to delivery: which it is, and how it has waited."""
 
     #: How often it was put back.
     count: int = 0
@@ -57,10 +65,27 @@ class Waits:
     to: str | None = None
     #: Whether it was made to go on with a compensation, and for nothing else.
     compensates_only: bool = False
+    #: Which ``apply_async`` published it: put-backs and retries keep that. Empty: not known.
+    publication: str = ""
+    #: How often it was dead-lettered before it was last put back.
+    deaths: int = 0
+    #: The digest of its callbacks, once it was worked out.
+    callbacks: bytes = b""
+    #: Whether the store was away from one of its deliveries.
+    outage: bool = False
 
     def again(self, **changes: Any) -> Waits:
         """Count one more."""
         return replace(self, count=self.count + 1, **changes)
+
+    def retried(self) -> Waits:
+        """Give what its next attempt takes along: that has not waited."""
+        return Waits(publication=self.publication, callbacks=self.callbacks, deaths=self.deaths)
+
+
+def published() -> Waits:
+    """Give what a call takes along that is published now."""
+    return Waits(publication=os.urandom(8).hex())
 
 
 def own_header(
@@ -73,13 +98,23 @@ def own_header(
         header["fp"] = fingerprint.hex()
         if label:
             header["label"] = label
-    if waits is not None and waits.count:
+    if waits is None:
+        return header
+    if waits.publication:
+        header["pub"] = waits.publication
+    if waits.deaths:
+        header["deaths"] = waits.deaths
+    if waits.callbacks:
+        header["cb"] = waits.callbacks.hex()
+    if waits.outage:
+        header["away"] = True
+    if waits.count:
         header.update(waits=waits.count, since=waits.since_ms, again=waits.redelivery)
         if waits.awaited is not None:
             header["awaited"] = list(waits.awaited)
         if waits.to is not None:
             header["to"] = waits.to
-    if waits is not None and waits.compensates_only:
+    if waits.compensates_only:
         header["compensate"] = True
     return header
 
@@ -152,8 +187,7 @@ def read_own(
     if header is None:
         return None
     try:
-        waited = "waits" in header or "compensate" in header
-        waits = _read_waits(header) if waited else _NO_WAITS
+        waits = _read_waits(header)
         key = header.get("key")
         if key is None:
             return None, waits
@@ -177,9 +211,6 @@ def _is_text(value: object, most: int) -> bool:
     return isinstance(value, str) and 0 < len(value) <= most
 
 
-_NO_WAITS: Final = Waits()
-
-
 def _read_waits(header: Mapping[str, Any]) -> Waits:
     count, since, again = (
         header.get("waits", 0),
@@ -195,7 +226,41 @@ def _read_waits(header: Mapping[str, Any]) -> Waits:
             raise ValueError("awaited")
     if to is not None and not isinstance(to, str):
         raise ValueError("to")
-    return Waits(count, since, awaited, again is True, to, header.get("compensate") is True)
+    publication, deaths = header.get("pub", ""), header.get("deaths", 0)
+    if not (publication == "" or _is_text(publication, _MAX_PUBLICATION)):
+        raise ValueError("pub")
+    if not (type(deaths) is int and 0 <= deaths <= MAX_DEATHS):
+        raise ValueError("deaths")
+    digest = header.get("cb")
+    callbacks = b"" if digest is None else bytes.fromhex(digest)
+    if callbacks and len(callbacks) != DIGEST:
+        raise ValueError("cb")
+    return Waits(
+        count,
+        since,
+        awaited,
+        again is True,
+        to,
+        header.get("compensate") is True,
+        publication,
+        deaths,
+        callbacks,
+        header.get("away") is True,
+    )
+
+
+def deaths_of(headers: Mapping[str, Any] | None) -> int:
+    """Count how often the broker has dead-lettered a message (RabbitMQ's ``x-death``).
+
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
+    """
+    for level in _levels(headers):
+        entries = level.get("x-death")
+        if isinstance(entries, (list, tuple)):
+            counts = [entry.get("count") for entry in entries if isinstance(entry, Mapping)]
+            return min(sum(it for it in counts if type(it) is int and it > 0), MAX_DEATHS)
+    return 0
 
 
 def _malformed() -> KeyDerivationError:

@@ -25,6 +25,7 @@ from celery_idempotent.headers import (
     explicit_key,
     own_header,
     own_of,
+    published,
     without_explicit,
 )
 from celery_idempotent.settings import TaskSetup, environment_of
@@ -149,12 +150,12 @@ def with_key(
         if setup.options.mode != "shadow":
             raise
         log.warning("shadow: this call would not be published: %s", exc)
-        return {**(headers or {}), OWN: own_header(task_id, None)}, None
+        return {**(headers or {}), OWN: own_header(task_id, None, published())}, None
     if context is not None and call_key is not None:
         joined = f"{quote(context.key, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
         key, label = setup.scheme.identity(joined)
         call_key = call_key._replace(key=key, label=label)
-    made: dict[str, Any] = {OWN: own_header(task_id, call_key)}
+    made: dict[str, Any] = {OWN: own_header(task_id, call_key, published())}
     if given is not None:
         headers = _named(headers, given)
     return ({**headers, **made} if headers else made), call_key

@@ -12,6 +12,7 @@ from celery.worker.request import Request
 
 from celery_idempotent.calls import owner_of
 from celery_idempotent.core.record import Process
+from celery_idempotent.core.slip import slip_key
 from celery_idempotent.events import follow_up, name_key, say_whether_sent
 from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.settings import environment_of
@@ -80,7 +81,8 @@ class IdempotentRequest(Request):
         if key is None:
             return
         process = Process(socket.gethostname(), self.worker_pid, BOOT_ID).pack()
-        if environment.store.end_lease(key, owner_of(self._context).pack(), process):
+        owner = owner_of(self._context)
+        if environment.store.end_lease(key, owner.pack(), process, slip_key(key, owner)):
             log.info("task %s lost its process %s: its key is free", self.id, self.worker_pid)
             environment.journal.write(
                 "process lost",

@@ -72,7 +72,7 @@ class RetryingTask(Task):
         known = request.__dict__.get("_idempotent_call")
         ours = ours_in(vars(request))
         if known is not None:
-            ours[OWN] = own_header(request.id, known[0])
+            ours[OWN] = own_header(request.id, *known)
         if ours:
             if given is None:
                 given = {**(request.headers or {}), **ours}

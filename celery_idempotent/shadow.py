@@ -22,6 +22,7 @@ from celery_idempotent.execution import Execution
 from celery_idempotent.results import encode_result
 from celery_idempotent.run.call import Ending
 from celery_idempotent.run.runner import Run, ask
+from celery_idempotent.waiting import say_started
 
 if TYPE_CHECKING:
     from celery_idempotent.delivery import Delivery
@@ -50,7 +51,8 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     """
     task = delivery.task
     delivery.show(why=_WHY)
-    call = delivery.call._replace(note=None)
+    say_started(task, delivery.request)
+    call = delivery.call._replace(callbacks=False, slip_key="", awaited_key="")
     try:
         verdict = ask(call, 0.0, lambda lease: None)
     except StoreError as exc:

@@ -26,6 +26,7 @@ from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.inbox import plainly
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
 from celery_idempotent.task_checks import check_class, watch_body
+from celery_idempotent.waiting import StartedLater, say_started
 from celery_idempotent.worker import install
 
 __all__ = ["IdempotentTask"]
@@ -95,6 +96,7 @@ class IdempotentTask(RetryingTask):
                 check_class(cls, IdempotentTask, name)
                 cls._idempotency = task_setup(cls, app, _METHODS, name)
                 cls._idempotency_of = name
+                cls.track_started = StartedLater(bool(cls.track_started))
                 install(app)
         return bound
 
@@ -237,6 +239,7 @@ class IdempotentTask(RetryingTask):
         setup = self._setup()
         if setup is None or setup.options.mode == "off":
             request._idempotent_call = None
+            say_started(self, request)
             return plainly(super().__call__, *args, **kwargs)
         # Celery's guard for calls from inside the body, which it sets in super().__call__.
         request._protected = 1
@@ -254,9 +257,10 @@ class IdempotentTask(RetryingTask):
             if setup.options.mode != "shadow":
                 raise
             log.warning("shadow: %s[%s] would fail: %s", self.name, request.id, exc)
-            call_key = None
-        request._idempotent_call = (call_key,)
+            call_key, waits = None, Waits()
+        request._idempotent_call = (call_key, waits.retried())
         if delivery is None:
+            say_started(self, request)
             return plainly(self.run, *args, **kwargs)
         return delivery(args, kwargs)
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
+import traceback
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
+from celery.states import STARTED
 from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_idempotent.callbacks import announce
+from celery_idempotent.callbacks import announce, announced
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header, sent_with
 from celery_idempotent.origin import Origin
@@ -22,12 +25,14 @@ from celery_idempotent.settings import Environment
 
 __all__ = [
     "RETRY_SAID",
+    "StartedLater",
     "WithoutRetry",
     "back_to_broker",
     "broker_is_away",
     "pause_of",
     "put_back",
     "say_retry",
+    "say_started",
 ]
 
 log = get_logger("celery_idempotent")
@@ -66,17 +71,57 @@ def pause_of(
     return float(math.ceil(pause)) if environment.whole_seconds else pause
 
 
-def say_retry(task: Any, request: Any, why: Exception) -> None:
-    """Store RETRY as the state of a call whose message is about to be put back.
+def say_started(task: Any, request: Any) -> None:
+    """Store STARTED where ``track_started`` asks for it: once it is known that the body runs.
+
+    Celery's tracer would store it before that, over the answer that a call may have.
+    """
+    # By the class: for the tracer the task itself says no.
+    if request.is_eager or not type(task).track_started or _ignores_result(task, request):
+        return
+    meta = {"pid": os.getpid(), "hostname": request.hostname}
+    task.backend.store_result(request.id, meta, STARTED, request=request)
+
+
+class StartedLater:
+    """A task's ``track_started``, of which its tracer hears nothing: :func:`say_started` stores it.
+
+    Args:
+        tracks: what the task or its app say.
+    """
+
+    def __init__(self, tracks: bool) -> None:
+        self._tracks = tracks
+
+    def __get__(self, task: Any, owner: type | None = None) -> bool:
+        return self._tracks and (task is None or announced.get() is None)
+
+
+def _ignores_result(task: Any, request: Any) -> bool:
+    # What the caller said is in the request; where nothing was said, what the task says counts.
+    said = request.__dict__.get("ignore_result")
+    return bool(task.ignore_result if said is None else said)
+
+
+def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> None:
+    """Store RETRY as the state of a call whose message is put back, or whose key is given up.
+
+    Args:
+        why: what it waits for, or what its attempt failed with.
+        retry: what a body raised to be retried.
 
     Celery's tracer stores it afterwards, when the message may have been answered by another worker:
     RETRY over an answer would have its caller wait for ever. So the tracer then finds a
     :class:`WithoutRetry`.
     """
-    if request.is_eager or request.ignore_result or task.ignore_result:
+    if request.is_eager or (
+        _ignores_result(task, request) and not task.store_errors_even_if_ignored
+    ):
         return
+    shown = why if retry is None else retry
+    text = "".join(traceback.format_exception(type(shown), shown, shown.__traceback__))
     try:
-        task.backend.mark_as_retry(request.id, why, request=request)
+        task.backend.mark_as_retry(request.id, why, text, request=request)
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
     announce(RETRY_SAID)

@@ -6,8 +6,12 @@ script and Python read and write the same bytes::
     version:1 state:1 flags:1 interruptions:1 token:8 until_ms:8 retries:4
     owner:1+n  process:1+n  nonce:1+n  fingerprint:1+n  label:2+n  outcome:rest
 
-Only ``owner``, ``process``, ``nonce`` and ``fingerprint`` are compared by the stores, and only as
-whole strings; ``outcome`` is opaque to them.
+The nonce's field holds the nonce of the claim, in 8 bytes (zeros: there is none), and behind it, 16
+bytes each, the nonces of claims that were given up, with the instant from which they are refused
+anyway. ``outcome`` is opaque to the stores.
+
+Version, token and owner stand at these places in every version to come. So a run whose key was
+taken over by a newer release can read that it lost, though it can't read the record.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import Final, NamedTuple
 
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 
-__all__ = ["VERSION", "Owner", "Process", "Record", "State"]
+__all__ = ["VERSION", "Owner", "Process", "Record", "State", "still_given_up"]
 
 #: The version of the packed form. A reader refuses a higher one (a newer worker wrote it).
 VERSION: Final = 1
@@ -37,6 +41,18 @@ _MAX_LABEL = 65535
 _MAX_INTERRUPTIONS = 255
 # Lua counts in doubles: above this a token or an instant would not be the same number there.
 _MAX_NUMBER = 2**53 - 1
+
+
+_NO_NONCE = bytes(8)
+_INSTANT = struct.Struct(">Q")
+_GIVEN_UP: Final = 16
+_MOST_GIVEN_UP: Final = 15
+
+
+def still_given_up(given_up: bytes, now_ms: int) -> bytes:
+    """Give those of some given-up claims that a store would still look at."""
+    entries = [given_up[at : at + _GIVEN_UP] for at in range(0, len(given_up), _GIVEN_UP)]
+    return b"".join(entry for entry in entries if _INSTANT.unpack(entry[8:])[0] > now_ms)
 
 
 class State(enum.IntEnum):
@@ -146,7 +162,8 @@ class Record(NamedTuple):
     owner: bytes = b""
     #: Packed :class:`Process`; empty once nothing is running.
     process: bytes = b""
-    #: Which call of ``claim`` made this claim; empty once it is settled.
+    #: Which call of ``claim`` made this claim; empty once it is settled. Released: of the claim
+    #: that was given up.
     nonce: bytes = b""
     #: Digest of the arguments.
     fingerprint: bytes = b""
@@ -157,6 +174,9 @@ class Record(NamedTuple):
     outcome: bytes = b""
     #: Whether finished steps are kept beside it.
     has_steps: bool = False
+    #: Claims that were given up and may still arrive: 8 bytes nonce, 8 bytes the instant (ms) from
+    #: which they are refused anyway.
+    given_up: bytes = b""
 
     @property
     def owner_id(self) -> str | None:
@@ -171,11 +191,25 @@ class Record(NamedTuple):
             self.state is State.RELEASED and bool(self.outcome)
         )
 
+    def has_given_up(self, nonce: bytes) -> bool:
+        """Whether the claim with this nonce was given up."""
+        given_up = self.given_up
+        nonce = nonce.ljust(8, b"\0")
+        return nonce in [given_up[at : at + 8] for at in range(0, len(given_up), _GIVEN_UP)]
+
+    def remembering(self, nonce: bytes, until_ms: int, now_ms: int) -> Record:
+        """Give the record with one more claim that was given up, less those that are over."""
+        kept = still_given_up(self.given_up, now_ms)
+        more = nonce.ljust(8, b"\0")[:8] + _INSTANT.pack(until_ms)
+        return self._replace(given_up=(kept + more)[-_GIVEN_UP * _MOST_GIVEN_UP :])
+
     def pack(self) -> bytes:
         """Give the stored form."""
         # Many at once: each attribute would be looked up.
         state, token, until_ms, retries, interruptions = self[:5]
         owner, process, nonce, fingerprint, text = self[5:10]
+        if self.given_up:
+            nonce = nonce.ljust(8, b"\0") + self.given_up
         label = text.encode("utf-8", "replace")
         if len(label) > _MAX_LABEL:
             label = label[:_MAX_LABEL].decode("utf-8", "ignore").encode()
@@ -204,14 +238,38 @@ class Record(NamedTuple):
         )
 
     @classmethod
-    def unpack(cls, packed: bytes) -> Record:
+    def unpack_head(cls, packed: bytes) -> Record:
+        """Read token and owner of a record of whatever version, and nothing else.
+
+        Raises:
+            RecordCorrupt: it is no record.
+        """
+        try:
+            token = _HEADER.unpack_from(packed)[4]
+            owner = packed[_HEADER.size + 1 : _HEADER.size + 1 + packed[_HEADER.size]]
+        except (struct.error, LookupError) as exc:
+            raise RecordCorrupt(
+                f"a record cannot be read ({exc}): forget the key to free it"
+            ) from exc
+        return cls(State.RUNNING, min(token, _MAX_NUMBER), owner=owner)
+
+    @classmethod
+    def unpack(cls, packed: bytes, token: int | None = None) -> Record:
         """Read the stored form.
+
+        Args:
+            token: that of the run which asks. Where a newer version of this library holds the key
+                by another token, token and owner are all that is read: the run lost.
 
         Raises:
             RecordTooNew: a newer version of this library wrote it.
             RecordCorrupt: it is no record, or is cut short.
         """
         if packed and packed[0] > VERSION:
+            if token is not None:
+                head = cls.unpack_head(packed)
+                if head.token != token:
+                    return head
             raise RecordTooNew(
                 f"a record has version {packed[0]}, this worker reads up to {VERSION}: "
                 "upgrade celery_idempotent here"
@@ -230,6 +288,13 @@ class Record(NamedTuple):
             outcome_at = label_at + 2 + packed[label_at] * 256 + packed[label_at + 1]
             if outcome_at > len(packed):
                 raise ValueError("cut short")
+            nonce, given_up = packed[nonce_at + 1 : fingerprint_at], b""
+            if len(nonce) > 8:
+                if len(nonce) % _GIVEN_UP != 8:
+                    raise ValueError("nonces of another length")
+                nonce, given_up = nonce[:8], nonce[8:]
+                if nonce == _NO_NONCE:
+                    nonce = b""
             return cls(
                 _STATES[state],
                 token,
@@ -238,11 +303,12 @@ class Record(NamedTuple):
                 interruptions,
                 packed[_HEADER.size + 1 : process_at],  # the owner
                 packed[process_at + 1 : nonce_at],
-                packed[nonce_at + 1 : fingerprint_at],
+                nonce,
                 packed[fingerprint_at + 1 : label_at],
                 packed[label_at + 2 : outcome_at].decode("utf-8", "replace"),
                 outcome=packed[outcome_at:],
                 has_steps=flags & _HAS_STEPS != 0,
+                given_up=given_up,
             )
         except (struct.error, ValueError, LookupError) as exc:
             raise RecordCorrupt(

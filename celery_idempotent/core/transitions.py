@@ -7,7 +7,8 @@ holds the two together. ``now_us`` is always the store's clock, in microseconds 
 
 from __future__ import annotations
 
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import Record, State, still_given_up
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
     UNKNOWN_TTL_MS,
@@ -17,6 +18,7 @@ from celery_idempotent.core.verdicts import (
     ClaimVerdict,
     Lost,
     Mismatch,
+    Note,
     Recorded,
     Replay,
     Resolve,
@@ -35,6 +37,7 @@ __all__ = [
     "Claimed",
     "Lost",
     "Mismatch",
+    "Note",
     "Recorded",
     "Replay",
     "Resolve",
@@ -55,18 +58,35 @@ __all__ = [
 
 
 def claim(
-    record: Record | None, ask: Claim, now_us: int, *, noted: bool = False
+    record: Record | None,
+    ask: Claim,
+    now_us: int,
+    *,
+    slip: Slip | None = None,
+    awaited: Slip | None = None,
 ) -> tuple[ClaimVerdict, Write | None]:
-    """Decide what a delivery may do. ``noted``: whether its callbacks' note is set."""
+    """Decide what a delivery may do.
+
+    Args:
+        slip: the slip of the message's owner.
+        awaited: the slip of the run that this caller waited for last.
+    """
     now_ms = now_us // 1000
     new = ask.candidate
     mine = record is not None and record.owner == new.owner
-    if noted and not mine:
-        return Superseded(), None
     if ask.compensates_only and (record is None or record.state is not State.COMPENSATING):
         return Superseded(), None
+    noted = slip is not None and ask.callbacks and slip.has_sent(ask.message.digests)
+    if slip is not None and (not slip.answered or (record is not None and not record.owner)):
+        # Nobody has answered yet, or the key was forgotten since.
+        answer, is_copy = None, False
+    else:
+        answer = slip
+        is_copy = answer is not None and not (ask.is_new or answer.is_older_than(ask.message))
     if record is None:
-        return _take(None, ask, now_us, 0)
+        if answer is not None and is_copy:
+            return _answer_again(answer, slip, ask, now_ms, noted)
+        return _take(None, ask, now_us, 0, slip)
 
     if new.nonce and record.nonce == new.nonce:
         # Our own claim, whose answer was lost on the wire, or that we gave up.
@@ -77,70 +97,96 @@ def claim(
         if record.is_done and record.until_ms:
             return Replay(record, mine, noted), None
         return Busy(record, mine, now_ms), None
+    if new.nonce and record.has_given_up(new.nonce):
+        return Busy(record, mine, now_ms), None
 
-    live = now_ms < record.until_ms
+    # Runs that lived through an outage renew first: their leases get as long again.
+    grace_ms = ask.lease_ms if ask.met_outage and record.nonce else 0
+    live = now_ms < record.until_ms + grace_ms
     if record.state is State.RELEASED and not record.outcome:
+        if mine and is_copy and answer is not None:
+            return _answer_again(answer, slip, ask, now_ms, noted)
         # A nonce stays where a claim was given up: its body never ran, what it counted stands.
         if mine and record.nonce and new.retries < record.retries:
             return Superseded(), None
-        return _take(record, ask, now_us, record.interruptions if record.nonce else 0)
-    if ask.checked and not mine and record.fingerprint != new.fingerprint:
-        return Mismatch(record), None
+        if mine or not is_copy:
+            return _take(record, ask, now_us, record.interruptions if record.nonce else 0, slip)
+    if not mine:
+        if answer is not None and (is_copy or answer.outcome):
+            if answer.outcome or not (
+                answer.succeeded and record.state in (State.SUCCEEDED, State.FAILED)
+            ):
+                return _answer_again(answer, slip, ask, now_ms, noted)
+            return Replay(record, False, noted), None
+        if awaited is not None and awaited.answered and awaited.outcome:
+            return _replay_other(awaited.as_record(ask.awaited), slip, ask, now_ms, noted)
+        if ask.checked and record.fingerprint != new.fingerprint:
+            return Mismatch(record), None
     if record.state is State.RUNNING:
         if mine and new.retries < record.retries:
             return Superseded(), None
         if live:
             return Busy(record, mine, now_ms), None
         if mine and new.retries > record.retries:
-            return _take(record, ask, now_us, 0)
-        return _interrupted(record, ask, now_us)
+            return _take(record, ask, now_us, 0, slip)
+        return _interrupted(record, ask, now_us, slip)
     if record.state is State.RETRYING:
         if mine and new.retries < record.retries:
             return Superseded(), None
         if mine or now_ms >= record.until_ms + ask.lease_ms:
-            return _take(record, ask, now_us, 0)
+            return _take(record, ask, now_us, 0, slip)
         return Busy(record, mine, now_ms), None
     if record.is_done:
         if mine:
-            if live:
+            if now_ms < record.until_ms:
                 return Busy(record, mine, now_ms), None
+            if answer is not None and is_copy and answer.outcome:
+                return _answer_again(answer, slip, ask, now_ms, noted)
             return _replay_mine(record, ask, now_ms, noted)
         if record.state is State.RELEASED and ask.awaited != record.owner:
-            return _take(record, ask, now_us, 0)
-        return Replay(record, mine, noted), None
+            return _take(record, ask, now_us, 0, slip)
+        return _replay_other(record, slip, ask, now_ms, noted)
     if record.state is State.COMPENSATING:
         if live:
             return Busy(record, mine, now_ms), None
-        return _compensate(record, ask, now_us)
-    return Unknown(record), None
+        return _compensate(record, ask, now_us, slip)
+    return _leased(Unknown(record, noted), record, slip, ask, now_ms, noted)
 
 
 def _take(
-    record: Record | None, ask: Claim, now_us: int, interruptions: int
+    record: Record | None, ask: Claim, now_us: int, interruptions: int, slip: Slip | None
 ) -> tuple[Claimed, Write]:
     token = now_us if record is None else max(record.token + 1, now_us)
+    now_ms = now_us // 1000
     taken = ask.candidate._replace(
         state=State.RUNNING,
         token=token,
-        until_ms=now_us // 1000 + ask.lease_ms,
+        until_ms=now_ms + ask.lease_ms,
         interruptions=interruptions,
         has_steps=record is not None and record.has_steps,
+        given_up=b"" if record is None else still_given_up(record.given_up, now_ms),
     )
-    return Claimed(token, interruptions), Write(taken, ask.keep_ms)
+    # What was answered before is another attempt, which nobody asks for any more.
+    slip_ttl_ms = KEEP_TTL if slip is None else 0
+    return Claimed(token, interruptions), Write(taken, ask.keep_ms, None, slip_ttl_ms)
 
 
-def _interrupted(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write]:
+def _interrupted(
+    record: Record, ask: Claim, now_us: int, slip: Slip | None
+) -> tuple[ClaimVerdict, Write | None]:
     interruptions = record.interruptions + 1
     if interruptions <= ask.max_interruptions:
-        return _take(record, ask, now_us, interruptions)
-    return _become_unknown(record, interruptions)
+        return _take(record, ask, now_us, interruptions, slip)
+    return _become_unknown(record, ask, now_us // 1000, interruptions, slip)
 
 
-def _compensate(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write]:
+def _compensate(
+    record: Record, ask: Claim, now_us: int, slip: Slip | None
+) -> tuple[ClaimVerdict, Write | None]:
     # Without a process nobody has begun: a person asked for it, or a claim was given up.
     interruptions = record.interruptions + bool(record.process)
     if interruptions > ask.max_compensations:
-        return _become_unknown(record, interruptions)
+        return _become_unknown(record, ask, now_us // 1000, interruptions, slip)
     # The owner stays: the failure is its call's, whoever undoes what it did.
     taken = record._replace(
         token=max(record.token + 1, now_us),
@@ -152,12 +198,18 @@ def _compensate(record: Record, ask: Claim, now_us: int) -> tuple[ClaimVerdict, 
     return Claimed(taken.token, interruptions, taken), Write(taken, ask.keep_ms)
 
 
-def _become_unknown(record: Record, interruptions: int) -> tuple[Unknown, Write]:
+def _become_unknown(
+    record: Record, ask: Claim, now_ms: int, interruptions: int, slip: Slip | None
+) -> tuple[Unknown, Write | None]:
     # No new token: the run may be alive still, and its late completion settles the record.
     unknown = record._replace(
         state=State.UNKNOWN, until_ms=0, interruptions=interruptions, nonce=b""
     )
-    return Unknown(unknown), Write(unknown, UNKNOWN_TTL_MS)
+    write = Write(unknown, UNKNOWN_TTL_MS)
+    if ask.slip_key and ask.callbacks:
+        # While a copy tells this, its run can't tell otherwise.
+        write = _with_sending(write, slip, ask, now_ms)
+    return Unknown(unknown), write
 
 
 def _replay_mine(
@@ -174,27 +226,86 @@ def _replay_mine(
     return Replay(leased, True, noted), Write(leased, KEEP_TTL)
 
 
+def _replay_other(
+    record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
+) -> tuple[ClaimVerdict, Write | None]:
+    return _leased(Replay(record, False, noted), record, slip, ask, now_ms, noted)
+
+
+def _answer_again(
+    answer: Slip, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
+) -> tuple[ClaimVerdict, Write | None]:
+    """Answer a call that has its answer, whoever has its key: from the slip."""
+    if not answer.outcome:
+        return Superseded(), None
+    record = answer.as_record(ask.candidate.owner)
+    return _leased(Replay(record, True, noted, True), record, slip, ask, now_ms, noted)
+
+
+def _leased(
+    verdict: ClaimVerdict,
+    record: Record,
+    slip: Slip | None,
+    ask: Claim,
+    now_ms: int,
+    noted: bool,
+) -> tuple[ClaimVerdict, Write | None]:
+    """Give a verdict; callbacks that are unsent are sent under a lease in the message's slip."""
+    if noted or not ask.callbacks or not ask.slip_key:
+        return verdict, None
+    if _is_being_sent(slip, ask, now_ms):
+        return Busy(record._replace(until_ms=_end_of(slip)), True, now_ms), None
+    return verdict, _with_sending(Write(None), slip, ask, now_ms)
+
+
+def _is_being_sent(slip: Slip | None, ask: Claim, now_ms: int) -> bool:
+    if slip is None or now_ms >= slip.sending_ms:
+        return False
+    return not ask.candidate.nonce or slip.holder[:8] != ask.candidate.nonce.ljust(8, b"\0")
+
+
+def _end_of(slip: Slip | None) -> int:
+    return 0 if slip is None else slip.sending_ms
+
+
+def _with_sending(write: Write, slip: Slip | None, ask: Claim, now_ms: int) -> Write:
+    kept = ask.message._replace(digests=b"") if slip is None else slip
+    holder = (ask.candidate.nonce.ljust(8, b"\0") + ask.candidate.process)[:255]
+    sending = kept._replace(sending_ms=now_ms + ask.lease_ms, holder=holder)
+    # By itself it says nothing once the lease is over.
+    return write._replace(slip=sending, slip_ttl_ms=ask.lease_ms if slip is None else KEEP_TTL)
+
+
 def settle(
-    record: Record | None, event: Settle, now_us: int
+    record: Record | None, event: Settle, now_us: int, *, slip: Slip | None = None
 ) -> tuple[Recorded | Lost, Write | None]:
     """Complete, fail, release, retry, interrupt: write what a run became, if it holds its key.
 
     An absent record is written anew (the store came back empty, and nobody took over). Released
     keys get a higher token, so that nothing of the run can be accepted later.
+
+    Args:
+        slip: the slip of the run's owner.
     """
     new = event.record
+    now_ms = now_us // 1000
     releases = new.state is State.RELEASED
     token = new.token + 1 if releases else new.token
+    answered = slip is not None and (slip.answered or now_ms < slip.sending_ms)
     if record is not None:
         again = record.token == token and record.state is new.state and record.owner == new.owner
         if again and new.state not in (State.RUNNING, State.COMPENSATING):
             return Recorded(token), None  # the first answer was lost
         if record.token != new.token:
-            return Lost(record), None
+            if slip is not None and slip.answered and slip.token == new.token:
+                return Recorded(token), None  # it was lost, and the key is another's since
+            return Lost(record, slip is not None and slip.answered), None
         if record.state in (State.SUCCEEDED, State.FAILED):
             return Recorded(record.token), None
         if record.state is State.UNKNOWN and new.state is State.RUNNING:
             return Recorded(record.token), None  # an interrupt tells nothing new
+    # Only while its outcome is unknown can a run's call have been answered by a copy.
+    answered = answered and record is not None and record.state is State.UNKNOWN
     # Compensating is a run of its own: what counts is how often that is cut off.
     begins = new.state is State.COMPENSATING and (
         record is not None and record.state is not State.COMPENSATING
@@ -206,11 +317,18 @@ def settle(
     )
     written = new._replace(
         token=token,
-        until_ms=now_us // 1000 + event.delay_ms if timed else 0,
+        until_ms=now_ms + event.delay_ms if timed and not answered else 0,
         interruptions=0 if record is None or begins else record.interruptions,
         has_steps=new.has_steps if record is None else record.has_steps,
+        given_up=b"" if record is None else record.given_up,
     )
-    return Recorded(token), Write(written, event.ttl_ms)
+    write = Write(written, event.ttl_ms)
+    if event.slip is not None and not answered:
+        left = event.slip._replace(token=new.token)
+        if event.delay_ms:
+            left = left._replace(sending_ms=now_ms + event.delay_ms)
+        write = write._replace(slip=left, slip_ttl_ms=event.slip_ttl_ms)
+    return Recorded(token, answered), write
 
 
 def renew(
@@ -250,54 +368,87 @@ def step(
     return Recorded(held.token), Write(record._replace(has_steps=True), keep_ms)
 
 
-def note(record: Record | None, token: int) -> Write | None:
-    """End the delivery lease of ``token``'s run: what it held is dropped from the record."""
-    if record is None or record.token != token or not (record.is_done and record.until_ms):
-        return None
-    return Write(record._replace(until_ms=0, process=b"", nonce=b""), KEEP_TTL)
+def note(record: Record | None, event: Note, *, slip: Slip | None = None) -> Write | None:
+    """Write down that a message was answered, and end the delivery lease of its run."""
+    write = Write(None)
+    if record is not None and record.token == event.token and record.is_done and record.until_ms:
+        write = Write(record._replace(until_ms=0, process=b"", nonce=b""), KEEP_TTL)
+    if event.slip.answered:
+        merged = event.slip if slip is None else slip.merged(event.slip)
+        write = write._replace(slip=merged, slip_ttl_ms=event.ttl_ms, slip_first=True)
+    elif slip is not None and slip.sending_ms:
+        if slip.answered:
+            write = write._replace(slip=slip._replace(sending_ms=0, holder=b""))
+        else:
+            write = write._replace(slip_ttl_ms=0)
+    return None if write == Write(None) else write
 
 
-def end_lease(record: Record | None, owner: bytes, process: bytes, now_us: int) -> Write | None:
-    """End what a dead process held for ``owner``: its lease, or its delivery lease."""
+def end_lease(
+    record: Record | None,
+    owner: bytes,
+    process: bytes,
+    now_us: int,
+    *,
+    slip: Slip | None = None,
+) -> Write | None:
+    """End what a dead process held for ``owner``: its lease, or that on its callbacks."""
     now_ms = now_us // 1000
-    if record is None or record.owner != owner or record.process != process:
-        return None
-    if not (record.state in (State.RUNNING, State.COMPENSATING) or record.is_done):
-        return None
-    if record.until_ms <= now_ms:
-        return None
-    return Write(record._replace(until_ms=now_ms, nonce=b""), KEEP_TTL)
+    write = Write(None)
+    if slip is not None and slip.holder[8:] == process and now_ms < slip.sending_ms:
+        write = write._replace(slip=slip._replace(sending_ms=0, holder=b""))
+    if (
+        record is not None
+        and record.owner == owner
+        and record.process == process
+        and (record.state in (State.RUNNING, State.COMPENSATING) or record.is_done)
+        and record.until_ms > now_ms
+    ):
+        write = write._replace(record=record._replace(until_ms=now_ms, nonce=b""))
+    return None if write == Write(None) else write
 
 
-def abandon(record: Record | None, given_up: Record, ttl_ms: int, now_us: int) -> Write | None:
+def abandon(
+    record: Record | None, given_up: Record, ttl_ms: int, for_ms: int, now_us: int
+) -> Write | None:
     """Undo a claim whose answer never came, or see to it that it gets nothing if it comes late.
 
-    ``given_up`` is the claim's candidate. The nonce stays in the record: it marks the claim that
+    ``given_up`` is the claim's candidate. Its nonce stays in the record: it marks the claim that
     is not to be granted, and that what the record had counted still stands.
+
+    Args:
+        for_ms: for how long it might still arrive and be in time.
     """
+    now_ms = now_us // 1000
+    until_ms = now_ms + for_ms
+
+    def undone(record: Record, ttl_ms: int) -> Write:
+        return Write(record.remembering(given_up.nonce, until_ms, now_ms), ttl_ms)
+
     if record is None:
         left = given_up._replace(state=State.RELEASED, token=now_us, until_ms=0, process=b"")
-        return Write(left, ttl_ms)
-    if record.state is State.RUNNING:
-        if record.nonce != given_up.nonce:
-            return None
-        undone = record._replace(
+        return undone(left, ttl_ms)
+    if record.has_given_up(given_up.nonce):
+        return None
+    holds = record.nonce == given_up.nonce
+    if record.state is State.RUNNING and holds:
+        free = record._replace(
             state=State.RELEASED, token=record.token + 1, until_ms=0, process=b""
         )
-        return Write(undone, ttl_ms)
-    if record.state is State.COMPENSATING and record.process:
-        if record.nonce != given_up.nonce:
-            return None
-        undone = record._replace(token=record.token + 1, until_ms=now_us // 1000, process=b"")
-        return Write(undone, KEEP_TTL)
-    if record.is_done and record.until_ms:
-        if record.nonce != given_up.nonce:
-            return None
-        return Write(record._replace(until_ms=0, process=b""), KEEP_TTL)
-    if record.nonce == given_up.nonce:
-        return None
+        return undone(free, ttl_ms)
+    if record.state is State.COMPENSATING and record.process and holds:
+        free = record._replace(token=record.token + 1, until_ms=now_ms, process=b"")
+        return undone(free, KEEP_TTL)
+    if record.is_done and record.until_ms and holds:
+        return undone(record._replace(until_ms=0, process=b""), KEEP_TTL)
+    if (
+        record.state is State.RUNNING
+        or (record.state is State.COMPENSATING and record.process)
+        or (record.is_done and record.until_ms)
+    ):
+        return undone(record, KEEP_TTL)  # another's, and it stays so
     counted = record.interruptions if record.nonce or record.state is not State.RELEASED else 0
-    return Write(record._replace(nonce=given_up.nonce, interruptions=counted), KEEP_TTL)
+    return undone(record._replace(nonce=given_up.nonce, interruptions=counted), KEEP_TTL)
 
 
 def forget(record: Record | None, ttl_ms: int, now_us: int) -> Write | None:
@@ -320,6 +471,8 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
         nonce=b"",
         interruptions=0,
     )
+    if event.state is State.RELEASED:
+        resolved = resolved._replace(owner=b"")  # as if forgotten: no copy was answered
     if event.state is State.FAILED and event.compensate:
         # Its lease is over: the next delivery of the key, or a message made for it, goes on.
         resolved = resolved._replace(state=State.COMPENSATING, until_ms=now_us // 1000)

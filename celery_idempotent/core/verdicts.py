@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.slip import NO_SLIP, Slip
 
 __all__ = [
     "KEEP_TTL",
@@ -17,6 +18,7 @@ __all__ = [
     "Claimed",
     "Lost",
     "Mismatch",
+    "Note",
     "Recorded",
     "Replay",
     "Resolve",
@@ -33,10 +35,19 @@ UNKNOWN_TTL_MS: Final = 30 * 86_400_000
 
 
 class Write(NamedTuple):
-    """The record to store, and how long it is to live from now (``KEEP_TTL``: as before)."""
+    """What to store: a record, a slip, or both as one step.
 
-    record: Record
-    ttl_ms: int
+    Times to live are from now; ``KEEP_TTL``: as before.
+    """
+
+    #: ``None``: the record is left as it is.
+    record: Record | None
+    ttl_ms: int = KEEP_TTL
+    slip: Slip | None = None
+    #: With a slip: how long it is to live. Without one: 0 deletes the slip that is there.
+    slip_ttl_ms: int = KEEP_TTL
+    #: Whether the slip may be written first, by itself: who sees it alone waits for the record.
+    slip_first: bool = False
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -73,6 +84,8 @@ class Replay:
     mine: bool
     #: Whether this message's callbacks have gone out already.
     noted: bool
+    #: Whether it stands in a slip, so that the record is another's: there is no lease to keep.
+    from_slip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +105,8 @@ class Unknown:
     """A run was interrupted, and nobody knows whether its effect happened."""
 
     record: Record
+    #: Whether this message's callbacks have gone out already.
+    noted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +114,8 @@ class Recorded:
     """The write was accepted; the record now carries ``token``."""
 
     token: int
+    #: Whether a copy of the run's message has answered its call already, or is about to.
+    answered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +123,8 @@ class Lost:
     """The write was refused: the record is another run's, or nobody's."""
 
     record: Record
+    #: Whether the call of the run has its final answer already, by a copy of its message.
+    answered: bool = False
 
 
 ClaimVerdict = Claimed | Busy | Replay | Superseded | Mismatch | Unknown
@@ -132,8 +151,17 @@ class Claim(NamedTuple):
     callbacks: bool = False
     #: Whether this message was made to go on with a compensation, and for nothing else.
     compensates_only: bool = False
-    #: The (packed) owner of the run that this caller waited for last.
+    #: The (packed) owner of the run that this caller waited for last, and the key of its slip.
     awaited: bytes = b""
+    awaited_key: str = ""
+    #: What tells this message from others of its owner; its ``digests`` are of what it carries.
+    message: Slip = NO_SLIP
+    #: The key of the owner's slip; empty: none is kept.
+    slip_key: str = ""
+    #: Whether nothing says that it could be a copy: it has no publication, and is not redelivered.
+    is_new: bool = False
+    #: Whether the store was away from this delivery lately: it leaves the runs time to renew.
+    met_outage: bool = False
     #: What the caller can do while the store works. A store that waits for a server may call it
     #: meanwhile, once or more; one that doesn't leaves it to the caller.
     meanwhile: Callable[[], object] | None = None
@@ -160,5 +188,22 @@ class Settle(NamedTuple):
     #: ``until_ms`` of the new record, from now: a retry's delay, a delivery lease, or 0.
     delay_ms: int
     ttl_ms: int
+    #: The slip to write with it; ``None``: the record alone answers the copies that are left.
+    slip: Slip | None = None
+    slip_ttl_ms: int = 0
+    #: The key of the owner's slip; empty: none is kept.
+    slip_key: str = ""
     #: As :attr:`Claim.meanwhile`.
     meanwhile: Callable[[], object] | None = None
+
+
+class Note(NamedTuple):
+    """A delivery is over: what its message's slip is to say."""
+
+    slip_key: str
+    #: What is added to the slip. Not answered: the callbacks could not be sent, so that the lease
+    #: on them ends, and nothing else.
+    slip: Slip
+    #: The run's token, whose delivery lease ends; 0: it held none.
+    token: int
+    ttl_ms: int

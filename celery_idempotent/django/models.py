@@ -56,10 +56,11 @@ class Step(models.Model):
 
 
 class Note(models.Model):
-    """That a message's callbacks went out."""
+    """The slip of an owner, packed: what it was answered, and whether its callbacks went out."""
 
     note_key = models.CharField(max_length=LONGEST, primary_key=True)
     expires_ms = models.BigIntegerField(db_index=True)
+    slip = models.BinaryField(null=True)
 
     def __str__(self) -> str:
         return self.note_key

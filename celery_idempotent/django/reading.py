@@ -9,8 +9,9 @@ from typing import Any, Final, TypeVar
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.django import models
-from celery_idempotent.django.rows import Row, Rows, fit
+from celery_idempotent.django.rows import Rows, fit
 from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.deciding import Row
 from celery_idempotent.stores.journal import StoredEvent
 
 __all__ = ["Reading"]

@@ -11,15 +11,16 @@ import os
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-from django.db import Error, InterfaceError, OperationalError, ProgrammingError
+from django.db import Error, InterfaceError, OperationalError, ProgrammingError, transaction
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import KEEP_TTL, Write
 from celery_idempotent.django import models
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
+from celery_idempotent.stores.deciding import FRESH_US, Row, slip_of
 
 __all__ = ["Row", "Rows", "fit", "is_cut", "is_passing", "unavailable"]
 
@@ -61,42 +62,6 @@ def unavailable(alias: str, exc: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"the store django://{alias} does not answer ({exc}){hint}")
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one read found; ``stamp`` is ``None`` where there is no row."""
-
-    now_us: int
-    packed: bytes = b""
-    stamp: int | None = None
-    token: int = 0
-    expires_ms: int = 0
-    noted: bool = False
-
-    @property
-    def now_ms(self) -> int:
-        """The database's clock when it was read."""
-        return self.now_us // 1000
-
-    @property
-    def record(self) -> Record | None:
-        """The record; one that expired is as good as absent.
-
-        Raises:
-            RecordCorrupt, RecordTooNew: it can't be read.
-        """
-        if self.stamp is None or self.now_ms >= self.expires_ms:
-            return None
-        return Record.unpack(self.packed)
-
-    @property
-    def readable(self) -> Record | None:
-        """The record, unless it can't be read."""
-        try:
-            return self.record
-        except StoreError:
-            return None
-
-
 class Rows:
     """The statements for one kind of database.
 
@@ -116,21 +81,32 @@ class Rows:
         self._table = models.Record._meta.db_table
         self._notes = models.Note._meta.db_table
 
-    def read(self, connection: Any, key: str = "", note: str | None = None) -> Row:
-        """Read a record, the database's clock, and whether a note is set, in one round trip."""
+    def read(
+        self, connection: Any, key: str = "", slip_key: str = "", awaited_key: str = ""
+    ) -> Row:
+        """Read a record, its slips and the database's clock, in one round trip."""
         sql = (
-            f"SELECT one.now_us, r.record, r.stamp, r.token, r.expires_ms, n.expires_ms "
+            f"SELECT one.now_us, r.record, r.stamp, r.token, r.expires_ms, "
+            "own.slip, own.expires_ms, awaited.slip, awaited.expires_ms "
             f"FROM (SELECT {self.now_us} AS now_us) one "
             f"LEFT JOIN {self._table} r ON r.record_key = %s "
-            f"LEFT JOIN {self._notes} n ON n.note_key = %s"
+            f"LEFT JOIN {self._notes} own ON own.note_key = %s "
+            f"LEFT JOIN {self._notes} awaited ON awaited.note_key = %s"
         )
+        names = [fit(name) if name else "" for name in (key, slip_key, awaited_key)]
         with connection.cursor() as cursor:
-            cursor.execute(sql, [fit(key), "" if note is None else fit(note)])
-            now_us, packed, stamp, token, expires_ms, noted_ms = cursor.fetchone()
-        noted = noted_ms is not None and noted_ms > now_us // 1000
+            cursor.execute(sql, names)
+            now_us, packed, stamp, token, expires_ms, *slips = cursor.fetchone()
+        slip, slip_ms, awaited, awaited_ms = slips
+        there = slip_ms is not None
+        told = (
+            bytes(slip or b"") if there else None,
+            slip_ms if there else 0,
+            slip_of(awaited and bytes(awaited), awaited_ms, now_us // 1000),
+        )
         if stamp is None:
-            return Row(now_us, noted=noted)
-        return Row(now_us, bytes(packed), stamp, token, expires_ms, noted)
+            return Row(now_us, b"", None, 0, 0, *told)
+        return Row(now_us, bytes(packed), stamp, token, expires_ms, *told)
 
     def read_many(self, connection: Any, keys: Sequence[str]) -> dict[str, Row]:
         """Read those of some records that there are, by the names under which they are stored."""
@@ -155,7 +131,8 @@ class Rows:
         decide: Callable[[Row], tuple[T, Write | None]],
         patience_s: float,
         *,
-        note: str | None = None,
+        slip_key: str = "",
+        awaited_key: str = "",
         if_locked: Callable[[Row], T | None] | None = None,
     ) -> T:
         """Read, decide, and write if the row is still as it was read; else begin again.
@@ -170,9 +147,9 @@ class Rows:
         row: Row | None = None
         while True:
             try:
-                row = self.read(connection, key, note)
+                row = self.read(connection, key, slip_key, awaited_key)
                 verdict, write = decide(row)
-                if write is None or self._write(connection, key, row, write):
+                if write is None or self._write(connection, key, row, write, slip_key):
                     return verdict
             except OperationalError as exc:
                 if connection.in_atomic_block or not is_passing(exc):
@@ -188,8 +165,52 @@ class Rows:
             )
         return answer
 
-    def _write(self, connection: Any, key: str, row: Row, write: Write) -> bool:
-        record = write.record
+    def _write(self, connection: Any, key: str, row: Row, write: Write, slip_key: str) -> bool:
+        touches_slip = write.slip is not None or write.slip_ttl_ms == 0
+        if write.record is None:
+            return self._write_slip(connection, row, write, slip_key)
+        if not touches_slip:
+            return self._write_record(connection, key, row, write, write.record)
+        if write.slip_first:
+            return self._write_slip(connection, row, write, slip_key) and self._write_record(
+                connection, key, row, write, write.record
+            )
+        with suppress(_NotAsRead), transaction.atomic(using=connection.alias):
+            if not (
+                self._write_record(connection, key, row, write, write.record)
+                and self._write_slip(connection, row, write, slip_key)
+            ):
+                raise _NotAsRead
+            return True
+        return False
+
+    def _write_slip(self, connection: Any, row: Row, write: Write, slip_key: str) -> bool:
+        if write.slip is None:
+            sql = f"DELETE FROM {self._notes} WHERE note_key = %s"
+            self._execute(connection, sql, [fit(slip_key)])
+            return True
+        expires_ms = row.now_ms + write.slip_ttl_ms
+        if write.slip_ttl_ms == KEEP_TTL:
+            expires_ms = row.slip_expires_ms
+        new = [write.slip.pack(), expires_ms, fit(slip_key)]
+        deadline_us = row.now_us + FRESH_US
+        if row.slip_bytes is None:
+            sql = (
+                f"INSERT INTO {self._notes} (slip, expires_ms, note_key) "
+                f"SELECT %s, %s, %s FROM (SELECT {self.now_us} AS now_us) one "
+                "WHERE one.now_us <= %s ON CONFLICT DO NOTHING"
+            )
+            return self._execute(connection, sql, [*new, deadline_us]) > 0
+        sql = (
+            f"UPDATE {self._notes} SET slip = %s, expires_ms = %s WHERE note_key = %s "
+            f"AND COALESCE(slip, %s) = %s AND expires_ms = %s AND {self.now_us} <= %s"
+        )
+        seen = [b"", row.slip_bytes, row.slip_expires_ms, deadline_us]
+        return self._execute(connection, sql, [*new, *seen]) > 0
+
+    def _write_record(
+        self, connection: Any, key: str, row: Row, write: Write, record: Record
+    ) -> bool:
         task, readable = _words(key, record)
         values: dict[str, Any] = {
             "task": task[:255],
@@ -202,17 +223,19 @@ class Rows:
             "record": record.pack(),
             "expires_ms": row.now_ms + write.ttl_ms,
         }
+        deadline_us = row.now_us + FRESH_US
         if row.stamp is None:
             names = ["record_key", *values]
             marks = ", ".join(["%s"] * len(names))
             sql = (
-                f"INSERT INTO {self._table} ({', '.join(names)}) VALUES ({marks}) "
+                f"INSERT INTO {self._table} ({', '.join(names)}) SELECT {marks} "
+                f"FROM (SELECT {self.now_us} AS now_us) one WHERE one.now_us <= %s "
                 "ON CONFLICT DO NOTHING"
             )
-            return self._execute(connection, sql, [fit(key), *values.values()]) > 0
+            return self._execute(connection, sql, [fit(key), *values.values(), deadline_us]) > 0
         if write.ttl_ms == KEEP_TTL:
             del values["expires_ms"]
-        as_read = "record_key = %s AND stamp = %s"
+        as_read = f"record_key = %s AND stamp = %s AND {self.now_us} <= %s"
         if not self._one_writer:
             as_read = (
                 f"record_key = (SELECT record_key FROM {self._table} WHERE {as_read} "
@@ -220,7 +243,8 @@ class Rows:
             )
         changes = ", ".join(f"{name} = %s" for name in values)
         sql = f"UPDATE {self._table} SET {changes} WHERE {as_read}"
-        return self._execute(connection, sql, [*values.values(), fit(key), row.stamp]) > 0
+        seen = [fit(key), row.stamp, deadline_us]
+        return self._execute(connection, sql, [*values.values(), *seen]) > 0
 
     def is_locked(self, connection: Any, key: str) -> bool:
         """Whether a transaction that is not over has written the record."""
@@ -243,6 +267,10 @@ class Rows:
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
             return int(cursor.rowcount)
+
+
+class _NotAsRead(Exception):
+    """What was to be written is not as it was read: the transaction is undone."""
 
 
 def is_cut(exc: Error) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
@@ -14,12 +16,14 @@ from django.db.utils import ConnectionDoesNotExist
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     Busy,
     Claim,
     Claimed,
     ClaimVerdict,
     Lost,
+    Note,
     Recorded,
     Resolve,
     Settle,
@@ -28,10 +32,11 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.django import models
 from celery_idempotent.django.isolation import check_isolation
 from celery_idempotent.django.reading import Reading
-from celery_idempotent.django.rows import Row, Rows, fit, is_cut, is_passing, unavailable
+from celery_idempotent.django.rows import Rows, fit, is_cut, is_passing, unavailable
 from celery_idempotent.django.transaction import DjangoTransaction
 from celery_idempotent.errors import ConfigurationError, StoreError
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal
+from celery_idempotent.stores.deciding import Row
 
 __all__ = ["DjangoStore"]
 
@@ -58,6 +63,8 @@ class DjangoStore(Reading):
         self.alias = alias
         #: Whether a transaction is opened before the body, and not when it asks for one.
         self.opens_with_body = atomic
+        #: When the database last did not answer, on this process's monotonic clock.
+        self.failed_at = -math.inf
         self._rows: Rows | None = None
         self._is_checked = False
         self._local = threading.local()
@@ -97,14 +104,14 @@ class DjangoStore(Reading):
 
     # --- operations ------------------------------------------------------------------------------
 
-    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         has_steps = False
 
         def decide(row: Row) -> tuple[ClaimVerdict, Write | None]:
             nonlocal has_steps
             record = row.record
             has_steps = record is not None and record.has_steps
-            return transitions.claim(record, ask, row.now_us, noted=row.noted)
+            return transitions.claim(record, ask, row.now_us, slip=row.slip, awaited=row.awaited)
 
         def if_locked(row: Row) -> ClaimVerdict | None:
             record = row.record
@@ -117,7 +124,13 @@ class DjangoStore(Reading):
 
         def work(connection: Any) -> ClaimVerdict:
             verdict = self.rows.change(
-                connection, key, decide, _CLAIM_S, note=note, if_locked=if_locked
+                connection,
+                key,
+                decide,
+                _CLAIM_S,
+                slip_key=ask.slip_key,
+                awaited_key=ask.awaited_key,
+                if_locked=if_locked,
             )
             if isinstance(verdict, Claimed) and has_steps:
                 return replace(verdict, steps=self._steps_of(connection, key))
@@ -132,9 +145,10 @@ class DjangoStore(Reading):
         """Settle as a part of the transaction that ``connection`` is in."""
 
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
-            return transitions.settle(row.record, event, row.now_us)
+            record = row.held(event.record.token)
+            return transitions.settle(record, event, row.now_us, slip=row.slip)
 
-        return self.rows.change(connection, key, decide, _WRITE_S)
+        return self.rows.change(connection, key, decide, _WRITE_S, slip_key=event.slip_key)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
@@ -145,7 +159,8 @@ class DjangoStore(Reading):
 
     def _renew_one(self, connection: Any, one: Renewal) -> Recorded | Lost | StoreError:
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
-            return transitions.renew(row.record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+            record = row.held(one.held.token)
+            return transitions.renew(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
 
         try:
             return self.rows.change(connection, one.key, decide, _CLAIM_S)
@@ -165,8 +180,9 @@ class DjangoStore(Reading):
 
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             nonlocal is_first
-            is_first = not (row.record or one.held).has_steps
-            return transitions.step(row.record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+            record = row.held(one.held.token)
+            is_first = not (record or one.held).has_steps
+            return transitions.step(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
 
         answer = self.rows.change(connection, one.key, decide, _WRITE_S)
         if isinstance(answer, Recorded):
@@ -184,29 +200,23 @@ class DjangoStore(Reading):
             write = transitions.resolve(row.record, event, row.now_us)
             return write is not None, write
 
-        return self._operate(lambda connection: self.rows.change(connection, key, decide, _WRITE_S))
+        return self._change(key, decide, _WRITE_S)
 
-    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
+    def note(self, key: str, event: Note) -> None:
         def decide(row: Row) -> tuple[None, Write | None]:
-            return None, transitions.note(row.readable, token)
+            return None, transitions.note(row.readable, event, slip=row.slip)
 
-        def work(connection: Any) -> None:
-            if ttl_ms > 0:
-                # First: a copy that comes between still waits for the delivery lease.
-                expires_ms = self.rows.read(connection).now_ms + ttl_ms
-                self._objects(models.Note).update_or_create(
-                    note_key=fit(note), defaults={"expires_ms": expires_ms}
-                )
-            self.rows.change(connection, key, decide, _WRITE_S)
+        self._change(key, decide, _WRITE_S, event.slip_key)
 
-        self._operate(work)
+    def slip(self, slip_key: str) -> Slip | None:
+        return self._operate(lambda connection: self.rows.read(connection, "", slip_key).slip)
 
-    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
+    def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
         def decide(row: Row) -> tuple[bool, Write | None]:
-            write = transitions.end_lease(row.readable, owner, process, row.now_us)
+            write = transitions.end_lease(row.readable, owner, process, row.now_us, slip=row.slip)
             return write is not None, write
 
-        return self._operate(lambda connection: self.rows.change(connection, key, decide, _CLAIM_S))
+        return self._change(key, decide, _CLAIM_S, slip_key)
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
         def decide(row: Row) -> tuple[None, Write | None]:
@@ -214,9 +224,23 @@ class DjangoStore(Reading):
                 record = row.record
             except StoreError:
                 return None, None
-            return None, transitions.abandon(record, given_up, ttl_ms, row.now_us)
+            write = transitions.abandon(record, given_up, ttl_ms, GIVEN_UP_MS, row.now_us)
+            return None, write
 
-        self._operate(lambda connection: self.rows.change(connection, key, decide, _WRITE_S))
+        self._change(key, decide, _WRITE_S)
+
+    def _change(
+        self,
+        key: str,
+        decide: Callable[[Row], tuple[T, Write | None]],
+        patience_s: float,
+        slip_key: str = "",
+    ) -> T:
+        return self._operate(
+            lambda connection: self.rows.change(
+                connection, key, decide, patience_s, slip_key=slip_key
+            )
+        )
 
     def forget(self, key: str, ttl_ms: int) -> bool:
         def decide(row: Row) -> tuple[bool, Write | None]:
@@ -292,6 +316,8 @@ class DjangoStore(Reading):
                         return work(connection)
                 return work(connection)
             except Error as exc:
+                if is_cut(exc):
+                    self.failed_at = time.monotonic()
                 if connection.in_atomic_block or attempt == _ATTEMPTS - 1:
                     raise unavailable(self.alias, exc) from exc
                 if is_cut(exc) and not stale:

@@ -238,7 +238,6 @@ class Edge:
         call = Call(
             terms=terms,
             key=record_key(environment.prefix, call_key),
-            note=None,
             owner=Owner(uuid()).pack(),
             retries=0,
             fingerprint=call_key.fingerprint,

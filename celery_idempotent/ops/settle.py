@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 from kombu.utils.uuid import uuid
@@ -12,7 +13,7 @@ from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Resolve
 from celery_idempotent.errors import IdempotencyError, StoreError
-from celery_idempotent.headers import OWN, Waits, own_header
+from celery_idempotent.headers import OWN, own_header, published
 from celery_idempotent.ops import records
 from celery_idempotent.ops.views import RecordView, parse_name
 from celery_idempotent.results import encode_failure, encode_result
@@ -125,7 +126,7 @@ def _publish_compensation(
             "the next call with this key"
         )
     task_id: str = uuid()
-    header = own_header(task_id, call_key, Waits(compensates_only=True))
+    header = own_header(task_id, call_key, replace(published(), compensates_only=True))
     task = app.tasks.get(view.task)
     options = {name: getattr(task, name, None) for name in _ROUTING}
     given = {name: value for name, value in options.items() if value is not None}

@@ -14,7 +14,7 @@ from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.options import check_call
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.headers import OWN, explicit_key, own_header
+from celery_idempotent.headers import OWN, explicit_key, own_header, published
 from celery_idempotent.publishing import id_of_call, with_key
 from celery_idempotent.retrying import publish_again
 from celery_idempotent.task import IdempotentTask
@@ -164,7 +164,7 @@ def _with_key(
     if chosen or call_key != setup.scheme.derive(args, kwargs, task_id=task_id, task=task):
         return headers  # the call, or its context, has a key
     key, label = setup.scheme.identity(task_id)
-    own = own_header(task_id, call_key._replace(key=key, label=label))
+    own = own_header(task_id, call_key._replace(key=key, label=label), published())
     return {**(headers or {}), OWN: own}
 
 

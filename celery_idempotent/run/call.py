@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from celery_idempotent.core.record import State
+from celery_idempotent.core.slip import NO_SLIP, Slip
 from celery_idempotent.stores.base import Store
 
 __all__ = ["Call", "Ending", "Terms"]
@@ -47,16 +48,27 @@ class Call(NamedTuple):
     """What one delivery asks of the store."""
 
     terms: Terms
-    #: The record's key, and the note's where the message carries callbacks.
+    #: The record's key.
     key: str
-    note: str | None
     owner: bytes
     retries: int
     fingerprint: bytes
     checked: bool
     label: str
-    awaited: bytes = b""
+    #: The key of the owner's slip; empty: no second copy of the message can come.
+    slip_key: str = ""
+    #: What tells the message from others of its owner, and the digest of its callbacks.
+    message: Slip = NO_SLIP
+    #: Whether anything hangs on the message's outcome.
+    callbacks: bool = False
+    #: Whether nothing says that the message could be a copy.
+    is_new: bool = False
+    #: Whether the store was away from an earlier delivery of it.
+    met_outage: bool = False
     compensates_only: bool = False
+    #: The (packed) owner of the run that it waited for last, and the key of its slip.
+    awaited: bytes = b""
+    awaited_key: str = ""
 
 
 class Ending(NamedTuple):
@@ -67,3 +79,5 @@ class Ending(NamedTuple):
     #: Retrying: until the retry is due, and which one it is. Compensating: the lease that goes on.
     delay_ms: int = 0
     retries: int = 0
+    #: Released: whether that is the final answer of the run's own call.
+    answers: bool = True

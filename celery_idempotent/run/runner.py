@@ -12,23 +12,25 @@ from types import MappingProxyType
 from typing import Final
 
 from celery_idempotent.core.record import Process, Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     UNKNOWN_TTL_MS,
     Claim,
     Claimed,
     ClaimVerdict,
     Lost,
+    Note,
     Recorded,
     Replay,
     Settle,
 )
-from celery_idempotent.errors import RecordTooNew, StoreError, StoreUnavailable
+from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.call import Call, Ending
 from celery_idempotent.run.heartbeat import Lease, heartbeat
 from celery_idempotent.run.inbox import Inbox
 from celery_idempotent.run.upkeep import now_and_then
 
-__all__ = ["Run", "ask", "this_process"]
+__all__ = ["Asking", "Run", "ask", "this_process", "write_slip"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -57,97 +59,147 @@ def this_process() -> bytes:
     return _process[1]
 
 
-def ask(
-    call: Call,
-    patience_s: float,
-    on_lost: Callable[[Lease], None],
-    ready: Callable[[Run], object] | None = None,
-) -> ClaimVerdict | Run:
-    """Ask for the key: a :class:`Run` where it is granted, else what the delivery has to do.
+class Asking:
+    """One delivery asks for its key; whatever cuts it off before its body, it undoes its claim."""
 
-    Args:
-        ready: called with the run before it has the key, and maybe before that is known.
-
-    In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
-    request arrived, the answer is the same), then gives up and has the claim undone.
-
-    Raises:
-        StoreUnavailable, RecordTooNew: the delivery must wait.
-        RecordCorrupt: it must not run.
-    """
-    global _was_granted
-    # By position, here and below: names would double what a record takes to make.
-    candidate = Record(
-        State.RUNNING,
-        0,
-        0,
-        call.retries,
-        0,
-        call.owner,
-        this_process(),
-        os.urandom(8),
-        call.fingerprint,
-        call.label,
-    )
-    terms = call.terms
-    run: Run | None = None
-    asked = time.monotonic()
-
-    def prepare() -> Run:
-        nonlocal run
-        if run is None:
-            run = Run(call, candidate, on_lost)
-            run.lease.renewed = asked  # whenever the answer comes, it runs from about then
-            if ready is not None:
-                ready(run)
-            now_and_then(terms.store)
-        return run
-
-    request = Claim(
-        candidate,
-        terms.lease_ms,
-        terms.keep_ms,
-        terms.max_interruptions,
-        terms.max_compensations,
-        call.checked,
-        call.note is not None,
-        call.compensates_only,
-        call.awaited,
-        prepare if _was_granted else None,  # or it is work for nothing
-    )
-    try:
-        verdict = _claim(call, request, patience_s)
-    except RecordTooNew:
-        raise
-    except BaseException as exc:
-        # No answer, or cut off while waiting for one: it may have been granted all the same.
-        if not isinstance(exc, StoreError) or getattr(exc, "may_have_arrived", False):
-            heartbeat.later(
-                lambda: terms.store.abandon(call.key, candidate, terms.horizon_ms),
-                f"a claim of {call.key} was given up",
-                terms.keep_ms / 1000,
-            )
-        raise
-    _was_granted = isinstance(verdict, Claimed)
-    if isinstance(verdict, Claimed):
-        held = verdict.failed or Record(
+    def __init__(self, call: Call, on_lost: Callable[[Lease], None]) -> None:
+        self._call = call
+        self._on_lost = on_lost
+        # By position: names would double what a record takes to make.
+        self._candidate = Record(
             State.RUNNING,
-            verdict.token,
-            0,  # until_ms: the store's
+            0,
+            0,
             call.retries,
-            verdict.interruptions,
+            0,
             call.owner,
-            candidate.process,
-            candidate.nonce,
+            this_process(),
+            os.urandom(8),
             call.fingerprint,
             call.label,
-            b"",
-            bool(verdict.steps),
         )
-        return prepare().hold(held, steps=verdict.steps)
-    if isinstance(verdict, Replay) and verdict.mine and not verdict.noted and call.note is not None:
-        return prepare().hold(verdict.record, replay=verdict)
-    return verdict
+        #: Whether the key may be held for a body that has not begun.
+        self.may_hold = False
+        #: Whether that was undone.
+        self.was_undone = False
+
+    def ask(
+        self, patience_s: float, ready: Callable[[Run], object] | None = None
+    ) -> ClaimVerdict | Run:
+        """Give a :class:`Run` where the key is granted, else what the delivery has to do.
+
+        Args:
+            ready: called with the run before it has the key, and maybe before that is known.
+
+        In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
+        request arrived, the answer is the same), then gives up. :meth:`undo` is to be called where
+        this raises, and where the body does not come to begin.
+
+        Raises:
+            StoreUnavailable, RecordTooNew: the delivery must wait.
+            RecordCorrupt: it must not run.
+        """
+        global _was_granted
+        call, candidate = self._call, self._candidate
+        terms = call.terms
+        run: Run | None = None
+        asked = time.monotonic()
+
+        def prepare() -> Run:
+            nonlocal run
+            if run is None:
+                run = Run(call, candidate, self._on_lost)
+                run.lease.renewed = asked  # whenever the answer comes, it runs from about then
+                if ready is not None:
+                    ready(run)
+                now_and_then(terms.store)
+            return run
+
+        request = Claim(
+            candidate,
+            terms.lease_ms,
+            terms.keep_ms,
+            terms.max_interruptions,
+            terms.max_compensations,
+            call.checked,
+            call.callbacks,
+            call.compensates_only,
+            call.awaited,
+            call.awaited_key,
+            call.message,
+            call.slip_key,
+            call.is_new,
+            call.met_outage,
+            prepare if _was_granted else None,  # or it is work for nothing
+        )
+        self.may_hold = True
+        verdict = _claim(call, request, patience_s)
+        _was_granted = isinstance(verdict, Claimed)
+        if isinstance(verdict, Claimed):
+            held = verdict.failed or Record(
+                State.RUNNING,
+                verdict.token,
+                0,  # until_ms: the store's
+                call.retries,
+                verdict.interruptions,
+                call.owner,
+                candidate.process,
+                candidate.nonce,
+                call.fingerprint,
+                call.label,
+                b"",
+                bool(verdict.steps),
+            )
+            return self._hold(prepare(), held, verdict.steps)
+        self.may_hold = False
+        if (
+            isinstance(verdict, Replay)
+            and verdict.mine
+            and not verdict.noted
+            and not verdict.from_slip
+            and call.callbacks
+        ):
+            return prepare().hold(verdict.record, replay=verdict)
+        return verdict
+
+    def _hold(self, run: Run, held: Record, steps: Mapping[str, bytes]) -> Run:
+        try:
+            return run.hold(held, steps=steps)
+        except RuntimeError as exc:
+            error = StoreUnavailable(
+                f"this process can't keep a lease alive, so that nothing is run: {exc}"
+            )
+            error.may_have_arrived = True
+            raise error from exc
+
+    def undo(self, why: BaseException) -> None:
+        """Undo a claim that was, or may have been, granted for a body that did not begin."""
+        if not self.may_hold:
+            return
+        self.may_hold, self.was_undone = False, True
+        call, candidate = self._call, self._candidate
+        terms = call.terms
+
+        def tell() -> None:
+            terms.store.abandon(call.key, candidate, terms.horizon_ms)
+
+        if isinstance(why, StoreError) and not getattr(why, "may_have_arrived", False):
+            return
+        if not isinstance(why, StoreUnavailable) or why.__cause__.__class__ is RuntimeError:
+            with suppress(StoreUnavailable):
+                tell()
+                return
+        heartbeat.later(tell, f"a claim of {call.key} was given up", terms.keep_ms / 1000)
+
+
+def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> ClaimVerdict | Run:
+    """Ask for the key, for a caller that begins its body at once: see :meth:`Asking.ask`."""
+    asking = Asking(call, on_lost)
+    try:
+        return asking.ask(patience_s)
+    except BaseException as exc:
+        asking.undo(exc)
+        raise
 
 
 def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
@@ -155,7 +207,10 @@ def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
     pause, arrived = _PAUSE_S, False
     while True:
         try:
-            return call.terms.store.claim(call.key, request, call.note)
+            store = call.terms.store
+            if time.monotonic() - store.failed_at < request.lease_ms / 1000:
+                request = request._replace(met_outage=True)
+            return store.claim(call.key, request)
         except StoreUnavailable as exc:
             exc.may_have_arrived = arrived = arrived or exc.may_have_arrived
             if time.monotonic() + pause >= until:
@@ -277,8 +332,9 @@ class Run:
         return self.call.terms.store.settle(self.call.key, event)
 
     def _settle(self, ending: Ending, meanwhile: Callable[[], object] | None) -> Settle:
-        state, terms, delay_ms = ending.state, self.call.terms, ending.delay_ms
-        delivery = self.call.note is not None and _has_outcome(ending)
+        call = self.call
+        state, terms, delay_ms = ending.state, call.terms, ending.delay_ms
+        delivery = call.callbacks and _has_outcome(ending)
         kept = delivery or state in _WITH_PROCESS
         if state in _WITH_OUTCOME:
             ttl_ms = terms.ttl_ms
@@ -306,7 +362,11 @@ class Run:
             ending.outcome,
             held.has_steps,
         )
-        return Settle(record, delay_ms, ttl_ms, meanwhile)
+        slip: Slip | None = None
+        frees = state is State.RELEASED and ending.answers
+        if call.slip_key and (frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
+            slip = call.message._replace(answered=True, digests=b"", outcome=ending.outcome)
+        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, call.slip_key, meanwhile)
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
         if isinstance(answer, Lost):
@@ -349,30 +409,41 @@ class Run:
     def delivered(self, *, sent: bool) -> None:
         """End the delivery lease; ``sent``: the message's callbacks went out, so note that."""
         self._delivered = sent
-        if sent:
-            self._note()
-        elif self.lease.record.is_done:
-            self._tell_note(0)
+        if sent or self.lease.record.is_done:
+            kept = self.lease.record.state in _WITH_OUTCOME
+            slip = self.call.message._replace(answered=sent, succeeded=sent and kept)
+            write_slip(self.call, slip, self.token, self._drop)
 
-    def _note(self) -> None:
-        self._tell_note(self.call.terms.horizon_ms)
 
-    def _tell_note(self, ttl_ms: int) -> None:
-        call, token = self.call, self.token
-        if call.note is None:
-            return
-        note = call.note
+def write_slip(
+    call: Call,
+    slip: Slip,
+    token: int = 0,
+    then: Callable[[], object] | None = None,
+    *,
+    at_once: bool = True,
+) -> None:
+    """Write down how a message was answered; it is told until it is heard.
 
-        def tell() -> None:
-            call.terms.store.note(call.key, token, note, ttl_ms)
-            self._drop()
+    Args:
+        token: of the run whose delivery lease ends.
+        then: called once it is heard.
+        at_once: not in the background.
+    """
+    terms = call.terms
+    note = Note(call.slip_key, slip, token, terms.horizon_ms)
 
-        try:
+    def tell() -> None:
+        terms.store.note(call.key, note)
+        if then is not None:
+            then()
+
+    if at_once:
+        with suppress(StoreUnavailable):
             tell()
-        except StoreUnavailable:
-            heartbeat.later(
-                tell, f"the callbacks of {call.key} went out", call.terms.horizon_ms / 1000
-            )
+            return
+    what = f"the call with the key {call.key} was answered"
+    heartbeat.later(tell, what, terms.horizon_ms / 1000)
 
 
 def _has_outcome(ending: Ending) -> bool:

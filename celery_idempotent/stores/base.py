@@ -1,11 +1,14 @@
 """What a store is: the protocol every kind of store keeps, and how one is made from a URL.
 
-A store keeps one record a key, and for each message with callbacks a note. Each operation reads,
-decides and writes as one step that nothing can come between, by the store's own clock; what is
+A store keeps one record a key, and slips: what is known of the answer of one owner, wherever the
+key has gone since (:mod:`celery_idempotent.core.slip`). Each operation reads, decides and writes
+record and slip as one step that nothing can come between, by the store's own clock; what is
 decided is said by :mod:`celery_idempotent.core.transitions`. The instants:
 
 * a lease that ends at ``t`` is over at ``t`` (live: ``now < t``), and so is the wait for a retry;
 * a record that lives for ``d`` is gone at ``now + d``;
+* a claim that was given up is refused from then on for :data:`GIVEN_UP_MS`, and not carried out
+  by a server that finds it later;
 * tokens are the clock in microseconds, or one more than the last token, whichever is higher.
 
 An operation that cannot be carried out raises :class:`.StoreUnavailable`; whether it took effect
@@ -21,16 +24,25 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.transitions import Claim, ClaimVerdict, Lost, Recorded, Resolve, Settle
+from celery_idempotent.core.slip import Slip
+from celery_idempotent.core.transitions import (
+    Claim,
+    ClaimVerdict,
+    Lost,
+    Note,
+    Recorded,
+    Resolve,
+    Settle,
+)
 from celery_idempotent.errors import ConfigurationError, StoreError
 
 __all__ = [
+    "GIVEN_UP_MS",
     "STEPS",
     "Renewal",
     "Store",
     "is_beside_a_record",
     "mask_url",
-    "note_key",
     "store_from_url",
 ]
 
@@ -48,8 +60,13 @@ class Renewal:
 class Store(Protocol):
     """Where records live. ``key`` is the whole key of a record, as ``record_key`` gives it."""
 
-    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
-        """Ask for a key. ``note``: the key of the message's note, where it has callbacks.
+    @property
+    def failed_at(self) -> float:
+        """When it last did not answer, or a connection was found broken, on this process's
+        monotonic clock; minus infinity: never."""
+
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
+        """Ask for a key.
 
         Raises:
             StoreUnavailable: it did not answer; ``abandon`` undoes what it may have done.
@@ -68,10 +85,13 @@ class Store(Protocol):
     def resolve(self, key: str, event: Resolve) -> bool:
         """Settle an unknown outcome by a person's word; ``False``: it isn't unknown."""
 
-    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
-        """Note that a message's callbacks went out, and end the delivery lease of ``token``."""
+    def note(self, key: str, event: Note) -> None:
+        """Write a message's slip, and end the delivery lease of its run."""
 
-    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
+    def slip(self, slip_key: str) -> Slip | None:
+        """Read a slip, and change nothing."""
+
+    def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
         """End what a dead process held for ``owner``; whether there was something."""
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
@@ -112,10 +132,9 @@ class Store(Protocol):
         """Give back all connections."""
 
 
-def note_key(key: str, task_id: str) -> str:
-    """Where the note of a message's callbacks lives: beside its record, by the hash tag."""
-    return f"{key}:sent:{task_id}"
-
+#: For how long a claim that its client gave up could still be carried out, in milliseconds: each
+#: carries a deadline by the store's clock, which is sooner.
+GIVEN_UP_MS: Final = 30_000
 
 #: Where a record's steps live: at its key, with this behind it.
 STEPS: Final = ":steps"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavai
 from celery_idempotent.stores.base import mask_url
 from celery_idempotent.stores.redis import RedisStore, connector, patience_of
 from celery_idempotent.stores.servers import Server, server_of
-from celery_idempotent.stores.wire import Argument, Call, Connection, Wire
+from celery_idempotent.stores.wire import Argument, Call, Connection, Timed, Wire
 
 __all__ = ["ClusterStore", "ClusterWire"]
 
@@ -32,7 +33,10 @@ class ClusterWire:
     node says TRYAGAIN: the store is away for these keys until the slot has moved.
     """
 
-    def __init__(self, seeds: Sequence[Node], connect: Connect, where: str) -> None:
+    def __init__(
+        self, seeds: Sequence[Node], connect: Connect, where: str, patience_ms: int = 2000
+    ) -> None:
+        self._patience_ms = patience_ms
         self._seeds = tuple(seeds)
         self._connect = connect
         self._where = where
@@ -46,6 +50,25 @@ class ClusterWire:
             lambda wire: wire.call(call, meanwhile),
             lambda wire: wire.call_asking(call),
         )
+
+    def call_timed(self, timed: Timed, meanwhile: Callable[[], object] | None = None) -> Any:
+        """Call a script that has to know until when it is waited for, where its keys are."""
+        return self._where_it_is(
+            timed(0, False).keys[0],
+            lambda wire: wire.call_timed(timed, meanwhile),
+            lambda wire: wire.call_timed(timed, asking=True),
+        )
+
+    def learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
+        """Learn what the clock says of the node that has a key."""
+        node = self._owners.get(_slot(key))
+        if node is not None:
+            self._wire(node).learn(now_ms, at_most=at_most)
+
+    @property
+    def failed_at(self) -> float:
+        """When a node last did not answer, on the monotonic clock."""
+        return max((wire.failed_at for wire in self._wires.values()), default=-math.inf)
 
     def call_replicated(self, call: Call, replicas: int, timeout_ms: int) -> Any:
         """Call one script, and give its answer once so many replicas have what it wrote."""
@@ -188,7 +211,8 @@ class ClusterWire:
 
     def _wire(self, node: Node) -> Wire:
         if node not in self._wires:
-            self._wires[node] = Wire(lambda: self._connect(*node), f"{node[0]}:{node[1]}")
+            where = f"{node[0]}:{node[1]}"
+            self._wires[node] = Wire(lambda: self._connect(*node), where, self._patience_ms)
         return self._wires[node]
 
 
@@ -218,8 +242,11 @@ class ClusterStore(RedisStore):
             made: Connection = connection_class(**{**kwargs, "host": host, "port": port})
             return made
 
-        wire: Any = ClusterWire(nodes, connect, mask_url(url))
+        wire: Any = ClusterWire(nodes, connect, mask_url(url), 2 * patience_of(kwargs))
         return cls(wire, (replicas, patience_of(kwargs)))
+
+    def _learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
+        self._wire.learn(key, now_ms, at_most=at_most)
 
     def scan(self, pattern: str) -> Iterator[str]:
         for wire in self._wire.wires():

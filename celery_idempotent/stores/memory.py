@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 import threading
 import time
@@ -13,18 +14,20 @@ from typing import ClassVar
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     Claim,
     Claimed,
     ClaimVerdict,
     Lost,
+    Note,
     Recorded,
     Resolve,
     Settle,
     Write,
 )
 from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal
 from celery_idempotent.stores.journal import MemoryJournals
 
 __all__ = ["MemoryStore"]
@@ -47,6 +50,8 @@ class MemoryStore(MemoryJournals):
     """
 
     _shared: ClassVar[dict[str, MemoryStore]] = {}
+    #: It never was away.
+    failed_at = -math.inf
 
     def __init__(self, clock: Callable[[], int] = _clock_us) -> None:
         super().__init__()
@@ -54,7 +59,7 @@ class MemoryStore(MemoryJournals):
         self._lock = threading.RLock()
         # Packed, as everywhere: what a test sees here has been through the stored form.
         self._records: dict[str, tuple[bytes, int]] = {}
-        self._notes: dict[str, int] = {}
+        self._slips: dict[str, tuple[bytes, int]] = {}
         self._steps: dict[str, dict[str, bytes]] = {}
 
     @classmethod
@@ -62,7 +67,7 @@ class MemoryStore(MemoryJournals):
         """Give the store of that URL in this process: every app that names it gets the same."""
         return cls._shared.setdefault(url, cls())
 
-    def _read(self, key: str, now_us: int) -> Record | None:
+    def _read(self, key: str, now_us: int, token: int | None = None) -> Record | None:
         entry = self._records.get(key)
         if entry is None:
             return None
@@ -71,24 +76,38 @@ class MemoryStore(MemoryJournals):
             del self._records[key]
             self._steps.pop(key, None)
             return None
-        return Record.unpack(packed)
+        return Record.unpack(packed, token)
 
-    def _write(self, key: str, write: Write | None, now_us: int) -> bool:
+    def _read_slip(self, slip_key: str, now_us: int) -> Slip | None:
+        packed, gone_ms = self._slips.get(slip_key, (b"", 0))
+        return Slip.unpack(packed) if now_us // 1000 < gone_ms else None
+
+    def _write(self, key: str, write: Write | None, now_us: int, slip_key: str = "") -> bool:
         if write is None:
             return False
-        gone_ms = now_us // 1000 + write.ttl_ms
-        if write.ttl_ms == transitions.KEEP_TTL:
-            gone_ms = self._records[key][1]
-        self._records[key] = (write.record.pack(), gone_ms)
+        now_ms = now_us // 1000
+        if write.record is not None:
+            gone_ms = now_ms + write.ttl_ms
+            if write.ttl_ms == transitions.KEEP_TTL:
+                gone_ms = self._records[key][1]
+            self._records[key] = (write.record.pack(), gone_ms)
+        if write.slip is not None:
+            gone_ms = now_ms + write.slip_ttl_ms
+            if write.slip_ttl_ms == transitions.KEEP_TTL:
+                gone_ms = self._slips[slip_key][1]
+            self._slips[slip_key] = (write.slip.pack(), gone_ms)
+        elif write.slip_ttl_ms == 0:
+            self._slips.pop(slip_key, None)
         return True
 
-    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         with self._lock:
             now = self._clock()
-            noted = note is not None and self._notes.get(note, 0) > now // 1000
+            slip = self._read_slip(ask.slip_key, now)
+            awaited = self._read_slip(ask.awaited_key, now)
             record = self._read(key, now)
-            verdict, write = transitions.claim(record, ask, now, noted=noted)
-            self._write(key, write, now)
+            verdict, write = transitions.claim(record, ask, now, slip=slip, awaited=awaited)
+            self._write(key, write, now, ask.slip_key)
             if isinstance(verdict, Claimed) and record is not None and record.has_steps:
                 return replace(verdict, steps=dict(self._steps.get(key, {})))
             return verdict
@@ -96,8 +115,10 @@ class MemoryStore(MemoryJournals):
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         with self._lock:
             now = self._clock()
-            verdict, write = transitions.settle(self._read(key, now), event, now)
-            self._write(key, write, now)
+            record = self._read(key, now, event.record.token)
+            slip = self._read_slip(event.slip_key, now)
+            verdict, write = transitions.settle(record, event, now, slip=slip)
+            self._write(key, write, now, event.slip_key)
             return verdict
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
@@ -107,7 +128,7 @@ class MemoryStore(MemoryJournals):
 
     def _renew_one(self, one: Renewal, now: int) -> Recorded | Lost | StoreError:
         try:
-            record = self._read(one.key, now)
+            record = self._read(one.key, now, one.held.token)
         except StoreError as exc:
             return exc
         verdict, write = transitions.renew(record, one.held, one.lease_ms, one.keep_ms, now)
@@ -117,7 +138,7 @@ class MemoryStore(MemoryJournals):
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         with self._lock:
             now = self._clock()
-            record = self._read(one.key, now)
+            record = self._read(one.key, now, one.held.token)
             verdict, write = transitions.step(record, one.held, one.lease_ms, one.keep_ms, now)
             if write is not None:
                 if not (record or one.held).has_steps:
@@ -131,24 +152,34 @@ class MemoryStore(MemoryJournals):
             now = self._clock()
             return self._write(key, transitions.resolve(self._read(key, now), event, now), now)
 
-    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
-        with self._lock, suppress(StoreError):
+    def note(self, key: str, event: Note) -> None:
+        with self._lock:
             now = self._clock()
-            if ttl_ms > 0:
-                self._notes[note] = now // 1000 + ttl_ms
-            self._write(key, transitions.note(self._read(key, now), token), now)
+            slip = self._read_slip(event.slip_key, now)
+            write = transitions.note(self._readable(key, now), event, slip=slip)
+            self._write(key, write, now, event.slip_key)
 
-    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
-        with self._lock, suppress(StoreError):
+    def slip(self, slip_key: str) -> Slip | None:
+        with self._lock:
+            return self._read_slip(slip_key, self._clock())
+
+    def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
+        with self._lock:
             now = self._clock()
-            write = transitions.end_lease(self._read(key, now), owner, process, now)
-            return self._write(key, write, now)
-        return False
+            slip, record = self._read_slip(slip_key, now), self._readable(key, now)
+            write = transitions.end_lease(record, owner, process, now, slip=slip)
+            return self._write(key, write, now, slip_key)
+
+    def _readable(self, key: str, now_us: int) -> Record | None:
+        with suppress(StoreError):
+            return self._read(key, now_us)
+        return None
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
         with self._lock, suppress(StoreError):
             now = self._clock()
-            self._write(key, transitions.abandon(self._read(key, now), given_up, ttl_ms, now), now)
+            write = transitions.abandon(self._read(key, now), given_up, ttl_ms, GIVEN_UP_MS, now)
+            self._write(key, write, now)
 
     def forget(self, key: str, ttl_ms: int) -> bool:
         with self._lock:

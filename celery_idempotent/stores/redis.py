@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
 
@@ -12,7 +13,8 @@ import redis.sentinel
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_idempotent.core.record import Record
+from celery_idempotent.core.record import VERSION, Record
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     UNKNOWN_TTL_MS,
     Busy,
@@ -21,6 +23,7 @@ from celery_idempotent.core.transitions import (
     ClaimVerdict,
     Lost,
     Mismatch,
+    Note,
     Recorded,
     Replay,
     Resolve,
@@ -29,10 +32,16 @@ from celery_idempotent.core.transitions import (
     Unknown,
 )
 from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
-from celery_idempotent.stores.base import STEPS, Renewal, is_beside_a_record, mask_url
+from celery_idempotent.stores.base import (
+    GIVEN_UP_MS,
+    STEPS,
+    Renewal,
+    is_beside_a_record,
+    mask_url,
+)
 from celery_idempotent.stores.redis_journal import RedisJournals
 from celery_idempotent.stores.servers import RedisServers
-from celery_idempotent.stores.wire import Call, Wire, load_script
+from celery_idempotent.stores.wire import Call, Wire, load_script, not_done
 
 __all__ = ["RedisStore"]
 
@@ -53,8 +62,11 @@ _CERT_REQS: Final = {
 }
 
 
+#: How often a claim is asked for again that the server's clock found too late.
+_LATE_TURNS: Final = 3
+
 #: What a claim asks for, and the head of what it is answered, as lua/claim.lua has them.
-_ASK: Final = struct.Struct(">QQIIB")
+_ASK: Final = struct.Struct(">QQIIBQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 
 
@@ -83,43 +95,59 @@ class RedisStore(RedisJournals, RedisServers):
         replicas = given.pop("wait_replicas", 0)
         connection_class, kwargs = connector(url, given)
         return cls(
-            Wire(lambda: connection_class(**kwargs), where=mask_url(url)),
+            Wire(lambda: connection_class(**kwargs), mask_url(url), 2 * patience_of(kwargs)),
             (replicas, patience_of(kwargs)),
         )
 
-    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
+        for _ in range(_LATE_TURNS):
+            answer = self._wire.call_timed(partial(self._claiming, key, ask), ask.meanwhile)
+            if type(answer) is int:
+                self._learn(key, answer // 1000, at_most=True)
+                return Claimed(answer)
+            if type(answer) is list:
+                failed = Record.unpack(answer[2]) if answer[2] else None
+                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]))
+            code, flags, now_ms = _ANSWER.unpack_from(answer)
+            self._learn(key, now_ms)
+            if code != 9:
+                return _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
+        raise not_done(
+            f"the store has found each of {_LATE_TURNS} claims of {key} too late: its clock is "
+            "being moved, or this process stands still"
+        )
+
+    def _learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
+        self._wire.learn(now_ms, at_most=at_most)
+
+    @property
+    def failed_at(self) -> float:
+        return self._wire.failed_at
+
+    def _claiming(self, key: str, ask: Claim, deadline_ms: int, broke: bool) -> Call:
+        flags = (
+            ask.checked
+            + 2 * ask.callbacks
+            + 4 * ask.compensates_only
+            + 8 * ask.is_new
+            + 16 * (ask.met_outage or broke)
+        )
         numbers = _ASK.pack(
             ask.lease_ms,
             UNKNOWN_TTL_MS,
             ask.max_interruptions,
             ask.max_compensations,
-            ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only,
+            flags,
+            deadline_ms,
         )
-        keys = _keys(key) if note is None else (*_keys(key), note)
-        args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms)
-        answer = self._wire.call(Call(self._claim, keys, args), ask.meanwhile)
-        if type(answer) is int:
-            return Claimed(answer)
-        if type(answer) is list:
-            failed = Record.unpack(answer[2]) if answer[2] else None
-            return Claimed(answer[0], answer[1], failed, _pairs(answer[3]))
-        code, flags, now_ms = _ANSWER.unpack_from(answer)
-        raw = answer[_ANSWER.size :]
-        if code == 2:
-            return Busy(Record.unpack(raw), bool(flags & 1), now_ms)
-        if code == 3:
-            return Replay(Record.unpack(raw), bool(flags & 1), bool(flags & 2))
-        if code == 4:
-            return Superseded()
-        if code == 5:
-            return Mismatch(Record.unpack(raw))
-        if code == 6:
-            return Unknown(Record.unpack(raw))
-        raise _unreadable((code, raw))
+        args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())
+        return Call(self._claim, _keys(key, ask.slip_key, ask.awaited_key), args)
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
-        args = (event.record.pack(), event.delay_ms, event.ttl_ms)
-        call = Call(self._settle, _keys(key), args)
+        args: tuple[bytes | int, ...] = (event.record.pack(), event.delay_ms, event.ttl_ms)
+        if event.slip is not None:
+            args += (event.slip.pack(), event.slip_ttl_ms)
+        call = Call(self._settle, _keys(key, event.slip_key), args)
         if self._wait[0]:
             return _recorded(self._wire.call_replicated(call, *self._wait))
         return _recorded(self._wire.call(call, event.meanwhile))
@@ -146,14 +174,20 @@ class RedisStore(RedisJournals, RedisServers):
             raise _unreadable(answer)
         return bool(answer[0] == 1)
 
-    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
-        self._wire.call(Call(self._note, (*_keys(key), note), (token, ttl_ms)))
+    def note(self, key: str, event: Note) -> None:
+        args = (event.token, event.ttl_ms, event.slip.pack())
+        self._wire.call(Call(self._note, _keys(key, event.slip_key), args))
 
-    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
-        return bool(self._wire.call(Call(self._end_lease, _keys(key), (owner, process)))[0])
+    def slip(self, slip_key: str) -> Slip | None:
+        return Slip.unpack(self._wire.command("GET", slip_key))
+
+    def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
+        call = Call(self._end_lease, _keys(key, slip_key), (owner, process))
+        return bool(self._wire.call(call)[0])
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
-        self._wire.call(Call(self._abandon, _keys(key), (given_up.pack(), ttl_ms)))
+        args = (given_up.pack(), ttl_ms, GIVEN_UP_MS)
+        self._wire.call(Call(self._abandon, _keys(key), args))
 
     def forget(self, key: str, ttl_ms: int) -> bool:
         return bool(self._wire.call(Call(self._forget, _keys(key), (ttl_ms,)))[0])
@@ -211,8 +245,32 @@ class RedisStore(RedisJournals, RedisServers):
         self._wire.close()
 
 
-def _keys(key: str) -> tuple[str, str]:
-    return key, key + STEPS
+def _keys(key: str, slip_key: str = "", awaited_key: str = "") -> tuple[str, ...]:
+    if awaited_key:
+        return key, key + STEPS, slip_key, awaited_key
+    return (key, key + STEPS, slip_key) if slip_key else (key, key + STEPS)
+
+
+def _verdict(ask: Claim, code: int, flags: int, now_ms: int, raw: bytes) -> ClaimVerdict:
+    mine, noted = bool(flags & 1), bool(flags & 2)
+    if code == 2:
+        return Busy(Record.unpack(raw), mine, now_ms)
+    if code == 3:
+        return Replay(Record.unpack(raw), mine, noted)
+    if code == 4:
+        return Superseded()
+    if code == 5:
+        return Mismatch(Record.unpack(raw))
+    if code == 6:
+        return Unknown(Record.unpack(raw), noted)
+    slip = Slip.unpack(raw)
+    if code == 7 and slip is not None:
+        owner = ask.candidate.owner if mine else ask.awaited
+        return Replay(slip.as_record(owner), mine, noted, mine)
+    if code == 8 and slip is not None:
+        record = slip.as_record(ask.candidate.owner)
+        return Busy(record._replace(until_ms=slip.sending_ms), mine, now_ms)
+    raise _unreadable((code, raw))
 
 
 def _pairs(flat: Any) -> dict[str, bytes]:
@@ -225,9 +283,16 @@ def _recorded(answer: Any) -> Recorded | Lost:
         return Recorded(answer)
     if answer[0] == 1:
         return Recorded(answer[1])
-    if answer[0] == 2:
-        return Lost(Record.unpack(answer[1]))
+    if answer[0] == 3:
+        return Recorded(answer[1], True)
+    if answer[0] in (2, 4):
+        return Lost(_winner(answer[1]), answer[0] == 4)
     raise _unreadable(answer)
+
+
+def _winner(raw: bytes) -> Record:
+    """Read the record of the run that has a key; of one that a newer release wrote, its head."""
+    return Record.unpack_head(raw) if raw[0] > VERSION else Record.unpack(raw)
 
 
 def _renewed(answer: Any) -> Recorded | Lost | StoreError:

@@ -8,29 +8,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import BigInteger, Connection, bindparam, delete, select
+from sqlalchemy import Connection, delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     Busy,
     Claim,
     Claimed,
     ClaimVerdict,
     Lost,
+    Note,
     Recorded,
     Resolve,
     Settle,
     Write,
 )
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal
 from celery_idempotent.stores.sql_engines import Engines
 from celery_idempotent.stores.sql_journal import SqlJournals
 from celery_idempotent.stores.sql_purge import PURGED_AT_ONCE, purge, tend
 from celery_idempotent.stores.sql_rows import Row, Rows
-from celery_idempotent.stores.sql_schema import create_schema, fit, metadata, notes, records, steps
+from celery_idempotent.stores.sql_schema import create_schema, fit, metadata, records, steps
 from celery_idempotent.stores.sql_transaction import SqlTransaction
 from celery_idempotent.stores.transactions import Transaction
 
@@ -51,8 +53,6 @@ class SqlStore(SqlJournals):
     def __init__(self, engines: Engines) -> None:
         super().__init__(Rows(engines))
         self.engines = engines
-        end_ms = engines.flavour.now_us // 1000 + bindparam("ttl_ms", type_=BigInteger)
-        self._put_note = engines.flavour.put(notes, expires_ms=end_ms)
         self._put_step = engines.flavour.put(steps)
 
     @classmethod
@@ -81,14 +81,18 @@ class SqlStore(SqlJournals):
 
     # --- operations ------------------------------------------------------------------------------
 
-    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
+    @property
+    def failed_at(self) -> float:
+        return self._rows.failed_at
+
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         has_steps = False
 
         def decide(row: Row) -> tuple[ClaimVerdict, Write | None]:
             nonlocal has_steps
             record = row.record
             has_steps = record is not None and record.has_steps
-            return transitions.claim(record, ask, row.now_us, noted=row.noted)
+            return transitions.claim(record, ask, row.now_us, slip=row.slip, awaited=row.awaited)
 
         def if_locked(row: Row) -> ClaimVerdict | None:
             record = row.record
@@ -101,7 +105,13 @@ class SqlStore(SqlJournals):
 
         def work(connection: Connection) -> ClaimVerdict:
             verdict = self._rows.change(
-                connection, key, decide, _PATIENT_S, note=note, if_locked=if_locked
+                connection,
+                key,
+                decide,
+                _PATIENT_S,
+                slip_key=ask.slip_key,
+                awaited_key=ask.awaited_key,
+                if_locked=if_locked,
             )
             if isinstance(verdict, Claimed) and has_steps:
                 # Nobody else can write one any more.
@@ -111,15 +121,22 @@ class SqlStore(SqlJournals):
         return self._rows.operate(work)
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
-        return self._rows.operate(lambda connection: self.settle_in(connection, key, event))
+        return self._rows.operate(
+            lambda connection: self.settle_in(connection, key, event, within=False)
+        )
 
-    def settle_in(self, connection: Connection, key: str, event: Settle) -> Recorded | Lost:
+    def settle_in(
+        self, connection: Connection, key: str, event: Settle, *, within: bool = True
+    ) -> Recorded | Lost:
         """Settle as a part of the transaction that ``connection`` is in; its row stays locked."""
 
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
-            return transitions.settle(row.record, event, row.now_us)
+            record = row.held(event.record.token)
+            return transitions.settle(record, event, row.now_us, slip=row.slip)
 
-        return self._rows.change(connection, key, decide, _PATIENT_S)
+        return self._rows.change(
+            connection, key, decide, _PATIENT_S, slip_key=event.slip_key, within=within
+        )
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
@@ -130,7 +147,8 @@ class SqlStore(SqlJournals):
 
     def _renew_one(self, connection: Connection, one: Renewal) -> Recorded | Lost | StoreError:
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
-            return transitions.renew(row.record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+            record = row.held(one.held.token)
+            return transitions.renew(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
 
         try:
             return self._rows.change(connection, one.key, decide, _HASTY_S)
@@ -152,7 +170,7 @@ class SqlStore(SqlJournals):
 
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             nonlocal is_first
-            record = row.record
+            record = row.held(one.held.token)
             is_first = not (record or one.held).has_steps
             return transitions.step(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
 
@@ -171,24 +189,21 @@ class SqlStore(SqlJournals):
 
         return self._write(key, decide)
 
-    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
+    def note(self, key: str, event: Note) -> None:
         def decide(row: Row) -> tuple[None, Write | None]:
-            return None, transitions.note(row.readable, token)
+            return None, transitions.note(row.readable, event, slip=row.slip)
 
-        def work(connection: Connection) -> None:
-            if ttl_ms > 0:
-                # First: a copy that comes between still waits for the delivery lease.
-                connection.execute(self._put_note, {"note_key": fit(note), "ttl_ms": ttl_ms})
-            self._rows.change(connection, key, decide, _PATIENT_S)
+        self._write(key, decide, slip_key=event.slip_key)
 
-        self._rows.operate(work)
+    def slip(self, slip_key: str) -> Slip | None:
+        return self._rows.operate(lambda connection: self._rows.read_slip(connection, slip_key))
 
-    def end_lease(self, key: str, owner: bytes, process: bytes) -> bool:
+    def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
         def decide(row: Row) -> tuple[bool, Write | None]:
-            write = transitions.end_lease(row.readable, owner, process, row.now_us)
+            write = transitions.end_lease(row.readable, owner, process, row.now_us, slip=row.slip)
             return write is not None, write
 
-        return self._write(key, decide, _HASTY_S)
+        return self._write(key, decide, _HASTY_S, slip_key=slip_key)
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
         def decide(row: Row) -> tuple[None, Write | None]:
@@ -196,11 +211,10 @@ class SqlStore(SqlJournals):
                 record = row.record
             except StoreError:
                 return None, None
-            return None, transitions.abandon(record, given_up, ttl_ms, row.now_us)
+            write = transitions.abandon(record, given_up, ttl_ms, GIVEN_UP_MS, row.now_us)
+            return None, write
 
-        self._rows.operate(
-            lambda connection: self._rows.change(connection, key, decide, _PATIENT_S)
-        )
+        self._write(key, decide)
 
     def forget(self, key: str, ttl_ms: int) -> bool:
         def decide(row: Row) -> tuple[bool, Write | None]:
@@ -224,9 +238,12 @@ class SqlStore(SqlJournals):
         key: str,
         decide: Callable[[Row], tuple[T, Write | None]],
         patience_s: float = _PATIENT_S,
+        slip_key: str = "",
     ) -> T:
         return self._rows.operate(
-            lambda connection: self._rows.change(connection, key, decide, patience_s)
+            lambda connection: self._rows.change(
+                connection, key, decide, patience_s, slip_key=slip_key
+            )
         )
 
     # --- reading ---------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from sqlalchemy import (
     Table,
     Update,
     bindparam,
+    func,
     insert,
+    literal,
     literal_column,
     select,
     update,
@@ -24,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.stores.sql_schema import records
+from celery_idempotent.stores.sql_schema import notes, records
 
 __all__ = ["Flavour", "Trouble", "flavour_of", "hint_of", "is_refusal", "trouble_of"]
 
@@ -38,7 +40,7 @@ class Trouble(enum.Enum):
     UNDONE = enum.auto()
     #: The row is there already.
     THERE = enum.auto()
-    #: The store's tables are not.
+    #: The store's tables, or a column of them, are not.
     NO_TABLES = enum.auto()
     #: The connection is gone, and with it the answer.
     CUT = enum.auto()
@@ -52,6 +54,7 @@ _POSTGRESQL: Final = {
     "40P01": Trouble.UNDONE,
     "23505": Trouble.THERE,
     "42P01": Trouble.NO_TABLES,
+    "42703": Trouble.NO_TABLES,
     "3F000": Trouble.NO_TABLES,
 }
 _MYSQL: Final = {
@@ -61,6 +64,7 @@ _MYSQL: Final = {
     1020: Trouble.UNDONE,
     1062: Trouble.THERE,
     1146: Trouble.NO_TABLES,
+    1054: Trouble.NO_TABLES,
 }
 # By their words: Python 3.10 doesn't tell SQLite's codes.
 _SQLITE: Final = {
@@ -68,6 +72,8 @@ _SQLITE: Final = {
     "database table is locked": Trouble.LOCKED,
     "UNIQUE constraint failed": Trouble.THERE,
     "no such table": Trouble.NO_TABLES,
+    "no such column": Trouble.NO_TABLES,
+    "has no column": Trouble.NO_TABLES,
 }
 
 
@@ -128,23 +134,37 @@ class Flavour:
     #: Whether a transaction that wrote keeps everybody else from writing anything.
     one_writer: bool = False
 
-    def insert_record(self) -> Insert:
-        """Give a statement that writes a record where there is none, and nothing otherwise."""
-        values: dict[str, Any] = {column.name: bindparam(column.name) for column in records.c}
+    def insert(self, table: Table) -> Insert:
+        """Give a statement that writes a row where there is none, and nothing otherwise.
+
+        Nor does it after ``deadline_us`` by the database's clock: it may have waited in a socket.
+        """
+        one = select(self.now_us.label("now_us")).subquery("one")
+        row = (
+            select(*(bindparam(column.name, type_=column.type) for column in table.c))
+            .select_from(one)
+            .where(one.c.now_us <= bindparam("deadline_us", type_=BigInteger))
+        )
+        names = [column.name for column in table.c]
         if self.driver.startswith("postgresql"):
-            return postgresql.insert(records).values(values).on_conflict_do_nothing()
+            return postgresql.insert(table).from_select(names, row).on_conflict_do_nothing()
         if self.driver.startswith("sqlite"):
-            return sqlite.insert(records).values(values).on_conflict_do_nothing()
-        return insert(records).values(values)  # raises: IGNORE would ignore other errors as well
+            return sqlite.insert(table).from_select(names, row).on_conflict_do_nothing()
+        return insert(table).from_select(names, row)  # raises: IGNORE would ignore other errors
 
     def update_record(self, *, keep_ttl: bool) -> Update:
         """Give a statement that writes a record if it is as it was read, and nobody has it locked.
 
-        Its parameters: ``at`` and ``seen`` (key and stamp that were read), and the new columns.
+        Its parameters: ``at`` and ``seen`` (key and stamp that were read), ``deadline_us`` as in
+        :meth:`insert`, and the new columns.
         """
         names = ["state", "token", "stamp", "record"] + ([] if keep_ttl else ["expires_ms"])
         statement = update(records).values({name: bindparam(name) for name in names})
-        as_read = (records.c.record_key == bindparam("at")) & (records.c.stamp == bindparam("seen"))
+        as_read = (
+            (records.c.record_key == bindparam("at"))
+            & (records.c.stamp == bindparam("seen"))
+            & (self.now_us <= bindparam("deadline_us", type_=BigInteger))
+        )
         if self.one_writer:
             return statement.where(as_read)
         free = (
@@ -154,6 +174,25 @@ class Flavour:
             .subquery("free")
         )
         return statement.where(records.c.record_key == free.c.record_key)
+
+    def update_slip(self) -> Update:
+        """Give a statement that writes a slip if it is as it was read, and in time.
+
+        Its parameters: ``at``, ``seen`` and ``seen_ms`` (its key, bytes and expiry as read), and
+        ``deadline_us``; ``slip`` and ``expires_ms`` are the new ones.
+        """
+        packed = notes.c.slip.type
+        slip = func.coalesce(notes.c.slip, literal(b"", packed))
+        return (
+            update(notes)
+            .values(slip=bindparam("slip"), expires_ms=bindparam("expires_ms"))
+            .where(
+                (notes.c.note_key == bindparam("at"))
+                & (slip == bindparam("seen", type_=packed))
+                & (notes.c.expires_ms == bindparam("seen_ms", type_=BigInteger))
+                & (self.now_us <= bindparam("deadline_us", type_=BigInteger))
+            )
+        )
 
     def put(self, table: Table, **computed: ColumnElement[Any]) -> Insert:
         """Give a statement that writes a whole row, whether there is one or not.

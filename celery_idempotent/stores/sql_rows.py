@@ -1,27 +1,30 @@
 """One row of the SQL store: read, decided on, and written if nothing came between.
 
 A record is read without a lock, :mod:`.transitions` decides by the database's clock, and one
-statement writes, which finds the row only as it was read and locked by nobody; if it finds none,
-all of that begins again. Each statement of the store is so a transaction of its own: no process
-can be stopped while it holds a row's lock, and none waits for one.
+statement writes, which finds the row only as it was read, in time, and locked by nobody; if it
+finds none, all of that begins again. Each statement of the store is so a transaction of its own:
+no process can be stopped while it holds a row's lock, and none waits for one. Only where a slip is
+written with its record are there two statements in one transaction.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, bindparam, literal, select
+from sqlalchemy import Connection, Insert, bindparam, delete, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_idempotent.core.record import Record
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import KEEP_TTL, Write
-from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.stores.deciding import FRESH_US, Row, slip_of
 from celery_idempotent.stores.sql_engines import Engines
 from celery_idempotent.stores.sql_flavours import Trouble, hint_of, trouble_of
 from celery_idempotent.stores.sql_schema import fit, notes, records
@@ -37,42 +40,6 @@ _BUSY_S: Final = 0.2
 _ATTEMPTS: Final = 3
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one read found; ``stamp`` is ``None`` where there is no row."""
-
-    now_us: int
-    packed: bytes = b""
-    stamp: int | None = None
-    token: int = 0
-    expires_ms: int = 0
-    noted: bool = False
-
-    @property
-    def now_ms(self) -> int:
-        """The database's clock when it was read."""
-        return self.now_us // 1000
-
-    @property
-    def record(self) -> Record | None:
-        """The record; one that expired is as good as absent.
-
-        Raises:
-            RecordCorrupt, RecordTooNew: it can't be read.
-        """
-        if self.stamp is None or self.now_ms >= self.expires_ms:
-            return None
-        return Record.unpack(self.packed)
-
-    @property
-    def readable(self) -> Record | None:
-        """The record, unless it can't be read."""
-        try:
-            return self.record
-        except StoreError:
-            return None
-
-
 class Rows:
     """The rows of one database."""
 
@@ -86,20 +53,27 @@ class Rows:
             records.c.token,
             records.c.expires_ms,
         )
-        noted = select(notes.c.expires_ms).where(notes.c.note_key == bindparam("note"))
         # Where there is no record, the clock is told all the same.
         found = now.outerjoin(records, records.c.record_key == bindparam("key"))
-        self._read = select(now.c.now_us, *columns, literal(None)).select_from(found)
-        self._read_with_note = select(now.c.now_us, *columns, noted.scalar_subquery()).select_from(
-            found
-        )
+        self._read = select(now.c.now_us, *columns).select_from(found)
+        slips = [
+            select(column).where(notes.c.note_key == bindparam(name)).scalar_subquery()
+            for name in ("slip_key", "awaited_key")
+            for column in (notes.c.slip, notes.c.expires_ms)
+        ]
+        self._read_with_slips = select(now.c.now_us, *columns, *slips).select_from(found)
         self._read_many = select(records.c.record_key, flavour.now_us, *columns).where(
             records.c.record_key.in_(bindparam("keys", expanding=True))
         )
         self._read_locked = self._read_many.with_for_update(nowait=True)
-        self._insert = flavour.insert_record().execution_options(preserve_rowcount=True)
+        self._insert = flavour.insert(records).execution_options(preserve_rowcount=True)
+        self._insert_slip = flavour.insert(notes).execution_options(preserve_rowcount=True)
+        self._update_slip = flavour.update_slip()
         self._update = flavour.update_record(keep_ttl=False)
         self._update_and_keep_ttl = flavour.update_record(keep_ttl=True)
+
+        #: When the database last did not answer, on this process's monotonic clock.
+        self.failed_at = -math.inf
 
     def operate(self, work: Callable[[Connection], T]) -> T:
         """Do one operation; again after a deadlock, and once more where the connection was stale.
@@ -114,6 +88,8 @@ class Rows:
                     return work(connection)
             except SQLAlchemyError as exc:
                 trouble = trouble_of(exc)
+                if trouble in (Trouble.CUT, Trouble.AWAY):
+                    self.failed_at = time.monotonic()
                 again = trouble in (Trouble.UNDONE, Trouble.LOCKED) or (
                     trouble is Trouble.CUT and not stale
                 )
@@ -153,17 +129,37 @@ class Rows:
         error.may_have_arrived = isinstance(exc, DBAPIError) and exc.connection_invalidated
         return error
 
-    def read(self, connection: Connection, key: str = "", note: str | None = None) -> Row:
-        """Read a record, the database's clock, and whether a note is set, in one round trip."""
-        if note is None:
-            answer = connection.execute(self._read, {"key": fit(key)})
-        else:
-            answer = connection.execute(self._read_with_note, {"key": fit(key), "note": fit(note)})
-        now_us, packed, stamp, token, expires_ms, noted_until_ms = answer.one()
-        noted = noted_until_ms is not None and noted_until_ms > now_us // 1000
+    def read(
+        self, connection: Connection, key: str = "", slip_key: str = "", awaited_key: str = ""
+    ) -> Row:
+        """Read a record, its slips and the database's clock, in one round trip."""
+        if not slip_key and not awaited_key:
+            now_us, packed, stamp, token, expires_ms = connection.execute(
+                self._read, {"key": fit(key)}
+            ).one()
+            if stamp is None:
+                return Row(now_us)
+            return Row(now_us, bytes(packed), stamp, token, expires_ms)
+        wanted = {
+            "key": fit(key),
+            "slip_key": fit(slip_key) if slip_key else "",
+            "awaited_key": fit(awaited_key) if awaited_key else "",
+        }
+        answer = connection.execute(self._read_with_slips, wanted)
+        now_us, packed, stamp, token, expires_ms, slip, slip_ms, awaited, awaited_ms = answer.one()
+        there = slip_ms is not None
+        slips = (
+            bytes(slip or b"") if there else None,
+            slip_ms if there else 0,
+            slip_of(awaited and bytes(awaited), awaited_ms, now_us // 1000),
+        )
         if stamp is None:
-            return Row(now_us, noted=noted)
-        return Row(now_us, bytes(packed), stamp, token, expires_ms, noted)
+            return Row(now_us, b"", None, 0, 0, *slips)
+        return Row(now_us, bytes(packed), stamp, token, expires_ms, *slips)
+
+    def read_slip(self, connection: Connection, slip_key: str) -> Slip | None:
+        """Read a slip."""
+        return self.read(connection, "", slip_key).slip
 
     def read_locked(self, connection: Connection, key: str) -> Row:
         """Read a record under its lock, which nobody may have."""
@@ -187,10 +183,15 @@ class Rows:
         decide: Callable[[Row], tuple[T, Write | None]],
         patience_s: float,
         *,
-        note: str | None = None,
+        slip_key: str = "",
+        awaited_key: str = "",
+        within: bool = False,
         if_locked: Callable[[Row], T | None] | None = None,
     ) -> T:
         """Read, decide, and write if the row is still as it was read; else begin again.
+
+        Args:
+            within: the connection is in a transaction already.
 
         Where somebody has the row locked, ``if_locked`` is soon asked for an answer.
 
@@ -202,9 +203,9 @@ class Rows:
         # Each pause is made, however slow the database is: what was slow need not be locked.
         for pause in itertools.chain(_PAUSES_S, itertools.repeat(_LONGEST_PAUSE_S)):
             try:
-                row = self.read(connection, key, note)
+                row = self.read(connection, key, slip_key, awaited_key)
                 verdict, write = decide(row)
-                if write is None or self._write(connection, key, row, write):
+                if write is None or self._write(connection, key, row, write, slip_key, within):
                     return verdict
             except DBAPIError as exc:
                 if trouble_of(exc) is not Trouble.LOCKED:
@@ -222,8 +223,51 @@ class Rows:
             f"the store at {self.engines.where} has {key} locked by another transaction"
         )
 
-    def _write(self, connection: Connection, key: str, row: Row, write: Write) -> bool:
-        record = write.record
+    def _write(
+        self, connection: Connection, key: str, row: Row, write: Write, slip_key: str, within: bool
+    ) -> bool:
+        touches_slip = write.slip is not None or write.slip_ttl_ms == 0
+        if write.record is None:
+            return self._write_slip(connection, row, write, slip_key)
+        if not touches_slip:
+            return self._write_record(connection, key, row, write, write.record)
+        if write.slip_first:
+            return self._write_slip(connection, row, write, slip_key) and self._write_record(
+                connection, key, row, write, write.record
+            )
+        if within:
+            return self._write_record(
+                connection, key, row, write, write.record
+            ) and self._write_slip(connection, row, write, slip_key)
+        with suppress(_NotAsRead), self.transaction(connection):
+            if not (
+                self._write_record(connection, key, row, write, write.record)
+                and self._write_slip(connection, row, write, slip_key)
+            ):
+                raise _NotAsRead
+            return True
+        return False
+
+    def _write_slip(self, connection: Connection, row: Row, write: Write, slip_key: str) -> bool:
+        if write.slip is None:
+            connection.execute(delete(notes).where(notes.c.note_key == fit(slip_key)))
+            return True
+        values: dict[str, Any] = {
+            "slip": write.slip.pack(),
+            "expires_ms": row.now_ms + write.slip_ttl_ms,
+            "deadline_us": row.now_us + FRESH_US,
+        }
+        if write.slip_ttl_ms == KEEP_TTL:
+            values["expires_ms"] = row.slip_expires_ms
+        if row.slip_bytes is None:
+            values["note_key"] = fit(slip_key)
+            return self._insert_row(connection, values, self._insert_slip)
+        seen = {"at": fit(slip_key), "seen": row.slip_bytes, "seen_ms": row.slip_expires_ms}
+        return connection.execute(self._update_slip, {**values, **seen}).rowcount > 0
+
+    def _write_record(
+        self, connection: Connection, key: str, row: Row, write: Write, record: Record
+    ) -> bool:
         values: dict[str, Any] = {
             "state": str(record.state),
             "token": record.token,
@@ -231,9 +275,10 @@ class Rows:
             # By chance: a row that was deleted and made anew must never look as it did before.
             "stamp": int.from_bytes(os.urandom(8), "big") >> 1,
             "record": record.pack(),
+            "deadline_us": row.now_us + FRESH_US,
         }
         if row.stamp is None:
-            return self._insert_row(connection, {"record_key": fit(key), **values})
+            return self._insert_row(connection, {"record_key": fit(key), **values}, self._insert)
         statement = self._update
         if write.ttl_ms == KEEP_TTL:
             statement = self._update_and_keep_ttl
@@ -241,13 +286,17 @@ class Rows:
         values.update(at=fit(key), seen=row.stamp)
         return connection.execute(statement, values).rowcount > 0
 
-    def _insert_row(self, connection: Connection, values: dict[str, Any]) -> bool:
+    def _insert_row(self, connection: Connection, values: dict[str, Any], insert: Insert) -> bool:
         try:
-            return connection.execute(self._insert, values).rowcount > 0
+            return connection.execute(insert, values).rowcount > 0
         except DBAPIError as exc:
             if trouble_of(exc) is Trouble.THERE:
                 return False
             raise
+
+
+class _NotAsRead(Exception):
+    """What was to be written is not as it was read: the transaction is undone."""
 
 
 def _not_done(message: str) -> StoreUnavailable:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    inspect,
 )
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError
@@ -76,6 +77,7 @@ notes = Table(
     metadata,
     Column("note_key", _Key, primary_key=True),
     Column("expires_ms", BigInteger, nullable=False),
+    Column("slip", _Packed, nullable=True, comment="what an owner was answered, packed"),
     Index("ix_idempotency_notes_expires_ms", "expires_ms"),
     mysql_engine="InnoDB",
     mariadb_engine="InnoDB",
@@ -96,11 +98,22 @@ journal = Table(
 
 
 def create_schema(engine: Engine) -> None:
-    """Make the tables where they are not there yet; what is there is left as it is."""
+    """Make the tables, and columns of theirs, that are not there yet; all else is left as it is."""
     try:
-        metadata.create_all(engine)
+        _create(engine)
     except DBAPIError:
-        metadata.create_all(engine)  # somebody else made them at the same time
+        _create(engine)  # somebody else made them at the same time
+
+
+def _create(engine: Engine) -> None:
+    metadata.create_all(engine)
+    there = {column["name"] for column in inspect(engine).get_columns(notes.name)}
+    if notes.c.slip.name not in there:  # made by an earlier release
+        kind = notes.c.slip.type.compile(engine.dialect)
+        with engine.begin() as connection:
+            connection.exec_driver_sql(
+                f"ALTER TABLE {notes.name} ADD COLUMN {notes.c.slip.name} {kind}"
+            )
 
 
 def fit(key: str) -> str:

@@ -8,7 +8,9 @@ know of TLS, Sentinel, sockets and logins, and speaks over them by itself.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -21,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 
-__all__ = ["Call", "Connection", "Script", "Wire", "load_script"]
+__all__ = ["Call", "Connection", "Script", "Timed", "Wire", "load_script", "not_done"]
 
 Argument = bytes | str | int
 
@@ -52,6 +54,13 @@ class Call(NamedTuple):
     script: Script
     keys: tuple[str, ...]
     args: tuple[Argument, ...]
+
+
+#: Makes a call of its deadline (by the server's clock) and of whether a connection broke just now.
+Timed = Callable[[int, bool], Call]
+
+#: A clock that is behind by so much was set back, and didn't only answer late.
+_STEP_MS = 1000
 
 
 def load_script(name: str) -> Script:
@@ -115,6 +124,11 @@ class _NotConnected(Exception):
         self.why = why
 
 
+def not_done(message: str) -> StoreUnavailable:
+    """Give the error of something that the server was asked for, and did not do."""
+    return _unavailable(message, False)
+
+
 def _unavailable(message: str, may_have_arrived: bool) -> StoreUnavailable:
     error = StoreUnavailable(message)
     error.may_have_arrived = may_have_arrived
@@ -127,11 +141,19 @@ class Wire:
     Args:
         connect: makes a new (not yet connected) connection.
         where: the server's URL, without passwords, for messages.
+        patience_ms: for how long an answer is waited for.
     """
 
-    def __init__(self, connect: Callable[[], Connection], where: str) -> None:
+    def __init__(
+        self, connect: Callable[[], Connection], where: str, patience_ms: int = 2000
+    ) -> None:
         self._connect = connect
         self._where = where
+        self._patience_ms = patience_ms
+        # How far the server's clock is ahead of this process's monotonic one.
+        self._ahead_ms: float | None = None
+        #: When it last did not answer, or a connection was found broken, on the monotonic clock.
+        self.failed_at = -math.inf
         self._idle: deque[Connection] = deque()
         self._pid = os.getpid()
 
@@ -144,6 +166,50 @@ class Wire:
         """
         answer = self._exchange([_pack_call(call)], meanwhile)[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
+
+    def call_timed(
+        self, timed: Timed, meanwhile: Callable[[], object] | None = None, *, asking: bool = False
+    ) -> Any:
+        """Call a script that has to know until when it is waited for, and give its answer.
+
+        Args:
+            timed: makes the call, of the deadline by the server's clock (in milliseconds; 0: that
+                clock is not known) and of whether the connection broke a moment ago.
+            asking: on a node of a cluster that its slot is being moved to.
+        """
+        if self._ahead_ms is None:
+            self._learn_the_time()
+
+        made: list[Call] = []
+
+        def packed(broke: bool) -> list[bytes]:
+            made.append(timed(self._deadline_ms(), broke))
+            return [_ASKING, _pack_call(made[-1])] if asking else [_pack_call(made[-1])]
+
+        answer = self._exchange(packed(False), meanwhile, again=lambda: packed(True))[-1]
+        if isinstance(answer, NoScriptError) and asking:
+            answer = self._exchange([_ASKING, _pack_source(made[-1])])[-1]
+        return self._answer(made[-1], answer) if isinstance(answer, ResponseError) else answer
+
+    def learn(self, now_ms: int, *, at_most: bool = False) -> None:
+        """Learn what the server's clock says at this moment; ``at_most``: it may say less."""
+        ahead_ms = now_ms - time.monotonic() * 1000
+        if at_most and self._ahead_ms is not None and ahead_ms > self._ahead_ms - _STEP_MS:
+            return
+        self._ahead_ms = ahead_ms
+
+    def _learn_the_time(self) -> None:
+        answer = self._exchange([_pack((b"TIME",))])[0]
+        if isinstance(answer, ResponseError):
+            self._ahead_ms = math.nan  # whoever we are may not ask for it
+        else:
+            self.learn(int(answer[0]) * 1000 + int(answer[1]) // 1000)
+
+    def _deadline_ms(self) -> int:
+        ahead_ms = self._ahead_ms
+        if ahead_ms is None or math.isnan(ahead_ms):
+            return 0
+        return int(time.monotonic() * 1000 + ahead_ms + self._patience_ms)
 
     def call_asking(self, call: Call) -> Any:
         """Call one script on a node of a cluster that its slot is being moved to."""
@@ -244,9 +310,15 @@ class Wire:
         ) from answer
 
     def _exchange(
-        self, packed: list[bytes], meanwhile: Callable[[], object] | None = None
+        self,
+        packed: list[bytes],
+        meanwhile: Callable[[], object] | None = None,
+        again: Callable[[], list[bytes]] | None = None,
     ) -> list[Any]:
         """Send commands and read as many answers; once more where the connection was stale.
+
+        Args:
+            again: gives what is to be sent the second time.
 
         All that this library sends is idempotent (a claim by its nonce), so that sending it again
         after a broken connection is safe.
@@ -261,17 +333,22 @@ class Wire:
             except (RedisTimeoutError, _NotConnected):
                 raise
             except (RedisConnectionError, OSError):
+                self.failed_at = time.monotonic()
                 self.close()  # the others were made before the same restart
+                packed = again() if again is not None else packed
                 try:
                     return self._once(packed)[0]
                 except _NotConnected as exc:
                     raise exc.why from None  # the first time, it may have arrived
             if is_replica:
                 # The master became a replica: ask again who is the master.
+                self.failed_at = time.monotonic()
                 self.close()
+                packed = again() if again is not None else packed
                 return self._once(packed)[0]
             return answers
         except (_NotConnected, RedisError, OSError) as exc:
+            self.failed_at = time.monotonic()
             arrived = not isinstance(exc, _NotConnected)
             why = exc.why if isinstance(exc, _NotConnected) else exc
             raise _unavailable(

@@ -17,6 +17,7 @@ from celery_idempotent.core.transitions import (
     Claimed,
     ClaimVerdict,
     Lost,
+    Note,
     Recorded,
     Settle,
 )
@@ -86,8 +87,8 @@ class _Mortal:
         # The heartbeat tells the store things too, from a thread of its own.
         return threading.get_ident() == self._thread
 
-    def claim(self, key: str, ask: Claim, note: str | None = None) -> ClaimVerdict:
-        verdict = self._store.claim(key, ask, note)
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
+        verdict = self._store.claim(key, ask)
         name = type(verdict).__name__
         going_on = isinstance(verdict, Claimed) and verdict.failed is not None
         self._script.ledger.append("undoing" if going_on else _VERDICTS.get(name, name.lower()))
@@ -139,14 +140,12 @@ class _Mortal:
             self._arrive("after check()")
         return answers
 
-    def note(self, key: str, token: int, note: str, ttl_ms: int) -> None:
+    def note(self, key: str, event: Note) -> None:
         if self.dead:
             return
-        if not self._is_body or not ttl_ms:
-            self._store.note(key, token, note, ttl_ms)
-            return
-        self._store.note(key, token, note, ttl_ms)
-        self._script.ledger.append("callbacks sent")
+        self._store.note(key, event)
+        if self._is_body and event.slip.digests:
+            self._script.ledger.append("callbacks sent")
 
     def abandon(self, key: str, given_up: Any, ttl_ms: int) -> None:
         if not self.dead:

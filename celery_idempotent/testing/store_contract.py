@@ -30,6 +30,7 @@ that a test can set, if only in a subclass.
 
 from __future__ import annotations
 
+from celery_idempotent.testing.contract.answered import AnsweredInTimeRows, AnsweredRows
 from celery_idempotent.testing.contract.answers import AnswerRows
 from celery_idempotent.testing.contract.claims import ClaimRows
 from celery_idempotent.testing.contract.deliveries import DeadProcessRows, DeliveryRows
@@ -47,6 +48,7 @@ __all__ = ["StoreClock", "StoreContract", "StoreContractAtRest"]
 
 
 class StoreContractAtRest(
+    AnsweredRows,
     ClaimRows,
     AnswerRows,
     EndingRows,
@@ -66,7 +68,7 @@ class StoreContractAtRest(
     """
 
 
-class StoreContract(StoreContractAtRest, InstantRows, WindowRows):
+class StoreContract(StoreContractAtRest, AnsweredInTimeRows, InstantRows, WindowRows):
     """The whole contract, with the instants at which things run out.
 
     A subclass gives the fixtures ``store`` (empty) and ``clock`` (:class:`StoreClock`), and the

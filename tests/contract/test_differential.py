@@ -18,10 +18,18 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from celery_idempotent.core.record import Process, Record, State
-from celery_idempotent.core.transitions import Claim, Claimed, Recorded, Resolve, Settle
+from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.slip import Slip, slip_key
+from celery_idempotent.core.transitions import (
+    Claim,
+    Claimed,
+    Note,
+    Recorded,
+    Resolve,
+    Settle,
+)
 from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import Renewal, Store, note_key
+from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.contract.kit import (
     FAILURE,
@@ -53,7 +61,10 @@ EXAMPLES = int(os.environ.get("CELERY_IDEMPOTENT_EXAMPLES", "150"))
 
 keys = st.sampled_from(KEYS)
 messages = st.builds(Message.retried, st.sampled_from(MESSAGES), st.integers(0, 2))
-nonces = st.sampled_from((b"", b"nonce-1", b"nonce-2", b"nonce-3"))
+nonces = st.sampled_from((b"", b"nonc-1", b"nonc-2", b"nonc-3"))
+publications = st.sampled_from((b"", b"once", b"anew"))
+digests = st.sampled_from((b"callback", b"anothers"))
+outcomes = st.sampled_from((b"", RESULT, FAILURE))
 spans = st.sampled_from((1, 2, 1_000, 30_000))
 packed_steps = st.sampled_from((b"", b"one", b"two"))
 owners = st.sampled_from((b"", *(message.owner for message in MESSAGES)))
@@ -69,6 +80,16 @@ def candidates(draw: st.DrawFn) -> Record:
     return replace(message.candidate(nonce), process=draw(st.sampled_from(PROCESSES)))
 
 
+@st.composite
+def slips(draw: st.DrawFn) -> Slip:
+    """What a message is told from others by; in a note, what it was answered."""
+    return Slip(
+        deaths=draw(st.integers(0, 1)),
+        publication=draw(publications),
+        digests=draw(digests),
+    )
+
+
 # One look at all that a virtual store holds: the record and the end of each key, and the notes.
 _LOOK = """
 local seen = {}
@@ -76,7 +97,12 @@ for _, key in ipairs(KEYS) do
   seen[#seen + 1] = {redis.call('GET', key), redis.call('ZSCORE', 'virtual:gone', key),
     redis.call('HGETALL', key .. ':steps')}
 end
-seen[#seen + 1] = redis.call('KEYS', '*:sent:*')
+local slips = {}
+for _, key in ipairs(redis.call('KEYS', '*:sent:*')) do
+  slips[#slips + 1] = key
+  slips[#slips + 1] = redis.call('GET', key)
+end
+seen[#seen + 1] = slips
 return seen
 """
 
@@ -94,7 +120,6 @@ class Twins(RuleBasedStateMachine):
         self.memory = MemoryStore(self.memory_clock.now_us)
         self.redis_clock = VirtualClock(self.store)
         self.redis_clock.reset()
-        self.notes: set[str] = set()
         #: The highest token given for a key, and the token that is accepted, while a record lasts.
         self.highest: dict[str, int] = {}
         self.accepted: dict[str, int] = {}
@@ -124,6 +149,10 @@ class Twins(RuleBasedStateMachine):
         checked=st.booleans(),
         callbacks=st.booleans(),
         awaited=owners,
+        message=slips(),
+        has_slip=st.sampled_from((True, True, False)),
+        is_new=st.booleans(),
+        met_outage=st.booleans(),
     )
     def claim(
         self,
@@ -136,6 +165,10 @@ class Twins(RuleBasedStateMachine):
         checked: bool,
         callbacks: bool,
         awaited: bytes,
+        message: Slip,
+        has_slip: bool,
+        is_new: bool,
+        met_outage: bool,
     ) -> Any:
         ask = Claim(
             candidate,
@@ -146,10 +179,14 @@ class Twins(RuleBasedStateMachine):
             checked=checked,
             callbacks=callbacks,
             awaited=awaited,
+            awaited_key=_slip_key(key, awaited) if has_slip else "",
+            message=replace(message, retries=candidate.retries),
+            slip_key=_slip_key(key, candidate.owner) if has_slip else "",
+            is_new=is_new,
+            met_outage=met_outage,
         )
-        note = note_key(key, str(candidate.owner_id)) if callbacks else None
         before = self.record(key)
-        verdict = self.both(lambda store: store.claim(key, ask, note))
+        verdict = self.both(lambda store: store.claim(key, ask))
         if not isinstance(verdict, Claimed):
             return multiple()
         if before is not None and before.nonce == candidate.nonce != b"":
@@ -170,8 +207,10 @@ class Twins(RuleBasedStateMachine):
         state=st.sampled_from(State),
         delay_ms=st.sampled_from((0, 0, 1, 1_000)),
         ttl_ms=spans,
-        outcome=st.sampled_from((b"", RESULT, FAILURE)),
+        outcome=outcomes,
         keeps_process=st.booleans(),
+        slip=st.none() | slips(),
+        slip_ttl_ms=spans,
     )
     def settle(
         self,
@@ -181,6 +220,8 @@ class Twins(RuleBasedStateMachine):
         ttl_ms: int,
         outcome: bytes,
         keeps_process: bool,
+        slip: Slip | None,
+        slip_ttl_ms: int,
     ) -> None:
         key, record = run
         event = Settle(
@@ -194,6 +235,9 @@ class Twins(RuleBasedStateMachine):
             ),
             delay_ms,
             ttl_ms,
+            slip and replace(slip, answered=True, digests=b"", outcome=outcome),
+            slip_ttl_ms,
+            _slip_key(key, record.owner),
         )
         answer = self.both(lambda store: store.settle(key, event))
         if isinstance(answer, Recorded):
@@ -237,18 +281,36 @@ class Twins(RuleBasedStateMachine):
             if state is State.SUCCEEDED:
                 assert self.accepted.setdefault(key, resolved.token) == resolved.token
 
-    @rule(run=held, message=messages, ttl_ms=st.sampled_from((0, 1, 1_000)))
-    def note(self, run: tuple[str, Record], message: Message, ttl_ms: int) -> None:
+    @rule(
+        run=held,
+        owner=owners,
+        slip=slips(),
+        answered=st.booleans(),
+        succeeded=st.booleans(),
+        outcome=outcomes,
+        ttl_ms=spans,
+    )
+    def note(
+        self,
+        run: tuple[str, Record],
+        owner: bytes,
+        slip: Slip,
+        answered: bool,
+        succeeded: bool,
+        outcome: bytes,
+        ttl_ms: int,
+    ) -> None:
         key, record = run
-        note = note_key(key, message.task_id)
-        self.notes.add(note)
+        told = replace(slip, answered=answered, succeeded=succeeded, outcome=outcome)
         # A release has a token of its own, one higher.
         token = max(record.token, (self.record(key) or record).token)
-        self.both(lambda store: store.note(key, token, note, ttl_ms))
+        event = Note(_slip_key(key, owner or record.owner), told, token, ttl_ms)
+        self.both(lambda store: store.note(key, event))
 
     @rule(key=keys, owner=owners, process=st.sampled_from((b"", *PROCESSES)))
     def end_lease(self, key: str, owner: bytes, process: bytes) -> None:
-        self.both(lambda store: store.end_lease(key, owner, process))
+        slip = _slip_key(key, owner)
+        self.both(lambda store: store.end_lease(key, owner, process, slip))
 
     @rule(key=keys, candidate=candidates(), ttl_ms=spans)
     def abandon(self, key: str, candidate: Record, ttl_ms: int) -> None:
@@ -276,7 +338,11 @@ class Twins(RuleBasedStateMachine):
         now_ms = self.memory_clock.now_us() // 1000
         # A server deletes what is over; memory only when it is looked at, which matters where the
         # clock goes back.
-        self.memory._notes = {n: end for n, end in self.memory._notes.items() if end > now_ms}
+        self.memory._slips = {
+            name: (packed, end)
+            for name, (packed, end) in self.memory._slips.items()
+            if end > now_ms
+        }
         for key in KEYS:
             if self.memory.ttl(key) is None:
                 self.memory._records.pop(key, None)
@@ -317,7 +383,7 @@ class Twins(RuleBasedStateMachine):
 
     @invariant()
     def the_same_is_stored(self) -> None:
-        """The bytes, what is left of their time, and the notes are the same in both."""
+        """The bytes, what is left of their time, and the slips are the same in both."""
         look = self.store._wire.command("EVAL", _LOOK, len(KEYS), *KEYS)
         now_ms = self.memory_clock.now_us() // 1000
         for key, (packed, gone_ms, steps) in zip(KEYS, look, strict=False):
@@ -330,8 +396,12 @@ class Twins(RuleBasedStateMachine):
             if left is not None:
                 assert read_memory(self.memory, key) == packed
                 assert round(left * 1000) == int(gone_ms) - now_ms
-        set_in_memory = {note for note in self.notes if self.memory._notes.get(note, 0) > now_ms}
-        assert {note.decode() for note in look[-1]} == set_in_memory
+        slips = dict(zip(look[-1][::2], look[-1][1::2], strict=True))
+        assert {name.decode(): packed for name, packed in slips.items()} == {
+            name: packed
+            for name, (packed, gone_ms) in self.memory._slips.items()
+            if gone_ms > now_ms
+        }
 
     @invariant()
     def nothing_disappears(self) -> None:
@@ -359,6 +429,11 @@ class Twins(RuleBasedStateMachine):
         ahead_ms = ms - self.memory_clock.now_us() // 1000
         if abs(ahead_ms) < YEAR_MS:  # a spoilt instant may be far beyond what a clock shows
             self.advance(ahead_ms)
+
+
+def _slip_key(key: str, owner: bytes) -> str:
+    known = Owner.unpack(owner)
+    return "" if known is None else slip_key(key, known)
 
 
 def _comparable(answer: Any) -> Any:

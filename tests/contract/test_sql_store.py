@@ -18,10 +18,19 @@ from sqlalchemy.exc import OperationalError
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.steps import Step, StepState
-from celery_idempotent.core.transitions import Busy, Claim, Claimed, Recorded, Replay
+from celery_idempotent.core.transitions import (
+    Busy,
+    Claim,
+    Claimed,
+    Note,
+    Recorded,
+    Replay,
+    Superseded,
+)
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.stores.base import Renewal, note_key
+from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql import SqlStore, create_schema, metadata
 from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
 from celery_idempotent.stores.sql_schema import notes, records, steps
@@ -37,6 +46,7 @@ from celery_idempotent.testing.contract.kit import (
     complete,
     hold,
     interrupt,
+    note,
     release,
     renew,
     replace,
@@ -105,7 +115,7 @@ def test_no_statement_too_many(store: SqlStore) -> None:
     assert statements(store, lambda: claim(store, SECOND)) == 1
     assert statements(store, lambda: renew(store, held[0])) == 2
     assert statements(store, lambda: complete(store, held[0], delivery_ms=LEASE_MS)) == 2
-    assert statements(store, lambda: store.note(KEY, held[0].token, FIRST.note, HORIZON_MS)) == 3
+    assert statements(store, lambda: note(store, FIRST, held[0].token)) == 3
     assert statements(store, lambda: claim(store, SECOND)) == 1
 
 
@@ -262,9 +272,9 @@ def test_any_task_id_has_a_note_of_its_own(store: SqlStore, task_id: str) -> Non
     near = replace(FIRST, task_id=f"{task_id}.")
     hold(store, SECOND)
     # When
-    store.note(KEY, 0, note_key(KEY, task_id), HORIZON_MS)
+    note(store, message, succeeded=False)
     # Then
-    assert not isinstance(claim(store, message, noted=True), Busy)
+    assert claim(store, message, noted=True) == Superseded()
     assert isinstance(claim(store, near, noted=True), Busy)
 
 
@@ -310,11 +320,11 @@ def test_what_expired_is_deleted_a_little_at_a_time(store: SqlStore) -> None:
     store.step(Renewal(KEY, held, LEASE_MS, KEEP_MS), "one", b"step")
     for number in range(4):
         store.abandon(f"old-{number}", FIRST.candidate(), 1)
-    store.note(KEY, 0, "note", 1)
+    store.note(KEY, Note("note", Slip(answered=True), 0, 1))
     with store.engines.own.connect() as connection:
         connection.execute(records.update().where(records.c.record_key == KEY).values(expires_ms=2))
     store.abandon("new", FIRST.candidate(), HORIZON_MS)
-    store.note(KEY, 0, "new note", HORIZON_MS)
+    store.note(KEY, Note("new note", Slip(answered=True), 0, HORIZON_MS))
     while store.get("old-3") is not None:
         pass  # a millisecond
     # When

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.mutants.answered import ANSWERED
 from tests.mutants.decisions import DECISIONS
 from tests.mutants.edges import EDGES
 from tests.mutants.keys import KEYS
@@ -13,4 +14,13 @@ from tests.mutants.usual import USUAL
 
 __all__ = ["MUTANTS"]
 
-MUTANTS: list[Mutant] = [*DECISIONS, *USUAL, *STORES, *RUNS, *KEYS, *OUTBOXES, *EDGES]
+MUTANTS: list[Mutant] = [
+    *DECISIONS,
+    *ANSWERED,
+    *USUAL,
+    *STORES,
+    *RUNS,
+    *KEYS,
+    *OUTBOXES,
+    *EDGES,
+]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import LUA, PYTHON, Mutant
+from tests.mutants.mutant import Mutant, pair
 
 __all__ = ["DECISIONS"]
 
 #: What follows it in ``claim`` are the states, in turn.
 _LIVE = "    live = now_ms < record.until_ms"
+_CHECKED = "    if ask.checked and record.fingerprint != new.fingerprint:\n"
+_CHECKED_IN_LUA = (
+    "if checked and record.fingerprint ~= new.fingerprint then return answer(5, 0, raw) end"
+)
 
 _SETTLED = {
     "complete": "SUCCEEDED",
@@ -20,23 +24,10 @@ _SETTLED = {
 }
 
 
-def _pair(
-    guard: str,
-    python: tuple[str, str] | tuple[str, str, str],
-    script: str,
-    lua: tuple[str, str] | tuple[str, str, str],
-) -> list[Mutant]:
-    """Give a guard in both languages; a third text says after which the first is looked for."""
-    return [
-        Mutant(guard, "core/transitions.py", python[0], python[1], PYTHON, *python[2:]),
-        Mutant(guard, f"stores/lua/{script}.lua", lua[0], lua[1], LUA, *lua[2:]),
-    ]
-
-
 def _tokens() -> list[Mutant]:
     mutants = []
     for name, state in _SETTLED.items():
-        mutants += _pair(
+        mutants += pair(
             f"token in {name}",
             (
                 "        if record.token != new.token:",
@@ -48,37 +39,37 @@ def _tokens() -> list[Mutant]:
                 f"if record.token ~= new.token and new.state ~= {state} then",
             ),
         )
-    mutants += _pair(
+    mutants += pair(
         "token in renew",
         ("if record.token != held.token:", "if False:", "def renew("),
         "renew",
         ("if record.token ~= held.token then", "if false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "token in step",
         ("elif record.token != held.token:", "elif False:", "def step("),
         "step",
         ("elseif record.token ~= held.token then", "elseif false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "token in note",
-        ("record.token != token or not", "not", "def note("),
+        ("record.token == event.token and ", "", "def note("),
         "note",
         ("record.token == tonumber(ARGV[1]) and ", ""),
     )
-    mutants += _pair(
+    mutants += pair(
         "a claim's token is higher",
         ("max(record.token + 1, now_us)", "now_us", "def _take("),
         "claim",
         ("math.max(record.token + 1, now)", "now", "local function take"),
     )
-    mutants += _pair(
+    mutants += pair(
         "a release's token is higher",
         ("token = new.token + 1 if releases else new.token", "token = new.token"),
         "settle",
         ("if new.state == RELEASED then token = token + 1 end", ""),
     )
-    return mutants + _pair(
+    return mutants + pair(
         "an accepted run is accepted once",
         ("if record.state in (State.SUCCEEDED, State.FAILED):", "if False:", "def settle("),
         "settle",
@@ -88,58 +79,58 @@ def _tokens() -> list[Mutant]:
 
 def _claims() -> list[Mutant]:
     mutants = []
-    mutants += _pair(
+    mutants += pair(
         "nonce: the same claim again",
         ("if new.nonce and record.nonce == new.nonce:", "if False:"),
         "claim",
         ("if #new.nonce > 0 and record.nonce == new.nonce then", "if false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "nonce: a claim that was given up",
+        ("if new.nonce and record.has_given_up(new.nonce):", "if False:"),
+        "claim",
+        ("if #new.nonce > 0 and has_given_up(record.given_up, new.nonce) then", "if false then"),
+    )
+    mutants += pair(
+        "fingerprint",
+        ("if ask.checked and record.fingerprint", "if False and record.fingerprint"),
+        "claim",
+        ("if checked and record.fingerprint", "if false and record.fingerprint"),
+    )
+    mutants += pair(
+        "fingerprint: not of the owner's own message",
         (
-            "        return Busy(record, mine, now_ms), None\n\n    live =",
-            "        pass\n\n    live =",
+            f"    {_CHECKED}            return Mismatch(record), None\n",
+            f"{_CHECKED}        return Mismatch(record), None\n",
         ),
         "claim",
-        ("  return busy()\nend\n\nlocal live", "end\n\nlocal live"),
+        (f"  {_CHECKED_IN_LUA}\nend\n", f"end\n{_CHECKED_IN_LUA}\n"),
     )
-    mutants += _pair(
-        "fingerprint",
-        ("if ask.checked and not mine and record.fingerprint", "if False and record.fingerprint"),
-        "claim",
-        ("if checked and not mine and", "if false and"),
-    )
-    mutants += _pair(
-        "fingerprint: not of the owner's own message",
-        ("if ask.checked and not mine and", "if ask.checked and"),
-        "claim",
-        ("if checked and not mine and", "if checked and"),
-    )
-    mutants += _pair(
+    mutants += pair(
         "lease of a run",
         ("if live:", "if False:", _LIVE),
         "claim",
         ("if live then", "if false then", "\nif record.state == RUNNING then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "lease of a compensation",
-        ("if live:", "if False:", "noted), None\n    if record.state is State.COMPENSATING:"),
+        ("if live:", "if False:", "\n    if record.state is State.COMPENSATING:"),
         "claim",
         ("if live then", "if false then", "\nif record.state == COMPENSATING then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "delivery lease",
-        ("if live:", "if False:", "    if record.is_done:\n        if mine:"),
+        ("if now_ms < record.until_ms:", "if False:"),
         "claim",
-        ("if live then", "if false then", "if record.done then\n  if mine then"),
+        ("if now_ms < record.until_ms then", "if false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "delivery lease of a copy that sends the callbacks",
         ("if noted or not ask.callbacks:", "if True:"),
         "claim",
         ("if callbacks and not noted then", "if false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "retries: an old copy while the run goes on",
         (
             "if mine and new.retries < record.retries:",
@@ -153,7 +144,7 @@ def _claims() -> list[Mutant]:
             "\nif record.state == RUNNING then",
         ),
     )
-    mutants += _pair(
+    mutants += pair(
         "retries: an old copy while the retry is awaited",
         (
             "if mine and new.retries < record.retries:",
@@ -167,70 +158,64 @@ def _claims() -> list[Mutant]:
             "if record.state == RETRYING then",
         ),
     )
-    mutants += _pair(
+    mutants += pair(
         "retries: an old copy where a claim was given up",
         ("if mine and record.nonce and new.retries < record.retries:", "if False:"),
         "claim",
         ("if mine and #record.nonce > 0 and new.retries < record.retries then", "if false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "retries: a retry is no interruption",
         ("if mine and new.retries > record.retries:", "if False:"),
         "claim",
         ("if mine and new.retries > record.retries then", "if false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "a retry keeps its key until it is overdue",
         ("if mine or now_ms >= record.until_ms + ask.lease_ms:", "if True:"),
         "claim",
         ("if mine or now_ms >= record.until_ms + lease_ms then", "if true then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "an overdue retry frees its key",
         ("if mine or now_ms >= record.until_ms + ask.lease_ms:", "if mine:"),
         "claim",
         ("if mine or now_ms >= record.until_ms + lease_ms then", "if mine then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "who waited for a run shares its failure",
         (" and ask.awaited != record.owner:", ":"),
         "claim",
         (" and ARGV[2] ~= record.owner then", " then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "a failure is replayed to its owner's copies",
         ("    if record.is_done:\n        if mine:", "    if record.is_done:\n        if False:"),
         "claim",
         ("if record.done then\n  if mine then", "if record.done then\n  if false then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "interruptions are limited",
         ("if interruptions <= ask.max_interruptions:", "if True:"),
         "claim",
         ("if interruptions <= max_interruptions then", "if true then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "interrupted compensations are limited",
         ("if interruptions > ask.max_compensations:", "if False:"),
         "claim",
         ("if interruptions > max_compensations then", "if false then"),
     )
-    mutants += _pair(
+    return mutants + pair(
         "a message that only compensates runs no body",
         ("if ask.compensates_only and (", "if False and ("),
         "claim",
         ("if compensates_only and not", "if false and not"),
     )
-    return mutants + _pair(
-        "a message whose callbacks are out does nothing on another's record",
-        ("if noted and not mine:", "if False:"),
-        "claim",
-        ("if noted and not mine then", "if false then"),
-    )
 
 
 def _undone() -> list[Mutant]:
-    mutants = _pair(
+    mutants = pair(
         "abandon undoes a claim",
         (
             "    if record is None:\n        left =",
@@ -239,56 +224,73 @@ def _undone() -> list[Mutant]:
         "abandon",
         ("if record == false then return {1} end", "do return {1} end"),
     )
-    mutants += _pair(
+    mutants += pair(
         "abandon: only its own claim",
-        ("if record.nonce != given_up.nonce:", "if False:", "def abandon("),
+        ("if record.state is State.RUNNING and holds:", "if record.state is State.RUNNING:"),
         "abandon",
-        (
-            "if record.nonce ~= given_up.nonce then return {1} end",
-            "",
-            "elseif record.state == RUNNING then",
-        ),
+        ("if record.state == RUNNING and holds then", "if record.state == RUNNING then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "abandon: only its own compensation",
-        (
-            "if record.nonce != given_up.nonce:",
-            "if False:",
-            "\n    if record.state is State.COMPENSATING and record.process:",
-        ),
+        ("and record.process and holds:", "and record.process:", "def abandon("),
         "abandon",
-        (
-            "if record.nonce ~= given_up.nonce then return {1} end",
-            "",
-            "elseif record.state == COMPENSATING and #record.process > 0 then",
-        ),
+        ("elseif compensates and holds then", "elseif compensates then"),
     )
-    mutants += _pair(
+    mutants += pair(
         "abandon: only its own delivery",
         (
-            "if record.is_done and record.until_ms:\n        if record.nonce != given_up.nonce:",
-            "if record.is_done and record.until_ms:\n        if False:",
+            "if record.is_done and record.until_ms and holds:",
+            "if record.is_done and record.until_ms:",
         ),
         "abandon",
-        (
-            "if record.nonce ~= given_up.nonce then return {1} end",
-            "",
-            "elseif record.done and record.until_ms > 0 then",
-        ),
+        ("elseif delivers and holds then", "elseif delivers then"),
     )
-    mutants += _pair(
+    mutants += pair(
+        "abandon: another's claim stays as it is",
+        ("return undone(record, KEEP_TTL)  # another's", "pass  # another's"),
+        "abandon",
+        ("elseif record.state == RUNNING or compensates or delivers then", "elseif false then"),
+    )
+    mutants += pair(
+        "abandon: once",
+        ("if record.has_given_up(given_up.nonce):", "if False:"),
+        "abandon",
+        ("if has_given_up(record.given_up, given_up.nonce) then return {1} end", ""),
+    )
+    mutants += pair(
+        "abandon: what a release has ended counts no more",
+        (
+            "record.interruptions if record.nonce or record.state is not State.RELEASED else 0",
+            "record.interruptions",
+        ),
+        "abandon",
+        ("if record.state == RELEASED and #record.nonce == 0 then counted = 0 end", ""),
+    )
+    mutants += pair(
+        "given-up claims are known after a takeover",
+        ('b"" if record is None else still_given_up(record.given_up, now_ms)', 'b""'),
+        "claim",
+        ("if record and #record.given_up > 0 then", "if false then"),
+    )
+    mutants += pair(
+        "given-up claims are known after the end of a run",
+        ('b"" if record is None else record.given_up', 'b""', "def settle("),
+        "settle",
+        ("record and record.given_up or ''", "''"),
+    )
+    mutants += pair(
         "end of a lease: the owner",
-        ("record.owner != owner or ", "", "def end_lease("),
+        ("        and record.owner == owner\n", "", "def end_lease("),
         "end_lease",
         ("or record.owner ~= ARGV[1] ", ""),
     )
-    mutants += _pair(
+    mutants += pair(
         "end of a lease: the process",
-        (" or record.process != process:", ":", "def end_lease("),
+        ("        and record.process == process\n", "", "def end_lease("),
         "end_lease",
         (" or record.process ~= ARGV[2] then", " then"),
     )
-    return mutants + _pair(
+    return mutants + pair(
         "resolve: only what is unknown",
         ("record is None or record.state is not State.UNKNOWN:", "record is None:"),
         "resolve",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LUA", "PYTHON", "Mutant", "SourceChanged", "Stages"]
+__all__ = ["LUA", "PYTHON", "Mutant", "SourceChanged", "Stages", "pair"]
 
 #: Arguments of pytest: the stages are tried in turn until one fails.
 Stages = tuple[tuple[str, ...], ...]
@@ -57,3 +57,22 @@ class Mutant:
                 f"{self.guard}: its text is {found} times in {self.path}: put the mutant right"
             )
         path.write_text(head + after + tail.replace(self.old, self.new, 1))
+
+
+def pair(
+    guard: str,
+    python: tuple[str, str] | tuple[str, str, str],
+    script: str,
+    lua: tuple[str, str] | tuple[str, str, str],
+    path: str = "core/transitions.py",
+) -> list[Mutant]:
+    """Give a guard of a store's decision in both languages.
+
+    Args:
+        python: what is replaced, by what, and (if it is there twice) after which text;
+            ``lua``: the same.
+    """
+    return [
+        Mutant(guard, path, python[0], python[1], PYTHON, *python[2:]),
+        Mutant(guard, f"stores/lua/{script}.lua", lua[0], lua[1], LUA, *lua[2:]),
+    ]

@@ -15,8 +15,8 @@ _PARENTS = [
     Mutant(
         "parent: the owner",
         "request.py",
-        "environment.store.end_lease(key, owner_of(self._context).pack(), process)",
-        "environment.store.end_lease(key, environment.store.get(key).owner, process)",
+        "environment.store.end_lease(key, owner.pack(), process,",
+        "environment.store.end_lease(key, environment.store.get(key).owner, process,",
         _PARENT,
     ),
     Mutant(
@@ -46,22 +46,22 @@ _RUNS = [
     Mutant(
         "abandon: a claim that was given up is undone",
         "run/runner.py",
-        'if not isinstance(exc, StoreError) or getattr(exc, "may_have_arrived", False):',
-        "if False:",
+        "        if not self.may_hold:\n            return\n",
+        "        return\n",
         _SEAM,
     ),
     Mutant(
         "delivery lease: held from the completion to the note",
         "run/runner.py",
-        "delivery = self.call.note is not None and _has_outcome(ending)",
+        "delivery = call.callbacks and _has_outcome(ending)",
         "delivery = False",
         _GUARDS,
     ),
     Mutant(
         "note: set when the callbacks are out",
         "run/runner.py",
-        "        if sent:\n            self._note()",
-        "        if False:\n            self._note()",
+        "if sent or self.lease.record.is_done:",
+        "if False:",
         _GUARDS,
     ),
     Mutant(
@@ -74,8 +74,8 @@ _RUNS = [
     Mutant(
         "zombie: a late result is not its caller's",
         "execution.py",
-        "if isinstance(verdict, Lost):\n            return self._lost(verdict.record, None",
-        "if False:\n            return self._lost(verdict.record, None",
+        "if isinstance(verdict, Lost):\n            return self._lost(verdict, None",
+        "if False:\n            return self._lost(verdict, None",
         _GUARDS,
     ),
     Mutant(
@@ -159,10 +159,9 @@ _RUNS = [
     Mutant(
         "note: told again where the store is away",
         "run/runner.py",
-        "        except StoreUnavailable:\n            heartbeat.later(",
-        "        except StoreUnavailable:\n            _ = (",
+        "    heartbeat.later(tell, what, terms.horizon_ms / 1000)\n",
+        "",
         (("tests/unit/test_guards.py", "-k", "a_note_is_told"),),
-        after="def _tell_note(",
     ),
     Mutant(
         "session: no renewal while it is committed",

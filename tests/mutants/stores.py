@@ -13,36 +13,37 @@ _DJANGO: Stages = (("tests/integration/test_django_commit.py",),)
 _REFUSED = (
     "        if isinstance(answer, Lost):\n            self.rollback()\n            return answer\n"
 )
+_KEPT = "            self._records[key] = (write.record.pack(), gone_ms)\n"
 _DELETED = "connection.execute(delete(records).where(records.c.record_key == fit(key)))"
 
 _NOTHING_DELETES = [
     Mutant(
         "nothing deletes: release",
         "stores/memory.py",
-        "        self._records[key] = (write.record.pack(), gone_ms)\n",
-        "        self._records[key] = (write.record.pack(), gone_ms)\n"
-        "        if write.record.state is State.RELEASED and write.record.owner:\n"
-        "            del self._records[key]\n",
+        _KEPT,
+        f"{_KEPT}            if write.record.state is State.RELEASED and write.record.owner:\n"
+        "                del self._records[key]\n",
         PYTHON,
     ),
     Mutant(
         "nothing deletes: release",
         "stores/lua/settle.lua",
-        ", flags), ttl_ms)\nreturn token",
-        ", flags), ttl_ms)\nif new.state == RELEASED then redis.call('DEL', KEYS[1]) end\n"
-        "return token",
+        "save(with_holder(new, new.process, new.nonce), ttl_ms)\n",
+        "save(with_holder(new, new.process, new.nonce), ttl_ms)\n"
+        "if new.state == RELEASED then redis.call('DEL', KEYS[1]) end\n",
         LUA,
     ),
     Mutant(
         "nothing deletes: release, in SQL",
         "stores/sql.py",
-        "        return self._rows.change(connection, key, decide, _PATIENT_S)\n",
-        "        answer = self._rows.change(connection, key, decide, _PATIENT_S)\n"
+        "        return self._rows.change(\n            connection, key, decide,",
         "        if event.record.state is State.RELEASED:\n"
+        "            answer = self._rows.change(connection, key, decide, _PATIENT_S)\n"
         f"            {_DELETED}\n"
-        "        return answer\n",
+        "            return answer\n"
+        "        return self._rows.change(\n            connection, key, decide,",
         _SQL,
-        after="transitions.settle(row.record, event, row.now_us)",
+        after="transitions.settle(record, event, row.now_us",
     ),
     Mutant(
         "nothing deletes: forget",
@@ -69,27 +70,24 @@ _NOTHING_DELETES = [
     Mutant(
         "nothing deletes: a claim that was given up",
         "stores/memory.py",
-        "        self._records[key] = (write.record.pack(), gone_ms)\n",
-        "        self._records[key] = (write.record.pack(), gone_ms)\n"
-        "        if write.record.state is State.RELEASED and write.record.nonce:\n"
-        "            del self._records[key]\n",
+        _KEPT,
+        f"{_KEPT}            if write.record.state is State.RELEASED and write.record.nonce:\n"
+        "                del self._records[key]\n",
         PYTHON,
     ),
     Mutant(
         "nothing deletes: a claim that was given up, in SQL",
         "stores/sql.py",
-        "            lambda connection: self._rows.change(connection, key, decide, _PATIENT_S)\n",
-        "            lambda connection: (\n"
-        "                self._rows.change(connection, key, decide, _PATIENT_S),\n"
-        f"                {_DELETED},\n"
-        "            )\n",
+        "        self._write(key, decide)\n",
+        "        self._write(key, decide)\n"
+        f"        self._rows.operate(lambda connection: {_DELETED})\n",
         _SQL,
         after="transitions.abandon(record, given_up",
     ),
     Mutant(
         "nothing deletes: a claim that was given up",
         "stores/lua/abandon.lua",
-        "save(with_holder(record, '', record.nonce), ttl_ms)",
+        "save(remembering(record, '', record.nonce), ttl_ms)",
         "redis.call('DEL', KEYS[1])",
         LUA,
     ),
@@ -116,8 +114,8 @@ _ROWS = [
     Mutant(
         "a row is as it was read, in Django",
         "django/rows.py",
-        '"record_key = %s AND stamp = %s"',
-        '"record_key = %s AND stamp <> %s + 1"',
+        "record_key = %s AND stamp = %s AND",
+        "record_key = %s AND stamp <> %s + 1 AND",
         _DJANGO,
     ),
     Mutant(

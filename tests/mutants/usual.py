@@ -20,11 +20,12 @@ def _settle(guard: str, old: str, new: str) -> Mutant:
 USUAL: list[Mutant] = [
     _claim("nothing is known of the key", ", 'PX', ARGV[4], 'NX')", ", 'PX', ARGV[4])"),
     _claim(
-        "no callbacks are out",
+        "nor of the owner's answer",
         " and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)",
         "",
     ),
-    _claim("not one that only compensates", "string.byte(ARGV[3], 25) < 4 and not", "not"),
+    _claim("not one that only compensates", "if asked % 8 < 4 and (", "if ("),
+    _claim("in time", "(deadline_ms == 0 or now_ms <= deadline_ms)", "true"),
     _claim("which succeeded", "byte(raw, 2) == 4", "true"),
     _claim(
         "of another call",
@@ -32,7 +33,9 @@ USUAL: list[Mutant] = [
         "true",
     ),
     _claim("that no claim was given up for", "byte(raw, nonce_at) == 0", "true"),
-    _claim("unchecked", "byte(ARGV[3], 25) % 2 == 0", "true"),
+    _claim("unchecked", "asked % 4 == 0", "asked % 4 < 2"),
+    _claim("without callbacks", "asked % 4 == 0", "asked % 2 == 0"),
+    _claim("of a caller that has awaited no run", " and not KEYS[4] then", " then"),
     _settle("a record of this version", r"sub(raw, 1, 3) == '\1\1\0'", r"sub(raw, 2, 3) == '\1\0'"),
     _settle(
         "of a run",
@@ -62,7 +65,9 @@ USUAL: list[Mutant] = [
     _settle("no delivery lease", "ARGV[2] == '0'", "true"),
     _settle("a lease that is an instant", "byte(raw, 13) == 0", "true"),
     _settle("a lease that is not too far", "byte(raw, 14) < 32", "true"),
-    _settle("fields that are whole", "if at < #raw and at + 1", "if at + 1"),
+    _settle("no slip to write", " and not ARGV[4]", ""),
+    _settle("no claims that were given up", " and nonce_length <= 8", ""),
+    _settle("fields that are whole", "and at < #raw and at + 1", "and at + 1"),
     _settle(
         "a label that is whole",
         " and at + 1 + byte(raw, at) * 256 + byte(raw, at + 1) <= #raw then",

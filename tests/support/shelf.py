@@ -40,7 +40,7 @@ class Shelf:
             0,
             owner=Owner(owner or str(uuid.uuid4())).pack(),
             process=Process("host-1", 77, "boot").pack(),
-            nonce=uuid.uuid4().bytes,
+            nonce=uuid.uuid4().bytes[:8],
             label=label,
         )
         claimed = self.store.claim(name, Claim(record, 30_000, TTL_MS))
@@ -65,7 +65,7 @@ class Shelf:
         """Claim a key, have its run cut off, and ask again where that makes it unknown."""
         name, held = self.hold(key, task)
         self._end(name, held, State.RUNNING)
-        again = replace(held, owner=Owner("another").pack(), token=0, nonce=uuid.uuid4().bytes)
+        again = replace(held, owner=Owner("another").pack(), token=0, nonce=uuid.uuid4().bytes[:8])
         self.store.claim(name, Claim(again, 30_000, TTL_MS, max_interruptions=0))
         found = self.store.get(name)
         assert found is not None

@@ -165,9 +165,11 @@ def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str,
         return charged(self, order, 100)
 
     @task("shop.leave", idempotency_key="order:{order}")
-    def leave(self: Any, order: Any, how: str) -> Any:
+    def leave(self: Any, order: Any, how: str, gate: str | None = None) -> Any:
         """The first time leave as told, without charging; charge every other time."""
         began(self, order)
+        if gate is not None:
+            ledger.hold(gate)
         if ledger.count("start", name=self.name, key=order) > 1:
             return charged(self, order, 100)
         if how == "ignore":

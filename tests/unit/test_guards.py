@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Signature
+from celery.exceptions import Ignore
 from kombu.exceptions import OperationalError
 
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, waiting
@@ -398,15 +399,15 @@ def test_who_waits_shares_the_failure_of_the_run_it_found_last(guarded: Callable
     # Given a call that found one run, and came again when another one had the key
     seen: list[Delivered] = []
 
-    def meets_and_fails(self: Any, order: int) -> Any:
+    def meets_and_ends_without_an_outcome(self: Any, order: int) -> Any:
         seen.append(deliver(self, (order,), task_id="waits"))
-        raise ValueError("the first")
+        raise Ignore
 
     def meets_it_again_and_fails(self: Any, order: int) -> Any:
         seen.append(seen[0].published[0].deliver())
         raise ValueError("the second")
 
-    task = guarded(meets_and_fails, meets_it_again_and_fails)
+    task = guarded(meets_and_ends_without_an_outcome, meets_it_again_and_fails)
     deliver(task, (1,), task_id="first")
     deliver(task, (1,), task_id="second")
     assert [one.state for one in seen] == ["RETRY", "RETRY"]

@@ -18,6 +18,8 @@ from celery_idempotent.testing.servers import RedisServer
 
 fields = st.binary(max_size=255)
 numbers = st.integers(0, 2**53 - 1)
+nonces = st.just(b"") | st.binary(min_size=8, max_size=8).filter(any)
+given_ups = st.binary(min_size=16, max_size=16).map(lambda one: one * 2) | st.just(b"")
 records = st.builds(
     Record,
     state=st.sampled_from(State),
@@ -27,7 +29,8 @@ records = st.builds(
     interruptions=st.integers(0, 255),
     owner=fields,
     process=fields,
-    nonce=fields,
+    nonce=nonces,
+    given_up=given_ups,
     fingerprint=fields,
     label=st.text(st.characters(codec="utf-8"), max_size=40),
     outcome=st.binary(max_size=100),

@@ -11,12 +11,14 @@ import redis
 
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.transitions import Note
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, StoreUnavailable
 from celery_idempotent.ops import records
 from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of
 from celery_idempotent.ops.records import Filter, RecordView
-from celery_idempotent.stores.base import Renewal, note_key, store_from_url
+from celery_idempotent.stores.base import Renewal, store_from_url
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.shelf import JSON, TTL_MS, Shelf
@@ -194,7 +196,8 @@ def test_only_records_are_listed(shelf: Shelf) -> None:
     """Neither notes and steps, nor what another prefix or program has put there."""
     # Given
     name, held = shelf.hold()
-    shelf.store.note(name, held.token, note_key(name, "task-1"), TTL_MS)
+    slip = Slip(answered=True)
+    shelf.store.note(name, Note(f"{name}:sent:task-1", slip, held.token, TTL_MS))
     packed = Step(StepState.DONE, 0, b"").pack()
     shelf.store.step(Renewal(name, held, 30_000, TTL_MS), "pay", packed)
     for other in ("other:{shop.charge:order:42}", "idemX1:{a:b}", f"{PREFIX}:{{nocolon}}", "queue"):

@@ -91,7 +91,7 @@ def run_by(shelf: Shelf, task_id: str, key: str, boot: str = BOOT_ID, pid: int =
         0,
         owner=Owner(task_id).pack(),
         process=Process(socket.gethostname(), pid, boot).pack(),
-        nonce=uuid.uuid4().bytes,
+        nonce=uuid.uuid4().bytes[:8],
     )
     assert isinstance(shelf.store.claim(name, Claim(record, 30_000, 100_000)), Claimed)
     return Request(id=task_id, name="shop.charge", record_name=lambda: name)

@@ -76,10 +76,10 @@ def _unfenced() -> Iterator[None]:
     """The store takes the end of a run that has lost its key."""
     real = transitions.settle
 
-    def settle(record: Any, event: Any, now_us: int) -> Any:
+    def settle(record: Any, event: Any, now_us: int, **more: Any) -> Any:
         if record is not None:
             event = event._replace(record=event.record._replace(token=record.token))
-        return real(record, event, now_us)
+        return real(record, event, now_us, **more)
 
     with mock.patch.object(transitions, "settle", settle):
         yield

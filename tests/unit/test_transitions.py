@@ -7,6 +7,7 @@ from hypothesis import given
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     KEEP_TTL,
     UNKNOWN_TTL_MS,
@@ -15,6 +16,7 @@ from celery_idempotent.core.transitions import (
     Claimed,
     Lost,
     Mismatch,
+    Note,
     Recorded,
     Replay,
     Resolve,
@@ -83,18 +85,27 @@ def claims(draw: st.DrawFn) -> Claim:
 
 
 maybe_records = st.none() | records()
+maybe_slips = st.none() | st.builds(
+    Slip,
+    answered=st.booleans(),
+    succeeded=st.booleans(),
+    sending_ms=st.sampled_from((0, NOW_MS, NOW_MS + 1)),
+    publication=st.sampled_from((b"", b"another")),
+    outcome=outcomes,
+)
 
 
 class TestClaim:
-    @given(maybe_records, claims(), st.booleans())
+    @given(maybe_records, claims(), maybe_slips)
     def test_a_claim_that_is_granted_has_a_higher_token(
-        self, record: Record | None, ask: Claim, noted: bool
+        self, record: Record | None, ask: Claim, slip: Slip | None
     ) -> None:
         """New or taken over: higher than the last, and the clock's where that is higher."""
         # When
-        verdict, write = transitions.claim(record, ask, NOW_US, noted=noted)
+        verdict, write = transitions.claim(record, ask, NOW_US, slip=slip)
         # Then
         if isinstance(verdict, Claimed) and write is not None:
+            assert write.record is not None
             floor = 0 if record is None else record.token + 1
             assert verdict.token == write.record.token == max(floor, NOW_US)
             assert write.record.until_ms == NOW_MS + ask.lease_ms
@@ -103,8 +114,10 @@ class TestClaim:
             assert write.ttl_ms == ask.keep_ms
             assert verdict.interruptions == write.record.interruptions
 
-    @given(records(), claims(), st.booleans())
-    def test_a_live_lease_is_not_stolen(self, record: Record, ask: Claim, noted: bool) -> None:
+    @given(records(), claims(), maybe_slips)
+    def test_a_live_lease_is_not_stolen(
+        self, record: Record, ask: Claim, slip: Slip | None
+    ) -> None:
         """Whoever asks: a running or compensating record with a live lease isn't written."""
         # Given
         held = replace(
@@ -113,9 +126,9 @@ class TestClaim:
             until_ms=NOW_MS + 1,
         )
         # When
-        verdict, write = transitions.claim(held, ask, NOW_US, noted=noted)
+        verdict, write = transitions.claim(held, ask, NOW_US, slip=slip)
         # Then
-        assert write is None
+        assert write is None or write.record is None
         if isinstance(verdict, Claimed):
             assert held.nonce == ask.candidate.nonce != b""
             assert verdict.token == held.token
@@ -155,15 +168,22 @@ class TestClaim:
         assert transitions.claim(held, ask, NOW_US) == (Superseded(), None)
 
     @given(maybe_records, claims())
-    def test_a_noted_copy_only_runs_for_its_own_record(
+    def test_an_answered_copy_only_runs_for_its_own_record(
         self, record: Record | None, ask: Claim
     ) -> None:
-        """Callbacks sent and the owner moved: nothing is left to do, whatever the record is."""
+        """Its call was answered and the owner moved: it never runs, whatever the record is."""
         # Given
-        if record is not None and record.owner == ask.candidate.owner:
-            record = replace(record, owner=b"somebody else")
+        slip = replace(ask.message, answered=True, outcome=b"its answer")
+        if record is not None:
+            record = replace(record, owner=b"somebody else", nonce=b"")
+        # When
+        verdict, _ = transitions.claim(record, ask, NOW_US, slip=slip)
         # Then
-        assert transitions.claim(record, ask, NOW_US, noted=True) == (Superseded(), None)
+        if isinstance(verdict, Replay):
+            assert verdict.record.outcome == b"its answer"
+        else:
+            assert isinstance(verdict, (Superseded, Busy))
+            assert ask.compensates_only
 
     @given(records(), claims())
     def test_other_arguments_get_nothing(self, record: Record, ask: Claim) -> None:
@@ -287,18 +307,16 @@ class TestTheRest:
         ask = Claim(given_up, 30_000, 3_600_000)
         before = record
         # When
-        write = transitions.abandon(record, given_up, ttl_ms, NOW_US)
+        write = transitions.abandon(record, given_up, ttl_ms, 1, NOW_US)
         record = record if write is None else write.record
         # Then
         assert record is not None
         verdict, _ = transitions.claim(record, ask, NOW_US)
-        if record.nonce == b"n1":
-            assert isinstance(verdict, Busy)
-        else:
-            assert write is None
-            assert before is not None
-            held = before.state in (State.RUNNING, State.COMPENSATING)
-            assert held or (before.is_done and before.until_ms)
+        assert isinstance(verdict, Busy)
+        if before is not None and before.nonce != b"n1":
+            held = before.state in (State.RUNNING, State.COMPENSATING) and before.process
+            if held or (before.is_done and before.until_ms):
+                assert replace(record, given_up=b"") == before
 
     @given(maybe_records, spans)
     def test_forgetting_keeps_only_a_token(self, record: Record | None, ttl_ms: int) -> None:
@@ -329,7 +347,7 @@ class TestTheRest:
     def test_a_note_ends_only_deliveries(self, record: Record, token: int) -> None:
         """Of that token's run, and where there is an outcome; the outcome stays."""
         # When
-        write = transitions.note(record, token)
+        write = transitions.note(record, Note("", Slip(), token, 1))
         # Then
         if write is not None:
             assert record.token == token
@@ -348,12 +366,13 @@ class TestTheRest:
         # Then
         assert (write is not None) is (record.state is State.UNKNOWN)
         if write is not None:
+            assert write.record is not None
             assert write.record.token == max(record.token + 1, NOW_US)
             assert write.record.process == write.record.nonce == b""
 
     def test_nothing_comes_of_nothing(self) -> None:
         """An absent record has nothing to note, to end or to resolve."""
         # Then
-        assert transitions.note(None, 1) is None
+        assert transitions.note(None, Note("", Slip(), 1, 1)) is None
         assert transitions.end_lease(None, b"A", b"p1", NOW_US) is None
         assert transitions.resolve(None, Resolve(State.SUCCEEDED, b"", 1), NOW_US) is None

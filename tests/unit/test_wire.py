@@ -125,12 +125,14 @@ class TestMeanwhile:
 
         monkeypatch.setattr(connections[0]._real, "send_packed_command", sending)
         monkeypatch.setattr(connections[0]._real, "read_response", reading)
+        store.claim(KEY.replace("1", "0"), CLAIM)  # learns the time first
+        done.clear()
         # When
         claim = replace(CLAIM, meanwhile=lambda: done.append("meanwhile"))
         verdict = store.claim(KEY, claim)
         assert isinstance(verdict, Claimed)
         held = replace(CANDIDATE, state=State.SUCCEEDED, token=verdict.token, nonce=b"")
-        event = Settle(held, 0, 60_000, lambda: done.append("meanwhile"))
+        event = Settle(held, 0, 60_000, meanwhile=lambda: done.append("meanwhile"))
         assert store.settle(KEY, event) == Recorded(verdict.token)
         # Then
         assert [one for one in done if one == "meanwhile"] == ["meanwhile"] * 2

@@ -1,26 +1,40 @@
 -- One message asks for its key: transitions.claim, restated.
--- KEYS: record, steps [, note]
--- ARGV: candidate, awaited, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
---   max_compensations:4 flags:1 (1 checked, 2 callbacks, 4 compensates only), and keep_ms
+-- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
+-- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
+--   max_compensations:4 flags:1 deadline_ms:8, keep_ms, the message as a packed slip
+--   flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 met an outage
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
---     4 superseded (no record), 5 mismatch, 6 unknown
+--     4 superseded (no record), 5 mismatch, 6 unknown (2 noted), 7 replay of a slip (1 mine,
+--     2 noted), 8 busy: the slip's callbacks are being sent, 9 too late (no record)
 -- One string, or one number, costs the client less than an array does.
 local candidate = ARGV[1]
-local lease_ms, unknown_ms, max_interruptions, max_compensations, asked =
-  struct.unpack('>I8I8I4I4B', ARGV[3])
-local keep_ms = ARGV[4]
-local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked >= 4
+local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, deadline_ms =
+  struct.unpack('>I8I8I4I4BI8', ARGV[3])
+local keep_ms, message = ARGV[4], ARGV[5]
+local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked % 8 >= 4
+local is_new, met_outage = asked % 16 >= 8, asked >= 16
 local now = now_us()
 local now_ms = math.floor(now / 1000)
-local new = parse(candidate)
-local record, raw = load_record()
 local function answer(code, flags, it) return struct.pack('>BBI8', code, flags, now_ms) .. it end
 
+-- It lay in the socket of a server that stood still: whoever sent it has given it up.
+if deadline_ms > 0 and now_ms > deadline_ms then return answer(9, 0, '') end
+
+local new = parse(candidate)
+local record, raw = load_record()
 if record == false then return answer(0, 0, raw) end
-local noted = KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1
 local mine = record and record.owner == new.owner
+local function superseded() return answer(4, 0, '') end
+if compensates_only and not (record and record.state == COMPENSATING) then return superseded() end
+
+local slip, own = load_slip(KEYS[3]), KEYS[3] and parse_slip(message)
+local noted = slip and callbacks and has_sent(slip, own.digests) or false
+-- What was answered, unless nobody has yet, or the key was forgotten since.
+local told = slip and slip.answered and not (record and #record.owner == 0) and slip or nil
+local is_copy = told and not is_new and told.publication == own.publication
+  and own.retries <= told.retries and own.deaths <= told.deaths or false
 
 local function claimed(token, interruptions, failed)
   local kept = record and has_steps(record.flags)
@@ -31,41 +45,91 @@ end
 local function take(interruptions)
   local token = record and math.max(record.token + 1, now) or now
   local flags = record and record.flags or 0
-  save(with_header(candidate, RUNNING, interruptions, token, now_ms + lease_ms, flags), keep_ms)
+  local taken = with_header(candidate, RUNNING, interruptions, token, now_ms + lease_ms, flags)
+  if record and #record.given_up > 0 then
+    new.raw, new.given_up = taken, still_given_up(record.given_up, now_ms)
+    taken = with_holder(new, new.process, new.nonce)
+  end
+  save(taken, keep_ms)
+  if slip then redis.call('DEL', KEYS[3]) end
   return claimed(token, interruptions)
+end
+
+-- Whether somebody else sends the callbacks of this message at this moment.
+local function is_being_sent()
+  local nonce = new.nonce .. string.sub(NO_NONCE, #new.nonce + 1)
+  return slip and now_ms < slip.sending_ms
+    and (#new.nonce == 0 or string.sub(slip.holder, 1, 8) ~= nonce)
+end
+
+local function send_alone()
+  local sending = slip or own
+  if not slip then sending.digests = '' end
+  sending.sending_ms = now_ms + lease_ms
+  local nonce = new.nonce .. string.sub(NO_NONCE, #new.nonce + 1)
+  sending.holder = string.sub(nonce .. new.process, 1, 255)
+  save_slip(KEYS[3], sending, not slip and lease_ms or nil)
+end
+
+-- A verdict; callbacks that are unsent are sent under a lease in the message's slip.
+local function leased(code, flags, it)
+  if not noted and callbacks and KEYS[3] then
+    if is_being_sent() then return answer(8, 1, slip.raw) end
+    send_alone()
+  end
+  return answer(code, flags + (noted and 2 or 0), it)
+end
+
+local function answer_again()
+  if #told.outcome == 0 then return superseded() end
+  return leased(7, 1, told.raw)
 end
 
 local function become_unknown(interruptions)
   record.raw = with_header(raw, UNKNOWN, interruptions, record.token, 0)
   local unknown = with_holder(record, record.process, '')
   save(unknown, unknown_ms)
+  -- While a copy tells this, its run can't tell otherwise.
+  if callbacks and KEYS[3] then send_alone() end
   return answer(6, 0, unknown)
 end
 
-local function superseded() return answer(4, 0, '') end
 local function busy() return answer(2, mine and 1 or 0, raw) end
-local function replay() return answer(3, (mine and 1 or 0) + (noted and 2 or 0), raw) end
 
-if noted and not mine then return superseded() end
-if compensates_only and not (record and record.state == COMPENSATING) then return superseded() end
-if not record then return take(0) end
+if not record then
+  if is_copy then return answer_again() end
+  return take(0)
+end
 
 if #new.nonce > 0 and record.nonce == new.nonce then
   if record.state == RUNNING then return claimed(record.token, record.interruptions) end
   if record.state == COMPENSATING and #record.process > 0 then
     return claimed(record.token, record.interruptions, raw)
   end
-  if record.done and record.until_ms > 0 then return replay() end
+  if record.done and record.until_ms > 0 then
+    return answer(3, (mine and 1 or 0) + (noted and 2 or 0), raw)
+  end
   return busy()
 end
+if #new.nonce > 0 and has_given_up(record.given_up, new.nonce) then return busy() end
 
-local live = now_ms < record.until_ms
+-- Runs that lived through an outage renew first: their leases get as long again.
+local grace_ms = met_outage and #record.nonce > 0 and lease_ms or 0
+local live = now_ms < record.until_ms + grace_ms
 if record.state == RELEASED and not record.done then
+  if mine and is_copy then return answer_again() end
   if mine and #record.nonce > 0 and new.retries < record.retries then return superseded() end
-  return take(#record.nonce > 0 and record.interruptions or 0)
+  if mine or not is_copy then return take(#record.nonce > 0 and record.interruptions or 0) end
 end
-if checked and not mine and record.fingerprint ~= new.fingerprint then
-  return answer(5, 0, raw)
+if not mine then
+  if told and (is_copy or #told.outcome > 0) then
+    local kept = record.state == SUCCEEDED or record.state == FAILED
+    if #told.outcome > 0 or not (told.succeeded and kept) then return answer_again() end
+    return answer(3, noted and 2 or 0, raw)
+  end
+  local awaited = load_slip(KEYS[4])
+  if awaited and awaited.answered and #awaited.outcome > 0 then return leased(7, 0, awaited.raw) end
+  if checked and record.fingerprint ~= new.fingerprint then return answer(5, 0, raw) end
 end
 if record.state == RUNNING then
   if mine and new.retries < record.retries then return superseded() end
@@ -82,17 +146,18 @@ if record.state == RETRYING then
 end
 if record.done then
   if mine then
-    if live then return busy() end
+    if now_ms < record.until_ms then return busy() end
+    if is_copy and #told.outcome > 0 then return answer_again() end
     if callbacks and not noted then
       record.raw = with_header(raw, record.state, record.interruptions, record.token,
         now_ms + lease_ms)
       raw = with_holder(record, new.process, new.nonce)
       save_keep_ttl(raw)
     end
-    return replay()
+    return answer(3, 1 + (noted and 2 or 0), raw)
   end
   if record.state == RELEASED and ARGV[2] ~= record.owner then return take(0) end
-  return replay()
+  return leased(3, 0, raw)
 end
 if record.state == COMPENSATING then
   if live then return busy() end
@@ -104,4 +169,4 @@ if record.state == COMPENSATING then
   save(taken, keep_ms)
   return claimed(token, interruptions, taken)
 end
-return answer(6, 0, raw)
+return leased(6, 0, raw)

@@ -1,15 +1,17 @@
 -- The usual cases of claim.lua, before anything else is set up: nothing is known of the key, or
 -- another call has succeeded, and its outcome is the answer.
-if string.byte(ARGV[3], 25) < 4 and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1) then
+local time = redis.call('TIME')
+local token = time[1] * 1000000 + time[2]
+local now_ms = math.floor(token / 1000)
+local lease_ms, _, _, _, asked, deadline_ms = struct.unpack('>I8I8I4I4BI8', ARGV[3])
+if asked % 8 < 4 and (deadline_ms == 0 or now_ms <= deadline_ms)
+  and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)
+then
   local byte, sub = string.byte, string.sub
-  local lease_ms = struct.unpack('>I8', ARGV[3])
-  local time = redis.call('TIME')
-  local token = time[1] * 1000000 + time[2]
-  local now_ms = math.floor(token / 1000)
   local record = struct.pack('>BBBBI8I8', 1, 1, 0, 0, token, now_ms + lease_ms) .. sub(ARGV[1], 21)
   if redis.call('SET', KEYS[1], record, 'PX', ARGV[4], 'NX') then return token end
   local raw = redis.call('GET', KEYS[1])
-  if raw and byte(raw, 2) == 4 and byte(ARGV[3], 25) % 2 == 0 then
+  if raw and byte(raw, 2) == 4 and asked % 4 == 0 and not KEYS[4] then
     local owner_end = 25 + (byte(raw, 25) or 0)
     local nonce_at = owner_end + 2 + (byte(raw, owner_end + 1) or 0)
     -- Whether it can be read is left to whoever gets it.

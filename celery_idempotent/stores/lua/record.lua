@@ -1,9 +1,10 @@
 -- Put in front of every script: reads and writes the packed record (core/record.py has the layout).
--- KEYS: record, steps [, note]: the same hash tag, so the same node.
+-- KEYS: record, steps [, slip]: the same hash tag, so the same node.
 local RUNNING, RETRYING, RELEASED, SUCCEEDED, FAILED, UNKNOWN, COMPENSATING = 1, 2, 3, 4, 5, 6, 7
 local VERSION = 1
 -- Numbers are doubles here: above this they would not be the ones that Python reads.
 local MAX_NUMBER = 2 ^ 53 - 1
+local NO_NONCE = string.rep('\0', 8)
 
 local function now_us()
   local time = redis.call('TIME')
@@ -29,11 +30,19 @@ local function parse(raw)
   if at + 1 > #raw then return false end
   local outcome_at = at + 2 + struct.unpack('>I2', string.sub(raw, at, at + 1))
   if outcome_at > #raw + 1 then return false end
+  -- Behind the claim's nonce: those that were given up (16 bytes each).
+  local nonce, given_up = fields[3], ''
+  if #nonce > 8 then
+    if #nonce % 16 ~= 8 then return false end
+    given_up, nonce = string.sub(nonce, 9), string.sub(nonce, 1, 8)
+    if nonce == NO_NONCE then nonce = '' end
+  end
   local done = state == SUCCEEDED or state == FAILED or (state == RELEASED and outcome_at <= #raw)
   return {
     raw = raw, state = state, interruptions = interruptions, token = token, until_ms = until_ms,
-    retries = retries, owner = fields[1], process = fields[2], nonce = fields[3],
-    fingerprint = fields[4], tail_at = at, done = done, flags = known_flags(raw),
+    retries = retries, owner = fields[1], process = fields[2], nonce = nonce,
+    given_up = given_up, fingerprint = fields[4], tail_at = at, done = done,
+    flags = known_flags(raw),
   }
 end
 
@@ -41,6 +50,12 @@ local function load_record()
   local raw = redis.call('GET', KEYS[1])
   if not raw then return nil, nil end
   return parse(raw), raw
+end
+
+-- Whether a newer release's record, which this one can't read, has another token than a run's. Token
+-- and owner stand at these places in every version to come.
+local function is_lost(raw, token)
+  return #raw > 24 and string.byte(raw, 1) > VERSION and struct.unpack('>I8', raw, 5) ~= token
 end
 
 -- The same record with another header; retries and all fields stay, and flags unless given.
@@ -56,6 +71,9 @@ local function has_steps(flags) return flags % 2 == 1 end
 
 -- The same record with another process and nonce.
 local function with_holder(record, process, nonce)
+  if #record.given_up > 0 then
+    nonce = nonce .. string.sub(NO_NONCE, #nonce + 1) .. record.given_up
+  end
   return string.sub(record.raw, 1, 24)
     .. struct.pack('B', #record.owner) .. record.owner
     .. struct.pack('B', #process) .. process
@@ -72,4 +90,75 @@ end
 
 local function save_keep_ttl(raw)
   redis.call('SET', KEYS[1], raw, 'KEEPTTL')
+end
+
+-- Those of some given-up claims that have not reached the instant from which they are refused anyway.
+local function still_given_up(given_up, now_ms)
+  local kept = {}
+  for at = 1, #given_up, 16 do
+    if struct.unpack('>I8', given_up, at + 8) > now_ms then
+      kept[#kept + 1] = string.sub(given_up, at, at + 15)
+    end
+  end
+  return table.concat(kept)
+end
+
+local function has_given_up(given_up, nonce)
+  nonce = nonce .. string.sub(NO_NONCE, #nonce + 1)
+  for at = 1, #given_up, 16 do
+    if string.sub(given_up, at, at + 7) == nonce then return true end
+  end
+  return false
+end
+
+-- A slip as a table (core/slip.py has the layout). What can't be read says that callbacks went out.
+local function parse_slip(raw)
+  local strange = {
+    raw = raw, answered = true, succeeded = true, all_sent = true, deaths = 0, retries = 0,
+    token = 0, sending_ms = 0, publication = '', holder = '', digests = '', outcome = '',
+  }
+  if #raw < 27 or string.byte(raw, 1) ~= 1 then return strange end
+  local _, flags, deaths, retries, token, sending_ms = struct.unpack('>BBI2I4I8I8', raw)
+  local fields, at = {}, 25
+  for i = 1, 3 do
+    local length = string.byte(raw, at)
+    if not length or at + length > #raw then return strange end
+    fields[i] = string.sub(raw, at + 1, at + length)
+    at = at + 1 + length
+  end
+  return {
+    raw = raw, answered = flags % 2 == 1, succeeded = flags % 4 >= 2, all_sent = flags % 8 >= 4,
+    deaths = deaths, retries = retries, token = token, sending_ms = sending_ms,
+    publication = fields[1], holder = fields[2], digests = fields[3], outcome = string.sub(raw, at),
+  }
+end
+
+local function pack_slip(slip)
+  local flags = (slip.answered and 1 or 0) + (slip.succeeded and 2 or 0) + (slip.all_sent and 4 or 0)
+  return struct.pack('>BBI2I4I8I8', 1, flags, slip.deaths, slip.retries, slip.token,
+    slip.sending_ms) .. struct.pack('B', #slip.publication) .. slip.publication
+    .. struct.pack('B', #slip.holder) .. slip.holder
+    .. struct.pack('B', #slip.digests) .. slip.digests .. slip.outcome
+end
+
+local function load_slip(key)
+  local raw = key and redis.call('GET', key)
+  return raw and parse_slip(raw) or nil
+end
+
+local function has_sent(slip, digest)
+  if slip.all_sent then return true end
+  for at = 1, #slip.digests, 8 do
+    if string.sub(slip.digests, at, at + 7) == digest then return true end
+  end
+  return false
+end
+
+-- ttl_ms: nil leaves it as it is.
+local function save_slip(key, slip, ttl_ms)
+  if ttl_ms then
+    redis.call('SET', key, pack_slip(slip), 'PX', ttl_ms)
+  else
+    redis.call('SET', key, pack_slip(slip), 'KEEPTTL')
+  end
 end

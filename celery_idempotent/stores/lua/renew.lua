@@ -5,7 +5,7 @@
 local held = parse(ARGV[1])
 local until_ms = math.floor(now_us() / 1000) + tonumber(ARGV[2])
 local record, raw = load_record()
-if record == false then return {0, raw} end
+if record == false then return {is_lost(raw, held.token) and 2 or 0, raw} end
 if not record then
   if held.state == RUNNING or held.state == COMPENSATING then
     save(with_header(ARGV[1], held.state, held.interruptions, held.token, until_ms),

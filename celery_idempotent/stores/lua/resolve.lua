@@ -12,6 +12,8 @@ if state == FAILED then
   state = RELEASED
   if ARGV[4] == '1' then state, until_ms = COMPENSATING, math.floor(now / 1000) end
 end
+-- For a rerun the owner goes, as if it were forgotten: no copy was answered.
+if state == RELEASED and ARGV[1] ~= tostring(FAILED) then record.owner = '' end
 record.raw = with_header(raw, state, 0, math.max(record.token + 1, now), until_ms)
 local resolved = with_holder(record, '', '')
 local label_at = #resolved - (#raw - record.tail_at)

@@ -1,12 +1,16 @@
 -- Write what a run became, if it still holds its key: transitions.settle, restated.
--- KEYS: record, steps
--- ARGV: new record (its token is the run's), delay_ms, ttl_ms
+-- KEYS: record, steps [, the owner's slip]
+-- ARGV: new record (its token is the run's), delay_ms, ttl_ms [, the slip to write, its ttl_ms]
 -- Returns: the token, where it is recorded | {2, record} lost | {0, raw} unreadable
+--   | {3, token}: recorded, and a copy of the message answers the call
+--   | {4, record}: lost, and the call was answered by a copy
 local new = parse(ARGV[1])
 local delay_ms, ttl_ms = tonumber(ARGV[2]), ARGV[3]
 local now_ms = math.floor(now_us() / 1000)
 local record, raw = load_record()
-if record == false then return {0, raw} end
+local slip = load_slip(KEYS[3])
+local told = slip and slip.answered
+if record == false and not is_lost(raw, new.token) then return {0, raw} end
 -- An end that is told again is written again: WAIT counts what its own connection wrote last, and
 -- would otherwise count something older, which a replica that lags has long since had.
 local function recorded()
@@ -15,19 +19,41 @@ local function recorded()
 end
 local token = new.token
 if new.state == RELEASED then token = token + 1 end
+
+-- Another run has the key: was the run's own call answered, by this very end (its answer was lost)?
+local function lost()
+  if not told then return {2, raw} end
+  if slip.token ~= new.token then return {4, raw} end
+  save_slip(KEYS[3], slip)
+  return token
+end
+
+if record == false then return lost() end
 if record then
   local again = record.token == token and record.state == new.state and record.owner == new.owner
   if again and new.state ~= RUNNING and new.state ~= COMPENSATING then return recorded() end
-  if record.token ~= new.token then return {2, raw} end
+  if record.token ~= new.token then return lost() end
   if record.state == SUCCEEDED or record.state == FAILED then return recorded() end
   if record.state == UNKNOWN and new.state == RUNNING then return recorded() end
 end
+-- Only while its outcome is unknown can a run's call have been answered by a copy.
+local answered = slip and record and record.state == UNKNOWN
+  and (slip.answered or now_ms < slip.sending_ms)
 local until_ms = 0
-if delay_ms > 0 or new.state == RUNNING or new.state == RETRYING or new.state == COMPENSATING then
-  until_ms = now_ms + delay_ms
-end
+local timed = delay_ms > 0 or new.state == RUNNING or new.state == RETRYING
+  or new.state == COMPENSATING
+if timed and not answered then until_ms = now_ms + delay_ms end
 local interruptions = record and record.interruptions or 0
 if new.state == COMPENSATING and record and record.state ~= COMPENSATING then interruptions = 0 end
 local flags = record and record.flags or new.flags
-save(with_header(ARGV[1], new.state, interruptions, token, until_ms, flags), ttl_ms)
+new.raw = with_header(ARGV[1], new.state, interruptions, token, until_ms, flags)
+new.given_up = record and record.given_up or ''
+save(with_holder(new, new.process, new.nonce), ttl_ms)
+if answered then return {3, token} end
+if ARGV[4] then
+  local left = parse_slip(ARGV[4])
+  left.token = new.token
+  if delay_ms > 0 then left.sending_ms = now_ms + delay_ms end
+  save_slip(KEYS[3], left, ARGV[5])
+end
 return token

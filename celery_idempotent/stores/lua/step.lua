@@ -5,8 +5,8 @@
 local keep_ms = tonumber(ARGV[3])
 local until_ms = math.floor(now_us() / 1000) + tonumber(ARGV[2])
 local record, raw = load_record()
-if record == false then return {0, raw} end
 local held = parse(ARGV[1])
+if record == false then return {is_lost(raw, held.token) and 2 or 0, raw} end
 if not record then
   record, raw = held, ARGV[1]
 elseif record.token ~= held.token then

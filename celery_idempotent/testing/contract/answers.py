@@ -85,7 +85,8 @@ class AnswerRows:
         assert isinstance(busy, Busy)
         release_failed(store, held)
         # When
-        verdict = claim(store, SECOND, awaited=busy.record.owner)
+        assert busy.record.owner == FIRST.owner
+        verdict = claim(store, SECOND, awaited=FIRST)
         # Then
         assert isinstance(verdict, Replay)
         assert not verdict.mine
@@ -96,7 +97,7 @@ class AnswerRows:
         # Given
         release_failed(store, hold(store, FIRST))
         # Then
-        assert isinstance(claim(store, SECOND, awaited=THIRD.owner), Claimed)
+        assert isinstance(claim(store, SECOND, awaited=THIRD), Claimed)
 
     # --- succeeded, failed ---
 

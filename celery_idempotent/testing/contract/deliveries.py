@@ -25,6 +25,7 @@ from celery_idempotent.testing.contract.kit import (
     hold,
     interrupt,
     lives_ms,
+    note,
     release,
     release_failed,
     renew,
@@ -81,7 +82,7 @@ class DeliveryRows:
         assert isinstance(answer, Recorded)
         before = stored(store)
         # When
-        store.note(KEY, answer.token, FIRST.note, HORIZON_MS)
+        note(store, FIRST, answer.token)
         # Then
         record = stored(store)
         assert record == replace(before, until_ms=0, process=b"", nonce=b"")
@@ -96,7 +97,7 @@ class DeliveryRows:
         before = stored(store)
         assert isinstance(claim(store, FIRST, noted=True), Replay)
         # When
-        store.note(KEY, held.token, FIRST.note, HORIZON_MS)
+        note(store, FIRST, held.token)
         # Then
         assert stored(store) == before
 
@@ -106,7 +107,7 @@ class DeliveryRows:
         held = hold(store, FIRST, noted=True)
         complete(store, held, delivery_ms=LEASE_MS)
         # When
-        store.note(KEY, held.token, FIRST.note, 0)
+        note(store, FIRST, held.token, sent=False)
         # Then
         assert stored(store).until_ms == 0
         verdict = claim(store, FIRST, noted=True)
@@ -120,7 +121,7 @@ class DeliveryRows:
         complete(store, held, delivery_ms=LEASE_MS)
         before = stored(store)
         # When
-        store.note(KEY, held.token - 1, FIRST.note, HORIZON_MS)
+        note(store, FIRST, held.token - 1)
         # Then
         assert stored(store) == before
 
@@ -134,14 +135,14 @@ class DeliveryRows:
         ending(store, held)
         before = stored(store)
         # When
-        store.note(KEY, held.token, FIRST.note, HORIZON_MS)
+        note(store, FIRST, held.token)
         # Then
         assert stored(store) == before
 
     def test_a_noted_copy_is_superseded_once_the_owner_moved(self, store: Store) -> None:
         """All of it is done: where another call owns the key, or none, the copy has no business."""
         # Given
-        store.note(KEY, 0, FIRST.note, HORIZON_MS)
+        note(store, FIRST)
         # Then
         assert claim(store, FIRST, noted=True) == Superseded()
         assert store.get(KEY) is None
@@ -151,22 +152,15 @@ class DeliveryRows:
     def test_a_note_is_its_messages_own(self, store: Store) -> None:
         """Each task id has its note: that of another message says nothing."""
         # Given
-        store.note(KEY, 0, FIRST.note, HORIZON_MS)
+        note(store, FIRST)
         # Then
         assert isinstance(claim(store, SECOND, noted=True), Claimed)
-
-    def test_a_note_does_not_count_unasked(self, store: Store) -> None:
-        """A message without callbacks doesn't ask for its note."""
-        # Given
-        store.note(KEY, 0, FIRST.note, HORIZON_MS)
-        # Then
-        assert isinstance(claim(store, FIRST), Claimed)
 
     def test_a_noted_owner_still_waits_for_its_run(self, store: Store) -> None:
         """A note changes nothing for the message that owns the key."""
         # Given
         hold(store, FIRST, noted=True)
-        store.note(KEY, 0, FIRST.note, HORIZON_MS)
+        note(store, FIRST)
         # When
         verdict = claim(store, FIRST, noted=True)
         # Then
@@ -184,7 +178,8 @@ class DeliveryRows:
         record = stored(store)
         assert verdict == Replay(record, True, False)
         assert record.until_ms > 0
-        assert record == replace(before, until_ms=record.until_ms, process=PROCESS, nonce=b"second")
+        nonce = FIRST.candidate(b"second").nonce
+        assert record == replace(before, until_ms=record.until_ms, process=PROCESS, nonce=nonce)
         assert isinstance(claim(store, FIRST, noted=True), Busy)
         assert lives_ms(store) == about(TTL_MS)
 
@@ -217,7 +212,7 @@ class DeliveryRows:
         # When
         store.abandon(KEY, FIRST.candidate(b"third"), HORIZON_MS)
         # Then
-        assert stored(store) == before
+        assert replace(stored(store), given_up=b"") == before
 
     def test_no_lease_where_there_are_no_callbacks(self, store: Store) -> None:
         """A replay to a message without callbacks leaves the record as it is."""
@@ -318,4 +313,5 @@ class DeadProcessRows:
         # When
         store.abandon(KEY, FIRST.candidate(b"second"), HORIZON_MS)
         # Then
-        assert stored(store) == replace(before, nonce=b"second")
+        left = replace(stored(store), given_up=b"")
+        assert left == replace(before, nonce=FIRST.candidate(b"second").nonce)

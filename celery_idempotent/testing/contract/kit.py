@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.slip import Slip, slip_key
 from celery_idempotent.core.transitions import (
     Claim,
     Claimed,
     ClaimVerdict,
     Lost,
+    Note,
     Recorded,
     Settle,
     Unknown,
 )
 from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import Renewal, Store, note_key
+from celery_idempotent.stores.base import Renewal, Store
 
 T = TypeVar("T")
 
@@ -64,14 +66,28 @@ class Message:
     nesting: int = 0
     fingerprint: bytes = b"fingerprint of a"
     label: str = "order:42"
+    publication: bytes = b"published once"
+    deaths: int = 0
+    #: Of its callbacks; it counts where the claim says that there are some.
+    digest: bytes = b"callback"
 
     @property
     def owner(self) -> bytes:
         return Owner(self.task_id, self.nesting).pack()
 
     @property
-    def note(self) -> str:
-        return note_key(KEY, self.task_id)
+    def slip_key(self) -> str:
+        return slip_key(KEY, Owner(self.task_id, self.nesting))
+
+    @property
+    def slip(self) -> Slip:
+        """What tells this message from others of its owner."""
+        return Slip(
+            retries=self.retries,
+            deaths=self.deaths,
+            publication=self.publication,
+            digests=self.digest,
+        )
 
     def retried(self, times: int = 1) -> Message:
         return replace(self, retries=self.retries + times)
@@ -84,7 +100,7 @@ class Message:
             retries=self.retries,
             owner=self.owner,
             process=PROCESS,
-            nonce=os.urandom(8) if nonce is None else nonce,
+            nonce=os.urandom(8) if nonce is None else nonce and nonce.ljust(8, b".")[:8],
             fingerprint=self.fingerprint,
             label=self.label,
         )
@@ -106,17 +122,32 @@ def claim(
     *,
     nonce: bytes | None = None,
     noted: bool = False,
+    awaited: Message | None = None,
     **options: Any,
 ) -> ClaimVerdict:
     """Let one delivery of a message ask for the key; ``options`` are those of :class:`Claim`.
 
     Args:
-        noted: whether the message carries callbacks, and so asks with its note.
+        noted: whether the message carries callbacks.
+        awaited: whose run this caller waited for last.
     """
-    ask = Claim(message.candidate(nonce), **{"lease_ms": LEASE_MS, "keep_ms": KEEP_MS, **options})
-    if noted:
-        return store.claim(KEY, replace(ask, callbacks=True), message.note)
+    ask = Claim(
+        message.candidate(nonce),
+        message=message.slip,
+        slip_key=message.slip_key,
+        callbacks=noted,
+        **{"lease_ms": LEASE_MS, "keep_ms": KEEP_MS, **options},
+    )
+    if awaited is not None:
+        ask = replace(ask, awaited=awaited.owner, awaited_key=awaited.slip_key)
     return store.claim(KEY, ask)
+
+
+def note(store: Store, message: Message, token: int = 0, *, sent: bool = True, **slip: Any) -> None:
+    """Write down that a message was answered; not ``sent``: only that nobody sends callbacks."""
+    slip = {"succeeded": sent, **slip}
+    told = replace(message.slip, answered=sent, **slip)
+    store.note(KEY, Note(message.slip_key, told, token, HORIZON_MS))
 
 
 def hold(store: Store, message: Message = FIRST, **options: Any) -> Record:
@@ -130,10 +161,25 @@ def hold(store: Store, message: Message = FIRST, **options: Any) -> Record:
 
 
 def settle(
-    store: Store, held: Record, state: State, delay_ms: int, ttl_ms: int, **changes: Any
+    store: Store,
+    held: Record,
+    state: State,
+    delay_ms: int,
+    ttl_ms: int,
+    *,
+    answers: Message | None = None,
+    **changes: Any,
 ) -> Recorded | Lost:
+    """Let a run end; ``answers``: the message whose slip is written with it."""
     changes = {"process": b"", "nonce": b"", **changes}
-    return store.settle(KEY, Settle(replace(held, state=state, **changes), delay_ms, ttl_ms))
+    record = replace(held, state=state, **changes)
+    owner = Owner.unpack(held.owner)
+    key = "" if owner is None else slip_key(KEY, owner)
+    event = Settle(record, delay_ms, ttl_ms, slip_key=key)
+    if answers is not None:
+        slip = replace(answers.slip, answered=True, digests=b"", outcome=record.outcome)
+        event = replace(event, slip=slip, slip_ttl_ms=HORIZON_MS)
+    return store.settle(KEY, event)
 
 
 def complete(
@@ -159,16 +205,25 @@ def retry(store: Store, held: Record, delay_ms: int = 60_000) -> Recorded | Lost
     )
 
 
-def release(store: Store, held: Record) -> Recorded | Lost:
-    """Free the key without an outcome (Ignore, Reject, replace)."""
-    return settle(store, held, State.RELEASED, 0, HORIZON_MS)
+def release(store: Store, held: Record, answers: Message | None = None) -> Recorded | Lost:
+    """Free the key without an outcome; ``answers``: for good (Ignore, Reject, replace)."""
+    return settle(store, held, State.RELEASED, 0, HORIZON_MS, answers=answers)
 
 
-def release_failed(store: Store, held: Record, *, delivery_ms: int = 0) -> Recorded | Lost:
+def release_failed(
+    store: Store, held: Record, *, delivery_ms: int = 0, answers: Message | None = None
+) -> Recorded | Lost:
     """Free the key for other calls, with the failure for the leftover copies of this one."""
     process = held.process if delivery_ms else b""
     return settle(
-        store, held, State.RELEASED, delivery_ms, HORIZON_MS, outcome=FAILURE, process=process
+        store,
+        held,
+        State.RELEASED,
+        delivery_ms,
+        HORIZON_MS,
+        answers=answers,
+        outcome=FAILURE,
+        process=process,
     )
 
 

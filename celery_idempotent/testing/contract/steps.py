@@ -278,7 +278,7 @@ class CompensationRows:
         # When
         store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
         # Then
-        assert stored(store) == before
+        assert replace(stored(store), given_up=b"") == before
         assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
 
     def test_only_a_compensation(self, store: Store) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_idempotent.core.record import VERSION, Record, State
-from celery_idempotent.core.transitions import UNKNOWN_TTL_MS, Busy, Claimed, Lost, Unknown
+from celery_idempotent.core.transitions import UNKNOWN_TTL_MS, Busy, Claimed, Lost, Note, Unknown
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.testing.contract.kit import (
@@ -29,6 +29,7 @@ from celery_idempotent.testing.contract.kit import (
     hold,
     interrupt,
     lives_ms,
+    note,
     release,
     release_failed,
     renew,
@@ -113,8 +114,13 @@ class StoredFormRows(Bytes):
         bad = KEY.replace("42", "bad")
         self.write_raw(store, bad, packed)
         # When
-        answers = store.renew([Renewal(key, held, LEASE_MS, KEEP_MS) for key in (bad, KEY)])
-        store.note(bad, held.token, f"{bad}:sent:{FIRST.task_id}", HORIZON_MS)
+        of_bad = replace(held, token=_HELD.token)
+        renewals = [
+            Renewal(key, run, LEASE_MS, KEEP_MS) for key, run in ((bad, of_bad), (KEY, held))
+        ]
+        answers = store.renew(renewals)
+        slip = replace(FIRST.slip, answered=True)
+        store.note(bad, Note(f"{bad}:sent:{FIRST.task_id}", slip, held.token, HORIZON_MS))
         store.abandon(bad, held, HORIZON_MS)
         # Then
         assert isinstance(answers[0], error)
@@ -270,7 +276,7 @@ class UpkeepRows:
         complete(store, held, delivery_ms=LEASE_MS)
         # When
         claim(store, SECOND, keep_ms=KEEP_MS)
-        store.note(KEY, held.token, FIRST.note, KEEP_MS)
+        note(store, FIRST, held.token)
         store.abandon(KEY, SECOND.candidate(), KEEP_MS)
         store.end_lease(KEY, FIRST.owner, PROCESS)
         # Then
@@ -292,7 +298,8 @@ class UpkeepRows:
         keys = [f"idempotent:{{shop.charge:order:{end}}}" for end in ("1", "12", "*")]
         for key in keys:
             store.abandon(key, FIRST.candidate(), HORIZON_MS)
-            store.note(key, 0, f"{key}:sent:{FIRST.task_id}", HORIZON_MS)
+            slip = replace(FIRST.slip, answered=True)
+            store.note(key, Note(f"{key}:sent:{FIRST.task_id}", slip, 0, HORIZON_MS))
         # Then
         assert sorted(store.scan("*")) == sorted(keys)
         assert sorted(store.scan("idempotent:{shop.charge:*}")) == sorted(keys)

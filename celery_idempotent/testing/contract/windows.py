@@ -29,6 +29,7 @@ from celery_idempotent.testing.contract.kit import (
     fail,
     hold,
     lives_ms,
+    note,
     release,
     release_failed,
     renew,
@@ -67,7 +68,7 @@ class WindowRows:
         # Given
         held = hold(store, FIRST, noted=True)
         complete(store, held, delivery_ms=LEASE_MS)
-        store.note(KEY, held.token - 1, FIRST.note, HORIZON_MS)
+        note(store, FIRST, held.token - 1)
         clock.advance(LEASE_MS)
         before = stored(store)
         # Then
@@ -91,7 +92,7 @@ class WindowRows:
         """A note lives as long as copies of its message may come, and not longer."""
         # Given
         hold(store, SECOND, keep_ms=TTL_MS, lease_ms=TTL_MS)
-        store.note(KEY, 0, FIRST.note, HORIZON_MS)
+        note(store, FIRST)
         # When
         clock.advance(HORIZON_MS - 1)
         # Then

@@ -1,0 +1,152 @@
+"""The slip of one owner: what is known of its answer, wherever its key has gone since.
+
+A slip lives beside its record, at ``<key>:sent:<owner>``, for as long as copies of the owner's
+message may come. Layout, big-endian::
+
+    version:1 flags:1 deaths:2 retries:4 token:8 sending_ms:8
+    publication:1+n holder:1+n digests:1+n outcome:rest
+
+The key of a slip holds ``1`` where an older release noted that the callbacks of a message went out.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple
+
+from celery_idempotent.core.record import Owner, Record, State
+
+__all__ = ["DIGEST", "NO_SLIP", "OLD_NOTE", "Slip", "slip_key"]
+
+_VERSION: Final = 1
+_ANSWERED: Final = 1
+_SUCCEEDED: Final = 2
+_ALL_SENT: Final = 4
+_HEADER: Final = struct.Struct(">BBHIQQ")
+#: What an older release wrote where a slip is: all callbacks went out.
+OLD_NOTE: Final = b"1"
+#: How long the digest of a message's callbacks is, in bytes.
+DIGEST: Final = 8
+_MOST_DIGESTS: Final = 16
+
+
+class Slip(NamedTuple):
+    """The answer of one owner (a task id and nesting)."""
+
+    #: Whether the owner has its final answer. If not, the slip only holds a lease on callbacks.
+    answered: bool = False
+    #: Whether the answer is the result that is kept in the record.
+    succeeded: bool = False
+    #: Whether an older release noted that all callbacks went out.
+    all_sent: bool = False
+    #: How often the message had been dead-lettered.
+    deaths: int = 0
+    retries: int = 0
+    #: The token of the run that gave the answer; 0: it was not a run of this owner.
+    token: int = 0
+    #: Until when somebody sends the callbacks, on the store's clock; 0: nobody does.
+    sending_ms: int = 0
+    #: Which ``apply_async`` published the message; empty: not known.
+    publication: bytes = b""
+    #: Who sends the callbacks: the nonce of its claim, and its packed process.
+    holder: bytes = b""
+    #: Digests of the callbacks that went out; in a claim: of those that the message carries.
+    digests: bytes = b""
+    #: The packed outcome; empty where none is kept.
+    outcome: bytes = b""
+
+    def pack(self) -> bytes:
+        """Give the stored form."""
+        flags = _ANSWERED * self.answered + _SUCCEEDED * self.succeeded + _ALL_SENT * self.all_sent
+        header = _HEADER.pack(
+            _VERSION, flags, self.deaths, self.retries, self.token, self.sending_ms
+        )
+        return b"%b%c%b%c%b%c%b%b" % (
+            header,
+            len(self.publication),
+            self.publication,
+            len(self.holder),
+            self.holder,
+            len(self.digests),
+            self.digests,
+            self.outcome,
+        )
+
+    @classmethod
+    def unpack(cls, packed: bytes | None) -> Slip | None:
+        """Read the stored form. What cannot be read says that the callbacks went out."""
+        if not packed:
+            return None
+        try:
+            if packed[0] != _VERSION:
+                raise ValueError("another version")
+            _, flags, deaths, retries, token, sending_ms = _HEADER.unpack_from(packed)
+            holder_at = _HEADER.size + 1 + packed[_HEADER.size]
+            digests_at = holder_at + 1 + packed[holder_at]
+            outcome_at = digests_at + 1 + packed[digests_at]
+            if outcome_at > len(packed):
+                raise ValueError("cut short")
+        except (struct.error, ValueError, LookupError):
+            return cls(answered=True, succeeded=True, all_sent=True)
+        return cls(
+            flags & _ANSWERED != 0,
+            flags & _SUCCEEDED != 0,
+            flags & _ALL_SENT != 0,
+            deaths,
+            retries,
+            token,
+            sending_ms,
+            packed[_HEADER.size + 1 : holder_at],
+            packed[holder_at + 1 : digests_at],
+            packed[digests_at + 1 : outcome_at],
+            packed[outcome_at:],
+        )
+
+    def has_sent(self, digest: bytes) -> bool:
+        """Whether the callbacks with this digest went out."""
+        return self.all_sent or digest in self.digest_list()
+
+    def digest_list(self) -> list[bytes]:
+        """Give the digests one by one."""
+        packed = self.digests
+        return [packed[at : at + DIGEST] for at in range(0, len(packed), DIGEST)]
+
+    def is_older_than(self, message: Slip) -> bool:
+        """Whether ``message`` is another attempt than the one that was answered.
+
+        It is one with more retries or dead-letterings, or that was published anew. A leftover copy
+        is none of these.
+        """
+        return (
+            message.publication != self.publication
+            or message.retries > self.retries
+            or message.deaths > self.deaths
+        )
+
+    def merged(self, new: Slip) -> Slip:
+        """Give what is known once ``new`` is added; nobody sends the callbacks any more."""
+        digests = [*self.digest_list()]
+        digests += [digest for digest in new.digest_list() if digest not in digests]
+        told = self
+        if not self.answered or (new.outcome and not self.outcome):
+            told = new
+        return told._replace(
+            sending_ms=0,
+            holder=b"",
+            all_sent=self.all_sent,
+            digests=b"".join(digests[-_MOST_DIGESTS:]),
+        )
+
+    def as_record(self, owner: bytes) -> Record:
+        """Give the answer as a finished record of this owner."""
+        return Record(State.RELEASED, self.token, owner=owner, outcome=self.outcome)
+
+
+#: Of a message of which no slip is kept: nobody delivers a second copy of it.
+NO_SLIP: Final = Slip()
+
+
+def slip_key(key: str, owner: Owner) -> str:
+    """Give the key of an owner's slip: beside its record, by the hash tag."""
+    nesting = f":{owner.nesting}" if owner.nesting else ""
+    return f"{key}:sent:{owner.task_id}{nesting}"

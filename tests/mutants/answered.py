@@ -1,0 +1,565 @@
+"""The guards of answers: what a call was answered, it stays answered, whoever has its key since."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import LUA, PYTHON, Mutant, Stages, pair
+
+__all__ = ["ANSWERED"]
+
+_SLIP = "core/slip.py"
+_SEAM: Stages = (("tests/unit/test_seam.py",),)
+_GUARDS: Stages = (("tests/unit/test_guards.py",), *_SEAM)
+_SQL: Stages = (("tests/contract/test_sql_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
+
+
+def _copies() -> list[Mutant]:
+    mutants = pair(
+        "answered: a leftover copy runs nothing where there is no record",
+        ("if answer is not None and is_copy:", "if False:", "    if record is None:\n"),
+        "claim",
+        ("if is_copy then return answer_again() end\n  return take(0)", "return take(0)"),
+    )
+    mutants += pair(
+        "answered: a leftover copy runs nothing where it gave its key up",
+        ("if mine and is_copy and answer is not None:", "if False:"),
+        "claim",
+        ("  if mine and is_copy then return answer_again() end\n", ""),
+    )
+    mutants += pair(
+        "answered: a leftover copy runs nothing where another gave the key up",
+        ("if mine or not is_copy:", "if True:"),
+        "claim",
+        ("if mine or not is_copy then return take", "do return take"),
+    )
+    mutants += pair(
+        "answered: whoever has the key",
+        ("if answer is not None and (is_copy or", "if False and (is_copy or"),
+        "claim",
+        ("if told and (is_copy or", "if false and (is_copy or"),
+    )
+    mutants += pair(
+        "answered: a failed call that is published anew is a duplicate",
+        ("(is_copy or answer.outcome)", "is_copy"),
+        "claim",
+        ("(is_copy or #told.outcome > 0)", "is_copy"),
+    )
+    mutants += pair(
+        "answered: who was refused gets nobody's result",
+        ("answer.succeeded and record.state in", "record.state in"),
+        "claim",
+        ("not (told.succeeded and kept)", "not kept"),
+    )
+    mutants += pair(
+        "answered: the call's own answer comes before its record",
+        ("if answer is not None and is_copy and answer.outcome:", "if False:"),
+        "claim",
+        ("if is_copy and #told.outcome > 0 then", "if false then"),
+    )
+    mutants += pair(
+        "answered: a lease on callbacks is no answer",
+        ("not slip.answered or (record", "(record"),
+        "claim",
+        ("slip and slip.answered and not (record", "slip and not (record"),
+    )
+    mutants += pair(
+        "answered: what was forgotten counts no more",
+        (" or (record is not None and not record.owner)", ""),
+        "claim",
+        (" and not (record and #record.owner == 0)", ""),
+    )
+    mutants += pair(
+        "answered: a resolution for a rerun lets its owner run",
+        ('resolved = resolved._replace(owner=b"")', "pass"),
+        "resolve",
+        ("record.owner = ''", ""),
+    )
+    return mutants + pair(
+        "answered: a claim begins anew",
+        ("slip_ttl_ms = KEEP_TTL if slip is None else 0", "slip_ttl_ms = KEEP_TTL"),
+        "claim",
+        ("  if slip then redis.call('DEL', KEYS[3]) end\n", ""),
+    )
+
+
+def _attempts() -> list[Mutant]:
+    mutants = pair(
+        "no copy: published anew",
+        ("message.publication != self.publication\n            or ", ""),
+        "claim",
+        (" and told.publication == own.publication", ""),
+        _SLIP,
+    )
+    mutants += pair(
+        "no copy: more retries",
+        ("            or message.retries > self.retries\n", ""),
+        "claim",
+        ("own.retries <= told.retries and ", ""),
+        _SLIP,
+    )
+    mutants += pair(
+        "no copy: dead-lettered since",
+        ("            or message.deaths > self.deaths\n", ""),
+        "claim",
+        (" and own.deaths <= told.deaths", ""),
+        _SLIP,
+    )
+    return mutants + pair(
+        "no copy: nothing says that it is one",
+        (
+            "not (ask.is_new or answer.is_older_than(ask.message))",
+            "not answer.is_older_than(ask.message)",
+        ),
+        "claim",
+        (" and not is_new", ""),
+    )
+
+
+def _waiters() -> list[Mutant]:
+    mutants = pair(
+        "awaited: a failure is shared whoever has the key since",
+        ("if awaited is not None and awaited.answered and awaited.outcome:", "if False:"),
+        "claim",
+        ("if awaited and awaited.answered and #awaited.outcome > 0 then", "if false then"),
+    )
+    return (
+        mutants
+        + pair(
+            "after an outage the runs renew first",
+            ("ask.lease_ms if ask.met_outage and record.nonce else 0", "0"),
+            "claim",
+            ("met_outage and #record.nonce > 0 and lease_ms or 0", "0"),
+        )
+        + pair(
+            "after an outage a lease that was ended has ended",
+            ("if ask.met_outage and record.nonce else 0", "if ask.met_outage else 0"),
+            "claim",
+            ("met_outage and #record.nonce > 0 and lease_ms", "met_outage and lease_ms"),
+        )
+    )
+
+
+def _sending() -> list[Mutant]:
+    mutants = pair(
+        "sending: one copy of a duplicate at a time",
+        ("if _is_being_sent(slip, ask, now_ms):", "if False:"),
+        "claim",
+        ("if is_being_sent() then", "if false then"),
+    )
+    mutants += pair(
+        "sending: under a lease",
+        ("return verdict, _with_sending(Write(None), slip, ask, now_ms)", "return verdict, None"),
+        "claim",
+        ("    send_alone()\n  end\n  return answer", "  end\n  return answer"),
+    )
+    mutants += pair(
+        "sending: that ends",
+        (
+            "if slip is None or now_ms >= slip.sending_ms:",
+            "if slip is None or not slip.sending_ms:",
+        ),
+        "claim",
+        ("slip and now_ms < slip.sending_ms", "slip and slip.sending_ms > 0"),
+    )
+    mutants += pair(
+        "sending: the same claim again goes on",
+        (
+            "return not ask.candidate.nonce or slip.holder[:8] != ask.candidate.nonce.ljust",
+            "return True or bytes.ljust",
+        ),
+        "claim",
+        ("string.sub(slip.holder, 1, 8) ~= nonce)", "true)"),
+    )
+    mutants += pair(
+        "sending: what was not sent is sent by the next",
+        ("elif slip is not None and slip.sending_ms:", "elif False:"),
+        "note",
+        ("elseif slip and slip.sending_ms > 0 then", "elseif false then"),
+    )
+    mutants += pair(
+        "sending: an answer stays where its callbacks were not sent",
+        (
+            "        if slip.answered:\n            write",
+            "        if False:\n            write",
+            "elif slip",
+        ),
+        "note",
+        ("  if slip.answered then\n    slip.sending_ms", "  if false then\n    slip.sending_ms"),
+    )
+    mutants += pair(
+        "sending: a dead process ends",
+        (
+            "if slip is not None and slip.holder[8:] == process and",
+            "if False and",
+            "def end_lease(",
+        ),
+        "end_lease",
+        ("if slip and string.sub(slip.holder, 9) == ARGV[2] and", "if false and"),
+    )
+    mutants += pair(
+        "sending: only by that process",
+        ("slip.holder[8:] == process and ", "", "def end_lease("),
+        "end_lease",
+        ("string.sub(slip.holder, 9) == ARGV[2] and ", ""),
+    )
+    mutants += pair(
+        "sent: other callbacks of a task id are others",
+        (
+            "return self.all_sent or digest in self.digest_list()",
+            "return self.all_sent or bool(self.digests)",
+        ),
+        "record",
+        ("if string.sub(slip.digests, at, at + 7) == digest then", "do"),
+        _SLIP,
+    )
+    mutants += pair(
+        "sent: what went out before is known besides",
+        ("digests = [*self.digest_list()]", "digests: list[bytes] = []"),
+        "note",
+        ("local digests, known = slip.digests, {}", "local digests, known = '', {}"),
+        _SLIP,
+    )
+    mutants += pair(
+        "sent: an older release's note is of all callbacks",
+        ("return self.all_sent or digest in", "return digest in"),
+        "record",
+        ("  if slip.all_sent then return true end\n", ""),
+        _SLIP,
+    )
+    return mutants + pair(
+        "note: the first answer stays",
+        ("if not self.answered or (new.outcome and not self.outcome):", "if True:"),
+        "note",
+        (
+            "if not slip.answered or (#new.outcome > 0 and #slip.outcome == 0) then told = new end",
+            "told = new",
+        ),
+        _SLIP,
+    )
+
+
+def _runs() -> list[Mutant]:
+    mutants = pair(
+        "answered: a run whose copy answers does not",
+        ("answered = answered and record is not None and", "answered = False and"),
+        "settle",
+        ("local answered = slip and record", "local answered = false and record"),
+    )
+    mutants += pair(
+        "answered: while its copy is about to answer",
+        ("(slip.answered or now_ms < slip.sending_ms)", "slip.answered"),
+        "settle",
+        ("(slip.answered or now_ms < slip.sending_ms)", "slip.answered"),
+    )
+    mutants += pair(
+        "answered: only while its outcome is unknown",
+        ("record is not None and record.state is State.UNKNOWN\n", "record is not None\n"),
+        "settle",
+        ("slip and record and record.state == UNKNOWN\n", "slip and record\n"),
+    )
+    mutants += pair(
+        "answered: who tells Unknown tells it alone",
+        ("if ask.slip_key and ask.callbacks:", "if False:"),
+        "claim",
+        ("  if callbacks and KEYS[3] then send_alone() end\n", ""),
+    )
+    mutants += pair(
+        "answered: a zombie is told",
+        ("Lost(record, slip is not None and slip.answered)", "Lost(record)"),
+        "settle",
+        ("return {4, raw}", "return {2, raw}"),
+    )
+    mutants += pair(
+        "answered: the lost answer of an end is known after a takeover",
+        ("if slip is not None and slip.answered and slip.token == new.token:", "if False:"),
+        "settle",
+        ("if slip.token ~= new.token then", "if true then"),
+    )
+    mutants += pair(
+        "answered: another run's end is not one's own",
+        ("slip.answered and slip.token == new.token", "slip.answered"),
+        "settle",
+        ("if slip.token ~= new.token then", "if false then"),
+    )
+    mutants += pair(
+        "answered: a run sends its callbacks alone, whoever has its key",
+        ("left = left._replace(sending_ms=now_ms + event.delay_ms)", "pass"),
+        "settle",
+        ("  if delay_ms > 0 then left.sending_ms = now_ms + delay_ms end\n", ""),
+    )
+    return mutants + [
+        Mutant(
+            "newer: a run whose key a newer release has is lost",
+            "core/record.py",
+            "if head.token != token:",
+            "if False:",
+            PYTHON,
+        ),
+        Mutant(
+            "newer: a run whose key a newer release has is lost",
+            "stores/lua/record.lua",
+            "return #raw > 24 and string.byte(raw, 1) > VERSION",
+            "return false",
+            (("tests/contract/test_store_contract.py", "-k", "TestRedisByAVirtualClock"),),
+        ),
+        Mutant(
+            "newer: its own record is not another's",
+            "core/record.py",
+            "if head.token != token:",
+            "if True:",
+            PYTHON,
+        ),
+        Mutant(
+            "newer: its own record is not another's",
+            "stores/lua/record.lua",
+            " and struct.unpack('>I8', raw, 5) ~= token",
+            "",
+            (("tests/contract/test_store_contract.py", "-k", "TestRedisByAVirtualClock"),),
+        ),
+    ]
+
+
+def _answer(guard: str, path: str, old: str, new: str, stages: Stages = _GUARDS) -> Mutant:
+    return Mutant(f"answer: {guard}", path, old, new, stages)
+
+
+_DELIVERIES = [
+    _answer(
+        "a run that succeeds leaves that of its copy",
+        "execution.py",
+        "if isinstance(verdict, Recorded) and verdict.answered:",
+        "if False:",
+    ),
+    _answer(
+        "a run that fails leaves that of its copy",
+        "execution.py",
+        "if isinstance(verdict, Recorded) and verdict.answered and isinstance(exc, Exception):",
+        "if False:",
+    ),
+    _answer(
+        "a zombie leaves that of its copy",
+        "execution.py",
+        "if lost.answered and not delivery.eager:",
+        "if False:",
+    ),
+    _answer(
+        "of a body that was ignored",
+        "run/runner.py",
+        "frees = state is State.RELEASED and ending.answers",
+        "frees = state is State.RELEASED and bool(ending.outcome)",
+    ),
+    _answer(
+        "of a body that failed",
+        "run/runner.py",
+        "frees = state is State.RELEASED and ending.answers",
+        "frees = state is State.RELEASED and ending.answers and not ending.outcome",
+    ),
+    _answer(
+        "none of a body that is put back as it is",
+        "execution.py",
+        'answers=not getattr(exc, "requeue", False)',
+        "answers=True",
+    ),
+    _answer(
+        "kept for longer than a short window",
+        "run/runner.py",
+        "frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)",
+        "frees",
+    ),
+    _answer("of a duplicate that was refused", "delivery.py", "self.leave_answer(refused)", "pass"),
+    _answer("of a duplicate that was dropped", "delivery.py", "self.leave_answer()\n", "pass\n"),
+    _answer("of a call with other arguments", "delivery.py", "self.leave_answer(mismatch)", "pass"),
+    _answer("that nobody knows", "delivery.py", "self.leave_answer(unknown)", "pass"),
+    _answer(
+        "of a call whose body never began",
+        "delivery.py",
+        "self.leave_answer(exc)  # its body",
+        "pass  # its body",
+    ),
+    _answer(
+        "of a duplicate whose callbacks went out",
+        "delivery.py",
+        'callbacks.announce(Answer(self.call, b"", in_record=True))',
+        "pass",
+    ),
+    _answer(
+        "of a duplicate that shares a failure",
+        "delivery.py",
+        "elif not verdict.mine or (verdict.from_slip and self.call.callbacks):",
+        "elif verdict.from_slip and self.call.callbacks:",
+    ),
+    _answer(
+        "none while callbacks are unsent",
+        "delivery.py",
+        "answered=sent or ignored, succeeded",
+        "answered=True, succeeded",
+    ),
+    _answer(
+        "none of a run while callbacks are unsent",
+        "run/runner.py",
+        "_replace(answered=sent, succeeded=sent and kept)",
+        "_replace(answered=True, succeeded=kept)",
+    ),
+    _answer(
+        "a retry is of the same publication",
+        "headers.py",
+        "return Waits(publication=self.publication, ",
+        "return Waits(",
+        (("tests/unit/test_headers.py",), *_GUARDS),
+    ),
+    _answer(
+        "what the broker delivers again is no new call",
+        "calls.py",
+        " or is_redelivered(request))",
+        ")",
+    ),
+    _answer(
+        "what is dead-lettered is counted",
+        "calls.py",
+        "waits.deaths + deaths_of(vars(request))",
+        "waits.deaths",
+        (("tests/unit/test_headers.py",), *_GUARDS),
+    ),
+    _answer(
+        "a claim is not undone once its body has begun",
+        "execution.py",
+        "            self._asking.may_hold = False",
+        "            pass",
+    ),
+    _answer(
+        "whatever cuts a delivery off, its claim is undone",
+        "delivery.py",
+        "        except BaseException as exc:\n            asking.undo(exc)\n",
+        "        except BaseException as exc:\n",
+    ),
+    _answer(
+        "who has met an outage says so",
+        "run/runner.py",
+        "request = request._replace(met_outage=True)",
+        "pass",
+        (*_GUARDS, ("tests/integration/test_outages.py", "-k", "paused_store")),
+    ),
+    _answer(
+        "of a dead child's callbacks",
+        "request.py",
+        "process, slip_key(key, owner))",
+        "process)",
+        (("tests/unit/test_lost_children.py",),),
+    ),
+]
+
+_LATE_SQL: Stages = (("tests/contract/test_sql_store.py", "-k", "sqlite"),)
+_LATE_WIRE: Stages = (("tests/unit/test_wire.py",),)
+_LATE_DJANGO: Stages = (("tests/integration/test_django_commit.py",),)
+
+_LATE = [
+    Mutant(
+        "late: a claim after its deadline gets nothing",
+        "stores/lua/claim.lua",
+        "if deadline_ms > 0 and now_ms > deadline_ms then",
+        "if false then",
+        LUA,
+    ),
+    Mutant(
+        "late: a claim has a deadline",
+        "stores/wire.py",
+        "return int(time.monotonic() * 1000 + ahead_ms + self._patience_ms)",
+        "return 0",
+        _LATE_WIRE,
+    ),
+    Mutant(
+        "late: it is asked for again where the clock was moved",
+        "stores/redis.py",
+        "            if code != 9:\n                return",
+        "            if True:\n                return",
+        _LATE_WIRE,
+    ),
+    Mutant(
+        "late: a connection that broke is an outage",
+        "stores/redis.py",
+        "16 * (ask.met_outage or broke)",
+        "16 * ask.met_outage",
+        _LATE_WIRE,
+    ),
+    Mutant(
+        "late: a new row, in SQL",
+        "stores/sql_flavours.py",
+        '.where(one.c.now_us <= bindparam("deadline_us", type_=BigInteger))',
+        '.where(one.c.now_us <= bindparam("deadline_us", type_=BigInteger) + 10**15)',
+        _LATE_SQL,
+    ),
+    Mutant(
+        "late: a row, in SQL",
+        "stores/sql_flavours.py",
+        'self.now_us <= bindparam("deadline_us", type_=BigInteger))',
+        'self.now_us <= bindparam("deadline_us", type_=BigInteger) + 10**15)',
+        _LATE_SQL,
+        after="def update_record(",
+    ),
+    Mutant(
+        "late: a slip, in SQL",
+        "stores/sql_flavours.py",
+        'self.now_us <= bindparam("deadline_us", type_=BigInteger))',
+        'self.now_us <= bindparam("deadline_us", type_=BigInteger) + 10**15)',
+        _LATE_SQL,
+        after="def update_slip(",
+    ),
+    Mutant(
+        "late: a new row, in Django",
+        "django/rows.py",
+        'WHERE one.now_us <= %s "\n',
+        'WHERE one.now_us <= %s + 1000000000000000 "\n',
+        _LATE_DJANGO,
+    ),
+    Mutant(
+        "late: a row, in Django",
+        "django/rows.py",
+        "AND stamp = %s AND {self.now_us} <= %s",
+        "AND stamp = %s AND {self.now_us} <= %s + 1000000000000000",
+        _LATE_DJANGO,
+    ),
+    Mutant(
+        "late: a new slip, in Django",
+        "django/rows.py",
+        '"WHERE one.now_us <= %s ON CONFLICT DO NOTHING"',
+        '"WHERE one.now_us <= %s + 1000000000000000 ON CONFLICT DO NOTHING"',
+        _LATE_DJANGO,
+    ),
+    Mutant(
+        "late: a slip, in Django",
+        "django/rows.py",
+        "AND expires_ms = %s AND {self.now_us} <= %s",
+        "AND expires_ms = %s AND {self.now_us} <= %s + 1000000000000000",
+        _LATE_DJANGO,
+    ),
+    Mutant(
+        "a slip is as it was read",
+        "stores/sql_flavours.py",
+        '& (slip == bindparam("seen", type_=packed))',
+        '& ((slip == bindparam("seen", type_=packed)) | literal(True))',
+        _LATE_SQL,
+    ),
+    Mutant(
+        "a slip is as it was read, in Django",
+        "django/rows.py",
+        "AND COALESCE(slip, %s) = %s",
+        "AND (COALESCE(slip, %s) = %s OR TRUE)",
+        _LATE_DJANGO,
+    ),
+    Mutant(
+        "record and slip are written together",
+        "stores/sql_rows.py",
+        "                raise _NotAsRead\n            return True",
+        "                return False\n            return True",
+        _LATE_SQL,
+    ),
+]
+
+ANSWERED: list[Mutant] = [
+    *_copies(),
+    *_attempts(),
+    *_waiters(),
+    *_sending(),
+    *_runs(),
+    *_DELIVERIES,
+    *_LATE,
+]
