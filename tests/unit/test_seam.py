@@ -599,6 +599,24 @@ def test_a_call_that_waits_says_what_for(app, monkeypatch, problem, why):
     assert meta["status"] == "RETRY"
     assert type(meta["result"]) is why
     assert "waiting" in str(meta["result"])
+    assert "waiting" in meta["traceback"]
+
+
+def test_a_retry_is_stored_with_its_traceback(app):
+    """As Celery stores it: pages that show progress read in it when the next attempt is due."""
+    # Given
+    app.conf.task_default_queue = f"q{uuid4().hex}"
+
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    def charge(self, order):
+        raise self.retry(countdown=3)
+
+    # When
+    deliver(charge, 1, task_id="t")
+    # Then
+    meta = app.backend.get_task_meta("t")
+    assert meta["status"] == "RETRY"
+    assert "Retry in 3s" in meta["traceback"]
 
 
 TRACED = {"headers": {"trace-id": "1"}}
