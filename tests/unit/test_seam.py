@@ -580,12 +580,12 @@ def test_a_call_that_waits_says_what_for(app, monkeypatch, problem, why):
     """Its caller, and whoever looks at its state, can tell an outage from a key that is busy."""
     # Given
     app.conf.task_default_queue = f"q{uuid4().hex}"
-    answers = []
+    answers, first, second = [], uuid4().hex, uuid4().hex
 
     @app.task(base=IdempotentTask, idempotency_key="order:{order}")
     def charge(order):
         if problem is None and not answers:
-            answers.append(deliver(charge, 1, task_id="waits"))
+            answers.append(deliver(charge, 1, task_id=second))
 
     def away(*args):
         raise problem("not there")
@@ -593,9 +593,9 @@ def test_a_call_that_waits_says_what_for(app, monkeypatch, problem, why):
     if problem is not None:
         monkeypatch.setattr(environment_of(app).store, "claim", away)
     # When
-    deliver(charge, 1, task_id="first")
+    deliver(charge, 1, task_id=first)
     # Then
-    meta = app.backend.get_task_meta("waits" if answers else "first")
+    meta = app.backend.get_task_meta(second if answers else first)
     assert meta["status"] == "RETRY"
     assert type(meta["result"]) is why
     assert "waiting" in str(meta["result"])
@@ -611,10 +611,11 @@ def test_a_retry_is_stored_with_its_traceback(app):
     def charge(self, order):
         raise self.retry(countdown=3)
 
+    task_id = uuid4().hex
     # When
-    deliver(charge, 1, task_id="t")
+    deliver(charge, 1, task_id=task_id)
     # Then
-    meta = app.backend.get_task_meta("t")
+    meta = app.backend.get_task_meta(task_id)
     assert meta["status"] == "RETRY"
     assert "Retry in 3s" in meta["traceback"]
 
