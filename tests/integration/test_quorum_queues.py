@@ -46,7 +46,7 @@ def quorum_system(
     names = [rabbit_broker.queue, f"{rabbit_broker.queue}-other"]
 
     def make(**settings: Any) -> System:
-        return make_rabbit_system(
+        system = make_rabbit_system(
             test_quorum=names,
             broker_transport_options={"confirm_publish": True},
             worker_detect_quorum_queues=True,
@@ -54,6 +54,11 @@ def quorum_system(
             task_options={"shop.charge_flaky": {"max_retries": TURNS}},
             **settings,
         )
+        # A worker of Celery 5.5 delays nothing where a queue is missing that it doesn't consume.
+        with system.app.connection_for_write() as connection:
+            for queue in system.app.amqp.queues.values():
+                queue(connection.default_channel).declare()
+        return system
 
     yield make
     with Connection(AMQP_URL) as connection:
