@@ -86,6 +86,9 @@ class IdempotencyStep(bootsteps.StartStopStep):
             task = parent.app.tasks[name]
             if _is_ours(type(task)) and task._idempotency is not None:
                 _check_request(task)
+        from celery_idempotent.request import watch_revokes  # Celery's own is the worker's only
+
+        watch_revokes()
 
     def stop(self, parent: Any) -> None:
         """Tell the store what it still has to know."""

@@ -69,6 +69,8 @@ def _failed(told: Happened) -> str:
 
 def _released(told: Happened) -> str:
     error = told.more.get("error")
+    if told.more.get("why") == "discarded":
+        return "It was revoked, or it expired, before its retry was due: the key is free."
     if error in ("Ignore", "Reject"):
         return f"It ended with {error} after {_took(told)}: the key is free, without an outcome."
     return (

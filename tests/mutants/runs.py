@@ -261,6 +261,20 @@ _DELIVERIES = [
 
 _PUT_BACK = [
     Mutant(
+        "a discarded message frees only the key that waits for it",
+        "request.py",
+        "if record.state is not State.RETRYING or attempt < record.retries:",
+        "if False:",
+        (("tests/unit/test_request.py",),),
+    ),
+    Mutant(
+        "a call that is revoked in its back-off frees its key at once",
+        "worker.py",
+        "        watch_revokes()\n",
+        "",
+        (("tests/faults/test_revoked.py", "-k", "revoked_in_its"),),
+    ),
+    Mutant(
         "a process that is replaced tells first",
         "worker.py",
         "_RECYCLED_S if exitcode == EX_RECYCLE else _STOPPED_S",

@@ -1,0 +1,78 @@
+"""A call that is revoked, or expires, while it waits for its retry."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import MakeSystem
+from tests.support.system import System
+from tests.support.waiting import eventually
+
+#: Outlasts each test: the key isn't free because a retry is overdue.
+LEASE = 300
+
+
+@pytest.fixture
+def system(make_system: MakeSystem) -> System:
+    made = make_system(idempotency_lease=LEASE)
+    made.start_worker(concurrency=2)
+    return made
+
+
+def test_revoked_in_its_back_off(system: System) -> None:
+    """The worker that holds its message frees the key as it learns of that."""
+    # Given
+    flaky = system.task("charge_flaky")
+    first = flaky.delay(1, fails=1, countdown=LEASE)
+    system.ledger.wait_for("received", id=first.id, retries=1)
+    # When
+    system.app.control.revoke(first.id)
+    # Then
+    eventually(lambda: str(flaky.idempotency_record(1, 1).state) == "released", "free")
+    assert flaky.delay(1, fails=0).get(timeout=30)["order"] == 1
+    assert system.ledger.count("start", id=first.id) == 1
+
+
+def test_revoked_before_its_worker_has_its_message(system: System) -> None:
+    """The key is free when the message is discarded."""
+    # Given a revoke that comes while the first attempt is running
+    retried = system.task("never_works")
+    first = retried.delay(1, gate="go", countdown=1)
+    system.ledger.wait_for("start", id=first.id)
+    answered = system.app.control.revoke(first.id, reply=True, timeout=30, limit=1)
+    assert answered
+    # When Celery publishes the retry, maybe while the attempt is still to be recorded
+    system.ledger.open("go-0")
+    # Then
+    eventually(lambda: str(retried.idempotency_record(1, "go").state) == "released", "free")
+    assert system.ledger.count("start", id=first.id) == 1
+
+
+def test_expired_in_its_back_off(system: System) -> None:
+    """The same for a message that expires before its retry is due."""
+    # Given
+    flaky = system.task("charge_flaky")
+    first = flaky.apply_async((1,), {"fails": 1, "countdown": 4}, expires=3)
+    # When
+    eventually(lambda: first.state == "REVOKED", "expired")
+    # Then
+    assert flaky.delay(1, fails=0).get(timeout=30)["order"] == 1
+    assert system.ledger.count("start", id=first.id) == 1
+
+
+def test_a_copy_that_is_discarded_frees_nothing(system: System) -> None:
+    """A revoke ends no run, so that its key stays taken while its body runs."""
+    # Given
+    charge = system.task("charge")
+    first = charge.delay(1, gate="go")
+    system.ledger.wait_for("start", id=first.id)
+    second = charge.delay(1, gate="go")
+    system.ledger.wait_for("finished", id=second.id, state="RETRY")
+    # When
+    system.app.control.revoke([first.id, second.id])
+    eventually(lambda: second.state == "REVOKED", "discarded")
+    # Then
+    assert str(charge.idempotency_record(1).state) == "running"
+    system.ledger.open("go")
+    assert first.get(timeout=30)["order"] == 1
+    assert system.ledger.count("start") == 1
