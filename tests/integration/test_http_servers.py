@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,25 @@ EVENTS = ("Content-Type", "text/event-stream")
 BODY = b'{"amount": 100}'
 
 
-@pytest.fixture(params=SITES.values(), ids=SITES.keys())
+#: Each adapter on the usual server, and on others.
+SERVED = [
+    *((kind, "") for kind in SITES),
+    *((kind, "hypercorn") for kind in ("asgi", "django-asgi-async")),
+    *((kind, "waitress") for kind in ("wsgi", "django-wsgi")),
+]
+
+
+@pytest.fixture(params=SERVED, ids=["-".join(filter(None, one)) for one in SERVED])
 def make_site(request: pytest.FixtureRequest) -> MakeSite:
-    """Make a site of each kind."""
-    made: MakeSite = request.param
-    return made
+    """Make a site of each kind, for each server."""
+    kind, server = request.param
+
+    def make(*args: Any) -> Site:
+        site = SITES[kind](*args)
+        site.server = server
+        return site
+
+    return make
 
 
 class Work:
@@ -200,6 +215,7 @@ def test_a_stream_without_end_is_closed_some_time_after_its_client(make_site: Ma
         assert go_on.wait(30)
         while True:
             yield b"x" * 1000
+            time.sleep(0.001)  # a server in another thread has to notice that its client is gone
 
     def handler(body: bytes, run: RunContext | None) -> Reply:
         assert run is not None

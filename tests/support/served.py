@@ -1,7 +1,8 @@
-"""A site on a real server, in threads of the test's own process: uvicorn, or wsgiref."""
+"""A site on a real server, in threads of the test's own process."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import socket
@@ -77,16 +78,17 @@ def read(connection: socket.socket) -> Reply:
 @contextlib.contextmanager
 def serving(site: Site) -> Iterator[Client]:
     """Serve a site."""
-    app: Any = site.app  # type: ignore[attr-defined]
-    with _uvicorn(app) if isinstance(site, OverAsgi) else _wsgiref(app) as client:
+    server = site.server or ("uvicorn" if isinstance(site, OverAsgi) else "wsgiref")
+    with _SERVERS[server](site.app) as client:  # type: ignore[attr-defined]
         yield client
 
 
-@contextlib.contextmanager
-def _uvicorn(app: Any) -> Iterator[Client]:
-    gone = threading.Event()
+def _watched(app: Any, gone: threading.Event) -> Any:
+    """An application that notes when it is told of a client that is gone."""
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
         if scope["method"] == "GET":
             await send({"type": "http.response.start", "status": 204, "headers": []})
             return await send({"type": "http.response.body", "body": b""})
@@ -99,8 +101,14 @@ def _uvicorn(app: Any) -> Iterator[Client]:
 
         return await app(scope, heard, send)
 
+    return watched
+
+
+@contextlib.contextmanager
+def _uvicorn(app: Any) -> Iterator[Client]:
+    gone = threading.Event()
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(watched, lifespan="off", log_level="error")
+    config = uvicorn.Config(_watched(app, gone), lifespan="off", log_level="error")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
@@ -111,6 +119,57 @@ def _uvicorn(app: Any) -> Iterator[Client]:
         server.should_exit = True
         thread.join(30)
         bound.close()
+
+
+@contextlib.contextmanager
+def _hypercorn(app: Any) -> Iterator[Client]:
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+
+    gone, stop = threading.Event(), threading.Event()
+    bound = socket.create_server(("127.0.0.1", 0))
+    config = Config.from_mapping(
+        bind=[f"fd://{bound.fileno()}"], errorlog=None, graceful_timeout=0.1
+    )
+
+    async def until_stopped() -> None:
+        await asyncio.to_thread(stop.wait)
+
+    def run() -> None:
+        asyncio.run(serve(_watched(app, gone), config, shutdown_trigger=until_stopped))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield Client(bound.getsockname()[1], gone)
+    finally:
+        stop.set()
+        thread.join(30)
+        bound.detach()  # closed by the server
+
+
+@contextlib.contextmanager
+def _waitress(app: Any) -> Iterator[Client]:
+    import waitress
+
+    bound = socket.create_server(("127.0.0.1", 0))
+    server = waitress.create_server(app, sockets=[bound], threads=8)
+    stop = threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            server.asyncore.loop(timeout=0.05, map=server._map, count=1)
+        for channel in list(server._map.values()):
+            channel.handle_close()
+        server.task_dispatcher.shutdown()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield Client(bound.getsockname()[1])
+    finally:
+        stop.set()
+        thread.join(30)
 
 
 class _Threads(ThreadingMixIn, WSGIServer):
@@ -132,3 +191,11 @@ def _wsgiref(app: Any) -> Iterator[Client]:
         server.shutdown()
         thread.join(30)
         server.server_close()
+
+
+_SERVERS = {
+    "uvicorn": _uvicorn,
+    "hypercorn": _hypercorn,
+    "wsgiref": _wsgiref,
+    "waitress": _waitress,
+}

@@ -88,6 +88,8 @@ class Site:
         options: of the middleware.
     """
 
+    #: Which real server is to serve it, where a test wants one; else the usual one.
+    server = ""
     #: Whether the server tells the application that the client is gone before it sends anything.
     notices_hang_ups = False
 
