@@ -8,12 +8,13 @@ from typing import Any
 from celery_idempotent import callbacks
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import Options
-from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.core.record import Label, Owner, Record
 from celery_idempotent.core.slip import Slip, slip_key
 from celery_idempotent.errors import KeyDerivationError
 from celery_idempotent.headers import MAX_DEATHS, Waits, deaths_of
 from celery_idempotent.run.call import Call, Terms
 from celery_idempotent.settings import Environment, TaskSetup
+from celery_idempotent.waiting import ignores_result
 
 __all__ = [
     "awaiting",
@@ -34,8 +35,7 @@ where_traced: Callable[[], str] | None = None
 
 def trace_of(record: Record) -> str | None:
     """Give where a record's run is traced, if that is kept."""
-    lines = record.label.split("\n")
-    return lines[2] if len(lines) > 2 else None
+    return Label.of(record).trace or None
 
 
 def owner_of(request: Any) -> Owner:
@@ -63,6 +63,11 @@ def identity_of(call_key: CallKey) -> str:
     return record_key("effect", call_key)
 
 
+def _is_alone(task: Any, request: Any) -> bool:
+    """Whether the call may end without a result that others could have, too."""
+    return bool(request.expires) or ignores_result(task, request)
+
+
 def store_call(
     task: Any,
     setup: TaskSetup,
@@ -82,14 +87,13 @@ def store_call(
     key = record_key(environment.prefix, call_key)
     label = call_key.label
     traced = where_traced() if where_traced is not None else ""
-    if label or traced or call_key.namespace != task.name:
-        label = f"{task.name}\n{label}"
-    if traced:
-        label = f"{label}\n{traced}"
+    alone = setup.options.on_enqueue == "attach" and _is_alone(task, request)
+    if label or traced or alone or call_key.namespace != task.name:
+        label = Label(task.name, label, traced, alone).text()
     owner = owner_of(request)
     retries = _count(request, "retries") if request.retries else 0
-    alone = bool(request.is_eager)  # no copy of it can come
-    called_back = not alone and callbacks.has_callbacks(request)
+    eager = bool(request.is_eager)  # no copy of it can come
+    called_back = not eager and callbacks.has_callbacks(request)
     return Call(
         terms,
         key,
@@ -98,7 +102,7 @@ def store_call(
         call_key.fingerprint,
         call_key.checked,
         label,
-        "" if alone else slip_key(key, owner),
+        "" if eager else slip_key(key, owner),
         Slip(
             deaths=min(waits.deaths + deaths_of(vars(request)), MAX_DEATHS),
             retries=retries,

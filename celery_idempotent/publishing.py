@@ -13,11 +13,11 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from celery.states import READY_STATES
+from celery.states import READY_STATES, REVOKED
 from celery.utils.log import get_logger
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, record_key
-from celery_idempotent.core.record import State
+from celery_idempotent.core.record import Label, State
 from celery_idempotent.errors import KeyDerivationError, StoreError
 from celery_idempotent.headers import (
     EXPLICIT,
@@ -170,7 +170,8 @@ def first_call(task: Any, call_key: CallKey) -> str | None:
 
     It only reads: two that race both publish, and the worker deduplicates. It is safe where the
     first call runs under a live lease, waits for a retry that isn't overdue, or is done with its
-    result still in the result backend; and it had the same arguments, if they are checked.
+    result still in the result backend; and it had the same arguments, if they are checked. It is
+    not where the first call's result may never come: it was revoked, may expire, or keeps none.
     """
     environment = environment_of(task.app)
     try:
@@ -184,14 +185,16 @@ def first_call(task: Any, call_key: CallKey) -> str | None:
     if first is None:
         return None
     if record.state in (State.RUNNING, State.RETRYING):
-        return first if now_ms < record.until_ms else None
-    if record.state in (State.SUCCEEDED, State.FAILED) and _is_in_backend(task, first):
-        return first
-    return None
+        if now_ms >= record.until_ms or Label.of(record).is_alone:
+            return None
+        return None if _state_of(task, first) in (None, REVOKED) else first
+    done = record.state in (State.SUCCEEDED, State.FAILED)
+    return first if done and _state_of(task, first) in READY_STATES - {REVOKED} else None
 
 
-def _is_in_backend(task: Any, task_id: str) -> bool:
+def _state_of(task: Any, task_id: str) -> str | None:
     try:
-        return task.AsyncResult(task_id).state in READY_STATES
+        state: str = task.AsyncResult(task_id).state
     except Exception:
-        return False  # no result backend, or it is away
+        return None  # no result backend, or it is away
+    return state

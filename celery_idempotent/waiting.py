@@ -29,6 +29,7 @@ __all__ = [
     "WithoutRetry",
     "back_to_broker",
     "broker_is_away",
+    "ignores_result",
     "pause_of",
     "put_back",
     "say_retry",
@@ -77,7 +78,7 @@ def say_started(task: Any, request: Any) -> None:
     Celery's tracer would store it before that, over the answer that a call may have.
     """
     # By the class: for the tracer the task itself says no.
-    if request.is_eager or not type(task).track_started or _ignores_result(task, request):
+    if request.is_eager or not type(task).track_started or ignores_result(task, request):
         return
     meta = {"pid": os.getpid(), "hostname": request.hostname}
     task.backend.store_result(request.id, meta, STARTED, request=request)
@@ -97,7 +98,8 @@ class StartedLater:
         return self._tracks and (task is None or announced.get() is None)
 
 
-def _ignores_result(task: Any, request: Any) -> bool:
+def ignores_result(task: Any, request: Any) -> bool:
+    """Whether nobody is to get the result of a call."""
     # What the caller said is in the request; where nothing was said, what the task says counts.
     said = request.__dict__.get("ignore_result")
     return bool(task.ignore_result if said is None else said)
@@ -115,7 +117,7 @@ def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = Non
     :class:`WithoutRetry`.
     """
     if request.is_eager or (
-        _ignores_result(task, request) and not task.store_errors_even_if_ignored
+        ignores_result(task, request) and not task.store_errors_even_if_ignored
     ):
         return
     shown = why if retry is None else retry

@@ -286,7 +286,8 @@ class Options(_FromLookup):
     #: look into the store for each call. A call whose arguments are checked (see
     #: ``idempotency_fingerprint``) and differ is published, and the worker refuses it. Members of
     #: groups, chains and chords, calls with a link or a task id of their own, and retries are
-    #: published all the same.
+    #: published all the same. So is a call whose first call may end without a result: it was
+    #: revoked, it may expire, or its result is ignored.
     on_enqueue: str = field(default="publish", metadata=_checked(_one_of("publish", "attach")))
 
     #: ``"enforce"``: duplicates don't run. ``"off"``: tasks run as plain Celery tasks, nothing is

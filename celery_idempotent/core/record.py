@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 
-__all__ = ["VERSION", "Owner", "Process", "Record", "State", "still_given_up"]
+__all__ = ["VERSION", "Label", "Owner", "Process", "Record", "State", "still_given_up"]
 
 #: The version of the packed form. A reader refuses a higher one (a newer worker wrote it).
 VERSION: Final = 1
@@ -43,6 +43,7 @@ _MAX_INTERRUPTIONS = 255
 _MAX_NUMBER = 2**53 - 1
 
 
+_ALONE: Final = "alone"
 _NO_NONCE = bytes(8)
 _INSTANT = struct.Struct(">Q")
 _GIVEN_UP: Final = 16
@@ -117,6 +118,30 @@ def _owner(packed: bytes) -> Owner | None:
             text = packed[2:end].decode("utf-8", "replace")
             return Owner(text, int.from_bytes(packed[end:], "big"))
     raise RecordCorrupt("a record's owner cannot be read: forget the key to free it")
+
+
+class Label(NamedTuple):
+    """What people call a record: lines of text, of which those at the end may be missing."""
+
+    #: The task's name; empty where it is the key's namespace.
+    task: str = ""
+    #: The key as people read it; empty where it is the key.
+    readable: str = ""
+    #: Where its run is traced.
+    trace: str = ""
+    #: Whether its run's call may end without a result: nobody is to wait for that one.
+    is_alone: bool = False
+
+    def text(self) -> str:
+        """Give what is kept in a record."""
+        lines = (self.task, self.readable, self.trace, _ALONE if self.is_alone else "")
+        return "\n".join(lines).rstrip("\n")
+
+    @classmethod
+    def of(cls, record: Record) -> Label:
+        """Read a record's label."""
+        task, readable, trace, alone, *_ = (*record.label.split("\n"), "", "", "", "")
+        return cls(task, readable, trace, alone == _ALONE)
 
 
 class Process(NamedTuple):

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from django.db import Error, InterfaceError, OperationalError, ProgrammingError, transaction
 
-from celery_idempotent.core.record import Record
+from celery_idempotent.core.record import Label, Record
 from celery_idempotent.core.transitions import KEEP_TTL, Write
 from celery_idempotent.django import models
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
@@ -282,9 +282,10 @@ def _words(key: str, record: Record) -> tuple[str, str]:
     """Give what people call a record: its task, and its readable key."""
     name = _NAME.match(key)
     namespace, plain = name.groups() if name else ("", key)
-    task, _, readable = record.label.partition("\n")
+    label = Label.of(record)
     # A key that was forgotten has nothing but its name.
-    return task.replace("\0", "") or namespace, (readable or plain).replace("\0", "")
+    task, readable = label.task.replace("\0", ""), label.readable or plain
+    return task or namespace, readable.replace("\0", "")
 
 
 def _owner_id(record: Record) -> str:

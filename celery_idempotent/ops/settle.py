@@ -9,7 +9,7 @@ from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import Options
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Resolve
 from celery_idempotent.errors import IdempotencyError, StoreError
@@ -118,7 +118,7 @@ def _publish_compensation(
     """Publish a message that undoes the finished steps, and never runs the body."""
     parts = parse_name(environment.prefix, view.name)
     assert parts is not None
-    label = record.label.partition("\n")[2]
+    label = Label.of(record).readable
     call_key = CallKey(*parts, label=label, fingerprint=b"", checked=False)
     if record_key(environment.prefix, call_key) != view.name:
         raise IdempotencyError(

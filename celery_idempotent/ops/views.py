@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 from urllib.parse import unquote
 
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.record import Label, Owner, Process, Record, State
 from celery_idempotent.errors import StoreError
 from celery_idempotent.ops.outcomes import kind_of
 
@@ -188,9 +188,7 @@ def view_of(name: str, namespace: str, key: str, record: Record | StoreError) ->
     """Put a record, or why it cannot be read, into plain words."""
     if isinstance(record, StoreError):
         return RecordView(name, namespace, key, namespace, UNREADABLE, problem=str(record))
-    # Where there is a label it has the task's name first, and the readable key, if that differs.
-    task, _, readable = record.label.partition("\n")
-    readable = readable.partition("\n")[0]
+    label = Label.of(record)
     try:
         owner = Owner.unpack(record.owner)
         process = Process.unpack(record.process)
@@ -199,8 +197,8 @@ def view_of(name: str, namespace: str, key: str, record: Record | StoreError) ->
     return RecordView(
         name=name,
         namespace=namespace,
-        key=readable or key,
-        task=task or namespace,
+        key=label.readable or key,
+        task=label.task or namespace,
         state=str(record.state),
         owner_id=None if owner is None else owner.task_id,
         host=None if process is None else process.host,

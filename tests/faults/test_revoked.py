@@ -14,7 +14,8 @@ LEASE = 300
 
 @pytest.fixture
 def system(make_system: MakeSystem) -> System:
-    made = make_system(idempotency_lease=LEASE)
+    options = {"shop.charge_flaky": {"idempotency_on_enqueue": "attach"}}
+    made = make_system(idempotency_lease=LEASE, task_options=options)
     made.start_worker(concurrency=2)
     return made
 
@@ -25,10 +26,13 @@ def test_revoked_in_its_back_off(system: System) -> None:
     flaky = system.task("charge_flaky")
     first = flaky.delay(1, fails=1, countdown=LEASE)
     system.ledger.wait_for("received", id=first.id, retries=1)
+    eventually(lambda: first.state == "RETRY", "retried")
+    assert flaky.delay(1, fails=0).id == first.id
     # When
     system.app.control.revoke(first.id)
     # Then
     eventually(lambda: str(flaky.idempotency_record(1, 1).state) == "released", "free")
+    # And no call is given that result any more
     assert flaky.delay(1, fails=0).get(timeout=30)["order"] == 1
     assert system.ledger.count("start", id=first.id) == 1
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 from celery import Celery, Task, chain, chord, group, states
+from celery.app.trace import build_tracer
 from kombu.utils.uuid import uuid
 
 from celery_idempotent import (
@@ -155,13 +156,17 @@ def test_an_option_of_a_call_that_is_none_is_refused(charge, published, how, nam
 # --- attaching -----------------------------------------------------------------------------------
 
 
-def first(charge, store, *args, until_ms=30_000, state=None, outcome=b"", explicit=...):
+def first(charge, store, *args, until_ms=30_000, state=None, outcome=b"", explicit=..., label=""):
     """Claim the key of a call, as its worker would; give the task id."""
     task_id = uuid()
     call_key = charge._call_key(args, {}, explicit)
     key = record_key(environment_of(charge.app).prefix, call_key)
     candidate = Record(
-        State.RUNNING, 0, owner=Owner(task_id).pack(), fingerprint=call_key.fingerprint
+        State.RUNNING,
+        0,
+        owner=Owner(task_id).pack(),
+        fingerprint=call_key.fingerprint,
+        label=label,
     )
     claimed = store.claim(key, Claim(candidate, until_ms, 86_400_000))
     if state is not None:
@@ -170,6 +175,7 @@ def first(charge, store, *args, until_ms=30_000, state=None, outcome=b"", explic
             claimed.token,
             owner=candidate.owner,
             fingerprint=call_key.fingerprint,
+            label=label,
             outcome=outcome,
         )
         store.settle(key, Settle(record, until_ms, 86_400_000))
@@ -207,6 +213,75 @@ def test_a_call_whose_first_is_done_is_not_published_while_its_result_is_kept(
     assert answer.id == original
     assert answer.get() == 1
     assert not published
+
+
+@pytest.mark.parametrize("state", [None, State.RETRYING, State.SUCCEEDED])
+def test_a_call_whose_first_was_revoked_is_published(app, charge, store, published, state):
+    """Nobody is going to answer the first one; the worker knows what becomes of this one."""
+    # Given
+    original = first(charge, store, 42, state=state, outcome=b"\x01\x01 1" if state else b"")
+    app.backend.mark_as_revoked(original)
+    # Then
+    assert charge.delay(42).id != original
+    assert len(published) == 1
+
+
+@pytest.mark.parametrize("state", [None, State.RETRYING])
+def test_where_no_state_can_be_read_it_is_published(charge, store, published, monkeypatch, state):
+    """A result backend that is away, or none, would have no result of the first call either."""
+
+    # Given
+    def away(*_):
+        raise NotImplementedError("no result backend")
+
+    original = first(charge, store, 42, state=state)
+    monkeypatch.setattr(charge, "AsyncResult", away)
+    # Then
+    with pytest.raises(NotImplementedError):
+        charge.delay(42)
+    assert len(published) == 1
+    assert published[0][2]["id"] != original
+
+
+@pytest.mark.parametrize(
+    ("sent", "options", "alone"),
+    [
+        ({}, {}, False),
+        ({"expires": "2100-01-01T00:00:00+00:00"}, {}, True),
+        ({"ignore_result": True}, {}, True),
+        ({}, {"ignore_result": True}, True),
+        ({"ignore_result": False}, {"ignore_result": True}, False),
+    ],
+)
+@pytest.mark.parametrize("state", ["running", "retrying"])
+def test_a_call_whose_first_may_end_without_a_result_is_published(
+    app, store, published, sent, options, alone, state
+):
+    """It may expire before its next attempt, or keeps no result: nobody is to wait for that."""
+    # Given
+    answers = []
+
+    @app.task(
+        base=IdempotentTask,
+        bind=True,
+        idempotency_key="order:{order_id}",
+        idempotency_on_enqueue="attach",
+        name="charge",
+        **options,
+    )
+    def charge(self, order_id):
+        if state == "retrying":
+            raise self.retry(countdown=30)
+        answers.append(charge.delay(order_id).id)
+
+    # When
+    request = {"id": "first", "retries": 0, "delivery_info": {}, "hostname": "h", **sent}
+    build_tracer("charge", charge, app=app)("first", (42,), {}, request)
+    if state == "retrying":
+        answers.append(charge.delay(42).id)
+    # Then
+    assert (answers[0] != "first") is alone
+    assert charge.idempotency_record(42).owner_id == "first"
 
 
 def test_nothing_is_claimed_at_the_enqueue(charge, store, published):

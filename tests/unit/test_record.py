@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from celery_idempotent.core.record import VERSION, Owner, Process, Record, State
+from celery_idempotent.core.record import VERSION, Label, Owner, Process, Record, State
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 from celery_idempotent.stores.redis import RedisStore
 from celery_idempotent.testing.contract.kit import replace
@@ -333,3 +333,20 @@ class TestLuaReadsTheSame:
         ]
         assert bool(done) is record.is_done
         assert tail.endswith(record.outcome)
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        (Label(), ""),
+        (Label("pay"), "pay"),
+        (Label("pay", "order:7"), "pay\norder:7"),
+        (Label("pay", "", "00-4bf9-00f0-01"), "pay\n\n00-4bf9-00f0-01"),
+        (Label("pay", "", "", True), "pay\n\n\nalone"),
+        (Label("pay", "order:7", "00-4bf9-00f0-01", True), "pay\norder:7\n00-4bf9-00f0-01\nalone"),
+    ],
+)
+def test_a_label_is_read_as_it_was_made(label: Label, text: str) -> None:
+    """Lines that are missing are empty."""
+    assert label.text() == text
+    assert Label.of(Record(State.RUNNING, 1, label=text)) == label
