@@ -90,7 +90,11 @@ class Execution:
                 result = self.task.run(*args, **kwargs)
             refuse_unfinished(self.task, result)
         except _NobodyKnows as exc:
-            return self._unknown(exc)
+            return self._unknown(
+                exc,
+                f"a run of {delivery.name} was cut off, and {exc}: look there, then resolve the "
+                "key, or forget it to run it again",
+            )
         except BaseException as exc:
             if run.is_elsewhere:
                 raise  # a process that the body forked ends, and not the run
@@ -323,15 +327,13 @@ class Execution:
             return self.task.run(*args, **kwargs)
         return answer
 
-    def _unknown(self, why: _NobodyKnows) -> Any:
+    def _unknown(self, why: BaseException, text: str) -> Any:
+        """Leave the outcome to a person, and tell the caller so."""
         verdict = self._end(Ending(State.UNKNOWN))
-        if isinstance(verdict, Lost):
+        if isinstance(verdict, Lost) and isinstance(why, Exception):
             return self._lost(verdict, why)
         self.delivery.emit_interrupted(self.run.lease.record, unknown=True)
-        unknown = OutcomeUnknown(
-            f"a run of {self.delivery.name} was cut off, and {why}: look there, then resolve the "
-            "key, or forget it to run it again"
-        )
+        unknown = OutcomeUnknown(text)
         self.delivery.leave_answer(unknown)
         raise unknown from why
 
@@ -339,10 +341,13 @@ class Execution:
 
     def _compensate(self, failure: bytes, exc: BaseException | None = None) -> Any:
         """Undo the finished steps in reverse, then fail as the body did."""
-        delivery = self.delivery
+        delivery, stuck = self.delivery, []
         try:
             for name, step in self.steps.to_compensate():
-                self._undo(name, step)
+                if self.steps.can_undo(name, step):
+                    self._undo(name, step)
+                else:
+                    stuck.append(name)  # the others are undone all the same
         except ClaimLost:
             lost = self.run.lease.lost
             if lost is not None:
@@ -362,15 +367,27 @@ class Execution:
             except Exception as stored:
                 exc = stored
         assert exc is not None
+        if stuck:
+            return self._unknown(exc, self._what_is_left(stuck, exc))
         verdict = self._end(Ending(self._final_state(exc), failure), exc)
         if isinstance(verdict, Lost) and isinstance(exc, Exception):
             return self._lost(verdict, exc)
         raise exc
 
+    def _what_is_left(self, stuck: list[str], exc: BaseException) -> str:
+        names = ", ".join(map(repr, stuck))
+        text = (
+            f"{self.delivery.name} failed ({type(exc).__name__}), and what can be undone is "
+            f"undone; not undone: {names}, whose compensation takes a result that was not kept. "
+            "Undo that by hand, then resolve the key as failed"
+        )
+        log.error("%s", text)
+        return text
+
     def _undo(self, name: str, step: Step) -> None:
         undo = maybe_signature(json.loads(step.compensation), app=self.task.app)
         if not undo.immutable:
-            undo = undo.clone(args=(self.steps.result_of(step),))
+            undo = undo.clone(args=(self.steps.result_of(name, step),))
         self.task.app.tasks[undo.task](*undo.args, **undo.kwargs)
         self.steps.record(name, Step(StepState.COMPENSATED, step.order, step.outcome))
 

@@ -13,7 +13,7 @@ from kombu import serialization
 from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
 from kombu.utils import encoding
 
-from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.core.codec import NOT_KEPT, Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt, ResultNotKept
 
 __all__ = ["Codec", "encode_failure", "encode_result", "replay"]
@@ -24,7 +24,6 @@ _safe_repr: Any = encoding.safe_repr
 
 #: How much is told, in characters, of a failure that can't be kept.
 _SHORT: Final = 500
-_NOT_KEPT = Outcome(Kind.NOT_KEPT).pack()
 
 _JSON: Final = "application/json"
 # What most tasks give (nothing, yes or no, a number) takes neither an encoder nor a decoder: kombu
@@ -46,7 +45,7 @@ def encode_result(backend: Any, result: Any, most: int) -> bytes:
     except SoftTimeLimitExceeded:
         raise  # it says nothing about the result
     except Exception:
-        return _NOT_KEPT
+        return NOT_KEPT
 
 
 def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
@@ -55,10 +54,10 @@ def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
     Where that can't be done, or it is over ``most`` bytes, Celery's own stand-in for exceptions
     that don't travel is packed, which says what it was: a failed call is never "done, not kept".
     """
-    packed = _NOT_KEPT
+    packed = NOT_KEPT
     with suppress(Exception):
         packed = _pack_failure(backend, exc, most)
-    if packed == _NOT_KEPT:
+    if packed == NOT_KEPT:
         kind, text = type(exc), _safe_repr(exc)[:_SHORT]
         short = UnpickleableExceptionWrapper(kind.__module__, kind.__qualname__, (text,), text)
         packed = _pack_failure(backend, short, _SHORT * 100)
@@ -73,7 +72,7 @@ def _pack_failure(backend: Any, exc: BaseException, most: int) -> bytes:
 def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:
     raw = _encode(backend, value)
     if len(raw) > most:
-        return _NOT_KEPT
+        return NOT_KEPT
     return Outcome(kind, backend.content_type, backend.content_encoding, raw).pack()
 
 

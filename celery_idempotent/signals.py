@@ -59,7 +59,10 @@ class WaitingEvent(Event):
 
 @dataclass(frozen=True, slots=True)
 class InterruptedEvent(Event):
-    """An earlier run of the key was cut off; this one runs again, or the outcome is unknown."""
+    """A run of the key was cut off: this one runs again, or the key's outcome is unknown.
+
+    Unknown, too: a run failed, and a finished step of it can't be undone.
+    """
 
     #: How many runs have been cut off since the last retry, release or success.
     interruptions: int

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["COMPRESS_OVER", "Kind", "Outcome"]
+__all__ = ["COMPRESS_OVER", "NOT_KEPT", "Kind", "Outcome"]
 
 #: Payloads over this many bytes are compressed, where that makes them smaller.
 COMPRESS_OVER: Final = 512
@@ -105,3 +105,7 @@ class Outcome(NamedTuple):
                 f"a stored outcome cannot be read ({exc}): forget the key to free it"
             ) from exc
         return cls(kind, pair[0], pair[1], payload)
+
+
+#: What stands for a result that was too large, or that no serializer took.
+NOT_KEPT: Final = Outcome(Kind.NOT_KEPT).pack()

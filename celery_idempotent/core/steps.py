@@ -6,9 +6,11 @@ Layout, big-endian: ``state:1 order:2 compensation:4+n outcome:rest``.
 from __future__ import annotations
 
 import enum
+import json
 import struct
 from dataclasses import dataclass
 
+from celery_idempotent.core.codec import NOT_KEPT
 from celery_idempotent.errors import RecordCorrupt
 
 __all__ = ["Step", "StepState"]
@@ -39,6 +41,18 @@ class Step:
     outcome: bytes
     #: The signature that undoes it, as JSON; empty where there is none.
     compensation: bytes = b""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether its result was kept."""
+        return self.outcome != NOT_KEPT
+
+    @property
+    def can_be_undone(self) -> bool:
+        """Whether what is stored is enough: an immutable compensation takes no result."""
+        if self.state is not StepState.DONE or not self.compensation:
+            return False
+        return self.is_kept or bool(json.loads(self.compensation).get("immutable"))
 
     def pack(self) -> bytes:
         """Give the stored form."""

@@ -21,7 +21,7 @@ from kombu.utils.uuid import uuid
 from celery_idempotent.core.canonical import visible
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import Options
-from celery_idempotent.core.record import Owner, State
+from celery_idempotent.core.record import Label, Owner, State
 from celery_idempotent.core.transitions import (
     Busy,
     ClaimVerdict,
@@ -242,7 +242,7 @@ class Edge:
             retries=0,
             fingerprint=call_key.fingerprint,
             checked=True,
-            label=f"{_TASK}\n{call_key.label}",
+            label=Label(_TASK, call_key.label).text(),
         )
         return call, call_key
 
@@ -425,7 +425,7 @@ class Held:
     def _event(self, what: str, at: float, more: Mapping[str, Any]) -> Event:
         assert self._run is not None
         call = self._run.call
-        told = {"label": call.label.partition("\n")[2], "token": self._token, **more}
+        told = {"label": Label.of(self._run.lease.record).readable, "token": self._token, **more}
         return Event(at, what, call.key, _TASK, _id_of(call.owner), told)
 
 

@@ -10,7 +10,7 @@ from kombu.utils.uuid import uuid
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Record, State
-from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.steps import Step
 from celery_idempotent.core.transitions import Resolve
 from celery_idempotent.errors import IdempotencyError, StoreError
 from celery_idempotent.headers import OWN, own_header, published
@@ -56,7 +56,7 @@ def has_compensations(environment: Environment, name: str) -> bool:
             step = Step.unpack(packed)
         except StoreError:
             continue
-        if step.state is StepState.DONE and step.compensation:
+        if step.can_be_undone:
             return True
     return False
 

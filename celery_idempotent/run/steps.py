@@ -44,6 +44,8 @@ class Steps:
         self._codec = codec
         self._steps: dict[str, Step] = {}
         self._asked: set[str] = set()
+        #: Results that the store does not keep, for this run's compensations.
+        self._not_kept: dict[str, Any] = {}
 
     def take(self, packed: Mapping[str, bytes]) -> None:
         """Take over what earlier runs have finished.
@@ -75,7 +77,10 @@ class Steps:
             raise ClaimLost(f"step {name!r} was not begun: this run has lost its key")
         result = fn(*args, **kwargs)
         order = 1 + max((step.order for step in self._steps.values()), default=-1)
-        self.record(name, Step(StepState.DONE, order, self._codec.pack(result), compensation))
+        step = Step(StepState.DONE, order, self._codec.pack(result), compensation)
+        if compensation and not step.is_kept:
+            self._not_kept[name] = result
+        self.record(name, step)
         return result
 
     def record(self, name: str, step: Step) -> None:
@@ -128,9 +133,13 @@ class Steps:
         ]
         yield from sorted(waiting, key=lambda item: -item[1].order)
 
-    def result_of(self, step: Step) -> Any:
+    def can_undo(self, name: str, step: Step) -> bool:
+        """Whether a step's compensation has all that it takes."""
+        return name in self._not_kept or step.can_be_undone
+
+    def result_of(self, name: str, step: Step) -> Any:
         """Give the result of a finished step."""
-        return self._codec.unpack(step.outcome)
+        return self._not_kept[name] if name in self._not_kept else self._codec.unpack(step.outcome)
 
     def _check(self, name: str) -> None:
         if not isinstance(name, str) or not name or len(name) > _MAX_NAME:

@@ -438,6 +438,17 @@ _FOUND_BY_USE = (
         ),
     ),
     Scenario(
+        63,
+        "A step whose result can't be kept, in a saga that fails",
+        "All that can be undone is undone; what can't, for want of its result, is named, and only "
+        "then is the outcome unknown.",
+        (
+            "unit/test_steps.py::test_a_result_that_is_not_kept_stops_no_compensation",
+            "unit/test_steps.py::test_an_immutable_compensation_runs_without_its_steps_result",
+            "unit/test_steps.py::test_what_cannot_be_undone_for_want_of_its_result_is_said",
+        ),
+    ),
+    Scenario(
         64,
         "Broadcast: every worker gets a copy of each message",
         "One runs it. A copy that waits is put back where it came from: there are never more of "

@@ -198,6 +198,48 @@ _RUNS = [
         "        if False:\n            raise ClaimLost(\n",
         _STEPS,
     ),
+    Mutant(
+        "step: a result that is not kept is there for its own run's compensation",
+        "run/steps.py",
+        "if compensation and not step.is_kept:",
+        "if False:",
+        _STEPS,
+    ),
+    Mutant(
+        "step: an immutable compensation takes no result",
+        "core/steps.py",
+        "return self.is_kept or bool(",
+        "return self.is_kept or False and bool(",
+        _STEPS,
+    ),
+    Mutant(
+        "compensation: what can't be undone keeps no other step",
+        "execution.py",
+        "if self.steps.can_undo(name, step):",
+        "if True:",
+        _STEPS,
+    ),
+    Mutant(
+        "compensation: what can't be undone is said",
+        "execution.py",
+        "        if stuck:",
+        "        if False:",
+        _STEPS,
+    ),
+    Mutant(
+        "resolve: what can't be undone is not waited for",
+        "ops/settle.py",
+        "        if step.can_be_undone:",
+        "        if step.compensation:",
+        _STEPS,
+    ),
+    Mutant(
+        "resolve: the message has the record's key, and not its trace",
+        "ops/settle.py",
+        "label = Label.of(record).readable",
+        'label = record.label.partition("\\n")[2]',
+        _STEPS,
+    ),
 ]
 
 _DELIVERIES = [

@@ -347,6 +347,8 @@ class TestLuaReadsTheSame:
     ],
 )
 def test_a_label_is_read_as_it_was_made(label: Label, text: str) -> None:
-    """Lines that are missing are empty."""
+    """Lines that are missing are empty, and those of a newer release are passed over."""
     assert label.text() == text
     assert Label.of(Record(State.RUNNING, 1, label=text)) == label
+    newer = text + "\n" * (4 - text.count("\n")) + "a line of a newer release"
+    assert Label.of(Record(State.RUNNING, 1, label=newer)) == label

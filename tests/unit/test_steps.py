@@ -16,12 +16,15 @@ from celery_idempotent import (
     OutcomeUnknown,
     ResultNotKept,
     State,
+    calls,
 )
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Resolve
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
+from celery_idempotent.headers import OWN
+from celery_idempotent.ops import records, settle
 from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer
 
@@ -364,6 +367,93 @@ def test_a_step_whose_result_was_not_kept_is_still_not_done_again(app, ledger):
     assert ledger == [("big",)]
 
 
+class Opaque:
+    """No serializer takes it."""
+
+
+UNKEPT = {"too large": "x" * 500, "no serializer": Opaque()}
+
+
+def big_saga(app, ledger, result, dies=False):
+    """Pay, book (whose result isn't kept), reserve, then fail; or die there first."""
+    dying = [False, dies]
+    names = ("refund", "unbook", "free")
+    refund, unbook, free = (
+        app.task(name=f"{app.main}.{name}")(ledger.does(name)) for name in names
+    )
+
+    @app.task(base=IdempotentTask, bind=True, idempotency_max_result_size=400)
+    def order(self, number, immutable):
+        ask = self.idempotency
+        ask.step("pay", ledger.does("pay", "ch-1"), compensate=refund.s())
+        undo = unbook.si(number) if immutable else unbook.s()
+        ask.step("book", ledger.does("book", result), compensate=undo)
+        ask.step("reserve", ledger.does("reserve", 7), compensate=free.s())
+        if dying.pop():
+            raise SystemExit
+        raise ValueError("no mail")
+
+    return order
+
+
+DONE = [("pay",), ("book",), ("reserve",)]
+
+
+@pytest.mark.parametrize("result", UNKEPT.values(), ids=UNKEPT)
+def test_a_result_that_is_not_kept_stops_no_compensation(app, ledger, result):
+    """In the run that has it, its compensation gets it; then the call fails as the body did."""
+    # Given
+    order = big_saga(app, ledger, result)
+    # When
+    answer = order.apply((1, False))
+    # Then
+    assert isinstance(answer.result, ValueError)
+    assert ledger == [*DONE, ("free", 7), ("unbook", result), ("refund", "ch-1")]
+    assert order.idempotency_record(1, False).state is State.RELEASED
+
+
+@pytest.mark.parametrize("result", UNKEPT.values(), ids=UNKEPT)
+def test_an_immutable_compensation_runs_without_its_steps_result(app, ledger, result):
+    """In a later run too, which has no more than what was kept."""
+    # Given
+    order = big_saga(app, ledger, result, dies=True)
+    with pytest.raises(SystemExit):
+        order.apply((1, True))
+    ledger.clear()
+    # When
+    answer = order.apply((1, True))
+    # Then
+    assert isinstance(answer.result, ResultNotKept)
+    assert ledger == [("free", 7), ("unbook", 1), ("refund", "ch-1")]
+    assert order.idempotency_record(1, True).state is State.RELEASED
+
+
+@pytest.mark.parametrize("result", UNKEPT.values(), ids=UNKEPT)
+def test_what_cannot_be_undone_for_want_of_its_result_is_said(app, ledger, result, caplog):
+    """All the rest is undone first; only then is the outcome unknown."""
+    # Given
+    order = big_saga(app, ledger, result, dies=True)
+    with pytest.raises(SystemExit):
+        order.apply((1, False))
+    ledger.clear()
+    # When
+    answer = order.apply((1, False))
+    # Then
+    assert isinstance(answer.result, OutcomeUnknown)
+    assert "not undone: 'book'" in str(answer.result)
+    assert "not undone: 'book'" in caplog.text
+    assert ledger == [("free", 7), ("refund", "ch-1")]
+    assert order.idempotency_record(1, False).state is State.UNKNOWN
+    # When a person has undone it, and says so
+    environment, name = environment_of(app), key_of(order, 1, False)
+    view = records.show(environment.store, environment.prefix, name).view
+    published = settle.resolve(app, environment, view, State.FAILED, "unbooked by hand", "test")
+    # Then nothing is left to undo
+    assert published is None
+    assert order.idempotency_record(1, False).state is State.RELEASED
+    assert len(ledger) == 2
+
+
 def test_without_a_claim_a_step_is_just_done(app, ledger):
     """In a direct call nothing is recorded."""
 
@@ -405,6 +495,37 @@ def test_reconcile_is_asked_first_after_an_interruption(app, ledger, policy, ans
     assert first == second == result
     assert ledger.count(("asked", 1)) == 1
     assert ledger.count("ran") == runs
+
+
+@pytest.mark.parametrize("number", [1, "an order, " * 18])
+def test_a_record_that_says_where_it_was_traced_is_resolved_as_failed(
+    app, ledger, monkeypatch, number
+):
+    """The message that undoes its steps has its key and label, and nothing of the trace."""
+    # Given
+    monkeypatch.setattr(calls, "where_traced", lambda: f"{1:032x}-{2:016x}")
+    how = {"idempotency_on_interrupted": "unknown", "idempotency_key": ("number",)}
+    order = saga(app, ledger, failures=0, **how)
+    body, order.run = order.run, lambda *args: (body(*args), cut())
+
+    def cut():
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        order.apply((number,))
+    assert isinstance(order.apply((number,)).result, OutcomeUnknown)
+    ledger.clear()
+    sent = {}
+    monkeypatch.setattr(app, "send_task", lambda task, **fields: sent.update(fields))
+    environment, name = environment_of(app), key_of(order, number)
+    view = records.show(environment.store, environment.prefix, name).view
+    # When
+    settle.resolve(app, environment, view, State.FAILED, "refunded", "test")
+    answer = order.apply((), task_id=sent["task_id"], headers=sent["headers"])
+    # Then
+    assert str(answer.result) == "resolved as failed: refunded"
+    assert ledger == [("refund", "ch-1", "why"), ("release", {"seat": 7})]
+    assert sent["headers"][OWN].get("label", "") == order._call_key((number,), {}, ...).label
 
 
 @pytest.mark.parametrize("answer", [UNKNOWN, LookupError("gateway")])
