@@ -17,6 +17,7 @@ from celery_idempotent.core.options import RERUN, UNKNOWN
 from celery_idempotent.core.record import State
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Lost, Recorded
+from celery_idempotent.core.unfinished import is_awaitable
 from celery_idempotent.errors import (
     ClaimLost,
     ConfigurationError,
@@ -321,6 +322,8 @@ class Execution:
             answer = ask(*first, *args, **kwargs)
         except Exception as exc:
             raise _NobodyKnows(f"idempotency_reconcile failed ({exc!r})") from exc
+        if is_awaitable(answer):
+            raise _NobodyKnows("idempotency_reconcile is async, and was not run")
         if answer is UNKNOWN:
             raise _NobodyKnows("idempotency_reconcile couldn't tell")
         if answer is RERUN:
@@ -388,7 +391,8 @@ class Execution:
         undo = maybe_signature(json.loads(step.compensation), app=self.task.app)
         if not undo.immutable:
             undo = undo.clone(args=(self.steps.result_of(name, step),))
-        self.task.app.tasks[undo.task](*undo.args, **undo.kwargs)
+        if is_awaitable(self.task.app.tasks[undo.task](*undo.args, **undo.kwargs)):
+            raise ConfigurationError(f"the compensation {undo.task} is async, and was not run")
         self.steps.record(name, Step(StepState.COMPENSATED, step.order, step.outcome))
 
 

@@ -14,6 +14,7 @@ from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
 from kombu.utils import encoding
 
 from celery_idempotent.core.codec import NOT_KEPT, Kind, Outcome
+from celery_idempotent.core.unfinished import kind_of
 from celery_idempotent.errors import RecordCorrupt, ResultNotKept
 
 __all__ = ["Codec", "encode_failure", "encode_result", "replay"]
@@ -155,4 +156,6 @@ class Codec:
             )
         if undo.task not in self._app.tasks:
             raise TypeError(f"compensate= names {undo.task!r}, which this app does not have")
+        if kind_of(self._app.tasks[undo.task].run):
+            raise TypeError(f"compensate= names {undo.task!r}, whose body is async: nobody runs it")
         return json.dumps(undo).encode()

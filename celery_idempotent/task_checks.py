@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Generator
+from types import GeneratorType
 from typing import Any
 
 from celery import Task
 
+from celery_idempotent.core.unfinished import is_awaitable, kind_of
 from celery_idempotent.errors import ConfigurationError
 
 __all__ = ["check_class", "refuse_unfinished", "watch_body"]
@@ -39,7 +40,7 @@ def _check_body(cls: type, where: str) -> None:
     run = inspect.getattr_static(cls, "run")
     if isinstance(run, (staticmethod, classmethod)):
         run = run.__func__
-    kind = _kind_of(run)
+    kind = kind_of(run)
     if kind == "async":
         raise ConfigurationError(
             f"{where}: its body is async, and has not run when it returns: make it a plain function"
@@ -52,23 +53,12 @@ def _check_body(cls: type, where: str) -> None:
         )
 
 
-def _kind_of(function: Any) -> str:
-    """Tell what a call of this gives instead of a result; empty: nothing of the kind."""
-    called = inspect.getattr_static(type(function), "__call__", None)  # where it is an object
-    for it in (function, called):
-        if inspect.iscoroutinefunction(it) or inspect.isasyncgenfunction(it):
-            return "async"
-        if inspect.isgeneratorfunction(it):
-            return "generator"
-    return ""
-
-
 def _check_calls(cls: type, ours: type, where: str) -> None:
     mro = cls.__mro__
     guard = mro.index(ours)
     for klass in mro:
         call = vars(klass).get("__call__")
-        if klass not in (object, Task) and _kind_of(call):
+        if klass not in (object, Task) and kind_of(call):
             raise ConfigurationError(
                 f"{where}: {klass.__name__}.__call__ is async, and what it returns is not the "
                 "task's result: make it a plain function"
@@ -120,34 +110,26 @@ def _is_unguarded(task: Any) -> bool:
     return not request.called_directly and "_idempotent_call" not in vars(request)
 
 
-#: What nearly every result is.
-_RESULTS = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))
-
-
 def refuse_unfinished(task: Any, result: Any) -> None:
     """Refuse what a body returned instead of running.
 
     Raises:
         ConfigurationError: it is something to be awaited, or the body itself as a generator.
     """
-    if type(result) in _RESULTS:
-        return
-    if isinstance(result, Awaitable):
+    if is_awaitable(result):
         what = "something to be awaited"
-    elif isinstance(result, Generator) and _is_body(task.run, result):
+    elif isinstance(result, GeneratorType) and _is_body(task.run, result):
         what = "a generator"
     else:
         return
-    if hasattr(result, "close"):
-        result.close()
     raise ConfigurationError(
         f"task {task.name!r}: its body returned {what}, which nobody runs: make it a plain "
         "function that returns the result, such as asyncio.run(...) gives it"
     )
 
 
-def _is_body(run: Any, result: Generator[Any, Any, Any]) -> bool:
+def _is_body(run: Any, result: GeneratorType[Any, Any, Any]) -> bool:
     # Any other one came from a body that has run.
     run = inspect.unwrap(run)
     code = getattr(run, "__code__", None)
-    return code is not None and getattr(result, "gi_code", None) is code
+    return code is not None and result.gi_code is code

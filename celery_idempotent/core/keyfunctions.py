@@ -6,6 +6,7 @@ from typing import Any
 
 from celery_idempotent.core.binding import Binder
 from celery_idempotent.core.templates import NoKey, Wrong
+from celery_idempotent.core.unfinished import kind_of
 from celery_idempotent.errors import KeyDerivationError
 
 __all__ = ["KeyFunction"]
@@ -26,6 +27,8 @@ class KeyFunction:
         self._binder = binder
         self._wants_task = False
         self._by_name = False
+        if kind_of(function):
+            raise wrong("the callable is async or a generator, and nobody would run it")
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError):

@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, ClassVar, TypeVar
 
+from celery_idempotent.core.unfinished import kind_of
 from celery_idempotent.errors import ConfigurationError
 
 __all__ = [
@@ -127,6 +128,8 @@ def _failures(value: Any) -> bool | tuple[type[BaseException], ...]:
 def _function(value: Any) -> Callable[..., Any]:
     if not callable(value):
         raise _Wrong("a function of the task's arguments")
+    if kind_of(value):
+        raise _Wrong("a plain function: nobody would run an async one, or a generator")
     return value  # type: ignore[no-any-return]
 
 

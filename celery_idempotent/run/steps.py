@@ -8,7 +8,8 @@ from typing import Any, Final, Protocol
 
 from celery_idempotent.core.steps import Step, StepState
 from celery_idempotent.core.transitions import Lost
-from celery_idempotent.errors import ClaimLost, StoreUnavailable
+from celery_idempotent.core.unfinished import is_awaitable
+from celery_idempotent.errors import ClaimLost, ConfigurationError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.runner import Run
 
@@ -67,6 +68,7 @@ class Steps:
 
         Raises:
             ClaimLost: the key is another run's: the effect happened, and is not recorded.
+            ConfigurationError: ``fn`` is async: nothing happened.
         """
         self._check(name)
         compensation = b"" if compensate is None else self._codec.pack_signature(compensate)
@@ -76,6 +78,11 @@ class Steps:
         if self._run.lease.lost is not None:
             raise ClaimLost(f"step {name!r} was not begun: this run has lost its key")
         result = fn(*args, **kwargs)
+        if is_awaitable(result):
+            raise ConfigurationError(
+                f"step {name!r} returned something to be awaited, which nobody does: give it a "
+                "plain function, such as one that returns asyncio.run(...)"
+            )
         order = 1 + max((step.order for step in self._steps.values()), default=-1)
         step = Step(StepState.DONE, order, self._codec.pack(result), compensation)
         if compensation and not step.is_kept:

@@ -11,6 +11,7 @@ _NESTED: Stages = (("tests/unit/test_seam.py", "-k", "nests"),)
 
 _OPTIONS: Stages = (("tests/unit/test_options.py",),)
 _CHECKS: Stages = (("tests/unit/test_task_checks.py",),)
+_STEPS: Stages = (("tests/unit/test_steps.py", "-k", "async"),)
 _ENQUEUE: Stages = (("tests/unit/test_enqueue.py",),)
 
 KEYS: list[Mutant] = [
@@ -175,5 +176,26 @@ KEYS: list[Mutant] = [
         "if not name.startswith(_DEATHS)",
         "if True",
         (("tests/unit/test_waiting.py",),),
+    ),
+    Mutant(
+        "body: an async step is no step",
+        "run/steps.py",
+        "if is_awaitable(result):",
+        "if False:",
+        _STEPS,
+    ),
+    Mutant(
+        "body: an async reconcile knows nothing",
+        "execution.py",
+        "if is_awaitable(answer):",
+        "if False:",
+        _STEPS,
+    ),
+    Mutant(
+        "body: an async compensation undoes nothing",
+        "results.py",
+        "if kind_of(self._app.tasks[undo.task].run):",
+        "if False:",
+        _STEPS,
     ),
 ]

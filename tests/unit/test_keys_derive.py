@@ -444,6 +444,22 @@ def test_none_from_a_callable_means_that_the_call_is_not_deduplicated() -> None:
     assert of.derive((42, 1), {}, explicit="req-1") is not None
 
 
+async def _never_run(order_id: int, amount: int = 1, **_: Any) -> str:
+    return f"order:{order_id}"
+
+
+def _generator(order_id: int, amount: int = 1, **_: Any) -> Any:
+    yield f"order:{order_id}"
+
+
+@pytest.mark.parametrize("function", [_never_run, _generator])
+@pytest.mark.parametrize("option", ["key", "namespace"])
+def test_a_callable_that_nobody_would_run_is_refused(function: Any, option: str) -> None:
+    """When the task is bound: what it returns is no key."""
+    with pytest.raises(ConfigurationError, match=f"idempotency_{option}: .*async or a generator"):
+        scheme(**{option: function})
+
+
 @pytest.mark.parametrize(
     ("result", "words"),
     [("", "empty string"), ("  ", "empty string"), (42, "returned int"), (b"x", "returned bytes")],

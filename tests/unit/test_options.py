@@ -23,6 +23,10 @@ from celery_idempotent.core.options import (
 from celery_idempotent.errors import ConfigurationError
 
 
+async def _async(order: int) -> None:
+    """Ask somebody."""
+
+
 def options(**values: Any) -> Options:
     return Options.from_lookup({f"idempotency_{k}": v for k, v in values.items()}.get, "task 't'")
 
@@ -112,6 +116,8 @@ def test_a_right_value_is_kept_in_one_form(name: str, value: Any, kept: Any) -> 
         ("store_failures", (int,), "a tuple of exception types"),
         ("store_failures", int, "a tuple of exception types"),
         ("store_failures", (ValueError(),), "a tuple of exception types"),
+        ("reconcile", "look", "must be a function of the task's arguments"),
+        ("reconcile", _async, "must be a plain function"),
         ("on_store_error", "open", 'must be "retry" or "raise" or "run"'),
         ("max_result_size", 0, "a whole number, at least 1 and at most 536870912"),
         ("max_result_size", 512 * 1024 * 1024 + 1, "at most 536870912"),

@@ -12,6 +12,7 @@ from celery_idempotent import (
     RERUN,
     UNKNOWN,
     ClaimLost,
+    ConfigurationError,
     IdempotentTask,
     OutcomeUnknown,
     ResultNotKept,
@@ -549,6 +550,65 @@ def test_what_reconcile_cannot_tell_is_unknown(app, ledger, answer):
     # Then
     assert [type(result) for result in results] == [OutcomeUnknown, OutcomeUnknown]
     assert task.idempotency_record(1).state is State.UNKNOWN
+    assert not ledger
+
+
+def hidden(function):
+    """An async function that nobody can tell from a plain one before it is called."""
+    return lambda *args: function(*args)
+
+
+async def never(*args):
+    """Nobody awaits it."""
+    raise AssertionError
+
+
+def test_an_async_reconcile_that_nobody_runs_cannot_tell(app, ledger):
+    """Its coroutine is no result, and no reason to run the body again."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_reconcile=hidden(never))
+    def task(number):
+        ledger.append("ran")
+
+    cut_off(task, 1)
+    # When
+    with pytest.raises(OutcomeUnknown, match="async"):
+        task.apply((1,), throw=True)
+    # Then
+    assert not ledger
+
+
+def test_an_async_step_is_refused(app, ledger):
+    """It has not run, and would be recorded as done."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        self.idempotency.step("charge", never)
+
+    # When
+    with pytest.raises(ConfigurationError, match="step 'charge' returned something to be awaited"):
+        task.apply((1,), throw=True)
+    # Then
+    assert task.idempotency_record(1).state is State.RELEASED
+    assert not environment_of(app).store.steps(key_of(task, 1))
+
+
+def test_an_async_compensation_is_refused_before_its_step(app, ledger):
+    """It would be called when all is lost, and undo nothing."""
+    # Given
+    app.task(never, name=f"{app.main}.undo")
+    undo = app.signature(f"{app.main}.undo")
+
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        self.idempotency.step("charge", ledger.does("charge"), compensate=undo)
+
+    # When
+    with pytest.raises(TypeError, match="whose body is async"):
+        task.apply((1,), throw=True)
+    # Then
     assert not ledger
 
 
