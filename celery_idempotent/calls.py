@@ -111,7 +111,7 @@ def store_call(
         ),
         called_back,
         not (waits.publication or waits.count or is_redelivered(request)),
-        waits.outage,
+        waits.patient_until_ms,
         waits.compensates_only,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
@@ -21,6 +22,7 @@ from celery_idempotent.calls import (
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import (
+    NEVER_MS,
     Busy,
     ClaimVerdict,
     Mismatch,
@@ -127,8 +129,7 @@ class Delivery:
             assert execution is not None, "ask() has prepared it"
             return self._execute(execution, args, kwargs)
         except BaseException as exc:
-            asking.undo(exc)
-            if asking.was_undone and isinstance(exc, Exception):
+            if asking.undo(exc) and isinstance(exc, Exception):
                 self.leave_answer(exc)  # its body did not run, and its call fails all the same
             raise
 
@@ -252,7 +253,7 @@ class Delivery:
             )
         left = (record.until_ms - verdict.now_ms) / 1000
         if left <= 0 and record.state in (State.RUNNING, State.COMPENSATING):
-            left += self.options.lease  # after an outage the runs that live renew first
+            left = self._be_patient(verdict.now_ms)
         if verdict.mine:
             self.wait_as_copy(left)
         first = not (self.call.retries or self.redelivered or self.waits.count)
@@ -273,6 +274,13 @@ class Delivery:
             )
         until = left + (self.options.lease if record.state is State.RETRYING else 0)
         self.wait(record, since_ms, until)
+
+    def _be_patient(self, now_ms: int) -> float:
+        """Leave the runs that lived through an outage time to renew; in seconds."""
+        if not now_ms < self.waits.patient_until_ms < NEVER_MS:
+            until_ms = now_ms + self.call.terms.lease_ms
+            self.waits = replace(self.waits, patient_until_ms=until_ms)
+        return (self.waits.patient_until_ms - now_ms) / 1000
 
     def _refuse(self, why: str) -> NoReturn:
         refused = IdempotencyInProgress(f"{self.name} {why}: this call was not run")
@@ -338,7 +346,7 @@ class Delivery:
     def _again(self, *, outage: bool, **changes: Any) -> Waits:
         message = self.call.message
         return self.waits.again(
-            outage=outage or self.waits.outage,
+            patient_until_ms=NEVER_MS if outage else self.waits.patient_until_ms,
             callbacks=message.digests,
             deaths=message.deaths,
             **changes,

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
 from celery_idempotent.core.slip import DIGEST
+from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.errors import KeyDerivationError
 
 __all__ = [
@@ -71,8 +72,9 @@ class Waits:
     deaths: int = 0
     #: The digest of its callbacks, once it was worked out.
     callbacks: bytes = b""
-    #: Whether the store was away from one of its deliveries.
-    outage: bool = False
+    #: The store was away from one of its deliveries: until when the runs that live have to renew
+    #: first, in milliseconds on the store's clock (``NEVER_MS``: it has not answered since).
+    patient_until_ms: int = 0
 
     def again(self, **changes: Any) -> Waits:
         """Count one more."""
@@ -106,8 +108,8 @@ def own_header(
         header["deaths"] = waits.deaths
     if waits.callbacks:
         header["cb"] = waits.callbacks.hex()
-    if waits.outage:
-        header["away"] = True
+    if waits.patient_until_ms:
+        header["away"] = waits.patient_until_ms
     if waits.count:
         header.update(waits=waits.count, since=waits.since_ms, again=waits.redelivery)
         if waits.awaited is not None:
@@ -231,6 +233,9 @@ def _read_waits(header: Mapping[str, Any]) -> Waits:
         raise ValueError("pub")
     if not (type(deaths) is int and 0 <= deaths <= MAX_DEATHS):
         raise ValueError("deaths")
+    away = header.get("away", 0)
+    if not (type(away) is int and 0 <= away <= NEVER_MS):
+        raise ValueError("away")
     digest = header.get("cb")
     callbacks = b"" if digest is None else bytes.fromhex(digest)
     if callbacks and len(callbacks) != DIGEST:
@@ -245,7 +250,7 @@ def _read_waits(header: Mapping[str, Any]) -> Waits:
         publication,
         deaths,
         callbacks,
-        header.get("away") is True,
+        away,
     )
 
 

@@ -11,6 +11,7 @@ from celery_idempotent.core.record import Record, State, still_given_up
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
+    NEVER_MS,
     UNKNOWN_TTL_MS,
     Busy,
     Claim,
@@ -30,6 +31,7 @@ from celery_idempotent.core.verdicts import (
 
 __all__ = [
     "KEEP_TTL",
+    "NEVER_MS",
     "UNKNOWN_TTL_MS",
     "Busy",
     "Claim",
@@ -100,9 +102,8 @@ def claim(
     if new.nonce and record.has_given_up(new.nonce):
         return Busy(record, mine, now_ms), None
 
-    # Runs that lived through an outage renew first: their leases get as long again.
-    grace_ms = ask.lease_ms if ask.met_outage and record.nonce else 0
-    live = now_ms < record.until_ms + grace_ms
+    # Runs that lived through an outage renew first. A lease that was ended has no nonce.
+    live = now_ms < record.until_ms or (bool(record.nonce) and now_ms < ask.patient_until_ms)
     if record.state is State.RELEASED and not record.outcome:
         if mine and is_copy and answer is not None:
             return _answer_again(answer, slip, ask, now_ms, noted)
@@ -117,7 +118,7 @@ def claim(
                 answer.succeeded and record.state in (State.SUCCEEDED, State.FAILED)
             ):
                 return _answer_again(answer, slip, ask, now_ms, noted)
-            return Replay(record, False, noted), None
+            return _replay_other(record, slip, ask, now_ms, noted)
         if awaited is not None and awaited.answered and awaited.outcome:
             return _replay_other(awaited.as_record(ask.awaited), slip, ask, now_ms, noted)
         if ask.checked and record.fingerprint != new.fingerprint:

@@ -11,6 +11,7 @@ from celery_idempotent.core.slip import NO_SLIP, Slip
 
 __all__ = [
     "KEEP_TTL",
+    "NEVER_MS",
     "UNKNOWN_TTL_MS",
     "Busy",
     "Claim",
@@ -30,6 +31,8 @@ __all__ = [
 
 #: Leave the record's time to live as it is.
 KEEP_TTL: Final = -1
+#: An instant that no clock reaches, in milliseconds.
+NEVER_MS: Final = 2**53 - 1
 #: How long an unknown outcome waits to be resolved: 30 days.
 UNKNOWN_TTL_MS: Final = 30 * 86_400_000
 
@@ -160,8 +163,9 @@ class Claim(NamedTuple):
     slip_key: str = ""
     #: Whether nothing says that it could be a copy: it has no publication, and is not redelivered.
     is_new: bool = False
-    #: Whether the store was away from this delivery lately: it leaves the runs time to renew.
-    met_outage: bool = False
+    #: Until when no lease that ran out is taken over, on the store's clock (``NEVER_MS``: now at
+    #: least): the store was away from this delivery, and the runs that live have to renew first.
+    patient_until_ms: int = 0
     #: What the caller can do while the store works. A store that waits for a server may call it
     #: meanwhile, once or more; one that doesn't leaves it to the caller.
     meanwhile: Callable[[], object] | None = None

@@ -63,8 +63,8 @@ class Call(NamedTuple):
     callbacks: bool = False
     #: Whether nothing says that the message could be a copy.
     is_new: bool = False
-    #: Whether the store was away from an earlier delivery of it.
-    met_outage: bool = False
+    #: As :attr:`.Claim.patient_until_ms`.
+    patient_until_ms: int = 0
     compensates_only: bool = False
     #: The (packed) owner of the run that it waited for last, and the key of its slip.
     awaited: bytes = b""

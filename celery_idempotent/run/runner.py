@@ -14,6 +14,7 @@ from typing import Final
 from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
+    NEVER_MS,
     UNKNOWN_TTL_MS,
     Claim,
     Claimed,
@@ -80,8 +81,6 @@ class Asking:
         )
         #: Whether the key may be held for a body that has not begun.
         self.may_hold = False
-        #: Whether that was undone.
-        self.was_undone = False
 
     def ask(
         self, patience_s: float, ready: Callable[[Run], object] | None = None
@@ -129,7 +128,7 @@ class Asking:
             call.message,
             call.slip_key,
             call.is_new,
-            call.met_outage,
+            call.patient_until_ms,
             prepare if _was_granted else None,  # or it is work for nothing
         )
         self.may_hold = True
@@ -172,11 +171,15 @@ class Asking:
             error.may_have_arrived = True
             raise error from exc
 
-    def undo(self, why: BaseException) -> None:
-        """Undo a claim that was, or may have been, granted for a body that did not begin."""
+    def undo(self, why: BaseException) -> bool:
+        """Undo a claim that was, or may have been, granted for a body that did not begin.
+
+        Returns:
+            Whether there was one to undo.
+        """
         if not self.may_hold:
-            return
-        self.may_hold, self.was_undone = False, True
+            return False
+        self.may_hold = False
         call, candidate = self._call, self._candidate
         terms = call.terms
 
@@ -184,12 +187,13 @@ class Asking:
             terms.store.abandon(call.key, candidate, terms.horizon_ms)
 
         if isinstance(why, StoreError) and not getattr(why, "may_have_arrived", False):
-            return
+            return True  # the store did not carry it out
         if not isinstance(why, StoreUnavailable) or why.__cause__.__class__ is RuntimeError:
             with suppress(StoreUnavailable):
                 tell()
-                return
+                return True
         heartbeat.later(tell, f"a claim of {call.key} was given up", terms.keep_ms / 1000)
+        return True
 
 
 def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> ClaimVerdict | Run:
@@ -209,7 +213,7 @@ def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
         try:
             store = call.terms.store
             if time.monotonic() - store.failed_at < request.lease_ms / 1000:
-                request = request._replace(met_outage=True)
+                request = request._replace(patient_until_ms=NEVER_MS)
             return store.claim(call.key, request)
         except StoreUnavailable as exc:
             exc.may_have_arrived = arrived = arrived or exc.may_have_arrived

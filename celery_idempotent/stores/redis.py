@@ -16,6 +16,7 @@ from redis.retry import Retry
 from celery_idempotent.core.record import VERSION, Record
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
+    NEVER_MS,
     UNKNOWN_TTL_MS,
     Busy,
     Claim,
@@ -66,7 +67,7 @@ _CERT_REQS: Final = {
 _LATE_TURNS: Final = 3
 
 #: What a claim asks for, and the head of what it is answered, as lua/claim.lua has them.
-_ASK: Final = struct.Struct(">QQIIBQ")
+_ASK: Final = struct.Struct(">QQIIBQQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 
 
@@ -125,13 +126,7 @@ class RedisStore(RedisJournals, RedisServers):
         return self._wire.failed_at
 
     def _claiming(self, key: str, ask: Claim, deadline_ms: int, broke: bool) -> Call:
-        flags = (
-            ask.checked
-            + 2 * ask.callbacks
-            + 4 * ask.compensates_only
-            + 8 * ask.is_new
-            + 16 * (ask.met_outage or broke)
-        )
+        flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
         numbers = _ASK.pack(
             ask.lease_ms,
             UNKNOWN_TTL_MS,
@@ -139,6 +134,7 @@ class RedisStore(RedisJournals, RedisServers):
             ask.max_compensations,
             flags,
             deadline_ms,
+            NEVER_MS if broke else ask.patient_until_ms,
         )
         args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())
         return Call(self._claim, _keys(key, ask.slip_key, ask.awaited_key), args)

@@ -152,7 +152,7 @@ class Twins(RuleBasedStateMachine):
         message=slips(),
         has_slip=st.sampled_from((True, True, False)),
         is_new=st.booleans(),
-        met_outage=st.booleans(),
+        patience=st.sampled_from((0, 0, 1_000)),
     )
     def claim(
         self,
@@ -168,7 +168,7 @@ class Twins(RuleBasedStateMachine):
         message: Slip,
         has_slip: bool,
         is_new: bool,
-        met_outage: bool,
+        patience: int,
     ) -> Any:
         ask = Claim(
             candidate,
@@ -183,7 +183,7 @@ class Twins(RuleBasedStateMachine):
             message=replace(message, retries=candidate.retries),
             slip_key=_slip_key(key, candidate.owner) if has_slip else "",
             is_new=is_new,
-            met_outage=met_outage,
+            patient_until_ms=patience and self.memory_clock.now_us() // 1000 + patience,
         )
         before = self.record(key)
         verdict = self.both(lambda store: store.claim(key, ask))

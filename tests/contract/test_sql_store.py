@@ -30,11 +30,13 @@ from celery_idempotent.core.transitions import (
     Superseded,
 )
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.stores import sql, sql_rows
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql import SqlStore, create_schema, metadata
 from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
 from celery_idempotent.stores.sql_schema import notes, records, steps
 from celery_idempotent.testing.contract.kit import (
+    FAILURE,
     FIRST,
     HORIZON_MS,
     KEEP_MS,
@@ -48,6 +50,7 @@ from celery_idempotent.testing.contract.kit import (
     interrupt,
     note,
     release,
+    release_failed,
     renew,
     replace,
     stored,
@@ -564,3 +567,85 @@ def test_errors_of_every_database_are_understood(store: SqlStore) -> None:
     assert trouble_of(there.value) is Trouble.THERE
     assert trouble_of(missing.value) is Trouble.NO_TABLES
     assert stored(store).state is State.RUNNING
+
+
+# for tests/contract/test_sql_store.py (fixture `store`: every database)
+def test_what_was_decided_too_long_ago_is_not_written(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statement lay in a socket: when it runs at last, its caller has given it up."""
+    # Given
+    monkeypatch.setattr(sql_rows, "FRESH_US", -1_000_000)
+    monkeypatch.setattr(sql, "_PATIENT_S", 0.05)
+    # Then a new row is not written
+    with pytest.raises(StoreUnavailable):
+        claim(store, FIRST)
+    assert store.get(KEY) is None
+    # Nor one that is there
+    with monkeypatch.context() as patch:
+        patch.setattr(sql_rows, "FRESH_US", 10_000_000)
+        held = hold(store, FIRST)
+    with pytest.raises(StoreUnavailable):
+        complete(store, held)
+    assert store.get(KEY) == held._replace(until_ms=stored(store).until_ms)
+    # Nor a slip, new or there already
+    with pytest.raises(StoreUnavailable):
+        note(store, SECOND)
+    assert store.slip(SECOND.slip_key) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(sql_rows, "FRESH_US", 10_000_000)
+        note(store, SECOND)
+    with pytest.raises(StoreUnavailable):
+        note(store, SECOND, digests=b"anothers")
+    slip = store.slip(SECOND.slip_key)
+    assert slip is not None
+    assert slip.digests == SECOND.digest
+
+
+def test_a_slip_that_changed_after_it_was_read_is_read_again(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies that both find callbacks unsent: the second one to write finds them being sent."""
+    # Given
+    complete(store, hold(store, FIRST))
+    note(store, SECOND)
+    anew = replace(SECOND, publication=b"published anew", digest=b"anothers")
+    real, between = transitions.claim, []
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        between.append(claim(store, anew, noted=True))
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "claim", decide)
+    # When
+    verdict = claim(store, anew, noted=True)
+    # Then
+    assert isinstance(between[0], Replay)
+    assert isinstance(verdict, Busy)
+
+
+def test_record_and_slip_are_written_together(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slip has changed since it was read: the record is not written without it."""
+    # Given
+    held = hold(store, FIRST)
+    note(store, FIRST, succeeded=False)
+    seen: list[Any] = []
+
+    def changed(*args: Any) -> bool:
+        monkeypatch.undo()
+        seen.append(args)
+        return False
+
+    monkeypatch.setattr(sql_rows.Rows, "_write_slip", changed)
+    monkeypatch.setattr(sql_rows, "_PAUSES_S", ())
+    # When
+    answer = release_failed(store, held, answers=FIRST)
+    # Then
+    assert seen
+    assert answer == Recorded(held.token + 1)
+    slip = store.slip(FIRST.slip_key)
+    assert slip is not None
+    assert slip.outcome == FAILURE

@@ -46,8 +46,8 @@ _RUNS = [
     Mutant(
         "abandon: a claim that was given up is undone",
         "run/runner.py",
-        "        if not self.may_hold:\n            return\n",
-        "        return\n",
+        "        if not self.may_hold:\n            return False\n",
+        "        return False\n",
         _SEAM,
     ),
     Mutant(

@@ -25,7 +25,13 @@ USUAL: list[Mutant] = [
         "",
     ),
     _claim("not one that only compensates", "if asked % 8 < 4 and (", "if ("),
-    _claim("in time", "(deadline_ms == 0 or now_ms <= deadline_ms)", "true"),
+    Mutant(
+        "usual claim: in time",
+        "stores/lua/claim.usual.lua",
+        "(deadline_ms == 0 or now_ms <= deadline_ms)",
+        "true",
+        (("tests/unit/test_wire.py",),),
+    ),
     _claim("which succeeded", "byte(raw, 2) == 4", "true"),
     _claim(
         "of another call",

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from celery import Celery, Signature
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 from kombu.exceptions import OperationalError
 
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, waiting
 from celery_idempotent.core.record import Record
-from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.errors import OutcomeUnknown, StoreUnavailable
+from celery_idempotent.execution import Execution
 from celery_idempotent.run.heartbeat import heartbeat
-from celery_idempotent.testing.deliveries import Delivered, deliver, results_of
+from celery_idempotent.testing.deliveries import (
+    Delivered,
+    Message,
+    deliver,
+    message_of,
+    results_of,
+)
 from celery_idempotent.testing.memory import MovableStore, memory_store
 
 LEASE_S = 30
@@ -416,3 +425,263 @@ def test_who_waits_shares_the_failure_of_the_run_it_found_last(guarded: Callable
     # Then it runs nothing: it gets that run's failure
     assert done.state == "FAILURE"
     assert str(done.result) == "the second"
+
+
+# --- answers that stay, whoever has the key since -------------------------------------------------
+
+
+def declines(self: Any, order: int) -> str:
+    raise ValueError("declined")
+
+
+@pytest.mark.parametrize("why", [Ignore("no"), Reject("no")], ids=["ignored", "rejected"])
+def test_a_copy_of_a_call_without_an_outcome_runs_nothing(
+    guarded: Callable[..., Any], why: Exception
+) -> None:
+    """Ignore and Reject are the last word; the key is free for other calls."""
+
+    # Given
+    def leaves(self: Any, order: int) -> str:
+        raise why
+
+    task = guarded(leaves, winner)
+    first = deliver(task, (1,))
+    # Then
+    assert first.again().state == "IGNORED"
+    assert deliver(task, (1,)).get() == "winner"
+    assert first.again().state == "IGNORED"
+
+
+def test_a_message_that_its_body_put_back_runs_again(guarded: Callable[..., Any]) -> None:
+    """Reject with requeue is no answer."""
+
+    # Given
+    def puts_back(self: Any, order: int) -> str:
+        raise Reject("later", requeue=True)
+
+    task = guarded(puts_back, winner)
+    # Then
+    assert deliver(task, (1,)).again().get() == "winner"
+
+
+def test_a_failed_call_keeps_its_failure(guarded: Callable[..., Any]) -> None:
+    """Another call has run since: the leftover copy is answered as the first was."""
+    # Given
+    task = guarded(declines, winner)
+    first = deliver(task, (1,))
+    assert deliver(task, (1,)).get() == "winner"
+    # Then
+    assert str(first.again().result) == "declined"
+
+
+def test_a_copy_of_an_earlier_attempt_is_a_copy(guarded: Callable[..., Any]) -> None:
+    """A retry is of the same publication: what ends it ends the call."""
+
+    # Given
+    def again(self: Any, order: int) -> str:
+        raise self.retry(countdown=1)
+
+    def leaves(self: Any, order: int) -> str:
+        raise Ignore("no")
+
+    task = guarded(again, leaves, winner)
+    first = deliver(task, (1,))
+    assert first.published[0].deliver().state == "IGNORED"
+    # Then
+    assert first.again().state == "IGNORED"
+    assert deliver(task, (1,)).get() == "winner"
+
+
+def test_an_answer_outlives_a_short_window(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """Copies come for as long as the broker may deliver, however short the window is."""
+    # Given
+    task = guarded(winner, declines, idempotency_ttl=60)
+    first = deliver(task, (1,))
+    # When
+    store.advance(61)
+    # Then
+    assert first.again().get() == "winner"
+
+
+@pytest.mark.parametrize(("policy", "state"), [("raise", "FAILURE"), ("drop", "IGNORED")])
+def test_a_duplicate_that_did_not_wait_keeps_its_answer(
+    guarded: Callable[..., Any], policy: str, state: str
+) -> None:
+    """The run is done when its copy comes."""
+    # Given
+    seen: list[Delivered] = []
+    task = guarded(meets(seen), idempotency_on_running=policy)
+    deliver(task, (1,))
+    # Then
+    assert seen[0].again().state == seen[0].state == state
+
+
+def test_a_call_with_other_arguments_stays_refused(app: Celery, store: MovableStore) -> None:
+    """The window is over when its copy comes."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_ttl=60)
+    def charge(order: int) -> str:
+        return "charged"
+
+    deliver(charge, (1,), idempotency_key="k")
+    other = deliver(charge, (2,), idempotency_key="k")
+    # When
+    store.advance(61)
+    # Then
+    assert other.again().state == other.state == "FAILURE"
+
+
+@pytest.mark.parametrize("then", [late, fails])
+def test_a_run_whose_copy_has_answered_does_not(
+    guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
+) -> None:
+    """Its copy told that nobody knows the outcome: that stays, for the copies and for the run."""
+    # Given
+    seen: list[Delivered] = []
+
+    def stalls(self: Any, order: int) -> Any:
+        store.advance(LEASE_S + 1)
+        seen.append(message.deliver(redelivered=True))
+        return then(self)
+
+    task = guarded(stalls, winner, idempotency_on_interrupted="unknown")
+    message = message_of(task, (1,), task_id="t")
+    # When
+    done = message.deliver()
+    # Then
+    assert [one.state for one in seen] == ["FAILURE"]
+    assert done.state == "IGNORED"
+    (left,) = done.published
+    assert isinstance(left.deliver().result, OutcomeUnknown)
+    assert isinstance(seen[0].again().result, OutcomeUnknown)
+
+
+def test_who_was_told_that_the_store_is_away_stays_so(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy comes when the store is back: the call has failed, and runs nothing."""
+    # Given
+    task = guarded(winner, idempotency_on_store_error="raise")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "claim", away_for(99, store.claim))
+        first = deliver(task, (1,))
+    assert first.state == "FAILURE"
+    # When
+    assert heartbeat.flush(10)
+    # Then
+    assert first.again().state == "FAILURE"
+
+
+def test_a_delivery_that_fails_before_its_body_leaves_the_key(
+    guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its claim is undone, its call has failed: a copy runs nothing, other calls do."""
+
+    # Given
+    def broken(*_: Any) -> None:
+        raise ValueError("before the body")
+
+    task = guarded(winner)
+    with monkeypatch.context() as patch:
+        patch.setattr(Execution, "begin", broken)
+        first = deliver(task, (1,))
+    # Then
+    assert str(first.again().result) == "before the body"
+    assert deliver(task, (1,)).get() == "winner"
+
+
+def test_a_claim_is_not_undone_once_its_body_has_begun(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store does not take its failure yet: until it does, the key is held."""
+    # Given
+    task = guarded(declines, winner)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "settle", away_for(99, store.settle))
+        deliver(task, (1,))
+        # Then
+        assert deliver(task, (1,)).state == "RETRY"
+    assert heartbeat.flush(10)
+    assert deliver(task, (1,)).get() == "winner"
+
+
+def test_the_callbacks_of_a_duplicate_are_sent_once(
+    app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The broker was away at first: its copy sends them, and the next one sends none."""
+    # Given
+    app.task(name="tail")(print)
+    task = guarded(winner)
+    deliver(task, (1,))
+
+    def broker_away(*_: Any, **__: Any) -> None:
+        raise OperationalError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Signature, "apply_async", broker_away)
+        duplicate = deliver(task, (1,), link=app.signature("tail"))
+    assert duplicate.state == "REJECTED"
+    # When
+    copies = [duplicate.again(), duplicate.again()]
+    # Then
+    assert [copy.get() for copy in copies] == ["winner"] * 2
+    assert [len(copy.published) for copy in copies] == [1, 0]
+
+
+def test_a_duplicate_keeps_its_answer_after_a_short_window(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """Its copy comes when the record is gone: nothing runs a second time."""
+    # Given
+    task = guarded(winner, declines, idempotency_ttl=60)
+    deliver(task, (1,))
+    duplicate = deliver(task, (1,))
+    # When
+    store.advance(61)
+    # Then
+    assert duplicate.again().get() == duplicate.get() == "winner"
+
+
+@pytest.mark.parametrize("again", ["new", "redelivered", "dead-lettered"])
+def test_a_message_of_another_producer_is_judged_by_the_brokers_word(
+    guarded: Callable[..., Any], again: str
+) -> None:
+    """It names no publication: what the broker delivers again is a copy, anything else is not."""
+
+    # Given
+    def leaves(self: Any, order: int) -> str:
+        raise Ignore("no")
+
+    task = guarded(leaves, winner)
+    first = Message(task.app, task.name, (1,), {}, "t")
+    assert first.deliver().state == "IGNORED"
+    # Then
+    if again == "new":
+        assert first.deliver().get() == "winner"
+    elif again == "redelivered":
+        assert first.deliver(redelivered=True).state == "IGNORED"
+    else:
+        dead = replace(first, options={"headers": {"x-death": [{"count": 1}]}})
+        assert dead.deliver(redelivered=True).get() == "winner"
+
+
+def test_who_meets_an_outage_gives_the_runs_time_to_renew(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease ended while the store was away: its run may be alive, and renews it first."""
+    # Given
+    seen: list[Delivered] = []
+
+    def stalls(self: Any, order: int) -> str:
+        store.advance(LEASE_S + 1)
+        monkeypatch.setattr(store, "failed_at", time.monotonic())
+        seen.append(deliver(self, (order,)))
+        return "done"
+
+    # When
+    deliver(guarded(stalls, winner), (1,))
+    # Then
+    assert [one.state for one in seen] == ["RETRY"]

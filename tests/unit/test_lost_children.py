@@ -15,7 +15,8 @@ from celery.worker.request import Request
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Process, Record, State
-from celery_idempotent.core.transitions import Claim, Claimed
+from celery_idempotent.core.slip import slip_key
+from celery_idempotent.core.transitions import Claim, Claimed, Settle
 from celery_idempotent.request import IdempotentRequest
 from celery_idempotent.run.runner import BOOT_ID
 from celery_idempotent.settings import environment_of
@@ -116,3 +117,21 @@ def test_a_message_that_no_child_has_begun_frees_nothing(request_of_a_message):
     # Then
     record, now_ms = environment_of(request_of_a_message.app).store.peek(key)
     assert record.until_ms > now_ms
+
+
+def test_a_lost_child_sends_no_callbacks(request_of_a_message):
+    """It was sending those of a duplicate: the next copy does, at once."""
+    # Given
+    store, key = environment_of(request_of_a_message.app).store, request_of_a_message.record_name()
+    own = slip_key(key, OWN)
+    other = Record(State.RUNNING, 0, owner=Owner("other").pack(), nonce=b"n")
+    token = store.claim(key, Claim(other, 30_000, 60_000)).token
+    done = other._replace(state=State.SUCCEEDED, token=token, nonce=b"", outcome=b"\x01\x011")
+    store.settle(key, Settle(done, 0, 60_000))
+    duplicate = Record(State.RUNNING, 0, owner=OWN.pack(), process=CHILD.pack(), nonce=b"m")
+    store.claim(key, Claim(duplicate, 30_000, 60_000, callbacks=True, slip_key=own))
+    assert store.slip(own).sending_ms
+    # When
+    request_of_a_message.on_failure(SimpleNamespace(exception=WorkerLostError()))
+    # Then
+    assert store.slip(own).sending_ms == 0

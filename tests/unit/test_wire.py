@@ -15,7 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import Claim, Claimed, Recorded, Replay, Settle
+from celery_idempotent.core.transitions import Busy, Claim, Claimed, Recorded, Replay, Settle
 from celery_idempotent.errors import RecordCorrupt, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.redis import RedisStore
@@ -363,6 +363,65 @@ class TestBrokenConnections:
             finally:
                 client.replicaof("NO", "ONE")
         assert isinstance(store.claim(KEY, CLAIM), Claimed)
+
+    @pytest.mark.parametrize("held", [False, True])
+    def test_a_claim_that_is_late_gets_nothing(
+        self, store: RedisStore, monkeypatch: pytest.MonkeyPatch, held: bool
+    ) -> None:
+        """Its server stood still for longer than it was waited for: the claim is refused."""
+        # Given
+        if held:
+            store.claim(KEY, CLAIM._replace(candidate=CLAIM.candidate._replace(nonce=b"another")))
+        before = store.get(KEY)
+        monkeypatch.setattr(store._wire, "_deadline_ms", lambda: store.now_ms() - 1)
+        # When
+        with pytest.raises(StoreUnavailable, match="too late") as raised:
+            store.claim(KEY, CLAIM)
+        # Then
+        assert not raised.value.may_have_arrived
+        assert store.get(KEY) == before
+
+    def test_a_claim_that_lay_in_a_socket_gets_nothing(self, server: RedisServer) -> None:
+        """The server stood still for longer than the claim was waited for, and then goes on."""
+        # Given
+        store = store_on(server, socket_timeout=0.3)
+        store._wire.command("FLUSHALL")
+        store.claim(KEY.replace("1", "2"), CLAIM)
+        server.pause()
+        # When
+        try:
+            with pytest.raises(StoreUnavailable):
+                store.claim(KEY, CLAIM)
+        finally:
+            server.resume()
+        # Then
+        assert store_on(server).get(KEY) is None
+        store.close()
+
+    def test_a_clock_that_was_moved_refuses_a_claim_once(
+        self, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is asked for again, by the clock as it is now."""
+        # Given
+        deadlines = iter((store.now_ms() - 1, store.now_ms() + 60_000))
+        monkeypatch.setattr(store._wire, "_deadline_ms", lambda: next(deadlines))
+        # Then
+        assert isinstance(store.claim(KEY, CLAIM), Claimed)
+
+    def test_a_claim_over_a_line_that_broke_leaves_runs_time_to_renew(
+        self, store: RedisStore, connections: list[Breaking], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The server may just be back: a lease that ended meanwhile is not taken over at once."""
+
+        def broken(*_: Any, **__: Any) -> None:
+            raise RedisConnectionError("gone")
+
+        # Given a run whose lease is over
+        other = CLAIM.candidate._replace(nonce=b"another", owner=b"")
+        store.claim(KEY, CLAIM._replace(candidate=other, lease_ms=0))
+        monkeypatch.setattr(connections[0], "send_packed_command", broken, raising=False)
+        # Then
+        assert isinstance(store.claim(KEY, CLAIM), Busy)
 
 
 class TestScripts:

@@ -1,8 +1,8 @@
 -- One message asks for its key: transitions.claim, restated.
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
---   max_compensations:4 flags:1 deadline_ms:8, keep_ms, the message as a packed slip
---   flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 met an outage
+--   max_compensations:4 flags:1 deadline_ms:8 patient_until_ms:8, keep_ms, the message as a packed
+--   slip; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
@@ -10,11 +10,11 @@
 --     2 noted), 8 busy: the slip's callbacks are being sent, 9 too late (no record)
 -- One string, or one number, costs the client less than an array does.
 local candidate = ARGV[1]
-local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, deadline_ms =
-  struct.unpack('>I8I8I4I4BI8', ARGV[3])
+local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, deadline_ms,
+  patient_until_ms = struct.unpack('>I8I8I4I4BI8I8', ARGV[3])
 local keep_ms, message = ARGV[4], ARGV[5]
 local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked % 8 >= 4
-local is_new, met_outage = asked % 16 >= 8, asked >= 16
+local is_new = asked >= 8
 local now = now_us()
 local now_ms = math.floor(now / 1000)
 local function answer(code, flags, it) return struct.pack('>BBI8', code, flags, now_ms) .. it end
@@ -113,9 +113,8 @@ if #new.nonce > 0 and record.nonce == new.nonce then
 end
 if #new.nonce > 0 and has_given_up(record.given_up, new.nonce) then return busy() end
 
--- Runs that lived through an outage renew first: their leases get as long again.
-local grace_ms = met_outage and #record.nonce > 0 and lease_ms or 0
-local live = now_ms < record.until_ms + grace_ms
+-- Runs that lived through an outage renew first. A lease that was ended has no nonce.
+local live = now_ms < record.until_ms or (#record.nonce > 0 and now_ms < patient_until_ms)
 if record.state == RELEASED and not record.done then
   if mine and is_copy then return answer_again() end
   if mine and #record.nonce > 0 and new.retries < record.retries then return superseded() end
@@ -125,7 +124,7 @@ if not mine then
   if told and (is_copy or #told.outcome > 0) then
     local kept = record.state == SUCCEEDED or record.state == FAILED
     if #told.outcome > 0 or not (told.succeeded and kept) then return answer_again() end
-    return answer(3, noted and 2 or 0, raw)
+    return leased(3, 0, raw)
   end
   local awaited = load_slip(KEYS[4])
   if awaited and awaited.answered and #awaited.outcome > 0 then return leased(7, 0, awaited.raw) end

@@ -7,12 +7,14 @@ import pytest
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
+    NEVER_MS,
     Busy,
     Claimed,
     Lost,
     Mismatch,
     Recorded,
     Replay,
+    Resolve,
     Superseded,
     Unknown,
 )
@@ -30,10 +32,12 @@ from celery_idempotent.testing.contract.kit import (
     SECOND,
     STRANGER,
     THIRD,
+    Ending,
     Message,
     StoreClock,
     claim,
     complete,
+    fail,
     hold,
     interrupt,
     note,
@@ -335,6 +339,93 @@ class AnsweredRows:
         # Then
         assert isinstance(claim(store, STRANGER, checked=True), Mismatch)
 
+    def test_a_copy_is_not_given_a_key_that_another_gave_up(self, store: Store) -> None:
+        """An ignored call, and then another one: the first one's copy runs nothing."""
+        # Given
+        release(store, hold(store, FIRST), FIRST)
+        release(store, hold(store, SECOND), SECOND)
+        # Then
+        assert claim(store, FIRST) == Superseded()
+        assert isinstance(claim(store, THIRD), Claimed)
+
+    def test_the_same_claim_goes_on_sending(self, store: Store) -> None:
+        """Its answer was lost: asked for again with the same nonce, it sends the callbacks."""
+        # Given
+        complete(store, hold(store, FIRST))
+        # Then
+        for _ in range(2):
+            assert claim(store, SECOND, nonce=b"sender", noted=True) == Replay(
+                stored(store), False, False
+            )
+
+    def test_an_answer_stays_though_its_callbacks_were_not_sent(self, store: Store) -> None:
+        """The broker was away when they were to be sent: the next copy sends them."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        release_failed(store, held, delivery_ms=LEASE_MS, answers=FIRST)
+        hold(store, SECOND)
+        # When
+        note(store, FIRST, sent=False)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.noted, verdict.record.outcome) == (False, FAILURE)
+
+    def test_a_waiter_shares_the_failure_though_another_succeeded(self, store: Store) -> None:
+        """The run that it waited for failed, and the next one has a result since."""
+        # Given
+        release_failed(store, hold(store, FIRST), answers=FIRST)
+        complete(store, hold(store, SECOND))
+        # Then
+        verdict = claim(store, THIRD, awaited=FIRST)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+
+    def test_who_finds_that_nobody_knows_tells_it_alone(self, store: Store) -> None:
+        """The copy that gives the run up: while it tells that, its run can't tell otherwise."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        interrupt(store, held)
+        assert isinstance(claim(store, FIRST, noted=True, max_interruptions=0), Unknown)
+        # Then
+        assert isinstance(claim(store, FIRST, noted=True), Busy)
+        answer = complete(store, held, delivery_ms=LEASE_MS)
+        assert isinstance(answer, Recorded)
+        assert answer.answered
+
+    @pytest.mark.parametrize("ending", [complete, fail])
+    def test_a_late_note_of_an_earlier_attempt_takes_no_answer_away(
+        self, store: Store, ending: Ending
+    ) -> None:
+        """It is heard when the next attempt runs: that answers its call all the same."""
+        # Given
+        held = hold(store, FIRST)
+        note(store, FIRST)
+        # Then
+        assert ending(store, held) == Recorded(held.token)
+
+    def test_an_answer_of_an_unknown_run_counts_no_more_after_a_rerun_is_asked_for(
+        self, store: Store
+    ) -> None:
+        """Its owner was told that nobody knows; resolved for a rerun, its copy runs."""
+        # Given
+        unknown(store)
+        claim(store, FIRST)
+        note(store, FIRST, succeeded=False, outcome=FAILURE)
+        # When
+        assert store.resolve(KEY, Resolve(State.RELEASED, b"", HORIZON_MS))
+        # Then
+        assert isinstance(claim(store, FIRST), Claimed)
+
+    def test_an_older_releases_note_is_of_all_callbacks(self, store: Store) -> None:
+        """It did not tell callbacks apart."""
+        # Given
+        complete(store, hold(store, FIRST))
+        note(store, SECOND, all_sent=True)
+        # Then
+        other = replace(SECOND, digest=b"anothers")
+        assert claim(store, other, noted=True) == Replay(stored(store), False, True)
+
 
 class AnsweredInTimeRows:
     """Slips, and leases that are over."""
@@ -363,22 +454,36 @@ class AnsweredInTimeRows:
         assert store.slip(FIRST.slip_key) is None
 
     def test_after_an_outage_the_runs_renew_first(self, store: Store, clock: StoreClock) -> None:
-        """Who met the outage takes over one lease later, and at once where a lease was ended."""
+        """Who met the outage takes over later, and at once where a lease was ended."""
         # Given
         held = hold(store, FIRST)
-        clock.advance(LEASE_MS)
+        clock.advance(10 * LEASE_MS)
+        until_ms = clock.now_us() // 1000 + LEASE_MS
         # Then
-        assert isinstance(claim(store, SECOND, met_outage=True), Busy)
+        assert isinstance(claim(store, SECOND, patient_until_ms=until_ms), Busy)
         clock.advance(LEASE_MS - 1)
-        assert isinstance(claim(store, SECOND, met_outage=True), Busy)
+        assert isinstance(claim(store, SECOND, patient_until_ms=until_ms), Busy)
         # When
         clock.advance(1)
         # Then
-        taken = hold(store, SECOND, met_outage=True)
+        taken = hold(store, SECOND, patient_until_ms=until_ms)
         assert taken.interruptions == 1
         interrupt(store, taken)
-        assert isinstance(claim(store, FIRST, met_outage=True), Claimed)
+        assert isinstance(claim(store, FIRST, patient_until_ms=NEVER_MS), Claimed)
         assert held.token < taken.token
+
+    def test_a_run_that_stalled_is_replaced(self, store: Store, clock: StoreClock) -> None:
+        """It did not send its callbacks in its time: its copy does, whoever has the key."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        release_failed(store, held, delivery_ms=LEASE_MS, answers=FIRST)
+        hold(store, SECOND)
+        # When
+        clock.advance(LEASE_MS)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert not verdict.noted
 
 
 def _of(store: Store, message: Message) -> Record:

@@ -201,3 +201,14 @@ class GivenUpRows:
         store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
         # Then
         assert isinstance(claim(store, SECOND), Replay)
+
+    def test_a_success_lets_no_claim_in_that_was_given_up(self, store: Store) -> None:
+        """Given up while another runs, which then succeeds: the late claim gets nothing."""
+        # Given
+        held = hold(store, FIRST)
+        store.abandon(KEY, SECOND.candidate(b"given up"), HORIZON_MS)
+        # When
+        complete(store, held)
+        # Then
+        assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
+        assert isinstance(claim(store, SECOND), Replay)

@@ -21,6 +21,7 @@ from celery_idempotent.testing.contract.kit import (
     SECOND,
     STRANGER,
     TTL_MS,
+    WRITES,
     Ending,
     about,
     claim,
@@ -47,6 +48,7 @@ _DONE = replace(_HELD, state=State.SUCCEEDED, process=b"", nonce=b"", outcome=RE
 UNREADABLE: dict[str, tuple[bytes, type[StoreError]]] = {
     "cut short": (_READABLE[:40], RecordCorrupt),
     "cut in its label": (_READABLE[:-3], RecordCorrupt),
+    "cut in its fingerprint": (_READABLE[: -len(FIRST.label) - 6], RecordCorrupt),
     "cut in the header": (_READABLE[:10], RecordCorrupt),
     "empty": (b"", RecordCorrupt),
     "somebody else's": (b"\x00{'json': 'of another program, which is long enough'}", RecordCorrupt),
@@ -150,6 +152,19 @@ class StoredFormRows(Bytes):
         # When the process dies the lease ends
         assert not store.end_lease(KEY, FIRST.owner, OTHER_PROCESS)
         assert store.end_lease(KEY, FIRST.owner, PROCESS)
+
+    @pytest.mark.parametrize("name", WRITES)
+    def test_a_run_whose_key_a_newer_release_has_is_lost(self, store: Store, name: str) -> None:
+        """It can't read the record, but that it is another's: its outcome is refused, not owed."""
+        # Given
+        held = hold(store, FIRST)
+        taken = SECOND.candidate()._replace(token=held.token + 5).pack()
+        self.write_raw(store, KEY, bytes((VERSION + 1,)) + taken[1:])
+        # When
+        answer = WRITES[name](store, held)
+        # Then
+        assert isinstance(answer, Lost)
+        assert (answer.record.token, answer.record.owner) == (held.token + 5, SECOND.owner)
 
 
 class UpkeepRows:
