@@ -81,6 +81,7 @@ class Asking:
         )
         #: Whether the key may be held for a body that has not begun.
         self.may_hold = False
+        self._run: Run | None = None
 
     def ask(
         self, patience_s: float, ready: Callable[[Run], object] | None = None
@@ -101,13 +102,12 @@ class Asking:
         global _was_granted
         call, candidate = self._call, self._candidate
         terms = call.terms
-        run: Run | None = None
         asked = time.monotonic()
 
         def prepare() -> Run:
-            nonlocal run
+            run = self._run
             if run is None:
-                run = Run(call, candidate, self._on_lost)
+                run = self._run = Run(call, candidate, self._on_lost)
                 run.lease.renewed = asked  # whenever the answer comes, it runs from about then
                 if ready is not None:
                     ready(run)
@@ -180,6 +180,8 @@ class Asking:
         if not self.may_hold:
             return False
         self.may_hold = False
+        if self._run is not None:
+            self._run.let_go()
         call, candidate = self._call, self._candidate
         terms = call.terms
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from celery import Celery, Signature
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, waiting
@@ -685,3 +685,27 @@ def test_who_meets_an_outage_gives_the_runs_time_to_renew(
     deliver(guarded(stalls, winner), (1,))
     # Then
     assert [one.state for one in seen] == ["RETRY"]
+
+
+def test_a_note_that_a_soft_time_limit_cuts_off_is_told_again(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit fires while the store is told: its copy sends nothing."""
+    # Given
+    app.task(name="tail")(print)
+    task = guarded(winner)
+    note, limits = store.note, [SoftTimeLimitExceeded()]
+
+    def cut_off(*args: Any) -> None:
+        if limits:
+            raise limits.pop()
+        note(*args)
+
+    monkeypatch.setattr(store, "note", cut_off)
+    # When
+    first = deliver(task, (1,), link=app.signature("tail"))
+    # Then
+    assert [message.task for message in first.published] == ["tail"]
+    assert not limits
+    copy = first.again()
+    assert (copy.get(), copy.published) == ("winner", ())
