@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 
 from celery_idempotent import IdempotentTask, callbacks
 from celery_idempotent.headers import Waits
+from celery_idempotent.origin import Origin
 from celery_idempotent.waiting import put_back
 
 
@@ -36,7 +37,7 @@ def task(request, monkeypatch):
 def test_a_message_that_cannot_wait_goes_back_or_fails(task):
     """Acknowledged late it goes back to the broker; acknowledged early its call fails."""
     with pytest.raises(Reject if task.acks_late else OperationalError):
-        put_back(task, task.request, None, Waits(), 0.1)
+        put_back(task, task.request, None, Waits(), 0.1, Origin({}))
 
 
 def test_a_tail_that_cannot_be_sent_goes_back_or_fails(task):
