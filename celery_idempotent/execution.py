@@ -145,7 +145,7 @@ class Execution:
             if not isinstance(verdict, Lost):
                 return self._compensate(ending.outcome, exc)
         else:
-            if isinstance(exc, Retry):
+            if isinstance(exc, Retry) and self.run.lease.lost is None:
                 # Before the key is given up: from then on its next attempt may be answered.
                 say_retry(self.task, self.delivery.request, exc.exc, exc)
             verdict = self._end(ending, exc)
