@@ -286,11 +286,11 @@ class Options(_FromLookup):
     #: ``"publish"``: it is, and the worker answers it. ``"attach"``: where its first call is
     #: running, waits for a retry, or is done with its result still in the result backend, nothing
     #: is published, and the caller gets the first call's result. It saves messages, and costs a
-    #: look into the store for each call. A call whose arguments are checked (see
-    #: ``idempotency_fingerprint``) and differ is published, and the worker refuses it. Members of
-    #: groups, chains and chords, calls with a link or a task id of their own, and retries are
-    #: published all the same. So is a call whose first call may end without a result: it was
-    #: revoked, it may expire, or its result is ignored.
+    #: look into the store for each call, and one into the result backend for a duplicate. A call
+    #: whose arguments are checked (see ``idempotency_fingerprint``) and differ is published, and
+    #: the worker refuses it. Members of groups, chains and chords, calls with a link or a task id
+    #: of their own, and retries are published all the same. So is a call whose first call may end
+    #: without a result: it was revoked, it may expire, or its result is ignored.
     on_enqueue: str = field(default="publish", metadata=_checked(_one_of("publish", "attach")))
 
     #: ``"enforce"``: duplicates don't run. ``"off"``: tasks run as plain Celery tasks, nothing is
