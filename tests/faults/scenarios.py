@@ -427,6 +427,83 @@ _THOUGHT_OF = _all(
 
 _FOUND_BY_USE = (
     Scenario(
+        51,
+        "A run outlives the visibility timeout and ends by Ignore, Reject or replace",
+        "Its copies run nothing and publish nothing.",
+        (
+            (
+                "integration/test_answered.py"
+                "::test_a_run_that_leaves_without_an_outcome_leaves_no_run_behind"
+            ),
+            _REDIS_CONTRACT + "test_a_copy_of_an_ignored_call_runs_nothing",
+            _REDIS_CONTRACT + "test_a_call_that_only_gave_up_its_key_runs_again",
+        ),
+    ),
+    Scenario(
+        52,
+        "A call fails, another gets the key, and a copy of the first one's message comes",
+        "The first call's answer stands, and its body never runs again; so for a caller that "
+        "waited for it and shared its failure.",
+        (
+            "integration/test_answered.py::test_a_failure_stays_though_the_key_is_anothers_since",
+            "integration/test_answered.py::test_a_shared_failure_stays",
+            _REDIS_CONTRACT + "test_a_failed_call_keeps_its_failure",
+            (_REDIS_CONTRACT + "test_a_waiter_shares_the_failure_whoever_has_the_key_since"),
+        ),
+    ),
+    Scenario(
+        53,
+        "A copy of an answered call, with task_track_started",
+        "No STARTED and no RETRY is stored over the answer, on any result backend.",
+        (
+            "unit/test_guards.py::test_no_other_state_is_stored_once_a_call_is_answered",
+            "unit/test_guards.py::test_what_waits_says_so_before_it_may_be_answered",
+            "integration/test_answered.py::test_no_state_is_written_over_an_answer",
+            (
+                "integration/test_answered.py"
+                "::test_a_retry_is_stored_before_the_next_attempt_can_answer"
+            ),
+            "integration/test_answered.py::test_what_a_caller_wants_to_know_is_stored",
+        ),
+    ),
+    Scenario(
+        54,
+        "A stalled run ends after its copy was told that the outcome is unknown",
+        "One kind of callback went out, not both.",
+        (
+            (
+                "integration/test_answered.py"
+                "::test_a_stalled_run_sends_no_link_once_its_copy_has_sent_its_errback"
+            ),
+            _REDIS_CONTRACT + "test_a_run_whose_copy_is_answering_does_not",
+            _REDIS_CONTRACT + "test_a_run_that_ends_before_its_copy_answers",
+        ),
+    ),
+    Scenario(
+        55,
+        "Copies of one duplicate are due together; its callbacks' note can't be written at once",
+        "Its callbacks go out once; the note is told until the store has it.",
+        (
+            "integration/test_answered.py::test_copies_of_a_duplicate_send_its_link_once",
+            _REDIS_CONTRACT + "test_copies_of_a_duplicate_send_its_callbacks_alone",
+            "unit/test_guards.py::test_a_note_is_told_until_the_store_takes_it",
+            "unit/test_guards.py::test_a_soft_time_limit_costs_no_note",
+            "unit/test_seam.py::test_what_is_composed_and_sent_again_is_the_same_messages",
+        ),
+    ),
+    Scenario(
+        56,
+        "A task id is published anew",
+        "After the window, or after forget, it is a new call. While the record is there, what "
+        "hangs on it is sent, if that is other than before.",
+        (
+            "integration/test_answered.py::test_a_used_task_id_is_a_new_call",
+            "integration/test_answered.py::test_other_callbacks_of_a_used_task_id_are_sent",
+            "integration/test_answered.py::test_a_signature_that_is_used_in_two_canvases",
+            _REDIS_CONTRACT + "test_other_callbacks_of_the_same_task_id_are_sent_once",
+        ),
+    ),
+    Scenario(
         62,
         "A pool's process is replaced, or stopped, while an outcome is owed to the store",
         "It is told first, for 30 s at most (5 s in a worker that stops); what was not told is an "

@@ -111,7 +111,7 @@ def test_a_shared_failure_stays(make_system: MakeSystem) -> None:
 
 
 def test_no_state_is_written_over_an_answer(make_system: MakeSystem) -> None:
-    """``task_track_started``: a copy of a call that succeeded leaves it SUCCESS, not STARTED."""
+    """``task_track_started``: a copy of an answered call begins nothing, and others run."""
     # Given
     system = make_system(
         visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=LEASE, task_track_started=True

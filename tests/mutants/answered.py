@@ -432,6 +432,18 @@ _DELIVERIES = [
         "if isinstance(exc, KeyError):",
     ),
     _answer(
+        "no STARTED over it",
+        "waiting.py",
+        "return self._tracks and (task is None or announced.get() is None)",
+        "return self._tracks",
+    ),
+    _answer(
+        "a soft time limit costs no note",
+        "callbacks.py",
+        "continue  # it comes once",
+        "break  # it comes once",
+    ),
+    _answer(
         "who has met an outage says so",
         "run/runner.py",
         "request = request._replace(patient_until_ms=NEVER_MS)",

@@ -250,6 +250,54 @@ def test_what_waits_says_so_before_it_may_be_answered(
     assert results.get_state("duplicate") == ("FAILURE" if answered else "RETRY")
 
 
+def declines(self: Any, order: int) -> str:
+    raise ValueError("declined")
+
+
+def leaves(self: Any, order: int) -> str:
+    raise Ignore
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"), [(winner, ["SUCCESS"]), (declines, ["FAILURE"]), (leaves, [])]
+)
+def test_no_other_state_is_stored_once_a_call_is_answered(
+    app: Celery,
+    guarded: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    body: Body,
+    answer: list[str],
+) -> None:
+    """No STARTED, no RETRY: whichever result backend it is, there is nothing it could overwrite."""
+    # Given
+    results, states = results_of(app), []
+    store_result = results.store_result
+
+    def stored(task_id: str, result: Any, state: str, *args: Any, **more: Any) -> Any:
+        if task_id == "t":
+            states.append(state)
+        return store_result(task_id, result, state, *args, **more)
+
+    monkeypatch.setattr(results, "store_result", stored)
+    copies: list[Delivered] = []
+
+    def met(self: Any, order: int) -> str:
+        copies.append(message.deliver(redelivered=True))
+        return body(self, order)
+
+    task = guarded(met, winner, track_started=True)
+    message = message_of(task, (1,), task_id="t")
+    # When a copy comes during the run, one after it, and one when another has the key
+    message.deliver()
+    copies.append(message.deliver(redelivered=True))
+    deliver(task, (1,))
+    copies.append(message.deliver(redelivered=True))
+    copies.append(copies[0].published[0].deliver())
+    # Then
+    assert states[: 1 + len(answer)] == ["STARTED", *answer]
+    assert set(states[1:]) == set(answer)
+
+
 def test_a_result_backend_that_is_away_keeps_nobody_from_waiting(
     app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,14 +403,15 @@ def test_an_outcome_that_is_recorded_late_leaves_its_callbacks_to_the_next_deliv
 # --- what the store could not take at once -------------------------------------------------------
 
 
-def away_for(times: int, real: Callable[..., Any]) -> Callable[..., Any]:
+def away_for(
+    times: int, real: Callable[..., Any], error: Exception | None = None
+) -> Callable[..., Any]:
     """Be away so often, then do it."""
-    left = [None] * times
+    left = [error or StoreUnavailable("away")] * times
 
     def asked(*args: Any) -> Any:
         if left:
-            left.pop()
-            raise StoreUnavailable("away")
+            raise left.pop()
         return real(*args)
 
     return asked
@@ -382,6 +431,23 @@ def test_a_note_is_told_until_the_store_takes_it(
     # When
     assert heartbeat.flush(10)
     # Then
+    copy = first.again()
+    assert (copy.get(), copy.published) == ("winner", ())
+
+
+def test_a_soft_time_limit_costs_no_note(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes while the note is written, the task being done: the note is written again."""
+    # Given
+    app.task(name="tail")(print)
+    task = guarded(winner)
+    limit = SoftTimeLimitExceeded(10)
+    monkeypatch.setattr(store, "note", away_for(1, store.note, limit))
+    # When
+    first = deliver(task, (1,), task_id="t", link=app.signature("tail"))
+    # Then
+    assert (first.get(), len(first.published)) == ("winner", 1)
     copy = first.again()
     assert (copy.get(), copy.published) == ("winner", ())
 
