@@ -246,9 +246,11 @@ class Options(_FromLookup):
     #: happen twice.
     on_interrupted: str = field(default="rerun", metadata=_checked(_one_of("rerun", "unknown")))
 
-    #: How often a key may be interrupted before its calls fail with ``OutcomeUnknown``, so that a
-    #: task which kills its worker stops doing so. A whole number, 0 to 254; retries and success
-    #: start the count anew. Default: 3. Raise it for long tasks on machines that go away often.
+    #: How many interruptions of a key are followed by another run. After one more its calls fail
+    #: with ``OutcomeUnknown``, so that a task which kills its worker stops doing so: with 3, a body
+    #: that is cut off each time runs four times. A whole number, 0 to 254; a retry, a failure or a
+    #: success starts the count anew. Default: 3. Raise it for long tasks on machines that go away
+    #: often.
     max_interruptions: int = field(default=3, metadata=_checked(_integer(0, 254)))
 
     #: A function that is asked first whether an interrupted run's effect happened, with the task's
