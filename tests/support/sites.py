@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 from wsgiref.util import setup_testing_defaults
 
+import django
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from celery import Celery
 from starlette.responses import StreamingResponse
@@ -90,6 +91,8 @@ class Site:
 
     #: Which real server is to serve it, where a test wants one; else the usual one.
     server = ""
+    #: Whether somebody is told of a client that is gone in the middle of a stream.
+    ends_streams = True
     #: Whether the server tells the application that the client is gone before it sends anything.
     notices_hang_ups = False
 
@@ -504,7 +507,7 @@ class DjangoWsgiSite(OverWsgi, DjangoSite):
 class DjangoAsgiSite(OverAsgi, DjangoSite):
     """Django under ASGI, with sync views."""
 
-    notices_hang_ups = True
+    notices_hang_ups = ends_streams = django.VERSION >= (5,)
 
     @cached_property
     def app(self) -> Any:  # type: ignore[override]
