@@ -427,6 +427,31 @@ _THOUGHT_OF = _all(
 
 _FOUND_BY_USE = (
     Scenario(
+        59,
+        "An error or a signal between the grant of a key and the body; several claims given up",
+        "The claims are undone: nothing is held, and no run counts as cut off.",
+        (
+            "unit/test_asking.py::test_what_cuts_in_before_the_body_leaves_the_key_free",
+            "unit/test_asking.py::test_a_process_that_cannot_keep_a_lease_runs_nothing",
+            _REDIS_CONTRACT + "test_each_claim_that_was_given_up_gets_nothing",
+            _REDIS_CONTRACT + "test_what_was_counted_stands_after_two",
+        ),
+    ),
+    Scenario(
+        60,
+        "The store stands still, or is dead, for longer than the leases; all processes live",
+        "One body a key: what met the outage leaves the runs a lease in which to renew, and claims "
+        "that wait in the server's sockets get nothing.",
+        (
+            (
+                "faults/test_outage_longer_than_the_lease.py"
+                "::test_no_duplicate_takes_over_from_a_run_that_lives"
+            ),
+            ("faults/test_outage_longer_than_the_lease.py::test_no_body_that_has_ended_runs_again"),
+            _REDIS_CONTRACT + "test_after_an_outage_the_runs_renew_first",
+        ),
+    ),
+    Scenario(
         51,
         "A run outlives the visibility timeout and ends by Ignore, Reject or replace",
         "Its copies run nothing and publish nothing.",
@@ -487,7 +512,7 @@ _FOUND_BY_USE = (
             "integration/test_answered.py::test_copies_of_a_duplicate_send_its_link_once",
             _REDIS_CONTRACT + "test_copies_of_a_duplicate_send_its_callbacks_alone",
             "unit/test_guards.py::test_a_note_is_told_until_the_store_takes_it",
-            "unit/test_guards.py::test_a_soft_time_limit_costs_no_note",
+            "unit/test_guards.py::test_a_note_that_a_soft_time_limit_cuts_off_is_told_again",
             "unit/test_seam.py::test_what_is_composed_and_sent_again_is_the_same_messages",
         ),
     ),

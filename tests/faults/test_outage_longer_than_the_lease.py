@@ -55,7 +55,7 @@ def starts(system: System) -> dict[int, int]:
 def test_no_duplicate_takes_over_from_a_run_that_lives(
     make_redis_system: MakeSystem, own_server: RedisServer, outage: str
 ) -> None:
-    """Leases ran out meanwhile: the runs renew first, though they are slow to notice."""
+    """Scenario 60: the leases ran out; the runs renew first, though they are slow to notice."""
     # Given
     goes, comes_back = OUTAGES[outage]
     system = make_redis_system(store=own_server, idempotency_lease=LEASE)
@@ -87,7 +87,7 @@ def test_no_duplicate_takes_over_from_a_run_that_lives(
 def test_no_body_that_has_ended_runs_again(
     make_redis_system: MakeSystem, own_server: RedisServer, outage: str
 ) -> None:
-    """Claims lie in the server's sockets, in front of the ends: as it wakes they get nothing."""
+    """Scenario 60: claims lie in its sockets, before the ends; as it wakes they get nothing."""
     # Given
     goes, comes_back = OUTAGES[outage]
     system = make_redis_system(store=own_server, idempotency_lease=LEASE)

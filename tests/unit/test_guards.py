@@ -403,15 +403,14 @@ def test_an_outcome_that_is_recorded_late_leaves_its_callbacks_to_the_next_deliv
 # --- what the store could not take at once -------------------------------------------------------
 
 
-def away_for(
-    times: int, real: Callable[..., Any], error: Exception | None = None
-) -> Callable[..., Any]:
+def away_for(times: int, real: Callable[..., Any]) -> Callable[..., Any]:
     """Be away so often, then do it."""
-    left = [error or StoreUnavailable("away")] * times
+    left = [None] * times
 
     def asked(*args: Any) -> Any:
         if left:
-            raise left.pop()
+            left.pop()
+            raise StoreUnavailable("away")
         return real(*args)
 
     return asked
@@ -431,23 +430,6 @@ def test_a_note_is_told_until_the_store_takes_it(
     # When
     assert heartbeat.flush(10)
     # Then
-    copy = first.again()
-    assert (copy.get(), copy.published) == ("winner", ())
-
-
-def test_a_soft_time_limit_costs_no_note(
-    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes while the note is written, the task being done: the note is written again."""
-    # Given
-    app.task(name="tail")(print)
-    task = guarded(winner)
-    limit = SoftTimeLimitExceeded(10)
-    monkeypatch.setattr(store, "note", away_for(1, store.note, limit))
-    # When
-    first = deliver(task, (1,), task_id="t", link=app.signature("tail"))
-    # Then
-    assert (first.get(), len(first.published)) == ("winner", 1)
     copy = first.again()
     assert (copy.get(), copy.published) == ("winner", ())
 
