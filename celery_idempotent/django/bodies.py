@@ -30,14 +30,19 @@ def read_body(request: Any, edge: Edge) -> bytes | Response:
         return edge.check_body(length, len(request._body)) or bytes(request._body)
     if request._read_started:
         return _of_form(request, edge)
+    environ = getattr(request, "environ", {})
+    # Without a length Django gives its view nothing, whatever comes; that may still be half of it.
+    is_chunked = length is None and environ.get("wsgi.input_terminated", False)
+    read = environ["wsgi.input"].read if is_chunked else request.read
     body = bytearray()
     try:
-        while len(body) <= edge.max_request_size and (chunk := request.read(_CHUNK)):
+        while len(body) <= edge.max_request_size and (chunk := read(_CHUNK)):
             body += chunk
     except OSError:
         return edge.problems.incomplete()  # as some servers tell of it
-    request._stream = BytesIO(body)
-    request._read_started = False
+    if not is_chunked:
+        request._stream = BytesIO(body)
+        request._read_started = False
     return edge.check_body(length, len(body)) or bytes(body)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,36 @@ def test_half_a_form_that_a_middleware_outside_has_read_is_no_request() -> None:
     assert half.status == 400
     assert site.calls == []
     assert site.post("a", body, content_type=FORM).status == 201
+
+
+class Chunked(BytesIO):
+    """A body in chunks, as a server gives it that ends it itself; or breaks off."""
+
+    def __init__(self, body: bytes, is_whole: bool = True) -> None:
+        super().__init__(body)
+        self._is_whole = is_whole
+
+    def read(self, size: int | None = -1) -> bytes:
+        part = super().read(size)
+        if not part and not self._is_whole:
+            raise OSError("the client has gone")
+        return part
+
+
+def test_half_a_body_in_chunks_is_no_request() -> None:
+    """Django's views see nothing of such a body; it is compared all the same."""
+    # Given
+    middleware = Middleware(lambda request: HttpResponse(request.body, status=201))
+
+    def send(body: Chunked) -> Any:
+        request = RequestFactory().post("/", headers={"Idempotency-Key": "a"})
+        del request.META["CONTENT_LENGTH"]
+        request.environ.update({"wsgi.input": body, "wsgi.input_terminated": True})
+        return middleware(request)
+
+    # Then
+    assert send(Chunked(b'{"a"', is_whole=False)).status_code == 400
+    assert [send(Chunked(body)).status_code for body in (b"{}", b"{}", b"[]")] == [201, 201, 422]
 
 
 def test_a_stream_that_somebody_outside_has_read_is_an_error_that_says_so() -> None:
