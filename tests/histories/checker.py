@@ -291,9 +291,12 @@ def _callbacks(known: _History) -> _Found:
     for call, ones in sent.items():
         if call in known.retried_by_hand:
             continue
+        windows = [one.until for one in known["accepted"] if one.call == call and one.until]
         for first, second in pairwise(ones):
             if known.died(first.process, first.at, second.at):
                 continue
+            if len(windows) > 1 and min(windows) < second.at:
+                continue  # by a run that outlived its key's window, and was accepted in another
             since = first.at - known.lease_s
             if not any(
                 known.stood_still(one.process, max(since, known.end_of_body(one)), second.at)
