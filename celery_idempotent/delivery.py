@@ -52,7 +52,7 @@ from celery_idempotent.run.runner import Asking, Run, write_slip
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
 from celery_idempotent.shadow import run_in_shadow
-from celery_idempotent.waiting import pause_of, put_back, say_retry, say_started
+from celery_idempotent.waiting import is_answered, pause_of, put_back, say_retry, say_started
 
 __all__ = ["Delivery"]
 
@@ -313,7 +313,8 @@ class Delivery:
             self.show(why="the store is away")
             return plainly(self.task.run, *args, **kwargs)
         log.warning("%s waits, its body was not run: %s", self.name, exc)
-        if copy:
+        # The store can't say it, but the result backend may: the call has its answer.
+        if copy or is_answered(self.task, self.request):
             self.wait_as_copy(None, outage=True)
         return self.wait(None, self.waits.since_ms, None, outage=True)
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from celery.exceptions import Reject, Retry
-from celery.states import STARTED
+from celery.states import READY_STATES, STARTED
 from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
@@ -30,6 +30,7 @@ __all__ = [
     "back_to_broker",
     "broker_is_away",
     "ignores_result",
+    "is_answered",
     "pause_of",
     "put_back",
     "say_retry",
@@ -127,6 +128,16 @@ def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = Non
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
     announce(RETRY_SAID)
+
+
+def is_answered(task: Any, request: Any) -> bool:
+    """Whether the result backend has the answer of this call: RETRY must not be stored over it."""
+    if request.is_eager or ignores_result(task, request):
+        return False
+    try:
+        return task.backend.get_state(request.id) in READY_STATES
+    except Exception:
+        return False  # it is away, too, or keeps nothing
 
 
 class _Said:

@@ -114,14 +114,15 @@ class Slip(NamedTuple):
     def is_older_than(self, message: Slip) -> bool:
         """Whether ``message`` is another attempt than the one that was answered.
 
-        It is one with more retries or dead-letterings, or that was published anew. A leftover copy
-        is none of these.
+        It is one that was published anew, or with more retries or dead-letterings where the body
+        gave no outcome: it may have published its retry itself. A leftover copy is none of these,
+        nor is a retry of a run that was cut off, once another run of the call had its outcome.
         """
-        return (
-            message.publication != self.publication
-            or message.retries > self.retries
-            or message.deaths > self.deaths
-        )
+        if message.publication != self.publication:
+            return True
+        if self.outcome or self.succeeded:
+            return False
+        return message.retries > self.retries or message.deaths > self.deaths
 
     def merged(self, new: Slip) -> Slip:
         """Give what is known once ``new`` is added; nobody sends the callbacks any more."""

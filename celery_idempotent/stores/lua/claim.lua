@@ -34,7 +34,8 @@ local noted = slip and callbacks and has_sent(slip, own.digests) or false
 -- What was answered, unless nobody has yet, or the key was forgotten since.
 local told = slip and slip.answered and not (record and #record.owner == 0) and slip or nil
 local is_copy = told and not is_new and told.publication == own.publication
-  and own.retries <= told.retries and own.deaths <= told.deaths or false
+  and (told.succeeded or #told.outcome > 0
+    or own.retries <= told.retries and own.deaths <= told.deaths) or false
 
 local function claimed(token, interruptions, failed)
   local kept = record and has_steps(record.flags)
