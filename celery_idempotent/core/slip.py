@@ -118,11 +118,10 @@ class Slip(NamedTuple):
         gave no outcome: it may have published its retry itself. A leftover copy is none of these,
         nor is a retry of a run that was cut off, once another run of the call had its outcome.
         """
-        if message.publication != self.publication:
-            return True
-        if self.outcome or self.succeeded:
-            return False
-        return message.retries > self.retries or message.deaths > self.deaths
+        return message.publication != self.publication or (
+            not (self.outcome or self.succeeded)
+            and (message.retries > self.retries or message.deaths > self.deaths)
+        )
 
     def merged(self, new: Slip) -> Slip:
         """Give what is known once ``new`` is added; nobody sends the callbacks any more."""

@@ -80,13 +80,15 @@ class _History:
                 if one.run in self.runs:
                     setattr(self.runs[one.run], kind, one)
 
-        #: Calls with a retry that a body without a result may have published by itself: it runs.
+        #: Calls of which a retry comes after a body without a result: it may have published that by
+        #: itself, so it is no copy.
         self.retried_by_hand = {
             run.began.call
             for run in self.runs.values()
             if run.settled is not None and self.how_ended(run.began.run) in _WITHOUT_RESULT
             for other in self.of_call(run.began.call)
-            if _retry_of(other) > _retry_of(run) and other.began.at > run.began.at
+            if (_retry_of(other) > _retry_of(run) and other.began.at > run.began.at)
+            or (_retry_of(other) >= _retry_of(run) and self.how_ended(other.began.run) == "retried")
         }
 
     def of_key(self, key: str) -> list[_Run]:
@@ -98,6 +100,17 @@ class _History:
             for run in self.runs.values()
             if run.began.call == call or (nested and _id_of(run.began.call) == call)
         ]
+
+    def retried_while_unknown(self, call: str, until: float) -> bool:
+        """Whether a call was told that nobody knows, and its run was then retried.
+
+        The retry sends its own callbacks: what was sent before is forgotten with the attempt.
+        """
+        told = [one.at for one in self["stored"] if one.call == call and _is_open(one)]
+        return any(
+            one.call == call and one.state == "retried" and min(told, default=until) < one.at
+            for one in self["ended"]
+        )
 
     def how_ended(self, run: str) -> str:
         ended = self.runs[run].ended if run in self.runs else None
@@ -185,6 +198,8 @@ def _ran_again(known: _History) -> _Found:
         for run in known.of_call(call):
             if call in known.retried_by_hand and _retry_of(run) > _retry_of(first):
                 continue
+            if one.until and run.began.at > one.until:
+                continue  # so late that nobody remembers
             if run.began.at > one.at and not known.was_granted_before(run, one.at):
                 yield call, f"{run.began.run} began at {run.began.at:.3f}, settled by {one.run}"
 
@@ -211,16 +226,26 @@ def _answer_changed(known: _History) -> _Found:
         is_recorded = any(
             _id_of(one.call) == call and one.at <= first.at for one in known["settled"]
         )
-        has_run = any(run.began.at < first.at for run in known.of_call(call, nested=True))
+        runs = known.of_call(call, nested=True)
+        has_run = any(run.began.at < first.at for run in runs)
+        has_no_result = any(known.how_ended(run.began.run) in _WITHOUT_RESULT for run in runs)
+        late = [
+            run.began.by
+            for run in runs
+            if run.settled is None and known.was_granted_before(run, first.at)
+        ]
+        memories = [one.until for one in known["settled"] if _id_of(one.call) == call]
         for one in later:
             if (one.state, one.value) == (first.state, first.value):
                 continue
-            if not is_recorded and has_run and one.state in _FINAL:
+            if 0 < min(memories, default=0.0) < one.at:
+                continue  # so late that nobody remembers
+            if one.state in _FINAL and (one.by in late or (has_run and not is_recorded)):
                 continue  # a run that could not be recorded answers its own caller
             if not is_recorded and known.was_cut_off(first.process, first.at, one.at):
                 continue  # before it could record that the call has its answer
             last = left.get(call)
-            stays = last is None or last.state == first.state
+            stays = last is None or last.state == first.state or has_no_result
             if stays and known.stood_still(one.process, first.at - known.lease_s, one.at):
                 continue  # decided before the answer, written after it, and answered again
             if stays and known.met_outage(one):
@@ -293,6 +318,8 @@ def _callbacks(known: _History) -> _Found:
             continue
         windows = [one.until for one in known["accepted"] if one.call == call and one.until]
         for first, second in pairwise(ones):
+            if 0 < first.until < second.at or known.retried_while_unknown(call, second.at):
+                continue
             if known.died(first.process, first.at, second.at):
                 continue
             if len(windows) > 1 and min(windows) < second.at:

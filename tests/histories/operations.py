@@ -19,10 +19,12 @@ KINDS = {
     "began": "a body began (call, key, run; value: which retry it is, by)",
     "ended": "a body ended (call, key, run; state: how; value: its result)",
     "accepted": "the store recorded a run's outcome (call, key, run; until: end of its window)",
-    "settled": "the store recorded that a call has its final answer (call, key, run; state: how)",
+    "settled": "the store recorded that a call has its final answer (call, key, run; state: how; "
+    "until: for how long it is to remember that; 0: for ever)",
     "stored": "the result backend stored a state (call, state, value, by)",
     "left": "the last state that the result backend has, when all is over (call, state, value)",
-    "sent": "a callback was sent (call; state: link or errback; value: its id; by)",
+    "sent": "a callback was sent (call; state: link or errback; value: its id; by; until: for how "
+    "long that is to be remembered; 0: for ever)",
     "killed": "a process died (by)",
     "stalled": "a process stood still (by, at to until)",
     "away": "a request or its answer was lost (by; state: which)",

@@ -84,23 +84,30 @@ def _copies() -> list[Mutant]:
 def _attempts() -> list[Mutant]:
     mutants = pair(
         "no copy: published anew",
-        ("message.publication != self.publication\n            or ", ""),
+        ("message.publication != self.publication or (", "("),
         "claim",
         (" and told.publication == own.publication", ""),
         _SLIP,
     )
     mutants += pair(
         "no copy: more retries",
-        ("            or message.retries > self.retries\n", ""),
+        ("message.retries > self.retries or ", ""),
         "claim",
         ("own.retries <= told.retries and ", ""),
         _SLIP,
     )
     mutants += pair(
         "no copy: dead-lettered since",
-        ("            or message.deaths > self.deaths\n", ""),
+        (" or message.deaths > self.deaths", ""),
         "claim",
         (" and own.deaths <= told.deaths", ""),
+        _SLIP,
+    )
+    mutants += pair(
+        "a copy: a retry of an attempt that was cut off, once another has its outcome",
+        ("not (self.outcome or self.succeeded)\n            and ", ""),
+        "claim",
+        ("told.succeeded or #told.outcome > 0\n    or ", ""),
         _SLIP,
     )
     return mutants + pair(

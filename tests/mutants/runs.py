@@ -265,6 +265,13 @@ _DELIVERIES = [
         (("tests/unit/test_waiting.py",),),
     ),
     Mutant(
+        "store away: no RETRY over an answer",
+        "delivery.py",
+        "if copy or is_answered(self.task, self.request):",
+        "if copy:",
+        (("tests/unit/test_guards.py", "-k", "in_an_outage"),),
+    ),
+    Mutant(
         "busy: what is awaited is the run that was found last",
         "delivery.py",
         "awaited = self.waits.awaited if owner is None else (owner.task_id, owner.nesting)",

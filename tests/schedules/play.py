@@ -171,7 +171,7 @@ def _chances(world: World, horizon: float) -> Chances:
         refused=some(0.03),
         disconnect=some(0.004),
         freeze_store=world.random.choice((0.0, 0.0, 0.002)),
-        published_twice=world.random.choice((0.0, 0.2)),
+        published_twice=world.random.choice((0.0, 0.3)),
         # Not for so long that a copy comes when nothing is known of its call any more.
         stalls=world.random.choice(((0.5, LEASE_S), (LEASE_S, min(4 * LEASE_S, horizon * 0.75)))),
     )

@@ -51,7 +51,7 @@ class Chances:
     disconnect: float = 0.0
     #: The store stands still: requests lie in its sockets, whoever has given them up.
     freeze_store: float = 0.0
-    #: A producer publishes a message again, not having heard that the broker has it.
+    #: A caller publishes a message again, not having heard that the broker has it.
     published_twice: float = 0.0
     #: How long a stall is, in seconds.
     stalls: tuple[float, float] = (1.0, 40.0)
@@ -322,6 +322,8 @@ class System:
         self.app = app
         self.chances = chances
         self.quiet = EPOCH_S + quiet
+        #: How long a copy of a message may be late: twice the visibility timeout, else an hour.
+        self.horizon = 2 * visibility or 3600.0
         self.history: list[Operation] = []
         self.deliveries = 0
         self.broker = Broker(self, visibility)
@@ -418,10 +420,11 @@ class System:
             raise OperationalError("the simulated broker is away")
         if kind in ("link", "errback"):
             if self._is_ours or self._delivery is None:  # from the parent, where one is rejected
-                self.note("sent", call=self._sender(headers), state=kind, value=headers["id"])
+                sender, until = self._sender(headers), self.world.now + self.horizon - EPOCH_S
+                self.note("sent", call=sender, state=kind, value=headers["id"], until=until)
         else:
             self.broker.publish(envelope)
-            if kind != "other" and self.draw(self.chances.published_twice):
+            if self._delivery is None and self.draw(self.chances.published_twice):
                 self.broker.publish(envelope)
         self.point()
 
@@ -519,7 +522,9 @@ class StoreByWire:
             until = system.world.now + event.ttl_ms / 1000 - EPOCH_S
             system.note("accepted", call=call, key=name, run=run, until=until)
         if state in (State.SUCCEEDED, State.FAILED, State.RELEASED):
-            system.note("settled", call=call, key=name, run=run, state=str(state))
+            known_for = max(event.ttl_ms / 1000, system.horizon)
+            until = system.world.now + known_for - EPOCH_S
+            system.note("settled", call=call, key=name, run=run, state=str(state), until=until)
 
 
 class StatesSeen(Results):

@@ -298,6 +298,28 @@ def test_no_other_state_is_stored_once_a_call_is_answered(
     assert set(states[1:]) == set(answer)
 
 
+@pytest.mark.parametrize("answered", [False, True])
+def test_in_an_outage_no_retry_is_stored_over_an_answer(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: Any, answered: bool
+) -> None:
+    """The store can't say that the call was answered, but the result backend can."""
+    # Given
+    results = results_of(app)
+    if answered:
+        results.mark_as_failure("late", ValueError("declined"))
+
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    task = guarded(winner)
+    monkeypatch.setattr(store, "claim", away)
+    # When a copy comes that its broker doesn't call one
+    late_copy = deliver(task, (1,), task_id="late")
+    # Then it waits
+    assert len(late_copy.published) == 1
+    assert results.get_state("late") == ("FAILURE" if answered else "RETRY")
+
+
 def test_a_result_backend_that_is_away_keeps_nobody_from_waiting(
     app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -440,6 +440,19 @@ class AnsweredInTimeRows:
         # Then
         assert claim(store, SECOND, noted=True) == Replay(stored(store), False, False)
 
+    def test_a_retry_that_comes_after_an_outcome_is_a_copy(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """A run that was cut off had published its retry, and another attempt had its outcome."""
+        # Given that outcome, whose window is over
+        held = hold(store, FIRST)
+        settle(store, held, State.SUCCEEDED, 0, 1_000, outcome=RESULT, answers=FIRST)
+        clock.advance(2_000)
+        # Then
+        verdict = claim(store, FIRST.retried())
+        assert isinstance(verdict, Replay)
+        assert (verdict.record.outcome, verdict.mine) == (RESULT, True)
+
     def test_an_answer_is_forgotten(self, store: Store, clock: StoreClock) -> None:
         """After the horizon no copy comes any more, and the slip is gone."""
         # Given
