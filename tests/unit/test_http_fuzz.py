@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from celery_idempotent import State
 from celery_idempotent.core.record import Record
 from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.base import Store
 from tests.support.sites import SITES, Reply, Site, make_celery
 
 FIELDS = st.lists(
@@ -37,8 +39,12 @@ KEYS = st.text(st.sampled_from('ab"\\ ;=,é\t'), max_size=6) | st.sampled_from([
 MOST = 150
 
 
+def store_of(site: Site) -> Store:
+    return environment_of(site.celery).store
+
+
 def records(site: Site) -> list[Record]:
-    store = environment_of(site.celery).store
+    store = store_of(site)
     found = [store.get(name) for name in store.scan("*")]
     return [record for record in found if record is not None]
 
@@ -68,6 +74,7 @@ def test_all_adapters_keep_the_same_of_an_answer(reply: Reply, data: st.DataObje
         # When
         first, second = site.post("a"), site.post("a")
         # Then
+        assert not [lease for lease in heartbeat.leases() if lease.store is store_of(site)]
         (record,) = records(site)
         if record.state is State.SUCCEEDED:
             assert len(site.calls) == 1
