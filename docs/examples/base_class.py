@@ -9,7 +9,6 @@ from celery_idempotent import IdempotentTask
 app = Celery("shop")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 
-# [settings]
 app.conf.idempotency_ttl = timedelta(days=2)  # for every task that does not say otherwise
 
 

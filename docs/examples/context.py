@@ -19,7 +19,6 @@ def send_receipt(order_id):
     done.append("receipt")
 
 
-# [request]
 def checkout(user_id, request_key):
     with use_idempotency_key(f"{user_id}/{request_key}"):
         charge.delay(42, 100)
@@ -29,4 +28,3 @@ def checkout(user_id, request_key):
 checkout("ann", "7f3a")
 checkout("ann", "7f3a")  # the same request again
 assert done == ["charge", "receipt"]
-# [end]

@@ -7,7 +7,6 @@ from celery import Celery
 from django.conf import settings
 from django.core.management import call_command
 from django.http import JsonResponse
-from django.test import Client
 from django.urls import path
 
 from celery_idempotent import IdempotentTask
@@ -42,7 +41,6 @@ def charge(user, order):
     charged.append((user, order))
 
 
-# [middleware]
 class Keys(IdempotencyMiddleware):
     """In MIDDLEWARE, after AuthenticationMiddleware."""
 
@@ -64,10 +62,11 @@ def pay(request):
     return JsonResponse({"payment": request.idempotency.key_for("payment")}, status=202)
 
 
-# [end]
 urlpatterns = [path("payments", pay)]
+# [end]
 
 from django.contrib.auth.models import User  # noqa: E402
+from django.test import Client  # noqa: E402
 
 clients = {name: Client() for name in ("ann", "bob")}
 for name, client in clients.items():

@@ -34,7 +34,6 @@ def charge(user, order):
     charged.append((user, order))
 
 
-# [rest]
 from rest_framework.authentication import TokenAuthentication  # noqa: E402
 from rest_framework.exceptions import AuthenticationFailed  # noqa: E402
 from rest_framework.permissions import IsAuthenticated  # noqa: E402
@@ -65,8 +64,8 @@ class Payments(APIView):
         return Response({"payment": request.idempotency.key_for("payment")}, status=202)
 
 
-# [end]
 urlpatterns = [path("payments", Payments.as_view())]
+# [end]
 
 from django.contrib.auth.models import User  # noqa: E402
 from rest_framework.authtoken.models import Token  # noqa: E402

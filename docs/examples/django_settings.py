@@ -5,7 +5,6 @@ from celery import Celery
 from celery_idempotent import IdempotentTask
 
 
-# [settings]
 class settings:  # noqa: N801  (stands for your Django settings module)
     CELERY_IDEMPOTENCY_STORE_URL = "memory://"
     CELERY_IDEMPOTENCY_TTL = 3600
@@ -14,7 +13,6 @@ class settings:  # noqa: N801  (stands for your Django settings module)
 
 app = Celery("shop")
 app.config_from_object(settings, namespace="CELERY")
-# [end]
 
 
 @app.task(base=IdempotentTask)

@@ -1,34 +1,31 @@
 """Tenants with a schema each: the namespace names it, and tasks have both bases."""
 
 import django
+from celery import Celery  # in a project: tenant_schemas_celery.app.CeleryApp
 from django.conf import settings as django_settings
+
+from celery_idempotent import IdempotentTask
+from celery_idempotent.django.tenants import schema_namespace
 
 django_settings.configure(
     DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
 )
 django.setup()
 
-# [settings]
-from celery_idempotent.django.tenants import schema_namespace  # noqa: E402
+from django.db import connection  # noqa: E402  (both need Django's settings)
+from tenant_schemas_celery.task import TenantTask  # noqa: E402
 
 
 class settings:  # noqa: N801  (stands for your Django settings module)
     SHARED_APPS = ("django_tenants", "celery_idempotent.django")
     CELERY_IDEMPOTENCY_NAMESPACE = schema_namespace  # "<schema>/<task>"
-    # [end of settings]
     CELERY_IDEMPOTENCY_STORE_URL = "memory://"
     CELERY_TASK_ALWAYS_EAGER = True
 
 
-from celery import Celery  # noqa: E402  (in a project: tenant_schemas_celery.app.CeleryApp)
-
 app = Celery("shop")
 app.config_from_object(settings, namespace="CELERY")
-
-# [task]
-from tenant_schemas_celery.task import TenantTask  # noqa: E402
-
-from celery_idempotent import IdempotentTask  # noqa: E402
+charged = []
 
 
 class Task(IdempotentTask, TenantTask):
@@ -41,9 +38,7 @@ def charge(order_id):
 
 
 # [end]
-from django.db import connection  # noqa: E402
 
-charged = []
 for connection.schema_name in ("north", "south", "north"):
     charge.delay(1)
 assert charged == [("north", 1), ("south", 1)]

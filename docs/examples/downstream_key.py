@@ -30,7 +30,6 @@ class Provider:
 provider = Provider()
 
 
-# [task]
 @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order_id}")
 def charge(self, order_id, amount):
     key_for = self.idempotency.key_for

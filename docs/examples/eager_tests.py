@@ -1,6 +1,5 @@
 """How to test your own tasks without a broker and without Redis."""
 
-# [tests]
 import pytest
 from celery import Celery
 
@@ -25,10 +24,3 @@ def test_a_mail_is_sent_once():
     answers = [send_mail.delay(42).get() for _ in range(3)]
     assert answers == ["sent", "sent", "sent"]
     assert sent == [42]
-
-
-# [end]
-
-
-if __name__ == "__main__":
-    raise SystemExit(pytest.main([__file__, "-q", "-p", "no:cacheprovider"]))

@@ -9,7 +9,6 @@ app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 attempts = []
 
 
-# [task]
 class CardDeclined(Exception):
     """It would be declined again."""
 
@@ -36,4 +35,3 @@ assert charge.delay(1).get() == "charged"
 assert charge.delay(2, "declined").failed()
 assert isinstance(charge.delay(2).result, CardDeclined)
 assert attempts == [1, 1, 2]
-# [end]

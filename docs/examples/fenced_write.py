@@ -13,7 +13,6 @@ database.execute("CREATE TABLE orders (id PRIMARY KEY, status, token DEFAULT 0)"
 database.execute("INSERT INTO orders (id, status) VALUES (42, 'new')")
 
 
-# [task]
 @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order_id}")
 def settle(self, order_id, status):
     token = self.idempotency.token  # higher than that of every earlier run of this key

@@ -1,25 +1,21 @@
 """A row that knows which run wrote it last refuses what an earlier run writes late."""
 
-import tempfile
-from pathlib import Path
-
 from celery import Celery
 from sqlalchemy import BigInteger, create_engine, update
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from celery_idempotent import ClaimLost, IdempotentTask
+from celery_idempotent import IdempotentTask
 from celery_idempotent.fencing import fenced_update
 
 app = Celery("shop", broker="memory://", backend="cache+memory://")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
-engine = create_engine(f"sqlite:///{Path(tempfile.mkdtemp()) / 'shop.db'}")
+engine = create_engine("sqlite:///shop.db")
 
 
 class Base(DeclarativeBase):
     pass
 
 
-# [model]
 class Order(Base):
     __tablename__ = "orders"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -27,7 +23,9 @@ class Order(Base):
     fence: Mapped[int | None] = mapped_column(BigInteger)
 
 
-# [task]
+Base.metadata.create_all(engine)
+
+
 @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order_id}")
 def ship(self, order_id):
     shipped = update(Order).where(Order.id == order_id).values(status="shipped")
@@ -37,10 +35,12 @@ def ship(self, order_id):
 
 # [end]
 
-Base.metadata.create_all(engine)
 with Session(engine) as session, session.begin():
     session.add(Order(id=42, status="paid"))
 ship.delay(42).get()
+
+
+from celery_idempotent import ClaimLost  # noqa: E402
 
 
 class Late:

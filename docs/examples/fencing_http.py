@@ -15,7 +15,6 @@ app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 prices, lock = {}, threading.Lock()
 
 
-# [service]
 class PriceService(BaseHTTPRequestHandler):
     def do_PUT(self):
         token = int(self.headers["Fencing-Token"])
@@ -28,7 +27,6 @@ class PriceService(BaseHTTPRequestHandler):
         self.send_response(204 if taken else 412)
         self.end_headers()
 
-    # [end of service]
     def log_message(self, *args):
         pass
 
@@ -38,7 +36,6 @@ threading.Thread(target=server.serve_forever, daemon=True).start()
 url = f"http://127.0.0.1:{server.server_port}"
 
 
-# [task]
 def put(product, price, token):
     request = urllib.request.Request(f"{url}/{product}", json.dumps(price).encode(), method="PUT")
     request.add_header("Fencing-Token", str(token))

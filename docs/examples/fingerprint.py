@@ -8,7 +8,6 @@ app = Celery("shop")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 
 
-# [task]
 @app.task(
     base=IdempotentTask,
     idempotency_key="order:{order_id}",
@@ -23,4 +22,3 @@ assert charge.delay(42, 100, note="again").get() == 100  # a duplicate: the note
 
 refused = charge.delay(42, 999)
 assert isinstance(refused.result, IdempotencyKeyMismatch)
-# [end]

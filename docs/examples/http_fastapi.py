@@ -5,7 +5,6 @@ from typing import Annotated
 from celery import Celery
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.security import HTTPBearer
-from fastapi.testclient import TestClient
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.http import IdempotencyASGIMiddleware
@@ -20,7 +19,6 @@ def charge(user, order):
     charged.append((user, order))
 
 
-# [api]
 api = FastAPI()
 bearer = HTTPBearer(auto_error=False)
 tokens = {"token-1": "ann", "token-2": "bob"}  # stands for your table of tokens
@@ -57,6 +55,8 @@ def pay(payment: dict, request: Request, user: Annotated[str, Depends(signed_in)
 
 
 # [end]
+
+from fastapi.testclient import TestClient  # noqa: E402
 
 
 def send(order=42, **headers):

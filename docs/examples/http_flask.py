@@ -16,7 +16,6 @@ def charge(user, order):
     charged.append((user, order))
 
 
-# [app]
 app = Flask("shop")
 tokens = {"token-1": "ann", "token-2": "bob"}  # stands for your table of tokens
 

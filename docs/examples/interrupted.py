@@ -31,7 +31,6 @@ class Gateway:
 gateway = Gateway()
 
 
-# [task]
 @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order_id}")
 def charge(self, order_id, amount):
     reference = self.idempotency.key_for("gateway")  # the same for every run of this key

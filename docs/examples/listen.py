@@ -2,22 +2,16 @@
 
 from celery import Celery
 
-from celery_idempotent import IdempotentTask
+from celery_idempotent import IdempotentTask, signals
 
 app = Celery("shop")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 seen = []
 
-# [receiver]
-from celery_idempotent import signals  # noqa: E402
-
 
 @signals.task_deduplicated.connect
 def count_duplicate(sender, event, **kwargs):
     seen.append((event.task, event.key, event.task_id, event.original_id))
-
-
-# [end]
 
 
 @app.task(base=IdempotentTask, name="shop.charge", idempotency_key="order:{order_id}")

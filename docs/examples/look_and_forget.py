@@ -18,7 +18,6 @@ def charge(order_id, amount):
 def tick(): ...
 
 
-# [client]
 first = charge.delay(42, 100)
 
 assert charge.idempotency_key_for(42, 100) == "order:42"
@@ -39,4 +38,3 @@ assert charge.idempotency_record(idempotency_key="req-7f3a").state is State.SUCC
 # With MESSAGE_ID as the key, that is the task id.
 ticked = tick.delay()
 assert tick.idempotency_record(idempotency_key=ticked.id).owner_id == ticked.id
-# [end]

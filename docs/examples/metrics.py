@@ -4,15 +4,12 @@ from celery import Celery
 from prometheus_client import REGISTRY
 
 from celery_idempotent import IdempotentTask
+from celery_idempotent.ops import metrics
 
 app = Celery("shop", broker="memory://", backend="cache+memory://")
 app.conf.update(idempotency_store_url="memory://metrics", task_always_eager=True)
 
-# begin
-from celery_idempotent.ops import metrics  # noqa: E402
-
 metrics.install()  # in a worker: metrics.install(port=9808), when it starts
-# end
 
 
 @app.task(base=IdempotentTask, name="shop.charge", idempotency_key="order:{order_id}")

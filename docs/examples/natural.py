@@ -12,7 +12,6 @@ db.execute("CREATE TABLE invoices (order_id PRIMARY KEY, amount)")
 db.execute("INSERT INTO orders (id, status) VALUES (42, 'paid')")
 
 
-# [task]
 @app.task
 def ship(order_id, day):
     # Set, don't add: twice is once.

@@ -23,7 +23,6 @@ class Service:
 service = Service()
 
 
-# [task]
 @app.task(base=IdempotentTask, bind=True, idempotency_key="customer:{customer_id}")
 def onboard(self, customer_id):
     step, key_for = self.idempotency.step, self.idempotency.key_for

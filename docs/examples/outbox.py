@@ -1,15 +1,11 @@
 """An order and the task that it needs are committed together; a relay sends the task."""
 
-import tempfile
-from pathlib import Path
-
 from celery import Celery
 from sqlalchemy import create_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from celery_idempotent import IdempotentTask, outbox
 
-path = Path(tempfile.mkdtemp()) / "shop.db"
 app = Celery("shop", broker="memory://")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 charged = []
@@ -30,11 +26,9 @@ def charge(order_id, amount):
     charged.append(order_id)
 
 
-# [schema]
-engine = create_engine(f"sqlite:///{path}")
+engine = create_engine("sqlite:///shop.db")
 Base.metadata.create_all(engine)
 outbox.create_schema(engine)  # with Alembic: target_metadata = [Base.metadata, outbox.metadata]
-# [publish]
 
 
 def place_order(amount):

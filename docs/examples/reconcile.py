@@ -4,7 +4,7 @@ import contextlib
 
 from celery import Celery
 
-from celery_idempotent import IdempotentTask
+from celery_idempotent import RERUN, IdempotentTask
 
 app = Celery("shop")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
@@ -29,10 +29,6 @@ class Gateway:
 
 
 gateway = Gateway()
-
-
-# [task]
-from celery_idempotent import RERUN  # noqa: E402
 
 
 def find_charge(self, order_id, amount):

@@ -29,7 +29,6 @@ class Agency:
 agency = Agency()
 
 
-# [task]
 @app.task
 def cancel(booking):
     agency.cancel(booking)

@@ -8,7 +8,6 @@ app = Celery("shop")
 app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 charged, reported = [], []
 
-# [shadow]
 app.conf.idempotency_mode = "shadow"
 
 
@@ -16,9 +15,6 @@ app.conf.idempotency_mode = "shadow"
 def report(sender, event, **kwargs):
     if event.shadow:
         reported.append((event.key, event.task_id, event.original_id))
-
-
-# [end]
 
 
 @app.task(base=IdempotentTask, idempotency_key="order:{order_id}")

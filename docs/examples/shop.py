@@ -1,6 +1,7 @@
 """shop.py: a task that charges a customer."""
 
-import gateway  # your payment provider's client
+import uuid
+
 from celery import Celery
 
 from celery_idempotent import IdempotentTask
@@ -9,12 +10,16 @@ app = Celery("shop", broker="redis://localhost:6379/0", backend="redis://localho
 app.conf.idempotency_store_url = "redis://localhost:6379/2"
 
 
+def pay(order_id, amount, idempotency_key):
+    """Stand in for your payment provider's client."""
+    return {"order": order_id, "amount": amount, "receipt": uuid.uuid4().hex}
+
+
 @app.task(
     base=IdempotentTask,
     bind=True,
     idempotency_key="order:{order_id}",
-    idempotency_ttl=86400,
+    idempotency_fingerprint=("order_id", "amount"),
 )
 def charge(self, order_id, amount):
-    reference = self.idempotency.key_for("gateway")
-    return gateway.charge(order_id, amount, idempotency_key=reference)
+    return pay(order_id, amount, idempotency_key=self.idempotency.key_for("payment"))

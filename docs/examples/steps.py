@@ -34,7 +34,6 @@ class SoldOut(Exception):
 agency = Agency()
 
 
-# [task]
 @app.task
 def cancel_hotel(booking):
     agency.cancel_hotel(booking)

@@ -9,7 +9,6 @@ app.conf.update(task_always_eager=True, idempotency_store_url="memory://")
 charged = []
 
 
-# [task]
 @app.task(
     base=IdempotentTask,
     idempotency_key="order:{order_id}",
@@ -23,4 +22,3 @@ charge.delay("north", 1)
 charge.delay("south", 1)  # another namespace: it runs
 charge.delay("north", 1)  # a duplicate
 assert charged == [("north", 1), ("south", 1)]
-# [end]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,19 +13,26 @@ from pathlib import Path
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
+from tests.support.printed import END, samples
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 #: Together they are the quick start: they need a broker and a worker.
-QUICK_START = ("shop.py", "gateway.py", "calls.py", "mismatch.py")
+QUICK_START = ("shop.py", "calls.py", "mismatch.py")
 EAGER = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in QUICK_START)
+PRINTED = {sample.name: sample.text for sample in samples() if sample.name in EAGER}
 
 
-def run(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
+def has_checks(script: str) -> bool:
+    """Whether a file goes on after what is printed of it."""
+    return END in (EXAMPLES / script).read_text(encoding="utf-8")
+
+
+def run(script: str, directory: Path, *how: str) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader would, from the folder that it is in."""
     return subprocess.run(
-        [sys.executable, script],
+        [sys.executable, *how, script],
         cwd=directory,
         env=environment(),
         capture_output=True,
@@ -40,10 +46,35 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
+def put(script: str, text: str, directory: Path, server: RedisServer) -> None:
+    """Save a sample, with a private server in place of the one on localhost."""
+    address = server.url().rpartition("/")[0]
+    (directory / script).write_text(text.replace("redis://localhost:6379", address))
+
+
 @pytest.mark.parametrize("script", EAGER)
-def test_an_example_does_what_it_says(script: str) -> None:
-    """It runs, and what it asserts holds."""
-    done = run(script, EXAMPLES)
+def test_a_sample_runs_as_printed(script: str, redis_server: RedisServer, tmp_path: Path) -> None:
+    """Pasted into an empty folder it runs, and what it asserts holds."""
+    # Given
+    text = PRINTED[script]
+    put(script, text, tmp_path, redis_server)
+    # When
+    how = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if "def test_" in text else []
+    done = run(script, tmp_path, *how)
+    # Then
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("script", [name for name in EAGER if has_checks(name)])
+def test_an_example_does_what_it_says(
+    script: str, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Followed by the checks that are not printed it runs, too."""
+    # Given
+    put(script, (EXAMPLES / script).read_text(encoding="utf-8"), tmp_path, redis_server)
+    # When
+    done = run(script, tmp_path)
+    # Then
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -51,11 +82,7 @@ def test_an_example_does_what_it_says(script: str) -> None:
 def shop(redis_server: RedisServer, tmp_path: Path) -> Iterator[Path]:
     """The quick start in a folder, on a private server, with its worker running."""
     for name in QUICK_START:
-        shutil.copy(EXAMPLES / name, tmp_path)
-    text = (tmp_path / "shop.py").read_text(encoding="utf-8")
-    server = redis_server.url().rpartition("/")[0]
-    assert text.count("redis://localhost:6379/") == 3
-    (tmp_path / "shop.py").write_text(text.replace("redis://localhost:6379", server))
+        put(name, (EXAMPLES / name).read_text(encoding="utf-8"), tmp_path, redis_server)
     log_path = tmp_path / "worker.log"
     with open(log_path, "wb") as log:
         worker = subprocess.Popen(
@@ -88,7 +115,7 @@ def test_the_quick_start_works(shop: Path) -> None:
     # Then
     assert calls.returncode == 0, calls.stderr + (shop / "worker.log").read_text()
     assert mismatch.returncode == 0, mismatch.stderr
-    assert "req-7f3a was used before" in mismatch.stdout
-    # And three calls that were not refused made two charges, as the comments say
+    assert "order:42 was used before" in mismatch.stdout
+    # And the calls that were not refused made two charges, as the comments say
     log = (shop / "worker.log").read_text()
     assert log.count("outcome='deduplicated'") == 3  # two in calls.py, one in mismatch.py

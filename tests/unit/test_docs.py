@@ -19,6 +19,7 @@ from celery_idempotent.core import transitions
 from celery_idempotent.core.options import Options, Settings, setting_names
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Claim, ClaimVerdict, Settle
+from tests.support.printed import Sample, samples
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -62,7 +63,28 @@ def test_every_example_is_shown() -> None:
     """A file that no page shows is none."""
     shown = "".join(path.read_text(encoding="utf-8") for path in PAGES)
     hidden = [path.name for path in EXAMPLES if f"examples/{path.name}" not in shown]
-    assert hidden == ["gateway.py"]  # what the quick start imports
+    assert hidden == []
+
+
+@pytest.mark.parametrize("sample", samples(), ids=lambda it: f"{it.page}-{it.name}")
+def test_a_sample_is_printed_from_its_first_line(sample: Sample) -> None:
+    """Its imports and its app are shown; only checks that come after it may be left out."""
+    options = re.findall(r":([\w-]+):(.*)", sample.options)
+    assert {(name, value.strip()) for name, value in options if name != "caption"} <= {
+        ("end-before", "[end]")
+    }
+    assert sample.text.startswith('"""')
+
+
+@pytest.mark.parametrize("sample", samples(), ids=lambda it: f"{it.page}-{it.name}")
+def test_a_task_with_options_is_printed_with_its_base(sample: Sample) -> None:
+    """A task that is pasted without base= would be a plain one."""
+    for call in ast.walk(ast.parse(sample.text)):
+        if isinstance(call, ast.Call):
+            given = {str(keyword.arg) for keyword in call.keywords}
+            if ast.unparse(call.func).endswith(".task") and any("idemp" in it for it in given):
+                assert "base" in given, ast.unparse(call)
+    assert "task_cls" not in sample.text
 
 
 # --- names and defaults --------------------------------------------------------------------------
