@@ -205,9 +205,9 @@ class Delivery:
             if verdict.noted:
                 callbacks.silence(self.request)
             unknown = OutcomeUnknown(
-                f"a run of {self.name} (task {verdict.record.owner_id}) was cut off, and nobody "
-                "knows whether its effect happened: look there, then resolve the key, or forget it "
-                "to run it again"
+                f"a run of {self.name} (task {verdict.record.owner_id}) was cut off, or could not "
+                "be undone, and nobody knows what it did: look there, then resolve the key, or "
+                "forget it to run it again"
             )
             self.leave_answer(unknown)
             raise unknown

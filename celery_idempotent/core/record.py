@@ -69,7 +69,7 @@ class State(enum.IntEnum):
     SUCCEEDED = 4
     #: The run's failure is the key's outcome (``idempotency_store_failures``).
     FAILED = 5
-    #: A run was interrupted, and nobody knows whether its effect happened.
+    #: A run was cut off, or could not be undone, and nobody knows what it did.
     UNKNOWN = 6
     #: The body failed for good; the compensations of its finished steps are being run.
     COMPENSATING = 7

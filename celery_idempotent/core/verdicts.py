@@ -105,7 +105,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A run was interrupted, and nobody knows whether its effect happened."""
+    """A run was cut off, or could not be undone, and nobody knows what it did."""
 
     record: Record
     #: Whether this message's callbacks have gone out already.

@@ -94,8 +94,9 @@ def _interrupted(told: Happened) -> str:
 
 def _unknown(told: Happened) -> str:
     return (
-        f"It failed with OutcomeUnknown: a run of {_other(told, 'the key')} was cut off, and "
-        "nobody knows whether its effect happened. `celery idempotency resolve` settles it."
+        f"It failed with OutcomeUnknown: a run of {_other(told, 'the key')} was cut off, or "
+        "could not be undone, and nobody knows what it did. `celery idempotency resolve` settles "
+        "it."
     )
 
 

@@ -83,12 +83,21 @@ class Steps:
                 f"step {name!r} returned something to be awaited, which nobody does: give it a "
                 "plain function, such as one that returns asyncio.run(...)"
             )
+        try:
+            self._done(name, result, compensation)
+        except BaseException:
+            # A soft time limit cut in before the record, and comes once: the step is done.
+            if self._steps.get(name) is done:
+                self._done(name, result, compensation)
+            raise
+        return result
+
+    def _done(self, name: str, result: Any, compensation: bytes) -> None:
         order = 1 + max((step.order for step in self._steps.values()), default=-1)
         step = Step(StepState.DONE, order, self._codec.pack(result), compensation)
         if compensation and not step.is_kept:
             self._not_kept[name] = result
         self.record(name, step)
-        return result
 
     def record(self, name: str, step: Step) -> None:
         """Write a step; where the store is away, in the background: its effect happened.

@@ -206,6 +206,13 @@ _RUNS = [
         _STEPS,
     ),
     Mutant(
+        "step: a soft time limit after its effect does not lose it",
+        "run/steps.py",
+        "            if self._steps.get(name) is done:\n",
+        "            if False:\n",
+        _STEPS,
+    ),
+    Mutant(
         "step: an immutable compensation takes no result",
         "core/steps.py",
         "return self.is_kept or bool(",

@@ -26,6 +26,7 @@ from celery_idempotent.core.transitions import Resolve
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 from celery_idempotent.headers import OWN
 from celery_idempotent.ops import records, settle
+from celery_idempotent.results import Codec
 from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer
 
@@ -453,6 +454,31 @@ def test_what_cannot_be_undone_for_want_of_its_result_is_said(app, ledger, resul
     assert published is None
     assert order.idempotency_record(1, False).state is State.RELEASED
     assert len(ledger) == 2
+
+
+def test_a_soft_time_limit_after_a_step_does_not_lose_it(app, ledger, monkeypatch):
+    """It comes while the result is packed, the effect made: the step is undone like the others."""
+    # Given
+    undo = app.task(name=f"{app.main}.undo")(ledger.does("undo"))
+    limits = [SoftTimeLimitExceeded(10)]
+    pack = Codec.pack
+
+    def cut(*args):
+        if limits:
+            raise limits.pop()
+        return pack(*args)
+
+    monkeypatch.setattr(Codec, "pack", cut)
+
+    @app.task(base=IdempotentTask, bind=True)
+    def order(self, number):
+        self.idempotency.step("pay", ledger.does("pay", "ch-1"), compensate=undo.s())
+
+    # When
+    answer = order.apply((1,))
+    # Then
+    assert isinstance(answer.result, SoftTimeLimitExceeded)
+    assert ledger == [("pay",), ("undo", "ch-1")]
 
 
 def test_without_a_claim_a_step_is_just_done(app, ledger):
