@@ -291,8 +291,9 @@ class Execution:
             record.owner_id or "nobody (it was forgotten)",
         )
         if record.owner == delivery.call.owner and not delivery.eager:
-            if isinstance(exc, Retry):
+            if isinstance(exc, Retry) and not (record.is_done or lost.answered):
                 raise Ignore("a copy of this message took over")  # its successor is out already
+            # Where the call is answered, RETRY may have been stored over that: the copy repeats it.
             delivery.wait_as_copy(None)
         if lost.answered and not delivery.eager:
             self._leave_answered()

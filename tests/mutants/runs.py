@@ -272,6 +272,13 @@ _DELIVERIES = [
         (("tests/unit/test_waiting.py",),),
     ),
     Mutant(
+        "zombie: an answer that its RETRY hid is stored again",
+        "execution.py",
+        "if isinstance(exc, Retry) and not (record.is_done or lost.answered):",
+        "if isinstance(exc, Retry):",
+        (("tests/unit/test_guards.py", "-k", "late_retry"),),
+    ),
+    Mutant(
         "store away: no RETRY over an answer",
         "delivery.py",
         "if copy or is_answered(self.task, self.request):",

@@ -422,6 +422,28 @@ def test_an_outcome_that_is_recorded_late_leaves_its_callbacks_to_the_next_deliv
     assert [message.task for message in copy.published] == ["tail"]
 
 
+def test_an_answer_is_stored_again_where_a_late_retry_hid_it(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """A run stands still once its retry is out, which runs and fails; then it stores RETRY."""
+    # Given
+    published: list[Message] = []
+
+    def stands_still(self: Any, order: int) -> Any:
+        try:
+            raise self.retry(countdown=0)
+        finally:
+            store.advance(LEASE_S + 1)
+            published[-1].deliver()
+
+    task = guarded(stands_still, declines)
+    message_of(task, (1,), task_id="t").deliver_into(published, redelivered=False)
+    # When
+    assert published[-1].deliver().state == "FAILURE"
+    # Then
+    assert results_of(app).get_state("t") == "FAILURE"
+
+
 # --- what the store could not take at once -------------------------------------------------------
 
 
