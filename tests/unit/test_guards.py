@@ -438,7 +438,8 @@ def test_an_answer_is_stored_again_where_a_late_retry_hid_it(
 
     task = guarded(stands_still, declines)
     message_of(task, (1,), task_id="t").deliver_into(published, redelivered=False)
-    # When
+    # When the message that it has put back comes
+    assert [message.retries for message in published] == [1, 0]
     assert published[-1].deliver().state == "FAILURE"
     # Then
     assert results_of(app).get_state("t") == "FAILURE"
