@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -119,3 +120,25 @@ def test_the_quick_start_works(shop: Path) -> None:
     # And the calls that were not refused made two charges, as the comments say
     log = (shop / "worker.log").read_text()
     assert log.count("outcome='deduplicated'") == 3  # two in calls.py, one in mismatch.py
+
+
+def test_a_duplicate_can_be_seen_from_another_terminal(shop: Path) -> None:
+    """The commands of the README name the keys, and the duplicates of one."""
+    # Given
+    assert run("calls.py", shop).returncode == 0
+    # When
+    commands = ("-m", "celery", "-A", "shop", "idempotency")
+    listed = run("list", shop, *commands)
+    # Then
+    assert {json.loads(line)["key"] for line in listed.stdout.splitlines()} == {
+        "order:42",
+        "req-7f3a",
+    }
+
+    def duplicates() -> list[str]:
+        shown = run("order:42", shop, *commands, "show")
+        found: list[str] = json.loads(shown.stdout)["duplicates"]
+        return found
+
+    # And what workers add to the journal, a moment later
+    eventually(lambda: len(duplicates()) == 1, "the duplicate is in the journal", timeout=60)
