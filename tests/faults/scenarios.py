@@ -513,7 +513,7 @@ _FOUND_BY_USE = (
             _REDIS_CONTRACT + "test_copies_of_a_duplicate_send_its_callbacks_alone",
             "unit/test_guards.py::test_a_note_is_told_until_the_store_takes_it",
             "unit/test_guards.py::test_a_note_that_a_soft_time_limit_cuts_off_is_told_again",
-            "unit/test_seam.py::test_what_is_composed_and_sent_again_is_the_same_messages",
+            "unit/test_seam.py::test_what_hangs_on_a_task_and_is_sent_again_is_the_same_messages",
         ),
     ),
     Scenario(
