@@ -91,6 +91,16 @@ class _History:
             or (_retry_of(other) >= _retry_of(run) and self.how_ended(other.began.run) == "retried")
         }
 
+        #: Calls with a run that outlived its key's window, and was retried then: in a new window.
+        self.outlived = {
+            run.began.call
+            for run in self.runs.values()
+            for accepted in self.by_kind["accepted"]
+            if accepted.key == run.began.key
+            and self.how_ended(run.began.run) == "retried"
+            and 0 < accepted.until < run.over
+        }
+
     def of_key(self, key: str) -> list[_Run]:
         return [run for run in self.runs.values() if run.began.key == key]
 
@@ -198,7 +208,7 @@ def _ran_again(known: _History) -> _Found:
         for run in known.of_call(call):
             if call in known.retried_by_hand and _retry_of(run) > _retry_of(first):
                 continue
-            if one.until and run.began.at > one.until:
+            if call in known.outlived or 0 < one.until < run.began.at:
                 continue  # so late that nobody remembers
             if run.began.at > one.at and not known.was_granted_before(run, one.at):
                 yield call, f"{run.began.run} began at {run.began.at:.3f}, settled by {one.run}"
@@ -221,7 +231,7 @@ def _answer_changed(known: _History) -> _Found:
     """An answer that is recorded stays, RETRY and STARTED included."""
     left = {one.call: one for one in known["left"]}
     for call, (first, *later) in known.answers().items():
-        if _is_open(first) or call in known.retried_by_hand:
+        if _is_open(first) or call in known.retried_by_hand or call in known.outlived:
             continue
         is_recorded = any(
             _id_of(one.call) == call and one.at <= first.at for one in known["settled"]
@@ -240,7 +250,7 @@ def _answer_changed(known: _History) -> _Found:
                 continue
             if 0 < min(memories, default=0.0) < one.at:
                 continue  # so late that nobody remembers
-            if one.state in _FINAL and (one.by in late or (has_run and not is_recorded)):
+            if (one.state in _FINAL and one.by in late) or (has_run and not is_recorded):
                 continue  # a run that could not be recorded answers its own caller
             if not is_recorded and known.was_cut_off(first.process, first.at, one.at):
                 continue  # before it could record that the call has its answer
@@ -314,13 +324,13 @@ def _callbacks(known: _History) -> _Found:
         if not sent[one.call] or sent[one.call][-1].by != one.by:
             sent[one.call].append(one)
     for call, ones in sent.items():
-        if call in known.retried_by_hand:
+        if call in known.retried_by_hand or call in known.outlived:
             continue
         windows = [one.until for one in known["accepted"] if one.call == call and one.until]
         for first, second in pairwise(ones):
             if 0 < first.until < second.at or known.retried_while_unknown(call, second.at):
                 continue
-            if known.died(first.process, first.at, second.at):
+            if known.died(first.process, first.at, second.at) or known.met_outage(first):
                 continue
             if len(windows) > 1 and min(windows) < second.at:
                 continue  # by a run that outlived its key's window, and was accepted in another
