@@ -306,6 +306,9 @@ class Execution:
         if isinstance(exc, Retry):
             raise Ignore("another call took over")
         if record.is_done and not delivery.call.callbacks:
+            if record.state is State.RELEASED:
+                # The record answers its own call only: without a slip, a copy of ours would run.
+                delivery.leave_answer(outcome=record.outcome)
             return replay(self.task.backend, record.outcome, delivery.name)
         # With callbacks the note has to be asked: a copy of the message may have sent them.
         if delivery.eager:

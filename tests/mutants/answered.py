@@ -349,6 +349,12 @@ _DELIVERIES = [
         "if False:",
     ),
     _answer(
+        "a run that lost to a failure keeps that answer",
+        "execution.py",
+        "            if record.state is State.RELEASED:\n",
+        "            if False:\n",
+    ),
+    _answer(
         "of a body that was ignored",
         "run/runner.py",
         "frees = state is State.RELEASED and ending.answers",

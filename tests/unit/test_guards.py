@@ -113,6 +113,27 @@ def test_a_late_end_is_not_the_callers(
 
 
 @pytest.mark.parametrize("then", [late, fails])
+def test_a_run_that_lost_to_a_failure_stays_answered(
+    guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
+) -> None:
+    """Its caller gets that failure, which frees the key: no leftover copy of its message runs."""
+
+    # Given
+    def fails_first(self: Any, order: int) -> Any:
+        raise ValueError("first")
+
+    seen: list[Delivered] = []
+    task = guarded(overtaken(store, seen, then), fails_first, winner)
+    done = deliver(task, (1,), task_id="zombie")
+    # When
+    again = done.message.deliver(redelivered=True)
+    # Then
+    for one in (done, again):
+        with pytest.raises(ValueError, match="first"):
+            one.get()
+
+
+@pytest.mark.parametrize("then", [late, fails])
 def test_a_run_leaves_a_message_to_the_copy_that_took_over(
     guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
 ) -> None:
