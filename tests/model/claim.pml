@@ -42,6 +42,21 @@
 #ifndef RETRIES        /* runs ask to be retried this often */
 #define RETRIES 0
 #endif
+#ifndef IGNORES        /* runs end without an outcome: Ignore, Reject, replace */
+#define IGNORES 0
+#endif
+#ifndef CUTS           /* something cuts a delivery off between the grant and its body */
+#define CUTS 0
+#endif
+#ifndef CALLBACKS      /* something hangs on the messages: delivery leases, and a note */
+#define CALLBACKS 0
+#endif
+#ifndef NOTES          /* the store refuses a note, which is told again */
+#define NOTES 0
+#endif
+#ifndef SHARES         /* a duplicate may have waited for the run that failed: it shares that */
+#define SHARES 0
+#endif
 #ifndef INTERRUPTIONS  /* more make the outcome unknown */
 #define INTERRUPTIONS 1
 #endif
@@ -52,24 +67,43 @@
 #define ORIGINAL 1
 #define DUPLICATE 2
 #define EVERYBODY 3
+#define RECORD 1       /* where who sends callbacks has its lease */
+#define SLIP 2
+#ifdef NO_SLIP_FOR_A_LOSER
+#define LOST_VIA 0
+#else
+#define LOST_VIA SLIP
+#endif
 
-mtype = { absent, running, retrying, released, failed, succeeded, unknown };
-mtype = { claimed, busy, replay, superseded, nobody_knows, recorded, lost };
+/* failed: released with its outcome, that is free for others. ignored: an answer without outcome. */
+mtype = { none, absent, running, retrying, released, failed, succeeded, unknown, ignored };
+mtype = { claimed, busy, replay, superseded, nobody_knows, recorded,
+    answered_before, lost };
 
 /* --- the record, as the store has it --- */
 mtype state = absent;
 byte token = 0, owner = NOBODY, retries = 0, interruptions = 0, nonce = 0, process = 0;
-bool live = false;         /* the lease has not ended; the retry is not due for a lease */
+bool live = false;         /* the lease has not ended, of a run or of who sends its callbacks; the
+                            * retry is not due for a lease */
+byte given_up = 0;         /* nonces of claims that may still come, and get nothing, as bits */
+
+/* --- the slips, one for each owner --- */
+mtype slip[3] = none;      /* its answer */
+byte slip_retries[3];      /* the attempt that was answered */
+bool noted[3];             /* its callbacks went out */
+byte sending[3];           /* the nonce of who sends them, under a lease */
 
 /* --- what each worker knows: its token, its claim under way --- */
 byte tokens[WORKERS + 1];
 byte nonces[WORKERS + 1];
 bool trusts[WORKERS + 1];  /* its body runs, and its lease, to its knowledge, goes on */
 
-/* --- on the wire to the store: one late claim, its undoing, one late completion --- */
-byte late_nonce = 0, late_who = NOBODY, late_retries = 0, late_process = 0;
-byte undo_nonce = 0, undo_who = NOBODY, undo_retries = 0;
+/* --- on the wire to the store: late claims, their undoing, one late completion, one late note --- */
+byte late_nonce[2], late_who[2], late_retries[2], late_process[2];
+byte undo_nonce[2], undo_who[2], undo_retries[2];
 byte owed_token = 0, owed_who = NOBODY, owed_by = 0;
+byte note_token = 0, note_nonce = 0, note_who = NOBODY, note_retries = 0, note_by = 0;
+mtype note_told = none;
 
 /* --- the broker: Redis's, where a redelivered copy keeps its tag, and one ack is for both --- */
 chan queue = [TAGS] of { byte };
@@ -83,16 +117,20 @@ byte accepted_token = 0;   /* the last of them */
 byte answered = 0;         /* task ids with an answer, as bits */
 byte excused = 0;          /* task ids whose message the broker lost */
 byte sent_on[3];           /* the attempt that the owner's retry was recorded for */
+mtype answer[3] = none;    /* the answer of each task id that the store has heard of */
+byte out[3];               /* its callbacks: 1 out, 2 may go out again (a crash, a stall) */
+bool idle = false;         /* the claim that holds the key is for a body that will not begin */
 bool sent = false;         /* DUPLICATE's message is out */
 byte crashes = 0, copies = 0, stalls = 0, answers = 0, delays = 0, outages = 0, losses = 0;
-byte emptied = 0, forgets = 0;
+byte emptied = 0, forgets = 0, ignores = 0, cuts = 0, notes = 0;
 
-byte v_, free_;            /* for the inlines, inside one step */
+byte v_, free_, via_;
+mtype told_ = none;        /* for the inlines, inside one step */
 
 /* --- numbers ------------------------------------------------------------------------------- */
 
 #define LIVE_NUMBER(v) (token == v || highest == v || owed_token == v || tokens[1] == v \
-    || tokens[2] == v || accepted_token == v)
+    || tokens[2] == v || accepted_token == v || note_token == v)
 #define CLOSE(x) if :: x > v_ -> x-- :: else -> skip fi
 
 inline settle_numbers() {
@@ -104,7 +142,7 @@ inline settle_numbers() {
         :: LIVE_NUMBER(v_) || LIVE_NUMBER((v_ - 1)) -> v_++
         :: else ->
             CLOSE(token); CLOSE(highest); CLOSE(owed_token); CLOSE(tokens[1]); CLOSE(tokens[2]);
-            CLOSE(accepted_token)
+            CLOSE(accepted_token); CLOSE(note_token)
         fi
     od;
     v_ = 0
@@ -124,8 +162,11 @@ inline new_token() {
     highest = token
 }
 
-#define USED(n) (nonce == n || nonces[1] == n || nonces[2] == n || late_nonce == n \
-    || undo_nonce == n)
+#define LATE(n) (late_nonce[0] == n || late_nonce[1] == n)
+#define FREE_SLOT(i) (late_nonce[i] == 0 && undo_nonce[i] == 0)
+#define UNDOING(n) (undo_nonce[0] == n || undo_nonce[1] == n)
+#define USED(n) (nonce == n || nonces[1] == n || nonces[2] == n || LATE(n) || UNDOING(n) \
+    || sending[1] == n || sending[2] == n || note_nonce == n)
 
 inline new_nonce(w) {
     free_ = 1;
@@ -174,6 +215,13 @@ inline restore(it) {
 /* --- the store ------------------------------------------------------------------------------- */
 
 #define MINE (owner == who)
+#define DONE (state == succeeded || state == failed)
+#define FORGOTTEN (emptied > 0 || forgets > 0)
+#define OUTCOME(a) (a == failed || a == unknown)
+
+inline clear_slip(who) {
+    slip[who] = none; slip_retries[who] = 0; noted[who] = false; sending[who] = 0
+}
 
 inline begin(who, r, w, counted, n) {
     /* No body begins while another's lease goes on, nor an attempt before the one recorded. */
@@ -182,16 +230,47 @@ inline begin(who, r, w, counted, n) {
     :: owner != who -> sent_on[1] = 0; sent_on[2] = 0
     :: else -> assert(r >= sent_on[who])
     fi;
+    /* Nobody begins again who has its answer; a later attempt is a call of its own. */
+    assert(answer[who] == none || r > slip_retries[who]);
+    answer[who] = none; idle = false; clear_slip(who);
     new_token();
     state = running; owner = who; retries = r; nonce = n; process = w; live = true;
     interruptions = counted; verdict = claimed
 }
 
+inline lease(who, n) {
+    /* What a verdict sends, it sends under a lease in the message's slip. */
+    if
+    :: noted[who] -> via_ = 0
+#ifdef NO_SENDING
+    :: !noted[who] -> via_ = SLIP
+#else
+    :: !noted[who] && CALLBACKS && sending[who] != 0 && sending[who] != n -> verdict = busy
+    :: !noted[who] && !(CALLBACKS && sending[who] != 0 && sending[who] != n) ->
+        via_ = SLIP;
+        if
+        :: CALLBACKS -> sending[who] = n
+        :: else -> skip
+        fi
+#endif
+    fi
+}
+
+inline answer_again(who, n) {
+    if
+    :: slip[who] == ignored || slip[who] == succeeded -> verdict = superseded
+    :: else -> verdict = replay; told_ = slip[who]; lease(who, n)
+    fi
+}
+
 inline interrupt(who, r, w, n) {
+    /* What a body never ran for is not counted, unless the undoing was lost with its process. */
+    assert(!idle || losses > 0);
     if
     :: interruptions < INTERRUPTIONS -> begin(who, r, w, interruptions + 1, n)
     :: else ->
-        state = unknown; live = false; nonce = 0; verdict = nobody_knows
+        state = unknown; live = false; nonce = 0; verdict = nobody_knows;
+        told_ = unknown; lease(who, n)
     fi
 }
 
@@ -211,44 +290,79 @@ inline interrupt(who, r, w, n) {
 #define OVERDUE (!live)
 #endif
 
+/* An answer stands in the slip, whoever has the key; but not where the key was forgotten since. */
+#define HAS_SLIP (slip[who] != none && (state == absent || owner != NOBODY))
+#ifdef NO_SLIP_OF_ANOTHERS_KEY
+#define COPY (HAS_SLIP && r <= slip_retries[who] && (state == absent || MINE))
+#else
+#define COPY (HAS_SLIP && r <= slip_retries[who])
+#endif
+#define HAS_OUTCOME (HAS_SLIP && OUTCOME(slip[who]))
+#define GIVEN_UP(n) ((given_up >> (n)) & 1)
+
 inline claim(who, r, w, n) {
+    via_ = 0; told_ = none;
     if
-    :: state == absent -> begin(who, r, w, 0, n)
-    :: state != absent && nonce == n ->
-        
+    :: state == absent && COPY -> answer_again(who, n)
+    :: state == absent && !COPY -> begin(who, r, w, 0, n)
+    :: state != absent && (nonce == n || GIVEN_UP(n)) ->
         if
-        :: state == running -> verdict = claimed
+        :: state == running && nonce == n -> verdict = claimed
+        :: DONE && live && nonce == n ->
+            verdict = replay; told_ = state; via_ = RECORD
         :: else -> verdict = busy
         fi
-    :: state == released && nonce != n ->
+    :: state != absent && nonce != n && !GIVEN_UP(n) ->
         if
-        :: MINE && nonce != 0 && r < retries -> verdict = superseded
-        :: !(MINE && r < retries) && nonce != 0 -> begin(who, r, w, interruptions, n)
-        :: !(MINE && r < retries) && nonce == 0 -> begin(who, r, w, 0, n)
-        :: MINE && r < retries && nonce == 0 -> begin(who, r, w, 0, n)
+        :: state == released && MINE && COPY -> answer_again(who, n)
+        :: state == released && MINE && !COPY && nonce != 0 && r < retries -> verdict = superseded
+        :: state == released && !(MINE && nonce != 0 && r < retries) && !COPY ->
+            if
+            :: nonce != 0 -> begin(who, r, w, interruptions, n)
+            :: else -> begin(who, r, w, 0, n)
+            fi
+        :: !MINE && COPY && (HAS_OUTCOME || !(slip[who] == succeeded && state == succeeded)) ->
+            answer_again(who, n)
+        :: !MINE && COPY && !HAS_OUTCOME && slip[who] == succeeded && state == succeeded ->
+            verdict = replay; told_ = succeeded; lease(who, n)
+        :: !(state == released && (MINE || !COPY)) && !(!MINE && COPY) -> decide(who, r, w, n)
         fi
-    :: state == running && nonce != n ->
+    fi;
+    settle_numbers()
+}
+
+inline decide(who, r, w, n) {
+    if
+    :: SHARES && !MINE && state != succeeded && slip[3 - who] == failed ->
+        verdict = replay; told_ = failed; lease(who, n)
+    :: state == running ->
         if
         :: OLD_COPY -> verdict = superseded
         :: !OLD_COPY && LEASED -> verdict = busy
         :: !OLD_COPY && !LEASED && MINE && r > retries -> begin(who, r, w, 0, n)
         :: !OLD_COPY && !LEASED && !(MINE && r > retries) -> interrupt(who, r, w, n)
         fi
-    :: state == retrying && nonce != n ->
+    :: state == retrying ->
         if
         :: OLD_COPY -> verdict = superseded
         :: !OLD_COPY && (MINE || OVERDUE) -> begin(who, r, w, 0, n)
         :: !OLD_COPY && !MINE && !OVERDUE -> verdict = busy
         fi
-    :: state == failed && nonce != n ->
+    :: DONE ->
         if
-        :: MINE -> verdict = replay
-        :: else -> begin(who, r, w, 0, n)
+        :: MINE && live -> verdict = busy
+        :: MINE && !live && COPY && HAS_OUTCOME -> answer_again(who, n)
+        :: MINE && !live && !(COPY && HAS_OUTCOME) ->
+            verdict = replay; told_ = state;
+            if
+            :: CALLBACKS && !noted[who] -> live = true; process = w; nonce = n; via_ = RECORD
+            :: else -> skip
+            fi
+        :: !MINE && state == failed -> begin(who, r, w, 0, n)
+        :: !MINE && state == succeeded -> verdict = replay; told_ = succeeded; lease(who, n)
         fi
-    :: state == succeeded && nonce != n -> verdict = replay
-    :: state == unknown && nonce != n -> verdict = nobody_knows
-    fi;
-    settle_numbers()
+    :: state == unknown -> verdict = nobody_knows; told_ = unknown; lease(who, n)
+    fi
 }
 
 #ifdef NO_TOKEN_CHECK
@@ -256,11 +370,18 @@ inline claim(who, r, w, n) {
 #else
 #define HOLDS(t) (token == t)
 #endif
-#define RELEASES(new) ((new == released) || (new == failed))
+#define RELEASES(new) ((new == ignored) || (new == failed))
+#define BECOMES(new) (new == ignored -> released : new)
+#ifdef NO_SLIP_AT_THE_END
+#define ANSWERED_BY_COPY false
+#else
+/* Only while its outcome is unknown can a copy have answered a run's call. */
+#define ANSWERED_BY_COPY (state == unknown && (slip[who] != none || sending[who] != 0))
+#endif
 
-inline settle(who, t, new, r) {
+inline settle(who, t, new, r, by) {
     if
-    :: (state != absent && state == new && owner == who && token == t + RELEASES(new)) ->
+    :: state != absent && state == BECOMES(new) && owner == who && token == t + RELEASES(new) ->
         verdict = recorded  /* asked again */
     :: else ->
         if
@@ -271,8 +392,19 @@ inline settle(who, t, new, r) {
             :: state == absent -> interruptions = 0
             :: else -> assert(t >= token)
             fi;
+            verdict = recorded;
+            if
+            :: ANSWERED_BY_COPY -> verdict = answered_before
+            :: !ANSWERED_BY_COPY && RELEASES(new) -> answer[who] = new;
+                answered = answered | (new == ignored -> who : 0);
+#ifndef NO_SLIP
+                slip[who] = new; slip_retries[who] = r; noted[who] = false; sending[who] = 0
+#endif
+            :: !ANSWERED_BY_COPY && new == succeeded -> answer[who] = succeeded
+            :: !ANSWERED_BY_COPY && new == retrying -> skip
+            fi;
             token = t;
-            state = new; owner = who; retries = r; nonce = 0; process = 0;
+            state = BECOMES(new); owner = who; retries = r; nonce = 0; process = 0;
             live = (new == retrying);
             if
             :: RELEASES(new) ->
@@ -281,6 +413,18 @@ inline settle(who, t, new, r) {
             :: new == retrying -> sent_on[who] = r
             :: else -> skip
             fi;
+#ifndef NO_DELIVERY_LEASE
+            if
+            :: CALLBACKS && by != 0 && verdict == recorded && (new == failed || new == succeeded) ->
+                /* Its callbacks are still to be sent. */
+                live = true; process = by;
+                if
+                :: new == failed -> sending[who] = nonces[by]
+                :: else -> skip
+                fi
+            :: else -> skip
+            fi;
+#endif
 #ifdef RELEASE_DELETES
             if
             :: RELEASES(new) ->
@@ -288,11 +432,11 @@ inline settle(who, t, new, r) {
             :: else -> skip
             fi;
 #endif
-            verdict = recorded
+            skip
         fi
     fi;
     if
-    :: new == succeeded && verdict == recorded && accepted_token != t ->
+    :: new == succeeded && (verdict == recorded || verdict == answered_before) && accepted_token != t ->
         accepted_token = t; accepted++; assert(accepted <= 1)
     :: else -> skip
     fi;
@@ -305,9 +449,14 @@ inline abandon(who, r, n) {
         new_token();
         state = released; owner = who; retries = r; nonce = n; interruptions = 0
     :: state == running && nonce == n ->
-        state = released; token++; live = false; process = 0;
+        state = released; token++; live = false; process = 0; idle = false;
         RISE(highest, token)
-    :: state != absent && state != running && nonce != n ->
+    :: DONE && live ->
+        if
+        :: nonce == n -> live = false; process = 0
+        :: else -> skip              /* another's, and it stays so */
+        fi
+    :: state != absent && state != running && !(DONE && live) && nonce != n ->
         if
         :: nonce == 0 && state == released -> interruptions = 0
         :: else -> skip
@@ -315,17 +464,48 @@ inline abandon(who, r, n) {
         nonce = n
     :: else -> skip
     fi;
+#ifndef ONE_NONCE
+    /* It is remembered for as long as the claim may come. */
+    if
+    :: LATE(n) -> given_up = given_up | (1 << n)
+    :: else -> skip
+    fi;
+#endif
     settle_numbers()
+}
+
+inline note(who, r, t, told) {
+    /* The message was answered: its slip says so, and whoever sent its callbacks is through. */
+    if
+    :: token == t && DONE && live ->
+        live = false; process = 0; nonce = 0
+    :: else -> skip
+    fi;
+    if
+    :: slip[who] == none || (OUTCOME(told) && !OUTCOME(slip[who])) ->
+        slip[who] = told; slip_retries[who] = r
+    :: else -> skip
+    fi;
+    if
+    :: answer[who] == none && !FORGOTTEN -> answer[who] = told
+    :: else -> skip
+    fi;
+    noted[who] = CALLBACKS; sending[who] = 0
 }
 
 inline end_lease(who, w) {
 #ifdef NO_PROCESS_CHECK
     if
-    :: state == running && MINE && live -> live = false; nonce = 0
+    :: state == running && MINE && live -> live = false; nonce = 0; idle = false
 #else
     if
-    :: state == running && MINE && process == w && live -> live = false; nonce = 0
+    :: (state == running || state == succeeded || state == failed) && MINE && process == w && live ->
+        live = false; nonce = 0; idle = false
 #endif
+    :: else -> skip
+    fi;
+    if
+    :: sending[who] != 0 && sending[who] == nonces[w] -> sending[who] = 0
     :: else -> skip
     fi
 }
@@ -336,7 +516,7 @@ inline end_lease(who, w) {
 
 inline rest() {
     tokens[me] = 0; nonces[me] = 0; trusts[me] = false;
-    who = 0; r = 0; coming = 0; verdict = 0; wanted = 0;
+    who = 0; r = 0; coming = 0; verdict = 0; wanted = 0; told = none; via = 0; wrote = false;
     settle_numbers()
 }
 
@@ -351,26 +531,100 @@ inline die() {
     :: owed_by == me -> owed_token = 0; owed_who = NOBODY; owed_by = 0
     :: else -> skip
     fi;
+    if
+    :: note_by == me -> out[note_who] = 2; forget_note()
+    :: else -> skip
+    fi;
+    if
+    :: out[who] == 1 && via != 0 -> out[who] = 2     /* sent, and not noted */
+    :: else -> skip
+    fi;
     rest()
 }
 
+inline forget_note() {
+    note_token = 0; note_nonce = 0; note_who = NOBODY; note_retries = 0; note_by = 0;
+    note_told = none
+}
+
 inline judge() {
-    /* A refused run gets what holds: by the record that came with the refusal. */
+    /* What becomes of the call, by the record that came with the answer. */
+    via = 0; told = none;
     if
-    :: verdict == lost && owner != who ->
+    :: verdict == recorded ->
+        told = wanted;
         if
-        :: state == released || state == succeeded || state == failed -> verdict = replay
+        :: CALLBACKS && (wanted == failed || wanted == succeeded) ->
+            via = RECORD; tokens[me] = token
+        :: else -> skip
+        fi
+    :: verdict == lost && wrote && slip[who] != none -> verdict = recorded; told = wanted
+    :: verdict == lost && !(wrote && slip[who] != none) && owner != who ->
+        if
+        :: slip[who] != none || CALLBACKS -> verdict = busy
+        :: slip[who] == none && !CALLBACKS && DONE ->
+            verdict = replay; told = state; via = LOST_VIA
+        :: slip[who] == none && !CALLBACKS && state == released -> verdict = replay
         :: else -> verdict = busy
         fi
     :: else -> skip
     fi
 }
 
-inline answer() { answered = answered | who }
+inline note_at_once() {
+    /* An answer that writes no record, where nothing hangs on the message: the decision and its
+     * slip are one step here. In the code the tracer is between them. */
+    if
+    :: !CALLBACKS && via == SLIP ->
+        via = 0;
+        if
+        :: told != succeeded -> note(who, r, 0, told)
+        :: else -> skip
+        fi
+    :: else -> skip
+    fi
+}
+
+inline tell_answer() {
+    answered = answered | who;
+    assert(told == none || answer[who] == none || answer[who] == told || FORGOTTEN
+        || RETRIES > 0);
+    if
+    :: CALLBACKS && via != 0 -> assert(out[who] != 1); out[who] = (out[who] == 0 -> 1 : 2)
+    :: else ->
+        if
+        :: told != none && answer[who] == none && !FORGOTTEN -> answer[who] = told
+        :: else -> skip
+        fi;
+        via = 0
+    fi
+}
+
+inline give_up_claim() {
+    if
+    :: FREE_SLOT(0) -> slot = 0
+    :: else -> slot = 1
+    fi;
+    undo_nonce[slot] = nonces[me]; undo_who[slot] = who; undo_retries[slot] = r; nonces[me] = 0;
+    slot = 0
+}
+
+inline come_late() {
+    if
+    :: FREE_SLOT(0) -> slot = 0
+    :: else -> slot = 1
+    fi;
+    late_nonce[slot] = nonces[me]; late_who[slot] = who; late_retries[slot] = r;
+    late_process[slot] = me;
+    undo_nonce[slot] = nonces[me]; undo_who[slot] = who; undo_retries[slot] = r; nonces[me] = 0;
+    slot = 0
+}
 
 proctype Worker(byte me) {
     byte who, r, tag, coming;        /* coming: the attempt that the record is to name */
-    mtype verdict, wanted;
+    byte via, slot;                  /* via: where the callbacks are sent under a lease, and noted */
+    bool wrote;                      /* its end was recorded, and it did not hear so */
+    mtype verdict, wanted, told = none;
 end_idle:
     atomic {
         queue?tag;
@@ -384,32 +638,62 @@ ask:
         :: true ->
             if
             :: verdict == claimed -> tokens[me] = token; trusts[me] = live
+            :: verdict == replay && via_ == RECORD -> tokens[me] = token
             :: else -> skip
             fi;
-            nonces[me] = 0
-        :: answers < ANSWERS ->
-            answers++; verdict = 0;
+            told = told_; via = via_; told_ = none; via_ = 0;
             if
-            :: true -> goto ask              /* with the same nonce */
-            :: undo_nonce == 0 -> goto give_up
+            :: CALLBACKS && via != 0 && (verdict == replay || verdict == nobody_knows) -> skip
+            :: else -> nonces[me] = 0
+            fi;
+            note_at_once()
+        :: answers < ANSWERS ->
+            answers++; told_ = none; via_ = 0;
+            if
+            :: true -> verdict = 0; goto ask              /* with the same nonce */
+            :: FREE_SLOT(0) || FREE_SLOT(1) ->
+                if
+                :: verdict == claimed -> idle = true
+                :: else -> skip
+                fi;
+                verdict = 0; give_up_claim(); goto put_back
             fi
         fi }
-    :: atomic { delays < DELAYS && late_nonce == 0 && undo_nonce == 0 -> delays++;
-        late_nonce = nonces[me]; late_who = who; late_retries = r; late_process = me;
-        goto give_up }
+    :: atomic { delays < DELAYS && (FREE_SLOT(0) || FREE_SLOT(1)) -> delays++;
+        come_late(); goto put_back }
     :: DIE
     fi;
     if
-    :: verdict == claimed -> goto body
+    :: verdict == claimed -> goto granted
     :: verdict == busy -> goto put_back
     :: verdict == replay || verdict == nobody_knows -> goto tell
     :: verdict == superseded -> goto done
     fi;
 
-give_up:
-    atomic { undo_nonce = nonces[me]; undo_who = who; undo_retries = r; nonces[me] = 0;
-        goto put_back };
-
+granted:
+#if CUTS > 0
+    if
+    :: DIE
+    :: atomic { cuts < CUTS -> cuts++; trusts[me] = false;
+        if
+        :: tokens[me] == token && state == running -> idle = true;
+#ifndef NO_UNDO
+            nonces[me] = nonce;
+            if
+            :: abandon(who, r, nonces[me]); nonces[me] = 0
+            :: FREE_SLOT(0) || FREE_SLOT(1) -> give_up_claim()     /* the store is away */
+            fi
+#endif
+        :: else -> skip
+        fi;
+        tokens[me] = 0;
+        if
+        :: told = failed; via = SLIP; note_at_once(); goto tell      /* its call fails */
+        :: told = none; goto put_back
+        fi }
+    :: goto body
+    fi;
+#endif
 body:
     if
     :: DIE
@@ -419,6 +703,8 @@ body:
         token = tokens[me]; process = me; live = true; trusts[me] = true; goto body }
     :: atomic { wanted = succeeded; coming = r; trusts[me] = false } -> goto end_of_body
     :: atomic { wanted = failed; coming = r; trusts[me] = false } -> goto end_of_body
+    :: atomic { ignores < IGNORES -> ignores++;
+        wanted = ignored; coming = r; trusts[me] = false } -> goto end_of_body
     :: atomic { r < RETRIES -> wanted = retrying; coming = r + 1; trusts[me] = false;
         if
         :: losses < LOSSES -> losses++; excused = excused | who
@@ -428,19 +714,25 @@ body:
 
 end_of_body:
     if
-    :: atomic { settle(who, tokens[me], wanted, coming);
+    :: atomic { if
+        :: CALLBACKS && nonces[me] == 0 -> new_nonce(me)
+        :: else -> skip
+        fi;
+        settle(who, tokens[me], wanted, coming, me);
         if
-        :: judge()
-        :: answers < ANSWERS -> answers++; verdict = 0; goto end_of_body
+        :: judge(); note_at_once()
+        :: answers < ANSWERS -> answers++; wrote = (verdict == recorded); verdict = 0;
+            goto end_of_body
         fi }
     :: atomic { wanted == succeeded && outages < OUTAGES && owed_token == 0 -> outages++;
-        owed_token = tokens[me]; owed_who = who; owed_by = me; verdict = recorded }
+        owed_token = tokens[me]; owed_who = who; owed_by = me; verdict = recorded;
+        told = none }
     :: DIE
     fi;
     if
     :: wanted == retrying -> goto done   /* its successor is out */
     :: wanted != retrying && (verdict == recorded || verdict == replay) -> goto tell
-    :: wanted != retrying && verdict == busy -> goto put_back
+    :: wanted != retrying && (verdict == busy || verdict == answered_before) -> goto put_back
     :: wanted != retrying && verdict == lost -> goto leave
     fi;
 
@@ -461,9 +753,31 @@ put_back:
 
 tell:
     if
-    :: atomic { answer() }
+    :: atomic { tell_answer() }
     :: DIE
     fi;
+#if CALLBACKS
+    if
+    :: via == 0 -> skip
+    :: atomic { via != 0 ->
+        if
+        :: via == SLIP -> tokens[me] = 0
+        :: else -> skip
+        fi;
+        note(who, r, tokens[me], told); via = 0; nonces[me] = 0 }
+    :: atomic { via != 0 && notes < NOTES && note_who == NOBODY -> notes++;
+        if
+        :: via == SLIP -> tokens[me] = 0
+        :: else -> skip
+        fi;
+#ifndef NO_SECOND_NOTE
+        note_token = tokens[me]; note_nonce = nonces[me]; note_who = who;
+        note_retries = r; note_by = me; note_told = told;
+#endif
+        via = 0; nonces[me] = 0 }
+    :: DIE
+    fi;
+#endif
 
 done:
     if
@@ -481,10 +795,39 @@ dead:
 
 inline begin_anew() {
     accepted = 0; accepted_token = 0; trusts[1] = false; trusts[2] = false;
-    sent_on[1] = 0; sent_on[2] = 0
+    sent_on[1] = 0; sent_on[2] = 0;
+    answer[1] = none; answer[2] = none; out[1] = 0; out[2] = 0; idle = false
 }
 
-#define BEATS (token == tokens[1] || token == tokens[2] || token == owed_token)
+#define BEATS (token == tokens[1] || token == tokens[2] || token == owed_token \
+    || token == note_token)
+#define SENDS(n) (nonces[1] == n || nonces[2] == n || note_nonce == n)
+
+#define END_OF_SENDING(who) \
+    :: atomic { sending[who] != 0 && !SENDS(sending[who]) -> sending[who] = 0 } \
+    :: atomic { sending[who] != 0 && SENDS(sending[who]) && stalls < STALLS -> stalls++; \
+        sending[who] = 0; out[who] = 2 }
+
+#define ARRIVAL(i) \
+    :: atomic { late_nonce[i] != 0 -> arrive(i) } \
+    :: atomic { undo_nonce[i] != 0 -> \
+        if \
+        :: abandon(undo_who[i], undo_retries[i], undo_nonce[i]) \
+        :: losses < LOSSES -> losses++ \
+        fi; \
+        undo_nonce[i] = 0; undo_who[i] = NOBODY; undo_retries[i] = 0 }
+
+inline arrive(i) {
+    who = late_who[i]; r = late_retries[i];
+    claim(who, r, late_process[i], late_nonce[i]);
+    if
+    :: verdict == claimed -> idle = true
+    :: else -> skip
+    fi;
+    given_up = given_up & ~(1 << late_nonce[i]);
+    who = 0; r = 0; verdict = 0; told_ = none; via_ = 0;
+    late_nonce[i] = 0; late_who[i] = NOBODY; late_retries[i] = 0; late_process[i] = 0
+}
 
 proctype World() {
     byte who, r;
@@ -494,33 +837,31 @@ end_world:
     :: atomic { !sent -> sent = true; publish(DUPLICATE, 0) }
     RESTORE(0) RESTORE(1) RESTORE(2) RESTORE(3) RESTORE(4) RESTORE(5)
 #ifndef NO_EXPIRY
-    :: atomic { state == running && live && !BEATS -> live = false }
+    /* An undoing that is still to arrive comes within the lease. */
+    :: atomic { state == running && live && !BEATS && (nonce == 0 || !UNDOING(nonce)) -> live = false }
+    :: atomic { DONE && live && !BEATS -> live = false }
+#if CALLBACKS
+    END_OF_SENDING(1) END_OF_SENDING(2)
+    :: atomic { DONE && live && BEATS && stalls < STALLS -> stalls++; live = false; out[owner] = 2 }
+    :: atomic { note_who != NOBODY ->
+        note(note_who, note_retries, note_token, note_told); forget_note() }
+#endif
 #endif
     :: atomic { state == running && live && BEATS && stalls < STALLS ->
         stalls++; live = false; trusts[1] = false; trusts[2] = false }
     :: atomic { state == retrying && live -> live = false }
-    :: atomic { late_nonce != 0 ->
-        who = late_who; r = late_retries;
-        claim(who, r, late_process, late_nonce);
-        who = 0; r = 0; verdict = 0;
-        late_nonce = 0; late_who = NOBODY; late_retries = 0; late_process = 0 }
-    :: atomic { undo_nonce != 0 ->
-        if
-        :: abandon(undo_who, undo_retries, undo_nonce)
-        :: losses < LOSSES -> losses++
-        fi;
-        undo_nonce = 0; undo_who = NOBODY; undo_retries = 0 }
+    ARRIVAL(0) ARRIVAL(1)
     :: atomic { owed_token != 0 ->
         who = owed_who;
-        settle(who, owed_token, succeeded, retries);
+        settle(who, owed_token, succeeded, retries, 0);
         who = 0; verdict = 0;
         owed_token = 0; owed_who = NOBODY; owed_by = 0; settle_numbers() }
     :: atomic { emptied < EMPTIED && state != absent -> emptied++;
         state = absent; token = 0; owner = NOBODY; retries = 0; interruptions = 0; nonce = 0;
-        process = 0; live = false; begin_anew() }
+        process = 0; live = false; given_up = 0; clear_slip(1); clear_slip(2); begin_anew() }
     :: atomic { forgets < FORGETS && state != absent -> forgets++;
         state = released; new_token(); owner = NOBODY; retries = 0; interruptions = 0; nonce = 0;
-        process = 0; live = false; begin_anew(); settle_numbers() }
+        process = 0; live = false; given_up = 0; begin_anew(); settle_numbers() }
     od
 }
 

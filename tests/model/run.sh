@@ -74,6 +74,15 @@ check "  the store comes back empty, a crash, a stall" holds safety \
 check "  the key is forgotten, a crash, a stall" holds safety -DFORGETS=1 -DCRASHES=1 -DSTALLS=1
 check "  the key is forgotten, a retry" holds safety -DFORGETS=1 -DRETRIES=1
 
+echo "Who is answered stays answered, callbacks go out once, what never ran doesn't count:"
+check "  an answer without an outcome, a redelivery" holds safety -DIGNORES=1 -DCOPIES=1
+check "  a failure that is shared, a redelivery" holds safety -DSHARES=1 -DCOPIES=1
+check "  callbacks, a redelivery, a note is refused once" holds safety \
+    -DCALLBACKS=1 -DCOPIES=1 -DNOTES=1
+check "  callbacks, a crash" holds safety -DCALLBACKS=1 -DCRASHES=1
+optimise=-O2 check "  two claims arrive late" holds safety -DDELAYS=2
+check "  a claim is cut off before its body, a redelivery" holds safety -DCUTS=1 -DCOPIES=1
+
 for property in everybody_answered no_lock_for_ever; do
     case $property in
     everybody_answered) echo "In every fair run everybody gets an answer:" ;;
@@ -98,6 +107,20 @@ check "  a claim doesn't compare retries" "is found" safety \
 check "  the parent doesn't compare the process" "is found" safety \
     -DNO_PROCESS_CHECK -DCRASHES=1 -DCOPIES=1 -DSTALLS=1
 check "  a release deletes the record" "is found" safety -DRELEASE_DELETES -DSTALLS=1
+check "  an answer leaves no slip" "is found" safety -DNO_SLIP -DIGNORES=1 -DCOPIES=1
+check "  a slip isn't looked at once another has the key" "is found" safety \
+    -DNO_SLIP_OF_ANOTHERS_KEY -DCOPIES=1
+check "  a run that lost leaves no slip" "is found" safety \
+    -DNO_SLIP_FOR_A_LOSER -DCOPIES=1 -DSTALLS=1
+check "  two copies of a message send its callbacks" "is found" safety \
+    -DNO_SENDING -DCALLBACKS=1 -DCOPIES=1
+check "  an end holds no delivery lease" "is found" safety \
+    -DNO_DELIVERY_LEASE -DCALLBACKS=1 -DCOPIES=1
+check "  a note that was refused isn't told again" "is found" safety \
+    -DNO_SECOND_NOTE -DCALLBACKS=1 -DCOPIES=1 -DNOTES=1
+check "  one claim that was given up is remembered, not two" "is found" safety \
+    -DONE_NONCE -DDELAYS=2
+check "  a claim that was cut off isn't undone" "is found" safety -DNO_UNDO -DCUTS=1
 check "  a busy message isn't put back" "is found" safety -DNO_REPUBLISH
 check "  a run that lost to its own copy isn't put back" "is found" safety \
     -DNO_RETURN_OF_A_ZOMBIE -DCRASHES=1 -DCOPIES=1 -DSTALLS=1
