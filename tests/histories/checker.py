@@ -330,8 +330,10 @@ def _callbacks(known: _History) -> _Found:
         for first, second in pairwise(ones):
             if 0 < first.until < second.at or known.retried_while_unknown(call, second.at):
                 continue
-            if known.died(first.process, first.at, second.at) or known.met_outage(first):
+            if known.died(first.process, first.at, second.at):
                 continue
+            if known.met_outage(first) or known.met_outage(second):
+                continue  # it could neither ask nor be told
             if len(windows) > 1 and min(windows) < second.at:
                 continue  # by a run that outlived its key's window, and was accepted in another
             since = first.at - known.lease_s
