@@ -801,6 +801,7 @@ inline begin_anew() {
 
 #define BEATS (token == tokens[1] || token == tokens[2] || token == owed_token \
     || token == note_token)
+#define PENDING(n) (n != 0 && (UNDOING(n) || nonces[1] == n || nonces[2] == n))
 #define SENDS(n) (nonces[1] == n || nonces[2] == n || note_nonce == n)
 
 #define END_OF_SENDING(who) \
@@ -837,8 +838,8 @@ end_world:
     :: atomic { !sent -> sent = true; publish(DUPLICATE, 0) }
     RESTORE(0) RESTORE(1) RESTORE(2) RESTORE(3) RESTORE(4) RESTORE(5)
 #ifndef NO_EXPIRY
-    /* An undoing that is still to arrive comes within the lease. */
-    :: atomic { state == running && live && !BEATS && (nonce == 0 || !UNDOING(nonce)) -> live = false }
+    /* Who still asks, and an undoing that is still to arrive, come within the lease. */
+    :: atomic { state == running && live && !BEATS && !PENDING(nonce) -> live = false }
     :: atomic { DONE && live && !BEATS -> live = false }
 #if CALLBACKS
     END_OF_SENDING(1) END_OF_SENDING(2)
