@@ -305,6 +305,12 @@ def settle(
             return Recorded(record.token), None
         if record.state is State.UNKNOWN and new.state is State.RUNNING:
             return Recorded(record.token), None  # an interrupt tells nothing new
+        if record.state is State.UNKNOWN and new.state is State.RETRYING and answered:
+            return Recorded(record.token, True), None  # there is nothing to retry any more
+    elif slip is not None and slip.answered and slip.token != new.token:
+        # Its record is over, and not lost: another run of the call has ended since.
+        ended = new._replace(state=State.RELEASED, token=slip.token, until_ms=0, interruptions=0)
+        return Lost(ended, True), None
     # Only while its outcome is unknown can a run's call have been answered by a copy.
     answered = answered and record is not None and record.state is State.UNKNOWN
     # Compensating is a run of its own: what counts is how often that is cut off.

@@ -131,6 +131,24 @@ def _waiters() -> list[Mutant]:
     return (
         mutants
         + pair(
+            "a late end where another run's answer is known",
+            (
+                "elif slip is not None and slip.answered and slip.token != new.token:",
+                "elif False:",
+            ),
+            "settle",
+            ("elseif told and slip.token ~= new.token then", "elseif false then"),
+        )
+        + pair(
+            "nothing is retried of what was answered as unknown",
+            (
+                "record.state is State.UNKNOWN and new.state is State.RETRYING and answered",
+                "False",
+            ),
+            "settle",
+            ("if record.state == UNKNOWN and new.state == RETRYING and slip", "if false"),
+        )
+        + pair(
             "after an outage the runs renew first",
             ("now_ms < ask.patient_until_ms", "False"),
             "claim",

@@ -35,6 +35,14 @@ if record then
   if record.token ~= new.token then return lost() end
   if record.state == SUCCEEDED or record.state == FAILED then return recorded() end
   if record.state == UNKNOWN and new.state == RUNNING then return recorded() end
+  if record.state == UNKNOWN and new.state == RETRYING and slip
+    and (told or now_ms < slip.sending_ms)
+  then
+    return {3, record.token}  -- there is nothing to retry any more
+  end
+elseif told and slip.token ~= new.token then
+  -- Its record is over, and not lost: another run of the call has ended since.
+  return {4, with_header(ARGV[1], RELEASED, 0, slip.token, 0)}
 end
 -- Only while its outcome is unknown can a run's call have been answered by a copy.
 local answered = slip and record and record.state == UNKNOWN

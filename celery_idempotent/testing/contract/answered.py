@@ -44,6 +44,7 @@ from celery_idempotent.testing.contract.kit import (
     release,
     release_failed,
     replace,
+    retry,
     settle,
     stored,
     unknown,
@@ -316,6 +317,19 @@ class AnsweredRows:
         # Then
         assert answer == Recorded(held.token)
 
+    def test_a_run_whose_copy_has_answered_retries_nothing(self, store: Store) -> None:
+        """Nobody knows, and that was told: a retry of the run that still lives is none."""
+        # Given
+        held = unknown(store)
+        before = stored(store)
+        claim(store, FIRST)
+        note(store, FIRST, succeeded=False, outcome=FAILURE)
+        # When
+        answer = retry(store, held)
+        # Then
+        assert answer == Recorded(held.token, True)
+        assert stored(store) == before
+
     def test_what_was_answered_as_unknown_stays_so(self, store: Store) -> None:
         """Resolved since: other calls get the outcome, the call itself keeps its answer."""
         # Given
@@ -452,6 +466,24 @@ class AnsweredInTimeRows:
         verdict = claim(store, FIRST.retried())
         assert isinstance(verdict, Replay)
         assert (verdict.record.outcome, verdict.mine) == (RESULT, True)
+
+    def test_a_late_end_is_refused_though_the_record_is_over(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """The run of a copy has ended, and its window is over: the slip knows it."""
+        # Given
+        held = hold(store, FIRST)
+        interrupt(store, held)
+        taken = hold(store, FIRST)
+        settle(store, taken, State.SUCCEEDED, 0, 1_000, outcome=RESULT, answers=FIRST)
+        clock.advance(2_000)
+        # When
+        lost = complete(store, held, OTHER_RESULT)
+        # Then
+        assert isinstance(lost, Lost)
+        assert lost.answered
+        assert store.get(KEY) is None
+        assert complete(store, taken) == Recorded(taken.token)
 
     def test_an_answer_is_forgotten(self, store: Store, clock: StoreClock) -> None:
         """After the horizon no copy comes any more, and the slip is gone."""
