@@ -85,6 +85,10 @@ def claim(
     else:
         answer = slip
         is_copy = answer is not None and not (ask.is_new or answer.is_older_than(ask.message))
+    if slip is not None and ask.callbacks and not noted and _is_being_sent(slip, ask, now_ms):
+        # Whatever this delivery would become: somebody tells the call's answer at this moment.
+        telling = slip.as_record(new.owner)._replace(until_ms=slip.sending_ms)
+        return Busy(telling, True, now_ms), None
     if record is None:
         if answer is not None and is_copy:
             return _answer_again(answer, slip, ask, now_ms, noted)
@@ -151,7 +155,7 @@ def claim(
         if live:
             return Busy(record, mine, now_ms), None
         return _compensate(record, ask, now_us, slip)
-    return _leased(Unknown(record, noted), record, slip, ask, now_ms, noted)
+    return _leased(Unknown(record, noted), slip, ask, now_ms, noted)
 
 
 def _take(
@@ -230,7 +234,7 @@ def _replay_mine(
 def _replay_other(
     record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
 ) -> tuple[ClaimVerdict, Write | None]:
-    return _leased(Replay(record, False, noted), record, slip, ask, now_ms, noted)
+    return _leased(Replay(record, False, noted), slip, ask, now_ms, noted)
 
 
 def _answer_again(
@@ -240,12 +244,11 @@ def _answer_again(
     if not answer.outcome:
         return Superseded(), None
     record = answer.as_record(ask.candidate.owner)
-    return _leased(Replay(record, True, noted, True), record, slip, ask, now_ms, noted)
+    return _leased(Replay(record, True, noted, True), slip, ask, now_ms, noted)
 
 
 def _leased(
     verdict: ClaimVerdict,
-    record: Record,
     slip: Slip | None,
     ask: Claim,
     now_ms: int,
@@ -254,19 +257,13 @@ def _leased(
     """Give a verdict; callbacks that are unsent are sent under a lease in the message's slip."""
     if noted or not ask.callbacks or not ask.slip_key:
         return verdict, None
-    if _is_being_sent(slip, ask, now_ms):
-        return Busy(record._replace(until_ms=_end_of(slip)), True, now_ms), None
     return verdict, _with_sending(Write(None), slip, ask, now_ms)
 
 
-def _is_being_sent(slip: Slip | None, ask: Claim, now_ms: int) -> bool:
-    if slip is None or now_ms >= slip.sending_ms:
+def _is_being_sent(slip: Slip, ask: Claim, now_ms: int) -> bool:
+    if now_ms >= slip.sending_ms:
         return False
     return not ask.candidate.nonce or slip.holder[:8] != ask.candidate.nonce.ljust(8, b"\0")
-
-
-def _end_of(slip: Slip | None) -> int:
-    return 0 if slip is None else slip.sending_ms
 
 
 def _with_sending(write: Write, slip: Slip | None, ask: Claim, now_ms: int) -> Write:

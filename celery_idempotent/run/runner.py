@@ -372,6 +372,9 @@ class Run:
         frees = state is State.RELEASED and ending.answers
         if call.slip_key and (frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
             slip = call.message._replace(answered=True, digests=b"", outcome=ending.outcome)
+            if delivery:
+                holder = self.lease.record.nonce.ljust(8, b"\0") + self.lease.record.process
+                slip = slip._replace(holder=holder[:255])
         return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, call.slip_key, meanwhile)
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:

@@ -125,13 +125,14 @@ def test_slots_move_under_load(make_faulty: MakeSystem, cluster: Cluster) -> Non
 
 def test_what_has_moved_is_found_in_a_slot_that_moves(cluster: Cluster) -> None:
     """Scenario 24: ASK is followed by scripts and plain commands, and replicas are waited for."""
-    # Given a run with a step, both of which have moved, in a slot that has not
+    # Given a run with a step and a slip, all of which have moved, in a slot that has not
     store = store_from_url(cluster.url)
     careful = store_from_url(cluster.url, {"wait_replicas": 1, "socket_timeout": 2.0})
     held = hold(store)
     step(store, held)
     source, slot = cluster.owner_of(KEY)
     target = cluster.another(source)
+    tell(source, "SET", FIRST.slip_key, replace(FIRST.slip, digests=b"").pack())
     cluster.begin_move(slot, source, target)
     cluster.move_keys(slot, source, target)
     tell(target, "SCRIPT", "FLUSH")

@@ -69,10 +69,10 @@ def test_a_parameter_is_added(make_faulty: MakeSystem) -> None:
     system = make_faulty(idempotency_lease=2, visibility_timeout=2, worker_prefetch_multiplier=1)
     old = system.start_worker(concurrency=2)
     invoice = system.task("invoice")
-    keys = {1: None, 2: "req-2"}
+    keys = {1: {}, 2: {"idempotency_key": "req-2"}}
 
     def call(order: int) -> AsyncResult:
-        return invoice.apply_async((order, "go"), idempotency_key=keys[order])
+        return invoice.apply_async((order, "go"), **keys[order])
 
     calls = [call(1), call(2)]
     system.ledger.wait_for("start", times=2)

@@ -170,7 +170,7 @@ def test_a_stalled_run_sends_no_link_once_its_copy_has_sent_its_errback(
 ) -> None:
     """Policy "unknown": the copy fails the call; the run that ends after all changes nothing."""
     # Given
-    system = make_redis_system(visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=1)
+    system = make_redis_system(visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=5)
     system.start_worker(concurrency=1)
     tail, errback = system.task("tail").s(), system.task("errback").s()
     result = system.task("book").apply_async((1,), {"gate": "go"}, link=tail, link_error=errback)
@@ -187,7 +187,8 @@ def test_a_stalled_run_sends_no_link_once_its_copy_has_sent_its_errback(
     system.wait_until_quiet()
     # Then
     assert system.ledger.count("tail") == 0
-    assert system.ledger.count("errback") == 1
+    # The errback is a plain task, whose message may come again; it was sent once.
+    assert len(system.ledger.ids("errback")) == 1
     assert result.state == "FAILURE"
 
 

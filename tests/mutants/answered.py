@@ -166,22 +166,19 @@ def _waiters() -> list[Mutant]:
 def _sending() -> list[Mutant]:
     mutants = pair(
         "sending: one copy of a duplicate at a time",
-        ("if _is_being_sent(slip, ask, now_ms):", "if False:"),
+        ("not noted and _is_being_sent(slip, ask, now_ms):", "False:"),
         "claim",
-        ("if is_being_sent() then", "if false then"),
+        ("if callbacks and not noted and is_being_sent() then", "if false then"),
     )
     mutants += pair(
         "sending: under a lease",
         ("return verdict, _with_sending(Write(None), slip, ask, now_ms)", "return verdict, None"),
         "claim",
-        ("    send_alone()\n  end\n  return answer", "  end\n  return answer"),
+        ("  if not noted and callbacks and KEYS[3] then send_alone() end\n", ""),
     )
     mutants += pair(
         "sending: that ends",
-        (
-            "if slip is None or now_ms >= slip.sending_ms:",
-            "if slip is None or not slip.sending_ms:",
-        ),
+        ("    if now_ms >= slip.sending_ms:\n", "    if not slip.sending_ms:\n"),
         "claim",
         ("slip and now_ms < slip.sending_ms", "slip and slip.sending_ms > 0"),
     )

@@ -74,10 +74,7 @@ end
 
 -- A verdict; callbacks that are unsent are sent under a lease in the message's slip.
 local function leased(code, flags, it)
-  if not noted and callbacks and KEYS[3] then
-    if is_being_sent() then return answer(8, 1, slip.raw) end
-    send_alone()
-  end
+  if not noted and callbacks and KEYS[3] then send_alone() end
   return answer(code, flags + (noted and 2 or 0), it)
 end
 
@@ -96,6 +93,9 @@ local function become_unknown(interruptions)
 end
 
 local function busy() return answer(2, mine and 1 or 0, raw) end
+
+-- Whatever this delivery would become: somebody tells the call's answer at this moment.
+if callbacks and not noted and is_being_sent() then return answer(8, 1, slip.raw) end
 
 if not record then
   if is_copy then return answer_again() end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from argparse import REMAINDER
 from typing import Any
@@ -85,5 +86,17 @@ def _relay(app: Any, database: str, once: bool, status: bool, batch: int, interv
     relay = Relay(app, using=database, batch=batch, interval=interval)
     if status:
         show_status(relay)
-    else:
-        send(relay, once=once)
+        return
+    _be_heard()
+    send(relay, once=once)
+
+
+def _be_heard() -> None:
+    """Log to the terminal, unless the project's own logging takes what is said here.
+
+    Python's last resort does not: Celery gives each logger that it makes a handler which is silent.
+    """
+    log = logging.getLogger("celery_idempotent")
+    handlers = [*log.handlers, *(logging.root.handlers if log.propagate else ())]
+    if all(isinstance(handler, logging.NullHandler) for handler in handlers):
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
