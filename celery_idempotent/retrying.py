@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Final
 
 from celery import Task
@@ -11,6 +12,7 @@ from celery.utils.log import get_logger
 
 from celery_idempotent.callbacks import announced
 from celery_idempotent.core.options import check_call
+from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.headers import OWN, ours_in, own_header, without_deaths
 from celery_idempotent.origin import origin_of
 from celery_idempotent.settings import environment_of
@@ -86,6 +88,18 @@ class RetryingTask(Task):
                     options.update(origin.route)
         same = super().signature_from_request(request, args, kwargs, **options)
         return SameMessage(self, same.args, same.kwargs, same.options, app=self.app)
+
+    def replace(self, sig: Any) -> Any:
+        """As Celery's; a run that lost its key publishes nothing under the id of its call.
+
+        Raises:
+            ClaimLost: another delivery has taken over, and answers the call.
+        """
+        context = self.idempotency
+        if context.token is not None:
+            with suppress(StoreUnavailable):  # nobody knows: as in plain Celery
+                context.check()
+        return super().replace(sig)
 
     def retry(
         self, args: Any = None, kwargs: Any = None, exc: Any = None, *more: Any, **options: Any

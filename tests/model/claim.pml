@@ -245,8 +245,7 @@ inline lease(who, n) {
 #ifdef NO_SENDING
     :: !noted[who] -> via_ = SLIP
 #else
-    :: !noted[who] && CALLBACKS && sending[who] != 0 && sending[who] != n -> verdict = busy
-    :: !noted[who] && !(CALLBACKS && sending[who] != 0 && sending[who] != n) ->
+    :: !noted[who] ->
         via_ = SLIP;
         if
         :: CALLBACKS -> sending[who] = n
@@ -300,8 +299,7 @@ inline interrupt(who, r, w, n) {
 #define HAS_OUTCOME (HAS_SLIP && OUTCOME(slip[who]))
 #define GIVEN_UP(n) ((given_up >> (n)) & 1)
 
-inline claim(who, r, w, n) {
-    via_ = 0; told_ = none;
+inline claim_alone(who, r, w, n) {
     if
     :: state == absent && COPY -> answer_again(who, n)
     :: state == absent && !COPY -> begin(who, r, w, 0, n)
@@ -327,6 +325,21 @@ inline claim(who, r, w, n) {
             verdict = replay; told_ = succeeded; lease(who, n)
         :: !(state == released && (MINE || !COPY)) && !(!MINE && COPY) -> decide(who, r, w, n)
         fi
+    fi
+}
+
+/* Somebody tells the call's answer at this moment: whatever this delivery would become, it waits. */
+#ifdef NO_SENDING
+#define TOLD_NOW(n) false
+#else
+#define TOLD_NOW(n) (CALLBACKS && !noted[who] && sending[who] != 0 && sending[who] != n)
+#endif
+
+inline claim(who, r, w, n) {
+    via_ = 0; told_ = none;
+    if
+    :: TOLD_NOW(n) -> verdict = busy
+    :: !TOLD_NOW(n) -> claim_alone(who, r, w, n)
     fi;
     settle_numbers()
 }
@@ -387,6 +400,8 @@ inline settle(who, t, new, r, by) {
         if
         :: state != absent && !HOLDS(t) -> verdict = lost
         :: state == succeeded && HOLDS(t) -> verdict = recorded
+        :: HOLDS(t) && ANSWERED_BY_COPY && new == retrying ->
+            verdict = answered_before  /* there is nothing to retry any more */
         :: else ->
             if
             :: state == absent -> interruptions = 0

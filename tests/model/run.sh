@@ -79,6 +79,10 @@ check "  an answer without an outcome, a redelivery" holds safety -DIGNORES=1 -D
 check "  a failure that is shared, a redelivery" holds safety -DSHARES=1 -DCOPIES=1
 check "  callbacks, a redelivery, a note is refused once" holds safety \
     -DCALLBACKS=1 -DCOPIES=1 -DNOTES=1
+check "  callbacks, a failure that is shared, a redelivery" holds safety \
+    -DCALLBACKS=1 -DSHARES=1 -DCOPIES=1
+check "  callbacks, nobody knows how a run ended, a redelivery, a stall" holds safety \
+    -DCALLBACKS=1 -DINTERRUPTIONS=0 -DCOPIES=1 -DSTALLS=1
 check "  callbacks, a crash" holds safety -DCALLBACKS=1 -DCRASHES=1
 optimise=-O2 check "  two claims arrive late" holds safety -DDELAYS=2
 check "  a claim is cut off before its body, a redelivery" holds safety -DCUTS=1 -DCOPIES=1

@@ -454,6 +454,12 @@ _DELIVERIES = [
         "            pass",
     ),
     _answer(
+        "a run that lost its key replaces nothing",
+        "retrying.py",
+        "                context.check()",
+        "                pass",
+    ),
+    _answer(
         "whatever cuts a delivery off, its claim is undone",
         "delivery.py",
         "if asking.undo(exc) and isinstance(exc, Exception):",

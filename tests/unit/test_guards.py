@@ -112,6 +112,27 @@ def test_a_late_end_is_not_the_callers(
     assert record_of(store).owner_id == seen[0].message.task_id
 
 
+def test_a_run_that_lost_its_key_replaces_nothing(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """What it would publish has its call's id, and would change the answer of that call."""
+    # Given
+    app.task(name="other")(print)
+    seen: list[Delivered] = []
+
+    def replaces(self: Any) -> Any:
+        return self.replace(app.signature("other"))
+
+    task = guarded(overtaken(store, seen, replaces), winner, lambda self, order: replaces(self))
+    # When
+    done = deliver(task, (1,), task_id="zombie")
+    # Then
+    assert done.get() == "winner"
+    assert done.published == ()
+    # And a run that holds its key is replaced
+    assert [it.task for it in deliver(task, (2,)).published] == ["other"]
+
+
 @pytest.mark.parametrize("then", [late, fails])
 def test_a_run_that_lost_to_a_failure_stays_answered(
     guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
