@@ -31,7 +31,7 @@ from celery_idempotent.run.runner import Asking, Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
 from celery_idempotent.task_checks import refuse_unfinished
-from celery_idempotent.waiting import say_retry
+from celery_idempotent.waiting import is_answered, say_retry
 
 if TYPE_CHECKING:
     from celery_idempotent.delivery import Delivery
@@ -112,7 +112,7 @@ class Execution:
             verdict = self._succeeded(result)  # it came once, and too late: the body is done
         if isinstance(verdict, Lost):
             return self._lost(verdict, None, result)
-        if isinstance(verdict, Recorded) and verdict.answered:
+        if self._was_answered(verdict):
             self._leave_answered()
         return delivery.hand_over(result) if delivery.call.callbacks else result
 
@@ -151,7 +151,7 @@ class Execution:
             verdict = self._end(ending, exc)
         if isinstance(verdict, Lost) and isinstance(exc, Exception):
             return self._lost(verdict, exc)
-        if isinstance(verdict, Recorded) and verdict.answered and isinstance(exc, Exception):
+        if isinstance(exc, Exception) and self._was_answered(verdict):
             self._leave_answered()
         raise exc
 
@@ -267,6 +267,13 @@ class Execution:
         self.run.let_go()
         if not self.run.is_elsewhere:
             self.delivery.environment.journal.ended(self, silently=True)
+
+    def _was_answered(self, verdict: object) -> bool:
+        """Whether a copy of the message has answered the call of this run, which has ended."""
+        if isinstance(verdict, Recorded):
+            return verdict.answered
+        # The store can't say it now, but the result backend may.
+        return verdict is None and is_answered(self.task, self.delivery.request)
 
     def _leave_answered(self) -> NoReturn:
         """Leave a run whose call a copy of its message has answered: that answer stands."""

@@ -348,14 +348,20 @@ _DELIVERIES = [
     _answer(
         "a run that succeeds leaves that of its copy",
         "execution.py",
-        "if isinstance(verdict, Recorded) and verdict.answered:",
-        "if False:",
+        "        if self._was_answered(verdict):",
+        "        if False:",
     ),
     _answer(
         "a run that fails leaves that of its copy",
         "execution.py",
-        "if isinstance(verdict, Recorded) and verdict.answered and isinstance(exc, Exception):",
+        "if isinstance(exc, Exception) and self._was_answered(verdict):",
         "if False:",
+    ),
+    _answer(
+        "a run that ends while the store is away leaves that of its copy",
+        "execution.py",
+        "return verdict is None and is_answered(",
+        "return False and is_answered(",
     ),
     _answer(
         "a zombie leaves that of its copy",

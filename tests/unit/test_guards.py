@@ -112,6 +112,33 @@ def test_a_late_end_is_not_the_callers(
     assert record_of(store).owner_id == seen[0].message.task_id
 
 
+@pytest.mark.parametrize("then", [late, fails])
+def test_a_run_that_ends_while_the_store_is_away_leaves_an_answer_as_it_is(
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    then: Callable[[Any], Any],
+) -> None:
+    """A copy of its message has failed its call meanwhile; only the result backend can tell."""
+
+    # Given
+    def fails_first(self: Any, order: int) -> Any:
+        raise ValueError("first")
+
+    def goes_on(self: Any) -> Any:
+        monkeypatch.setattr(store, "settle", away_for(99, store.settle))
+        return then(self)
+
+    seen: list[Delivered] = []
+    task = guarded(overtaken(store, seen, goes_on, task_id="zombie"), fails_first)
+    # When
+    done = deliver(task, (1,), task_id="zombie")
+    # Then
+    assert [one.state for one in seen] == ["FAILURE"]
+    assert done.state == "IGNORED"
+    assert [message.task for message in done.published] == [task.name]
+
+
 def test_a_run_that_lost_its_key_replaces_nothing(
     app: Celery, guarded: Callable[..., Any], store: MovableStore
 ) -> None:
