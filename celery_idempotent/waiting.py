@@ -17,7 +17,7 @@ from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_idempotent.callbacks import announce, announced
+from celery_idempotent.callbacks import announce
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.headers import OWN, Waits, own_header, sent_with
 from celery_idempotent.origin import Origin
@@ -96,7 +96,9 @@ class StartedLater:
         self._tracks = tracks
 
     def __get__(self, task: Any, owner: type | None = None) -> bool:
-        return self._tracks and (task is None or announced.get() is None)
+        # Celery 5.5 asks when it makes the tracer, later releases at each delivery: both ask the
+        # task. What was set is found on its class.
+        return self._tracks and task is None
 
 
 def ignores_result(task: Any, request: Any) -> bool:

@@ -474,7 +474,7 @@ _DELIVERIES = [
     _answer(
         "no STARTED over it",
         "waiting.py",
-        "return self._tracks and (task is None or announced.get() is None)",
+        "return self._tracks and task is None",
         "return self._tracks",
     ),
     _answer(
