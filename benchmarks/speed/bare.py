@@ -27,7 +27,7 @@ class Bare:
             self._client.script_load(script.source.decode())
         self._claim, self._settle = claim.sha.decode(), settle.sha.decode()
         self._trivial = self._client.script_load("return 1")
-        self._numbers = _ASK.pack(30_000, _MONTH_MS, 3, 3, 0)
+        self._numbers = _ASK.pack(30_000, _MONTH_MS, 3, 3, 0, 0, 0)
 
     def claim(self, key: str, owner: bytes) -> int | bytes:
         """Ask for a key: a token, or the record of who has it."""
