@@ -194,14 +194,13 @@ class Flavour:
             )
         )
 
-    def put(self, table: Table, **computed: ColumnElement[Any]) -> Insert:
+    def put(self, table: Table) -> Insert:
         """Give a statement that writes a whole row, whether there is one or not.
 
-        Its parameters are the columns, save those that are ``computed``.
+        Its parameters are the columns.
         """
         keys = [column.name for column in table.primary_key.columns]
         values: dict[str, Any] = {column.name: bindparam(column.name) for column in table.columns}
-        values.update(computed)
         changed = {name: value for name, value in values.items() if name not in keys}
         if self.driver.startswith("mysql"):
             return mysql.insert(table).values(values).on_duplicate_key_update(changed)
