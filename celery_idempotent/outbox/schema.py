@@ -15,9 +15,9 @@ from sqlalchemy import (
     Text,
 )
 from sqlalchemy.dialects import mysql
-from sqlalchemy.exc import DBAPIError
 
 from celery_idempotent.outbox.message import LONGEST_ID
+from celery_idempotent.stores.sql_schema import create_missing
 
 __all__ = ["create_schema", "metadata", "outbox"]
 
@@ -57,7 +57,4 @@ outbox = Table(
 
 def create_schema(engine: Engine) -> None:
     """Make the table where it is not there yet; what is there is left as it is."""
-    try:
-        metadata.create_all(engine)
-    except DBAPIError:
-        metadata.create_all(engine)  # somebody else made it at the same time
+    create_missing(engine, metadata)

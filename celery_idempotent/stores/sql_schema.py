@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sqlalchemy import (
@@ -24,7 +26,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["create_schema", "fit", "journal", "metadata", "notes", "records", "steps"]
+__all__ = [
+    "create_missing",
+    "create_schema",
+    "fit",
+    "journal",
+    "metadata",
+    "notes",
+    "records",
+    "steps",
+]
 
 #: Longer than any record's name; on MySQL, in one-byte characters, well inside an index's limit.
 _LONGEST: Final = 400
@@ -99,16 +110,33 @@ journal = Table(
 
 def create_schema(engine: Engine) -> None:
     """Make the tables, and columns of theirs, that are not there yet; all else is left as it is."""
+    create_missing(engine, metadata)
+    _twice(lambda: _add_slip(engine))  # to tables that an earlier release made
+
+
+def create_missing(engine: Engine, tables: MetaData) -> None:
+    """Make the tables and indexes that are not there yet, though others make them at this moment.
+
+    Each is made by itself: a database may commit each of them (MySQL, MariaDB), and whoever makes
+    them too may be anywhere between the first and the last.
+    """
+    for table in tables.sorted_tables:
+        _twice(partial(table.create, engine, checkfirst=True))
+        for index in table.indexes:
+            _twice(partial(index.create, engine, checkfirst=True))
+
+
+def _twice(create: Callable[[], None]) -> None:
+    """Make one thing if it is missing; where that fails, look again whether it is."""
     try:
-        _create(engine)
+        create()
     except DBAPIError:
-        _create(engine)  # somebody else made them at the same time
+        create()  # made by somebody else since the first look: nothing to do, and else it fails
 
 
-def _create(engine: Engine) -> None:
-    metadata.create_all(engine)
+def _add_slip(engine: Engine) -> None:
     there = {column["name"] for column in inspect(engine).get_columns(notes.name)}
-    if notes.c.slip.name not in there:  # made by an earlier release
+    if notes.c.slip.name not in there:
         kind = notes.c.slip.type.compile(engine.dialect)
         with engine.begin() as connection:
             connection.exec_driver_sql(

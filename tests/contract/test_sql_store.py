@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, func, select, text
 from sqlalchemy.exc import OperationalError
 
 from celery_idempotent.core import transitions
@@ -30,6 +30,8 @@ from celery_idempotent.core.transitions import (
     Superseded,
 )
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.outbox.schema import create_schema as create_outbox
+from celery_idempotent.outbox.schema import metadata as outbox_metadata
 from celery_idempotent.stores import sql, sql_rows
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql import SqlStore, create_schema, metadata
@@ -369,17 +371,106 @@ def test_the_schema_is_what_alembic_would_make(store: SqlStore) -> None:
         assert compare_metadata(context, metadata) == []
 
 
-def test_the_schema_may_be_made_again_and_by_two_at_once(store: SqlStore) -> None:
+def test_the_schema_may_be_made_again(store: SqlStore) -> None:
     """What is there stays: init-db may be a part of every deploy."""
     # Given
     metadata.drop_all(store.engines.sessions)
-    # When
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda _: create_schema(store.engines.sessions), range(2)))
+    create_schema(store.engines.sessions)
     hold(store, FIRST)
+    # When
     store.create_schema()
     # Then
     assert stored(store).owner == FIRST.owner
+
+
+def ahead(engine: Engine, kinds: tuple[str, ...]) -> Engine:
+    """Let somebody else send each statement of these kinds that ``engine`` is about to send."""
+    other = create_engine(engine.url)
+
+    def first(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.strip().startswith(kinds):
+            with other.begin() as connection:
+                connection.exec_driver_sql(statement)
+
+    event.listen(engine, "before_cursor_execute", first)
+    return other
+
+
+@pytest.mark.parametrize(
+    ("create", "tables"),
+    [(create_schema, metadata), (create_outbox, outbox_metadata)],
+    ids=["records", "outbox"],
+)
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param(("CREATE TABLE",), id="it dies before the indexes"),
+        pytest.param(("CREATE TABLE", "CREATE INDEX"), id="it is always first"),
+    ],
+)
+def test_the_schema_may_be_made_by_two_at_once(
+    store: SqlStore,
+    database: Database,
+    create: Callable[[Engine], None],
+    tables: MetaData,
+    kinds: tuple[str, ...],
+) -> None:
+    """Whoever comes second at each table and index gets them all, and no error."""
+    # Given
+    tables.drop_all(store.engines.sessions)
+    engine = create_engine(database.url)
+    other = ahead(engine, kinds)
+    try:
+        # When
+        create(engine)
+        # Then
+        with other.connect() as connection:
+            context = MigrationContext.configure(
+                connection,
+                opts={
+                    "include_name": lambda name, kind, _: kind != "table" or name in tables.tables
+                },
+            )
+            found = compare_metadata(context, tables)
+            # PostgreSQL alone has comments made by statements of their own: with the table or not.
+            assert [one for one in found if isinstance(one, tuple)] == []
+    finally:
+        engine.dispose()
+        other.dispose()
+
+
+def test_a_column_may_be_added_by_two_at_once(store: SqlStore, database: Database) -> None:
+    """An upgrade may run on every host of a deploy."""
+    # Given
+    with store.engines.sessions.begin() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {notes.name} DROP COLUMN {notes.c.slip.name}")
+    engine = create_engine(database.url)
+    other = ahead(engine, ("ALTER TABLE",))
+    # When
+    create_schema(engine)
+    # Then
+    engine.dispose()
+    other.dispose()
+    assert store.slip("anybody's") is None
+
+
+def test_a_schema_that_can_not_be_made_says_so(store: SqlStore) -> None:
+    """Not every error means that somebody else was first."""
+    # Given
+    metadata.drop_all(store.engines.sessions)
+
+    def denied(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if statement.strip().startswith("CREATE INDEX"):
+            raise OperationalError(statement, None, Exception("denied"))
+
+    event.listen(store.engines.sessions, "before_cursor_execute", denied)
+    try:
+        # Then
+        with pytest.raises(StoreUnavailable, match="denied"):
+            store.create_schema()
+    finally:
+        event.remove(store.engines.sessions, "before_cursor_execute", denied)
+        store.create_schema()
 
 
 def test_a_database_without_tables_says_what_to_run(store: SqlStore) -> None:

@@ -16,6 +16,19 @@ _REFUSED = (
 _KEPT = "            self._records[key] = (write.record.pack(), gone_ms)\n"
 _DELETED = "connection.execute(delete(records).where(records.c.record_key == fit(key)))"
 
+_SCHEMA = [
+    Mutant(
+        "schema: each table and index by itself",
+        "stores/sql_schema.py",
+        "    for table in tables.sorted_tables:\n"
+        "        _twice(partial(table.create, engine, checkfirst=True))\n"
+        "        for index in table.indexes:\n"
+        "            _twice(partial(index.create, engine, checkfirst=True))\n",
+        "    _twice(partial(tables.create_all, engine))\n",
+        (("tests/contract/test_sql_store.py", "-k", "made_by_two and sqlite"),),
+    ),
+]
+
 _NOTHING_DELETES = [
     Mutant(
         "nothing deletes: release",
@@ -186,4 +199,4 @@ _TRANSACTIONS = [
     ),
 ]
 
-STORES: list[Mutant] = [*_NOTHING_DELETES, *_REPLICAS, *_ROWS, *_TRANSACTIONS]
+STORES: list[Mutant] = [*_NOTHING_DELETES, *_REPLICAS, *_ROWS, *_SCHEMA, *_TRANSACTIONS]
