@@ -17,7 +17,7 @@ help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under faults
-	@$(BIN)/python -m celery_idempotent.demo $(ARGS)
+	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs one at a time
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
@@ -47,7 +47,7 @@ format: $(STAMP)-lint ## Put rules and format right with ruff
 	@$(BIN)/ruff format .
 
 types: $(STAMP)-lint $(STAMP)-test ## Check with mypy --strict
-	@$(BIN)/mypy --strict celery_idempotent tests/typing benchmarks/speed
+	@$(BIN)/mypy --strict celery_idempotent examples/demo tests/typing benchmarks/speed
 
 docs: $(STAMP)-docs ## The documentation, into docs/_build/html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

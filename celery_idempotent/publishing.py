@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,20 +18,20 @@ from celery.states import READY_STATES, REVOKED
 from celery.utils.log import get_logger
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, record_key
-from celery_idempotent.core.record import Label, State
-from celery_idempotent.errors import KeyDerivationError, StoreError
-from celery_idempotent.headers import (
+from celery_idempotent.core.message import (
     EXPLICIT,
     OWN,
+    Waits,
     explicit_key,
     own_header,
     own_of,
-    published,
     without_explicit,
 )
+from celery_idempotent.core.record import Label, State
+from celery_idempotent.errors import KeyDerivationError, StoreError
 from celery_idempotent.settings import TaskSetup, environment_of
 
-__all__ = ["first_call", "id_of_call", "use_idempotency_key", "with_key"]
+__all__ = ["first_call", "id_of_call", "published", "use_idempotency_key", "with_key"]
 
 log = get_logger("celery_idempotent")
 
@@ -48,6 +49,11 @@ class _Context:
         with self._lock:
             self._calls[call] += 1
             return self._calls[call] - 1
+
+
+def published() -> Waits:
+    """Make what tells a call that is published now from every other publication."""
+    return Waits(publication=os.urandom(8).hex())
 
 
 _context: ContextVar[_Context | None] = ContextVar("idempotency_context", default=None)

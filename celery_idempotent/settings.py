@@ -20,7 +20,7 @@ from celery_idempotent.core.options import (
     check_unknown,
 )
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.run.call import Terms
+from celery_idempotent.run.claimant import Terms
 from celery_idempotent.run.journal import Journal
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
 from celery_idempotent.stores.journal import journal_key

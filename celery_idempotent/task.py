@@ -12,22 +12,22 @@ from celery import Task
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
-from celery_idempotent import callbacks
-from celery_idempotent.calls import identity_of
 from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.message import Waits, explicit_key, read_own
 from celery_idempotent.core.options import check_call, option_names
 from celery_idempotent.core.record import Record
-from celery_idempotent.delivery import Delivery
+from celery_idempotent.delivery import callbacks
+from celery_idempotent.delivery.delivery import identity_of
+from celery_idempotent.delivery.guard import Delivery
+from celery_idempotent.delivery.retrying import RetryingTask
+from celery_idempotent.delivery.waiting import StartedLater, say_started
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
-from celery_idempotent.headers import Waits, explicit_key, read_own
 from celery_idempotent.publishing import first_call, id_of_call, with_key
-from celery_idempotent.retrying import RetryingTask
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.inbox import plainly
+from celery_idempotent.run.transaction import plainly
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
 from celery_idempotent.task_checks import check_class, watch_body
-from celery_idempotent.waiting import StartedLater, say_started
-from celery_idempotent.worker import install
+from celery_idempotent.worker.boot import install
 
 __all__ = ["IdempotentTask"]
 
@@ -53,7 +53,7 @@ class IdempotentTask(RetryingTask):
     #: A message whose process was lost comes back.
     reject_on_worker_lost = True
     #: The seam in the worker's parent process.
-    Request = "celery_idempotent.request:IdempotentRequest"
+    Request = "celery_idempotent.worker.request:IdempotentRequest"
 
     idempotency_key: Any = None
     idempotency_namespace: Any = None

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import redis
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.stores.redis import _ASK
-from celery_idempotent.stores.wire import load_script
+from celery_idempotent.stores.redis.store import _ASK
+from celery_idempotent.stores.redis.wire import load_script
 
 __all__ = ["Bare"]
 

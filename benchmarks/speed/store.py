@@ -23,7 +23,7 @@ from benchmarks.speed.measure import Effort, Goal, Ratio, Say, Section
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.run.heartbeat import Heartbeat, Lease
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 
 __all__ = ["measure_store"]

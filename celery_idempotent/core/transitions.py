@@ -1,7 +1,7 @@
 """What every event does to a record: ``(record, event, now) -> (verdict, write)``, pure.
 
 The order of the tests in :func:`claim` is the order of the contract's table. The memory and SQL
-stores call these functions; ``stores/lua`` restates them for Redis, and the differential test
+stores call these functions; ``stores/redis/lua`` restates them for Redis, and the differential test
 holds the two together. ``now_us`` is always the store's clock, in microseconds since 1970.
 """
 

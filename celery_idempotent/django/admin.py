@@ -21,7 +21,7 @@ from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.store import DjangoStore
 from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops import records, settle
-from celery_idempotent.ops.journal import Happened, History
+from celery_idempotent.ops.history import Happened, History
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = ["MessageAdmin", "RecordAdmin"]

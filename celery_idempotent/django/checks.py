@@ -13,7 +13,7 @@ from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.store import DjangoStore
 from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.settings import environment_of
-from celery_idempotent.worker import check_names
+from celery_idempotent.worker.boot import check_names
 
 __all__ = ["register_all"]
 

@@ -31,7 +31,7 @@ from celery_idempotent.core.transitions import (
 )
 from celery_idempotent.django import models
 from celery_idempotent.django.isolation import check_isolation
-from celery_idempotent.django.reading import Reading
+from celery_idempotent.django.journal import Reading
 from celery_idempotent.django.rows import Rows, fit, is_cut, is_passing, unavailable
 from celery_idempotent.django.transaction import DjangoTransaction
 from celery_idempotent.errors import ConfigurationError, StoreError

@@ -31,6 +31,7 @@ from celery_idempotent.core.transitions import (
     Replay,
     Unknown,
 )
+from celery_idempotent.delivery.results import Codec
 from celery_idempotent.errors import (
     ConfigurationError,
     RecordTooNew,
@@ -41,13 +42,12 @@ from celery_idempotent.http.field import BadField, read_field
 from celery_idempotent.http.messages import NO_BODY, Request, Response, pack, unpack
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
-from celery_idempotent.results import Codec
-from celery_idempotent.run.call import Call, Ending, Terms
+from celery_idempotent.run.claimant import Call, Ending, Terms
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.inbox import PlainWork
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.runner import Run, ask
+from celery_idempotent.run.run import Run, ask
 from celery_idempotent.run.steps import Steps
+from celery_idempotent.run.transaction import PlainWork
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.transactions import NotCommitted
 

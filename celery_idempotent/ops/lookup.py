@@ -9,7 +9,7 @@ from typing import Any
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.record import Record
 from celery_idempotent.errors import IdempotencyError, StoreError
-from celery_idempotent.ops.journal import History
+from celery_idempotent.ops.history import History
 from celery_idempotent.ops.records import batches
 from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
 from celery_idempotent.settings import Environment, TaskSetup

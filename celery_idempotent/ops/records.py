@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Final
 
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.steps import Step
+from celery_idempotent.core.step import Step
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.ops.outcomes import text_of
 from celery_idempotent.ops.views import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from celery_idempotent.ops.journal import Happened
+from celery_idempotent.ops.history import Happened
 
 __all__ = ["sentence", "times"]
 

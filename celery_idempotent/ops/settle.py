@@ -8,15 +8,16 @@ from typing import Any, Final
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.message import OWN, own_header
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Record, State
-from celery_idempotent.core.steps import Step
+from celery_idempotent.core.step import Step
 from celery_idempotent.core.transitions import Resolve
+from celery_idempotent.delivery.results import encode_failure, encode_result
 from celery_idempotent.errors import IdempotencyError, StoreError
-from celery_idempotent.headers import OWN, own_header, published
 from celery_idempotent.ops import records
 from celery_idempotent.ops.views import RecordView, parse_name
-from celery_idempotent.results import encode_failure, encode_result
+from celery_idempotent.publishing import published
 from celery_idempotent.settings import Environment, TaskSetup
 
 __all__ = ["NotUnknown", "forget", "has_compensations", "resolve"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from celery_idempotent.ops.journal import Happened, History, when
+from celery_idempotent.ops.history import Happened, History, when
 from celery_idempotent.ops.records import batches
 from celery_idempotent.ops.sentences import sentence, times
 from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of

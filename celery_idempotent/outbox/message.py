@@ -12,11 +12,11 @@ from celery.canvas import Signature
 from kombu.utils import json
 from kombu.utils.uuid import uuid
 
+from celery_idempotent.core.message import OWN, explicit_key, own_header
 from celery_idempotent.core.options import check_call
+from celery_idempotent.delivery.retrying import publish_again
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.headers import OWN, explicit_key, own_header, published
-from celery_idempotent.publishing import id_of_call, with_key
-from celery_idempotent.retrying import publish_again
+from celery_idempotent.publishing import id_of_call, published, with_key
 from celery_idempotent.task import IdempotentTask
 
 __all__ = ["LONGEST_ID", "Message"]

@@ -26,12 +26,12 @@ from celery_idempotent.outbox import relay
 from celery_idempotent.outbox.schema import outbox
 from celery_idempotent.outbox.waiting import Alone, Backlog, Batch, DatabaseAway, Failure
 from celery_idempotent.stores.base import mask_url
-from celery_idempotent.stores.sql_engines import (
+from celery_idempotent.stores.sql.engines import (
     answer_in_time,
     connect_args,
     take_prepare_threshold,
 )
-from celery_idempotent.stores.sql_flavours import Flavour, Trouble, flavour_of, hint_of, trouble_of
+from celery_idempotent.stores.sql.flavours import Flavour, Trouble, flavour_of, hint_of, trouble_of
 
 __all__ = ["Relay", "SqlOutbox", "backlog", "engine_of", "flavour_for"]
 

@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql
 
 from celery_idempotent.outbox.message import LONGEST_ID
-from celery_idempotent.stores.sql_schema import create_missing
+from celery_idempotent.stores.sql.schema import create_missing
 
 __all__ = ["create_schema", "metadata", "outbox"]
 

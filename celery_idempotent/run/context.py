@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_idempotent.errors import ClaimLost
-from celery_idempotent.run.inbox import plain_session
-from celery_idempotent.run.runner import Run
+from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
+from celery_idempotent.run.transaction import plain_session
 from celery_idempotent.stores.base import Store
 
 if TYPE_CHECKING:

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
-from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.transitions import Lost
 from celery_idempotent.core.unfinished import is_awaitable
 from celery_idempotent.errors import ClaimLost, ConfigurationError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
-from celery_idempotent.run.runner import Run
+from celery_idempotent.run.run import Run
 
 __all__ = ["StepCodec", "Steps"]
 

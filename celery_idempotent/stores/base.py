@@ -186,16 +186,16 @@ def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
 
         return MemoryStore.shared(url)
     if scheme in ("redis", "rediss", "redis+socket", "unix", "sentinel"):
-        from celery_idempotent.stores.redis import RedisStore
+        from celery_idempotent.stores.redis.store import RedisStore
 
         return RedisStore.from_url(url, options)
     if scheme in ("redis+cluster", "rediss+cluster"):
-        from celery_idempotent.stores.cluster import ClusterStore
+        from celery_idempotent.stores.redis.cluster import ClusterStore
 
         return ClusterStore.from_url(url, options)
     if scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mariadb", "sqlite"):
         try:
-            from celery_idempotent.stores.sql import SqlStore
+            from celery_idempotent.stores.sql.store import SqlStore
         except ImportError as exc:
             raise ConfigurationError(
                 f"the store {mask_url(url)!r} needs {exc.name}: "

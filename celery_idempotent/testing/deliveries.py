@@ -13,7 +13,7 @@ from celery.backends.base import KeyValueStoreBackend
 from kombu import serialization
 from kombu.utils.uuid import uuid
 
-from celery_idempotent import callbacks
+from celery_idempotent.delivery import callbacks
 
 __all__ = ["Delivered", "Message", "deliver", "message_of", "published_by", "results_of"]
 

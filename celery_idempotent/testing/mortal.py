@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.transitions import (
     Claim,
     Claimed,

@@ -18,7 +18,7 @@ import redis
 from celery import Celery
 from sqlalchemy import create_engine, func, select
 
-from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.chaos import aof
 from tests.chaos.evidence import Answer, Done

@@ -21,9 +21,9 @@ from sqlalchemy.exc import IntegrityError
 from celery_idempotent import MESSAGE_ID, IdempotentTask, StoreUnavailable
 from celery_idempotent.core.record import State
 from celery_idempotent.core.transitions import Claimed, Recorded
-from celery_idempotent.run.inbox import Inbox
-from celery_idempotent.stores.redis import RedisStore
-from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.run.transaction import Inbox
+from celery_idempotent.stores.redis.store import RedisStore
+from celery_idempotent.stores.sql.store import SqlStore
 from tests.chaos.marks import COPY
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE

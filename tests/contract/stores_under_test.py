@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from celery_idempotent.stores.memory import MemoryStore
-from celery_idempotent.stores.redis import RedisStore
-from celery_idempotent.stores.wire import Script, Wire
+from celery_idempotent.stores.redis.store import RedisStore
+from celery_idempotent.stores.redis.wire import Script, Wire
 
 #: Some instant, not at a whole millisecond.
 START_US = 1_750_000_000_123_456

@@ -8,8 +8,8 @@ from dataclasses import replace
 from sqlalchemy import select
 
 from celery_idempotent.stores.memory import MemoryStore
-from celery_idempotent.stores.sql import SqlStore
-from celery_idempotent.stores.sql_engines import Engines
+from celery_idempotent.stores.sql.engines import Engines
+from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.contract import test_sql_contract as sql
 from tests.contract.histories import run_histories

@@ -10,7 +10,7 @@ from celery_idempotent.errors import RecordCorrupt
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import JOURNAL_TTL_MS
 from celery_idempotent.stores.memory import MemoryStore
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.contract.journals import JOURNAL, JournalRows, events
 from celery_idempotent.testing.servers import RedisServer
 

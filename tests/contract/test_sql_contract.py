@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import BigInteger, Column, MetaData, Table, delete, insert, select, update
 
-from celery_idempotent.stores.sql import SqlStore
-from celery_idempotent.stores.sql_engines import Engines
-from celery_idempotent.stores.sql_schema import records
+from celery_idempotent.stores.sql.engines import Engines
+from celery_idempotent.stores.sql.schema import records
+from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.contract.journals import JournalRows
 from celery_idempotent.testing.store_contract import StoreContract, StoreContractAtRest
 from tests.contract.stores_under_test import START_US

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.transitions import (
     Busy,
     Claim,
@@ -32,11 +32,12 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.outbox.schema import create_schema as create_outbox
 from celery_idempotent.outbox.schema import metadata as outbox_metadata
-from celery_idempotent.stores import sql, sql_rows
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql import SqlStore, create_schema, metadata
-from celery_idempotent.stores.sql_flavours import Trouble, trouble_of
-from celery_idempotent.stores.sql_schema import notes, records, steps
+from celery_idempotent.stores.sql import rows as sql_rows
+from celery_idempotent.stores.sql import store as sql
+from celery_idempotent.stores.sql.flavours import Trouble, trouble_of
+from celery_idempotent.stores.sql.schema import notes, records, steps
 from celery_idempotent.testing.contract.kit import (
     FAILURE,
     FIRST,
@@ -300,7 +301,7 @@ def test_a_step_may_have_any_name(store: SqlStore, name: str) -> None:
 def test_pages_of_keys(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking around goes on from page to page, and each key comes once."""
     # Given
-    monkeypatch.setattr("celery_idempotent.stores.sql._PAGE", 3)
+    monkeypatch.setattr("celery_idempotent.stores.sql.store._PAGE", 3)
     keys = [f"idempotent:{{shop.charge:{number}}}" for number in range(10)]
     for key in keys:
         store.abandon(key, FIRST.candidate(), HORIZON_MS)

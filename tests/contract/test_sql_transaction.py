@@ -15,9 +15,9 @@ from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import Busy, Lost, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Renewal
-from celery_idempotent.stores.sql import SqlStore
-from celery_idempotent.stores.sql_engines import Engines
-from celery_idempotent.stores.sql_transaction import SqlTransaction
+from celery_idempotent.stores.sql.engines import Engines
+from celery_idempotent.stores.sql.store import SqlStore
+from celery_idempotent.stores.sql.transaction import SqlTransaction
 from celery_idempotent.stores.transactions import NotCommitted, TransactionalStore
 from celery_idempotent.testing.contract.kit import (
     FIRST,
@@ -396,7 +396,7 @@ def test_a_commit_of_which_nobody_knows(
     transaction = begin(served)
     book(transaction.session)
     transaction.flush()
-    monkeypatch.setattr("celery_idempotent.stores.sql_transaction._ASK_S", 0.3)
+    monkeypatch.setattr("celery_idempotent.stores.sql.transaction._ASK_S", 0.3)
     kept = lose_the_answer(served, monkeypatch, "nobody knows")
     # What is given up here is kept open, as by a server that is far away.
     dialect = served.engines.sessions.dialect

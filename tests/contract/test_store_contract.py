@@ -9,7 +9,7 @@ import pytest
 
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.memory import MemoryStore
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 from celery_idempotent.testing.store_contract import StoreContract, StoreContractAtRest
 from tests.contract.stores_under_test import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem, unavailable
 from tests.support.clocks import MovableClock, NoMovableClock

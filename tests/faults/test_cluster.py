@@ -11,7 +11,7 @@ import pytest
 from celery_idempotent import ConfigurationError, StoreUnavailable
 from celery_idempotent.core.transitions import Claim, Claimed, Recorded
 from celery_idempotent.stores.base import Renewal, store_from_url
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.contract.kit import (
     FIRST,
     KEEP_MS,

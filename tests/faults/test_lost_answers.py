@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from celery_idempotent.stores.wire import load_script
+from celery_idempotent.stores.redis.wire import load_script
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.proxy import Proxy

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from django.db import connections
 
-from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem, unavailable
 from tests.support.bookings import Books

@@ -16,7 +16,7 @@ from celery import chain
 from celery.result import AsyncResult
 from celery.signals import before_task_publish
 
-from celery_idempotent.headers import OWN, own_of
+from celery_idempotent.core.message import OWN, own_of
 from tests.conftest import MakeSystem
 from tests.integration.test_redelivery import LEASE, VISIBILITY_TIMEOUT, deliver_again
 from tests.support.system import System

@@ -10,7 +10,7 @@ from celery import Celery
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.ops.doctor import examine
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.system import STORE_DB

@@ -24,7 +24,7 @@ from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.ops.cli.console import Console
 from celery_idempotent.run.journal import Journal
 from celery_idempotent.stores.journal import journal_key
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.commands import Commands
 from tests.support.system import STORE_DB

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from celery_idempotent.demo.acts import ACTS
-from celery_idempotent.demo.ledger import Entry, Ledger
-from celery_idempotent.demo.scene import LABELS
-from celery_idempotent.demo.stage import PLAIN, SIDES
+from examples.demo.acts import ACTS
+from examples.demo.ledger import Entry, Ledger
+from examples.demo.scene import LABELS
+from examples.demo.stage import PLAIN, SIDES
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +60,7 @@ def start(
     stdout: int = subprocess.PIPE,
     environment: dict[str, str] | None = None,
 ) -> Demo:
-    how = ["-c", program] if program else ["-m", "celery_idempotent.demo"]
+    how = ["-c", program] if program else ["-m", "examples.demo"]
     inherited = {key: value for key, value in os.environ.items() if key not in _COLOUR_VARIABLES}
     environment = {
         **inherited,
@@ -307,7 +307,7 @@ def test_without_rich_the_error_names_the_extra(tmp_path: Path) -> None:
     # Given
     program = (
         "import runpy, sys; sys.modules['rich'] = None;"
-        "runpy.run_module('celery_idempotent.demo', run_name='__main__')"
+        "runpy.run_module('examples.demo', run_name='__main__')"
     )
     # When
     run = finished(start(tmp_path, program=program))

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.stores.sql.store import SqlStore
 from tests.conftest import MakeSystem
 from tests.support.bookings import POINTS, Books
 from tests.support.databases import Database, emptied

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from celery_idempotent.ops.journal import History
+from celery_idempotent.ops.history import History
 from celery_idempotent.ops.why import Account, why
 from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer

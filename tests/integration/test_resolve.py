@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from celery_idempotent import OutcomeUnknown, Record, State
-from celery_idempotent.ops.journal import History
+from celery_idempotent.ops.history import History
 from celery_idempotent.settings import environment_of
 from tests.conftest import MakeSystem
 from tests.support.commands import Commands

@@ -74,5 +74,5 @@ def pair(
     """
     return [
         Mutant(guard, path, python[0], python[1], PYTHON, *python[2:]),
-        Mutant(guard, f"stores/lua/{script}.lua", lua[0], lua[1], LUA, *lua[2:]),
+        Mutant(guard, f"stores/redis/lua/{script}.lua", lua[0], lua[1], LUA, *lua[2:]),
     ]

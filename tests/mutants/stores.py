@@ -19,7 +19,7 @@ _DELETED = "connection.execute(delete(records).where(records.c.record_key == fit
 _SCHEMA = [
     Mutant(
         "schema: each table and index by itself",
-        "stores/sql_schema.py",
+        "stores/sql/schema.py",
         "    for table in tables.sorted_tables:\n"
         "        _twice(partial(table.create, engine, checkfirst=True))\n"
         "        for index in table.indexes:\n"
@@ -40,7 +40,7 @@ _NOTHING_DELETES = [
     ),
     Mutant(
         "nothing deletes: release",
-        "stores/lua/settle.lua",
+        "stores/redis/lua/settle.lua",
         "save(with_holder(new, new.process, new.nonce), ttl_ms)\n",
         "save(with_holder(new, new.process, new.nonce), ttl_ms)\n"
         "if new.state == RELEASED then redis.call('DEL', KEYS[1]) end\n",
@@ -48,7 +48,7 @@ _NOTHING_DELETES = [
     ),
     Mutant(
         "nothing deletes: release, in SQL",
-        "stores/sql.py",
+        "stores/sql/store.py",
         "        return self._rows.change(\n            connection, key, decide,",
         "        if event.record.state is State.RELEASED:\n"
         "            answer = self._rows.change(connection, key, decide, _PATIENT_S)\n"
@@ -67,14 +67,14 @@ _NOTHING_DELETES = [
     ),
     Mutant(
         "nothing deletes: forget",
-        "stores/lua/forget.lua",
+        "stores/redis/lua/forget.lua",
         "  tonumber(ARGV[1]))\nreturn {1}",
         "  tonumber(ARGV[1]))\nredis.call('DEL', KEYS[1])\nreturn {1}",
         LUA,
     ),
     Mutant(
         "nothing deletes: forget, in SQL",
-        "stores/sql.py",
+        "stores/sql/store.py",
         "                _drop_steps(connection, key)\n            return found",
         f"                _drop_steps(connection, key)\n                {_DELETED}\n"
         "            return found",
@@ -90,7 +90,7 @@ _NOTHING_DELETES = [
     ),
     Mutant(
         "nothing deletes: a claim that was given up, in SQL",
-        "stores/sql.py",
+        "stores/sql/store.py",
         "        self._write(key, decide)\n",
         "        self._write(key, decide)\n"
         f"        self._rows.operate(lambda connection: {_DELETED})\n",
@@ -99,7 +99,7 @@ _NOTHING_DELETES = [
     ),
     Mutant(
         "nothing deletes: a claim that was given up",
-        "stores/lua/abandon.lua",
+        "stores/redis/lua/abandon.lua",
         "save(remembering(record, '', record.nonce), ttl_ms)",
         "redis.call('DEL', KEYS[1])",
         LUA,
@@ -109,7 +109,7 @@ _NOTHING_DELETES = [
 _REPLICAS = [
     Mutant(
         "an end that is told again is written again",
-        "stores/lua/settle.lua",
+        "stores/redis/lua/settle.lua",
         "  save_keep_ttl(raw)\n",
         "",
         (("tests/faults/test_failover.py", "-k", "told_again and complete"),),
@@ -119,7 +119,7 @@ _REPLICAS = [
 _ROWS = [
     Mutant(
         "a row is as it was read",
-        "stores/sql_flavours.py",
+        "stores/sql/flavours.py",
         '(records.c.stamp == bindparam("seen"))',
         '(records.c.stamp != bindparam("seen") + 1)',
         _LOCKS,
@@ -133,7 +133,7 @@ _ROWS = [
     ),
     Mutant(
         "a row that was made anew is another one",
-        "stores/sql_rows.py",
+        "stores/sql/rows.py",
         'int.from_bytes(os.urandom(8), "big") >> 1',
         "(row.stamp or 0) + 1",
         (("tests/contract/test_sql_store.py", "-k", "made_anew"),),
@@ -147,7 +147,7 @@ _ROWS = [
     ),
     Mutant(
         "a claim waits for no lock",
-        "stores/sql_rows.py",
+        "stores/sql/rows.py",
         "if answer is not None:\n                        return answer",
         "pass",
         _LOCKS,
@@ -157,7 +157,7 @@ _ROWS = [
 _TRANSACTIONS = [
     Mutant(
         "session: a run that lost its key commits nothing",
-        "stores/sql_transaction.py",
+        "stores/sql/transaction.py",
         _REFUSED,
         "",
         _SESSIONS,
@@ -171,28 +171,28 @@ _TRANSACTIONS = [
     ),
     Mutant(
         "session: the completion is in its transaction",
-        "stores/sql_transaction.py",
+        "stores/sql/transaction.py",
         "answer = self._store.settle_in(self._connection, key, event)",
         "answer = Recorded(event.record.token)",
         _SESSIONS,
     ),
     Mutant(
         "session: what the body commits is not durable",
-        "stores/sql_transaction.py",
+        "stores/sql/transaction.py",
         'join_transaction_mode="create_savepoint"',
         'join_transaction_mode="control_fully"',
         _SESSIONS,
     ),
     Mutant(
         "session: the token is read back after a lost COMMIT",
-        "stores/sql_transaction.py",
+        "stores/sql/transaction.py",
         "        answer = self._ask(key, event)\n        if answer is not None:",
         "        answer = None\n        if answer is not None:",
         _SESSIONS,
     ),
     Mutant(
         "session: a step joins its transaction",
-        "run/inbox.py",
+        "run/transaction.py",
         "        answer = self._transaction.step(one, name, packed)",
         "        answer = self._lease.store.step(one, name, packed)",
         (("tests/unit/test_inbox.py",), ("tests/unit/test_django_store.py",)),

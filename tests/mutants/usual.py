@@ -10,11 +10,11 @@ _ZEROS = r"'\0\0\0\0\0\0\0\0'"
 
 
 def _claim(guard: str, old: str, new: str) -> Mutant:
-    return Mutant(f"usual claim: {guard}", "stores/lua/claim.usual.lua", old, new, LUA)
+    return Mutant(f"usual claim: {guard}", "stores/redis/lua/claim.usual.lua", old, new, LUA)
 
 
 def _settle(guard: str, old: str, new: str) -> Mutant:
-    return Mutant(f"usual end: {guard}", "stores/lua/settle.usual.lua", old, new, LUA)
+    return Mutant(f"usual end: {guard}", "stores/redis/lua/settle.usual.lua", old, new, LUA)
 
 
 USUAL: list[Mutant] = [
@@ -27,7 +27,7 @@ USUAL: list[Mutant] = [
     _claim("not one that only compensates", "if asked % 8 < 4 and (", "if ("),
     Mutant(
         "usual claim: in time",
-        "stores/lua/claim.usual.lua",
+        "stores/redis/lua/claim.usual.lua",
         "(deadline_ms == 0 or now_ms <= deadline_ms)",
         "true",
         (("tests/unit/test_wire.py",),),

@@ -13,7 +13,7 @@ from unittest import mock
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_idempotent.core.keys import record_key
-from celery_idempotent.run import runner
+from celery_idempotent.run import run as runner
 from celery_idempotent.settings import environment_of, everywhere
 from tests.histories.checker import check
 from tests.histories.operations import Operation

@@ -10,8 +10,8 @@ from sqlalchemy import URL, create_engine, delete, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from celery_idempotent.stores.sql import SqlStore
-from celery_idempotent.stores.sql_schema import metadata
+from celery_idempotent.stores.sql.schema import metadata
+from celery_idempotent.stores.sql.store import SqlStore
 
 POSTGRESQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_POSTGRESQL_URL"
 MYSQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_MYSQL_URL"

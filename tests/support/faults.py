@@ -16,12 +16,13 @@ from typing import Any
 
 from celery import Celery
 
-from celery_idempotent import ClaimLost, IdempotentTask, request, signals
+from celery_idempotent import ClaimLost, IdempotentTask, signals
 from celery_idempotent.core.record import Process, State
-from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.transitions import Claimed
-from celery_idempotent.run import runner
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.run import run as runner
+from celery_idempotent.stores.redis.store import RedisStore
+from celery_idempotent.worker import request
 from tests.support.ledger import Ledger
 
 #: Where and what to kill, the first time that a process comes there: ``"recorded@machine"``.

@@ -57,7 +57,7 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
         (r"\Z", _PYTHON_FIELD),
     ],
     "headers.py": [(r'"id": task_id, "key": None\}', f'"id": task_id, "key": None, "v": {NEXT}}}')],
-    "stores/lua/record.lua": [
+    "stores/redis/lua/record.lua": [
         (rf"local VERSION = {VERSION}\n", f"local VERSION = {NEXT}\n"),
         (
             r"or string\.byte\(raw, 1\) ~= VERSION",
@@ -69,17 +69,17 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
             "local record = parse(raw)\n  return record, record and record.raw or raw\n",
         ),
     ],
-    "stores/lua/forget.lua": [
+    "stores/redis/lua/forget.lua": [
         (
             r"BBBBI2', VERSION, RELEASED, 0, 0, token,",
             "BBBBI2B', VERSION, RELEASED, 0, 0, token, 0,",
         ),
     ],
-    "stores/lua/resolve.lua": [(r"\.\. ARGV\[2\]", r".. '\0' .. ARGV[2]")],
-    "stores/lua/claim.usual.lua": [
+    "stores/redis/lua/resolve.lua": [(r"\.\. ARGV\[2\]", r".. '\0' .. ARGV[2]")],
+    "stores/redis/lua/claim.usual.lua": [
         (rf"pack\('>BBBBI8I8', {VERSION}, 1,", f"pack('>BBBBI8I8', {NEXT}, 1,"),
     ],
-    "stores/lua/settle.usual.lua": [
+    "stores/redis/lua/settle.usual.lua": [
         (rf"'\\{VERSION}\\1\\0' and", f"'\\{NEXT}\\1\\0' and"),
         (rf"'\\{VERSION}\\4\\0'", f"'\\{NEXT}\\4\\0'"),
     ],

@@ -12,10 +12,10 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import State
-from celery_idempotent.execution import Execution
+from celery_idempotent.delivery.execution import Execution
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.journal import Journal
-from celery_idempotent.run.runner import Run
+from celery_idempotent.run.run import Run
 from celery_idempotent.testing.deliveries import deliver
 from celery_idempotent.testing.memory import MovableStore, memory_store
 

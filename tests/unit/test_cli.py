@@ -11,9 +11,9 @@ from celery import Celery
 
 from celery_idempotent import IdempotentTask, State
 from celery_idempotent.core.codec import Kind, Outcome
-from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.message import OWN
+from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.headers import OWN
 from celery_idempotent.ops.cli import idempotency
 from celery_idempotent.ops.cli.console import duration
 from celery_idempotent.settings import environment_of

@@ -9,8 +9,8 @@ from redis.exceptions import AskError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.stores.cluster import ClusterWire, Node
-from celery_idempotent.stores.wire import Call, Script
+from celery_idempotent.stores.redis.cluster import ClusterWire, Node
+from celery_idempotent.stores.redis.wire import Call, Script
 
 SOURCE, TARGET = ("source", 1), ("target", 2)
 CALL = Call(Script("claim", b"", b""), ("{k}",), ())

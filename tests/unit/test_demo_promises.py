@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from celery_idempotent.demo.acts import ACTS, Act
-from celery_idempotent.demo.bank import Payment, open_bank, pay, payments_of
-from celery_idempotent.demo.ledger import Entry, Ledger
-from celery_idempotent.demo.scene import Evidence
+from examples.demo.acts import ACTS, Act
+from examples.demo.bank import Payment, open_bank, pay, payments_of
+from examples.demo.ledger import Entry, Ledger
+from examples.demo.scene import Evidence
 
 BY_NAME = {act.name: act for act in ACTS}
 

@@ -16,7 +16,7 @@ from celery_idempotent import (
     KeyDerivationError,
     use_idempotency_key,
 )
-from celery_idempotent.headers import OWN
+from celery_idempotent.core.message import OWN
 from tests.support.djangos import set_up
 
 set_up()

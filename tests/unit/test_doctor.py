@@ -23,7 +23,7 @@ from celery_idempotent.ops.doctor.times import check_times
 from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.servers import Server
+from celery_idempotent.stores.redis.servers import Server
 
 #: A configuration in which nothing is to be found; nothing listens there, and nothing is asked.
 GOOD: dict[str, Any] = {

@@ -7,10 +7,11 @@ from celery import Celery
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
-from celery_idempotent import IdempotentTask, callbacks
-from celery_idempotent.headers import Waits
-from celery_idempotent.origin import Origin
-from celery_idempotent.waiting import put_back
+from celery_idempotent import IdempotentTask
+from celery_idempotent.core.message import Waits
+from celery_idempotent.delivery import callbacks
+from celery_idempotent.delivery.origin import Origin
+from celery_idempotent.delivery.waiting import put_back
 
 
 @pytest.fixture(params=[True, False], ids=["late", "early"])
@@ -27,7 +28,7 @@ def task(request, monkeypatch):
         raise OperationalError("the broker is away")
 
     monkeypatch.setattr(app.amqp, "send_task_message", away)
-    monkeypatch.setattr("celery_idempotent.waiting.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("celery_idempotent.delivery.waiting.time.sleep", lambda seconds: None)
     app.conf.task_publish_retry = False
     waits.push_request(id="one", args=(1,), kwargs={}, called_directly=False, delivery_info={})
     yield waits

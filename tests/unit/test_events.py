@@ -16,11 +16,18 @@ from celery.app.trace import TraceInfo, build_tracer, trace_ok_t
 from celery.utils.saferepr import saferepr
 from kombu.serialization import dumps
 
-from celery_idempotent import IdempotentTask, events
+from celery_idempotent import IdempotentTask
 from celery_idempotent.core.keys import CallKey
-from celery_idempotent.events import Duplicate, MarkedRepr, follow_up, marked, name_key
-from celery_idempotent.headers import OWN, own_header
-from celery_idempotent.request import IdempotentRequest
+from celery_idempotent.core.message import OWN, own_header
+from celery_idempotent.delivery import celery_events as events
+from celery_idempotent.delivery.celery_events import (
+    Duplicate,
+    MarkedRepr,
+    follow_up,
+    marked,
+    name_key,
+)
+from celery_idempotent.worker.request import IdempotentRequest
 
 KEY, ORIGINAL, RECORD = "order:42", "the-first", "idempotent:{shop.charge:order:42}"
 DUPLICATE = Duplicate(KEY, ORIGINAL, RECORD)

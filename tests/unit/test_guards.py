@@ -13,10 +13,11 @@ from celery import Celery, Signature
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 
-from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, waiting
+from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask
 from celery_idempotent.core.record import Record
+from celery_idempotent.delivery import waiting
+from celery_idempotent.delivery.execution import Execution
 from celery_idempotent.errors import OutcomeUnknown, StoreUnavailable
-from celery_idempotent.execution import Execution
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.testing.deliveries import (
     Delivered,

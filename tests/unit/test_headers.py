@@ -3,8 +3,7 @@
 import pytest
 
 from celery_idempotent.core.keys import CallKey
-from celery_idempotent.errors import KeyDerivationError
-from celery_idempotent.headers import (
+from celery_idempotent.core.message import (
     EXPLICIT,
     OWN,
     Waits,
@@ -13,6 +12,7 @@ from celery_idempotent.headers import (
     own_header,
     read_own,
 )
+from celery_idempotent.errors import KeyDerivationError
 
 KEY = CallKey("shop.charge", "order:42", "", b"f" * 16, True)
 

@@ -14,8 +14,8 @@ from celery_idempotent import State
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.sql import SqlStore
-from celery_idempotent.stores.sql_transaction import SqlTransaction
+from celery_idempotent.stores.sql.store import SqlStore
+from celery_idempotent.stores.sql.transaction import SqlTransaction
 from celery_idempotent.stores.transactions import NotCommitted
 from tests.support.sites import SITES, Handler, Reply, Site, make_celery
 

@@ -23,10 +23,14 @@ LAYERS = (
     ("core",),
     ("stores",),
     ("run",),
-    # The seams to Celery: every module beside the package's __init__.
-    tuple(sorted({path.stem for path in ROOT.glob("*.py")} - {"__init__", "errors"})),
+    # The seams to Celery: every module beside the package's __init__, and their rooms.
+    (
+        *sorted({path.stem for path in ROOT.glob("*.py")} - {"__init__", "errors"}),
+        "delivery",
+        "worker",
+    ),
     ("outbox", "ops", "http", "django"),
-    ("testing", "demo"),
+    ("testing",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FIRST_WITH_CELERY = RANKS["task"]

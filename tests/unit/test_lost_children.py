@@ -17,9 +17,9 @@ from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.slip import slip_key
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
-from celery_idempotent.request import IdempotentRequest
-from celery_idempotent.run.runner import BOOT_ID
+from celery_idempotent.run.run import BOOT_ID
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker.request import IdempotentRequest
 
 TASK_ID = "0b9f5c3e-5d0f-4f5e-9d53-0d5a36a3a001"
 OWN = Owner(TASK_ID)

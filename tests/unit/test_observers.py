@@ -189,7 +189,7 @@ def spans():
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from celery_idempotent import calls
+    from celery_idempotent.delivery import delivery as calls
     from celery_idempotent.ops import tracing
 
     exporter = InMemorySpanExporter()

@@ -9,7 +9,7 @@ from celery import Celery
 from kombu import Exchange, Queue, binding
 from kombu.common import Broadcast
 
-from celery_idempotent.origin import Origin, origin_of
+from celery_idempotent.delivery.origin import Origin, origin_of
 
 
 def app_of(*queues: Queue, broker: str = "amqp://") -> Celery:

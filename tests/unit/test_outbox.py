@@ -36,7 +36,7 @@ from celery_idempotent import (
     KeyDerivationError,
     outbox,
 )
-from celery_idempotent.headers import OWN
+from celery_idempotent.core.message import OWN
 from celery_idempotent.outbox import BrokerAway
 from celery_idempotent.outbox.message import Message
 from celery_idempotent.outbox.rows import SqlOutbox, engine_of

@@ -12,7 +12,7 @@ from hypothesis import example, given
 
 from celery_idempotent.core.record import VERSION, Label, Owner, Process, Record, State
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
-from celery_idempotent.stores.redis import RedisStore
+from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 
@@ -286,7 +286,7 @@ def lua_reads(session_server: RedisServer) -> Iterator[RedisStore]:
     store.close()
 
 
-_SHARED = (resources.files("celery_idempotent.stores") / "lua" / "record.lua").read_bytes()
+_SHARED = (resources.files("celery_idempotent.stores.redis") / "lua" / "record.lua").read_bytes()
 _READ = (
     _SHARED
     + b"""

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import pytest
 from celery.worker.request import Request
 
-from celery_idempotent import request as request_module
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.verdicts import Recorded
-from celery_idempotent.request import IdempotentRequest
+from celery_idempotent.worker import request as request_module
+from celery_idempotent.worker.request import IdempotentRequest
 
 
 @pytest.mark.celery_at_least(5, 7)  # which has retry_on_worker_lost

@@ -10,8 +10,8 @@ from celery import Celery
 from kombu.serialization import registry
 
 from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.delivery.results import encode_result, replay
 from celery_idempotent.errors import RecordCorrupt
-from celery_idempotent.results import encode_result, replay
 
 JSON = "application/json"
 

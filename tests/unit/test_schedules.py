@@ -13,9 +13,9 @@ from unittest import mock
 
 import pytest
 
-from celery_idempotent import delivery
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
+from celery_idempotent.delivery import guard as delivery
 from celery_idempotent.stores.memory import MemoryStore
 from tests.schedules.play import broken, play
 

@@ -22,16 +22,16 @@ from celery_idempotent import (
     IdempotentTask,
     State,
 )
+from celery_idempotent.core.message import OWN, own_header
 from celery_idempotent.core.record import Record
-from celery_idempotent.delivery import Delivery
+from celery_idempotent.delivery.execution import Execution
+from celery_idempotent.delivery.guard import Delivery
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.execution import Execution
-from celery_idempotent.headers import OWN, own_header
-from celery_idempotent.run import runner
+from celery_idempotent.run import run as runner
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease, heartbeat
 from celery_idempotent.run.journal import Journal
-from celery_idempotent.run.runner import Run
+from celery_idempotent.run.run import Run
 from celery_idempotent.settings import environment_of, everywhere
 from celery_idempotent.stores.memory import MemoryStore
 

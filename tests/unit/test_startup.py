@@ -14,9 +14,9 @@ from celery import Celery
 from celery.worker.control import Panel
 
 from celery_idempotent import ConfigurationError, IdempotentTask
-from celery_idempotent.ops import startup
+from celery_idempotent.ops import check_up as startup
+from celery_idempotent.ops.check_up import CheckUpStep
 from celery_idempotent.ops.doctor import Finding
-from celery_idempotent.ops.startup import CheckUpStep
 
 
 class Threads:

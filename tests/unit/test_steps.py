@@ -17,16 +17,16 @@ from celery_idempotent import (
     OutcomeUnknown,
     ResultNotKept,
     State,
-    calls,
 )
 from celery_idempotent.core.keys import record_key
+from celery_idempotent.core.message import OWN
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.steps import Step, StepState
+from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.transitions import Resolve
+from celery_idempotent.delivery import delivery as calls
+from celery_idempotent.delivery.results import Codec
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
-from celery_idempotent.headers import OWN
 from celery_idempotent.ops import records, settle
-from celery_idempotent.results import Codec
 from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer
 

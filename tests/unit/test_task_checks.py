@@ -13,8 +13,8 @@ from celery.app.trace import build_tracer
 from celery.worker.request import Request
 
 from celery_idempotent import ConfigurationError, IdempotentTask, State
-from celery_idempotent.request import IdempotentRequest
-from celery_idempotent.worker import IdempotencyStep, NamesStep, check_names
+from celery_idempotent.worker.boot import IdempotencyStep, NamesStep, check_names
+from celery_idempotent.worker.request import IdempotentRequest
 
 
 @pytest.fixture

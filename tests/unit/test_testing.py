@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from celery_idempotent import IdempotencyKeyMismatch, IdempotentTask, OutcomeUnknown, State
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.sql import SqlStore
+from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing import Crash, crash_points, deliver, memory_store
 from celery_idempotent.testing import plugin as idempotent_plugin
 

@@ -11,7 +11,8 @@ from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
 from kombu.exceptions import OperationalError
 
-from celery_idempotent import IdempotentTask, waiting
+from celery_idempotent import IdempotentTask
+from celery_idempotent.delivery import waiting
 
 
 @dataclass

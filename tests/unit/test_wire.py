@@ -18,8 +18,8 @@ from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import Busy, Claim, Claimed, Recorded, Replay, Settle
 from celery_idempotent.errors import RecordCorrupt, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
-from celery_idempotent.stores.redis import RedisStore
-from celery_idempotent.stores.wire import Wire
+from celery_idempotent.stores.redis.store import RedisStore
+from celery_idempotent.stores.redis.wire import Wire
 from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 

@@ -12,7 +12,7 @@ from celery_idempotent.ops.cli.check import doctor_command
 from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
 from celery_idempotent.ops.cli.relay import relay_command
 from celery_idempotent.ops.flower.command import flower_command
-from celery_idempotent.worker import watch_workers
+from celery_idempotent.worker.boot import watch_workers
 
 __all__ = ["idempotency"]
 

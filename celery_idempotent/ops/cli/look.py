@@ -19,7 +19,7 @@ from celery_idempotent.ops.cli.console import (
     format_option,
     plain,
 )
-from celery_idempotent.ops.journal import History, newest_first
+from celery_idempotent.ops.history import History, newest_first
 from celery_idempotent.ops.lookup import look_up
 from celery_idempotent.ops.records import STATES, Filter, RecordDetail, Stats, batches, show
 from celery_idempotent.ops.views import RecordView

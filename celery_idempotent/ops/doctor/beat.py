@@ -12,8 +12,8 @@ from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, maybe_schedule
 
 from celery_idempotent.core.keys import MESSAGE_ID
+from celery_idempotent.core.message import explicit_key
 from celery_idempotent.errors import KeyDerivationError
-from celery_idempotent.headers import explicit_key
 from celery_idempotent.ops.doctor.findings import ERROR, Finding, Patient, Task, seconds
 
 __all__ = ["check_beat", "shortest_interval"]

@@ -18,8 +18,8 @@ from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
-from celery_idempotent.stores.servers import AskableStore
-from celery_idempotent.worker import check_names
+from celery_idempotent.stores.redis.servers import AskableStore
+from celery_idempotent.worker.boot import check_names
 
 __all__ = ["check_results_server", "check_store", "examine"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from celery_idempotent.ops.doctor.findings import ERROR, WARNING, Finding
-from celery_idempotent.stores.servers import Server
+from celery_idempotent.stores.redis.servers import Server
 
 __all__ = ["check_clock", "check_server", "keeps_nothing"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from celery_idempotent.events import STATE
+from celery_idempotent.delivery.celery_events import STATE
 
 __all__ = ["badge", "duplicates_of", "knows", "short", "span"]
 

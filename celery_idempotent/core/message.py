@@ -1,0 +1,335 @@
+"""What travels in a message's headers: the key that its producer derived, and how it has waited.
+
+Two headers. ``idempotency-key`` is anybody's: an explicit key, as text, from a producer in any
+language. ``celery-idempotency`` is ours: a table that is tied to its message's task id, so that
+headers which are copied from one message to another task's message give nothing away.
+
+Instrumentation moves headers: where a message has a table ``headers`` among its headers, Celery
+shows a task only that one. So both headers are looked for at the top and inside of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
+from celery_idempotent.core.slip import DIGEST
+from celery_idempotent.core.verdicts import NEVER_MS
+from celery_idempotent.errors import KeyDerivationError
+
+__all__ = [
+    "EXPLICIT",
+    "OWN",
+    "Waits",
+    "deaths_of",
+    "explicit_key",
+    "ours_in",
+    "own_header",
+    "own_of",
+    "read_own",
+    "sent_with",
+    "without_deaths",
+    "without_explicit",
+]
+
+#: The header with an explicit key.
+EXPLICIT: Final = "idempotency-key"
+#: Our own header.
+OWN: Final = "celery-idempotency"
+
+_MAX_ID: Final = 1024
+#: A publication: 16 characters of ours, or the id of an outbox's row.
+_MAX_PUBLICATION: Final = 64
+#: What a slip has room for.
+MAX_DEATHS: Final = 2**16 - 1
+#: A digest as hexadecimal text.
+_MAX_FINGERPRINT: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What a message takes along from delivery to delivery: which it is, and how it has waited."""
+
+    #: How often it was put back.
+    count: int = 0
+    #: When it first found its key busy, in milliseconds on the store's clock; 0: it hasn't.
+    since_ms: int = 0
+    #: The task id and nesting of the run that it found last.
+    awaited: tuple[str, int] | None = None
+    #: Whether it is a copy of a message whose run was still alive.
+    redelivery: bool = False
+    #: The worker that it is for, where it could only be sent to all of them.
+    to: str | None = None
+    #: Whether it was made to go on with a compensation, and for nothing else.
+    compensates_only: bool = False
+    #: Which ``apply_async`` published it: put-backs and retries keep that. Empty: not known.
+    publication: str = ""
+    #: How often it was dead-lettered before it was last put back.
+    deaths: int = 0
+    #: The digest of its callbacks, once it was worked out.
+    callbacks: bytes = b""
+    #: The store was away from one of its deliveries: until when the runs that live have to renew
+    #: first, in milliseconds on the store's clock (``NEVER_MS``: it has not answered since).
+    patient_until_ms: int = 0
+
+    def again(self, **changes: Any) -> Waits:
+        """Count one more."""
+        return replace(self, count=self.count + 1, **changes)
+
+    def retried(self) -> Waits:
+        """Give what its next attempt takes along: that has not waited."""
+        return Waits(publication=self.publication, callbacks=self.callbacks, deaths=self.deaths)
+
+
+def own_header(
+    task_id: str, call_key: CallKey | None, waits: Waits | None = None
+) -> dict[str, Any]:
+    """Make our header. ``call_key`` ``None``: the call is not deduplicated."""
+    header: dict[str, Any] = {"id": task_id, "key": None}
+    if call_key is not None:
+        header["ns"], header["key"], label, fingerprint, header["checked"] = call_key
+        header["fp"] = fingerprint.hex()
+        if label:
+            header["label"] = label
+    if waits is None:
+        return header
+    if waits.publication:
+        header["pub"] = waits.publication
+    if waits.deaths:
+        header["deaths"] = waits.deaths
+    if waits.callbacks:
+        header["cb"] = waits.callbacks.hex()
+    if waits.patient_until_ms:
+        header["away"] = waits.patient_until_ms
+    if waits.count:
+        header.update(waits=waits.count, since=waits.since_ms, again=waits.redelivery)
+        if waits.awaited is not None:
+            header["awaited"] = list(waits.awaited)
+        if waits.to is not None:
+            header["to"] = waits.to
+    if waits.compensates_only:
+        header["compensate"] = True
+    return header
+
+
+#: Headers that Celery writes into each message, and its request has no attribute for.
+_CELERYS: Final = frozenset(("argsrepr", "compression", "kwargsrepr", "lang", "meth", "task"))
+#: What RabbitMQ's dead-letter queues add; published again it would look like a cycle.
+_DEATHS: Final = ("x-death", "x-first-death", "x-last-death")
+
+
+def sent_with(request: Any) -> dict[str, Any]:
+    """Collect what others have sent along with a message: its headers that are not Celery's.
+
+    Celery gives a task, and what it publishes again, only the nested ones where there are some.
+    """
+    known = type(request)
+    hidden = {
+        name: value
+        for name, value in vars(request).items()
+        if not (hasattr(known, name) or name in _CELERYS or name.startswith("_"))
+    }
+    return without_deaths({**hidden, **(request.headers or {})})
+
+
+def without_deaths(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy headers for a message that is published again, as Celery does from 5.6 on."""
+    return {name: it for name, it in (headers or {}).items() if not name.startswith(_DEATHS)}
+
+
+def own_of(headers: Mapping[str, Any] | None, task_id: str | None) -> Mapping[str, Any] | None:
+    """Find the header of ours that belongs to this task id, at the top or nested, as it is.
+
+    Raises:
+        KeyDerivationError: it is no table.
+    """
+    header = headers.get(OWN) if headers else None
+    if type(header) is dict and header.get("id") == task_id:
+        return header  # as nearly always
+    for level in _levels(headers):
+        header = level.get(OWN)
+        if header is None:
+            continue
+        if not isinstance(header, Mapping):
+            raise _malformed()
+        if header.get("id") == task_id:
+            return header
+    return None
+
+
+def _levels(headers: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if headers:
+        yield headers
+        nested = headers.get("headers")
+        if nested and isinstance(nested, Mapping):
+            yield nested
+
+
+def read_own(
+    headers: Mapping[str, Any] | None, task_id: str | None
+) -> tuple[CallKey | None, Waits] | None:
+    """Read our header; ``None`` where there is none, or it came from another message.
+
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
+
+    Raises:
+        KeyDerivationError: it is malformed.
+    """
+    header = own_of(headers, task_id)
+    if header is None:
+        return None
+    try:
+        waits = _read_waits(header)
+        key = header.get("key")
+        if key is None:
+            return None, waits
+        namespace, label, fingerprint = header["ns"], header.get("label", ""), header["fp"]
+        if not (
+            _is_text(namespace, MAX_EXPLICIT)
+            and _is_text(key, MAX_EXPLICIT)
+            and (label == "" or _is_text(label, MAX_LABEL))
+        ):
+            raise ValueError("not a text, empty, or too long")
+        if len(fingerprint) > _MAX_FINGERPRINT:
+            raise ValueError("fp")
+        checked = header["checked"] is True
+        call_key = CallKey(namespace, key, label, bytes.fromhex(fingerprint), checked)
+    except (LookupError, TypeError, ValueError) as exc:
+        raise _malformed() from exc
+    return call_key, waits
+
+
+def _is_text(value: object, most: int) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= most
+
+
+def _read_waits(header: Mapping[str, Any]) -> Waits:
+    count, since, again = (
+        header.get("waits", 0),
+        header.get("since", 0),
+        header.get("again", False),
+    )
+    awaited, to = header.get("awaited"), header.get("to")
+    if not (type(count) is int and type(since) is int and count >= 0 and since >= 0):
+        raise ValueError("waits")
+    if awaited is not None:
+        awaited = awaited[0], int(awaited[1])
+        if not isinstance(awaited[0], str) or len(awaited[0]) > _MAX_ID:
+            raise ValueError("awaited")
+    if to is not None and not isinstance(to, str):
+        raise ValueError("to")
+    publication, deaths = header.get("pub", ""), header.get("deaths", 0)
+    if not (publication == "" or _is_text(publication, _MAX_PUBLICATION)):
+        raise ValueError("pub")
+    if not (type(deaths) is int and 0 <= deaths <= MAX_DEATHS):
+        raise ValueError("deaths")
+    away = header.get("away", 0)
+    if not (type(away) is int and 0 <= away <= NEVER_MS):
+        raise ValueError("away")
+    digest = header.get("cb")
+    callbacks = b"" if digest is None else bytes.fromhex(digest)
+    if callbacks and len(callbacks) != DIGEST:
+        raise ValueError("cb")
+    return Waits(
+        count,
+        since,
+        awaited,
+        again is True,
+        to,
+        header.get("compensate") is True,
+        publication,
+        deaths,
+        callbacks,
+        away,
+    )
+
+
+def deaths_of(headers: Mapping[str, Any] | None) -> int:
+    """Count how often the broker has dead-lettered a message (RabbitMQ's ``x-death``).
+
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
+    """
+    for level in _levels(headers):
+        entries = level.get("x-death")
+        if isinstance(entries, (list, tuple)):
+            counts = [entry.get("count") for entry in entries if isinstance(entry, Mapping)]
+            return min(sum(it for it in counts if type(it) is int and it > 0), MAX_DEATHS)
+    return 0
+
+
+def _malformed() -> KeyDerivationError:
+    return KeyDerivationError(
+        f"the message's {OWN!r} header is malformed: only this library should write it; a producer "
+        f"of another kind sends {EXPLICIT!r}"
+    )
+
+
+def explicit_key(headers: Mapping[str, Any] | None) -> str | None:
+    """Find the explicit key in a message's headers; ``None`` where there is none.
+
+    Names are read without regard to case, and ``_`` is equal to ``-``.
+
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
+
+    Raises:
+        KeyDerivationError: it is not text, or there are two.
+    """
+    for level in _levels(headers):
+        found = {
+            _as_text(name, value)
+            for name, value in level.items()
+            if value is not None and _is_explicit(name)
+        }
+        if len(found) > 1:
+            raise KeyDerivationError(
+                f"the message has more than one {EXPLICIT!r} header, with different keys: its "
+                "producer has to send one"
+            )
+        if found:
+            return found.pop()
+    return None
+
+
+def without_explicit(headers: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Copy headers, and leave out an explicit key, however its name is written."""
+    return {name: value for name, value in (headers or {}).items() if not _is_explicit(name)}
+
+
+def _is_explicit(name: str) -> bool:
+    return len(name) == len(EXPLICIT) and name.lower().replace("_", "-") == EXPLICIT
+
+
+def ours_in(headers: Mapping[str, Any]) -> dict[str, Any]:
+    """Pick our two headers, as they are: for a message that is published again.
+
+    Args:
+        headers: a message's headers, or ``vars(request)``, which has all of them.
+    """
+    return {
+        name: value
+        for level in reversed([*_levels(headers)])
+        for name, value in level.items()
+        if name == OWN or _is_explicit(name)
+    }
+
+
+def _as_text(name: str, value: object) -> str:
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as exc:
+            # With another character in place of what can't be read, two keys would become one.
+            raise KeyDerivationError(
+                f"the message's {name!r} header is bytes that are not UTF-8: its producer has to "
+                "send the key as text"
+            ) from exc
+    if not isinstance(value, str):
+        raise KeyDerivationError(
+            f"the message's {name!r} header is {type(value).__name__}, and must be text"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""What a worker does with one message, straight down: start reading in :mod:`.guard`."""

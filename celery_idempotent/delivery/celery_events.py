@@ -1,0 +1,160 @@
+"""What Celery's event stream says of keys and duplicates, so that an unmodified Flower shows them.
+
+Only the worker's parent process may say that a task is a duplicate: after "succeeded", and in the
+same stream, so that whoever counts successes still counts them all. From the process that ran the
+task the parent gets no more than the result's repr. So the fact travels as the *type* of that
+text, which no result can have: a repr is always plain text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+from celery.utils.log import get_logger
+
+from celery_idempotent.core.keys import record_key
+from celery_idempotent.core.message import read_own
+from celery_idempotent.settings import environment_of
+
+__all__ = [
+    "SHADOW_STATE",
+    "STATE",
+    "Duplicate",
+    "MarkedRepr",
+    "follow_up",
+    "marked",
+    "name_key",
+    "say_whether_sent",
+    "were_sent",
+]
+
+log = get_logger("celery_idempotent")
+
+#: The state of a duplicate in whatever reads the events; the stored state is SUCCESS.
+STATE: Final = "DEDUPLICATED"
+#: The state of one that ran all the same, in shadow mode.
+SHADOW_STATE: Final = "SHADOW_DUPLICATE"
+
+#: In ``delivery_info``, which no message can bring along: each worker writes its own.
+_SENT: Final = "task_events"
+
+
+class Duplicate(NamedTuple):
+    """Notes on a delivery that it was answered with the outcome of another call."""
+
+    #: The key, as operators read it.
+    key: str
+    #: The task id of the call whose outcome it is.
+    original: str
+    #: The name of the record in the store.
+    record: str
+    #: Whether it only would have been answered so: in shadow mode it ran.
+    shadow: bool = False
+
+    def delivered(self, *, sent: bool) -> None:
+        """Nothing is left to do when the tracer has returned."""
+
+    def mark(self, answer: Any) -> Any:
+        """Give the tracer's answer with its repr marked, if the task succeeded."""
+        if answer.info is not None:
+            return answer  # a stored failure is shown as the failure that it is
+        retval, info, runtime, text = answer
+        return type(answer)(retval, info, runtime, MarkedRepr(text, self))
+
+    def event(self, result: str) -> tuple[str, dict[str, Any]]:
+        """Give the event that is to follow "succeeded": its type and its fields."""
+        said = f"key={self.key} original={self.original}"
+        fields = {
+            # Said in so many words: without it the state would stay SUCCESS.
+            "state": SHADOW_STATE if self.shadow else STATE,
+            "result": (
+                f"would be deduplicated {said} result={result}"
+                if self.shadow
+                else f"deduplicated {said}"
+            ),
+            "idempotency_key": self.key,
+            "idempotency_original": self.original,
+            "idempotency_record": self.record,
+        }
+        return "task-shadow-duplicate" if self.shadow else "task-deduplicated", fields
+
+
+class MarkedRepr(str):
+    """The repr of a result which another call made; to whom it says nothing more, it is a text."""
+
+    __slots__ = ("duplicate",)
+
+    duplicate: Duplicate
+
+    def __new__(cls, text: str, duplicate: Duplicate) -> MarkedRepr:
+        made = super().__new__(cls, text)
+        made.duplicate = duplicate
+        return made
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        # Each class that is named costs the child and the parent some microseconds.
+        return _marked_repr, (str(self), *self.duplicate)
+
+
+def _marked_repr(text: str, *duplicate: Any) -> MarkedRepr:
+    return MarkedRepr(text, Duplicate(*duplicate))
+
+
+def marked(answer: Any, notes: Sequence[object]) -> Any:
+    """Mark a tracer's answer if its delivery was noted to be a duplicate; never fail."""
+    try:
+        for note in notes:
+            if isinstance(note, Duplicate):
+                return note.mark(answer)
+    except Exception:
+        # The task succeeded, and an exception here would make a failure of it.
+        log.debug("this version of Celery can't show duplicates as such", exc_info=True)
+    return answer
+
+
+def _are_sent(eventer: Any) -> bool:
+    """Whether this worker sends the events of its tasks: by ``-E``, or because it was told to."""
+    if eventer is None or not eventer.enabled:
+        return False
+    groups = getattr(eventer, "groups", None)
+    return not groups or "task" in groups
+
+
+def say_whether_sent(request: dict[str, Any], eventer: Any) -> None:
+    """Tell the process that is to run a message whether anybody will look at a mark."""
+    request["delivery_info"][_SENT] = _are_sent(eventer)
+
+
+def were_sent(request: Any) -> bool:
+    """Whether they were when the message was given to its process; unless it is said, they were."""
+    return (request.delivery_info or {}).get(_SENT) is not False
+
+
+def name_key(request: Any, fields: dict[str, Any]) -> None:
+    """Add the key to the fields of an event, where there is one and the message says it.
+
+    Args:
+        request: the worker's request. This never fails, whatever it lacks.
+    """
+    try:
+        if not _are_sent(request._eventer):
+            return
+        environment = environment_of(request._app)
+        own = read_own(request._request_dict, request.id)
+        if environment.events and own is not None and own[0] is not None:
+            call_key = own[0]
+            fields["idempotency_key"] = call_key.readable
+            fields["idempotency_record"] = record_key(environment.prefix, call_key)
+    except Exception:
+        # What is wrong with the message or the settings is said where the task runs.
+        log.debug("no key can be shown for this task", exc_info=True)
+
+
+def follow_up(fields: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """Take the mark off a ``task-succeeded``, and give the event that is to follow it."""
+    result = fields.get("result")
+    if not isinstance(result, MarkedRepr):
+        return None
+    fields["result"] = str(result)  # plain text, whatever the events' serializer makes of types
+    return result.duplicate.event(fields["result"])

@@ -1,0 +1,129 @@
+"""What Celery publishes again for a task: it keeps its key, and no broker that is away loses it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+
+from celery import Task
+from celery.canvas import Signature
+from celery.exceptions import Reject
+from celery.utils.log import get_logger
+
+from celery_idempotent.core.message import OWN, ours_in, own_header, without_deaths
+from celery_idempotent.core.options import check_call
+from celery_idempotent.delivery.callbacks import announced
+from celery_idempotent.delivery.origin import origin_of
+from celery_idempotent.delivery.waiting import (
+    RETRY_SAID,
+    WithoutRetry,
+    back_to_broker,
+    broker_is_away,
+)
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.settings import environment_of
+
+__all__ = ["RetryingTask", "publish_again"]
+
+log = get_logger("celery_idempotent")
+
+#: What says where a message goes.
+_ROUTING: Final = ("queue", "exchange", "routing_key")
+
+
+def publish_again(task: Any, args: Any, kwargs: Any, **options: Any) -> Any:
+    """Publish a call that is enqueued already, by Celery's own ``apply_async``.
+
+    A base class that lets each call into the queue once would take this one for a duplicate of
+    itself, publish nothing, and the call would be lost.
+    """
+    return Task.apply_async(task, args, kwargs, **options)
+
+
+class SameMessage(Signature):
+    """A call's own message: its next attempt, or its next look at a key that is busy."""
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, route_name: Any = None, **options: Any
+    ) -> Any:
+        """As Celery's, past the ``apply_async`` of every other class: see :func:`publish_again`."""
+        whole = self.clone(args, kwargs, **options) if args or kwargs or options else self
+        return publish_again(self.type, whole.args, whole.kwargs, **whole.options)
+
+
+class RetryingTask(Task):
+    """A task whose retries keep their keys, and whose RETRY is never stored over an answer."""
+
+    abstract = True
+
+    @property
+    def backend(self) -> Any:
+        """As Celery's; for a call whose RETRY is stored already, one that stores none."""
+        backend = self.app.backend if self._backend is None else self._backend
+        said = announced.get()
+        return WithoutRetry(backend) if said and RETRY_SAID in said else backend
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
+
+    def signature_from_request(
+        self, request: Any = None, args: Any = None, kwargs: Any = None, **options: Any
+    ) -> Any:
+        """As Celery's; a message that is published again keeps its key, whatever its headers.
+
+        And its queue, where Celery would send it to the task's.
+        """
+        request = self.request if request is None else request
+        given = options.get("headers")
+        known = request.__dict__.get("_idempotent_call")
+        ours = ours_in(vars(request))
+        if known is not None:
+            ours[OWN] = own_header(request.id, *known)
+        if ours:
+            if given is None:
+                given = {**(request.headers or {}), **ours}
+            # Celery 5.5 leaves in what RabbitMQ wrote of the queues in which the message expired.
+            options["headers"] = without_deaths({**ours, **given})
+            if not any(map(options.get, _ROUTING)):
+                natively = environment_of(self.app).whole_seconds
+                origin = origin_of(self.app, request.delivery_info, natively)
+                # An attempt is for every worker that got the last one: whose queue this is may die.
+                if origin.reaches_all or not origin.is_fanned_out:
+                    options.update(origin.route)
+        same = super().signature_from_request(request, args, kwargs, **options)
+        return SameMessage(self, same.args, same.kwargs, same.options, app=self.app)
+
+    def replace(self, sig: Any) -> Any:
+        """As Celery's; a run that lost its key publishes nothing under the id of its call.
+
+        Raises:
+            ClaimLost: another delivery has taken over, and answers the call.
+        """
+        context = self.idempotency
+        if context.token is not None:
+            with suppress(StoreUnavailable):  # nobody knows: as in plain Celery
+                context.check()
+        return super().replace(sig)
+
+    def retry(
+        self, args: Any = None, kwargs: Any = None, exc: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        """As Celery's; where the broker is away the message goes back to it, and comes again.
+
+        Celery drops it there: it could not publish the next attempt, and rejects this one.
+
+        Raises:
+            ConfigurationError: ``options`` has an ``idempotency_*``: a retry keeps its call's key.
+        """
+        check_call(options, f"a retry of task {self.name!r}", key=False)
+        try:
+            return super().retry(args, kwargs, exc, *more, **options)
+        except Reject as rejected:
+            ours = rejected is not exc and not rejected.requeue
+            if not (ours and self.acks_late and broker_is_away(rejected.reason)):
+                raise
+            log.warning(
+                "%s[%s] could not publish its retry, and comes again", self.name, self.request.id
+            )
+            raise back_to_broker(rejected.reason, 1.0) from rejected.reason

@@ -1,0 +1,240 @@
+"""Waiting without holding a worker: a message is put back with a delay, and comes again."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, Final
+
+from celery.exceptions import Reject, Retry
+from celery.states import READY_STATES, STARTED
+from celery.utils.log import get_logger
+from kombu import serialization
+from kombu.exceptions import EncodeError, OperationalError
+
+from celery_idempotent.core.keys import CallKey
+from celery_idempotent.core.message import OWN, Waits, own_header, sent_with
+from celery_idempotent.delivery.callbacks import announce
+from celery_idempotent.delivery.origin import Origin
+from celery_idempotent.settings import Environment
+
+__all__ = [
+    "RETRY_SAID",
+    "StartedLater",
+    "WithoutRetry",
+    "back_to_broker",
+    "broker_is_away",
+    "ignores_result",
+    "is_answered",
+    "pause_of",
+    "put_back",
+    "say_retry",
+    "say_started",
+]
+
+log = get_logger("celery_idempotent")
+
+_FIRST_S: Final = 0.25
+_SHORTEST_S: Final = 0.05
+#: How long a message that can't be put back is held before it goes to the broker as it is.
+_LONGEST_HOLD_S: Final = 1.0
+
+# kombu has no types for it.
+_registry: Any = serialization.registry
+
+
+def pause_of(
+    environment: Environment,
+    ttl: float,
+    count: int,
+    until: float | None = None,
+    wanted: float | None = None,
+) -> float:
+    """Give the seconds to wait: short at first, growing, with jitter.
+
+    Args:
+        ttl: the window; a wait of more than half of it could miss the outcome.
+        count: how often the message has waited before.
+        until: when what it waits for ends by itself, in seconds from now, if that is known.
+        wanted: how long it should be, where that doesn't depend on ``count``.
+    """
+    most = min(environment.longest_wait, ttl / 2)
+    grown = _FIRST_S * 2.0 ** min(count, 10) if wanted is None else wanted
+    grown = min(most, grown) * random.uniform(0.75, 1.0)
+    if until is not None:
+        # Not past the end of a lease: a key that nobody holds any more is free then.
+        grown = min(grown, until + _SHORTEST_S)
+    pause = max(_SHORTEST_S, min(grown, most))
+    return float(math.ceil(pause)) if environment.whole_seconds else pause
+
+
+def say_started(task: Any, request: Any) -> None:
+    """Store STARTED where ``track_started`` asks for it: once it is known that the body runs.
+
+    Celery's tracer would store it before that, over the answer that a call may have.
+    """
+    # By the class: for the tracer the task itself says no.
+    if request.is_eager or not type(task).track_started or ignores_result(task, request):
+        return
+    meta = {"pid": os.getpid(), "hostname": request.hostname}
+    task.backend.store_result(request.id, meta, STARTED, request=request)
+
+
+class StartedLater:
+    """A task's ``track_started``, of which its tracer hears nothing: :func:`say_started` stores it.
+
+    Args:
+        tracks: what the task or its app say.
+    """
+
+    def __init__(self, tracks: bool) -> None:
+        self._tracks = tracks
+
+    def __get__(self, task: Any, owner: type | None = None) -> bool:
+        # Celery 5.5 asks when it makes the tracer, later releases at each delivery: both ask the
+        # task. What was set is found on its class.
+        return self._tracks and task is None
+
+
+def ignores_result(task: Any, request: Any) -> bool:
+    """Whether nobody is to get the result of a call."""
+    # What the caller said is in the request; where nothing was said, what the task says counts.
+    said = request.__dict__.get("ignore_result")
+    return bool(task.ignore_result if said is None else said)
+
+
+def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> None:
+    """Store RETRY as the state of a call whose message is put back, or whose key is given up.
+
+    Args:
+        why: what it waits for, or what its attempt failed with.
+        retry: what a body raised to be retried.
+
+    Celery's tracer stores it afterwards, when the message may have been answered by another worker:
+    RETRY over an answer would have its caller wait for ever. So the tracer then finds a
+    :class:`WithoutRetry`.
+    """
+    if request.is_eager or (
+        ignores_result(task, request) and not task.store_errors_even_if_ignored
+    ):
+        return
+    shown = why if retry is None else retry
+    text = "".join(traceback.format_exception(type(shown), shown, shown.__traceback__))
+    try:
+        task.backend.mark_as_retry(request.id, why, text, request=request)
+    except Exception as exc:
+        log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
+    announce(RETRY_SAID)
+
+
+def is_answered(task: Any, request: Any) -> bool:
+    """Whether the result backend has the answer of this call: RETRY must not be stored over it."""
+    if request.is_eager or ignores_result(task, request):
+        return False
+    try:
+        return task.backend.get_state(request.id) in READY_STATES
+    except Exception:
+        return False  # it is away, too, or keeps nothing
+
+
+class _Said:
+    """Notes on a delivery that its RETRY is stored already, until its tracer has returned."""
+
+    def delivered(self, *, sent: bool) -> None:
+        """Nothing is left to do then."""
+
+
+#: Announced for a delivery whose RETRY is stored.
+RETRY_SAID: Final = _Said()
+
+
+class WithoutRetry:
+    """A result backend that stores no RETRY: see :func:`say_retry`."""
+
+    def __init__(self, backend: Any) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def mark_as_retry(self, *_: Any, **__: Any) -> None:
+        """Store nothing."""
+
+
+def put_back(
+    task: Any,
+    request: Any,
+    call_key: CallKey | None,
+    waits: Waits,
+    delay: float,
+    origin: Origin,
+) -> Any:
+    """Publish the message again, to come in ``delay`` seconds, and give its signature.
+
+    It is the same message: its id, retries, callbacks, headers and key stay. A copy of a message
+    whose run is alive does not expire: if that run dies, it is all there is.
+
+    Raises:
+        Reject: it could not be published; the message goes back to the broker as it is. Where it
+            was acknowledged early (``acks_late = False``), the error itself: the call fails.
+    """
+    headers = sent_with(request)
+    waits = replace(waits, to=request.hostname if origin.reaches_all else None)
+    headers[OWN] = own_header(request.id, call_key, waits)
+    options: dict[str, Any] = {"expires": None} if waits.redelivery else {}
+    options.update(origin.route)
+    # What its sender wants to be shown of its arguments, which may hide some.
+    shown = {name: request.__dict__.get(name) for name in ("argsrepr", "kwargsrepr")}
+    options.update((name, text) for name, text in shown.items() if text is not None)
+    signature = task.signature_from_request(
+        request,
+        countdown=delay,
+        retries=request.retries,
+        headers=headers,
+        add_to_parent=False,
+        **options,
+    )
+    try:
+        _publish(task, signature)
+    except Exception as exc:
+        log.warning(
+            "%s[%s] has to wait and could not be published again: it goes back to the broker as "
+            "it is: %s",
+            task.name,
+            request.id,
+            exc,
+        )
+        if not task.acks_late:
+            raise  # it is acknowledged already, and would be lost without a word
+        raise back_to_broker(exc, delay) from exc
+    return signature
+
+
+def back_to_broker(exc: BaseException, delay: float) -> Reject:
+    """Give what returns a message as it is, after a moment: it comes again at once."""
+    time.sleep(min(delay, _LONGEST_HOLD_S))
+    return Reject(exc, requeue=True)
+
+
+def broker_is_away(exc: object) -> bool:
+    """Whether publishing failed for want of a broker, and not for what was to be published."""
+    return isinstance(exc, (OperationalError, OSError)) and not isinstance(exc, EncodeError)
+
+
+def _publish(task: Any, signature: Any) -> None:
+    try:
+        signature.apply_async()
+    except EncodeError:
+        # It came by another serializer than the task's own, which a worker isn't told of.
+        content = task.app.conf.accept_content
+        names = {_registry.type_to_name.get(name, name) for name in content}
+        for serializer in sorted(names - {task.serializer}):
+            with suppress(EncodeError):
+                signature.apply_async(serializer=serializer)
+                return
+        raise

@@ -1,0 +1,461 @@
+"""One delivery, without Celery: ask for the key, run the body under a lease, record its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Final
+
+from celery_idempotent.core.record import Process, Record, State
+from celery_idempotent.core.slip import Slip
+from celery_idempotent.core.transitions import (
+    NEVER_MS,
+    UNKNOWN_TTL_MS,
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Note,
+    Recorded,
+    Replay,
+    Settle,
+)
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.run.claimant import Call, Ending
+from celery_idempotent.run.heartbeat import Lease, heartbeat
+from celery_idempotent.run.transaction import Inbox
+from celery_idempotent.run.upkeep import now_and_then
+
+__all__ = ["Asking", "Run", "ask", "this_process", "write_slip"]
+
+log = logging.getLogger("celery_idempotent")
+
+#: The worker's boot id: made once in the parent, and inherited by the children of its pool.
+BOOT_ID: Final = os.urandom(4).hex()
+_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 0.4
+
+#: States that are an outcome, and those that say which process it was.
+_WITH_OUTCOME: Final = (State.SUCCEEDED, State.FAILED)
+_WITH_PROCESS: Final = (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
+
+_NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+_process: tuple[int, bytes] = (0, b"")
+#: Whether the last key was granted here: then the next one is likely to be, too.
+_was_granted = True
+
+
+def this_process() -> bytes:
+    """Give the packed :class:`.Process` of this process."""
+    global _process
+    pid = os.getpid()
+    if _process[0] != pid:
+        _process = (pid, Process(socket.gethostname(), pid, BOOT_ID).pack())
+    return _process[1]
+
+
+class Asking:
+    """One delivery asks for its key; whatever cuts it off before its body, it undoes its claim."""
+
+    def __init__(self, call: Call, on_lost: Callable[[Lease], None]) -> None:
+        self._call = call
+        self._on_lost = on_lost
+        # By position: names would double what a record takes to make.
+        self._candidate = Record(
+            State.RUNNING,
+            0,
+            0,
+            call.retries,
+            0,
+            call.owner,
+            this_process(),
+            os.urandom(8),
+            call.fingerprint,
+            call.label,
+        )
+        #: Whether the key may be held for a body that has not begun.
+        self.may_hold = False
+        self._run: Run | None = None
+
+    def ask(
+        self, patience_s: float, ready: Callable[[Run], object] | None = None
+    ) -> ClaimVerdict | Run:
+        """Give a :class:`Run` where the key is granted, else what the delivery has to do.
+
+        Args:
+            ready: called with the run before it has the key, and maybe before that is known.
+
+        In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
+        request arrived, the answer is the same), then gives up. :meth:`undo` is to be called where
+        this raises, and where the body does not come to begin.
+
+        Raises:
+            StoreUnavailable, RecordTooNew: the delivery must wait.
+            RecordCorrupt: it must not run.
+        """
+        global _was_granted
+        call, candidate = self._call, self._candidate
+        terms = call.terms
+        asked = time.monotonic()
+
+        def prepare() -> Run:
+            run = self._run
+            if run is None:
+                run = self._run = Run(call, candidate, self._on_lost)
+                run.lease.renewed = asked  # whenever the answer comes, it runs from about then
+                if ready is not None:
+                    ready(run)
+                now_and_then(terms.store)
+            return run
+
+        request = Claim(
+            candidate,
+            terms.lease_ms,
+            terms.keep_ms,
+            terms.max_interruptions,
+            terms.max_compensations,
+            call.checked,
+            call.callbacks,
+            call.compensates_only,
+            call.awaited,
+            call.awaited_key,
+            call.message,
+            call.slip_key,
+            call.is_new,
+            call.patient_until_ms,
+            prepare if _was_granted else None,  # or it is work for nothing
+        )
+        self.may_hold = True
+        verdict = _claim(call, request, patience_s)
+        _was_granted = isinstance(verdict, Claimed)
+        if isinstance(verdict, Claimed):
+            held = verdict.failed or Record(
+                State.RUNNING,
+                verdict.token,
+                0,  # until_ms: the store's
+                call.retries,
+                verdict.interruptions,
+                call.owner,
+                candidate.process,
+                candidate.nonce,
+                call.fingerprint,
+                call.label,
+                b"",
+                bool(verdict.steps),
+            )
+            return self._hold(prepare(), held, verdict.steps)
+        self.may_hold = False
+        if (
+            isinstance(verdict, Replay)
+            and verdict.mine
+            and not verdict.noted
+            and not verdict.from_slip
+            and call.callbacks
+        ):
+            return prepare().hold(verdict.record, replay=verdict)
+        return verdict
+
+    def _hold(self, run: Run, held: Record, steps: Mapping[str, bytes]) -> Run:
+        try:
+            return run.hold(held, steps=steps)
+        except RuntimeError as exc:
+            error = StoreUnavailable(
+                f"this process can't keep a lease alive, so that nothing is run: {exc}"
+            )
+            error.may_have_arrived = True
+            raise error from exc
+
+    def undo(self, why: BaseException) -> bool:
+        """Undo a claim that was, or may have been, granted for a body that did not begin.
+
+        Returns:
+            Whether there was one to undo.
+        """
+        if not self.may_hold:
+            return False
+        self.may_hold = False
+        if self._run is not None:
+            self._run.let_go()
+        call, candidate = self._call, self._candidate
+        terms = call.terms
+
+        def tell() -> None:
+            terms.store.abandon(call.key, candidate, terms.horizon_ms)
+
+        if isinstance(why, StoreError) and not getattr(why, "may_have_arrived", False):
+            return True  # the store did not carry it out
+        if not isinstance(why, StoreUnavailable) or why.__cause__.__class__ is RuntimeError:
+            with suppress(StoreUnavailable):
+                tell()
+                return True
+        heartbeat.later(tell, f"a claim of {call.key} was given up", terms.keep_ms / 1000)
+        return True
+
+
+def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> ClaimVerdict | Run:
+    """Ask for the key, for a caller that begins its body at once: see :meth:`Asking.ask`."""
+    asking = Asking(call, on_lost)
+    try:
+        return asking.ask(patience_s)
+    except BaseException as exc:
+        asking.undo(exc)
+        raise
+
+
+def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
+    until = time.monotonic() + patience_s
+    pause, arrived = _PAUSE_S, False
+    while True:
+        try:
+            store = call.terms.store
+            if time.monotonic() - store.failed_at < request.lease_ms / 1000:
+                request = request._replace(patient_until_ms=NEVER_MS)
+            return store.claim(call.key, request)
+        except StoreUnavailable as exc:
+            exc.may_have_arrived = arrived = arrived or exc.may_have_arrived
+            if time.monotonic() + pause >= until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+
+class Run:
+    """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery.
+
+    It is made while the store decides, and is nothing until :meth:`hold`.
+    """
+
+    def __init__(self, call: Call, candidate: Record, on_lost: Callable[[Lease], None]) -> None:
+        self.call = call
+        #: The outcome of a body that failed for good, and whose steps are to be compensated.
+        self.failed = b""
+        #: How many earlier runs were cut off.
+        self.interruptions = 0
+        #: What earlier runs of the key have finished.
+        self.steps: Mapping[str, bytes] = _NO_STEPS
+        #: Set where there is an outcome already, and only its callbacks are still to be sent.
+        self.replay: Replay | None = None
+        # Whether its callbacks went out; None until the tracer has returned.
+        self._delivered: bool | None = None
+        self._ending = False
+        self._pid = os.getpid()
+        #: Steps that were done while the store was away: it is told before it learns of the end.
+        self.owed: list[Callable[[], object]] = []
+        terms = call.terms
+        self.lease = Lease(terms.store, call.key, candidate, terms.lease_ms, terms.keep_ms, on_lost)
+        self._inbox: Inbox | None = None
+
+    def hold(
+        self,
+        held: Record,
+        *,
+        replay: Replay | None = None,
+        steps: Mapping[str, bytes] = _NO_STEPS,
+    ) -> Run:
+        """Take the key, which was granted, and keep it."""
+        if held.state is State.COMPENSATING:
+            self.failed = held.outcome
+        self.interruptions = held.interruptions
+        self.steps = steps
+        self.replay = replay
+        self.lease.record = held
+        heartbeat.add(self.lease)
+        return self
+
+    @property
+    def token(self) -> int:
+        """The fencing token."""
+        return self.lease.record.token
+
+    @property
+    def inbox(self) -> Inbox:
+        """What its body writes in the store's database; as a rule it does not ask for that."""
+        if self._inbox is None:
+            self._inbox = Inbox(self.lease, over=self._ending)
+        return self._inbox
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is a copy of the run in a process that its body has forked."""
+        return self._pid != os.getpid()
+
+    def end(
+        self, ending: Ending, meanwhile: Callable[[], object] | None = None
+    ) -> Recorded | Lost | None:
+        """Record how the run ended. ``None``: the store is away, and is told when it is back.
+
+        Where the message has callbacks and there is an outcome, a delivery lease is held until
+        :meth:`delivered`.
+
+        Args:
+            meanwhile: what can be done while the store works, if it waits for a server.
+
+        Raises:
+            NotCommitted, Exception: what the body wrote in its session was not committed.
+        """
+        self._ending = True
+        event = self._settle(ending, meanwhile)
+        inbox = self._inbox
+        if inbox is not None:
+            if ending.state is State.SUCCEEDED and inbox.is_open:
+                self.owed.clear()  # nobody asks a finished key for its steps
+                answer = inbox.commit(event)
+                self._ended(event, answer)
+                return answer
+            inbox.rollback()
+        try:
+            settle = self.call.terms.store.settle
+            answer = self._tell_end(event) if self.owed else settle(self.call.key, event)
+        except StoreError as exc:
+            self._record_later(event, exc)
+            return None
+        except BaseException as exc:
+            # A soft time limit, say: the body is done, and its outcome is not lost to that.
+            self._record_later(event, exc)
+            if isinstance(exc, Exception):
+                return None
+            raise
+        self._ended(event, answer)
+        return answer
+
+    def pay(self, tell: Callable[[], object]) -> None:
+        """Tell the store of a step that it was owed, unless that was done."""
+        if tell in self.owed:
+            tell()
+            with suppress(ValueError):  # the heartbeat thread may have told it, too
+                self.owed.remove(tell)
+
+    def _tell_end(self, event: Settle) -> Recorded | Lost:
+        # A step that came after the end would be refused, and be done again by the next run.
+        for tell in list(self.owed):
+            self.pay(tell)
+        return self.call.terms.store.settle(self.call.key, event)
+
+    def _settle(self, ending: Ending, meanwhile: Callable[[], object] | None) -> Settle:
+        call = self.call
+        state, terms, delay_ms = ending.state, call.terms, ending.delay_ms
+        delivery = call.callbacks and _has_outcome(ending)
+        kept = delivery or state in _WITH_PROCESS
+        if state in _WITH_OUTCOME:
+            ttl_ms = terms.ttl_ms
+        elif state is State.RETRYING:
+            ttl_ms = delay_ms + terms.keep_ms
+        elif state is State.UNKNOWN:
+            ttl_ms = UNKNOWN_TTL_MS
+        else:
+            ttl_ms = terms.horizon_ms if state is State.RELEASED else terms.keep_ms
+        if delivery:
+            delay_ms = terms.lease_ms
+            ttl_ms = max(ttl_ms, delay_ms)
+        held = self.lease.record
+        record = Record(
+            state,
+            held.token,
+            held.until_ms,
+            ending.retries if state is State.RETRYING else held.retries,
+            held.interruptions,
+            held.owner,
+            held.process if kept else b"",
+            b"",  # a nonce is of a claim
+            held.fingerprint,
+            held.label,
+            ending.outcome,
+            held.has_steps,
+        )
+        slip: Slip | None = None
+        frees = state is State.RELEASED and ending.answers
+        if call.slip_key and (frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
+            slip = call.message._replace(answered=True, digests=b"", outcome=ending.outcome)
+            if delivery:
+                holder = self.lease.record.nonce.ljust(8, b"\0") + self.lease.record.process
+                slip = slip._replace(holder=holder[:255])
+        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, call.slip_key, meanwhile)
+
+    def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
+        if isinstance(answer, Lost):
+            heartbeat.remove(self.lease)
+            self.lease.lose(answer.record)
+        elif event.delay_ms and event.record.state not in (State.RETRYING, State.RUNNING):
+            self.lease.record = event.record._replace(token=answer.token)
+        else:
+            self._drop()
+
+    def _record_later(self, event: Settle, exc: BaseException) -> None:
+        event = event._replace(meanwhile=None)  # and what that holds: the call's arguments
+        log.error(
+            "could not record that %s is %s; going on trying in the background: %s",
+            self.call.key,
+            event.record.state,
+            exc,
+        )
+
+        def tell() -> None:
+            answer = self._tell_end(event)
+            self._ended(event, answer)
+            if isinstance(answer, Recorded) and self._delivered is not None:
+                self.delivered(sent=self._delivered)  # it was told before there was a record
+
+        heartbeat.later(
+            tell, f"{self.call.key} is {event.record.state}", self.call.terms.keep_ms / 1000
+        )
+
+    def _drop(self) -> None:
+        """Keep the key no longer, and want to know no more of it."""
+        heartbeat.remove(self.lease)
+        self.lease.on_lost = None
+
+    def let_go(self) -> None:
+        """See to it that a run which was cut off before its end is not kept alive."""
+        if not self._ending:
+            self._drop()
+
+    def delivered(self, *, sent: bool) -> None:
+        """End the delivery lease; ``sent``: the message's callbacks went out, so note that."""
+        self._delivered = sent
+        if sent or self.lease.record.is_done:
+            kept = self.lease.record.state in _WITH_OUTCOME
+            slip = self.call.message._replace(answered=sent, succeeded=sent and kept)
+            write_slip(self.call, slip, self.token, self._drop)
+
+
+def write_slip(
+    call: Call,
+    slip: Slip,
+    token: int = 0,
+    then: Callable[[], object] | None = None,
+    *,
+    at_once: bool = True,
+) -> None:
+    """Write down how a message was answered; it is told until it is heard.
+
+    Args:
+        token: of the run whose delivery lease ends.
+        then: called once it is heard.
+        at_once: not in the background.
+    """
+    terms = call.terms
+    note = Note(call.slip_key, slip, token, terms.horizon_ms)
+
+    def tell() -> None:
+        terms.store.note(call.key, note)
+        if then is not None:
+            then()
+
+    if at_once:
+        with suppress(StoreUnavailable):
+            tell()
+            return
+    what = f"the call with the key {call.key} was answered"
+    heartbeat.later(tell, what, terms.horizon_ms / 1000)
+
+
+def _has_outcome(ending: Ending) -> bool:
+    return ending.state in _WITH_OUTCOME or (
+        ending.state is State.RELEASED and bool(ending.outcome)
+    )

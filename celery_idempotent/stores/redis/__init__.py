@@ -1,0 +1,1 @@
+"""Records on Redis, Valkey, Sentinel and Redis Cluster."""

@@ -1,0 +1,277 @@
+"""Records in Redis Cluster: each on the node that has its slot, wherever that moves to."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError, TryAgainError
+
+from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
+from celery_idempotent.stores.base import mask_url
+from celery_idempotent.stores.redis.servers import Server, server_of
+from celery_idempotent.stores.redis.store import RedisStore, connector, patience_of
+from celery_idempotent.stores.redis.wire import Argument, Call, Connection, Timed, Wire
+
+__all__ = ["ClusterStore", "ClusterWire"]
+
+Node = tuple[str, int]
+Connect = Callable[[str, int], Connection]
+
+#: How often one call is sent on: a slot moves once, perhaps while it is asked where it is.
+_MOST_TURNS: Final = 5
+
+
+class ClusterWire:
+    """A wire to each node, and which of them has which slot.
+
+    Every key of a record has one hash tag, so that each script finds all of its keys on one node.
+    While a slot is moved key by key, a script may find only some of them on either side, and the
+    node says TRYAGAIN: the store is away for these keys until the slot has moved.
+    """
+
+    def __init__(
+        self, seeds: Sequence[Node], connect: Connect, where: str, patience_ms: int = 2000
+    ) -> None:
+        self._patience_ms = patience_ms
+        self._seeds = tuple(seeds)
+        self._connect = connect
+        self._where = where
+        self._wires: dict[Node, Wire] = {}
+        self._owners: dict[int, Node] = {}
+
+    def call(self, call: Call, meanwhile: Callable[[], object] | None = None) -> Any:
+        """Call one script where its keys are; do what is to be done ``meanwhile``."""
+        return self._where_it_is(
+            call.keys[0],
+            lambda wire: wire.call(call, meanwhile),
+            lambda wire: wire.call_asking(call),
+        )
+
+    def call_timed(self, timed: Timed, meanwhile: Callable[[], object] | None = None) -> Any:
+        """Call a script that has to know until when it is waited for, where its keys are."""
+        return self._where_it_is(
+            timed(0, False).keys[0],
+            lambda wire: wire.call_timed(timed, meanwhile),
+            lambda wire: wire.call_timed(timed, asking=True),
+        )
+
+    def learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
+        """Learn what the clock says of the node that has a key."""
+        node = self._owners.get(_slot(key))
+        if node is not None:
+            self._wire(node).learn(now_ms, at_most=at_most)
+
+    @property
+    def failed_at(self) -> float:
+        """When a node last did not answer, on the monotonic clock."""
+        return max((wire.failed_at for wire in self._wires.values()), default=-math.inf)
+
+    def call_replicated(self, call: Call, replicas: int, timeout_ms: int) -> Any:
+        """Call one script, and give its answer once so many replicas have what it wrote."""
+        return self._where_it_is(
+            call.keys[0],
+            lambda wire: wire.call_replicated(call, replicas, timeout_ms),
+            lambda wire: wire.call_replicated(call, replicas, timeout_ms, asking=True),
+        )
+
+    def call_all(self, calls: Sequence[Call]) -> list[Any]:
+        """Call several scripts, in one round trip a node; an answer that is an error is one."""
+        return self._together(
+            calls, lambda call: call.keys[0], lambda wire, some: wire.call_all(some), self.call
+        )
+
+    def command(self, *parts: Argument) -> Any:
+        """Send one plain command to where its first argument is, or anywhere if it has none."""
+        if len(parts) == 1:
+            return self._anywhere(lambda wire: wire.command(*parts))[1]
+        return self._where_it_is(
+            str(parts[1]),
+            lambda wire: wire.command(*parts),
+            lambda wire: wire.command_asking(*parts),
+        )
+
+    def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
+        """Send plain commands, in one round trip a node; an answer that is an error is one."""
+        return self._together(
+            commands,
+            lambda parts: str(parts[1]),
+            lambda wire, some: wire.commands(some),
+            lambda parts: self.command(*parts),
+        )
+
+    def wires(self) -> list[Wire]:
+        """Give the wire to each node that has slots."""
+        self._look_up()
+        return [self._wire(node) for node in sorted(set(self._owners.values()))]
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        for wire in self._wires.values():
+            wire.close()
+
+    def _together(
+        self,
+        asked: Sequence[Any],
+        key_of: Callable[[Any], str],
+        several: Callable[[Wire, list[Any]], list[Any]],
+        alone: Callable[[Any], Any],
+    ) -> list[Any]:
+        places: dict[Node, list[int]] = {}
+        for place, one in enumerate(asked):
+            places.setdefault(self._owner(_slot(key_of(one))), []).append(place)
+        answers: list[Any] = [None] * len(asked)
+        for node, indices in places.items():
+            try:
+                given = several(self._wire(node), [asked[index] for index in indices])
+            except StoreUnavailable as exc:
+                # Each by itself would wait as long again for a node that is dead.
+                given = [exc] * len(indices)
+                self._try_to_look_up(node)
+            for index, answer in zip(indices, given, strict=True):
+                if isinstance(answer, StoreUnavailable):
+                    owner = self._owners.get(_slot(key_of(asked[index])), node)
+                    if owner != node or isinstance(answer.__cause__, AskError):  # MovedError is one
+                        answer = _answer_or_error(alone, asked[index])
+                answers[index] = answer
+        return answers
+
+    def _where_it_is(
+        self, key: str, ask: Callable[[Wire], Any], asking: Callable[[Wire], Any]
+    ) -> Any:
+        slot = _slot(key)
+        node, do = self._owner(slot), ask
+        away: StoreUnavailable | None = None
+        for turn in range(_MOST_TURNS):
+            try:
+                return do(self._wire(node))
+            except StoreUnavailable as exc:
+                moved = exc.__cause__
+                if away is not None:
+                    # What one node may have done isn't undone by another's pointing to it again.
+                    exc.may_have_arrived = exc.may_have_arrived or away.may_have_arrived
+                if away is None or not isinstance(moved, AskError):  # MovedError is one
+                    away = exc
+                if turn == _MOST_TURNS - 1:
+                    raise away from away.__cause__
+                if isinstance(moved, AskError):
+                    node, do = (moved.host or node[0], moved.port), asking
+                elif isinstance(moved, MovedError):
+                    node = self._owners[slot] = (moved.host or node[0], moved.port)
+                    do = ask
+                elif moved is None or isinstance(moved, TryAgainError):
+                    raise  # its replicas are late, or the slot is neither here nor there
+                else:
+                    # It may be gone, and a replica be the master: the others know.
+                    before = node
+                    self._try_to_look_up(node)
+                    node, do = self._owner(slot), ask
+                    if node == before:
+                        raise
+        raise AssertionError  # pragma: no cover
+
+    def _owner(self, slot: int) -> Node:
+        if slot not in self._owners:
+            self._look_up()
+        try:
+            return self._owners[slot]
+        except KeyError:
+            raise StoreUnavailable(
+                f"the store at {self._where} has no node for slot {slot}: the cluster is incomplete"
+            ) from None
+
+    def _try_to_look_up(self, doubted: Node) -> None:
+        # Where nobody answers, what is known stays, and the first error is the one to tell.
+        with contextlib.suppress(StoreError):
+            self._look_up(doubted)
+
+    def _look_up(self, doubted: Node | None = None) -> None:
+        asked, slots = self._anywhere(lambda wire: wire.command("CLUSTER", "SLOTS"), doubted)
+        self._owners = {
+            slot: ((master[0] or b"").decode() or asked[0], int(master[1]))
+            for first, last, master, *_ in slots
+            for slot in range(first, last + 1)
+        }
+
+    def _anywhere(
+        self, ask: Callable[[Wire], Any], doubted: Node | None = None
+    ) -> tuple[Node, Any]:
+        """Give the first node that answers, and its answer; one that may be dead is asked last."""
+        last: StoreError = StoreUnavailable(f"the store at {self._where} names no node")
+        nodes = dict.fromkeys([*self._owners.values(), *self._seeds])
+        for node in sorted(nodes, key=lambda node: node == doubted):
+            try:
+                return node, ask(self._wire(node))
+            except StoreUnavailable as exc:
+                last = exc
+        raise last
+
+    def _wire(self, node: Node) -> Wire:
+        if node not in self._wires:
+            where = f"{node[0]}:{node[1]}"
+            self._wires[node] = Wire(lambda: self._connect(*node), where, self._patience_ms)
+        return self._wires[node]
+
+
+class ClusterStore(RedisStore):
+    """A :class:`~celery_idempotent.stores.base.Store` on Redis Cluster."""
+
+    _wire: Any
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> ClusterStore:
+        """Make a store from ``redis+cluster://user:password@host:port,host:port``."""
+        given = dict(options or {})
+        replicas = given.pop("wait_replicas", 0)
+        scheme, _, rest = url.partition("+cluster://")
+        hosts, *tail = rest.partition("/")
+        login, at, named = hosts.rpartition("@")
+        seeds = named.split(",")
+        first = f"{scheme}://{login}{at}{seeds[0]}{''.join(tail)}"
+        connection_class, kwargs = connector(first, given)
+        if kwargs.get("db"):
+            raise ConfigurationError(
+                f"the store's URL {mask_url(url)!r} names a database: a cluster has only 0"
+            )
+        nodes = [_node(seed, url) for seed in seeds]
+
+        def connect(host: str, port: int) -> Connection:
+            made: Connection = connection_class(**{**kwargs, "host": host, "port": port})
+            return made
+
+        wire: Any = ClusterWire(nodes, connect, mask_url(url), 2 * patience_of(kwargs))
+        return cls(wire, (replicas, patience_of(kwargs)))
+
+    def _learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
+        self._wire.learn(key, now_ms, at_most=at_most)
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        for wire in self._wire.wires():
+            yield from RedisStore(wire).scan(pattern)
+
+    def servers(self) -> list[Server]:
+        return [server_of(wire) for wire in self._wire.wires()]
+
+
+def _answer_or_error(alone: Callable[[Any], Any], asked: Any) -> Any:
+    try:
+        return alone(asked)
+    except StoreError as exc:
+        return exc
+
+
+def _slot(key: str) -> int:
+    return int(key_slot(key.encode("utf-8", "surrogatepass")))
+
+
+def _node(seed: str, url: str) -> Node:
+    host, _, port = seed.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigurationError(
+            f"the store's URL {mask_url(url)!r} cannot be read: it names nodes as host:port, with "
+            "commas between them"
+        )
+    return host.strip("[]"), int(port)

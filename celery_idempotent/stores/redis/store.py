@@ -1,0 +1,405 @@
+"""Records in Redis or Valkey: one server, by Sentinel, over TLS or a socket; one script each."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
+
+import redis
+import redis.sentinel
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from celery_idempotent.core.record import VERSION, Record
+from celery_idempotent.core.slip import Slip
+from celery_idempotent.core.transitions import (
+    NEVER_MS,
+    UNKNOWN_TTL_MS,
+    Busy,
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Mismatch,
+    Note,
+    Recorded,
+    Replay,
+    Resolve,
+    Settle,
+    Superseded,
+    Unknown,
+)
+from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
+from celery_idempotent.stores.base import (
+    GIVEN_UP_MS,
+    STEPS,
+    Renewal,
+    is_beside_a_record,
+    mask_url,
+)
+from celery_idempotent.stores.redis.journal import RedisJournals
+from celery_idempotent.stores.redis.servers import RedisServers
+from celery_idempotent.stores.redis.wire import Call, Wire, load_script, not_done
+
+__all__ = ["RedisStore"]
+
+#: Seconds, unless ``idempotency_store_options`` says so: a server that hangs must hang no worker.
+_TIMEOUTS: Final = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
+#: How the wire reads answers, whatever the options say: as bytes, and by RESP2, in which no push
+#: message can come between a command and its answer.
+_OURS: Final = {"protocol": 2, "decode_responses": False}
+#: Options that are Sentinel's or Celery's, not a connection's.
+_SENTINEL_OPTIONS: Final = ("master_name", "sentinel_kwargs", "min_other_sentinels")
+#: How much of a record is read for a list: all but the tail of a long outcome, in bytes.
+_HEAD: Final = 2048
+#: Celery writes Python's names of these, redis-py wants its own.
+_CERT_REQS: Final = {
+    "CERT_REQUIRED": "required",
+    "CERT_OPTIONAL": "optional",
+    "CERT_NONE": "none",
+}
+
+
+#: How often a claim is asked for again that the server's clock found too late.
+_LATE_TURNS: Final = 3
+
+#: What a claim asks for, and the head of what it is answered, as lua/claim.lua has them.
+_ASK: Final = struct.Struct(">QQIIBQQ")
+_ANSWER: Final = struct.Struct(">BBQ")
+
+
+class RedisStore(RedisJournals, RedisServers):
+    """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server."""
+
+    def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
+        super().__init__(wire)
+        #: How many replicas must have the end of a run, and for how many milliseconds to wait.
+        self._wait = wait
+        self._claim = load_script("claim")
+        self._settle = load_script("settle")
+        self._renew = load_script("renew")
+        self._note = load_script("note")
+        self._end_lease = load_script("end_lease")
+        self._abandon = load_script("abandon")
+        self._forget = load_script("forget")
+        self._step = load_script("step")
+        self._resolve = load_script("resolve")
+        self._peek = load_script("peek")
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> RedisStore:
+        """Make a store from a URL as Celery writes them; it connects at the first operation."""
+        given = dict(options or {})
+        replicas = given.pop("wait_replicas", 0)
+        connection_class, kwargs = connector(url, given)
+        return cls(
+            Wire(lambda: connection_class(**kwargs), mask_url(url), 2 * patience_of(kwargs)),
+            (replicas, patience_of(kwargs)),
+        )
+
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
+        for _ in range(_LATE_TURNS):
+            answer = self._wire.call_timed(partial(self._claiming, key, ask), ask.meanwhile)
+            if type(answer) is int:
+                self._learn(key, answer // 1000, at_most=True)
+                return Claimed(answer)
+            if type(answer) is list:
+                failed = Record.unpack(answer[2]) if answer[2] else None
+                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]))
+            code, flags, now_ms = _ANSWER.unpack_from(answer)
+            self._learn(key, now_ms)
+            if code != 9:
+                return _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
+        raise not_done(
+            f"the store has found each of {_LATE_TURNS} claims of {key} too late: its clock is "
+            "being moved, or this process stands still"
+        )
+
+    def _learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
+        self._wire.learn(now_ms, at_most=at_most)
+
+    @property
+    def failed_at(self) -> float:
+        return self._wire.failed_at
+
+    def _claiming(self, key: str, ask: Claim, deadline_ms: int, broke: bool) -> Call:
+        flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
+        numbers = _ASK.pack(
+            ask.lease_ms,
+            UNKNOWN_TTL_MS,
+            ask.max_interruptions,
+            ask.max_compensations,
+            flags,
+            deadline_ms,
+            NEVER_MS if broke else ask.patient_until_ms,
+        )
+        args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())
+        return Call(self._claim, _keys(key, ask.slip_key, ask.awaited_key), args)
+
+    def settle(self, key: str, event: Settle) -> Recorded | Lost:
+        args: tuple[bytes | int, ...] = (event.record.pack(), event.delay_ms, event.ttl_ms)
+        if event.slip is not None:
+            args += (event.slip.pack(), event.slip_ttl_ms)
+        call = Call(self._settle, _keys(key, event.slip_key), args)
+        if self._wait[0]:
+            return _recorded(self._wire.call_replicated(call, *self._wait))
+        return _recorded(self._wire.call(call, event.meanwhile))
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
+        if not renewals:
+            return []
+        answers = self._wire.call_all(
+            [
+                Call(self._renew, _keys(one.key), (one.held.pack(), one.lease_ms, one.keep_ms))
+                for one in renewals
+            ]
+        )
+        return [_renewed(answer) for answer in answers]
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        args = (one.held.pack(), one.lease_ms, one.keep_ms, name, packed)
+        return _recorded(self._wire.call(Call(self._step, _keys(one.key), args)))
+
+    def resolve(self, key: str, event: Resolve) -> bool:
+        args = (int(event.state), event.outcome, event.ttl_ms, int(event.compensate))
+        answer = self._wire.call(Call(self._resolve, _keys(key), args))
+        if answer[0] == 0:
+            raise _unreadable(answer)
+        return bool(answer[0] == 1)
+
+    def note(self, key: str, event: Note) -> None:
+        args = (event.token, event.ttl_ms, event.slip.pack())
+        self._wire.call(Call(self._note, _keys(key, event.slip_key), args))
+
+    def slip(self, slip_key: str) -> Slip | None:
+        return Slip.unpack(self._wire.command("GET", slip_key))
+
+    def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
+        call = Call(self._end_lease, _keys(key, slip_key), (owner, process))
+        return bool(self._wire.call(call)[0])
+
+    def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
+        args = (given_up.pack(), ttl_ms, GIVEN_UP_MS)
+        self._wire.call(Call(self._abandon, _keys(key), args))
+
+    def forget(self, key: str, ttl_ms: int) -> bool:
+        return bool(self._wire.call(Call(self._forget, _keys(key), (ttl_ms,)))[0])
+
+    def get(self, key: str) -> Record | None:
+        packed = self._wire.command("GET", key)
+        return None if packed is None else Record.unpack(packed)
+
+    def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
+        heads = self._wire.commands([("GETRANGE", key, 0, _HEAD - 1) for key in keys])
+        return [self._in_list(key, head) for key, head in zip(keys, heads, strict=True)]
+
+    def _in_list(self, key: str, head: Any) -> Record | StoreError | None:
+        if isinstance(head, StoreError):
+            return head
+        try:
+            return Record.unpack(head) if head else None
+        except StoreError as exc:
+            if len(head) < _HEAD:
+                return exc
+        try:
+            return self.get(key)  # its label alone is longer than that
+        except StoreError as exc:
+            return exc
+
+    def now_ms(self) -> int:
+        seconds, micros = self._wire.command("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def peek(self, key: str) -> tuple[Record | None, int]:
+        packed, now_ms = self._wire.call(Call(self._peek, _keys(key), ()))
+        return (None if packed is None else Record.unpack(packed)), now_ms
+
+    def steps(self, key: str) -> dict[str, bytes]:
+        return _pairs(self._wire.command("HGETALL", key + STEPS))
+
+    def ttl(self, key: str) -> float | None:
+        left = self._wire.command("PTTL", key)
+        return None if left < 0 else left / 1000
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        cursor = "0"
+        while True:
+            answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            keys = (key.decode("utf-8", "surrogateescape") for key in answer[1])
+            yield from (key for key in keys if not is_beside_a_record(key))
+            cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
+            if cursor == "0":
+                return
+
+    def ping(self) -> None:
+        self._wire.command("PING")
+
+    def close(self) -> None:
+        self._wire.close()
+
+
+def _keys(key: str, slip_key: str = "", awaited_key: str = "") -> tuple[str, ...]:
+    if awaited_key:
+        return key, key + STEPS, slip_key, awaited_key
+    return (key, key + STEPS, slip_key) if slip_key else (key, key + STEPS)
+
+
+def _verdict(ask: Claim, code: int, flags: int, now_ms: int, raw: bytes) -> ClaimVerdict:
+    mine, noted = bool(flags & 1), bool(flags & 2)
+    if code == 2:
+        return Busy(Record.unpack(raw), mine, now_ms)
+    if code == 3:
+        return Replay(Record.unpack(raw), mine, noted)
+    if code == 4:
+        return Superseded()
+    if code == 5:
+        return Mismatch(Record.unpack(raw))
+    if code == 6:
+        return Unknown(Record.unpack(raw), noted)
+    slip = Slip.unpack(raw)
+    if code == 7 and slip is not None:
+        owner = ask.candidate.owner if mine else ask.awaited
+        return Replay(slip.as_record(owner), mine, noted, mine)
+    if code == 8 and slip is not None:
+        record = slip.as_record(ask.candidate.owner)
+        return Busy(record._replace(until_ms=slip.sending_ms), mine, now_ms)
+    raise _unreadable((code, raw))
+
+
+def _pairs(flat: Any) -> dict[str, bytes]:
+    names = (name.decode("utf-8", "surrogateescape") for name in flat[::2])
+    return dict(zip(names, flat[1::2], strict=True))
+
+
+def _recorded(answer: Any) -> Recorded | Lost:
+    if type(answer) is int:
+        return Recorded(answer)
+    if answer[0] == 1:
+        return Recorded(answer[1])
+    if answer[0] == 3:
+        return Recorded(answer[1], True)
+    if answer[0] in (2, 4):
+        return Lost(_winner(answer[1]), answer[0] == 4)
+    raise _unreadable(answer)
+
+
+def _winner(raw: bytes) -> Record:
+    """Read the record of the run that has a key; of one that a newer release wrote, its head."""
+    return Record.unpack_head(raw) if raw[0] > VERSION else Record.unpack(raw)
+
+
+def _renewed(answer: Any) -> Recorded | Lost | StoreError:
+    if isinstance(answer, StoreError):
+        return answer
+    try:
+        return _recorded(answer)
+    except StoreError as exc:
+        return exc
+
+
+def _unreadable(answer: Any) -> StoreError:
+    try:
+        Record.unpack(answer[1])
+    except StoreError as exc:
+        return exc
+    return RecordCorrupt("a record cannot be read by the store's script: forget the key to free it")
+
+
+def connector(url: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Give the class of the connections that a URL asks for, and how each of them is made."""
+    pool = _pool(url, options)
+    return pool.connection_class, pool.connection_kwargs
+
+
+def patience_of(kwargs: Mapping[str, Any]) -> int:
+    """For how many milliseconds replicas are waited for: half of what the socket waits."""
+    return int((kwargs.get("socket_timeout") or _TIMEOUTS["socket_timeout"]) * 500)
+
+
+def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
+    sentinel_options = {name: options.pop(name, None) for name in _SENTINEL_OPTIONS}
+    kwargs: dict[str, Any] = {
+        **_TIMEOUTS,
+        "retry": Retry(NoBackoff(), 0),
+        "health_check_interval": 0,
+        **options,
+        **_OURS,
+    }
+    try:
+        if url.lower().startswith("sentinel://"):
+            pool = _sentinel_pool(url, kwargs, sentinel_options)
+        else:
+            pool = redis.ConnectionPool.from_url(_for_redis_py(url), **kwargs)
+        # Connects to nothing, but is where redis-py looks at what it was given.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, redis.RedisError) as exc:
+        raise ConfigurationError(
+            f"the store's URL {mask_url(url)!r} or its idempotency_store_options are wrong: {exc}"
+        ) from exc
+    return pool
+
+
+def _split(url: str) -> tuple[SplitResult, int]:
+    """Read one URL, and the number of its database."""
+    try:
+        parts = urlsplit(url)
+        is_path = parts.scheme.lower() in ("redis+socket", "unix")
+        database = 0 if is_path else int(parts.path.strip("/") or 0)
+        parts.port  # noqa: B018  it is looked at when it is asked for
+    except ValueError:
+        # Not chained: what could not be read as a number may be a part of the password.
+        raise ConfigurationError(
+            f"the store's URL {mask_url(url)!r} cannot be read: port and database are numbers, and "
+            "in a user name or a password / ? # @ : ; are written as %2F %3F %23 %40 %3A %3B"
+        ) from None
+    return parts, database
+
+
+def _for_redis_py(url: str) -> str:
+    """Turn what Celery writes otherwise into redis-py's words."""
+    parts, _ = _split(url)
+    query = {name: text for name, text in parse_qsl(parts.query) if name not in _OURS}
+    scheme = parts.scheme.lower()
+    if scheme == "redis+socket":
+        scheme = "unix"
+        if "virtual_host" in query:
+            query["db"] = query.pop("virtual_host").strip("/")
+    if "ssl_cert_reqs" in query:
+        query["ssl_cert_reqs"] = _CERT_REQS.get(query["ssl_cert_reqs"], query["ssl_cert_reqs"])
+    tail = f"?{urlencode(query)}" if query else ""
+    return f"{scheme}://{parts.netloc}{parts.path}{tail}"
+
+
+def _sentinel_pool(
+    url: str, kwargs: dict[str, Any], options: dict[str, Any]
+) -> redis.ConnectionPool:
+    sentinels: Any = redis.sentinel  # its constructors have no types
+
+    splits = [_split(part) for part in url.split(";") if part]
+    parts = [part for part, _ in splits]
+    first, database = splits[0]
+    if not options["master_name"]:
+        raise ConfigurationError(
+            "a sentinel:// store needs to know which master: set idempotency_store_options = "
+            "{'master_name': '...'}"
+        )
+    login = {"username": unquote(first.username or ""), "password": unquote(first.password or "")}
+    kwargs = {
+        **{name: value for name, value in login.items() if value},
+        "db": database,
+        **kwargs,
+    }
+    # Without retries, too: a client left to itself waits for seconds in front of a dead Sentinel.
+    timeouts = {name: kwargs[name] for name in (*_TIMEOUTS, "retry")}
+    sentinel = sentinels.Sentinel(
+        [(part.hostname or "localhost", part.port or 26379) for part in parts],
+        min_other_sentinels=options["min_other_sentinels"] or 0,
+        sentinel_kwargs={**timeouts, **(options["sentinel_kwargs"] or {})},
+    )
+    pool: redis.ConnectionPool = sentinels.SentinelConnectionPool(
+        options["master_name"], sentinel, **kwargs
+    )
+    return pool

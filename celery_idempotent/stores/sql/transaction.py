@@ -1,0 +1,177 @@
+"""The transaction in which a body's effects and its completion are committed together."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Connection, RootTransaction
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from celery_idempotent.core import transitions
+from celery_idempotent.core.record import Record
+from celery_idempotent.core.transitions import Lost, Recorded, Settle
+from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.sql.flavours import Trouble, is_refusal, trouble_of
+from celery_idempotent.stores.transactions import NotCommitted
+
+if TYPE_CHECKING:
+    from celery_idempotent.stores.sql.store import SqlStore
+
+__all__ = ["SqlTransaction"]
+
+log = logging.getLogger("celery_idempotent")
+
+#: How long the token is asked for after an answer to COMMIT was lost, in seconds.
+_ASK_S: Final = 5.0
+_PAUSE_S: Final = 0.1
+#: What undid a transaction, and might not do so next time.
+_PASSING: Final = (Trouble.LOCKED, Trouble.UNDONE, Trouble.CUT)
+
+
+class SqlTransaction:
+    """A transaction of a body, READ COMMITTED; see :class:`.Transaction`.
+
+    The session works in a savepoint of it: whatever the body does with the session, its own
+    ``commit()`` and ``rollback()`` included, nothing is durable before :meth:`commit`.
+    """
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self._stepped = False
+        try:
+            self._begin()
+        except SQLAlchemyError as exc:
+            if trouble_of(exc) is not Trouble.CUT:
+                raise store.unavailable(exc) from exc
+            try:
+                self._begin()  # the connection was stale, and so were those made before
+            except SQLAlchemyError as again:
+                raise store.unavailable(again) from again
+
+    def _begin(self) -> None:
+        self._connection: Connection = self._store.engines.sessions.connect()
+        try:
+            self._root: RootTransaction = self._connection.begin()
+            self.session = Session(self._connection, join_transaction_mode="create_savepoint")
+            self.session.connection()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @property
+    def is_lease(self) -> bool:
+        return self._store.engines.flavour.one_writer or self._stepped
+
+    def flush(self) -> None:
+        try:
+            self.session.commit()
+        except BaseException as exc:
+            self._undo(exc)
+            raise
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        answer = self._store.step_in(self._connection, one, name, packed)
+        self._stepped = True
+        return answer
+
+    def lost(self, key: str, token: int) -> Record | None:
+        try:
+            record = self._store.read_in(self._connection, key)
+        except SQLAlchemyError as exc:
+            raise self._store.unavailable(exc) from exc
+        return record if record is not None and record.token != token else None
+
+    def commit(self, key: str, event: Settle) -> Recorded | Lost:
+        try:
+            answer = self._store.settle_in(self._connection, key, event)
+        except BaseException as exc:
+            self._undo(exc)
+            raise
+        if isinstance(answer, Lost):
+            self.rollback()
+            return answer
+        try:
+            self._root.commit()
+        except BaseException as exc:
+            return self._find_out(key, event, exc)
+        self._close()
+        return answer
+
+    def commit_alone(self) -> None:
+        try:
+            self.session.commit()
+            self._root.commit()
+        except BaseException:
+            self.rollback()
+            raise
+        self._close()
+
+    def rollback(self) -> None:
+        try:
+            if not self._connection.invalidated:
+                self._root.rollback()
+        except Exception as exc:
+            log.warning("could not roll back, the connection is given up: %s", exc)
+            self._connection.invalidate()
+        self._close()
+
+    def _undo(self, exc: BaseException) -> None:
+        self.rollback()
+        if isinstance(exc, StoreUnavailable) or _is_passing(exc):
+            raise NotCommitted(f"what the run wrote was rolled back: {exc}") from exc
+
+    def _close(self) -> None:
+        try:
+            self.session.close()
+            self._connection.close()
+        except Exception:
+            log.warning("could not give back a connection", exc_info=True)
+
+    def _find_out(self, key: str, event: Settle, exc: BaseException) -> Recorded | Lost:
+        """Find out what became of a transaction whose COMMIT raised."""
+        if is_refusal(exc):
+            self._undo(exc)
+            raise exc
+        # No answer: the database may have committed it, or may be about to.
+        if not self._connection.invalidated:
+            self._connection.invalidate()
+        self._close()
+        if not isinstance(exc, Exception):
+            raise exc
+        answer = self._ask(key, event)
+        if answer is not None:
+            log.warning("the answer to a COMMIT for %s was lost; it is %s", key, answer)
+            return answer
+        raise NotCommitted(f"{key} was not committed: {exc}") from exc
+
+    def _ask(self, key: str, event: Settle) -> Recorded | Lost | None:
+        """Read the token back; ``None``: it was rolled back for certain.
+
+        Raises:
+            NotCommitted: the database doesn't answer, or still has the row locked.
+        """
+        until = time.monotonic() + _ASK_S
+        while True:
+            try:
+                # Under the row's lock: the transaction has ended then, in whichever way.
+                row = self._store.read_locked(key)
+                if row.stamp is not None:
+                    break
+                why = "its record is not there"
+            except StoreUnavailable as exc:
+                why = str(exc)
+            if time.monotonic() >= until:
+                unsure = NotCommitted(f"nobody knows whether {key} was committed: {why}")
+                unsure.sure = False
+                raise unsure
+            time.sleep(_PAUSE_S)
+        answer, write = transitions.settle(row.record, event, row.now_us)
+        return answer if isinstance(answer, Lost) or write is None else None
+
+
+def _is_passing(exc: BaseException) -> bool:
+    return isinstance(exc, SQLAlchemyError) and trouble_of(exc) in _PASSING

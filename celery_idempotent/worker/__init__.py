@@ -1,0 +1,1 @@
+"""What happens in a worker's parent process: its requests, and its start."""

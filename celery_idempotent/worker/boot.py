@@ -1,0 +1,134 @@
+"""What a worker checks when it starts, and finishes when it stops."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celery import Task, bootsteps, signals
+from kombu.utils.imports import symbol_by_name
+
+from celery_idempotent.core.options import check_plain
+from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.settings import check_conf, environment_of
+from celery_idempotent.stores.memory import MemoryStore
+
+__all__ = ["IdempotencyStep", "NamesStep", "check_names", "install", "watch_workers"]
+
+# kombu has no types for it.
+_resolve: Any = symbol_by_name
+
+#: How long a process that ends goes on telling the store what it could not take before, in seconds.
+_STOPPED_S: Final = 5.0
+#: The same where nobody waits for that end: a process of the pool that has had its number of tasks.
+_RECYCLED_S: Final = 30.0
+#: Named and not imported: it looks at everything, from above.
+_CHECK_UP: Final = "celery_idempotent.ops.check_up:CheckUpStep"
+
+
+class NamesStep(bootsteps.StartStopStep):
+    """Refuses to start a worker where an option of ours is set, and nothing reads it."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, parent: Any) -> None:
+        """Look at the settings and the tasks.
+
+        Raises:
+            ConfigurationError: there is one.
+        """
+        check_names(parent.app)
+
+
+def check_names(app: Any) -> None:
+    """Check that nothing is meant as ours, and read by nobody.
+
+    Raises:
+        ConfigurationError: a setting, or an option of a plain task, is.
+    """
+    check_conf(app)
+    for name in sorted(app.tasks):
+        kind = type(app.tasks[name])
+        if not _is_ours(kind) and not name.startswith("celery."):
+            names = {it for klass in kind.__mro__ if klass is not Task for it in vars(klass)}
+            check_plain(names, f"task {name!r}")
+
+
+def _is_ours(kind: type) -> bool:
+    return hasattr(kind, "_idempotency")
+
+
+class IdempotencyStep(bootsteps.StartStopStep):
+    """Refuses to start a worker whose tasks could only wait, or would not be guarded."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def create(self, parent: Any) -> None:
+        """Find the store; nothing is connected yet.
+
+        Raises:
+            ConfigurationError: there is none, or it can't serve this pool; or the pool, or what
+                handles a task's messages in this process, passes by the guard.
+        """
+        environment = environment_of(parent.app)
+        pool = getattr(parent.pool_cls, "__module__", "")
+        if isinstance(environment.store, MemoryStore) and pool.endswith("prefork"):
+            raise ConfigurationError(
+                "idempotency_store_url is memory://, which the processes of a prefork pool can't "
+                "share: use Redis, or the pool 'solo' or 'threads'"
+            )
+        if pool.startswith("celery_aio_pool"):
+            raise ConfigurationError(
+                "the pool celery_aio_pool gives all deliveries one request, so that only the first "
+                "one would be guarded: use prefork, threads, gevent, eventlet or solo"
+            )
+        for name in sorted(parent.app.tasks):
+            task = parent.app.tasks[name]
+            if _is_ours(type(task)) and task._idempotency is not None:
+                _check_request(task)
+        from celery_idempotent.worker.request import (
+            watch_revokes,  # Celery's own is the worker's only
+        )
+
+        watch_revokes()
+
+    def stop(self, parent: Any) -> None:
+        """Tell the store what it still has to know."""
+        _flush()
+
+
+def _check_request(task: Any) -> None:
+    from celery_idempotent.worker.request import (
+        IdempotentRequest,  # Celery's own is the worker's only
+    )
+
+    request = _resolve(task.Request)
+    if not (isinstance(request, type) and issubclass(request, IdempotentRequest)):
+        raise ConfigurationError(
+            f"task {task.name!r}: its Request, {task.Request!r}, is not ours: a key whose process "
+            "was killed would be blocked for a whole lease, and Flower would show no duplicate: "
+            "derive it from celery_idempotent.request.IdempotentRequest"
+        )
+
+
+def install(app: Any) -> None:
+    """Have the app's workers take the steps, and their pool's processes flush when they end."""
+    app.steps["worker"].add(NamesStep)
+    app.steps["worker"].add(IdempotencyStep)
+    app.steps["worker"].add(_CHECK_UP)
+    signals.worker_process_shutdown.connect(_flush, dispatch_uid="celery-idempotent-flush")
+
+
+def watch_workers() -> None:
+    """Have every worker of this process look at names: also of an app without a task of ours."""
+    signals.celeryd_init.connect(_add_names_step, dispatch_uid="celery-idempotent-names")
+
+
+def _add_names_step(instance: Any, **_: Any) -> None:
+    instance.app.steps["worker"].add(NamesStep)
+
+
+def _flush(exitcode: int | None = None, **_: Any) -> None:
+    from billiard.pool import EX_RECYCLE  # only a process of the pool needs it
+
+    heartbeat.finish(_RECYCLED_S if exitcode == EX_RECYCLE else _STOPPED_S)
