@@ -7,8 +7,8 @@ errors, the pytest plugin) does not import Celery.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # type checkers know it by this name, and typing is not imported for it
 if TYPE_CHECKING:
     from celery_idempotent.core.keys import MESSAGE_ID
     from celery_idempotent.core.options import RERUN, UNKNOWN

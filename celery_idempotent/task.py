@@ -12,9 +12,15 @@ from celery import Task
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
-from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.keys import CallKey, MessageId, record_key
 from celery_idempotent.core.message import Waits, explicit_key, read_own
-from celery_idempotent.core.options import check_call, option_names
+from celery_idempotent.core.options import (
+    Exceptions,
+    Names,
+    Seconds,
+    check_call,
+    option_names,
+)
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.delivery import identity_of
@@ -55,22 +61,22 @@ class IdempotentTask(RetryingTask):
     #: The seam in the worker's parent process.
     Request = "celery_idempotent.worker.request:IdempotentRequest"
 
-    idempotency_key: Any = None
-    idempotency_namespace: Any = None
-    idempotency_fingerprint: Any = None
-    idempotency_redact_key: Any = None
-    idempotency_ttl: Any = None
-    idempotency_lease: Any = None
-    idempotency_on_running: Any = None
-    idempotency_wait_timeout: Any = None
-    idempotency_on_interrupted: Any = None
-    idempotency_max_interruptions: Any = None
-    idempotency_reconcile: Any = None
-    idempotency_store_failures: Any = None
-    idempotency_on_store_error: Any = None
-    idempotency_max_result_size: Any = None
-    idempotency_on_enqueue: Any = None
-    idempotency_mode: Any = None
+    idempotency_key: str | Names | Callable[..., str | None] | MessageId | None = None
+    idempotency_namespace: str | Callable[..., str] | None = None
+    idempotency_fingerprint: Names | None = None
+    idempotency_redact_key: bool | None = None
+    idempotency_ttl: Seconds | None = None
+    idempotency_lease: Seconds | None = None
+    idempotency_on_running: str | None = None
+    idempotency_wait_timeout: Seconds | None = None
+    idempotency_on_interrupted: str | None = None
+    idempotency_max_interruptions: int | None = None
+    idempotency_reconcile: Callable[..., Any] | None = None
+    idempotency_store_failures: bool | Exceptions | None = None
+    idempotency_on_store_error: str | None = None
+    idempotency_max_result_size: int | None = None
+    idempotency_on_enqueue: str | None = None
+    idempotency_mode: str | None = None
 
     _idempotency: ClassVar[TaskSetup | None] = None
     # Whose setup it is: an instance of a class may be registered by another name.

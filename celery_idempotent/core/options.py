@@ -11,13 +11,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from celery_idempotent.core.unfinished import kind_of
 from celery_idempotent.errors import ConfigurationError
 
 __all__ = [
+    "Exceptions",
+    "Names",
     "Options",
+    "Seconds",
     "Settings",
     "check_call",
     "check_plain",
@@ -33,6 +36,13 @@ PREFIX = "idempotency_"
 SHORTEST = 0.1
 #: No duration is longer: ten years, well inside of what Redis takes as an expiry.
 LONGEST = 10 * 365 * 86400.0
+
+#: How an option is written, where that is more than the field of it that is kept.
+Seconds: TypeAlias = float | timedelta
+Names: TypeAlias = tuple[str, ...] | list[str]
+Exceptions: TypeAlias = (
+    type[BaseException] | tuple[type[BaseException], ...] | list[type[BaseException]]
+)
 
 Check = Callable[[Any], Any]
 

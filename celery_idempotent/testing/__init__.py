@@ -8,8 +8,8 @@ With pytest there is the fixture ``idempotent_store`` as well, without an import
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # type checkers know it by this name
 if TYPE_CHECKING:
     from celery_idempotent.testing.crashes import Crash, crash_points
     from celery_idempotent.testing.deliveries import Delivered, Message, deliver

@@ -11,6 +11,8 @@ from typing_extensions import assert_type
 
 from celery_idempotent import (
     MESSAGE_ID,
+    RERUN,
+    UNKNOWN,
     ClaimLost,
     IdempotencyError,
     IdempotentTask,
@@ -32,6 +34,49 @@ class ShopTask(IdempotentTask):
     idempotency_ttl = datetime.timedelta(days=7)
     idempotency_lease = 10
     idempotency_on_running = "raise"
+
+
+class ChargeTask(ShopTask):
+    """Every option, in the forms that it may be written in."""
+
+    abstract = True
+    idempotency_key = ("order_id", "customer.id")
+    idempotency_namespace = "tenant:{tenant_id}"
+    idempotency_fingerprint = ("amount",)
+    idempotency_redact_key = True
+    idempotency_wait_timeout = 0.5
+    idempotency_on_interrupted = "unknown"
+    idempotency_max_interruptions = 1
+    idempotency_store_failures = (ValueError, OSError)
+    idempotency_on_store_error = "raise"
+    idempotency_max_result_size = 4096
+    idempotency_on_enqueue = "attach"
+    idempotency_mode = "shadow"
+
+    @staticmethod
+    def idempotency_reconcile(order_id: int, amount: int) -> object:
+        """Options that are functions may be written as methods."""
+        return RERUN if amount else UNKNOWN
+
+
+class WrongTask(IdempotentTask):
+    """A value of another type is an error here, before a worker refuses it."""
+
+    abstract = True
+    idempotency_key = 1  # type: ignore[assignment]
+    idempotency_lease = "10"  # type: ignore[assignment]
+    idempotency_store_failures = ("ValueError",)  # type: ignore[assignment]
+
+
+class MethodTask(IdempotentTask):
+    """A key that is a method, which gets the task first."""
+
+    abstract = True
+
+    def idempotency_key(self, order_id: int, amount: int) -> str | None:
+        return f"{self.name}:{order_id}" if amount else None
+
+    idempotency_namespace = staticmethod(str.upper)
 
 
 def key_of(order_id: int, amount: int) -> str | None:
