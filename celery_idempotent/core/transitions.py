@@ -304,10 +304,10 @@ def settle(
             return Recorded(record.token), None  # an interrupt tells nothing new
         if record.state is State.UNKNOWN and new.state is State.RETRYING and answered:
             return Recorded(record.token, True), None  # there is nothing to retry any more
-    elif slip is not None and slip.answered and slip.token != new.token:
-        # Its record is over, and not lost: another run of the call has ended since.
-        ended = new._replace(state=State.RELEASED, token=slip.token, until_ms=0, interruptions=0)
-        return Lost(ended, True), None
+    else:
+        lost = _answered_since(new, slip)
+        if lost is not None:
+            return lost, None
     # Only while its outcome is unknown can a run's call have been answered by a copy.
     answered = answered and record is not None and record.state is State.UNKNOWN
     # Compensating is a run of its own: what counts is how often that is cut off.
@@ -335,14 +335,38 @@ def settle(
     return Recorded(token, answered), write
 
 
+def _answered_since(held: Record, slip: Slip | None) -> Lost | None:
+    """Give the loss of a run that has no record any more, and whose call was answered without it.
+
+    That record is over then, and not lost with the store: the run outlived its key's window.
+    """
+    if slip is None or not slip.answered or slip.token == held.token:
+        return None
+    ended = held._replace(state=State.RELEASED, token=slip.token, until_ms=0, interruptions=0)
+    return Lost(ended, True)
+
+
 def renew(
-    record: Record | None, held: Record, lease_ms: int, keep_ms: int, now_us: int
+    record: Record | None,
+    held: Record,
+    lease_ms: int,
+    keep_ms: int,
+    now_us: int,
+    *,
+    slip: Slip | None = None,
 ) -> tuple[Recorded | Lost, Write | None]:
-    """Prolong the lease of a run, or the delivery lease of a done one, by ``held.token``."""
+    """Prolong the lease of a run, or the delivery lease of a done one, by ``held.token``.
+
+    Args:
+        slip: the slip of the run's owner.
+    """
     until_ms = now_us // 1000 + lease_ms
     if record is None:
         if held.state not in (State.RUNNING, State.COMPENSATING):
             return Recorded(held.token), None
+        lost = _answered_since(held, slip)
+        if lost is not None:
+            return lost, None
         return Recorded(held.token), Write(held._replace(until_ms=until_ms), keep_ms)
     if record.token != held.token:
         return Lost(record), None
@@ -354,11 +378,24 @@ def renew(
 
 
 def step(
-    record: Record | None, held: Record, lease_ms: int, keep_ms: int, now_us: int
+    record: Record | None,
+    held: Record,
+    lease_ms: int,
+    keep_ms: int,
+    now_us: int,
+    *,
+    slip: Slip | None = None,
 ) -> tuple[Recorded | Lost, Write | None]:
-    """Let a run write a step, if it holds its key: it is a sign of life, too."""
+    """Let a run write a step, if it holds its key: it is a sign of life, too.
+
+    Args:
+        slip: the slip of the run's owner.
+    """
     until_ms = now_us // 1000 + lease_ms
     if record is None:
+        lost = _answered_since(held, slip)
+        if lost is not None:
+            return lost, None
         record = held
     elif record.token != held.token:
         return Lost(record), None

@@ -160,10 +160,12 @@ class DjangoStore(Reading):
     def _renew_one(self, connection: Any, one: Renewal) -> Recorded | Lost | StoreError:
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             record = row.held(one.held.token)
-            return transitions.renew(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+            return transitions.renew(
+                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
+            )
 
         try:
-            return self.rows.change(connection, one.key, decide, _CLAIM_S)
+            return self.rows.change(connection, one.key, decide, _CLAIM_S, slip_key=one.slip_key)
         except StoreError as exc:
             return exc
 
@@ -182,9 +184,11 @@ class DjangoStore(Reading):
             nonlocal is_first
             record = row.held(one.held.token)
             is_first = not (record or one.held).has_steps
-            return transitions.step(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+            return transitions.step(
+                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
+            )
 
-        answer = self.rows.change(connection, one.key, decide, _WRITE_S)
+        answer = self.rows.change(connection, one.key, decide, _WRITE_S, slip_key=one.slip_key)
         if isinstance(answer, Recorded):
             if is_first:
                 self._drop_steps(one.key)

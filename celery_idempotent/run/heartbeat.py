@@ -48,6 +48,7 @@ class Lease:
         "on_lost",
         "record",
         "renewed",
+        "slip_key",
         "store",
         "third",
     )
@@ -60,6 +61,7 @@ class Lease:
         lease_ms: int,
         keep_ms: int,
         on_lost: Callable[[Lease], None] | None = None,
+        slip_key: str = "",
     ) -> None:
         #: Tells it from every other lease of this process.
         self.number = next(_numbers)
@@ -72,6 +74,8 @@ class Lease:
         #: A third of its length, in seconds.
         self.third = lease_ms / 3000
         self.on_lost = on_lost
+        #: The key of its owner's slip; empty: none is kept.
+        self.slip_key = slip_key
         #: When it was last known to be held, on this process's monotonic clock.
         self.renewed = time.monotonic()
         self._lost: Record | None = None
@@ -101,7 +105,7 @@ class Lease:
 
     def renewal(self) -> Renewal:
         """Give what the store needs to prolong it."""
-        return Renewal(self.key, self.record, self.lease_ms, self.keep_ms)
+        return Renewal(self.key, self.record, self.lease_ms, self.keep_ms, self.slip_key)
 
     def renew(self) -> bool:
         """Renew now, in the caller's thread; whether it is still held."""

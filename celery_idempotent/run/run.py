@@ -248,7 +248,15 @@ class Run:
         #: Steps that were done while the store was away: it is told before it learns of the end.
         self.owed: list[Callable[[], object]] = []
         terms = call.terms
-        self.lease = Lease(terms.store, call.key, candidate, terms.lease_ms, terms.keep_ms, on_lost)
+        self.lease = Lease(
+            terms.store,
+            call.key,
+            candidate,
+            terms.lease_ms,
+            terms.keep_ms,
+            on_lost,
+            call.slip_key,
+        )
         self._inbox: Inbox | None = None
 
     def hold(

@@ -55,6 +55,8 @@ class Renewal:
     held: Record
     lease_ms: int
     keep_ms: int
+    #: The key of the owner's slip, which is asked where there is no record; empty: none is kept.
+    slip_key: str = ""
 
 
 class Store(Protocol):

@@ -131,7 +131,10 @@ class MemoryStore(MemoryJournals):
             record = self._read(one.key, now, one.held.token)
         except StoreError as exc:
             return exc
-        verdict, write = transitions.renew(record, one.held, one.lease_ms, one.keep_ms, now)
+        slip = self._read_slip(one.slip_key, now)
+        verdict, write = transitions.renew(
+            record, one.held, one.lease_ms, one.keep_ms, now, slip=slip
+        )
         self._write(one.key, write, now)
         return verdict
 
@@ -139,7 +142,10 @@ class MemoryStore(MemoryJournals):
         with self._lock:
             now = self._clock()
             record = self._read(one.key, now, one.held.token)
-            verdict, write = transitions.step(record, one.held, one.lease_ms, one.keep_ms, now)
+            slip = self._read_slip(one.slip_key, now)
+            verdict, write = transitions.step(
+                record, one.held, one.lease_ms, one.keep_ms, now, slip=slip
+            )
             if write is not None:
                 if not (record or one.held).has_steps:
                     self._steps[one.key] = {}

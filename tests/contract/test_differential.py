@@ -245,22 +245,55 @@ class Twins(RuleBasedStateMachine):
             if state in (State.SUCCEEDED, State.FAILED):
                 assert self.accepted.setdefault(key, record.token) == record.token
 
-    @rule(runs=st.lists(held, max_size=3), lease_ms=spans, keep_ms=spans, delivers=st.booleans())
+    @rule(
+        runs=st.lists(held, max_size=3),
+        lease_ms=spans,
+        keep_ms=spans,
+        delivers=st.booleans(),
+        has_slip=st.booleans(),
+    )
     def renew(
-        self, runs: list[tuple[str, Record]], lease_ms: int, keep_ms: int, delivers: bool
+        self,
+        runs: list[tuple[str, Record]],
+        lease_ms: int,
+        keep_ms: int,
+        delivers: bool,
+        has_slip: bool,
     ) -> None:
         state = State.SUCCEEDED if delivers else State.RUNNING
         renewals = [
-            Renewal(key, replace(record, state=state), lease_ms, keep_ms) for key, record in runs
+            Renewal(
+                key,
+                replace(record, state=state),
+                lease_ms,
+                keep_ms,
+                _slip_key(key, record.owner) if has_slip else "",
+            )
+            for key, record in runs
         ]
         self.both(lambda store: [_comparable(answer) for answer in store.renew(renewals)])
 
-    @rule(run=held, lease_ms=spans, keep_ms=spans, name=st.sampled_from("ab"), packed=packed_steps)
+    @rule(
+        run=held,
+        lease_ms=spans,
+        keep_ms=spans,
+        name=st.sampled_from("ab"),
+        packed=packed_steps,
+        has_slip=st.booleans(),
+    )
     def step(
-        self, run: tuple[str, Record], lease_ms: int, keep_ms: int, name: str, packed: bytes
+        self,
+        run: tuple[str, Record],
+        lease_ms: int,
+        keep_ms: int,
+        name: str,
+        packed: bytes,
+        has_slip: bool,
     ) -> None:
         key, record = run
-        self.both(lambda store: store.step(Renewal(key, record, lease_ms, keep_ms), name, packed))
+        slip = _slip_key(key, record.owner) if has_slip else ""
+        renewal = Renewal(key, record, lease_ms, keep_ms, slip)
+        self.both(lambda store: store.step(renewal, name, packed))
 
     @rule(
         key=keys,

@@ -132,12 +132,21 @@ def _waiters() -> list[Mutant]:
         mutants
         + pair(
             "a late end where another run's answer is known",
-            (
-                "elif slip is not None and slip.answered and slip.token != new.token:",
-                "elif False:",
-            ),
+            ("lost = _answered_since(new, slip)", "lost = None"),
             "settle",
-            ("elseif told and slip.token ~= new.token then", "elseif false then"),
+            ("answered_since(slip, ARGV[1], new.token)", "nil"),
+        )
+        + pair(
+            "a late renewal where another run's answer is known",
+            ("lost = _answered_since(held, slip)", "lost = None", "def renew("),
+            "renew",
+            ("answered_since(load_slip(KEYS[3]), ARGV[1], held.token)", "nil"),
+        )
+        + pair(
+            "a late step where another run's answer is known",
+            ("lost = _answered_since(held, slip)", "lost = None", "def step("),
+            "step",
+            ("answered_since(load_slip(KEYS[3]), ARGV[1], held.token)", "nil"),
         )
         + pair(
             "nothing is retried of what was answered as unknown",

@@ -153,7 +153,11 @@ class RedisStore(RedisJournals, RedisServers):
             return []
         answers = self._wire.call_all(
             [
-                Call(self._renew, _keys(one.key), (one.held.pack(), one.lease_ms, one.keep_ms))
+                Call(
+                    self._renew,
+                    _keys(one.key, one.slip_key),
+                    (one.held.pack(), one.lease_ms, one.keep_ms),
+                )
                 for one in renewals
             ]
         )
@@ -161,7 +165,7 @@ class RedisStore(RedisJournals, RedisServers):
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         args = (one.held.pack(), one.lease_ms, one.keep_ms, name, packed)
-        return _recorded(self._wire.call(Call(self._step, _keys(one.key), args)))
+        return _recorded(self._wire.call(Call(self._step, _keys(one.key, one.slip_key), args)))
 
     def resolve(self, key: str, event: Resolve) -> bool:
         args = (int(event.state), event.outcome, event.ttl_ms, int(event.compensate))

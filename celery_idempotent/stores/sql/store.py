@@ -148,10 +148,12 @@ class SqlStore(SqlJournals):
     def _renew_one(self, connection: Connection, one: Renewal) -> Recorded | Lost | StoreError:
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             record = row.held(one.held.token)
-            return transitions.renew(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+            return transitions.renew(
+                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
+            )
 
         try:
-            return self._rows.change(connection, one.key, decide, _HASTY_S)
+            return self._rows.change(connection, one.key, decide, _HASTY_S, slip_key=one.slip_key)
         except StoreError as exc:
             return exc
 
@@ -172,9 +174,11 @@ class SqlStore(SqlJournals):
             nonlocal is_first
             record = row.held(one.held.token)
             is_first = not (record or one.held).has_steps
-            return transitions.step(record, one.held, one.lease_ms, one.keep_ms, row.now_us)
+            return transitions.step(
+                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
+            )
 
-        answer = self._rows.change(connection, one.key, decide, _PATIENT_S)
+        answer = self._rows.change(connection, one.key, decide, _PATIENT_S, slip_key=one.slip_key)
         if isinstance(answer, Recorded):
             if is_first:
                 _drop_steps(connection, one.key)

@@ -23,6 +23,7 @@ from celery_idempotent.testing.contract.kit import (
     FAILURE,
     FIRST,
     HORIZON_MS,
+    KEEP_MS,
     KEY,
     LEASE_MS,
     OTHER_PROCESS,
@@ -43,9 +44,11 @@ from celery_idempotent.testing.contract.kit import (
     note,
     release,
     release_failed,
+    renew,
     replace,
     retry,
     settle,
+    step,
     stored,
     unknown,
 )
@@ -484,6 +487,41 @@ class AnsweredInTimeRows:
         assert lost.answered
         assert store.get(KEY) is None
         assert complete(store, taken) == Recorded(taken.token)
+
+    @pytest.mark.parametrize("write", [renew, step])
+    def test_a_late_sign_of_life_is_refused_though_the_record_is_over(
+        self, store: Store, clock: StoreClock, write: Ending
+    ) -> None:
+        """Else its record would be written anew, and its late end be accepted after all."""
+        # Given a run whose call was answered, with another's result, and that key's window
+        held = hold(store, FIRST)
+        interrupt(store, held)
+        settle(store, hold(store, SECOND), State.SUCCEEDED, 0, 1_000, outcome=RESULT)
+        note(store, FIRST)
+        clock.advance(2_000)
+        # When
+        lost = write(store, held)
+        # Then
+        assert isinstance(lost, Lost)
+        assert lost.answered
+        assert store.get(KEY) is None
+        answer = complete(store, held, OTHER_RESULT)
+        assert isinstance(answer, Lost)
+        assert answer.answered
+
+    @pytest.mark.parametrize("write", [renew, step])
+    def test_a_late_sign_of_life_is_heard_where_nobody_was_answered(
+        self, store: Store, clock: StoreClock, write: Ending
+    ) -> None:
+        """The record is over, and the call waits for its answer still: the run gives it."""
+        # Given
+        held = hold(store, FIRST)
+        note(store, SECOND)
+        clock.advance(KEEP_MS)
+        # Then
+        assert store.get(KEY) is None
+        assert write(store, held) == Recorded(held.token)
+        assert complete(store, held) == Recorded(held.token)
 
     def test_an_answer_is_forgotten(self, store: Store, clock: StoreClock) -> None:
         """After the horizon no copy comes any more, and the slip is gone."""

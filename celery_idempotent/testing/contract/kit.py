@@ -233,7 +233,7 @@ def interrupt(store: Store, held: Record) -> Recorded | Lost:
 
 
 def renew(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded | Lost | StoreError:
-    (answer,) = store.renew([Renewal(KEY, held, lease_ms, KEEP_MS)])
+    (answer,) = store.renew([_renewal(held, lease_ms)])
     return answer
 
 
@@ -241,7 +241,13 @@ def step(
     store: Store, held: Record, name: str = "charge", packed: bytes = b"42"
 ) -> Recorded | Lost:
     """Let a run write a step that it has finished."""
-    return store.step(Renewal(KEY, held, LEASE_MS, KEEP_MS), name, packed)
+    return store.step(_renewal(held, LEASE_MS), name, packed)
+
+
+def _renewal(held: Record, lease_ms: int) -> Renewal:
+    owner = Owner.unpack(held.owner)
+    slip = "" if owner is None else slip_key(KEY, owner)
+    return Renewal(KEY, held, lease_ms, KEEP_MS, slip)
 
 
 def compensate(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded | Lost:

@@ -69,12 +69,13 @@ end
 
 local function has_steps(flags) return flags % 2 == 1 end
 
--- The same record with another process and nonce.
+-- The same record with another process and nonce; flags that this version doesn't know go.
 local function with_holder(record, process, nonce)
   if #record.given_up > 0 then
     nonce = nonce .. string.sub(NO_NONCE, #nonce + 1) .. record.given_up
   end
-  return string.sub(record.raw, 1, 24)
+  return string.sub(record.raw, 1, 2) .. string.char(known_flags(record.raw))
+    .. string.sub(record.raw, 4, 24)
     .. struct.pack('B', #record.owner) .. record.owner
     .. struct.pack('B', #process) .. process
     .. struct.pack('B', #nonce) .. nonce
@@ -144,6 +145,13 @@ end
 local function load_slip(key)
   local raw = key and redis.call('GET', key)
   return raw and parse_slip(raw) or nil
+end
+
+-- The loss of a run that has no record any more, and whose call was answered without it: the run
+-- outlived its key's window.
+local function answered_since(slip, raw, token)
+  if not slip or not slip.answered or slip.token == token then return nil end
+  return {4, with_header(raw, RELEASED, 0, slip.token, 0)}
 end
 
 local function has_sent(slip, digest)

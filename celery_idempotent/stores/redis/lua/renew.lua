@@ -1,13 +1,16 @@
 -- Prolong a lease, or the delivery lease of a done run: transitions.renew, restated.
--- KEYS: record, steps
+-- KEYS: record, steps [, the owner's slip]
 -- ARGV: record as its holder knows it, lease_ms, keep_ms
 -- Returns: {1, token} renewed | {2, record} lost | {0, raw} unreadable
+--   | {4, record}: lost, and the call was answered without this run
 local held = parse(ARGV[1])
 local until_ms = math.floor(now_us() / 1000) + tonumber(ARGV[2])
 local record, raw = load_record()
 if record == false then return {is_lost(raw, held.token) and 2 or 0, raw} end
 if not record then
   if held.state == RUNNING or held.state == COMPENSATING then
+    local lost = answered_since(load_slip(KEYS[3]), ARGV[1], held.token)
+    if lost then return lost end
     save(with_header(ARGV[1], held.state, held.interruptions, held.token, until_ms),
       tonumber(ARGV[3]))
   end

@@ -3,7 +3,7 @@
 -- ARGV: new record (its token is the run's), delay_ms, ttl_ms [, the slip to write, its ttl_ms]
 -- Returns: the token, where it is recorded | {2, record} lost | {0, raw} unreadable
 --   | {3, token}: recorded, and a copy of the message answers the call
---   | {4, record}: lost, and the call was answered by a copy
+--   | {4, record}: lost, and the call was answered without this run
 local new = parse(ARGV[1])
 local delay_ms, ttl_ms = tonumber(ARGV[2]), ARGV[3]
 local now_ms = math.floor(now_us() / 1000)
@@ -40,9 +40,9 @@ if record then
   then
     return {3, record.token}  -- there is nothing to retry any more
   end
-elseif told and slip.token ~= new.token then
-  -- Its record is over, and not lost: another run of the call has ended since.
-  return {4, with_header(ARGV[1], RELEASED, 0, slip.token, 0)}
+else
+  local answer = answered_since(slip, ARGV[1], new.token)
+  if answer then return answer end
 end
 -- Only while its outcome is unknown can a run's call have been answered by a copy.
 local answered = slip and record and record.state == UNKNOWN
