@@ -291,7 +291,7 @@ class Record(NamedTuple):
             RecordCorrupt: it is no record, or is cut short.
         """
         if packed and packed[0] > VERSION:
-            if token is not None:
+            if token is not None and len(packed) > _HEADER.size:
                 head = cls.unpack_head(packed)
                 if head.token != token:
                     return head

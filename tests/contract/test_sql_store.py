@@ -661,7 +661,6 @@ def test_errors_of_every_database_are_understood(store: SqlStore) -> None:
     assert stored(store).state is State.RUNNING
 
 
-# for tests/contract/test_sql_store.py (fixture `store`: every database)
 def test_what_was_decided_too_long_ago_is_not_written(
     store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

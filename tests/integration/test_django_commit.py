@@ -12,9 +12,19 @@ import pytest
 from celery_idempotent import ConfigurationError
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import Busy, Claim, Claimed, Lost, Recorded, Settle
+from celery_idempotent.core.transitions import (
+    Busy,
+    Claim,
+    Claimed,
+    Lost,
+    Recorded,
+    Replay,
+    Settle,
+)
+from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.transactions import NotCommitted
+from celery_idempotent.testing.contract import kit
 from celery_idempotent.testing.contract.kit import replace
 from tests.conftest import unavailable
 from tests.support.databases import NotThere
@@ -26,6 +36,8 @@ set_up()
 from django.db import OperationalError, close_old_connections, connections  # noqa: E402
 from django.db.models import F  # noqa: E402
 
+from celery_idempotent.django import rows  # noqa: E402
+from celery_idempotent.django import store as store_module  # noqa: E402
 from celery_idempotent.django.models import Record as RecordRow  # noqa: E402
 from celery_idempotent.django.store import DjangoStore  # noqa: E402
 from tests.django_project.shop.models import Account  # noqa: E402
@@ -183,6 +195,59 @@ def test_a_row_that_was_made_anew_is_not_the_one_that_was_read(
     verdict = store.claim(KEY, asked("slower"))
     # Then
     assert isinstance(verdict, Busy)
+
+
+def test_a_slip_that_changed_after_it_was_read_is_read_again(
+    store: DjangoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies that both find callbacks unsent: the second one to write finds them being sent."""
+    # Given
+    kit.complete(store, kit.hold(store, kit.FIRST))
+    kit.note(store, kit.SECOND)
+    anew = replace(kit.SECOND, publication=b"published anew", digest=b"anothers")
+    real, between = transitions.claim, []
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        between.append(kit.claim(store, anew, noted=True))
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "claim", decide)
+    # When
+    verdict = kit.claim(store, anew, noted=True)
+    # Then
+    assert isinstance(between[0], Replay)
+    assert isinstance(verdict, Busy)
+
+
+def test_what_was_decided_too_long_ago_is_not_written(
+    store: DjangoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statement lay in a socket: when it runs at last, its caller has given it up."""
+    # Given a record and a slip
+    held = kit.hold(store, kit.FIRST)
+    kit.note(store, kit.SECOND)
+    before = kit.stored(store)
+    for name in ("_CLAIM_S", "_WRITE_S"):
+        monkeypatch.setattr(store_module, name, 0.05)
+    # When statements are late
+    monkeypatch.setattr(rows, "FRESH_US", -1_000_000)
+    # Then what is there stays
+    with pytest.raises(StoreUnavailable):
+        kit.complete(store, held)
+    with pytest.raises(StoreUnavailable):
+        kit.note(store, kit.SECOND, digests=b"anothers")
+    slip = store.slip(kit.SECOND.slip_key)
+    assert slip is not None
+    assert slip.digests == kit.SECOND.digest
+    assert kit.stored(store) == before
+    # And nothing is made
+    with pytest.raises(StoreUnavailable):
+        store.claim("another key", asked("first"))
+    with pytest.raises(StoreUnavailable):
+        kit.note(store, kit.THIRD)
+    assert store.get("another key") is None
+    assert store.slip(kit.THIRD.slip_key) is None
 
 
 def test_no_claim_waits_for_a_row_that_a_body_has_locked(store: DjangoStore) -> None:

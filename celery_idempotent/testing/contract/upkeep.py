@@ -57,6 +57,7 @@ UNREADABLE: dict[str, tuple[bytes, type[StoreError]]] = {
     "an instant that is none": (_READABLE[:12] + b"\xff" + _READABLE[13:], RecordCorrupt),
     "an instant too far": (_READABLE[:13] + b"\x20" + _READABLE[14:], RecordCorrupt),
     "newer": (bytes((VERSION + 1,)) + _READABLE[1:], RecordTooNew),
+    "newer, cut in the header": (bytes((VERSION + 1,)) + _READABLE[1:10], RecordTooNew),
     "a success cut short": (_DONE[:40], RecordCorrupt),
     "a success cut in its label": (_DONE[: -len(RESULT) - 3], RecordCorrupt),
     "a success with a token that is none": (_DONE[:4] + b"\xff" + _DONE[5:], RecordCorrupt),
