@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -166,9 +166,6 @@ class Claim(NamedTuple):
     #: Until when no lease that ran out is taken over, on the store's clock (``NEVER_MS``: now at
     #: least): the store was away from this delivery, and the runs that live have to renew first.
     patient_until_ms: int = 0
-    #: What the caller can do while the store works. A store that waits for a server may call it
-    #: meanwhile, once or more; one that doesn't leaves it to the caller.
-    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +194,6 @@ class Settle(NamedTuple):
     slip_ttl_ms: int = 0
     #: The key of the owner's slip; empty: none is kept.
     slip_key: str = ""
-    #: As :attr:`Claim.meanwhile`.
-    meanwhile: Callable[[], object] | None = None
 
 
 class Note(NamedTuple):

@@ -44,7 +44,7 @@ _FIRST_PAUSE_S: Final = 2.0
 
 
 class Execution:
-    """One run of a key, for one delivery; made before it is known whether that gets the key.
+    """One run of a key, for one delivery.
 
     Args:
         shadow: it would have run without us, too.
@@ -177,20 +177,12 @@ class Execution:
         return State.RELEASED
 
     def _end(self, ending: Ending, exc: BaseException | None = None) -> object:
-        end: _End | None = None
-
-        def prepare() -> None:
-            nonlocal end
-            if end is None:
-                end = self.end_of(ending, exc)
-                end = end._replace(event=end.event.worded())
-
+        end = self.end_of(ending, exc)
         began = time.perf_counter()
-        verdict = self.run.end(ending, prepare)
+        verdict = self.run.end(ending)
         if observers.observers:
             self.delivery.observe("complete", seconds=time.perf_counter() - began)
         if not isinstance(verdict, Lost):
-            end = end or self.end_of(ending, exc)
             self.tell_end(end, unrecorded=verdict is None)
         if verdict is None:
             self.delivery.emit(

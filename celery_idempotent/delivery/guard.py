@@ -111,17 +111,11 @@ class Delivery:
             return plainly(run_in_shadow, self, args, kwargs)
         awaited = self.waits.awaited
         call = self.call if awaited is None else awaiting(self.call, awaited)
-        execution: Execution | None = None
-
-        def prepare(run: Run) -> None:
-            nonlocal execution
-            execution = Execution(self, run, asking)
-
         began = time.perf_counter()
         asking = Asking(call, self._on_lost)
         try:
             try:
-                verdict = asking.ask(_PATIENCE_S, prepare)
+                verdict = asking.ask(_PATIENCE_S)
             except (StoreUnavailable, RecordTooNew) as exc:
                 asking.undo(exc)
                 return self._store_away(exc, args, kwargs)
@@ -133,8 +127,7 @@ class Delivery:
                 callbacks.announce(verdict)
             if verdict.replay is not None:
                 return self._replay(verdict.replay)
-            assert execution is not None, "ask() has prepared it"
-            return self._execute(execution, args, kwargs)
+            return self._execute(Execution(self, verdict, asking), args, kwargs)
         except BaseException as exc:
             if asking.undo(exc) and isinstance(exc, Exception):
                 self.leave_answer(exc)  # its body did not run, and its call fails all the same

@@ -58,19 +58,11 @@ class Event(NamedTuple):
     task: str
     task_id: str | None
     more: Mapping[str, Any]
-    #: The same as text, where that was made already.
-    words: str = ""
-
-    def worded(self) -> Event:
-        """Give the event with its text."""
-        return Event(*self[:6], _words(self))
 
 
 def _words(event: Event) -> str:
     """Write an event as JSON, up to what is known when it is sent; what is empty is left out."""
-    _, what, key, task, task_id, more, words = event
-    if words:
-        return words
+    _, what, key, task, task_id, more = event
     parts = [f'{{"event":{_json(what)},"key":{_json(key)},"task":{_json(task)}']
     parts.append(f',"id":{_json(task_id)}')
     if "pid" not in more:  # what is told of another process says which

@@ -47,8 +47,6 @@ _WITH_PROCESS: Final = (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
 _NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
 _process: tuple[int, bytes] = (0, b"")
-#: Whether the last key was granted here: then the next one is likely to be, too.
-_was_granted = True
 
 
 def this_process() -> bytes:
@@ -83,13 +81,8 @@ class Asking:
         self.may_hold = False
         self._run: Run | None = None
 
-    def ask(
-        self, patience_s: float, ready: Callable[[Run], object] | None = None
-    ) -> ClaimVerdict | Run:
+    def ask(self, patience_s: float) -> ClaimVerdict | Run:
         """Give a :class:`Run` where the key is granted, else what the delivery has to do.
-
-        Args:
-            ready: called with the run before it has the key, and maybe before that is known.
 
         In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
         request arrived, the answer is the same), then gives up. :meth:`undo` is to be called where
@@ -99,21 +92,9 @@ class Asking:
             StoreUnavailable, RecordTooNew: the delivery must wait.
             RecordCorrupt: it must not run.
         """
-        global _was_granted
         call, candidate = self._call, self._candidate
         terms = call.terms
         asked = time.monotonic()
-
-        def prepare() -> Run:
-            run = self._run
-            if run is None:
-                run = self._run = Run(call, candidate, self._on_lost)
-                run.lease.renewed = asked  # whenever the answer comes, it runs from about then
-                if ready is not None:
-                    ready(run)
-                now_and_then(terms.store)
-            return run
-
         request = Claim(
             candidate,
             terms.lease_ms,
@@ -129,11 +110,9 @@ class Asking:
             call.slip_key,
             call.is_new,
             call.patient_until_ms,
-            prepare if _was_granted else None,  # or it is work for nothing
         )
         self.may_hold = True
         verdict = _claim(call, request, patience_s)
-        _was_granted = isinstance(verdict, Claimed)
         if isinstance(verdict, Claimed):
             held = verdict.failed or Record(
                 State.RUNNING,
@@ -149,7 +128,7 @@ class Asking:
                 b"",
                 bool(verdict.steps),
             )
-            return self._hold(prepare(), held, verdict.steps)
+            return self._hold(self._begin(asked), held, verdict.steps)
         self.may_hold = False
         if (
             isinstance(verdict, Replay)
@@ -158,8 +137,14 @@ class Asking:
             and not verdict.from_slip
             and call.callbacks
         ):
-            return prepare().hold(verdict.record, replay=verdict)
+            return self._begin(asked).hold(verdict.record, replay=verdict)
         return verdict
+
+    def _begin(self, asked: float) -> Run:
+        run = self._run = Run(self._call, self._candidate, self._on_lost)
+        run.lease.renewed = asked  # however late the answer came
+        now_and_then(self._call.terms.store)
+        return run
 
     def _hold(self, run: Run, held: Record, steps: Mapping[str, bytes]) -> Run:
         try:
@@ -228,7 +213,7 @@ def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
 class Run:
     """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery.
 
-    It is made while the store decides, and is nothing until :meth:`hold`.
+    It is nothing until :meth:`hold`.
     """
 
     def __init__(self, call: Call, candidate: Record, on_lost: Callable[[Lease], None]) -> None:
@@ -293,22 +278,17 @@ class Run:
         """Whether this is a copy of the run in a process that its body has forked."""
         return self._pid != os.getpid()
 
-    def end(
-        self, ending: Ending, meanwhile: Callable[[], object] | None = None
-    ) -> Recorded | Lost | None:
+    def end(self, ending: Ending) -> Recorded | Lost | None:
         """Record how the run ended. ``None``: the store is away, and is told when it is back.
 
         Where the message has callbacks and there is an outcome, a delivery lease is held until
         :meth:`delivered`.
 
-        Args:
-            meanwhile: what can be done while the store works, if it waits for a server.
-
         Raises:
             NotCommitted, Exception: what the body wrote in its session was not committed.
         """
         self._ending = True
-        event = self._settle(ending, meanwhile)
+        event = self._settle(ending)
         inbox = self._inbox
         if inbox is not None:
             if ending.state is State.SUCCEEDED and inbox.is_open:
@@ -345,7 +325,7 @@ class Run:
             self.pay(tell)
         return self.call.terms.store.settle(self.call.key, event)
 
-    def _settle(self, ending: Ending, meanwhile: Callable[[], object] | None) -> Settle:
+    def _settle(self, ending: Ending) -> Settle:
         call = self.call
         state, terms, delay_ms = ending.state, call.terms, ending.delay_ms
         delivery = call.callbacks and _has_outcome(ending)
@@ -383,7 +363,7 @@ class Run:
             if delivery:
                 holder = self.lease.record.nonce.ljust(8, b"\0") + self.lease.record.process
                 slip = slip._replace(holder=holder[:255])
-        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, call.slip_key, meanwhile)
+        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, call.slip_key)
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
         if isinstance(answer, Lost):
@@ -395,7 +375,6 @@ class Run:
             self._drop()
 
     def _record_later(self, event: Settle, exc: BaseException) -> None:
-        event = event._replace(meanwhile=None)  # and what that holds: the call's arguments
         log.error(
             "could not record that %s is %s; going on trying in the background: %s",
             self.call.key,

@@ -117,8 +117,8 @@ _RUNS = [
     Mutant(
         "heartbeat: a lease runs from when it was asked for",
         "run/run.py",
-        "            run.lease.renewed = asked",
-        "            pass",
+        "        run.lease.renewed = asked",
+        "        pass",
         (("tests/unit/test_seam.py", "-k", "lease_runs_from"),),
     ),
     Mutant(

@@ -25,7 +25,7 @@ def unavailable(text: str, cause: Exception, *, arrived: bool) -> StoreUnavailab
 class Pointing:
     """The node that a slot leaves: it always points to the other."""
 
-    def call(self, call: Call, meanwhile: object) -> Any:
+    def call(self, call: Call) -> Any:
         raise unavailable("moved", AskError("1 target:2"), arrived=False)
 
 
@@ -73,7 +73,7 @@ def test_what_nobody_took_has_not_arrived(monkeypatch: pytest.MonkeyPatch) -> No
     """Nodes that only point to each other have done nothing."""
     # Given
     target = Answering()
-    monkeypatch.setattr(target, "call_asking", lambda call: Pointing().call(call, None))
+    monkeypatch.setattr(target, "call_asking", lambda call: Pointing().call(call))
     wire = cluster(monkeypatch, target)
     # When
     with pytest.raises(StoreUnavailable, match="moved") as caught:

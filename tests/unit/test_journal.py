@@ -187,21 +187,6 @@ def test_an_event_of_another_process_says_which(
     assert [event["pid"] for event in store.told()] == [4711, os.getpid()]
 
 
-def test_words_that_were_made_before_are_the_same(
-    journal: Journal, store: CountingStore, turns: Turns
-) -> None:
-    """An event is told alike whether it was written out while a task waited, or at its turn."""
-    # Given
-    event = Event(module.monotonic(), "succeeded", "k", "shop.charge", "id-1", {"took": 0.25})
-    # When
-    journal.put(event)
-    journal.put(event.worded())
-    turns.take_turn()
-    # Then
-    first, second = [{**told, "by": "", "age": 0} for told in store.told()]
-    assert first == second
-
-
 def test_an_event_says_how_old_it_is(
     journal: Journal, store: CountingStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,6 @@ from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run import run as runner
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import Lease, heartbeat
-from celery_idempotent.run.journal import Journal
 from celery_idempotent.run.run import Run
 from celery_idempotent.settings import environment_of, everywhere
 from celery_idempotent.stores.memory import MemoryStore
@@ -488,79 +487,26 @@ def test_a_delivery_leaves_nothing_to_the_garbage_collector(app, links):
         gc.enable()
 
 
-class Waiting(MemoryStore):
-    """A store that waits for a server while it works, as one in Redis does."""
+class Timed(MemoryStore):
+    """A store that knows when it was last asked for a key."""
 
     def claim(self, key, ask):
         self.asked_at = time.monotonic()
-        if ask.meanwhile is not None:
-            ask.meanwhile()
         return super().claim(key, ask)
 
-    def settle(self, key, event):
-        event.meanwhile()
-        return super().settle(key, event)
 
-
-@pytest.mark.parametrize(("store", "made"), [(Waiting, True), (MemoryStore, False)])
-def test_what_is_told_of_an_end_is_written_while_the_store_works(app, store, made, monkeypatch):
-    """That costs no time then; where a store does not wait, it is left to the heartbeat."""
-    # Given
-    told = []
-    monkeypatch.setattr(Journal, "put", lambda self, event: told.append(event))
-
-    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
-    def charge(order):
-        return order
-
-    # When
-    with everywhere(store()):
-        charge.apply((42,))
-    # Then
-    assert [event.what for event in told] == ["succeeded"]
-    assert bool(told[0].words) is made
-
-
-def test_a_run_is_made_in_advance_where_the_last_key_was_granted(app, monkeypatch):
-    """Among duplicates it would be work for nothing; wherever a key is granted, there is a run."""
-    # Given
-    made = []
-    init = Run.__init__
-    monkeypatch.setattr(Run, "__init__", lambda self, *args: made.append(1) or init(self, *args))
-
-    @app.task(base=IdempotentTask, idempotency_key="order:{order}")
-    def charge(order):
-        return order
-
-    def runs(order):
-        made.clear()
-        assert charge.apply((order,)).get() == order
-        return len(made)
-
-    # When
-    with everywhere(Waiting()):
-        runs(1)
-        found = [runs(order) for order in (2, 2, 2, 3, 4, 4)]
-    # Then
-    assert found == [1, 1, 0, 1, 1, 1]
-
-
-@pytest.mark.parametrize("before", [(), (1, 1)], ids=["made in advance", "made when it is granted"])
-def test_a_lease_runs_from_when_it_was_asked_for(app, before):
+def test_a_lease_runs_from_when_it_was_asked_for(app):
     """However late the answer comes: the store may have given it at once."""
     # Given
-    store, renewed = Waiting(), []
+    store, renewed = Timed(), []
 
     @app.task(base=IdempotentTask, idempotency_key="order:{order}")
     def charge(order):
         mine = [lease for lease in heartbeat.leases() if lease.key.endswith("order:2}")]
         renewed.extend(lease.renewed for lease in mine)
 
+    # When
     with everywhere(store):
-        for order in before:
-            charge.apply((order,))
-        renewed.clear()
-        # When
         charge.apply((2,))
     # Then
     assert len(renewed) == 1

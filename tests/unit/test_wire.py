@@ -103,61 +103,6 @@ def connections(wire: Wire) -> list[Breaking]:
     return made
 
 
-class TestMeanwhile:
-    """What a caller has to do anyway is done while the server works."""
-
-    def test_it_is_done_between_question_and_answer(
-        self, store: RedisStore, connections: list[Breaking], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The question is out by then, so that the server need not wait for it."""
-        # Given
-        store.ping()
-        done: list[str] = []
-        send, read = connections[0]._real.send_packed_command, connections[0]._real.read_response
-
-        def sending(*args: Any, **kwargs: Any) -> Any:
-            done.append("sent")
-            return send(*args, **kwargs)
-
-        def reading() -> Any:
-            done.append("read")
-            return read()
-
-        monkeypatch.setattr(connections[0]._real, "send_packed_command", sending)
-        monkeypatch.setattr(connections[0]._real, "read_response", reading)
-        store.claim(KEY.replace("1", "0"), CLAIM)  # learns the time first
-        done.clear()
-        # When
-        claim = replace(CLAIM, meanwhile=lambda: done.append("meanwhile"))
-        verdict = store.claim(KEY, claim)
-        assert isinstance(verdict, Claimed)
-        held = replace(CANDIDATE, state=State.SUCCEEDED, token=verdict.token, nonce=b"")
-        event = Settle(held, 0, 60_000, meanwhile=lambda: done.append("meanwhile"))
-        assert store.settle(KEY, event) == Recorded(verdict.token)
-        # Then
-        assert [one for one in done if one == "meanwhile"] == ["meanwhile"] * 2
-        asked = done[: done.index("meanwhile") + 2]
-        assert asked == ["sent", "meanwhile", "read"]
-
-    def test_what_goes_wrong_there_spoils_no_later_answer(
-        self, store: RedisStore, connections: list[Breaking]
-    ) -> None:
-        """Its connection still has the answer under way, and is never used again."""
-        # Given
-        store.ping()
-
-        def fail() -> None:
-            raise MemoryError
-
-        # When
-        with pytest.raises(MemoryError):
-            store.claim(KEY, replace(CLAIM, meanwhile=fail))
-        # Then
-        assert connections[0].disconnected
-        assert isinstance(store.claim(KEY, CLAIM), Claimed)
-        assert len(connections) == 2
-
-
 class TestAnswers:
     @pytest.mark.parametrize(
         ("sent", "echoed"),

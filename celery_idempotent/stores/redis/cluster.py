@@ -43,19 +43,19 @@ class ClusterWire:
         self._wires: dict[Node, Wire] = {}
         self._owners: dict[int, Node] = {}
 
-    def call(self, call: Call, meanwhile: Callable[[], object] | None = None) -> Any:
-        """Call one script where its keys are; do what is to be done ``meanwhile``."""
+    def call(self, call: Call) -> Any:
+        """Call one script where its keys are."""
         return self._where_it_is(
             call.keys[0],
-            lambda wire: wire.call(call, meanwhile),
+            lambda wire: wire.call(call),
             lambda wire: wire.call_asking(call),
         )
 
-    def call_timed(self, timed: Timed, meanwhile: Callable[[], object] | None = None) -> Any:
+    def call_timed(self, timed: Timed) -> Any:
         """Call a script that has to know until when it is waited for, where its keys are."""
         return self._where_it_is(
             timed(0, False).keys[0],
-            lambda wire: wire.call_timed(timed, meanwhile),
+            lambda wire: wire.call_timed(timed),
             lambda wire: wire.call_timed(timed, asking=True),
         )
 

@@ -102,7 +102,7 @@ class RedisStore(RedisJournals, RedisServers):
 
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         for _ in range(_LATE_TURNS):
-            answer = self._wire.call_timed(partial(self._claiming, key, ask), ask.meanwhile)
+            answer = self._wire.call_timed(partial(self._claiming, key, ask))
             if type(answer) is int:
                 self._learn(key, answer // 1000, at_most=True)
                 return Claimed(answer)
@@ -146,7 +146,7 @@ class RedisStore(RedisJournals, RedisServers):
         call = Call(self._settle, _keys(key, event.slip_key), args)
         if self._wait[0]:
             return _recorded(self._wire.call_replicated(call, *self._wait))
-        return _recorded(self._wire.call(call, event.meanwhile))
+        return _recorded(self._wire.call(call))
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:

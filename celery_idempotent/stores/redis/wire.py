@@ -157,19 +157,12 @@ class Wire:
         self._idle: deque[Connection] = deque()
         self._pid = os.getpid()
 
-    def call(self, call: Call, meanwhile: Callable[[], object] | None = None) -> Any:
-        """Call one script and give its answer.
-
-        Args:
-            meanwhile: done each time between the sending and the reading: what the caller has to
-                do anyway then costs no time.
-        """
-        answer = self._exchange([_pack_call(call)], meanwhile)[0]
+    def call(self, call: Call) -> Any:
+        """Call one script and return its answer."""
+        answer = self._exchange([_pack_call(call)])[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
-    def call_timed(
-        self, timed: Timed, meanwhile: Callable[[], object] | None = None, *, asking: bool = False
-    ) -> Any:
+    def call_timed(self, timed: Timed, *, asking: bool = False) -> Any:
         """Call a script that has to know until when it is waited for, and give its answer.
 
         Args:
@@ -186,7 +179,7 @@ class Wire:
             made.append(timed(self._deadline_ms(), broke))
             return [_ASKING, _pack_call(made[-1])] if asking else [_pack_call(made[-1])]
 
-        answer = self._exchange(packed(False), meanwhile, again=lambda: packed(True))[-1]
+        answer = self._exchange(packed(False), again=lambda: packed(True))[-1]
         if isinstance(answer, NoScriptError) and asking:
             answer = self._exchange([_ASKING, _pack_source(made[-1])])[-1]
         return self._answer(made[-1], answer) if isinstance(answer, ResponseError) else answer
@@ -310,10 +303,7 @@ class Wire:
         ) from answer
 
     def _exchange(
-        self,
-        packed: list[bytes],
-        meanwhile: Callable[[], object] | None = None,
-        again: Callable[[], list[bytes]] | None = None,
+        self, packed: list[bytes], again: Callable[[], list[bytes]] | None = None
     ) -> list[Any]:
         """Send commands and read as many answers; once more where the connection was stale.
 
@@ -329,7 +319,7 @@ class Wire:
             self._pid = os.getpid()
         try:
             try:
-                answers, is_replica = self._once(packed, meanwhile)
+                answers, is_replica = self._once(packed)
             except (RedisTimeoutError, _NotConnected):
                 raise
             except (RedisConnectionError, OSError):
@@ -355,9 +345,7 @@ class Wire:
                 f"the store at {self._where} does not answer: {why or type(why).__name__}", arrived
             ) from why
 
-    def _once(
-        self, packed: list[bytes], meanwhile: Callable[[], object] | None = None
-    ) -> tuple[list[Any], bool]:
+    def _once(self, packed: list[bytes]) -> tuple[list[Any], bool]:
         """Send commands and read their answers; and whether they came from a replica."""
         try:
             connection = self._idle.pop()
@@ -370,8 +358,6 @@ class Wire:
         answers, is_replica = [], False
         try:
             connection.send_packed_command([b"".join(packed)], check_health=False)
-            if meanwhile is not None:
-                meanwhile()
             for _ in packed:
                 try:
                     answer = connection.read_response()
