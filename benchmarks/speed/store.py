@@ -22,7 +22,8 @@ from benchmarks.speed.bare import Bare
 from benchmarks.speed.measure import Effort, Goal, Ratio, Say, Section
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.run.heartbeat import Heartbeat, Lease
+from celery_idempotent.run.heartbeat import Heartbeat
+from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 

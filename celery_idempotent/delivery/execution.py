@@ -26,9 +26,10 @@ from celery_idempotent.errors import (
     IdempotencyInProgress,
     OutcomeUnknown,
 )
+from celery_idempotent.run.claim import Asking
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.run import Asking, Run
+from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
 from celery_idempotent.task_checks import refuse_unfinished

@@ -52,11 +52,12 @@ from celery_idempotent.errors import (
     StoreError,
     StoreUnavailable,
 )
+from celery_idempotent.run.claim import Asking
 from celery_idempotent.run.claimant import Call
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.heartbeat import Lease
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.run import Asking, Run, write_slip
+from celery_idempotent.run.lease import Lease
+from celery_idempotent.run.run import Run, write_slip
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.transaction import plainly
 from celery_idempotent.settings import Environment, TaskSetup

@@ -21,8 +21,9 @@ from celery_idempotent.delivery.execution import Execution
 from celery_idempotent.delivery.results import encode_result
 from celery_idempotent.delivery.waiting import say_started
 from celery_idempotent.errors import StoreError
+from celery_idempotent.run.claim import ask
 from celery_idempotent.run.claimant import Ending
-from celery_idempotent.run.run import Run, ask
+from celery_idempotent.run.run import Run
 
 if TYPE_CHECKING:
     from celery_idempotent.delivery.guard import Delivery

@@ -42,10 +42,11 @@ from celery_idempotent.http.field import BadField, read_field
 from celery_idempotent.http.messages import NO_BODY, Request, Response, pack, unpack
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
+from celery_idempotent.run.claim import ask
 from celery_idempotent.run.claimant import Call, Ending, Terms
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
-from celery_idempotent.run.run import Run, ask
+from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.transaction import PlainWork
 from celery_idempotent.settings import Environment, environment_of

@@ -14,7 +14,7 @@ from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops import settle
 from celery_idempotent.ops.lookup import look_up
-from celery_idempotent.run.run import BOOT_ID
+from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = ["claims", "register"]

@@ -4,132 +4,39 @@ It starts with the first lease, sleeps until one is older than a third of its le
 all that are, in one round trip a node. A body that ends sooner costs it nothing. Leases that come
 of age soon after wait for the next turn, a third of a lease later, so that their number does not
 matter; none gets older than two thirds of its length.
+
+Now and then it tends the stores of these leases: one that deletes nothing by itself has a method
+``tend``, which deletes some of what expired and returns whether there is more.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
-from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import Lost
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.run.lease import Lease
+from celery_idempotent.stores.base import Store
 
-__all__ = ["Heartbeat", "Lease", "heartbeat"]
+__all__ = ["Heartbeat", "heartbeat"]
 
 log = logging.getLogger("celery_idempotent")
 
 _NEVER: Final = float("inf")
 _RETRY_S: Final = 0.5
 _RETRY_MAX_S: Final = 5.0
-
-
-_numbers: Final = itertools.count()
-
-
-class Lease:
-    """A lease that is held: of a run, or the delivery lease of its outcome."""
-
-    __slots__ = (
-        "__weakref__",
-        "_lost",
-        "keep_ms",
-        "key",
-        "lease_ms",
-        "number",
-        "on_lost",
-        "record",
-        "renewed",
-        "slip_key",
-        "store",
-        "third",
-    )
-
-    def __init__(
-        self,
-        store: Store,
-        key: str,
-        record: Record,
-        lease_ms: int,
-        keep_ms: int,
-        on_lost: Callable[[Lease], None] | None = None,
-        slip_key: str = "",
-    ) -> None:
-        #: Tells it from every other lease of this process.
-        self.number = next(_numbers)
-        self.store = store
-        self.key = key
-        #: The record as its holder knows it; the token in it is what it holds.
-        self.record = record
-        self.lease_ms = lease_ms
-        self.keep_ms = keep_ms
-        #: A third of its length, in seconds.
-        self.third = lease_ms / 3000
-        self.on_lost = on_lost
-        #: The key of its owner's slip; empty: none is kept.
-        self.slip_key = slip_key
-        #: When it was last known to be held, on this process's monotonic clock.
-        self.renewed = time.monotonic()
-        self._lost: Record | None = None
-
-    @property
-    def due(self) -> float:
-        """When it wants to be renewed: after a third of its length."""
-        return self.renewed + self.third
-
-    @property
-    def lost(self) -> Record | None:
-        """What took its place, once that is known."""
-        return self._lost
-
-    def lose(self, record: Record, *, aside: bool = False) -> None:
-        """Learn that it is gone. ``aside``: whoever wants to know must not hold up this thread."""
-        if self._lost is not None:
-            return
-        self._lost = record
-        on_lost, self.on_lost = self.on_lost, None
-        if on_lost is None:
-            return
-        if aside:
-            threading.Thread(target=on_lost, args=(self,), daemon=True).start()
-        else:
-            on_lost(self)
-
-    def renewal(self) -> Renewal:
-        """Give what the store needs to prolong it."""
-        return Renewal(self.key, self.record, self.lease_ms, self.keep_ms, self.slip_key)
-
-    def renew(self) -> bool:
-        """Renew now, in the caller's thread; whether it is still held."""
-        asked = time.monotonic()
-        self._take(self.store.renew([self.renewal()])[0], asked)
-        return self._lost is None
-
-    def _take(self, answer: object, asked: float, *, aside: bool = False) -> None:
-        if isinstance(answer, Lost):
-            if not self._is_own_end(answer.record):
-                self.lose(answer.record, aside=aside)
-        elif isinstance(answer, StoreError):
-            raise answer
-        else:
-            self.renewed = asked
-
-    def _is_own_end(self, record: Record) -> bool:
-        # Its run released the key itself, while the renewal was under way.
-        mine = self.record
-        return (
-            record.state is State.RELEASED
-            and record.owner == mine.owner
-            and record.token == mine.token + 1
-        )
+#: About how often each process tends a store that it uses, in seconds.
+_TENDED_S: Final = 60.0
+#: ... and how soon again, where a turn was not enough.
+_TENDED_SOON_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -158,7 +65,11 @@ class Heartbeat:
         self._wake = threading.Event()
         self._wakes_at = 0.0
         self._next_turn = 0.0
-        self._in_use = False
+        # The stores whose leases were added since the last look.
+        self._used: set[Store] = set()
+        # When the next turn of each of them is, and when the first is that is to come soon.
+        self._turns: WeakKeyDictionary[Store, float] = WeakKeyDictionary()
+        self._tends_at = _NEVER
         self._shortest = _NEVER
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -168,7 +79,7 @@ class Heartbeat:
         if self._thread is None or self._pid != os.getpid():
             self._attend()
         self._leases[lease.number] = ref(lease)
-        self._in_use = True
+        self._used.add(lease.store)
         if lease.third < self._shortest:
             self._shortest = lease.third
         if lease.renewed + lease.third < self._wakes_at:
@@ -251,7 +162,8 @@ class Heartbeat:
             # In this order, a lease that _next() doesn't see yet sets the event.
             self._wakes_at = _NEVER
             self._wake.clear()
-            self._wakes_at = upcoming = self._next()
+            used, self._used = self._used, set()
+            self._wakes_at = upcoming = self._next(in_use=bool(used))
             pause = upcoming - time.monotonic()
             if pause > 0:
                 self._wake.wait(None if upcoming == _NEVER else pause)
@@ -260,18 +172,19 @@ class Heartbeat:
                 if time.monotonic() >= upcoming:
                     self._renew(time.monotonic())
                 self._work_off(time.monotonic())
+                self.tend(used)
             except Exception:
                 log.exception("the idempotency heartbeat went wrong; it goes on")
 
-    def _next(self) -> float:
+    def _next(self, *, in_use: bool) -> float:
         times = [
             min(max(lease.due, self._next_turn), lease.due + lease.third) for lease in self._held()
         ]
         times += [job.at for job in list(self._jobs.values())]
-        if self._in_use:
+        times.append(self._tends_at)
+        if in_use:
             # Short bodies come and go: look again in time for the next one, instead of being woken
             # by each. A process in which nothing runs any more is left alone.
-            self._in_use = False
             times.append(time.monotonic() + self._shortest)
         return min(times, default=_NEVER)
 
@@ -288,9 +201,9 @@ class Heartbeat:
                 answers = [exc] * len(leases)
             for lease, answer in zip(leases, answers, strict=True):
                 try:
-                    if isinstance(answer, Lost) and not lease._is_own_end(answer.record):
+                    if isinstance(answer, Lost) and not lease.is_own_end(answer.record):
                         self.remove(lease)  # before anybody is told, who may look
-                    lease._take(answer, now, aside=True)
+                    lease.take(answer, now, aside=True)
                 except StoreError as exc:
                     pause = lease.third  # what can't be read now can't be read at once after it
                     if isinstance(exc, StoreUnavailable):
@@ -299,6 +212,26 @@ class Heartbeat:
                     lease.renewed = now + pause - lease.third
                     self._next_turn = 0.0
                     log.warning("cannot renew the lease of %s, trying again: %s", lease.key, exc)
+
+    def tend(self, stores: Iterable[Store]) -> None:
+        """Tend those of these stores that need it and whose turn has come."""
+        now = time.monotonic()
+        if now >= self._tends_at:
+            self._tends_at = _NEVER
+        for store in stores:
+            tend: Callable[[], bool] | None = getattr(store, "tend", None)
+            # The first turn is not at once: the processes of a worker begin together.
+            if tend is None or now < self._turns.setdefault(store, now + _until_next_turn()):
+                continue
+            more = False
+            try:
+                more = tend()
+            except StoreError as exc:
+                log.info("what expired is deleted later: %s", exc)
+            now = time.monotonic()
+            self._turns[store] = now + (_TENDED_SOON_S if more else _until_next_turn())
+            if more:
+                self._tends_at = min(self._tends_at, now + _TENDED_SOON_S)
 
     def _work_off(self, now: float, *, at_once: bool = False) -> None:
         for name, job in list(self._jobs.items()):
@@ -319,6 +252,10 @@ class Heartbeat:
             except Exception:
                 log.exception("could not tell the store: %s", job.what)
             self._jobs.pop(name, None)
+
+
+def _until_next_turn() -> float:
+    return _TENDED_S * random.uniform(0.5, 1.5)
 
 
 #: This process's heartbeat.

@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
-from celery_idempotent.run.run import BOOT_ID
+from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import JournalStore
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
-from celery_idempotent.run.heartbeat import Lease, heartbeat
+from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.stores.transactions import NotCommitted, Transaction, TransactionalStore
 

@@ -20,7 +20,7 @@ from celery_idempotent.delivery.celery_events import follow_up, name_key, say_wh
 from celery_idempotent.delivery.delivery import owner_of
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
-from celery_idempotent.run.run import BOOT_ID
+from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 
 __all__ = ["IdempotentRequest", "watch_revokes"]

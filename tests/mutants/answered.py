@@ -500,7 +500,7 @@ _DELIVERIES = [
     ),
     _answer(
         "who has met an outage says so",
-        "run/run.py",
+        "run/claim.py",
         "request = request._replace(patient_until_ms=NEVER_MS)",
         "pass",
         (*_GUARDS, ("tests/integration/test_outages.py", "-k", "paused_store")),

@@ -45,7 +45,7 @@ _PARENTS = [
 _RUNS = [
     Mutant(
         "abandon: a claim that was given up is undone",
-        "run/run.py",
+        "run/claim.py",
         "        if not self.may_hold:\n            return False\n",
         "        return False\n",
         _SEAM,
@@ -116,7 +116,7 @@ _RUNS = [
     ),
     Mutant(
         "heartbeat: a lease runs from when it was asked for",
-        "run/run.py",
+        "run/claim.py",
         "        run.lease.renewed = asked",
         "        pass",
         (("tests/unit/test_seam.py", "-k", "lease_runs_from"),),
@@ -357,6 +357,13 @@ _PUT_BACK = [
         "_RECYCLED_S if exitcode == EX_RECYCLE else _STOPPED_S",
         "_STOPPED_S",
         (("tests/faults/test_recycled.py", "-k", "tells_first"),),
+    ),
+    Mutant(
+        "heartbeat: a store that deletes nothing by itself is tended",
+        "run/heartbeat.py",
+        "self._used.add(lease.store)",
+        "pass",
+        (("tests/unit/test_heartbeat.py", "-k", "come_and_go"),),
     ),
     Mutant(
         "what a process could not tell is said",

@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 from celery_idempotent.run import heartbeat as heartbeats
+from celery_idempotent.run import lease as leases
 
 __all__ = ["Event", "Killed", "Process", "World"]
 
@@ -228,7 +229,7 @@ class World:
                 for attribute, value in list(vars(module).items()):
                     if value is _real_heartbeat:
                         stack.enter_context(mock.patch.object(module, attribute, heart))
-                    elif value is threading and module is heartbeats:
+                    elif value is threading and module in (heartbeats, leases):
                         stack.enter_context(mock.patch.object(module, attribute, simulated))
             self._outside.heartbeat = heartbeats.Heartbeat()
             try:

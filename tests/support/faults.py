@@ -20,7 +20,7 @@ from celery_idempotent import ClaimLost, IdempotentTask, signals
 from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.transitions import Claimed
-from celery_idempotent.run import run as runner
+from celery_idempotent.run import process
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.worker import request
 from tests.support.ledger import Ledger
@@ -61,7 +61,7 @@ def _contain(ledger: Ledger, host: str, pid: int) -> None:
         ledger.write("named", host=host, number=pid, boot=boot)
         return Process(host, pid, boot)
 
-    for module in (runner, request):
+    for module in (process, request):
         module.Process = named  # type: ignore[attr-defined]
 
 

@@ -24,7 +24,7 @@ from celery_idempotent.ops.cli import act, idempotency
 from celery_idempotent.ops.doctor import examination
 from celery_idempotent.ops.doctor.store import check_server
 from celery_idempotent.run import journal as run_journal
-from celery_idempotent.run.run import BOOT_ID
+from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.redis.servers import Server

@@ -11,7 +11,9 @@ import pytest
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import Claim, Settle
 from celery_idempotent.errors import RecordTooNew, StoreUnavailable
-from celery_idempotent.run.heartbeat import Heartbeat, Lease
+from celery_idempotent.run import heartbeat as module
+from celery_idempotent.run.heartbeat import Heartbeat
+from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.contract.kit import replace
 
@@ -276,7 +278,7 @@ def test_leases_that_come_and_go_in_other_threads_stop_nothing(store, beat):
     worker.start()
     # When
     try:
-        counts = {len(beat.leases()) for _ in range(3000) if beat._next() > 0}
+        counts = {len(beat.leases()) for _ in range(3000) if beat._next(in_use=False) > 0}
     finally:
         over.set()
         worker.join()
@@ -370,3 +372,91 @@ def test_what_need_not_be_told_keeps_nothing_else_from_being_told(beat):
     # Then
     assert left_nothing
     assert told == [1]
+
+
+# --- stores that delete nothing by themselves ----------------------------------------------------
+
+
+class TendedStore(MemoryStore):
+    """A store that has to be tended."""
+
+    def __init__(self):
+        super().__init__()
+        self.turns = 0
+        self.more = False
+        self.away = False
+        self.tended = threading.Event()
+
+    def tend(self):
+        self.turns += 1
+        self.tended.set()
+        if self.away:
+            raise StoreUnavailable("away")
+        return self.more
+
+
+@pytest.fixture
+def turns_in(monkeypatch, beat):
+    """Return how many turns a store has in so many seconds of tasks, by a clock of the test."""
+    clock = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def count(store, seconds):
+        before = store.turns
+        for _ in range(seconds):
+            clock[0] += 1
+            beat.tend([store])
+        return store.turns - before
+
+    return count
+
+
+def test_a_store_whose_leases_come_and_go_is_tended(beat, monkeypatch):
+    """The heartbeat knows it from the leases, and is asked by nobody."""
+    # Given
+    monkeypatch.setattr(module, "_TENDED_S", 0.01)
+    store = TendedStore()
+    # When
+    for number in range(1000):
+        lease = hold(store, f"k{number}", lease_ms=60)
+        beat.add(lease)
+        beat.remove(lease)
+        if store.tended.wait(0.02):
+            break
+    # Then
+    assert store.turns
+
+
+def test_a_store_has_its_turn_about_once_a_minute(turns_in):
+    """The first time, too, it is not at once."""
+    # Given
+    store = TendedStore()
+    # Then
+    assert turns_in(store, 1) == 0
+    assert 6 <= turns_in(store, 600) <= 20
+
+
+def test_where_there_is_more_to_delete_the_next_turn_is_soon(beat, turns_in):
+    """Until all of it is gone; the thread wakes up for that."""
+    # Given
+    store = TendedStore()
+    turns_in(store, 100)
+    store.more = True
+    turns_in(store, 100)
+    # Then
+    assert turns_in(store, 60) >= 20
+    assert beat._next(in_use=False) <= module.time.monotonic() + 2
+
+
+def test_a_store_that_is_away_has_its_turn_later(turns_in):
+    """Nothing is lost by that, and nothing is raised."""
+    # Given
+    store = TendedStore()
+    store.away = True
+    # Then
+    assert turns_in(store, 300) >= 1
+
+
+def test_a_store_that_deletes_by_itself_is_left_alone(beat):
+    """Redis and memory have no such method."""
+    beat.tend([MemoryStore()])

@@ -17,7 +17,7 @@ from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.slip import slip_key
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
-from celery_idempotent.run.run import BOOT_ID
+from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.request import IdempotentRequest
 

@@ -18,7 +18,7 @@ from celery_idempotent.core.record import Owner, Process, Record
 from celery_idempotent.core.transitions import Claim, Claimed
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops import remote
-from celery_idempotent.run.run import BOOT_ID
+from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.contract.kit import replace

@@ -27,9 +27,9 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.delivery.execution import Execution
 from celery_idempotent.delivery.guard import Delivery
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.run import run as runner
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.heartbeat import Lease, heartbeat
+from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
 from celery_idempotent.settings import environment_of, everywhere
 from celery_idempotent.stores.memory import MemoryStore
@@ -300,7 +300,7 @@ def test_a_claim_that_was_given_up_is_undone_however_long_the_store_is_away(app,
     jobs = []
     monkeypatch.setattr(environment_of(app).store, "claim", lost)
     monkeypatch.setattr(
-        runner.heartbeat, "later", lambda tell, what, for_s, **_: jobs.append((what, for_s))
+        heartbeat, "later", lambda tell, what, for_s, **_: jobs.append((what, for_s))
     )
     # When
     deliver(charge, 1)

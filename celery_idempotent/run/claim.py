@@ -1,0 +1,174 @@
+"""Claim a key for one delivery; undo the claim where the delivery's body does not begin."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Final
+
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.transitions import NEVER_MS, Claim, Claimed, ClaimVerdict, Replay
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.run.claimant import Call
+from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.run.lease import Lease
+from celery_idempotent.run.process import this_process
+from celery_idempotent.run.run import Run
+
+__all__ = ["Asking", "ask"]
+
+_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 0.4
+
+
+class Asking:
+    """One delivery asks for its key; whatever cuts it off before its body, it undoes its claim."""
+
+    def __init__(self, call: Call, on_lost: Callable[[Lease], None]) -> None:
+        self._call = call
+        self._on_lost = on_lost
+        # By position: names would double what a record takes to make.
+        self._candidate = Record(
+            State.RUNNING,
+            0,
+            0,
+            call.retries,
+            0,
+            call.owner,
+            this_process(),
+            os.urandom(8),
+            call.fingerprint,
+            call.label,
+        )
+        #: Whether the key may be held for a body that has not begun.
+        self.may_hold = False
+        self._run: Run | None = None
+
+    def ask(self, patience_s: float) -> ClaimVerdict | Run:
+        """Give a :class:`Run` where the key is granted, else what the delivery has to do.
+
+        In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
+        request arrived, the answer is the same), then gives up. :meth:`undo` is to be called where
+        this raises, and where the body does not come to begin.
+
+        Raises:
+            StoreUnavailable, RecordTooNew: the delivery must wait.
+            RecordCorrupt: it must not run.
+        """
+        call, candidate = self._call, self._candidate
+        terms = call.terms
+        asked = time.monotonic()
+        request = Claim(
+            candidate,
+            terms.lease_ms,
+            terms.keep_ms,
+            terms.max_interruptions,
+            terms.max_compensations,
+            call.checked,
+            call.callbacks,
+            call.compensates_only,
+            call.awaited,
+            call.awaited_key,
+            call.message,
+            call.slip_key,
+            call.is_new,
+            call.patient_until_ms,
+        )
+        self.may_hold = True
+        verdict = _claim(call, request, patience_s)
+        if isinstance(verdict, Claimed):
+            held = verdict.failed or Record(
+                State.RUNNING,
+                verdict.token,
+                0,  # until_ms: the store's
+                call.retries,
+                verdict.interruptions,
+                call.owner,
+                candidate.process,
+                candidate.nonce,
+                call.fingerprint,
+                call.label,
+                b"",
+                bool(verdict.steps),
+            )
+            return self._hold(self._begin(asked), held, verdict.steps)
+        self.may_hold = False
+        if (
+            isinstance(verdict, Replay)
+            and verdict.mine
+            and not verdict.noted
+            and not verdict.from_slip
+            and call.callbacks
+        ):
+            return self._begin(asked).hold(verdict.record, replay=verdict)
+        return verdict
+
+    def _begin(self, asked: float) -> Run:
+        run = self._run = Run(self._call, self._candidate, self._on_lost)
+        run.lease.renewed = asked  # however late the answer came
+        return run
+
+    def _hold(self, run: Run, held: Record, steps: Mapping[str, bytes]) -> Run:
+        try:
+            return run.hold(held, steps=steps)
+        except RuntimeError as exc:
+            error = StoreUnavailable(
+                f"this process can't keep a lease alive, so that nothing is run: {exc}"
+            )
+            error.may_have_arrived = True
+            raise error from exc
+
+    def undo(self, why: BaseException) -> bool:
+        """Undo a claim that was, or may have been, granted for a body that did not begin.
+
+        Returns:
+            Whether there was one to undo.
+        """
+        if not self.may_hold:
+            return False
+        self.may_hold = False
+        if self._run is not None:
+            self._run.let_go()
+        call, candidate = self._call, self._candidate
+        terms = call.terms
+
+        def tell() -> None:
+            terms.store.abandon(call.key, candidate, terms.horizon_ms)
+
+        if isinstance(why, StoreError) and not getattr(why, "may_have_arrived", False):
+            return True  # the store did not carry it out
+        if not isinstance(why, StoreUnavailable) or why.__cause__.__class__ is RuntimeError:
+            with suppress(StoreUnavailable):
+                tell()
+                return True
+        heartbeat.later(tell, f"a claim of {call.key} was given up", terms.keep_ms / 1000)
+        return True
+
+
+def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> ClaimVerdict | Run:
+    """Ask for the key, for a caller that begins its body at once: see :meth:`Asking.ask`."""
+    asking = Asking(call, on_lost)
+    try:
+        return asking.ask(patience_s)
+    except BaseException as exc:
+        asking.undo(exc)
+        raise
+
+
+def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
+    until = time.monotonic() + patience_s
+    pause, arrived = _PAUSE_S, False
+    while True:
+        try:
+            store = call.terms.store
+            if time.monotonic() - store.failed_at < request.lease_ms / 1000:
+                request = request._replace(patient_until_ms=NEVER_MS)
+            return store.claim(call.key, request)
+        except StoreUnavailable as exc:
+            exc.may_have_arrived = arrived = arrived or exc.may_have_arrived
+            if time.monotonic() + pause >= until:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_S)

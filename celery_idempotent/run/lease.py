@@ -1,0 +1,120 @@
+"""A lease: a key that this process holds for a while, and what it knows of that."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.transitions import Lost
+from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.base import Renewal, Store
+
+__all__ = ["Lease"]
+
+_numbers: Final = itertools.count()
+
+
+class Lease:
+    """A lease that is held: of a run, or the delivery lease of its outcome."""
+
+    __slots__ = (
+        "__weakref__",
+        "_lost",
+        "keep_ms",
+        "key",
+        "lease_ms",
+        "number",
+        "on_lost",
+        "record",
+        "renewed",
+        "slip_key",
+        "store",
+        "third",
+    )
+
+    def __init__(
+        self,
+        store: Store,
+        key: str,
+        record: Record,
+        lease_ms: int,
+        keep_ms: int,
+        on_lost: Callable[[Lease], None] | None = None,
+        slip_key: str = "",
+    ) -> None:
+        #: Its number among the leases of this process.
+        self.number = next(_numbers)
+        self.store = store
+        self.key = key
+        #: The record as its holder knows it; the token in it is what it holds.
+        self.record = record
+        self.lease_ms = lease_ms
+        self.keep_ms = keep_ms
+        #: A third of its length, in seconds.
+        self.third = lease_ms / 3000
+        self.on_lost = on_lost
+        #: The key of its owner's slip; empty: none is kept.
+        self.slip_key = slip_key
+        #: When it was last known to be held, on this process's monotonic clock.
+        self.renewed = time.monotonic()
+        self._lost: Record | None = None
+
+    @property
+    def due(self) -> float:
+        """When it is to be renewed: after a third of its length."""
+        return self.renewed + self.third
+
+    @property
+    def lost(self) -> Record | None:
+        """What took its place, once that is known."""
+        return self._lost
+
+    def lose(self, record: Record, *, aside: bool = False) -> None:
+        """Learn that it is gone. ``aside``: call ``on_lost`` in a thread of its own."""
+        if self._lost is not None:
+            return
+        self._lost = record
+        on_lost, self.on_lost = self.on_lost, None
+        if on_lost is None:
+            return
+        if aside:
+            threading.Thread(target=on_lost, args=(self,), daemon=True).start()
+        else:
+            on_lost(self)
+
+    def renewal(self) -> Renewal:
+        """Return what the store needs to prolong it."""
+        return Renewal(self.key, self.record, self.lease_ms, self.keep_ms, self.slip_key)
+
+    def renew(self) -> bool:
+        """Renew now, in the caller's thread; whether it is still held."""
+        asked = time.monotonic()
+        self.take(self.store.renew([self.renewal()])[0], asked)
+        return self._lost is None
+
+    def take(self, answer: object, asked: float, *, aside: bool = False) -> None:
+        """Learn what the store answered to a renewal that was ``asked`` for at that time.
+
+        Raises:
+            StoreError: that was the answer.
+        """
+        if isinstance(answer, Lost):
+            if not self.is_own_end(answer.record):
+                self.lose(answer.record, aside=aside)
+        elif isinstance(answer, StoreError):
+            raise answer
+        else:
+            self.renewed = asked
+
+    def is_own_end(self, record: Record) -> bool:
+        """Whether its run released the key itself, while a renewal was under way."""
+        mine = self.record
+        return (
+            record.state is State.RELEASED
+            and record.owner == mine.owner
+            and record.token == mine.token + 1
+        )
