@@ -13,7 +13,7 @@ from celery_idempotent.core.slip import Slip, slip_key
 from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.waiting import ignores_result
 from celery_idempotent.errors import KeyDerivationError
-from celery_idempotent.run.claimant import Call, Terms
+from celery_idempotent.run.claimant import Claimant, Terms
 from celery_idempotent.settings import Environment, TaskSetup
 
 __all__ = [
@@ -75,7 +75,7 @@ def store_call(
     request: Any,
     call_key: CallKey,
     waits: Waits,
-) -> Call:
+) -> Claimant:
     """Give what a delivery of this message asks of the store.
 
     Raises:
@@ -94,7 +94,7 @@ def store_call(
     retries = _count(request, "retries") if request.retries else 0
     eager = bool(request.is_eager)  # no copy of it can come
     called_back = not eager and callbacks.has_callbacks(request)
-    return Call(
+    return Claimant(
         terms,
         key,
         owner.pack(),
@@ -134,7 +134,7 @@ def _terms(options: Options, environment: Environment) -> Terms:
     )
 
 
-def awaiting(call: Call, awaited: tuple[str, int]) -> Call:
+def awaiting(call: Claimant, awaited: tuple[str, int]) -> Claimant:
     """Give the call of a message that has waited for the run of ``awaited``."""
     owner = Owner(*awaited)
     return call._replace(awaited=owner.pack(), awaited_key=slip_key(call.key, owner))

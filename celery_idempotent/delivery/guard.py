@@ -53,7 +53,7 @@ from celery_idempotent.errors import (
     StoreUnavailable,
 )
 from celery_idempotent.run.claim import Asking
-from celery_idempotent.run.claimant import Call
+from celery_idempotent.run.claimant import Claimant
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
 from celery_idempotent.run.lease import Lease
@@ -451,7 +451,7 @@ class Delivery:
 
 def _context(
     call_key: CallKey,
-    call: Call,
+    call: Claimant,
     task_id: str,
     run: Run | None,
     steps: Steps | None,
@@ -472,7 +472,7 @@ def _context(
 class Answer(NamedTuple):
     """The final answer of a message that held no key: a duplicate's, or a refused one's."""
 
-    call: Call
+    call: Claimant
     #: What it is answered with, packed; empty where that is not kept.
     outcome: bytes
     #: Whether the record keeps it.

@@ -43,7 +43,7 @@ from celery_idempotent.http.messages import NO_BODY, Request, Response, pack, un
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.run.claim import ask
-from celery_idempotent.run.claimant import Call, Ending, Terms
+from celery_idempotent.run.claimant import Claimant, Ending, Terms
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
 from celery_idempotent.run.run import Run
@@ -222,7 +222,7 @@ class Edge:
 
     def _call(
         self, environment: Environment, request: Request, digest: str, key: str
-    ) -> tuple[Call, CallKey]:
+    ) -> tuple[Claimant, CallKey]:
         options = self._options
         label = "" if options.redact_key else visible(f"{request.method} {request.path} {key}")
         call_key = CallKey(_NAMESPACE, f"~{digest}", label[:200], request.fingerprint(), True)
@@ -236,7 +236,7 @@ class Edge:
             max_interruptions=0 if unknown else options.max_interruptions,
             max_compensations=0,
         )
-        call = Call(
+        call = Claimant(
             terms=terms,
             key=record_key(environment.prefix, call_key),
             owner=Owner(uuid()).pack(),
@@ -247,7 +247,7 @@ class Edge:
         )
         return call, call_key
 
-    def _answer(self, environment: Environment, call: Call, verdict: ClaimVerdict) -> Response:
+    def _answer(self, environment: Environment, call: Claimant, verdict: ClaimVerdict) -> Response:
         task_id = _id_of(call.owner)
         if isinstance(verdict, Replay):
             record = verdict.record
@@ -310,7 +310,7 @@ class Held:
         self.run = RunContext(
             key=context,
             identity=record_key("effect", call_key) if call_key else context,
-            owner_id=None if run is None else _id_of(run.call.owner),
+            owner_id=None if run is None else _id_of(run.claimant.owner),
             retries=0,
             run=run,
             steps=self._steps,
@@ -425,7 +425,7 @@ class Held:
 
     def _event(self, what: str, at: float, more: Mapping[str, Any]) -> Event:
         assert self._run is not None
-        call = self._run.call
+        call = self._run.claimant
         told = {"label": Label.of(self._run.lease.record).readable, "token": self._token, **more}
         return Event(at, what, call.key, _TASK, _id_of(call.owner), told)
 
@@ -438,7 +438,7 @@ class _Outage:
         self._again = 0.0
         self._lock = threading.Lock()
 
-    def ask(self, call: Call) -> ClaimVerdict | Run:
+    def ask(self, call: Claimant) -> ClaimVerdict | Run:
         """Ask the store for a request's key.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Final
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import NEVER_MS, Claim, Claimed, ClaimVerdict, Replay
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.run.claimant import Call
+from celery_idempotent.run.claimant import Claimant
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.process import this_process
@@ -26,21 +26,21 @@ _LONGEST_PAUSE_S: Final = 0.4
 class Asking:
     """One delivery asks for its key; whatever cuts it off before its body, it undoes its claim."""
 
-    def __init__(self, call: Call, on_lost: Callable[[Lease], None]) -> None:
-        self._call = call
+    def __init__(self, claimant: Claimant, on_lost: Callable[[Lease], None]) -> None:
+        self._claimant = claimant
         self._on_lost = on_lost
         # By position: names would double what a record takes to make.
         self._candidate = Record(
             State.RUNNING,
             0,
             0,
-            call.retries,
+            claimant.retries,
             0,
-            call.owner,
+            claimant.owner,
             this_process(),
             os.urandom(8),
-            call.fingerprint,
-            call.label,
+            claimant.fingerprint,
+            claimant.label,
         )
         #: Whether the key may be held for a body that has not begun.
         self.may_hold = False
@@ -57,8 +57,8 @@ class Asking:
             StoreUnavailable, RecordTooNew: the delivery must wait.
             RecordCorrupt: it must not run.
         """
-        call, candidate = self._call, self._candidate
-        terms = call.terms
+        claimant, candidate = self._claimant, self._candidate
+        terms = claimant.terms
         asked = time.monotonic()
         request = Claim(
             candidate,
@@ -66,30 +66,30 @@ class Asking:
             terms.keep_ms,
             terms.max_interruptions,
             terms.max_compensations,
-            call.checked,
-            call.callbacks,
-            call.compensates_only,
-            call.awaited,
-            call.awaited_key,
-            call.message,
-            call.slip_key,
-            call.is_new,
-            call.patient_until_ms,
+            claimant.checked,
+            claimant.callbacks,
+            claimant.compensates_only,
+            claimant.awaited,
+            claimant.awaited_key,
+            claimant.message,
+            claimant.slip_key,
+            claimant.is_new,
+            claimant.patient_until_ms,
         )
         self.may_hold = True
-        verdict = _claim(call, request, patience_s)
+        verdict = _claim(claimant, request, patience_s)
         if isinstance(verdict, Claimed):
             held = verdict.failed or Record(
                 State.RUNNING,
                 verdict.token,
                 0,  # until_ms: the store's
-                call.retries,
+                claimant.retries,
                 verdict.interruptions,
-                call.owner,
+                claimant.owner,
                 candidate.process,
                 candidate.nonce,
-                call.fingerprint,
-                call.label,
+                claimant.fingerprint,
+                claimant.label,
                 b"",
                 bool(verdict.steps),
             )
@@ -100,13 +100,13 @@ class Asking:
             and verdict.mine
             and not verdict.noted
             and not verdict.from_slip
-            and call.callbacks
+            and claimant.callbacks
         ):
             return self._begin(asked).hold(verdict.record, replay=verdict)
         return verdict
 
     def _begin(self, asked: float) -> Run:
-        run = self._run = Run(self._call, self._candidate, self._on_lost)
+        run = self._run = Run(self._claimant, self._candidate, self._on_lost)
         run.lease.renewed = asked  # however late the answer came
         return run
 
@@ -131,11 +131,11 @@ class Asking:
         self.may_hold = False
         if self._run is not None:
             self._run.let_go()
-        call, candidate = self._call, self._candidate
-        terms = call.terms
+        claimant, candidate = self._claimant, self._candidate
+        terms = claimant.terms
 
         def tell() -> None:
-            terms.store.abandon(call.key, candidate, terms.horizon_ms)
+            terms.store.abandon(claimant.key, candidate, terms.horizon_ms)
 
         if isinstance(why, StoreError) and not getattr(why, "may_have_arrived", False):
             return True  # the store did not carry it out
@@ -143,13 +143,15 @@ class Asking:
             with suppress(StoreUnavailable):
                 tell()
                 return True
-        heartbeat.later(tell, f"a claim of {call.key} was given up", terms.keep_ms / 1000)
+        heartbeat.later(tell, f"a claim of {claimant.key} was given up", terms.keep_ms / 1000)
         return True
 
 
-def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> ClaimVerdict | Run:
+def ask(
+    claimant: Claimant, patience_s: float, on_lost: Callable[[Lease], None]
+) -> ClaimVerdict | Run:
     """Ask for the key, for a caller that begins its body at once: see :meth:`Asking.ask`."""
-    asking = Asking(call, on_lost)
+    asking = Asking(claimant, on_lost)
     try:
         return asking.ask(patience_s)
     except BaseException as exc:
@@ -157,15 +159,15 @@ def ask(call: Call, patience_s: float, on_lost: Callable[[Lease], None]) -> Clai
         raise
 
 
-def _claim(call: Call, request: Claim, patience_s: float) -> ClaimVerdict:
+def _claim(claimant: Claimant, request: Claim, patience_s: float) -> ClaimVerdict:
     until = time.monotonic() + patience_s
     pause, arrived = _PAUSE_S, False
     while True:
         try:
-            store = call.terms.store
+            store = claimant.terms.store
             if time.monotonic() - store.failed_at < request.lease_ms / 1000:
                 request = request._replace(patient_until_ms=NEVER_MS)
-            return store.claim(call.key, request)
+            return store.claim(claimant.key, request)
         except StoreUnavailable as exc:
             exc.may_have_arrived = arrived = arrived or exc.may_have_arrived
             if time.monotonic() + pause >= until:

@@ -8,7 +8,7 @@ from celery_idempotent.core.record import State
 from celery_idempotent.core.slip import NO_SLIP, Slip
 from celery_idempotent.stores.base import Store
 
-__all__ = ["Call", "Ending", "Terms"]
+__all__ = ["Claimant", "Ending", "Terms"]
 
 
 class Terms(NamedTuple):
@@ -44,7 +44,7 @@ class Terms(NamedTuple):
         )
 
 
-class Call(NamedTuple):
+class Claimant(NamedTuple):
     """What one delivery asks of the store."""
 
     terms: Terms

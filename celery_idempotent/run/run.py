@@ -13,7 +13,7 @@ from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import UNKNOWN_TTL_MS, Lost, Note, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.run.claimant import Call, Ending
+from celery_idempotent.run.claimant import Claimant, Ending
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.transaction import Inbox
@@ -35,8 +35,10 @@ class Run:
     It is nothing until :meth:`hold`.
     """
 
-    def __init__(self, call: Call, candidate: Record, on_lost: Callable[[Lease], None]) -> None:
-        self.call = call
+    def __init__(
+        self, claimant: Claimant, candidate: Record, on_lost: Callable[[Lease], None]
+    ) -> None:
+        self.claimant = claimant
         #: The outcome of a body that failed for good, and whose steps are to be compensated.
         self.failed = b""
         #: How many earlier runs were cut off.
@@ -51,15 +53,15 @@ class Run:
         self._pid = os.getpid()
         #: Steps that were done while the store was away: it is told before it learns of the end.
         self.owed: list[Callable[[], object]] = []
-        terms = call.terms
+        terms = claimant.terms
         self.lease = Lease(
             terms.store,
-            call.key,
+            claimant.key,
             candidate,
             terms.lease_ms,
             terms.keep_ms,
             on_lost,
-            call.slip_key,
+            claimant.slip_key,
         )
         self._inbox: Inbox | None = None
 
@@ -117,8 +119,8 @@ class Run:
                 return answer
             inbox.rollback()
         try:
-            settle = self.call.terms.store.settle
-            answer = self._tell_end(event) if self.owed else settle(self.call.key, event)
+            settle = self.claimant.terms.store.settle
+            answer = self._tell_end(event) if self.owed else settle(self.claimant.key, event)
         except StoreError as exc:
             self._record_later(event, exc)
             return None
@@ -142,12 +144,12 @@ class Run:
         # A step that came after the end would be refused, and be done again by the next run.
         for tell in list(self.owed):
             self.pay(tell)
-        return self.call.terms.store.settle(self.call.key, event)
+        return self.claimant.terms.store.settle(self.claimant.key, event)
 
     def _settle(self, ending: Ending) -> Settle:
-        call = self.call
-        state, terms, delay_ms = ending.state, call.terms, ending.delay_ms
-        delivery = call.callbacks and _has_outcome(ending)
+        claimant = self.claimant
+        state, terms, delay_ms = ending.state, claimant.terms, ending.delay_ms
+        delivery = claimant.callbacks and _has_outcome(ending)
         kept = delivery or state in _WITH_PROCESS
         if state in _WITH_OUTCOME:
             ttl_ms = terms.ttl_ms
@@ -177,12 +179,12 @@ class Run:
         )
         slip: Slip | None = None
         frees = state is State.RELEASED and ending.answers
-        if call.slip_key and (frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
-            slip = call.message._replace(answered=True, digests=b"", outcome=ending.outcome)
+        if claimant.slip_key and (frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
+            slip = claimant.message._replace(answered=True, digests=b"", outcome=ending.outcome)
             if delivery:
                 holder = self.lease.record.nonce.ljust(8, b"\0") + self.lease.record.process
                 slip = slip._replace(holder=holder[:255])
-        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, call.slip_key)
+        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, claimant.slip_key)
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
         if isinstance(answer, Lost):
@@ -196,7 +198,7 @@ class Run:
     def _record_later(self, event: Settle, exc: BaseException) -> None:
         log.error(
             "could not record that %s is %s; going on trying in the background: %s",
-            self.call.key,
+            self.claimant.key,
             event.record.state,
             exc,
         )
@@ -208,7 +210,7 @@ class Run:
                 self.delivered(sent=self._delivered)  # it was told before there was a record
 
         heartbeat.later(
-            tell, f"{self.call.key} is {event.record.state}", self.call.terms.keep_ms / 1000
+            tell, f"{self.claimant.key} is {event.record.state}", self.claimant.terms.keep_ms / 1000
         )
 
     def _drop(self) -> None:
@@ -226,12 +228,12 @@ class Run:
         self._delivered = sent
         if sent or self.lease.record.is_done:
             kept = self.lease.record.state in _WITH_OUTCOME
-            slip = self.call.message._replace(answered=sent, succeeded=sent and kept)
-            write_slip(self.call, slip, self.token, self._drop)
+            slip = self.claimant.message._replace(answered=sent, succeeded=sent and kept)
+            write_slip(self.claimant, slip, self.token, self._drop)
 
 
 def write_slip(
-    call: Call,
+    claimant: Claimant,
     slip: Slip,
     token: int = 0,
     then: Callable[[], object] | None = None,
@@ -245,11 +247,11 @@ def write_slip(
         then: called once it is heard.
         at_once: not in the background.
     """
-    terms = call.terms
-    note = Note(call.slip_key, slip, token, terms.horizon_ms)
+    terms = claimant.terms
+    note = Note(claimant.slip_key, slip, token, terms.horizon_ms)
 
     def tell() -> None:
-        terms.store.note(call.key, note)
+        terms.store.note(claimant.key, note)
         if then is not None:
             then()
 
@@ -257,7 +259,7 @@ def write_slip(
         with suppress(StoreUnavailable):
             tell()
             return
-    what = f"the call with the key {call.key} was answered"
+    what = f"the call with the key {claimant.key} was answered"
     heartbeat.later(tell, what, terms.horizon_ms / 1000)
 
 

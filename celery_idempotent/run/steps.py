@@ -107,7 +107,7 @@ class Steps:
         """
         self._steps[name] = step
         renewal, packed = self._run.lease.renewal(), step.pack()
-        store, lease = self._run.call.terms.store, self._run.lease
+        store, lease = self._run.claimant.terms.store, self._run.lease
         lease.record = lease.record._replace(has_steps=True)
         if self._run.inbox.is_open:
             self._run.inbox.step(renewal, name, packed)
@@ -127,7 +127,9 @@ class Steps:
             run = self._run
             run.owed.append(tell)
             heartbeat.later(
-                lambda: run.pay(tell), f"step {name} of {lease.key}", run.call.terms.keep_ms / 1000
+                lambda: run.pay(tell),
+                f"step {name} of {lease.key}",
+                run.claimant.terms.keep_ms / 1000,
             )
             if not isinstance(exc, StoreUnavailable):
                 raise
