@@ -26,7 +26,7 @@ from celery_idempotent.errors import (
     IdempotencyInProgress,
     OutcomeUnknown,
 )
-from celery_idempotent.run.claim import Asking
+from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.journal import Event
 from celery_idempotent.run.run import Run
@@ -52,10 +52,15 @@ class Execution:
     """
 
     def __init__(
-        self, delivery: Delivery, run: Run, asking: Asking | None = None, *, shadow: bool = False
+        self,
+        delivery: Delivery,
+        run: Run,
+        attempt: ClaimAttempt | None = None,
+        *,
+        shadow: bool = False,
     ) -> None:
         self.delivery = delivery
-        self._asking = asking
+        self._attempt = attempt
         self.run = run
         self.task = delivery.task
         self.options = delivery.options
@@ -119,8 +124,8 @@ class Execution:
 
     def _keep_claim(self) -> None:
         """From here on the claim is not undone: it ends as what is done under it does."""
-        if self._asking is not None:
-            self._asking.may_hold = False
+        if self._attempt is not None:
+            self._attempt.may_hold = False
 
     def _succeeded(self, result: Any) -> object:
         outcome = encode_result(self.task.backend, result, self.options.max_result_size)

@@ -52,7 +52,7 @@ from celery_idempotent.errors import (
     StoreError,
     StoreUnavailable,
 )
-from celery_idempotent.run.claim import Asking
+from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Claimant
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
@@ -113,12 +113,12 @@ class Delivery:
         awaited = self.waits.awaited
         call = self.call if awaited is None else awaiting(self.call, awaited)
         began = time.perf_counter()
-        asking = Asking(call, self._on_lost)
+        attempt = ClaimAttempt(call, self._on_lost)
         try:
             try:
-                verdict = asking.ask(_PATIENCE_S)
+                verdict = attempt.claim(_PATIENCE_S)
             except (StoreUnavailable, RecordTooNew) as exc:
-                asking.undo(exc)
+                attempt.undo(exc)
                 return self._store_away(exc, args, kwargs)
             if observers.observers:
                 self.observe("claim", seconds=time.perf_counter() - began)
@@ -128,9 +128,9 @@ class Delivery:
                 callbacks.announce(verdict)
             if verdict.replay is not None:
                 return self._replay(verdict.replay)
-            return self._execute(Execution(self, verdict, asking), args, kwargs)
+            return self._execute(Execution(self, verdict, attempt), args, kwargs)
         except BaseException as exc:
-            if asking.undo(exc) and isinstance(exc, Exception):
+            if attempt.undo(exc) and isinstance(exc, Exception):
                 self.leave_answer(exc)  # its body did not run, and its call fails all the same
             raise
 

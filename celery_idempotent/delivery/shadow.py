@@ -21,7 +21,7 @@ from celery_idempotent.delivery.execution import Execution
 from celery_idempotent.delivery.results import encode_result
 from celery_idempotent.delivery.waiting import say_started
 from celery_idempotent.errors import StoreError
-from celery_idempotent.run.claim import ask
+from celery_idempotent.run.claim import claim_key
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import Run
 
@@ -55,7 +55,7 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     say_started(task, delivery.request)
     call = delivery.call._replace(callbacks=False, slip_key="", awaited_key="")
     try:
-        verdict = ask(call, 0.0, lambda lease: None)
+        verdict = claim_key(call, 0.0, lambda lease: None)
     except StoreError as exc:
         log.warning("%s runs in shadow mode without a record: %s", delivery.name, exc)
         event = signals.StoreUnavailableEvent

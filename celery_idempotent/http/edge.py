@@ -42,7 +42,7 @@ from celery_idempotent.http.field import BadField, read_field
 from celery_idempotent.http.messages import NO_BODY, Request, Response, pack, unpack
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
-from celery_idempotent.run.claim import ask
+from celery_idempotent.run.claim import claim_key
 from celery_idempotent.run.claimant import Claimant, Ending, Terms
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Event
@@ -196,7 +196,7 @@ class Edge:
         environment = environment_of(self._app)
         call, call_key = self._call(environment, request, digest, key)
         try:
-            verdict = self._outage.ask(call)
+            verdict = self._outage.claim_key(call)
         except (StoreUnavailable, RecordTooNew) as exc:
             if options.on_store_error == "run" and isinstance(exc, StoreUnavailable):
                 log.error("%s runs unprotected: %s", call.key, exc)
@@ -438,11 +438,11 @@ class _Outage:
         self._again = 0.0
         self._lock = threading.Lock()
 
-    def ask(self, call: Claimant) -> ClaimVerdict | Run:
+    def claim_key(self, call: Claimant) -> ClaimVerdict | Run:
         """Ask the store for a request's key.
 
         Raises:
-            StoreError: as :func:`.ask`; at once where the store has just been away.
+            StoreError: as :func:`.claim_key`; at once where the store has just been away.
         """
         if self._is_away:
             with self._lock:
@@ -451,7 +451,7 @@ class _Outage:
                     raise StoreUnavailable("the store did not answer a moment ago")
                 self._again = now + call.terms.lease_ms / 1000  # this request asks now
         try:
-            verdict = ask(call, _PATIENCE_S, lambda _: None)
+            verdict = claim_key(call, _PATIENCE_S, lambda _: None)
         except StoreUnavailable:
             self._again = time.monotonic() + _AWAY_S
             self._is_away = True

@@ -17,13 +17,13 @@ from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.process import this_process
 from celery_idempotent.run.run import Run
 
-__all__ = ["Asking", "ask"]
+__all__ = ["ClaimAttempt", "claim_key"]
 
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.4
 
 
-class Asking:
+class ClaimAttempt:
     """One delivery asks for its key; whatever cuts it off before its body, it undoes its claim."""
 
     def __init__(self, claimant: Claimant, on_lost: Callable[[Lease], None]) -> None:
@@ -46,7 +46,7 @@ class Asking:
         self.may_hold = False
         self._run: Run | None = None
 
-    def ask(self, patience_s: float) -> ClaimVerdict | Run:
+    def claim(self, patience_s: float) -> ClaimVerdict | Run:
         """Give a :class:`Run` where the key is granted, else what the delivery has to do.
 
         In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
@@ -147,15 +147,15 @@ class Asking:
         return True
 
 
-def ask(
+def claim_key(
     claimant: Claimant, patience_s: float, on_lost: Callable[[Lease], None]
 ) -> ClaimVerdict | Run:
-    """Ask for the key, for a caller that begins its body at once: see :meth:`Asking.ask`."""
-    asking = Asking(claimant, on_lost)
+    """Ask for the key, for a caller that begins its body at once: see :meth:`ClaimAttempt.claim`."""
+    attempt = ClaimAttempt(claimant, on_lost)
     try:
-        return asking.ask(patience_s)
+        return attempt.claim(patience_s)
     except BaseException as exc:
-        asking.undo(exc)
+        attempt.undo(exc)
         raise
 
 
