@@ -30,7 +30,7 @@ from celery_idempotent.delivery.waiting import StartedLater, say_started
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 from celery_idempotent.publishing import first_call, id_of_call, with_key
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.transaction import plainly
+from celery_idempotent.run.transaction import run_without_claim
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
 from celery_idempotent.task_checks import check_class, watch_body
 from celery_idempotent.worker.boot import install
@@ -241,12 +241,12 @@ class IdempotentTask(RetryingTask):
         request = self.request
         if request.called_directly or "_idempotent_call" in request.__dict__:
             # A direct call, or one from inside the body: Celery gives it a request of its own.
-            return plainly(super().__call__, *args, **kwargs)
+            return run_without_claim(super().__call__, *args, **kwargs)
         setup = self._setup()
         if setup is None or setup.options.mode == "off":
             request._idempotent_call = None
             say_started(self, request)
-            return plainly(super().__call__, *args, **kwargs)
+            return run_without_claim(super().__call__, *args, **kwargs)
         # Celery's guard for calls from inside the body, which it sets in super().__call__.
         request._protected = 1
         request._idempotent_call = delivery = None
@@ -267,7 +267,7 @@ class IdempotentTask(RetryingTask):
         request._idempotent_call = (call_key, waits.retried())
         if delivery is None:
             say_started(self, request)
-            return plainly(self.run, *args, **kwargs)
+            return run_without_claim(self.run, *args, **kwargs)
         return delivery(args, kwargs)
 
     def _identify(

@@ -59,7 +59,7 @@ from celery_idempotent.run.journal import Event
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run, write_slip
 from celery_idempotent.run.steps import Steps
-from celery_idempotent.run.transaction import plainly
+from celery_idempotent.run.transaction import run_without_claim
 from celery_idempotent.settings import Environment, TaskSetup
 
 __all__ = ["Delivery"]
@@ -109,7 +109,7 @@ class Delivery:
         if self.waits.to not in (None, self.request.hostname):
             raise Ignore("this copy is for another worker")
         if self.options.mode == "shadow":
-            return plainly(run_in_shadow, self, args, kwargs)
+            return run_without_claim(run_in_shadow, self, args, kwargs)
         awaited = self.waits.awaited
         call = self.call if awaited is None else awaiting(self.call, awaited)
         began = time.perf_counter()
@@ -312,7 +312,7 @@ class Delivery:
             log.error("%s runs unprotected, as idempotency_on_store_error says: %s", self.name, exc)
             say_started(self.task, self.request)
             self.show(why="the store is away")
-            return plainly(self.task.run, *args, **kwargs)
+            return run_without_claim(self.task.run, *args, **kwargs)
         log.warning("%s waits, its body was not run: %s", self.name, exc)
         # The store can't say it, but the result backend may: the call has its answer.
         if copy or is_answered(self.task, self.request):

@@ -15,7 +15,7 @@ from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.stores.transactions import NotCommitted, Transaction, TransactionalStore
 
-__all__ = ["Inbox", "PlainWork", "plain_session", "plainly"]
+__all__ = ["Inbox", "PlainWork", "plain_session", "run_without_claim"]
 
 T = TypeVar("T")
 
@@ -153,7 +153,7 @@ class PlainWork:
             self._transactions.pop().rollback()
 
 
-def plainly(body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def run_without_claim(body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call a body that holds no claim, and commit what it wrote in its session if it returns."""
     work = PlainWork()
     with work.opens():
@@ -167,7 +167,7 @@ def plainly(body: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 
 def plain_session(store: Callable[[], Store] | None) -> Any:
-    """Open a session for a body that holds no claim; :func:`plainly` commits it."""
+    """Open a session for a body that holds no claim; :func:`run_without_claim` commits it."""
     opened = _opened.get()
     if opened is None or store is None:
         raise _not_running()
