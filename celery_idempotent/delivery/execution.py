@@ -85,7 +85,7 @@ class Execution:
             delivery.emit_interrupted(run.lease.record, unknown=False)
         try:
             if getattr(delivery.environment.store, "opens_with_body", False):
-                run.inbox.open_with_body()
+                run.transaction.open_with_body()
         except NotCommitted as exc:
             self._keep_claim()
             return self._not_committed(exc)
@@ -113,7 +113,7 @@ class Execution:
         except NotCommitted as exc:
             return self._not_committed(exc)
         except Exception as exc:
-            if run.inbox.undone or not isinstance(exc, SoftTimeLimitExceeded):
+            if run.transaction.undone or not isinstance(exc, SoftTimeLimitExceeded):
                 return self._failed(exc)  # the database refused what the body wrote
             verdict = self._succeeded(result)  # it came once, and too late: the body is done
         if isinstance(verdict, Lost):
@@ -305,7 +305,7 @@ class Execution:
         if record.state is State.RELEASED and not record.outcome:
             if exc is not None:
                 raise exc
-            if self.run.inbox.undone and not delivery.eager:
+            if self.run.transaction.undone and not delivery.eager:
                 delivery.wait_as_copy(None)  # forgotten, and nothing of it happened: it runs again
             return delivery.hand_over(result)
         if isinstance(exc, Retry):

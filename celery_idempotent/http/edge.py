@@ -376,7 +376,7 @@ class Held:
         if record.state is not State.RELEASED:
             return self._edge.problems.running()
         # Forgotten meanwhile: it is nobody's, and this is the answer of its own request.
-        return self._edge.problems.not_committed() if self._run.inbox.undone else response
+        return self._edge.problems.not_committed() if self._run.transaction.undone else response
 
     def fail(self, exc: BaseException) -> None:
         """Free the key where the application failed; interrupt it where that was cut off."""

@@ -130,7 +130,7 @@ class RunContext:
             StoreUnavailable: the database does not answer.
         """
         if self._run is not None:
-            session: Session = self._run.inbox.session
+            session: Session = self._run.transaction.session
             return session
         if self._plain is None:
             self._plain = plain_session(self._store)
@@ -148,7 +148,7 @@ class RunContext:
         if self._run is None:
             raise ClaimLost(f"this run holds no claim: {self._why}")
         if self._run.lease.lost is None:
-            self._run.inbox.renew()
+            self._run.transaction.renew()
         if self._run.lease.lost is not None:
             raise ClaimLost(
                 f"{self.key} is no longer this run's: another delivery has taken over, or the key "

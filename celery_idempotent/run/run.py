@@ -16,7 +16,7 @@ from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.claimant import Claimant, Ending
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
-from celery_idempotent.run.transaction import Inbox
+from celery_idempotent.run.transaction import BodyTransaction
 
 __all__ = ["Run", "write_slip"]
 
@@ -63,7 +63,7 @@ class Run:
             on_lost,
             claimant.slip_key,
         )
-        self._inbox: Inbox | None = None
+        self._transaction: BodyTransaction | None = None
 
     def hold(
         self,
@@ -88,11 +88,11 @@ class Run:
         return self.lease.record.token
 
     @property
-    def inbox(self) -> Inbox:
+    def transaction(self) -> BodyTransaction:
         """What its body writes in the store's database; as a rule it does not ask for that."""
-        if self._inbox is None:
-            self._inbox = Inbox(self.lease, over=self._ending)
-        return self._inbox
+        if self._transaction is None:
+            self._transaction = BodyTransaction(self.lease, over=self._ending)
+        return self._transaction
 
     @property
     def is_elsewhere(self) -> bool:
@@ -110,14 +110,14 @@ class Run:
         """
         self._ending = True
         event = self._settle(ending)
-        inbox = self._inbox
-        if inbox is not None:
-            if ending.state is State.SUCCEEDED and inbox.is_open:
+        transaction = self._transaction
+        if transaction is not None:
+            if ending.state is State.SUCCEEDED and transaction.is_open:
                 self.owed.clear()  # nobody asks a finished key for its steps
-                answer = inbox.commit(event)
+                answer = transaction.commit(event)
                 self._ended(event, answer)
                 return answer
-            inbox.rollback()
+            transaction.rollback()
         try:
             settle = self.claimant.terms.store.settle
             answer = self._tell_end(event) if self.owed else settle(self.claimant.key, event)

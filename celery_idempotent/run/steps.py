@@ -109,8 +109,8 @@ class Steps:
         renewal, packed = self._run.lease.renewal(), step.pack()
         store, lease = self._run.claimant.terms.store, self._run.lease
         lease.record = lease.record._replace(has_steps=True)
-        if self._run.inbox.is_open:
-            self._run.inbox.step(renewal, name, packed)
+        if self._run.transaction.is_open:
+            self._run.transaction.step(renewal, name, packed)
             self._check_held(name)
             return
 

@@ -15,7 +15,7 @@ from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.stores.transactions import NotCommitted, Transaction, TransactionalStore
 
-__all__ = ["Inbox", "PlainWork", "plain_session", "run_without_claim"]
+__all__ = ["BodyTransaction", "PlainWork", "plain_session", "run_without_claim"]
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ def _begin(store: Store) -> Transaction:
     return store.begin()
 
 
-class Inbox:
+class BodyTransaction:
     """What the body of a run writes in the store's database.
 
     Args:

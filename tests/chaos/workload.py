@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from celery_idempotent import MESSAGE_ID, IdempotentTask, StoreUnavailable
 from celery_idempotent.core.record import State
 from celery_idempotent.core.transitions import Claimed, Recorded
-from celery_idempotent.run.transaction import Inbox
+from celery_idempotent.run.transaction import BodyTransaction
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.stores.sql.store import SqlStore
 from tests.chaos.marks import COPY
@@ -274,7 +274,7 @@ def _watch_ends(work: Work) -> None:
             work.write("recorded", key=key, token=token, step=name)
         return answer
 
-    _around(Inbox, "commit", commit)
+    _around(BodyTransaction, "commit", commit)
     for store in (RedisStore, SqlStore):
         _around(store, "settle", settle)
         _around(store, "step", step)

@@ -64,7 +64,7 @@ EDGES = [
     Mutant(
         "what was undone is no answer",
         "http/edge.py",
-        "if self._run.inbox.undone else response",
+        "if self._run.transaction.undone else response",
         "if False else response",
         _by("forgotten_meanwhile", "test_http_session"),
     ),
