@@ -21,7 +21,7 @@ from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, recor
 from celery_idempotent.core.message import (
     EXPLICIT,
     OWN,
-    Waits,
+    WaitState,
     explicit_key,
     own_header,
     own_of,
@@ -51,9 +51,9 @@ class _Context:
             return self._calls[call] - 1
 
 
-def published() -> Waits:
+def published() -> WaitState:
     """Make what tells a call that is published now from every other publication."""
-    return Waits(publication=os.urandom(8).hex())
+    return WaitState(publication=os.urandom(8).hex())
 
 
 _context: ContextVar[_Context | None] = ContextVar("idempotency_context", default=None)

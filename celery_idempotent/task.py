@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.keys import CallKey, MessageId, record_key
-from celery_idempotent.core.message import Waits, explicit_key, read_own
+from celery_idempotent.core.message import WaitState, explicit_key, read_own
 from celery_idempotent.core.options import (
     Exceptions,
     Names,
@@ -263,7 +263,7 @@ class IdempotentTask(RetryingTask):
             if setup.options.mode != "shadow":
                 raise
             log.warning("shadow: %s[%s] would fail: %s", self.name, request.id, exc)
-            call_key, waits = None, Waits()
+            call_key, waits = None, WaitState()
         request._idempotent_call = (call_key, waits.retried())
         if delivery is None:
             say_started(self, request)
@@ -272,7 +272,7 @@ class IdempotentTask(RetryingTask):
 
     def _identify(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str
-    ) -> tuple[CallKey | None, Waits]:
+    ) -> tuple[CallKey | None, WaitState]:
         # Not request.headers: where a tracer has nested headers, it has only those.
         headers = vars(request)
         own = read_own(headers, request.id)
@@ -280,10 +280,10 @@ class IdempotentTask(RetryingTask):
             return own
         setup = self._setup()
         if setup is None:
-            return None, Waits()
+            return None, WaitState()
         explicit = explicit_key(headers)
         derive = setup.scheme.derive
-        return derive(args, kwargs, task_id=task_id, explicit=explicit, task=self), Waits()
+        return derive(args, kwargs, task_id=task_id, explicit=explicit, task=self), WaitState()
 
     def _record_key(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]

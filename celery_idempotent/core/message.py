@@ -22,7 +22,7 @@ from celery_idempotent.errors import KeyDerivationError
 __all__ = [
     "EXPLICIT",
     "OWN",
-    "Waits",
+    "WaitState",
     "deaths_of",
     "explicit_key",
     "ours_in",
@@ -49,7 +49,7 @@ _MAX_FINGERPRINT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Waits:
+class WaitState:
     """What a message takes along from delivery to delivery: which it is, and how it has waited."""
 
     #: How often it was put back.
@@ -74,17 +74,17 @@ class Waits:
     #: first, in milliseconds on the store's clock (``NEVER_MS``: it has not answered since).
     patient_until_ms: int = 0
 
-    def again(self, **changes: Any) -> Waits:
+    def again(self, **changes: Any) -> WaitState:
         """Count one more."""
         return replace(self, count=self.count + 1, **changes)
 
-    def retried(self) -> Waits:
+    def retried(self) -> WaitState:
         """Give what its next attempt takes along: that has not waited."""
-        return Waits(publication=self.publication, callbacks=self.callbacks, deaths=self.deaths)
+        return WaitState(publication=self.publication, callbacks=self.callbacks, deaths=self.deaths)
 
 
 def own_header(
-    task_id: str, call_key: CallKey | None, waits: Waits | None = None
+    task_id: str, call_key: CallKey | None, waits: WaitState | None = None
 ) -> dict[str, Any]:
     """Make our header. ``call_key`` ``None``: the call is not deduplicated."""
     header: dict[str, Any] = {"id": task_id, "key": None}
@@ -169,7 +169,7 @@ def _levels(headers: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 def read_own(
     headers: Mapping[str, Any] | None, task_id: str | None
-) -> tuple[CallKey | None, Waits] | None:
+) -> tuple[CallKey | None, WaitState] | None:
     """Read our header; ``None`` where there is none, or it came from another message.
 
     Args:
@@ -206,7 +206,7 @@ def _is_text(value: object, most: int) -> bool:
     return isinstance(value, str) and 0 < len(value) <= most
 
 
-def _read_waits(header: Mapping[str, Any]) -> Waits:
+def _read_waits(header: Mapping[str, Any]) -> WaitState:
     count, since, again = (
         header.get("waits", 0),
         header.get("since", 0),
@@ -233,7 +233,7 @@ def _read_waits(header: Mapping[str, Any]) -> Waits:
     callbacks = b"" if digest is None else bytes.fromhex(digest)
     if callbacks and len(callbacks) != DIGEST:
         raise ValueError("cb")
-    return Waits(
+    return WaitState(
         count,
         since,
         awaited,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.message import MAX_DEATHS, Waits, deaths_of
+from celery_idempotent.core.message import MAX_DEATHS, WaitState, deaths_of
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Owner, Record
 from celery_idempotent.core.slip import Slip, slip_key
@@ -74,7 +74,7 @@ def store_call(
     environment: Environment,
     request: Any,
     call_key: CallKey,
-    waits: Waits,
+    waits: WaitState,
 ) -> Claimant:
     """Give what a delivery of this message asks of the store.
 

@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 
 from celery_idempotent import observers, signals
 from celery_idempotent.core.keys import CallKey
-from celery_idempotent.core.message import Waits
+from celery_idempotent.core.message import WaitState
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import (
     NEVER_MS,
@@ -86,7 +86,7 @@ class Delivery:
         environment: Environment,
         request: Any,
         call_key: CallKey,
-        waits: Waits,
+        waits: WaitState,
     ) -> None:
         self.task = task
         self.options = setup.options
@@ -345,7 +345,7 @@ class Delivery:
         self._put_back(self._again(redelivery=True, outage=outage), until)
         raise Ignore("a copy of this message is being run")
 
-    def _again(self, *, outage: bool, **changes: Any) -> Waits:
+    def _again(self, *, outage: bool, **changes: Any) -> WaitState:
         message = self.call.message
         return self.waits.again(
             patient_until_ms=NEVER_MS if outage else self.waits.patient_until_ms,
@@ -355,7 +355,7 @@ class Delivery:
         )
 
     def _put_back(
-        self, waits: Waits, until: float | None, delay: float | None = None
+        self, waits: WaitState, until: float | None, delay: float | None = None
     ) -> tuple[float, Any]:
         natively = self.environment.whole_seconds
         origin = origin_of(self.task.app, self.request.delivery_info, natively)

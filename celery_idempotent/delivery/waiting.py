@@ -18,7 +18,7 @@ from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_idempotent.core.keys import CallKey
-from celery_idempotent.core.message import OWN, Waits, own_header, sent_with
+from celery_idempotent.core.message import OWN, WaitState, own_header, sent_with
 from celery_idempotent.delivery.callbacks import announce
 from celery_idempotent.delivery.origin import Origin
 from celery_idempotent.settings import Environment
@@ -170,7 +170,7 @@ def put_back(
     task: Any,
     request: Any,
     call_key: CallKey | None,
-    waits: Waits,
+    waits: WaitState,
     delay: float,
     origin: Origin,
 ) -> Any:

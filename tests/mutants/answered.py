@@ -451,8 +451,8 @@ _DELIVERIES = [
     _answer(
         "a retry is of the same publication",
         "core/message.py",
-        "return Waits(publication=self.publication, ",
-        "return Waits(",
+        "return WaitState(publication=self.publication, ",
+        "return WaitState(",
         (("tests/unit/test_headers.py",), *_GUARDS),
     ),
     _answer(

@@ -8,7 +8,7 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from celery_idempotent import IdempotentTask
-from celery_idempotent.core.message import Waits
+from celery_idempotent.core.message import WaitState
 from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.origin import Origin
 from celery_idempotent.delivery.waiting import put_back
@@ -38,7 +38,7 @@ def task(request, monkeypatch):
 def test_a_message_that_cannot_wait_goes_back_or_fails(task):
     """Acknowledged late it goes back to the broker; acknowledged early its call fails."""
     with pytest.raises(Reject if task.acks_late else OperationalError):
-        put_back(task, task.request, None, Waits(), 0.1, Origin({}))
+        put_back(task, task.request, None, WaitState(), 0.1, Origin({}))
 
 
 def test_a_tail_that_cannot_be_sent_goes_back_or_fails(task):

@@ -6,7 +6,7 @@ from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.message import (
     EXPLICIT,
     OWN,
-    Waits,
+    WaitState,
     explicit_key,
     ours_in,
     own_header,
@@ -20,7 +20,7 @@ KEY = CallKey("shop.charge", "order:42", "", b"f" * 16, True)
 def test_a_message_keeps_its_key_and_its_waits():
     """What own_header writes, read_own reads."""
     # Given
-    waits = Waits(3, 1_795_000_000_000, ("other", 2), redelivery=True)
+    waits = WaitState(3, 1_795_000_000_000, ("other", 2), redelivery=True)
     # When
     read = read_own({OWN: own_header("id-1", KEY, waits)}, "id-1")
     # Then
@@ -29,7 +29,7 @@ def test_a_message_keeps_its_key_and_its_waits():
 
 def test_a_call_without_a_key_says_so():
     """A producer's "not deduplicated" is not derived again by the worker."""
-    assert read_own({OWN: own_header("id-1", None)}, "id-1") == (None, Waits())
+    assert read_own({OWN: own_header("id-1", None)}, "id-1") == (None, WaitState())
 
 
 def test_headers_copied_from_another_message_are_not_believed():
@@ -47,7 +47,7 @@ def test_a_message_of_another_producer_has_no_header_of_ours(headers):
     assert read_own(headers, "id-1") is None
 
 
-GOOD = own_header("id-1", KEY, Waits(1, 5, ("x", 0)))
+GOOD = own_header("id-1", KEY, WaitState(1, 5, ("x", 0)))
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_both_headers_are_found_wherever_a_tracer_left_them():
     own = {OWN: own_header("id-1", KEY)}
     # Then
     for headers in (own, {**own, "headers": {"trace": 1}}, {"trace": 1, "headers": own}):
-        assert read_own(headers, "id-1") == (KEY, Waits())
+        assert read_own(headers, "id-1") == (KEY, WaitState())
     for name in (EXPLICIT, "Idempotency_Key"):
         given = {name: "req-7"}
         assert explicit_key({**given, "headers": {"trace": 1}}) == "req-7"
@@ -131,11 +131,11 @@ def test_both_headers_are_found_wherever_a_tracer_left_them():
 def test_what_stands_at_the_top_is_newer():
     """A tracer's copy of an earlier publication's headers may still be nested."""
     # Given
-    new, old = own_header("id-1", KEY, Waits(2)), own_header("id-1", KEY, Waits(1))
+    new, old = own_header("id-1", KEY, WaitState(2)), own_header("id-1", KEY, WaitState(1))
     # When
     read = read_own({OWN: new, "headers": {OWN: old}}, "id-1")
     # Then
-    assert read == (KEY, Waits(2))
+    assert read == (KEY, WaitState(2))
     assert explicit_key({EXPLICIT: "new", "headers": {EXPLICIT: "old"}}) == "new"
     assert ours_in({OWN: new, "headers": {OWN: old, EXPLICIT: "old"}}) == {
         OWN: new,
@@ -148,7 +148,7 @@ def test_another_messages_header_does_not_hide_ones_own():
     # Given
     other, mine = own_header("id-2", None), own_header("id-1", KEY)
     # Then
-    assert read_own({OWN: other, "headers": {OWN: mine}}, "id-1") == (KEY, Waits())
+    assert read_own({OWN: other, "headers": {OWN: mine}}, "id-1") == (KEY, WaitState())
 
 
 @pytest.mark.parametrize("nested", [None, [], "text", 5, {}])
