@@ -28,7 +28,7 @@ from celery_idempotent.errors import (
 )
 from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
-from celery_idempotent.run.journal import Event
+from celery_idempotent.run.journal import UnsentEntry
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.stores.transactions import NotCommitted
@@ -214,7 +214,7 @@ class Execution:
         if self._is_heard:
             self.delivery.observe("claimed", trace=None, **self._claim())
 
-    def claimed(self) -> Event:
+    def claimed(self) -> UnsentEntry:
         """Give what the journal says of its beginning."""
         return self.delivery.event("claimed", self._began, self._claim())
 
@@ -408,7 +408,7 @@ class Execution:
 class _End(NamedTuple):
     """What is said of a run's end: to the journal, and to whoever observes."""
 
-    event: Event
+    event: UnsentEntry
     details: dict[str, Any]
     is_heard: bool
 

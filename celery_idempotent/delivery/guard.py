@@ -55,7 +55,7 @@ from celery_idempotent.errors import (
 from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Claimant
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.journal import Event
+from celery_idempotent.run.journal import UnsentEntry
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run, write_slip
 from celery_idempotent.run.steps import Steps
@@ -400,7 +400,7 @@ class Delivery:
             trace = None if held is None else trace_of(held)
             self.observe(what, more.pop("original", None), trace=trace, **more)
 
-    def event(self, what: str, at: float, more: Mapping[str, Any]) -> Event:
+    def event(self, what: str, at: float, more: Mapping[str, Any]) -> UnsentEntry:
         """Give what the journal says of this delivery.
 
         Args:
@@ -412,7 +412,7 @@ class Delivery:
             "waits": self.waits.count,
             **more,
         }
-        return Event(at, what, self.call.key, self.task.name, self.request.id, told)
+        return UnsentEntry(at, what, self.call.key, self.task.name, self.request.id, told)
 
     def observe(self, what: str, original: str | None = None, **details: Any) -> None:
         """Tell metrics, traces and the log."""

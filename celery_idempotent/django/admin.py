@@ -21,7 +21,7 @@ from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.store import DjangoStore
 from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops import records, settle
-from celery_idempotent.ops.history import Happened, History
+from celery_idempotent.ops.history import History, JournalEntry
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = ["MessageAdmin", "RecordAdmin"]
@@ -215,6 +215,6 @@ def _environment() -> Environment | None:
     return environment if isinstance(environment.store, DjangoStore) else None
 
 
-def _story(environment: Environment, name: str) -> list[Happened]:
+def _story(environment: Environment, name: str) -> list[JournalEntry]:
     events = History(environment.store, environment.prefix).events()
     return list(islice((told for told in events if told.name == name), _STORY))

@@ -45,7 +45,7 @@ from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.run.claim import claim_key
 from celery_idempotent.run.claimant import Claimant, Ending, Terms
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.journal import Event
+from celery_idempotent.run.journal import UnsentEntry
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.transaction import PlainWork
@@ -419,15 +419,15 @@ class Held:
             self._environment.journal.put(self._event(what, now, more))
         return verdict
 
-    def claimed(self) -> Event:
+    def claimed(self) -> UnsentEntry:
         """Give what the journal says of its beginning."""
         return self._event("claimed", self._began, {})
 
-    def _event(self, what: str, at: float, more: Mapping[str, Any]) -> Event:
+    def _event(self, what: str, at: float, more: Mapping[str, Any]) -> UnsentEntry:
         assert self._run is not None
         call = self._run.claimant
         told = {"label": Label.of(self._run.lease.record).readable, "token": self._token, **more}
-        return Event(at, what, call.key, _TASK, _id_of(call.owner), told)
+        return UnsentEntry(at, what, call.key, _TASK, _id_of(call.owner), told)
 
 
 class _Outage:

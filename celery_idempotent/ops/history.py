@@ -16,7 +16,7 @@ from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import JournalStore, StoredEvent, journal_key
 
-__all__ = ["Happened", "History", "newest_first", "when"]
+__all__ = ["JournalEntry", "History", "newest_first", "when"]
 
 _PAGE: Final = 1000
 #: So many records are read at once while a list is made of the journal.
@@ -25,7 +25,7 @@ _KNOWN: Final = ("event", "key", "task", "id", "original", "label", "node", "pid
 
 
 @dataclass(frozen=True, slots=True)
-class Happened:
+class JournalEntry:
     """One event of the journal."""
 
     #: What: ``claimed``, ``succeeded``, ``failed``, ``released``, ``retrying``, ``interrupted``,
@@ -75,7 +75,7 @@ class History:
         self._prefix = prefix
         self._journal = journal_key(prefix)
 
-    def events(self) -> Iterator[Happened]:
+    def events(self) -> Iterator[JournalEntry]:
         """Give all that is known, newest first, read a page at a time as it is asked for.
 
         Raises:
@@ -98,15 +98,15 @@ class History:
                 return
             before = page[-1].place
 
-    def of_call(self, task_id: str) -> list[Happened]:
+    def of_call(self, task_id: str) -> list[JournalEntry]:
         """Give what happened to one call, oldest first."""
         return [told for told in self.events() if told.task_id == task_id][::-1]
 
-    def of_record(self, name: str) -> list[Happened]:
+    def of_record(self, name: str) -> list[JournalEntry]:
         """Give what happened to one record, oldest first."""
         return [told for told in self.events() if told.name == name][::-1]
 
-    def duplicates(self, name: str, limit: int | None = None) -> list[Happened]:
+    def duplicates(self, name: str, limit: int | None = None) -> list[JournalEntry]:
         """Give the calls that were answered with a record's outcome, newest first."""
         wanted = (t for t in self.events() if t.name == name and t.what == "deduplicated")
         return list(islice(wanted, limit))
@@ -126,13 +126,13 @@ class History:
             oldest = told.at_ms
         return oldest
 
-    def _read(self, stored: StoredEvent, seen: set[str]) -> Happened | None:
+    def _read(self, stored: StoredEvent, seen: set[str]) -> JournalEntry | None:
         """Read an event; ``None`` for what is none, or was sent twice."""
         try:
             fields = json.loads(stored.packed)
             by = str(fields["by"])
             name = str(fields["key"])
-            told = Happened(
+            told = JournalEntry(
                 what=str(fields["event"]),
                 at_ms=stored.stored_ms - int(fields.get("age", 0)),
                 name=name,

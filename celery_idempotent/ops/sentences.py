@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from celery_idempotent.ops.history import Happened
+from celery_idempotent.ops.history import JournalEntry
 
 __all__ = ["sentence", "times"]
 
 
-def sentence(told: Happened) -> str:
+def sentence(told: JournalEntry) -> str:
     """Say what an event means for the call that it is about."""
     say = _SENTENCES.get(told.what)
     text = f"{told.what.capitalize()}." if say is None else say(told)
@@ -24,25 +24,25 @@ def times(number: int) -> str:
     return "once" if number == 1 else f"{number} times"
 
 
-def _where(told: Happened) -> str:
+def _where(told: JournalEntry) -> str:
     place = f" on {told.node}" if told.node else ""
     return f"{place}, process {told.pid}" if told.pid else place
 
 
-def _other(told: Happened, unknown: str = "a call that is not known any more") -> str:
+def _other(told: JournalEntry, unknown: str = "a call that is not known any more") -> str:
     return f"task {told.original_id}" if told.original_id else unknown
 
 
-def _attempt(told: Happened) -> str:
+def _attempt(told: JournalEntry) -> str:
     attempt = int(told.more.get("attempt", 1))
     return f" (attempt {attempt})" if attempt > 1 else ""
 
 
-def _took(told: Happened) -> str:
+def _took(told: JournalEntry) -> str:
     return f"{float(told.more.get('took', 0)):.3g} s"
 
 
-def _claimed(told: Happened) -> str:
+def _claimed(told: JournalEntry) -> str:
     if told.more.get("compensates"):
         return f"It got the key {told.key}, to undo the finished steps of a run that failed."
     text = f"It got the key {told.key} and began to run{_attempt(told)}{_where(told)}."
@@ -52,14 +52,14 @@ def _claimed(told: Happened) -> str:
     return text
 
 
-def _succeeded(told: Happened) -> str:
+def _succeeded(told: JournalEntry) -> str:
     text = f"It ran for {_took(told)}{_attempt(told)}{_where(told)} and succeeded"
     if told.more.get("unrecorded"):
         return f"{text}; the store was away, and is told of it when it is back."
     return f"{text}: its result is the key's outcome."
 
 
-def _failed(told: Happened) -> str:
+def _failed(told: JournalEntry) -> str:
     error = told.more.get("error", "an error")
     return (
         f"It ran for {_took(told)}{_attempt(told)}{_where(told)} and failed with {error}, which is "
@@ -67,7 +67,7 @@ def _failed(told: Happened) -> str:
     )
 
 
-def _released(told: Happened) -> str:
+def _released(told: JournalEntry) -> str:
     error = told.more.get("error")
     if told.more.get("why") == "discarded":
         return "It was revoked, or it expired, before its retry was due: the key is free."
@@ -79,12 +79,12 @@ def _released(told: Happened) -> str:
     )
 
 
-def _retrying(told: Happened) -> str:
+def _retrying(told: JournalEntry) -> str:
     delay = float(told.more.get("delay", 0))
     return f"It asked to be retried{_attempt(told)}, due in {delay:.3g} s; it keeps the key."
 
 
-def _interrupted(told: Happened) -> str:
+def _interrupted(told: JournalEntry) -> str:
     return (
         f"It was cut off after {_took(told)}{_where(told)} "
         f"({told.more.get('error', 'from outside')}): what comes next is said by "
@@ -92,7 +92,7 @@ def _interrupted(told: Happened) -> str:
     )
 
 
-def _unknown(told: Happened) -> str:
+def _unknown(told: JournalEntry) -> str:
     return (
         f"It failed with OutcomeUnknown: a run of {_other(told, 'the key')} was cut off, or "
         "could not be undone, and nobody knows what it did. `celery idempotency resolve` settles "
@@ -100,14 +100,14 @@ def _unknown(told: Happened) -> str:
     )
 
 
-def _deduplicated(told: Happened) -> str:
+def _deduplicated(told: JournalEntry) -> str:
     return (
         f"It is a duplicate of {_other(told)}, which had the key {told.key}: it was answered with "
         "that outcome, its body was not run."
     )
 
 
-def _waiting(told: Happened) -> str:
+def _waiting(told: JournalEntry) -> str:
     delay = float(told.more.get("delay", 0))
     if told.more.get("redelivery"):
         return (
@@ -119,7 +119,7 @@ def _waiting(told: Happened) -> str:
     return f"{_other(told).capitalize()} held the key {told.key}: put back for {delay:.3g} s."
 
 
-def _refused(told: Happened) -> str:
+def _refused(told: JournalEntry) -> str:
     waited = float(told.more.get("waited", 0))
     after = f" after it had waited for {waited:.3g} s (idempotency_wait_timeout)" if waited else ""
     return (
@@ -128,35 +128,35 @@ def _refused(told: Happened) -> str:
     )
 
 
-def _lost(told: Happened) -> str:
+def _lost(told: JournalEntry) -> str:
     return (
         f"It lost the key to {_other(told, 'nobody (it was forgotten)')} while it ran"
         f"{_where(told)}: its own outcome is refused."
     )
 
 
-def _store_away(told: Happened) -> str:
+def _store_away(told: JournalEntry) -> str:
     done = {"wait": "it waits", "raise": "it failed", "run": "it ran unprotected"}
     action = str(told.more.get("action", ""))
     return f"The store did not answer: {done.get(action, action)} (idempotency_on_store_error)."
 
 
-def _forgotten(told: Happened) -> str:
+def _forgotten(told: JournalEntry) -> str:
     return f"The key was forgotten{_by(told)}: the next call with it runs."
 
 
-def _resolved(told: Happened) -> str:
+def _resolved(told: JournalEntry) -> str:
     return f"The key was resolved as {told.more.get('how', 'settled')}{_by(told)}."
 
 
-def _by(told: Happened) -> str:
+def _by(told: JournalEntry) -> str:
     via = told.more.get("via")
     return f" ({via})" if via else ""
 
 
 _SHADOWED: Final = frozenset(("deduplicated", "answered again", "waiting", "mismatch", "unknown"))
 
-_SENTENCES: Final[dict[str, Callable[[Happened], str]]] = {
+_SENTENCES: Final[dict[str, Callable[[JournalEntry], str]]] = {
     "claimed": _claimed,
     "succeeded": _succeeded,
     "failed": _failed,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from celery_idempotent.ops.history import Happened, History, when
+from celery_idempotent.ops.history import History, JournalEntry, when
 from celery_idempotent.ops.records import batches
 from celery_idempotent.ops.sentences import sentence, times
 from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
@@ -75,9 +75,9 @@ def why(
     Raises:
         StoreUnavailable: the store does not answer.
     """
-    own: list[Happened] = []
+    own: list[JournalEntry] = []
     duplicates: list[str] = []
-    by_hand: list[Happened] = []
+    by_hand: list[JournalEntry] = []
     for told in History(environment.store, environment.prefix).events():
         if told.task_id == task_id:
             own.append(told)
@@ -140,7 +140,7 @@ def _record(environment: Environment, name: str) -> RecordView | None:
     return view_of(name, *parts, record)
 
 
-def _summary(told: list[Happened]) -> str:
+def _summary(told: list[JournalEntry]) -> str:
     decided = [one for one in told if one.what in _DECIDES]
     last = decided[-1] if decided else next(one for one in told[::-1] if one.what not in _BY_HAND)
     text = sentence(last)
@@ -150,7 +150,7 @@ def _summary(told: list[Happened]) -> str:
     return text
 
 
-def _story(told: list[Happened]) -> Iterator[tuple[str, str]]:
+def _story(told: list[JournalEntry]) -> Iterator[tuple[str, str]]:
     """Tell all of it, and the same thing many times in a row only once."""
     at = 0
     while at < len(told):
@@ -164,5 +164,5 @@ def _story(told: list[Happened]) -> Iterator[tuple[str, str]]:
         at = end
 
 
-def _alike(one: Happened, other: Happened) -> bool:
+def _alike(one: JournalEntry, other: JournalEntry) -> bool:
     return one.what == other.what == "waiting" and one.original_id == other.original_id

@@ -30,7 +30,7 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import JournalStore
 
-__all__ = ["Event", "Journal", "Running"]
+__all__ = ["UnsentEntry", "Journal", "Running"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -47,7 +47,7 @@ _NEVER: Final = float("inf")
 _STALE_S: Final = 120.0
 
 
-class Event(NamedTuple):
+class UnsentEntry(NamedTuple):
     """One event that is not sent yet."""
 
     #: When it happened, on this process's monotonic clock.
@@ -60,7 +60,7 @@ class Event(NamedTuple):
     more: Mapping[str, Any]
 
 
-def _words(event: Event) -> str:
+def _words(event: UnsentEntry) -> str:
     """Write an event as JSON, up to what is known when it is sent; what is empty is left out."""
     _, what, key, task, task_id, more = event
     parts = [f'{{"event":{_json(what)},"key":{_json(key)},"task":{_json(task)}']
@@ -88,7 +88,7 @@ def _json(value: Any) -> str:
 class Running(Protocol):
     """A run that is under way."""
 
-    def claimed(self) -> Event:
+    def claimed(self) -> UnsentEntry:
         """Give the event of its beginning, if that is to be told."""
 
 
@@ -113,9 +113,9 @@ class Journal:
         self._sending = threading.Lock()
         # Runs that began since the last turn, and go on.
         self._running: dict[int, Running] = {}
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[UnsentEntry] = deque()
         # What is being sent, or was not accepted the last time; each with its number.
-        self._taken: list[tuple[int, Event]] = []
+        self._taken: list[tuple[int, UnsentEntry]] = []
         self._numbers = itertools.count()
         self._dropped = 0
         # Until then, a turn of the heartbeat is known to come.
@@ -143,9 +143,9 @@ class Journal:
 
     def add(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
         """Note what happens now; it is sent later, from another thread."""
-        self.put(Event(monotonic(), what, key, task, task_id, more))
+        self.put(UnsentEntry(monotonic(), what, key, task, task_id, more))
 
-    def put(self, event: Event) -> None:
+    def put(self, event: UnsentEntry) -> None:
         """Note an event; it is sent later, from another thread."""
         if not self.most:
             return
@@ -167,7 +167,7 @@ class Journal:
         """Send an event now, from this thread: for what a person does, once in a while."""
         if self._store is None or not self.most:
             return
-        event = Event(monotonic(), what, key, task, task_id, more)
+        event = UnsentEntry(monotonic(), what, key, task, task_id, more)
         try:
             packed = self._packed(event, event.at, monotonic_ns())
             self._store.append_events(self.name, [packed], self.most)
@@ -200,7 +200,7 @@ class Journal:
 
     def _take(self) -> None:
         """Take what is to be sent in this turn, in the order in which it happened."""
-        taken: list[Event] = []
+        taken: list[UnsentEntry] = []
         # First of all: a run that ends meanwhile has its end in what is taken after it.
         for number in list(self._running):
             run = self._running.pop(number, None)
@@ -211,7 +211,7 @@ class Journal:
         taken.sort(key=attrgetter("at"))
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            taken.insert(0, Event(monotonic(), "missing", "", "", None, {"events": dropped}))
+            taken.insert(0, UnsentEntry(monotonic(), "missing", "", "", None, {"events": dropped}))
         self._taken += [(next(self._numbers), event) for event in taken]
 
     def _send_batch(self) -> None:
@@ -221,7 +221,7 @@ class Journal:
         self._store.append_events(self.name, packed, self.most)
         del self._taken[:_BATCH]
 
-    def _packed(self, event: Event, now: float, number: int) -> bytes:
+    def _packed(self, event: UnsentEntry, now: float, number: int) -> bytes:
         age = max(0, int((now - event.at) * 1000))
         # By whom, and which: a reader drops what a lost answer made come twice.
         by = f"{BOOT_ID}.{self._pid}.{number}"

@@ -13,7 +13,7 @@ import pytest
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run import journal as module
 from celery_idempotent.run.heartbeat import Heartbeat
-from celery_idempotent.run.journal import Event, Journal
+from celery_idempotent.run.journal import Journal, UnsentEntry
 from celery_idempotent.stores.memory import MemoryStore
 
 NAME = "idempotent:journal"
@@ -210,8 +210,8 @@ class Run:
         self._key = key
         self._id = task_id
 
-    def claimed(self) -> Event:
-        return Event(self._began, "claimed", self._key, "shop.charge", self._id, {})
+    def claimed(self) -> UnsentEntry:
+        return UnsentEntry(self._began, "claimed", self._key, "shop.charge", self._id, {})
 
 
 def test_a_short_run_is_one_event(journal: Journal, store: CountingStore, turns: Turns) -> None:

@@ -9,7 +9,7 @@ from celery_idempotent.core.record import State
 from celery_idempotent.ops import records, settle
 from celery_idempotent.ops.flower.listing import Counts, Listing, Listings, Page
 from celery_idempotent.ops.flower.seams import PatchedLoader
-from celery_idempotent.ops.history import Happened, History, newest_first
+from celery_idempotent.ops.history import History, JournalEntry, newest_first
 from celery_idempotent.ops.lookup import look_up
 from celery_idempotent.ops.records import Filter, RecordDetail, RecordView, Stats
 from celery_idempotent.settings import Environment, environment_of
@@ -24,7 +24,7 @@ class Story(NamedTuple):
     """What the journal knows of a record, newest first."""
 
     #: The last that happened.
-    events: list[Happened]
+    events: list[JournalEntry]
     #: The task ids of the calls that were answered with its outcome.
     duplicates: list[str]
 
