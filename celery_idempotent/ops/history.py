@@ -16,7 +16,7 @@ from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import JournalStore, StoredEvent, journal_key
 
-__all__ = ["JournalEntry", "History", "newest_first", "when"]
+__all__ = ["History", "JournalEntry", "newest_first", "when"]
 
 _PAGE: Final = 1000
 #: So many records are read at once while a list is made of the journal.

@@ -150,7 +150,7 @@ class ClaimAttempt:
 def claim_key(
     claimant: Claimant, patience_s: float, on_lost: Callable[[Lease], None]
 ) -> ClaimVerdict | Run:
-    """Ask for the key, for a caller that begins its body at once: see :meth:`ClaimAttempt.claim`."""
+    """Claim the key, for a caller that begins its body at once: see :meth:`.ClaimAttempt.claim`."""
     attempt = ClaimAttempt(claimant, on_lost)
     try:
         return attempt.claim(patience_s)

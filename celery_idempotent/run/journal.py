@@ -30,7 +30,7 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import JournalStore
 
-__all__ = ["UnsentEntry", "Journal", "Running"]
+__all__ = ["Journal", "Running", "UnsentEntry"]
 
 log = logging.getLogger("celery_idempotent")
 

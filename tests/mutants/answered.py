@@ -471,7 +471,7 @@ _DELIVERIES = [
     _answer(
         "a claim is not undone once its body has begun",
         "delivery/execution.py",
-        "            self._asking.may_hold = False",
+        "            self._attempt.may_hold = False",
         "            pass",
     ),
     _answer(
@@ -483,7 +483,7 @@ _DELIVERIES = [
     _answer(
         "whatever cuts a delivery off, its claim is undone",
         "delivery/guard.py",
-        "if asking.undo(exc) and isinstance(exc, Exception):",
+        "if attempt.undo(exc) and isinstance(exc, Exception):",
         "if isinstance(exc, KeyError):",
     ),
     _answer(

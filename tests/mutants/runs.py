@@ -53,7 +53,7 @@ _RUNS = [
     Mutant(
         "delivery lease: held from the completion to the note",
         "run/run.py",
-        "delivery = call.callbacks and _has_outcome(ending)",
+        "delivery = claimant.callbacks and _has_outcome(ending)",
         "delivery = False",
         _GUARDS,
     ),
@@ -145,15 +145,15 @@ _RUNS = [
     Mutant(
         "record later: until the store takes it",
         "run/run.py",
-        'f"{self.call.key} is {event.record.state}", self.call.terms.keep_ms / 1000',
-        'f"{self.call.key} is {event.record.state}", 0.0',
+        'f"{self.claimant.key} is {event.record.state}", self.claimant.terms.keep_ms / 1000',
+        'f"{self.claimant.key} is {event.record.state}", 0.0',
         (("tests/unit/test_guards.py", "-k", "an_end_is_told"),),
     ),
     Mutant(
         "record later: until the server is back",
         "run/run.py",
-        'f"{self.call.key} is {event.record.state}", self.call.terms.keep_ms / 1000',
-        'f"{self.call.key} is {event.record.state}", 0.0',
+        'f"{self.claimant.key} is {event.record.state}", self.claimant.terms.keep_ms / 1000',
+        'f"{self.claimant.key} is {event.record.state}", 0.0',
         (("tests/integration/test_outages.py", "-k", "an_end_is_told"),),
     ),
     Mutant(
