@@ -22,8 +22,8 @@ demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under fault
 test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs one at a time
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-test-unit: $(STAMP)-test ## The tests that need no worker and no broker
-	@$(BIN)/python -m pytest tests/unit tests/contract $(ARGS)
+test-unit: $(STAMP)-test ## The tests that need no worker, no broker and no server of databases
+	@$(BIN)/python -m pytest -m unit -n $(JOBS) --dist loadfile $(ARGS)
 
 fuzz: $(STAMP)-test ## Random schedules of deliveries, and histories of every store; MINUTES=60 SEED=1
 	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \

@@ -23,7 +23,7 @@ from tests.support.brokers import (
     RedisBroker,
     rabbitmq_answers,
 )
-from tests.support.databases import Database, NotThere
+from tests.support.databases import MYSQL, POSTGRESQL, Database, NotThere
 from tests.support.redises import NoRedis, redis_binary
 from tests.support.system import System
 
@@ -36,6 +36,9 @@ MakeSystem = Callable[..., System]
 # No test asserts how long something takes, and Hypothesis would.
 settings.register_profile("ours", deadline=None)
 settings.load_profile("ours")
+
+# The assertions in the shipped contract explain themselves, as a test's own do.
+pytest.register_assert_rewrite("celery_idempotent.testing.contract")
 
 #: Celery's own tasks must be among what each test starts with, whichever test needs them first.
 assert celery.app.builtins
@@ -123,7 +126,7 @@ def _databases(kind: str, directories: pytest.TempPathFactory) -> Iterator[Datab
     made.drop()
 
 
-@pytest.fixture(scope="session", params=["postgresql", "mysql", "sqlite"])
+@pytest.fixture(scope="session", params=[POSTGRESQL, MYSQL, "sqlite"])
 def database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
@@ -131,7 +134,7 @@ def database(
     yield from _databases(request.param, tmp_path_factory)
 
 
-@pytest.fixture(scope="session", params=["postgresql", "mysql"])
+@pytest.fixture(scope="session", params=[POSTGRESQL, MYSQL])
 def database_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
@@ -189,6 +192,20 @@ def unavailable(reason: str) -> NoReturn:
     if IN_CI:
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+#: Every test in these folders has more than one process.
+WHOLE_SYSTEMS = {"faults", "system"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark as ``unit`` whatever isn't marked as ``system``, by itself or by its folder."""
+    folder = item.path.relative_to(Path(__file__).parent).parts[0]
+    if folder in WHOLE_SYSTEMS:
+        item.add_marker("system")
+    elif item.get_closest_marker("system") is None:
+        item.add_marker("unit")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """Random histories for as long as one likes, in rounds that a seed repeats: `make fuzz`.
 
-A round plays schedules of real deliveries (tests/schedules), then histories against every store
-(tests/contract). `make fuzz SCHEDULE=its seed` plays a schedule that failed again, and shows it.
+A round plays schedules of real deliveries (tests/support/schedules), then histories against every
+store (tests/stores). `make fuzz SCHEDULE=its seed` plays a schedule that failed, and shows it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import subprocess
 import sys
 import time
 
-from tests.schedules.play import broken
-from tests.schedules.play import play as play_schedule
+from tests.support.schedules.play import broken
+from tests.support.schedules.play import play as play_schedule
 
 ROUND = (
-    "tests/contract/test_histories.py",
-    "tests/contract/test_django_histories.py",
-    "tests/contract/test_differential.py",
+    "tests/stores/test_histories.py",
+    "tests/django/test_histories.py",
+    "tests/stores/redis/test_lua.py",
 )
 #: Of each store in a round; the tests make do with 150.
 EXAMPLES = 450

@@ -21,10 +21,10 @@ from tests.chaos.judgement import judge
 from tests.chaos.plan import LEASE_S, make_plan, parts_of
 from tests.chaos.report import Progress, announce, conclude
 from tests.chaos.system import System
-from tests.histories.checker import check
-from tests.histories.operations import write
 from tests.support.brokers import AMQP_URL, rabbitmq_answers
 from tests.support.databases import Database, NotThere
+from tests.support.histories.checker import check
+from tests.support.histories.operations import write
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

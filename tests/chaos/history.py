@@ -1,4 +1,4 @@
-"""What the ledger and the fault log say, as a history of operations: see ``tests.histories``."""
+"""What the ledger and the fault log say, as a history: see ``tests.support.histories``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from tests.chaos.evidence import Answer, Evidence
 from tests.chaos.limits import Limits
 from tests.chaos.plan import Act
-from tests.histories.operations import Operation
+from tests.support.histories.operations import Operation
 
 __all__ = ["history_of"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["SCENARIOS", "Scenario"]
 
-_REDIS_CONTRACT = "contract/test_store_contract.py::TestRedisByAVirtualClock::"
+_REDIS_CONTRACT = "stores/test_contract.py::TestRedisByAVirtualClock::"
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ _THOUGHT_OF = _all(
         (
             "faults/test_kills.py::test_a_process_that_dies",
             "faults/test_kills.py::test_a_machine_that_dies",
-            "integration/test_crashes.py::test_a_killed_pool_child_frees_its_key_at_once",
+            "system/test_crashes.py::test_a_killed_pool_child_frees_its_key_at_once",
             "faults/test_topologies.py::test_tls",
             "faults/test_topologies.py::test_a_socket",
             "faults/test_topologies.py::test_redis",
@@ -48,8 +48,8 @@ _THOUGHT_OF = _all(
         (
             "faults/test_kills.py::test_a_process_that_dies",
             "faults/test_kills.py::test_a_machine_that_dies",
-            "integration/test_crashes.py::test_an_interruption_can_be_final",
-            "unit/test_steps.py::test_reconcile_is_asked_first_after_an_interruption",
+            "system/test_crashes.py::test_an_interruption_can_be_final",
+            "run/test_steps.py::test_reconcile_is_asked_first_after_an_interruption",
         ),
     ),
     (
@@ -72,7 +72,7 @@ _THOUGHT_OF = _all(
         "Asked again, the same claim is granted with the same token.",
         (
             "faults/test_lost_answers.py::test_an_answer_is_lost",
-            "unit/test_wire.py::test_a_lost_answer_to_a_claim_costs_nothing",
+            "stores/redis/test_wire.py::test_a_lost_answer_to_a_claim_costs_nothing",
         ),
     ),
     (
@@ -80,22 +80,22 @@ _THOUGHT_OF = _all(
         "Told again, it is accepted.",
         (
             "faults/test_lost_answers.py::test_an_answer_is_lost",
-            "unit/test_wire.py::test_a_lost_answer_to_a_completion_costs_nothing",
+            "stores/redis/test_wire.py::test_a_lost_answer_to_a_completion_costs_nothing",
         ),
     ),
     (
         "A zombie completes after a takeover",
         "Refused: the winner's result stands, and the zombie's caller gets it too.",
         (
-            "integration/test_zombies.py::test_a_late_completion_is_refused",
-            "integration/test_zombies.py::test_a_zombie_that_ends_first_waits_for_the_winner",
+            "system/test_zombies.py::test_a_late_completion_is_refused",
+            "system/test_zombies.py::test_a_zombie_that_ends_first_waits_for_the_winner",
         ),
     ),
     (
         "A zombie fails or retries after a takeover",
         "It changes nothing.",
         (
-            "integration/test_zombies.py::test_a_late_failure_changes_nothing",
+            "system/test_zombies.py::test_a_late_failure_changes_nothing",
             "faults/test_stalls.py::test_a_zombies_retry_changes_nothing",
         ),
     ),
@@ -112,7 +112,7 @@ _THOUGHT_OF = _all(
     (
         "SIGSTOP for longer than the lease",
         "As 9.",
-        ("integration/test_zombies.py::test_a_late_completion_is_refused",),
+        ("system/test_zombies.py::test_a_late_completion_is_refused",),
     ),
     (
         "The GIL held for longer than the lease",
@@ -158,7 +158,7 @@ _THOUGHT_OF = _all(
         "A running task's completion is accepted, and answers its duplicates.",
         (
             (
-                "integration/test_outages.py"
+                "system/test_outages.py"
                 "::test_a_run_that_ends_while_the_store_is_away_is_recorded_later"
             ),
         ),
@@ -166,7 +166,7 @@ _THOUGHT_OF = _all(
     (
         "A maxmemory-policy that evicts",
         "Warned of when the worker starts.",
-        ("integration/test_check_up.py::test_each_fault_of_a_bad_configuration_is_named",),
+        ("system/test_check_up.py::test_each_fault_of_a_bad_configuration_is_named",),
     ),
     (
         "The store is out of memory",
@@ -180,8 +180,8 @@ _THOUGHT_OF = _all(
         "The store is down at the claim",
         "The call waits, its body not run; it runs open only if asked to.",
         (
-            "integration/test_outages.py::test_calls_wait_for_a_store_that_is_away",
-            "integration/test_outages.py::test_an_outage_can_be_run_through",
+            "system/test_outages.py::test_calls_wait_for_a_store_that_is_away",
+            "system/test_outages.py::test_an_outage_can_be_run_through",
             "faults/test_sql_restarts.py::test_killed_in_the_middle_of_a_body",
             "faults/test_sql_restarts.py::test_killed_between_the_claim_and_the_completion",
             "faults/test_cluster.py::test_a_master_dies_and_its_replica_takes_over",
@@ -207,7 +207,7 @@ _THOUGHT_OF = _all(
         "One winner, and one answer for all.",
         (
             (
-                "integration/test_duplicates.py"
+                "system/test_duplicates.py"
                 "::test_twenty_at_once_are_one_effect_and_twenty_equal_answers"
             ),
             _REDIS_CONTRACT + "test_of_many_at_once_one_gets_the_key",
@@ -217,23 +217,23 @@ _THOUGHT_OF = _all(
         "The same explicit key with other arguments",
         "IdempotencyKeyMismatch, before completion and after it.",
         (
-            "integration/test_keys.py::test_the_same_key_with_other_arguments_is_an_error",
-            "integration/test_keys.py::test_a_mismatch_is_found_while_the_first_call_runs",
+            "system/test_keys.py::test_the_same_key_with_other_arguments_is_an_error",
+            "system/test_keys.py::test_a_mismatch_is_found_while_the_first_call_runs",
         ),
     ),
     (
         "Equal calls in other spellings",
         'One key; 1, 1.0, True and "1" are four.',
         (
-            "unit/test_keys_derive.py::test_one_call_in_all_its_spellings_has_one_key",
-            "unit/test_keys_derive.py::test_types_matter_where_all_arguments_are_the_key",
+            "core/test_keys.py::test_one_call_in_all_its_spellings_has_one_key",
+            "core/test_keys.py::test_types_matter_where_all_arguments_are_the_key",
         ),
     ),
     (
         "An argument with no canonical form",
         "An error at the call that names it.",
         (
-            "unit/test_keys_derive.py::test_an_argument_without_a_canonical_form_is_named",
+            "core/test_keys.py::test_an_argument_without_a_canonical_form_is_named",
             "faults/test_bad_input.py::test_any_argument_is_a_text_or_a_typed_error",
         ),
     ),
@@ -254,8 +254,8 @@ _THOUGHT_OF = _all(
         "self.retry and autoretry",
         "The key stays its owner's through the back-off.",
         (
-            "integration/test_retries.py::test_duplicates_in_the_back_off_wait_for_the_last_attempt",
-            "integration/test_retries.py::test_autoretry_is_a_retry_like_another",
+            "system/test_retries.py::test_duplicates_in_the_back_off_wait_for_the_last_attempt",
+            "system/test_retries.py::test_autoretry_is_a_retry_like_another",
             "faults/test_kills.py::test_a_process_that_dies_in_its_retry",
         ),
     ),
@@ -263,49 +263,40 @@ _THOUGHT_OF = _all(
         "Retries used up",
         "The key is free, or the failure stored if asked to.",
         (
-            "integration/test_retries.py::test_retries_that_are_used_up_free_the_key",
-            "integration/test_retries.py::test_a_stored_failure_is_an_outcome",
+            "system/test_retries.py::test_retries_that_are_used_up_free_the_key",
+            "system/test_retries.py::test_a_stored_failure_is_an_outcome",
         ),
     ),
     (
         "Every other way to end: Ignore, Reject, replace, revoke, time limits, shutdowns",
         "No key stays locked.",
         (
-            "integration/test_endings.py::test_a_body_that_leaves_by_a_verdict_of_its_own",
-            "integration/test_endings.py::test_a_soft_time_limit_is_a_failure",
-            "integration/test_endings.py::test_a_hard_time_limit_frees_the_key",
-            "integration/test_endings.py::test_a_revoked_run_frees_the_key",
-            "integration/test_endings.py::test_a_run_that_is_revoked_with_sigkill_frees_the_key",
-            "integration/test_endings.py::test_a_warm_shutdown_lets_the_run_finish",
-            "integration/test_endings.py::test_a_shutdown_in_the_middle_hands_the_run_over",
-            "integration/test_crashes.py::test_a_killed_pool_child_frees_its_key_at_once",
+            "system/test_endings.py::test_a_body_that_leaves_by_a_verdict_of_its_own",
+            "system/test_endings.py::test_a_soft_time_limit_is_a_failure",
+            "system/test_endings.py::test_a_hard_time_limit_frees_the_key",
+            "system/test_endings.py::test_a_revoked_run_frees_the_key",
+            "system/test_endings.py::test_a_run_that_is_revoked_with_sigkill_frees_the_key",
+            "system/test_endings.py::test_a_warm_shutdown_lets_the_run_finish",
+            "system/test_endings.py::test_a_shutdown_in_the_middle_hands_the_run_over",
+            "system/test_crashes.py::test_a_killed_pool_child_frees_its_key_at_once",
         ),
     ),
     (
         "The visibility timeout passes while the task runs",
         "No overlap, no second callback, and no early ack that could lose it.",
         (
-            "integration/test_redelivery.py::test_a_running_task_is_not_run_again",
-            (
-                "integration/test_callbacks.py"
-                "::test_a_chain_whose_head_is_delivered_again_has_one_tail"
-            ),
-            (
-                "integration/test_zombies.py"
-                "::test_a_zombie_that_its_own_copy_overtook_leaves_a_message"
-            ),
+            "system/test_redelivery.py::test_a_running_task_is_not_run_again",
+            ("system/test_callbacks.py::test_a_chain_whose_head_is_delivered_again_has_one_tail"),
+            ("system/test_zombies.py::test_a_zombie_that_its_own_copy_overtook_leaves_a_message"),
         ),
     ),
     (
         "Duplicates inside a group, chain and chord",
         "Everyone is answered; the chord's body runs once.",
         (
-            "integration/test_callbacks.py::test_a_group_with_duplicates_answers_every_member",
-            "integration/test_callbacks.py::test_a_chord_with_duplicates_runs_its_body_once",
-            (
-                "integration/test_callbacks.py"
-                "::test_a_chain_whose_head_is_delivered_again_has_one_tail"
-            ),
+            "system/test_callbacks.py::test_a_group_with_duplicates_answers_every_member",
+            "system/test_callbacks.py::test_a_chord_with_duplicates_runs_its_body_once",
+            ("system/test_callbacks.py::test_a_chain_whose_head_is_delivered_again_has_one_tail"),
         ),
     ),
     (
@@ -313,7 +304,7 @@ _THOUGHT_OF = _all(
         "Published where in doubt, deduplicated by the worker; nothing is lost.",
         (
             "faults/test_deploys.py::test_attached_calls_race_with_the_end_of_the_window",
-            "unit/test_enqueue.py::test_nothing_is_claimed_at_the_enqueue",
+            "publishing/test_publishing.py::test_nothing_is_claimed_at_the_enqueue",
         ),
     ),
     (
@@ -321,56 +312,53 @@ _THOUGHT_OF = _all(
         "What is newer is waited for, and neither run nor failed.",
         (
             "faults/test_deploys.py::test_a_record_of_a_newer_version_is_waited_for",
-            "unit/test_record.py::test_the_packed_form_is_fixed",
+            "core/test_record.py::test_the_packed_form_is_fixed",
         ),
     ),
     (
         "Every pool: prefork, threads, gevent, solo",
         "No socket is shared over a fork, and no thread is left.",
         (
-            "integration/test_pools.py::test_duplicates_retries_and_replays",
-            "integration/test_pools.py::test_a_warm_shutdown_leaves_nothing_behind",
-            "unit/test_wire.py::test_a_child_leaves_its_parents_connections",
+            "system/test_pools.py::test_duplicates_retries_and_replays",
+            "system/test_pools.py::test_a_warm_shutdown_leaves_nothing_behind",
+            "stores/redis/test_wire.py::test_a_child_leaves_its_parents_connections",
         ),
     ),
     (
         "forget during a run",
         "The late completion is refused.",
-        ("integration/test_zombies.py::test_a_forgotten_run_ends_unrecorded",),
+        ("system/test_zombies.py::test_a_forgotten_run_ends_unrecorded",),
     ),
     (
         "A task that kills its worker every time",
         "It stops after idempotency_max_interruptions, with OutcomeUnknown.",
-        ("integration/test_crashes.py::test_a_task_that_kills_its_worker_is_given_up",),
+        ("system/test_crashes.py::test_a_task_that_kills_its_worker_is_given_up",),
     ),
     (
         "A producer that isn't ours, and one that is",
         "The same call has one key.",
         (
-            "integration/test_keys.py::test_a_producer_that_knows_nothing_of_us_can_send_the_key",
-            "integration/test_keys.py::test_without_a_header_the_worker_derives_the_same_key",
+            "system/test_keys.py::test_a_producer_that_knows_nothing_of_us_can_send_the_key",
+            "system/test_keys.py::test_without_a_header_the_worker_derives_the_same_key",
         ),
     ),
     (
         "A retry whose message was lost",
         "The key opens again after its due time and a lease.",
-        ("integration/test_retries.py::test_a_retry_whose_message_was_lost_opens_the_key_again",),
+        ("system/test_retries.py::test_a_retry_whose_message_was_lost_opens_the_key_again",),
     ),
     (
         "The owner's redelivered copy while the first delivery runs",
         "It outwaits every timeout, and runs if the first is killed.",
-        ("integration/test_redelivery.py::test_the_owners_copy_outwaits_every_timeout",),
+        ("system/test_redelivery.py::test_the_owners_copy_outwaits_every_timeout",),
     ),
     (
         "Old copies of a message that has been retried since",
         "Superseded: max_retries and the back-off hold to the letter.",
         (
+            ("system/test_redelivery.py::test_retries_are_exact_though_each_outlives_the_timeout"),
             (
-                "integration/test_redelivery.py"
-                "::test_retries_are_exact_though_each_outlives_the_timeout"
-            ),
-            (
-                "integration/test_redelivery.py"
+                "system/test_redelivery.py"
                 "::test_a_copy_in_the_back_off_does_not_begin_the_next_attempt"
             ),
         ),
@@ -380,7 +368,7 @@ _THOUGHT_OF = _all(
         "The copy doesn't run it again.",
         (
             (
-                "integration/test_retries.py"
+                "system/test_retries.py"
                 "::test_after_a_failure_the_next_call_runs_and_a_leftover_copy_does_not"
             ),
         ),
@@ -388,7 +376,7 @@ _THOUGHT_OF = _all(
     (
         "A claim that the server executes after the client gave up",
         "Undone: no interruption is counted for a body that never ran.",
-        ("integration/test_outages.py::test_a_paused_store_counts_no_interruptions",),
+        ("system/test_outages.py::test_a_paused_store_counts_no_interruptions",),
     ),
     (
         "Crash in mid-compensation",
@@ -399,8 +387,8 @@ _THOUGHT_OF = _all(
         "COMMIT's answer is lost",
         "The token is read back: one effect.",
         (
-            "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_arrived",
-            "contract/test_sql_transaction.py::test_a_lost_answer_of_a_commit_that_did_not_arrive",
+            "stores/sql/test_transaction.py::test_a_lost_answer_of_a_commit_that_arrived",
+            "stores/sql/test_transaction.py::test_a_lost_answer_of_a_commit_that_did_not_arrive",
             "faults/test_sql_restarts.py::test_killed_under_the_transaction_of_a_body",
             "faults/test_sql_restarts.py::test_killed_under_a_django_project",
         ),
@@ -411,7 +399,7 @@ _THOUGHT_OF = _all(
         (
             "faults/test_kills.py::test_two_containers_with_one_host_name_and_pid",
             _REDIS_CONTRACT + "test_only_what_that_process_held_for_that_message",
-            "unit/test_record.py::test_one_host_and_pid_are_not_one_process",
+            "core/test_record.py::test_one_host_and_pid_are_not_one_process",
         ),
     ),
     (
@@ -431,8 +419,8 @@ _FOUND_BY_USE = (
         "An error or a signal between the grant of a key and the body; several claims given up",
         "The claims are undone: nothing is held, and no run counts as cut off.",
         (
-            "unit/test_asking.py::test_what_cuts_in_before_the_body_leaves_the_key_free",
-            "unit/test_asking.py::test_a_process_that_cannot_keep_a_lease_runs_nothing",
+            "run/test_claim.py::test_what_cuts_in_before_the_body_leaves_the_key_free",
+            "run/test_claim.py::test_a_process_that_cannot_keep_a_lease_runs_nothing",
             _REDIS_CONTRACT + "test_each_claim_that_was_given_up_gets_nothing",
             _REDIS_CONTRACT + "test_what_was_counted_stands_after_two",
         ),
@@ -457,7 +445,7 @@ _FOUND_BY_USE = (
         "Its copies run nothing and publish nothing.",
         (
             (
-                "integration/test_answered.py"
+                "system/test_answered.py"
                 "::test_a_run_that_leaves_without_an_outcome_leaves_no_run_behind"
             ),
             _REDIS_CONTRACT + "test_a_copy_of_an_ignored_call_runs_nothing",
@@ -470,8 +458,8 @@ _FOUND_BY_USE = (
         "The first call's answer stands, and its body never runs again; so for a caller that "
         "waited for it and shared its failure.",
         (
-            "integration/test_answered.py::test_a_failure_stays_though_the_key_is_anothers_since",
-            "integration/test_answered.py::test_a_shared_failure_stays",
+            "system/test_answered.py::test_a_failure_stays_though_the_key_is_anothers_since",
+            "system/test_answered.py::test_a_shared_failure_stays",
             _REDIS_CONTRACT + "test_a_failed_call_keeps_its_failure",
             (_REDIS_CONTRACT + "test_a_waiter_shares_the_failure_whoever_has_the_key_since"),
         ),
@@ -481,14 +469,11 @@ _FOUND_BY_USE = (
         "A copy of an answered call, with task_track_started",
         "No STARTED and no RETRY is stored over the answer, on any result backend.",
         (
-            "unit/test_guards.py::test_no_other_state_is_stored_once_a_call_is_answered",
-            "unit/test_guards.py::test_what_waits_says_so_before_it_may_be_answered",
-            "integration/test_answered.py::test_no_state_is_written_over_an_answer",
-            (
-                "integration/test_answered.py"
-                "::test_a_retry_is_stored_before_the_next_attempt_can_answer"
-            ),
-            "integration/test_answered.py::test_what_a_caller_wants_to_know_is_stored",
+            "delivery/test_guard.py::test_no_other_state_is_stored_once_a_call_is_answered",
+            "delivery/test_guard.py::test_what_waits_says_so_before_it_may_be_answered",
+            "system/test_answered.py::test_no_state_is_written_over_an_answer",
+            ("system/test_answered.py::test_a_retry_is_stored_before_the_next_attempt_can_answer"),
+            "system/test_answered.py::test_what_a_caller_wants_to_know_is_stored",
         ),
     ),
     Scenario(
@@ -497,7 +482,7 @@ _FOUND_BY_USE = (
         "One kind of callback went out, not both.",
         (
             (
-                "integration/test_answered.py"
+                "system/test_answered.py"
                 "::test_a_stalled_run_sends_no_link_once_its_copy_has_sent_its_errback"
             ),
             _REDIS_CONTRACT + "test_a_run_whose_copy_is_answering_does_not",
@@ -509,11 +494,11 @@ _FOUND_BY_USE = (
         "Copies of one duplicate are due together; its callbacks' note can't be written at once",
         "Its callbacks go out once; the note is told until the store has it.",
         (
-            "integration/test_answered.py::test_copies_of_a_duplicate_send_its_link_once",
+            "system/test_answered.py::test_copies_of_a_duplicate_send_its_link_once",
             _REDIS_CONTRACT + "test_copies_of_a_duplicate_send_its_callbacks_alone",
-            "unit/test_guards.py::test_a_note_is_told_until_the_store_takes_it",
-            "unit/test_guards.py::test_a_note_that_a_soft_time_limit_cuts_off_is_told_again",
-            "unit/test_seam.py::test_what_hangs_on_a_task_and_is_sent_again_is_the_same_messages",
+            "delivery/test_guard.py::test_a_note_is_told_until_the_store_takes_it",
+            "delivery/test_guard.py::test_a_note_that_a_soft_time_limit_cuts_off_is_told_again",
+            "delivery/test_seam.py::test_what_hangs_on_a_task_and_is_sent_again_is_the_same_messages",
         ),
     ),
     Scenario(
@@ -522,9 +507,9 @@ _FOUND_BY_USE = (
         "After the window, or after forget, it is a new call. While the record is there, what "
         "hangs on it is sent, if that is other than before.",
         (
-            "integration/test_answered.py::test_a_used_task_id_is_a_new_call",
-            "integration/test_answered.py::test_other_callbacks_of_a_used_task_id_are_sent",
-            "integration/test_answered.py::test_a_signature_that_is_used_in_two_canvases",
+            "system/test_answered.py::test_a_used_task_id_is_a_new_call",
+            "system/test_answered.py::test_other_callbacks_of_a_used_task_id_are_sent",
+            "system/test_answered.py::test_a_signature_that_is_used_in_two_canvases",
             _REDIS_CONTRACT + "test_other_callbacks_of_the_same_task_id_are_sent_once",
         ),
     ),
@@ -536,7 +521,7 @@ _FOUND_BY_USE = (
         (
             "faults/test_recycled.py::test_a_recycled_process_tells_first",
             "faults/test_recycled.py::test_what_a_process_could_not_tell_is_an_error",
-            "unit/test_heartbeat.py::test_a_process_that_ends_says_what_it_could_not_tell",
+            "run/test_heartbeat.py::test_a_process_that_ends_says_what_it_could_not_tell",
         ),
     ),
     Scenario(
@@ -545,9 +530,9 @@ _FOUND_BY_USE = (
         "All that can be undone is undone; what can't, for want of its result, is named, and only "
         "then is the outcome unknown.",
         (
-            "unit/test_steps.py::test_a_result_that_is_not_kept_stops_no_compensation",
-            "unit/test_steps.py::test_an_immutable_compensation_runs_without_its_steps_result",
-            "unit/test_steps.py::test_what_cannot_be_undone_for_want_of_its_result_is_said",
+            "run/test_steps.py::test_a_result_that_is_not_kept_stops_no_compensation",
+            "run/test_steps.py::test_an_immutable_compensation_runs_without_its_steps_result",
+            "run/test_steps.py::test_what_cannot_be_undone_for_want_of_its_result_is_said",
         ),
     ),
     Scenario(
@@ -559,8 +544,8 @@ _FOUND_BY_USE = (
             "faults/test_broadcast.py::test_a_message_that_is_put_back_comes_to_one_worker",
             "faults/test_broadcast.py::test_a_copy_takes_over_from_a_worker_that_dies",
             "faults/test_broadcast.py::test_a_retry_comes_once_to_each",
-            "unit/test_origin.py::test_a_topic_exchange",
-            "unit/test_origin.py::test_a_direct_exchange_with_several_queues",
+            "delivery/test_origin.py::test_a_topic_exchange",
+            "delivery/test_origin.py::test_a_direct_exchange_with_several_queues",
         ),
     ),
     Scenario(
@@ -572,8 +557,8 @@ _FOUND_BY_USE = (
             "faults/test_tracers.py::test_a_tracer_nests_the_headers_of_a_message_that_comes_again",
             "faults/test_tracers.py::test_a_tracer_nests_the_headers_of_a_message_whose_process_dies",
             "faults/test_tracers.py::test_a_header_that_is_no_text",
-            "unit/test_enqueue.py::test_an_option_of_a_call_that_is_none_is_refused",
-            "unit/test_outbox.py::test_an_option_that_nobody_would_read_is_refused",
+            "publishing/test_publishing.py::test_an_option_of_a_call_that_is_none_is_refused",
+            "outbox/test_outbox.py::test_an_option_that_nobody_would_read_is_refused",
         ),
     ),
     Scenario(
@@ -582,12 +567,12 @@ _FOUND_BY_USE = (
         "A ConfigurationError: when the task is bound, when the worker starts, or at the first "
         "delivery, before its body runs. Nothing is silently plain.",
         (
-            "unit/test_task_checks.py::test_a_body_that_does_not_run_when_it_is_called_is_refused",
-            "unit/test_task_checks.py::test_a_hidden_one_is_refused_at_its_first_delivery",
-            "unit/test_task_checks.py::test_a_task_that_takes_its_messages_by_itself_is_refused",
-            "unit/test_task_checks.py::test_a_request_class_that_is_not_ours_is_refused",
-            "unit/test_task_checks.py::test_a_pool_in_which_nothing_would_be_guarded_is_refused",
-            "unit/test_task_checks.py::test_a_class_with_an_on_bound_of_its_own_is_guarded",
+            "worker/test_task_checks.py::test_a_body_that_does_not_run_when_it_is_called_is_refused",
+            "worker/test_task_checks.py::test_a_hidden_one_is_refused_at_its_first_delivery",
+            "worker/test_task_checks.py::test_a_task_that_takes_its_messages_by_itself_is_refused",
+            "worker/test_task_checks.py::test_a_request_class_that_is_not_ours_is_refused",
+            "worker/test_task_checks.py::test_a_pool_in_which_nothing_would_be_guarded_is_refused",
+            "worker/test_task_checks.py::test_a_class_with_an_on_bound_of_its_own_is_guarded",
             "faults/test_silently_plain.py::test_a_call_that_passes_by_the_guard",
             "faults/test_silently_plain.py::test_a_worker_with_an_option_that_nothing_reads",
             "faults/test_silently_plain.py::test_a_worker_of_an_app_without_a_task_of_ours",
@@ -598,10 +583,10 @@ _FOUND_BY_USE = (
         "A base's apply_async locks, and a message of its call is published again",
         "It gets past that lock: the call runs, once.",
         (
-            "integration/test_outages.py::test_a_lock_at_the_enqueue_keeps_nothing_back",
-            "unit/test_waiting.py::test_a_message_that_is_put_back",
-            "unit/test_waiting.py::test_a_retry",
-            "unit/test_outbox.py::test_a_row_gets_past_a_base_that_locks",
+            "system/test_outages.py::test_a_lock_at_the_enqueue_keeps_nothing_back",
+            "delivery/test_waiting.py::test_a_message_that_is_put_back",
+            "delivery/test_waiting.py::test_a_retry",
+            "outbox/test_outbox.py::test_a_row_gets_past_a_base_that_locks",
         ),
     ),
     Scenario(

@@ -7,9 +7,9 @@ from tests.mutants.mutant import PYTHON, Mutant, Stages, pair
 __all__ = ["ANSWERED"]
 
 _SLIP = "core/slip.py"
-_SEAM: Stages = (("tests/unit/test_seam.py",),)
-_GUARDS: Stages = (("tests/unit/test_guards.py",), *_SEAM)
-_SQL: Stages = (("tests/contract/test_sql_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
+_SEAM: Stages = (("tests/delivery/test_seam.py",),)
+_GUARDS: Stages = (("tests/delivery/test_guard.py",), *_SEAM)
+_SQL: Stages = (("tests/stores/sql/test_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
 
 
 def _copies() -> list[Mutant]:
@@ -330,7 +330,7 @@ def _runs() -> list[Mutant]:
             "stores/redis/lua/record.lua",
             "return #raw > 24 and string.byte(raw, 1) > VERSION",
             "return false",
-            (("tests/contract/test_store_contract.py", "-k", "TestRedisByAVirtualClock"),),
+            (("tests/stores/test_contract.py", "-k", "TestRedisByAVirtualClock"),),
         ),
         Mutant(
             "newer: its own record is not another's",
@@ -344,7 +344,7 @@ def _runs() -> list[Mutant]:
             "stores/redis/lua/record.lua",
             " and struct.unpack('>I8', raw, 5) ~= token",
             "",
-            (("tests/contract/test_store_contract.py", "-k", "TestRedisByAVirtualClock"),),
+            (("tests/stores/test_contract.py", "-k", "TestRedisByAVirtualClock"),),
         ),
     ]
 
@@ -453,7 +453,7 @@ _DELIVERIES = [
         "core/message.py",
         "return WaitState(publication=self.publication, ",
         "return WaitState(",
-        (("tests/unit/test_headers.py",), *_GUARDS),
+        (("tests/core/test_message.py",), *_GUARDS),
     ),
     _answer(
         "what the broker delivers again is no new call",
@@ -466,7 +466,7 @@ _DELIVERIES = [
         "delivery/delivery.py",
         "waits.deaths + deaths_of(vars(request))",
         "waits.deaths",
-        (("tests/unit/test_headers.py",), *_GUARDS),
+        (("tests/core/test_message.py",), *_GUARDS),
     ),
     _answer(
         "a claim is not undone once its body has begun",
@@ -503,20 +503,20 @@ _DELIVERIES = [
         "run/claim.py",
         "request = request._replace(patient_until_ms=NEVER_MS)",
         "pass",
-        (*_GUARDS, ("tests/integration/test_outages.py", "-k", "paused_store")),
+        (*_GUARDS, ("tests/system/test_outages.py", "-k", "paused_store")),
     ),
     _answer(
         "of a dead child's callbacks",
         "worker/request.py",
         "process, slip_key(key, owner))",
         "process)",
-        (("tests/unit/test_lost_children.py",),),
+        (("tests/worker/test_lost_children.py",),),
     ),
 ]
 
-_LATE_SQL: Stages = (("tests/contract/test_sql_store.py", "-k", "sqlite"),)
-_LATE_WIRE: Stages = (("tests/unit/test_wire.py",),)
-_LATE_DJANGO: Stages = (("tests/integration/test_django_commit.py",),)
+_LATE_SQL: Stages = (("tests/stores/sql/test_store.py", "-k", "sqlite"),)
+_LATE_WIRE: Stages = (("tests/stores/redis/test_wire.py",),)
+_LATE_DJANGO: Stages = (("tests/django/test_transaction.py",),)
 
 _LATE = [
     Mutant(

@@ -7,8 +7,8 @@ from tests.mutants.mutant import Mutant, Stages
 __all__ = ["EDGES"]
 
 
-def _by(words: str, file: str = "test_http_edge") -> Stages:
-    return ((f"tests/unit/{file}.py", "-k", words),)
+def _by(words: str, file: str = "http/test_edge") -> Stages:
+    return ((f"tests/{file}.py", "-k", words),)
 
 
 EDGES = [
@@ -59,14 +59,14 @@ EDGES = [
         "http/edge.py",
         "            self._ended = False\n            self.fail(exc)\n            raise",
         "            raise",
-        _by("refuses_frees", "test_http_session"),
+        _by("refuses_frees", "http/test_session"),
     ),
     Mutant(
         "what was undone is no answer",
         "http/edge.py",
         "if self._run.transaction.undone else response",
         "if False else response",
-        _by("forgotten_meanwhile", "test_http_session"),
+        _by("forgotten_meanwhile", "http/test_session"),
     ),
     Mutant(
         "a stream that broke off was interrupted",
@@ -131,6 +131,6 @@ EDGES = [
         "django/bodies.py",
         'if getattr(stream, "_pos", 0) < getattr(stream, "limit", 0):',
         "if False:",
-        _by("half_a_form", "test_django_middleware"),
+        _by("half_a_form", "django/test_middleware"),
     ),
 ]

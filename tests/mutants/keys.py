@@ -6,13 +6,13 @@ from tests.mutants.mutant import Mutant, Stages
 
 __all__ = ["KEYS"]
 
-_HEADERS: Stages = (("tests/unit/test_headers.py",),)
-_NESTED: Stages = (("tests/unit/test_seam.py", "-k", "nests"),)
+_HEADERS: Stages = (("tests/core/test_message.py",),)
+_NESTED: Stages = (("tests/delivery/test_seam.py", "-k", "nests"),)
 
-_OPTIONS: Stages = (("tests/unit/test_options.py",),)
-_CHECKS: Stages = (("tests/unit/test_task_checks.py",),)
-_STEPS: Stages = (("tests/unit/test_steps.py", "-k", "async"),)
-_ENQUEUE: Stages = (("tests/unit/test_enqueue.py",),)
+_OPTIONS: Stages = (("tests/core/test_options.py",),)
+_CHECKS: Stages = (("tests/worker/test_task_checks.py",),)
+_STEPS: Stages = (("tests/run/test_steps.py", "-k", "async"),)
+_ENQUEUE: Stages = (("tests/publishing/test_publishing.py",),)
 
 KEYS: list[Mutant] = [
     Mutant(
@@ -140,7 +140,7 @@ KEYS: list[Mutant] = [
         "task.py",
         "functools.partial(publish, args, kwargs, task_id, *more, headers=headers, **options)",
         "functools.partial(publish, args, kwargs, task_id, *more, **options)",
-        (("tests/unit/test_django_on_commit.py",),),
+        (("tests/django/test_on_commit.py",),),
     ),
     Mutant(
         "headers: two keys are not chosen from",
@@ -154,28 +154,28 @@ KEYS: list[Mutant] = [
         "delivery/retrying.py",
         'check_call(options, f"a retry of task {self.name!r}", key=False)',
         "pass",
-        (("tests/unit/test_seam.py", "-k", "key_of_its_own"),),
+        (("tests/delivery/test_seam.py", "-k", "key_of_its_own"),),
     ),
     Mutant(
         "waiting: an outage is no busy key",
         "delivery/guard.py",
         "if record is None:\n            return StoreUnavailable",
         "if False:\n            return StoreUnavailable",
-        (("tests/unit/test_seam.py", "-k", "what_for"),),
+        (("tests/delivery/test_seam.py", "-k", "what_for"),),
     ),
     Mutant(
         "waiting: what a tracer hides stays in the message",
         "core/message.py",
         "return without_deaths({**hidden, **(request",
         "return without_deaths({**(request",
-        (("tests/unit/test_waiting.py",),),
+        (("tests/delivery/test_waiting.py",),),
     ),
     Mutant(
         "waiting: no message looks like a cycle",
         "core/message.py",
         "if not name.startswith(_DEATHS)",
         "if True",
-        (("tests/unit/test_waiting.py",),),
+        (("tests/delivery/test_waiting.py",),),
     ),
     Mutant(
         "body: an async step is no step",

@@ -12,11 +12,11 @@ Stages = tuple[tuple[str, ...], ...]
 
 #: Decisions in Python, by the memory store, which is nothing else.
 PYTHON: Stages = (
-    ("tests/contract/test_store_contract.py", "-k", "TestMemory"),
-    ("tests/unit/test_transitions.py",),
+    ("tests/stores/test_contract.py", "-k", "TestMemory"),
+    ("tests/core/test_transitions.py",),
 )
 #: The same decisions in Lua.
-LUA: Stages = (("tests/contract/test_store_contract.py", "-k", "TestRedisByAVirtualClock"),)
+LUA: Stages = (("tests/stores/test_contract.py", "-k", "TestRedisByAVirtualClock"),)
 
 
 class SourceChanged(Exception):

@@ -6,10 +6,10 @@ from tests.mutants.mutant import Mutant, Stages
 
 __all__ = ["OUTBOXES"]
 
-_UNIT: Stages = (("tests/unit/test_outbox.py",),)
-_BOTH: Stages = (("tests/contract/test_outboxes.py", "-k", "sqlite or driver"),)
-_POOLERS: Stages = (("tests/integration/test_poolers.py",),)
-_ISOLATION: Stages = (("tests/integration/test_django_isolation.py", "-k", "above"),)
+_UNIT: Stages = (("tests/outbox/test_outbox.py",),)
+_BOTH: Stages = (("tests/outbox/test_rows.py", "-k", "sqlite or driver"),)
+_POOLERS: Stages = (("tests/stores/sql/test_poolers.py",),)
+_ISOLATION: Stages = (("tests/django/test_isolation.py", "-k", "above"),)
 
 OUTBOXES: list[Mutant] = [
     Mutant(
@@ -101,7 +101,7 @@ OUTBOXES: list[Mutant] = [
         "outbox/rows.py",
         "            with self._sending.begin()",
         "            with self.engine.begin()",
-        (("tests/contract/test_outboxes.py", "-k", "keeps_nobody and mysql"),),
+        (("tests/outbox/test_rows.py", "-k", "keeps_nobody and mysql"),),
     ),
     Mutant(
         "django: no isolation above read committed",
@@ -122,28 +122,28 @@ OUTBOXES: list[Mutant] = [
         "django/outbox.py",
         "    with_schema(message.options)\n",
         "",
-        (("tests/integration/test_tenants.py", "-k", "apart and django"),),
+        (("tests/system/test_tenants.py", "-k", "apart and django"),),
     ),
     Mutant(
         "tenants: the doctor finds keys that don't name them",
         "ops/doctor/tenants.py",
         "    if mixed:\n",
         "    if False:\n",
-        (("tests/unit/test_doctor.py",),),
+        (("tests/ops/test_doctor.py",),),
     ),
     Mutant(
         "in a context: equal calls of one request are several",
         "publishing.py",
         'text = f"{call}|{context.number_of(call)}"',
         "text = call",
-        (("tests/unit/test_enqueue.py",),),
+        (("tests/publishing/test_publishing.py",),),
     ),
     Mutant(
         "in a context: an id names the arguments",
         "core/keys.py",
         'return f"{namespace}|{_hash(self._joined(texts), _OF_ARGUMENTS).hexdigest()}"',
         'return f"{namespace}|"',
-        (("tests/unit/test_enqueue.py",),),
+        (("tests/publishing/test_publishing.py",),),
     ),
     Mutant(
         "outbox: a call of a request that is carried out again is one row",
@@ -157,13 +157,13 @@ OUTBOXES: list[Mutant] = [
         "django/transaction.py",
         "        if self._connection.closed_in_transaction:\n",
         "        if False:\n",
-        (("tests/integration/test_django_commit.py", "-k", "closed"),),
+        (("tests/django/test_transaction.py", "-k", "closed"),),
     ),
     Mutant(
         "tenants: their users share no answer",
         "django/middleware.py",
         "identity_of_tenant(identity), key)",
         "identity, key)",
-        (("tests/unit/test_django_tenants.py",),),
+        (("tests/django/test_tenants.py",),),
     ),
 ]

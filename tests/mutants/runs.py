@@ -6,10 +6,10 @@ from tests.mutants.mutant import Mutant, Stages
 
 __all__ = ["RUNS"]
 
-_PARENT: Stages = (("tests/unit/test_lost_children.py",),)
-_SEAM: Stages = (("tests/unit/test_seam.py",),)
-_STEPS: Stages = (("tests/unit/test_steps.py",),)
-_GUARDS: Stages = (("tests/unit/test_guards.py",), *_SEAM)
+_PARENT: Stages = (("tests/worker/test_lost_children.py",),)
+_SEAM: Stages = (("tests/delivery/test_seam.py",),)
+_STEPS: Stages = (("tests/run/test_steps.py",),)
+_GUARDS: Stages = (("tests/delivery/test_guard.py",), *_SEAM)
 
 _PARENTS = [
     Mutant(
@@ -105,70 +105,70 @@ _RUNS = [
         "run/heartbeat.py",
         "        if self._pid != os.getpid():\n            self._reset()",
         "        if False:\n            self._reset()",
-        (("tests/unit/test_heartbeat.py",),),
+        (("tests/run/test_heartbeat.py",),),
     ),
     Mutant(
         "heartbeat: a lease that is let go is not renewed",
         "run/heartbeat.py",
         "        self._leases.pop(lease.number, None)",
         "        pass",
-        (("tests/unit/test_heartbeat.py",),),
+        (("tests/run/test_heartbeat.py",),),
     ),
     Mutant(
         "heartbeat: a lease runs from when it was asked for",
         "run/claim.py",
         "        run.lease.renewed = asked",
         "        pass",
-        (("tests/unit/test_seam.py", "-k", "lease_runs_from"),),
+        (("tests/delivery/test_seam.py", "-k", "lease_runs_from"),),
     ),
     Mutant(
         "replay: nothing is read that the app does not accept",
         "delivery/results.py",
         "content_type == _JSON and (accept is None or _JSON in accept)",
         "content_type == _JSON",
-        (("tests/unit/test_results.py",),),
+        (("tests/delivery/test_results.py",),),
     ),
     Mutant(
         "events: where they are sent, a duplicate is marked",
         "delivery/celery_events.py",
         'request["delivery_info"][_SENT] = _are_sent(eventer)',
         'request["delivery_info"][_SENT] = False',
-        (("tests/unit/test_events.py",),),
+        (("tests/delivery/test_celery_events.py",),),
     ),
     Mutant(
         "heartbeat: what is optional keeps nothing else from being told",
         "run/heartbeat.py",
         "                    if not job.must:\n                        continue\n",
         "",
-        (("tests/unit/test_heartbeat.py",),),
+        (("tests/run/test_heartbeat.py",),),
     ),
     Mutant(
         "record later: until the store takes it",
         "run/run.py",
         'f"{self.claimant.key} is {event.record.state}", self.claimant.terms.keep_ms / 1000',
         'f"{self.claimant.key} is {event.record.state}", 0.0',
-        (("tests/unit/test_guards.py", "-k", "an_end_is_told"),),
+        (("tests/delivery/test_guard.py", "-k", "an_end_is_told"),),
     ),
     Mutant(
         "record later: until the server is back",
         "run/run.py",
         'f"{self.claimant.key} is {event.record.state}", self.claimant.terms.keep_ms / 1000',
         'f"{self.claimant.key} is {event.record.state}", 0.0',
-        (("tests/integration/test_outages.py", "-k", "an_end_is_told"),),
+        (("tests/system/test_outages.py", "-k", "an_end_is_told"),),
     ),
     Mutant(
         "note: told again where the store is away",
         "run/run.py",
         "    heartbeat.later(tell, what, terms.horizon_ms / 1000)\n",
         "",
-        (("tests/unit/test_guards.py", "-k", "a_note_is_told"),),
+        (("tests/delivery/test_guard.py", "-k", "a_note_is_told"),),
     ),
     Mutant(
         "session: no renewal while it is committed",
         "run/transaction.py",
         "        heartbeat.remove(self._lease)\n        answer",
         "        answer",
-        (("tests/unit/test_inbox.py",),),
+        (("tests/run/test_transaction.py",),),
     ),
     Mutant(
         "check: it says that the key is lost",
@@ -269,28 +269,28 @@ _DELIVERIES = [
         "delivery/waiting.py",
         '{"expires": None} if waits.redelivery else {}',
         "{}",
-        (("tests/unit/test_waiting.py",),),
+        (("tests/delivery/test_waiting.py",),),
     ),
     Mutant(
         "zombie: an answer that its RETRY hid is stored again",
         "delivery/execution.py",
         "if isinstance(exc, Retry) and not (record.is_done or lost.answered):",
         "if isinstance(exc, Retry):",
-        (("tests/unit/test_guards.py", "-k", "late_retry"),),
+        (("tests/delivery/test_guard.py", "-k", "late_retry"),),
     ),
     Mutant(
         "store away: no RETRY over an answer",
         "delivery/guard.py",
         "if copy or is_answered(self.task, self.request):",
         "if copy:",
-        (("tests/unit/test_guards.py", "-k", "in_an_outage"),),
+        (("tests/delivery/test_guard.py", "-k", "in_an_outage"),),
     ),
     Mutant(
         "busy: what is awaited is the run that was found last",
         "delivery/guard.py",
         "awaited = self.waits.awaited if owner is None else (owner.task_id, owner.nesting)",
         "awaited = self.waits.awaited or (owner and (owner.task_id, owner.nesting))",
-        (("tests/unit/test_guards.py", "-k", "found_last"),),
+        (("tests/delivery/test_guard.py", "-k", "found_last"),),
     ),
     Mutant(
         'busy: "raise" and "drop" are for a first delivery',
@@ -328,21 +328,21 @@ _PUT_BACK = [
         "publishing.py",
         "in (None, REVOKED) else first",
         "in (None,) else first",
-        (("tests/unit/test_enqueue.py",),),
+        (("tests/publishing/test_publishing.py",),),
     ),
     Mutant(
         "nobody attaches to a call that may end without a result",
         "publishing.py",
         "or Label.of(record).is_alone",
         "or False",
-        (("tests/unit/test_enqueue.py",),),
+        (("tests/publishing/test_publishing.py",),),
     ),
     Mutant(
         "a discarded message frees only the key that waits for it",
         "worker/request.py",
         "if record.state is not State.RETRYING or attempt < record.retries:",
         "if False:",
-        (("tests/unit/test_request.py",),),
+        (("tests/worker/test_request.py",),),
     ),
     Mutant(
         "a call that is revoked in its back-off frees its key at once",
@@ -363,14 +363,14 @@ _PUT_BACK = [
         "run/heartbeat.py",
         "self._used.add(lease.store)",
         "pass",
-        (("tests/unit/test_heartbeat.py", "-k", "come_and_go"),),
+        (("tests/run/test_heartbeat.py", "-k", "come_and_go"),),
     ),
     Mutant(
         "what a process could not tell is said",
         "run/heartbeat.py",
         "            if job.must:\n                log.error(",
         "            if False:\n                log.error(",
-        (("tests/unit/test_heartbeat.py",),),
+        (("tests/run/test_heartbeat.py",),),
     ),
     Mutant(
         "a copy is put back into the queue that it came from",
@@ -391,14 +391,14 @@ _PUT_BACK = [
         "delivery/retrying.py",
         "without_deaths({**ours, **given})",
         "{**ours, **given}",
-        (("tests/unit/test_waiting.py",),),
+        (("tests/delivery/test_waiting.py",),),
     ),
     Mutant(
         "what is in the queue already gets past a base's lock",
         "delivery/retrying.py",
         "return Task.apply_async(task, args, kwargs, **options)",
         "return task.apply_async(args, kwargs, **options)",
-        (("tests/unit/test_waiting.py",),),
+        (("tests/delivery/test_waiting.py",),),
     ),
 ]
 

@@ -6,10 +6,10 @@ from tests.mutants.mutant import LUA, PYTHON, Mutant, Stages
 
 __all__ = ["STORES"]
 
-_SQL: Stages = (("tests/contract/test_sql_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
-_SESSIONS: Stages = (("tests/contract/test_sql_transaction.py", "-k", "sqlite or postgresql"),)
-_LOCKS: Stages = (("tests/contract/test_sql_store.py", "-k", "changed_after or locked_record"),)
-_DJANGO: Stages = (("tests/integration/test_django_commit.py",),)
+_SQL: Stages = (("tests/stores/sql/test_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
+_SESSIONS: Stages = (("tests/stores/sql/test_transaction.py", "-k", "sqlite or postgresql"),)
+_LOCKS: Stages = (("tests/stores/sql/test_store.py", "-k", "changed_after or locked_record"),)
+_DJANGO: Stages = (("tests/django/test_transaction.py",),)
 _REFUSED = (
     "        if isinstance(answer, Lost):\n            self.rollback()\n            return answer\n"
 )
@@ -25,7 +25,7 @@ _SCHEMA = [
         "        for index in table.indexes:\n"
         "            _twice(partial(index.create, engine, checkfirst=True))\n",
         "    _twice(partial(tables.create_all, engine))\n",
-        (("tests/contract/test_sql_store.py", "-k", "made_by_two and sqlite"),),
+        (("tests/stores/sql/test_store.py", "-k", "made_by_two and sqlite"),),
     ),
 ]
 
@@ -136,14 +136,14 @@ _ROWS = [
         "stores/sql/rows.py",
         'int.from_bytes(os.urandom(8), "big") >> 1',
         "(row.stamp or 0) + 1",
-        (("tests/contract/test_sql_store.py", "-k", "made_anew"),),
+        (("tests/stores/sql/test_store.py", "-k", "made_anew"),),
     ),
     Mutant(
         "a row that was made anew is another one, in Django",
         "django/rows.py",
         'int.from_bytes(os.urandom(8), "big") >> 1',
         "(row.stamp or 0) + 1",
-        (("tests/integration/test_django_commit.py", "-k", "made_anew"),),
+        (("tests/django/test_transaction.py", "-k", "made_anew"),),
     ),
     Mutant(
         "a claim waits for no lock",
@@ -195,7 +195,7 @@ _TRANSACTIONS = [
         "run/transaction.py",
         "        answer = self._transaction.step(one, name, packed)",
         "        answer = self._lease.store.step(one, name, packed)",
-        (("tests/unit/test_inbox.py",), ("tests/unit/test_django_store.py",)),
+        (("tests/run/test_transaction.py",), ("tests/django/test_store.py",)),
     ),
 ]
 

@@ -30,7 +30,7 @@ USUAL: list[Mutant] = [
         "stores/redis/lua/claim.usual.lua",
         "(deadline_ms == 0 or now_ms <= deadline_ms)",
         "true",
-        (("tests/unit/test_wire.py",),),
+        (("tests/stores/redis/test_wire.py",),),
     ),
     _claim("which succeeded", "byte(raw, 2) == 4", "true"),
     _claim(

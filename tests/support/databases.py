@@ -6,6 +6,7 @@ import os
 import uuid
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL, create_engine, delete, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
@@ -23,6 +24,10 @@ _SERVERS = {
     ),
     "mysql": (MYSQL_VARIABLE, "mysql+pymysql://root@127.0.0.1:3306/mysql", "service mariadb start"),
 }
+
+#: The marks of a test that needs a server of databases. Every version has to pass it, too.
+ON_A_SERVER = (pytest.mark.system, pytest.mark.matrix)
+POSTGRESQL, MYSQL = (pytest.param(kind, marks=ON_A_SERVER) for kind in _SERVERS)
 
 
 class NotThere(Exception):

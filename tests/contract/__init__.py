@@ -1,1 +1,0 @@
-"""Every store against the one contract, and against each other."""

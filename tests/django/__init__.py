@@ -1,0 +1,1 @@
+"""Tests of the Django app: store, outbox, middleware and admin pages."""

@@ -1,1 +1,0 @@
-"""Tests with real workers on real brokers: what a user of Celery sees."""

@@ -1,0 +1,244 @@
+"""The checker of histories: what breaks a promise it names, and it excuses only what is excused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.histories.checker import RULES, check
+from tests.support.histories.operations import Operation, read, write
+
+LEASE_S = 10.0
+
+
+def _history(text: str) -> list[Operation]:
+    """Read a history: a time, what happened, and its fields, as ``name=value``."""
+    operations = []
+    for line in filter(str.strip, text.splitlines()):
+        at, what, *fields = line.split()
+        given = dict(field.split("=", 1) for field in fields)
+        until = float(given.pop("until", 0))
+        operations.append(Operation(float(at), what, until=until, **given))
+    return operations
+
+
+def _broken(text: str) -> list[str]:
+    return [one.rule for one in check(_history(text), LEASE_S)]
+
+
+#: Two calls of a key; the second gets the first one's outcome, after a takeover that was excused.
+RIGHT = """
+ 0 published call=a key=k value=link by=caller
+ 0 published call=b key=k by=caller
+ 1 began call=a key=k run=1 by=p/1
+ 2 stalled by=p until=30
+14 began call=a key=k run=2 by=q/2
+15 ended call=a key=k run=2 state=returned value=2 by=q/2
+15 accepted call=a key=k run=2 by=q/2
+15 settled call=a key=k run=2 state=succeeded by=q/2
+16 sent call=a state=link value=tail by=q/2
+16 stored call=a state=SUCCESS value=2 by=q/2
+17 stored call=b state=SUCCESS value=2 by=q/3
+31 ended call=a key=k run=1 state=returned value=1 by=p/1
+40 left call=a state=SUCCESS value=2
+40 left call=b state=SUCCESS value=2
+"""
+
+
+def test_a_right_history_breaks_nothing() -> None:
+    """A takeover after a stall, a refused end, a duplicate's replay: all of it is promised."""
+    # Given such a history; when it is checked; then nothing is found
+    assert _broken(RIGHT) == []
+
+
+BEGAN = """
+0 published call=a key=k by=caller
+1 began call=a key=k run=1 by=p/1
+"""
+DONE = """
+3 ended call=a key=k run=1 state=returned value=1 by=p/1
+3 accepted call=a key=k run=1 by=p/1
+3 settled call=a key=k run=1 state=succeeded by=p/1
+4 stored call=a state=SUCCESS value=1 by=p/1
+"""
+LEFT = "90 left call=a state=SUCCESS value=1\n"
+FAILED = """
+3 ended call=a key=k run=1 state=raised value=oops by=p/1
+3 settled call=a key=k run=1 state=released by=p/1
+4 stored call=a state=FAILURE value=oops by=p/1
+90 left call=a state=FAILURE value=oops
+"""
+SECOND = "0 published call=b key=k by=caller\n"
+
+BROKEN = {
+    "two runs of a key are accepted": (
+        "accepted twice",
+        f"""{BEGAN}{DONE}{LEFT}{SECOND}
+        5 began call=b key=k run=2 by=q/2
+        6 ended call=b key=k run=2 state=returned value=1 by=q/2
+        6 accepted call=b key=k run=2 by=q/2
+        7 stored call=b state=SUCCESS value=1 by=q/2
+        90 left call=b state=SUCCESS value=1""",
+    ),
+    "a copy of a failed call runs": (
+        "ran again",
+        f"""{BEGAN}{FAILED}
+        20 began call=a key=k run=2 by=q/2
+        21 ended call=a key=k run=2 state=raised value=oops by=q/2""",
+    ),
+    "a copy runs though the first process died: its end was recorded": (
+        "ran again",
+        f"""{BEGAN}{FAILED}
+        4 killed by=p
+        20 began call=a key=k run=2 by=q/2
+        21 ended call=a key=k run=2 state=raised value=oops by=q/2""",
+    ),
+    "a duplicate that shared an outcome runs": (
+        "ran after its answer",
+        f"""{BEGAN}{DONE}{LEFT}{SECOND}
+        5 stored call=b state=SUCCESS value=1 by=q/2
+        9 began call=b key=k run=2 by=q/3
+        9 ended call=b key=k run=2 state=returned value=1 by=q/3
+        90 left call=b state=SUCCESS value=1""",
+    ),
+    "STARTED is stored over an answer": (
+        "answer changed",
+        f"{BEGAN}{DONE}{LEFT}20 stored call=a state=STARTED by=q/2",
+    ),
+    "a failure becomes a success": (
+        "answer changed",
+        f"{BEGAN}{FAILED}20 stored call=a state=SUCCESS value=oops by=q/2",
+    ),
+    "a call has no answer": ("lost", f"{BEGAN}90 left call=a state=PENDING"),
+    "a call waits for ever": ("lost", f"{BEGAN}2 stored call=a state=RETRY by=p/1"),
+    "a duplicate gets something else": (
+        "wrong answer",
+        f"{BEGAN}{DONE}{LEFT}{SECOND}90 left call=b state=SUCCESS value=2",
+    ),
+    "a duplicate gets an error that nobody had": (
+        "wrong answer",
+        f"{BEGAN}{DONE}{LEFT}{SECOND}90 left call=b state=FAILURE value=ValueError:1",
+    ),
+    "a body begins while another one runs": (
+        "overlap",
+        f"""{BEGAN}{DONE}{LEFT}
+        2 began call=a key=k run=2 by=q/2
+        2.5 ended call=a key=k run=2 state=returned value=1 by=q/2""",
+    ),
+    "a short stall costs no lease": (
+        "overlap",
+        f"""{BEGAN}{DONE}{LEFT}
+        1.5 stalled by=p until=2
+        2.1 began call=a key=k run=2 by=q/2
+        2.5 ended call=a key=k run=2 state=returned value=1 by=q/2""",
+    ),
+    "two copies send the link": (
+        "callbacks twice",
+        f"""{BEGAN}{DONE}{LEFT}
+        3.5 sent call=a state=link by=p/1
+        3.6 sent call=a state=link by=q/2""",
+    ),
+    "an errback goes out, and the link": (
+        "callbacks twice",
+        f"""{BEGAN}{DONE}{LEFT}
+        1.5 stalled by=p until=2.9
+        2.5 sent call=a state=errback by=q/2
+        3.5 sent call=a state=link by=p/1""",
+    ),
+    "a stalled run sends its link after its copy's errback": (
+        "callbacks twice",
+        f"""{BEGAN}
+        1.5 stalled by=p until=30
+        20 sent call=a state=errback by=q/2
+        20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
+        31 ended call=a key=k run=1 state=returned value=1 by=p/1
+        31 accepted call=a key=k run=1 by=p/1
+        31 sent call=a state=link by=p/1
+        90 left call=a state=SUCCESS value=1""",
+    ),
+    "the link is never sent": (
+        "callbacks lost",
+        BEGAN.replace("by=caller", "value=link by=caller") + DONE + LEFT,
+    ),
+}
+
+
+@pytest.mark.parametrize(("rule", "text"), BROKEN.values(), ids=BROKEN)
+def test_what_breaks_a_promise_is_named(rule: str, text: str) -> None:
+    """Each kind of violation is found, and nothing else is said of it."""
+    # Given a history that breaks one promise; when it is checked; then that is what is found
+    assert _broken(text) == [rule]
+
+
+EXCUSED = {
+    "the first run's process died": f"""{SECOND}{BEGAN}
+        2 killed by=p
+        14 began call=a key=k run=2 by=q/2
+        15 ended call=a key=k run=2 state=returned value=1 by=q/2
+        90 left call=a state=SUCCESS value=1
+        90 left call=b state=FAILURE value=IdempotencyInProgress""",
+    "its process stood still between the grant and the body": f"""{BEGAN}{DONE}{LEFT}
+        0.5 stalled by=q until=20
+        20 began call=a key=k run=2 by=q/2
+        21 ended call=a key=k run=2 state=returned value=1 by=q/2""",
+    "it died between sending and noting": f"""{BEGAN}{DONE}{LEFT}
+        3.5 sent call=a state=link by=p/1
+        3.6 killed by=p
+        9 sent call=a state=link by=q/2""",
+    "it stood still between its end and sending": f"""{BEGAN}{DONE}{LEFT}
+        3.5 stalled by=p until=30
+        14 sent call=a state=link by=q/2
+        31 sent call=a state=link by=p/1""",
+    "the body ignored its message": f"""{BEGAN}
+        3 ended call=a key=k run=1 state=ignored value=Ignore by=p/1
+        3 settled call=a key=k run=1 state=released by=p/1
+        90 left call=a state=PENDING""",
+    "a run that was not recorded answers its own caller": f"""{BEGAN}{DONE}{LEFT}{SECOND}
+        0.5 began call=b key=k run=2 by=q/2
+        0.5 stalled by=q until=20
+        21 ended call=b key=k run=2 state=returned value=2 by=q/2
+        22 stored call=b state=SUCCESS value=2 by=q/2
+        90 left call=b state=SUCCESS value=2""",
+    "the process died before it heard that its run was accepted": f"""{BEGAN}{SECOND}
+        3 ended call=a key=k run=1 state=returned value=1 by=p/1
+        4 killed by=p
+        20 stored call=a state=SUCCESS value=1 by=q/2
+        90 left call=a state=SUCCESS value=1
+        90 left call=b state=SUCCESS value=1""",
+    "nobody knew, and the run settles it": f"""{BEGAN}
+        1.5 stalled by=p until=30
+        20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
+        31 ended call=a key=k run=1 state=returned value=1 by=p/1
+        31 accepted call=a key=k run=1 by=p/1
+        31 stored call=a state=SUCCESS value=1 by=p/1
+        90 left call=a state=SUCCESS value=1""",
+}
+
+
+@pytest.mark.parametrize("text", EXCUSED.values(), ids=EXCUSED)
+def test_what_the_contract_allows_is_no_violation(text: str) -> None:
+    """Where a process died or stood still, what the contract says of that is allowed."""
+    # Given a history with that fault in it; when it is checked; then nothing is found
+    assert _broken(text) == []
+
+
+def test_each_rule_has_a_history_that_breaks_it() -> None:
+    """No rule is there that no history could break."""
+    assert {rule for rule, _ in BROKEN.values()} == set(RULES)
+
+
+def test_a_history_is_kept_in_a_file(tmp_path: Path) -> None:
+    """What is written is what is read."""
+    # Given a history
+    history = _history(RIGHT)
+    # When it is written and read
+    write(tmp_path / "history", history)
+    # Then it is the same
+    assert list(read(tmp_path / "history")) == history
+
+
+def test_an_operation_is_one_of_those_that_are_known() -> None:
+    """A name that is misspelt is an error, and not an operation that nobody looks at."""
+    with pytest.raises(ValueError, match="no operation"):
+        Operation(0.0, "begun")

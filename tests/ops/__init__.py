@@ -1,0 +1,1 @@
+"""Tests of the operators' tools: commands, doctor, Flower's page, metrics."""

@@ -1,0 +1,1 @@
+"""Tests of what happens to a call before it is published."""

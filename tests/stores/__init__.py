@@ -1,0 +1,1 @@
+"""Tests of the stores: each against the one contract, and against each other."""

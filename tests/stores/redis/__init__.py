@@ -1,0 +1,1 @@
+"""Tests of the Redis store: its scripts, its connections, Redis Cluster."""

@@ -1,0 +1,1 @@
+"""Tests of the SQL store, on each kind of database."""

@@ -1,0 +1,387 @@
+"""Whether a history keeps the contract: one accepted run a key, its outcome for all, nothing lost.
+
+It knows the contract, and nothing of the library. Where the contract says "unless the process
+dies or stands still", the history has to show that it did.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tests.support.histories.operations import Operation
+
+__all__ = ["RULES", "Violation", "check"]
+
+_FINAL = ("SUCCESS", "FAILURE", "REVOKED")
+#: Errors that a call may get without a run of its own, and without its key's outcome.
+_TYPED = (
+    *("OutcomeUnknown", "IdempotencyInProgress", "IdempotencyKeyMismatch", "ResultNotKept"),
+    *("StoreUnavailable", "RecordCorrupt"),
+)
+#: How a body ends whose call then has no result.
+_WITHOUT_RESULT = ("ignored", "rejected", "replaced")
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A promise that a history breaks."""
+
+    #: One of :data:`RULES`.
+    rule: str
+    #: The call, or the key.
+    whose: str
+    key: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.whose}: {self.why}"
+
+
+def check(
+    history: Sequence[Operation], lease_s: float, rules: Iterable[str] | None = None
+) -> list[Violation]:
+    """Give what a history breaks; ``rules``: only those, of :data:`RULES`."""
+    known = _History(history, lease_s)
+    return [
+        Violation(rule, whose, known.keys.get(_id_of(whose), whose), why)
+        for rule in (RULES if rules is None else rules)
+        for whose, why in RULES[rule](known)
+    ]
+
+
+class _Run:
+    """One execution of a body, put together."""
+
+    def __init__(self, began: Operation) -> None:
+        self.began = began
+        self.ended: Operation | None = None
+        self.accepted: Operation | None = None
+        self.settled: Operation | None = None
+
+    @property
+    def over(self) -> float:
+        return math.inf if self.ended is None else self.ended.at
+
+
+class _History:
+    def __init__(self, history: Sequence[Operation], lease_s: float) -> None:
+        self.lease_s = lease_s
+        self.by_kind: dict[str, list[Operation]] = defaultdict(list)
+        for operation in sorted(history, key=lambda one: one.at):
+            self.by_kind[operation.what].append(operation)
+        self.keys = {one.call: one.key for one in self.by_kind["published"]}
+        self.runs = {one.run: _Run(one) for one in self.by_kind["began"]}
+        for kind in ("ended", "accepted", "settled"):
+            for one in self.by_kind[kind]:
+                if one.run in self.runs:
+                    setattr(self.runs[one.run], kind, one)
+
+        #: Calls of which a retry comes after a body without a result: it may have published that by
+        #: itself, so it is no copy.
+        self.retried_by_hand = {
+            run.began.call
+            for run in self.runs.values()
+            if run.settled is not None and self.how_ended(run.began.run) in _WITHOUT_RESULT
+            for other in self.of_call(run.began.call)
+            if (_retry_of(other) > _retry_of(run) and other.began.at > run.began.at)
+            or (_retry_of(other) >= _retry_of(run) and self.how_ended(other.began.run) == "retried")
+        }
+
+        #: Calls with a run that outlived its key's window, and was retried then: in a new window.
+        self.outlived = {
+            run.began.call
+            for run in self.runs.values()
+            for accepted in self.by_kind["accepted"]
+            if accepted.key == run.began.key
+            and self.how_ended(run.began.run) == "retried"
+            and 0 < accepted.until < run.over
+        }
+
+    def of_key(self, key: str) -> list[_Run]:
+        return [run for run in self.runs.values() if run.began.key == key]
+
+    def of_call(self, call: str, *, nested: bool = False) -> list[_Run]:
+        return [
+            run
+            for run in self.runs.values()
+            if run.began.call == call or (nested and _id_of(run.began.call) == call)
+        ]
+
+    def retried_while_unknown(self, call: str, until: float) -> bool:
+        """Whether a call was told that nobody knows, and its run was then retried.
+
+        The retry sends its own callbacks: what was sent before is forgotten with the attempt.
+        """
+        told = [one.at for one in self["stored"] if one.call == call and _is_open(one)]
+        return any(
+            one.call == call and one.state == "retried" and min(told, default=until) < one.at
+            for one in self["ended"]
+        )
+
+    def how_ended(self, run: str) -> str:
+        ended = self.runs[run].ended if run in self.runs else None
+        return "" if ended is None else ended.state
+
+    def unheard(self, key: str) -> list[str]:
+        """The outcomes of runs whose process did not live to hear that they were accepted."""
+        return [
+            run.ended.value
+            for run in self.of_key(key)
+            if run.ended is not None and self.died(run.ended.process, run.ended.at, math.inf)
+        ]
+
+    def met_outage(self, one: Operation) -> bool:
+        """Whether the delivery that did this could not ask the store."""
+        return any(
+            away.by == one.by and one.at - self.lease_s <= away.at <= one.at
+            for away in self["away"]
+        )
+
+    def end_of_body(self, one: Operation) -> float:
+        """When the body ended of the delivery that did this; a body asks nobody while it runs."""
+        ends = [run.over for run in self.runs.values() if run.began.by == one.by]
+        return min(ends, default=-math.inf)
+
+    def died(self, process: str, since: float, until: float) -> bool:
+        """Whether a process died in that time."""
+        return any(one.process == process and since <= one.at <= until for one in self["killed"])
+
+    def stood_still(self, process: str, since: float, until: float) -> bool:
+        """Whether a process stood still in that time, long enough to lose a lease."""
+        return any(
+            one.process == process
+            and one.at <= until
+            and one.until >= since
+            # A lease is renewed at each third: that much of it may be gone when it stops.
+            and one.until - one.at >= self.lease_s / 3
+            for one in self["stalled"]
+        )
+
+    def was_granted_before(self, run: _Run, at: float) -> bool:
+        """Whether a run may have had its key since before then, and stood still before its body."""
+        return self.stood_still(run.began.process, at, run.began.at)
+
+    def was_cut_off(self, process: str, since: float, until: float) -> bool:
+        return self.died(process, since, until) or self.stood_still(process, since, until)
+
+    def __getitem__(self, kind: str) -> list[Operation]:
+        return self.by_kind[kind]
+
+    def answers(self) -> dict[str, list[Operation]]:
+        """What the result backend stored of each call, beginning with its first answer."""
+        stored: dict[str, list[Operation]] = defaultdict(list)
+        for one in self["stored"]:
+            if one.state in _FINAL or stored[one.call]:
+                stored[one.call].append(one)
+        return {call: states for call, states in stored.items() if states}
+
+
+_Found = Iterator[tuple[str, str]]
+
+
+def _accepted_twice(known: _History) -> _Found:
+    """From a key's first claim to the end of its window at most one run is accepted."""
+    windows: dict[str, Operation] = {}
+    for one in known["accepted"]:
+        first = windows.setdefault(one.key, one)
+        if first.run == one.run:
+            continue
+        if not first.until or one.at < first.until:
+            yield one.key, f"{first.run} and {one.run} were accepted"
+        windows[one.key] = one
+
+
+def _ran_again(known: _History) -> _Found:
+    """A call whose answer is recorded never begins again."""
+    settled: dict[str, Operation] = {}
+    for one in (*known["settled"], *known["accepted"]):
+        if known.how_ended(one.run) == "requeued":
+            continue  # it is to run again
+        if one.call not in settled or one.at < settled[one.call].at:
+            settled[one.call] = one
+    for call, one in settled.items():
+        first = known.runs[one.run]
+        for run in known.of_call(call):
+            if call in known.retried_by_hand and _retry_of(run) > _retry_of(first):
+                continue
+            if call in known.outlived or 0 < one.until < run.began.at:
+                continue  # so late that nobody remembers
+            if run.began.at > one.at and not known.was_granted_before(run, one.at):
+                yield call, f"{run.began.run} began at {run.began.at:.3f}, settled by {one.run}"
+
+
+def _ran_after_answer(known: _History) -> _Found:
+    """A call that was answered without a run of its own is never run."""
+    for call, states in known.answers().items():
+        first = states[0]
+        if known.of_call(call) and known.of_call(call)[0].began.at < first.at:
+            continue  # it has run: what is recorded counts
+        for run in known.of_call(call):
+            if known.was_cut_off(first.process, first.at, run.began.at):
+                continue  # before it could be recorded that the call has its answer
+            if not known.was_granted_before(run, first.at):
+                yield call, f"{run.began.run} began, its answer was {first.state} {first.value}"
+
+
+def _answer_changed(known: _History) -> _Found:
+    """An answer that is recorded stays, RETRY and STARTED included."""
+    left = {one.call: one for one in known["left"]}
+    for call, (first, *later) in known.answers().items():
+        if _is_open(first) or call in known.retried_by_hand or call in known.outlived:
+            continue
+        is_recorded = any(
+            _id_of(one.call) == call and one.at <= first.at for one in known["settled"]
+        )
+        runs = known.of_call(call, nested=True)
+        has_run = any(run.began.at < first.at for run in runs)
+        has_no_result = any(known.how_ended(run.began.run) in _WITHOUT_RESULT for run in runs)
+        late = [
+            run.began.by
+            for run in runs
+            if run.settled is None and known.was_granted_before(run, first.at)
+        ]
+        memories = [one.until for one in known["settled"] if _id_of(one.call) == call]
+        for one in later:
+            if (one.state, one.value) == (first.state, first.value):
+                continue
+            if 0 < min(memories, default=0.0) < one.at:
+                continue  # so late that nobody remembers
+            if (one.state in _FINAL and one.by in late) or (has_run and not is_recorded):
+                continue  # a run that could not be recorded answers its own caller
+            if not is_recorded and known.was_cut_off(first.process, first.at, one.at):
+                continue  # before it could record that the call has its answer
+            last = left.get(call)
+            stays = last is None or last.state == first.state or has_no_result
+            if stays and known.stood_still(one.process, first.at - known.lease_s, one.at):
+                continue  # decided before the answer, written after it, and answered again
+            if stays and known.met_outage(one):
+                continue  # it could not ask, and is answered again
+            answer = f"{first.state} {first.value}"
+            yield call, f"{one.state} {one.value} was stored at {one.at:.3f} over {answer}"
+
+
+def _lost(known: _History) -> _Found:
+    """Nothing that was enqueued is lost."""
+    left = {one.call: one.state for one in known["left"]}
+    answered = known.answers()
+    for one in known["published"]:
+        state = left.get(one.call, "PENDING")
+        if state in _FINAL or one.call in answered:
+            continue
+        ends = [run.ended.state for run in known.of_call(one.call) if run.ended is not None]
+        if not any(end in ("ignored", "rejected") for end in ends):
+            yield one.call, f"it is {state} when all is over"
+
+
+def _wrong_answer(known: _History) -> _Found:
+    """Every duplicate gets the accepted run's outcome, or a typed error."""
+    outcomes: dict[str, list[str]] = defaultdict(list)
+    for one in known["accepted"]:
+        ended = known.runs[one.run].ended if one.run in known.runs else None
+        if ended is not None:
+            outcomes[one.key].append(ended.value)  # one a window
+    for one in known["left"]:
+        if one.state not in ("SUCCESS", "FAILURE"):
+            continue
+        key = known.keys[one.call]
+        own = [run.ended.value for run in known.of_call(one.call, nested=True) if run.ended]
+        if one.value in outcomes.get(key, []) or one.value in own:
+            continue
+        if key not in outcomes and one.value in known.unheard(key):
+            continue
+        if one.state == "FAILURE":
+            others = [run.ended.value for run in known.of_key(key) if run.ended]
+            if one.value.partition(":")[0] in _TYPED or one.value in others:
+                continue
+        outcome = ", ".join(outcomes.get(key, [])) or "not accepted"
+        yield one.call, f"it got {one.value}; the outcome is {outcome}"
+
+
+def _overlap(known: _History) -> _Found:
+    """No body of a key begins while another one holds its lease."""
+    for key in dict.fromkeys(known.keys.values()):
+        runs = sorted(known.of_key(key), key=lambda run: run.began.at)
+        for at, second in enumerate(runs):
+            for first in runs[:at]:
+                began = second.began.at
+                if first.over <= began:
+                    continue
+                since = first.began.at - known.lease_s
+                if known.was_cut_off(first.began.process, since, began):
+                    continue
+                if not known.was_granted_before(second, first.began.at):
+                    yield key, f"{second.began.run} began while {first.began.run} ran"
+
+
+def _callbacks(known: _History) -> _Found:
+    """Callbacks are sent once a call, unless the sender died or stood still before noting that."""
+    sent: dict[str, list[Operation]] = defaultdict(list)
+    for one in known["sent"]:
+        if not sent[one.call] or sent[one.call][-1].by != one.by:
+            sent[one.call].append(one)
+    for call, ones in sent.items():
+        if call in known.retried_by_hand or call in known.outlived:
+            continue
+        windows = [one.until for one in known["accepted"] if one.call == call and one.until]
+        for first, second in pairwise(ones):
+            if 0 < first.until < second.at or known.retried_while_unknown(call, second.at):
+                continue
+            if known.died(first.process, first.at, second.at):
+                continue
+            if known.met_outage(first) or known.met_outage(second):
+                continue  # it could neither ask nor be told
+            if len(windows) > 1 and min(windows) < second.at:
+                continue  # by a run that outlived its key's window, and was accepted in another
+            since = first.at - known.lease_s
+            if not any(
+                known.stood_still(one.process, max(since, known.end_of_body(one)), second.at)
+                for one in (first, second)
+            ):
+                both = [f"{one.state} by {one.by} at {one.at:.3f}" for one in (first, second)]
+                yield call, " and ".join(both)
+
+
+def _callbacks_lost(known: _History) -> _Found:
+    """What hangs on a call's outcome is sent."""
+    sent = {_id_of(one.call) for one in known["sent"]}
+    # Whoever was told that nobody knows is told once.
+    sent |= {one.call for one in known["stored"] if _is_open(one)}
+    left = {one.call: one.state for one in known["left"]}
+    for one in known["published"]:
+        ends = [run.ended.state for run in known.of_call(one.call) if run.ended is not None]
+        if any(end in _WITHOUT_RESULT for end in ends):
+            continue
+        wanted = {"SUCCESS": "link", "FAILURE": "errback"}.get(left.get(one.call, ""))
+        if wanted in one.value.split() and one.call not in sent:
+            yield one.call, f"its {wanted} was never sent"
+
+
+def _is_open(answer: Operation) -> bool:
+    """Whether it only says that nobody knows: the run may be alive, and settles it when it ends."""
+    return answer.value.startswith("OutcomeUnknown")
+
+
+def _retry_of(run: _Run) -> int:
+    return int(run.began.value or 0)
+
+
+def _id_of(call: str) -> str:
+    return call.partition("/")[0]
+
+
+#: The promises, by name.
+RULES = {
+    "accepted twice": _accepted_twice,
+    "ran again": _ran_again,
+    "ran after its answer": _ran_after_answer,
+    "answer changed": _answer_changed,
+    "lost": _lost,
+    "wrong answer": _wrong_answer,
+    "overlap": _overlap,
+    "callbacks twice": _callbacks,
+    "callbacks lost": _callbacks_lost,
+}

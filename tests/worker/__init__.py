@@ -1,0 +1,1 @@
+"""Tests of the worker's parent process: its requests, and its start."""
