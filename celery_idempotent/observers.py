@@ -1,10 +1,10 @@
-"""Who is told what becomes of each delivery: metrics, traces, and one log line an outcome."""
+"""Observers are called for what becomes of each delivery: metrics, traces, signals, log lines."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 __all__ = [
@@ -20,7 +20,7 @@ __all__ = [
 #: Lines for machines: the fields are on each log record as ``idempotency``, a dict.
 outcomes: Final = logging.getLogger("celery_idempotent.outcomes")
 
-#: What happens all the time is told at level DEBUG only, all else at INFO.
+#: What happens all the time is logged at level DEBUG only, all else at INFO.
 _LEVELS: Final = dict.fromkeys(("claimed", "succeeded", "claim", "complete"), logging.DEBUG)
 
 log = logging.getLogger("celery_idempotent")
@@ -45,35 +45,43 @@ class Observation:
     #: The call that holds the key, or whose outcome it is, where it is another.
     original_id: str | None
     details: Mapping[str, Any]
+    #: The task itself; ``None`` for a request of the HTTP edge, whose task's name is "http".
+    sender: Any = field(default=None, repr=False, compare=False)
 
 
 Observer = Callable[[Observation], None]
 
-#: Who listens; empty as a rule, and then nothing is made.
+#: All that are registered; as a rule there are none, and then no observation is made.
 observers: list[Observer] = []
 
 
 def observe(observer: Observer) -> None:
-    """Have an observer told of every delivery in this process, and in those it forks."""
+    """Register an observer: it is called for every delivery here and in processes forked later."""
     if observer not in observers:
         observers.append(observer)
 
 
 def stop_observing(observer: Observer) -> None:
-    """Tell it no more."""
+    """Remove an observer."""
     if observer in observers:
         observers.remove(observer)
 
 
 def is_heard(what: str) -> bool:
-    """Whether anybody would be told."""
+    """Whether there is an observer, or a log, for it."""
     return bool(observers) or outcomes.isEnabledFor(_LEVELS.get(what, logging.INFO))
 
 
 def tell(
-    what: str, task: str, key: str, task_id: str, original_id: str | None, **details: Any
+    what: str,
+    task: str,
+    key: str,
+    task_id: str,
+    original_id: str | None,
+    sender: Any = None,
+    **details: Any,
 ) -> None:
-    """Tell all observers, and the log; nothing that goes wrong there reaches the task."""
+    """Call all observers, and write the log line; no error of theirs reaches the task."""
     level = _LEVELS.get(what, logging.INFO)
     if outcomes.isEnabledFor(level):
         fields = {"outcome": what, "task": task, "key": key, "task_id": task_id}
@@ -83,9 +91,9 @@ def tell(
         outcomes.log(level, "idempotency %s", text, extra={"idempotency": {**fields, **details}})
     if not observers:
         return
-    observation = Observation(what, task, key, task_id, original_id, details)
+    observation = Observation(what, task, key, task_id, original_id, details, sender)
     for observer in tuple(observers):
         try:
             observer(observation)
         except Exception:
-            log.exception("an observer of idempotency went wrong; the task goes on")
+            log.exception("an observer of idempotency failed; the task goes on")

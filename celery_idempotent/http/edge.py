@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -45,9 +45,9 @@ from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.run.claim import claim_key
 from celery_idempotent.run.claimant import Claimant, Ending, Terms
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.journal import UnsentEntry
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
+from celery_idempotent.run.telling import Telling, ToldRun
 from celery_idempotent.run.transaction import PlainWork
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.transactions import NotCommitted
@@ -194,29 +194,36 @@ class Edge:
         if options.mode != "enforce":
             return Held(self, self._app, context)
         environment = environment_of(self._app)
-        call, call_key = self._call(environment, request, digest, key)
+        claimant, call_key = self._call(environment, request, digest, key)
         try:
-            verdict = self._outage.claim_key(call)
+            verdict = self._outage.claim_key(claimant)
         except (StoreUnavailable, RecordTooNew) as exc:
             if options.on_store_error == "run" and isinstance(exc, StoreUnavailable):
-                log.error("%s runs unprotected: %s", call.key, exc)
+                log.error("%s runs unprotected: %s", claimant.key, exc)
                 return Held(self, self._app, context)
-            log.warning("%s is refused: %s", call.key, exc)
+            log.warning("%s is refused: %s", claimant.key, exc)
             return self.problems.store_away()
         except StoreError:
-            log.exception("%s is refused", call.key)
+            log.exception("%s is refused", claimant.key)
             return self.problems.unreadable()
+        telling = Telling(
+            environment.journal,
+            _TASK,
+            _id_of(claimant.owner) or "",
+            claimant.key,
+            call_key.readable,
+            call_key.label,
+        )
         if not isinstance(verdict, Run):
-            return self._answer(environment, call, verdict)
-        held = Held(self, self._app, context, environment, call_key, verdict)
-        environment.journal.begin(held)
+            return self._answer(telling, verdict)
+        held = Held(self, self._app, context, call_key, ToldRun(telling, verdict))
         try:
-            held.take_up()
+            held.begin()
         except BaseException as exc:
             held.fail(exc)
             if not isinstance(exc, StoreError):
                 raise
-            log.exception("%s is refused: a step can't be read", call.key)
+            log.exception("%s is refused: a step can't be read", claimant.key)
             return self.problems.unreadable()
         return held
 
@@ -236,7 +243,7 @@ class Edge:
             max_interruptions=0 if unknown else options.max_interruptions,
             max_compensations=0,
         )
-        call = Claimant(
+        claimant = Claimant(
             terms=terms,
             key=record_key(environment.prefix, call_key),
             owner=Owner(uuid()).pack(),
@@ -245,19 +252,14 @@ class Edge:
             checked=True,
             label=Label(_TASK, call_key.label).text(),
         )
-        return call, call_key
+        return claimant, call_key
 
-    def _answer(self, environment: Environment, call: Claimant, verdict: ClaimVerdict) -> Response:
-        task_id = _id_of(call.owner)
+    def _answer(self, telling: Telling, verdict: ClaimVerdict) -> Response:
         if isinstance(verdict, Replay):
-            record = verdict.record
-            environment.journal.add(
-                "deduplicated", call.key, _TASK, task_id, original=record.owner_id
-            )
-            return self.replay(record.outcome)
+            telling.tell("deduplicated", verdict.record)
+            return self.replay(verdict.record.outcome)
         if isinstance(verdict, Mismatch):
-            original = verdict.record.owner_id
-            environment.journal.add("mismatch", call.key, _TASK, task_id, original=original)
+            telling.tell("mismatch", verdict.record)
             return self.problems.mismatch()
         if isinstance(verdict, Unknown):
             return self.problems.unknown()
@@ -291,17 +293,14 @@ class Held:
         edge: Edge,
         app: Any,
         context: str,
-        environment: Environment | None = None,
         call_key: CallKey | None = None,
-        run: Run | None = None,
+        told: ToldRun | None = None,
     ) -> None:
         self._edge = edge
         self._context = context
-        self._environment = environment
-        self._run = run
+        self._told = told
+        run = None if told is None else told.run
         self._ended = False
-        self._began = time.monotonic()
-        self._token = None if run is None else run.token
         self._plain = PlainWork()
         self._steps = None
         if run is not None:
@@ -323,14 +322,15 @@ class Held:
         """The largest response that is kept, in bytes."""
         return self._edge.max_response_size
 
-    def take_up(self) -> None:
-        """Take over the steps that an earlier run of the request has finished.
+    def begin(self) -> None:
+        """Begin the run, with the steps that an earlier run of the request has finished.
 
         Raises:
             RecordCorrupt: one can't be read.
         """
-        if self._run is not None and self._steps is not None:
-            self._steps.take(self._run.steps)
+        if self._told is not None and self._steps is not None:
+            self._told.begin()
+            self._steps.take(self._told.run.steps)
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -352,12 +352,12 @@ class Held:
             self.release()
             return response
         try:
-            if self._run is None:
+            if self._told is None:
                 self._ended = True
                 self._plain.commit()
                 return response
             packed = pack(response, self.most)
-            verdict = self._end(self._run, Ending(State.SUCCEEDED, packed))
+            verdict = self._end(self._told, Ending(State.SUCCEEDED, packed))
         except NotCommitted as exc:
             log.warning("%s has to be sent again: %s", self._context, exc)
             if exc.sure:
@@ -376,7 +376,8 @@ class Held:
         if record.state is not State.RELEASED:
             return self._edge.problems.running()
         # Forgotten meanwhile: it is nobody's, and this is the answer of its own request.
-        return self._edge.problems.not_committed() if self._run.transaction.undone else response
+        undone = self._told.run.transaction.undone
+        return self._edge.problems.not_committed() if undone else response
 
     def fail(self, exc: BaseException) -> None:
         """Free the key where the application failed; interrupt it where that was cut off."""
@@ -397,37 +398,17 @@ class Held:
         if self._ended:
             return
         self._ended = True
-        if self._run is None:
+        if self._told is None:
             self._plain.rollback()
         else:
-            self._end(self._run, ending)
+            self._end(self._told, ending)
 
-    def _end(self, run: Run, ending: Ending) -> Recorded | Lost | None:
+    def _end(self, run: ToldRun, ending: Ending) -> Recorded | Lost | None:
         self._ended = True
-        verdict: Recorded | Lost | None = None
-        silently = True
         try:
-            verdict = run.end(ending)
-            silently = isinstance(verdict, Lost)
+            return run.end(ending)
         finally:
-            if self._environment is not None:
-                self._environment.journal.ended(self, silently=silently)
-        if self._environment is not None and not silently:
-            what = "interrupted" if ending.state is State.RUNNING else str(ending.state)
-            now = time.monotonic()
-            more = {"took": now - self._began, "unrecorded": verdict is None}
-            self._environment.journal.put(self._event(what, now, more))
-        return verdict
-
-    def claimed(self) -> UnsentEntry:
-        """Give what the journal says of its beginning."""
-        return self._event("claimed", self._began, {})
-
-    def _event(self, what: str, at: float, more: Mapping[str, Any]) -> UnsentEntry:
-        assert self._run is not None
-        call = self._run.claimant
-        told = {"label": Label.of(self._run.lease.record).readable, "token": self._token, **more}
-        return UnsentEntry(at, what, call.key, _TASK, _id_of(call.owner), told)
+            run.let_go()
 
 
 class _Outage:

@@ -19,13 +19,13 @@ ROOT = Path(SPEC.origin).parent
 
 #: Who may import whom: a layer sees itself and what stands before it.
 LAYERS = (
-    ("errors",),
+    ("errors", "observers"),
     ("core",),
     ("stores",),
     ("run",),
     # The seams to Celery: every module beside the package's __init__, and their rooms.
     (
-        *sorted({path.stem for path in ROOT.glob("*.py")} - {"__init__", "errors"}),
+        *sorted({path.stem for path in ROOT.glob("*.py")} - {"__init__", "errors", "observers"}),
         "delivery",
         "worker",
     ),

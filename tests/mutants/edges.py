@@ -64,7 +64,7 @@ EDGES = [
     Mutant(
         "what was undone is no answer",
         "http/edge.py",
-        "if self._run.transaction.undone else response",
+        "if undone else response",
         "if False else response",
         _by("forgotten_meanwhile", "http/test_session"),
     ),

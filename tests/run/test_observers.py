@@ -9,6 +9,8 @@ from celery import Celery
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.http.edge import Edge
+from celery_idempotent.http.messages import Request, Response
 from celery_idempotent.observers import observe, stop_observing
 from celery_idempotent.settings import environment_of
 
@@ -61,6 +63,20 @@ def test_the_stores_times_are_observed(charge, seen):
     times = [one for one in seen if one.what in ("claim", "complete")]
     assert [one.what for one in times] == ["claim", "complete", "claim"]
     assert all(0 <= one.details["seconds"] < 60 for one in times)
+
+
+def test_a_request_is_observed_as_a_delivery_is(app, seen):
+    """Of the task that is called ``http``."""
+    # Given
+    edge = Edge(app, service="shop")
+    request = Request("POST", "/orders", "", b"{}")
+    # When
+    edge.begin(request, "alice", "k").finish(Response(201, [], b"made"))
+    edge.begin(request, "alice", "k")
+    # Then
+    assert whats(seen) == ["claimed", "succeeded", "deduplicated"]
+    assert {(one.task, one.sender) for one in seen} == {("http", None)}
+    assert seen[-1].original_id == seen[0].task_id
 
 
 def test_an_observer_that_goes_wrong_changes_nothing(charge, caplog):
