@@ -14,7 +14,7 @@ twice, by a relay that was killed between sending and deleting it, is one call o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -27,8 +27,8 @@ from celery_idempotent.django import models
 from celery_idempotent.django.tenants import with_schema
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.outbox import relay
-from celery_idempotent.outbox.message import Message
-from celery_idempotent.outbox.waiting import Alone, Backlog, Batch, DatabaseAway, Failure
+from celery_idempotent.outbox.message import PendingCall
+from celery_idempotent.outbox.waiting import Backlog, DatabaseAway, Failure, Outbox
 
 __all__ = ["DjangoOutbox", "Relay", "publish"]
 
@@ -45,7 +45,7 @@ def publish(signature: Any, *, using: str = "default") -> Any:
         The call's ``AsyncResult``. Its id is the message's task id.
 
     Raises:
-        TransactionManagementError: there is no transaction, so there is nothing to hold on to.
+        TransactionManagementError: no transaction is under way.
         ConfigurationError: an ``idempotency_*`` option is none of a call's, or has no effect here.
         KeyDerivationError: its key can't be derived; nothing is written.
         TypeError: it is no signature of one task, its arguments don't fit the task, or they are
@@ -56,56 +56,53 @@ def publish(signature: Any, *, using: str = "default") -> Any:
             "outbox.publish() belongs in transaction.atomic(), with the data that the task is "
             "about; elsewhere task.delay() does"
         )
-    message = Message.of(signature)
-    with_schema(message.options)
+    call = PendingCall.of(signature)
+    with_schema(call.options)
     # By the database's clock, which the relay goes by, too.
     row = models.Message(
-        task_id=message.task_id,
-        task=message.task,
-        message=message.to_json(),
+        task_id=call.task_id,
+        task=call.task,
+        message=call.to_json(),
         created=Now(),
         due=Now(),
     )
     rows = models.Message._base_manager.using(using)
-    rows.bulk_create([row], ignore_conflicts=message.is_of_request)
-    return signature.app.AsyncResult(message.task_id)
+    rows.bulk_create([row], ignore_conflicts=call.is_of_request)
+    return call.published(signature.app)
 
 
-class DjangoOutbox:
-    """An :class:`~celery_idempotent.outbox.waiting.Outbox` that the ORM reads."""
+class DjangoOutbox(Outbox):
+    """An outbox that the ORM reads."""
 
     def __init__(self, using: str) -> None:
-        self.using = using
-        self.where = f"DATABASES[{using!r}]"
+        where = f"DATABASES[{using!r}]"
         try:
             connection = connections[using]
         except ConnectionDoesNotExist as exc:
-            raise ConfigurationError(f"there is no {self.where} for the outbox") from exc
-        self._one_writer = connection.vendor == "sqlite"
-        name = connection.settings_dict["NAME"] if self._one_writer else None
-        self._alone = Alone(None if name is None else str(name))
+            raise ConfigurationError(f"there is no {where} for the outbox") from exc
+        super().__init__(
+            where,
+            one_writer=connection.vendor == "sqlite",
+            database=connection.settings_dict["NAME"],
+        )
+        self.using = using
 
     @property
     def _rows(self) -> Any:
         return models.Message._base_manager.using(self.using)
 
-    @contextmanager
-    def take(self, most: int) -> Iterator[Batch]:
-        wanted = self._rows.filter(due__lte=Now()).order_by("id")
-        with self._translated():
-            if self._one_writer:
-                # No transaction while it is sent: it would keep the project from writing.
-                yield Batch(list(wanted[:most]), self._settle)
-                return
-            with transaction.atomic(using=self.using):
-                yield Batch(list(wanted.select_for_update(skip_locked=True)[:most]), self._write)
+    def _connect(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
-    def _settle(self, sent: Sequence[int], failed: Sequence[Failure]) -> None:
-        if sent or failed:
-            with transaction.atomic(using=self.using):
-                self._write(sent, failed)
+    def _begin(self) -> AbstractContextManager[None]:
+        atomic: AbstractContextManager[None] = transaction.atomic(using=self.using)
+        return atomic
 
-    def _write(self, sent: Sequence[int], failed: Sequence[Failure]) -> None:
+    def _due(self, _: None, most: int, *, lock: bool) -> Sequence[models.Message]:
+        rows = self._rows.select_for_update(skip_locked=True) if lock else self._rows
+        return list(rows.filter(due__lte=Now()).order_by("id")[:most])
+
+    def _write(self, _: None, sent: Sequence[int], failed: Sequence[Failure]) -> None:
         if sent:
             self._rows.filter(pk__in=sent).delete()
         for one in failed:
@@ -115,22 +112,13 @@ class DjangoOutbox:
                 due=Now() + timedelta(seconds=one.pause_s),
             )
 
-    def backlog(self) -> Backlog:
-        with self._translated():
-            oldest = self._rows.order_by("created").annotate(now=Now())
-            found = oldest.values_list("created", "now").first()
-            rows = self._rows.count()
-            failing = self._rows.filter(attempts__gt=0).order_by("-due")
-            failed = failing.count()
-            error = failing.values_list("error", flat=True).first()
+    def _count(self, _: None) -> Backlog:
+        oldest = self._rows.order_by("created").annotate(now=Now())
+        found = oldest.values_list("created", "now").first()
+        failing = self._rows.filter(attempts__gt=0).order_by("-due")
+        error = failing.values_list("error", flat=True).first()
         lag = 0.0 if found is None else max(0.0, (found[1] - found[0]).total_seconds())
-        return Backlog(rows, lag, failed, error)
-
-    def is_ours(self) -> bool:
-        return self._alone()
-
-    def close(self) -> None:
-        self._alone.free()
+        return Backlog(self._rows.count(), lag, failing.count(), error)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -138,10 +126,7 @@ class DjangoOutbox:
         try:
             yield
         except NotSupportedError as exc:
-            raise ConfigurationError(
-                f"the outbox in {self.where} can't be relayed: {exc}. It needs SKIP LOCKED, which "
-                "PostgreSQL, MySQL 8 and MariaDB 10.6 have, or SQLite"
-            ) from exc
+            raise self._no_skip_locked(exc) from exc
         except Error as exc:
             if not connection.in_atomic_block:
                 connection.close()

@@ -14,7 +14,7 @@ from typing import Any, Final
 from celery.result import denied_join_result
 from kombu.exceptions import OperationalError
 
-from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.message import PendingCall
 
 __all__ = ["Broker", "BrokerAway", "NoAnswer"]
 
@@ -52,10 +52,10 @@ class Broker:
         self._is_blocked = False
 
     def connect(self) -> None:
-        """Connect, unless it is connected.
+        """Connect, unless there is a connection.
 
         Raises:
-            BrokerAway: it can't.
+            BrokerAway: the broker can't be reached.
         """
         if self._connection is not None or self._app.conf.task_always_eager:
             return
@@ -80,7 +80,7 @@ class Broker:
         self._is_blocked = False
 
     def _options(self, driver: str, given: dict[str, Any]) -> dict[str, Any]:
-        """Give what the relay needs besides the app's own options; the app's time limits stand."""
+        """Return what the relay needs besides the app's options; the app's time limits stand."""
         if driver == "amqp":
             limits = {"read_timeout": _ANSWER_S, "write_timeout": _ANSWER_S}
             # Without its confirmation, what a dying broker loses would count as sent.
@@ -95,20 +95,20 @@ class Broker:
     def _note_blocked(self, _: str) -> None:
         self._is_blocked = True
 
-    def send(self, message: Message) -> None:
-        """Send one message.
+    def send(self, call: PendingCall) -> None:
+        """Send one call's message.
 
         Raises:
             BrokerAway: the broker can't be reached, or takes no message now.
-            NoAnswer: it is there, but twice said nothing to this message.
-            Exception: it refuses this message, or the message can't be made.
+            NoAnswer: the broker is there, but twice did not confirm this message.
+            Exception: the broker refuses this message, or the message can't be made.
         """
         for is_last in (False, True):
             self.connect()
             try:
                 # The relay reads no results: it must not subscribe to them.
                 with denied_join_result():
-                    message.send(self._app, self._producer)
+                    call.send(self._app, self._producer)
                 return
             except (OperationalError, OSError) as exc:
                 cause = exc.__cause__ if isinstance(exc, OperationalError) else None
@@ -145,7 +145,7 @@ class Broker:
         return tuple(error for error in errors if error is not KeyError)
 
     def close(self) -> None:
-        """Close what is open, as the protocol has it."""
+        """Close the connection in the order that its protocol asks for."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             with suppress(Exception):  # it may be broken already

@@ -19,7 +19,7 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.publishing import id_of_call, published, with_key
 from celery_idempotent.task import IdempotentTask
 
-__all__ = ["LONGEST_ID", "Message"]
+__all__ = ["LONGEST_ID", "PendingCall"]
 
 #: Of a task id, in characters.
 LONGEST_ID: Final = 255
@@ -31,8 +31,8 @@ _COMPOSED: Final = ("celery.chain", "celery.group", "celery.chord")
 
 
 @dataclass(frozen=True)
-class Message:
-    """One call, ready to be sent."""
+class PendingCall:
+    """One call that waits in the outbox, ready to be sent."""
 
     task_id: str
     task: str
@@ -44,8 +44,8 @@ class Message:
     is_of_request: bool = False
 
     @classmethod
-    def of(cls, signature: Any) -> Message:
-        """Settle what a call's signature leaves open: its task id, its key, when it is due.
+    def of(cls, signature: Any) -> PendingCall:
+        """Make it of a signature: settle its task id, its key and when it is due.
 
         Raises:
             ConfigurationError: it has an ``idempotency_*`` option that is none of a call's, or a
@@ -90,6 +90,14 @@ class Message:
             options.setdefault("parent_id", parent.request.id)
         return cls(task_id, signature.task, args, kwargs, options, of_request is not None)
 
+    def published(self, app: Any) -> Any:
+        """Return its result, and list it among the children of the task that publishes it."""
+        result = app.AsyncResult(self.task_id)
+        parent = app.current_worker_task
+        if parent is not None and self.options.get("add_to_parent", True):
+            parent.add_trail(result)
+        return result
+
     @property
     def route(self) -> str:
         """What decides to which queue it goes: messages with the same route go to the same one."""
@@ -97,7 +105,7 @@ class Message:
         return repr((self.task, *(self.options.get(name) for name in names)))
 
     def to_json(self) -> str:
-        """Give arguments and options as text.
+        """Return arguments and options as text.
 
         Raises:
             TypeError: something in them is not JSON.
@@ -118,8 +126,8 @@ class Message:
         return str(_json.dumps(kept, default=_plain))
 
     @classmethod
-    def from_row(cls, task_id: str, task: str, text: str) -> Message:
-        """Read what :meth:`to_json` gave.
+    def from_row(cls, task_id: str, task: str, text: str) -> PendingCall:
+        """Read what :meth:`to_json` returned.
 
         Raises:
             ValueError, LookupError: it can't be read.
@@ -140,7 +148,7 @@ class Message:
 
 
 def _plain(value: Any) -> Any:
-    """Give what JSON can hold of a value: dates and such as kombu does, and models."""
+    """Return a form of a value that JSON can hold: dates and such as kombu does, and models."""
     if hasattr(value, "model_dump"):
         return value.model_dump(mode="json")
     return _json.JSONEncoder().default(value)

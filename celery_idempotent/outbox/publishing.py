@@ -9,7 +9,7 @@ from sqlalchemy import Insert, insert
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import InvalidRequestError
 
-from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.rows import flavour_for
 from celery_idempotent.outbox.schema import outbox
 
@@ -37,32 +37,28 @@ def publish(session: Any, signature: Any) -> Any:
         InvalidRequestError: the connection commits each statement by itself; nothing is written.
     """
     _refuse_async(session)
-    message = Message.of(signature)
-    text = message.to_json()
+    call = PendingCall.of(signature)
+    text = call.to_json()
     is_connection = hasattr(session, "dialect")
     bind = {"clause": insert(outbox)}
     connection = session if is_connection else session.connection(bind_arguments=bind)
     _refuse_autocommit(connection)
     flavour = flavour_for(connection.dialect.name)
     values = {
-        "task_id": message.task_id,
-        "task": message.task,
+        "task_id": call.task_id,
+        "task": call.task,
         "message": text,
         "created_us": flavour.now_us,
     }
-    if message.is_of_request:
+    if call.is_of_request:
         connection.execute(_unless_it_waits(flavour.driver, values))
     else:
         connection.execute(insert(outbox).values(values))
-    result = signature.app.AsyncResult(message.task_id)
-    parent = signature.app.current_worker_task
-    if parent is not None and message.options.get("add_to_parent", True):
-        parent.add_trail(result)
-    return result
+    return call.published(signature.app)
 
 
 def _unless_it_waits(driver: str, values: dict[str, Any]) -> Insert:
-    """Give a statement that writes a row, unless the same call is there already."""
+    """Return a statement that writes a row, unless the same call is there already."""
     if driver.startswith("mysql"):
         once = mysql.insert(outbox).values(values)
         return once.on_duplicate_key_update(task_id=once.inserted.task_id)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from celery.utils.log import get_logger
 
 from celery_idempotent.outbox.broker import Broker, BrokerAway, NoAnswer
-from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.waiting import Backlog, Batch, DatabaseAway, Failure, Outbox
 
 __all__ = ["Relay"]
@@ -158,13 +158,13 @@ class Relay:
         return away
 
     def _send_one(self, row: Any, silent: dict[Any, Exception]) -> None:
-        message = Message.from_row(row.task_id, row.task, row.message)
-        if message.route in silent:
-            raise silent[message.route]
+        call = PendingCall.from_row(row.task_id, row.task, row.message)
+        if call.route in silent:
+            raise silent[call.route]
         try:
-            self._broker.send(message)
+            self._broker.send(call)
         except NoAnswer as exc:
-            silent[message.route] = exc
+            silent[call.route] = exc
             raise
         self._unsettled.add((row.id, row.task_id))
         self.sent += 1

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -24,7 +23,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.outbox import relay
 from celery_idempotent.outbox.schema import outbox
-from celery_idempotent.outbox.waiting import Alone, Backlog, Batch, DatabaseAway, Failure
+from celery_idempotent.outbox.waiting import Backlog, DatabaseAway, Failure, Outbox
 from celery_idempotent.stores.base import mask_url
 from celery_idempotent.stores.sql.engines import (
     answer_in_time,
@@ -41,10 +40,10 @@ _ANSWER_S: Final = 30.0
 
 
 def flavour_for(dialect: str) -> Flavour:
-    """Give how a database of this kind does things.
+    """Return how a database of this kind does things.
 
     Raises:
-        ConfigurationError: it is of a kind that the outbox doesn't know.
+        ConfigurationError: the outbox doesn't know this kind of database.
     """
     try:
         return flavour_of(URL.create(dialect))
@@ -86,45 +85,50 @@ def engine_of(url: str) -> Engine:
         raise ConfigurationError(f"the outbox's URL {mask_url(url)!r} can't be read") from None
 
 
-class SqlOutbox:
-    """An :class:`~celery_idempotent.outbox.waiting.Outbox` that SQLAlchemy reads."""
+class SqlOutbox(Outbox):
+    """An outbox that SQLAlchemy reads."""
 
     def __init__(self, engine: Engine) -> None:
+        flavour = flavour_for(engine.dialect.name)
+        super().__init__(
+            engine.url.render_as_string(),
+            one_writer=flavour.one_writer,
+            database=engine.url.database,
+        )
         self.engine = engine
-        self.where = engine.url.render_as_string()
-        self._flavour = flavour_for(engine.dialect.name)
+        self._now_us = flavour.now_us
         # Above that MySQL locks the end of the table too, where the application writes.
-        level = {} if self._flavour.one_writer else {"isolation_level": "READ COMMITTED"}
+        level = {} if flavour.one_writer else {"isolation_level": "READ COMMITTED"}
         self._sending = engine.execution_options(**level)
-        self._alone = Alone(engine.url.database if self._flavour.one_writer else None)
 
-    @contextmanager
-    def take(self, most: int) -> Iterator[Batch]:
+    def _connect(self) -> AbstractContextManager[Connection]:
+        return self.engine.connect()
+
+    def _begin(self) -> AbstractContextManager[Connection]:
+        return self._sending.begin()
+
+    def _due(self, connection: Connection, most: int, *, lock: bool) -> Sequence[Any]:
         columns = outbox.c
         wanted = (
             select(columns.id, columns.task_id, columns.task, columns.message, columns.attempts)
-            .where(columns.due_us <= self._flavour.now_us)
+            .where(columns.due_us <= self._now_us)
             .order_by(columns.id)
             .limit(most)
         )
         for dialect in ("mysql", "mariadb"):
             # Sorting would lock every row that is due, and leave none for another relay.
             wanted = wanted.with_hint(outbox, "FORCE INDEX (PRIMARY)", dialect)
-        with self._translated():
-            if self._flavour.one_writer:
-                # No transaction while it is sent: it would keep the application from writing.
-                with self.engine.connect() as connection:
-                    rows = connection.execute(wanted).all()
-                yield Batch(rows, self._settle)
-                return
-            with self._sending.begin() as connection:
-                rows = connection.execute(wanted.with_for_update(skip_locked=True)).all()
-                yield Batch(rows, partial(self._write, connection))
+        if lock:
+            self._refuse_without_skip_locked(connection.dialect)
+            wanted = wanted.with_for_update(skip_locked=True)
+        return connection.execute(wanted).all()
 
-    def _settle(self, sent: Sequence[int], failed: Sequence[Failure]) -> None:
-        if sent or failed:
-            with self.engine.begin() as connection:
-                self._write(connection, sent, failed)
+    def _refuse_without_skip_locked(self, dialect: Any) -> None:
+        """Refuse a server that is too old; its own error would look like one of the syntax."""
+        version, is_mariadb = dialect.server_version_info, getattr(dialect, "is_mariadb", False)
+        oldest = {"postgresql": (9, 5), "mysql": (10, 6) if is_mariadb else (8, 0, 1)}
+        if version < oldest.get(dialect.name, (10, 6)):
+            raise self._no_skip_locked(f"its version is {'.'.join(map(str, version))}")
 
     def _write(
         self, connection: Connection, sent: Sequence[int], failed: Sequence[Failure]
@@ -137,7 +141,7 @@ class SqlOutbox:
             .values(
                 attempts=outbox.c.attempts + 1,
                 error=bindparam("why"),
-                due_us=self._flavour.now_us + bindparam("later_us"),
+                due_us=self._now_us + bindparam("later_us"),
             )
         )
         for one in failed:
@@ -145,24 +149,15 @@ class SqlOutbox:
             values = {"failed_id": one.row_id, "why": one.why, "later_us": later_us}
             connection.execute(statement, values)
 
-    def backlog(self) -> Backlog:
-        now_us = self._flavour.now_us
-        figures = select(func.count(), func.min(outbox.c.created_us), now_us).select_from(outbox)
+    def _count(self, connection: Connection) -> Backlog:
+        figures = select(func.count(), func.min(outbox.c.created_us), self._now_us)
+        rows, oldest_us, at_us = connection.execute(figures.select_from(outbox)).one()
         failing = outbox.c.attempts > 0
         last = select(outbox.c.error).where(failing).order_by(outbox.c.due_us.desc()).limit(1)
-        with self._translated(), self.engine.connect() as connection:
-            rows, oldest_us, at_us = connection.execute(figures).one()
-            count = select(func.count()).select_from(outbox).where(failing)
-            failed = connection.scalar(count) or 0
-            error = connection.scalar(last) if failed else None
+        failed = connection.scalar(select(func.count()).select_from(outbox).where(failing)) or 0
+        error = connection.scalar(last) if failed else None
         lag = 0.0 if oldest_us is None else max(0.0, (at_us - oldest_us) / _SECOND_US)
         return Backlog(rows, lag, failed, error)
-
-    def is_ours(self) -> bool:
-        return self._alone()
-
-    def close(self) -> None:
-        self._alone.free()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -199,10 +194,10 @@ class Relay(relay.Relay):
 
 
 def backlog(engine: Engine) -> Backlog:
-    """Say how many calls wait in the outbox, and for how long.
+    """Return how many calls wait in the outbox, and for how long.
 
     Raises:
         DatabaseAway: the database can't be reached.
-        ConfigurationError: there is no outbox.
+        ConfigurationError: the outbox's table is not there.
     """
     return SqlOutbox(engine).backlog()

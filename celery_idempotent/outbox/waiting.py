@@ -1,13 +1,17 @@
-"""What the relay asks of a database: the calls that wait in it, whichever library reads them."""
+"""The calls that wait in a database, as the relay sees them, whichever library reads them."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final
+
+from celery_idempotent.errors import ConfigurationError
 
 __all__ = ["LONGEST_ERROR", "Alone", "Backlog", "Batch", "DatabaseAway", "Failure", "Outbox"]
 
@@ -21,7 +25,7 @@ class DatabaseAway(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """That a row could not be sent for a reason of its own."""
+    """A row that could not be sent for a reason of its own."""
 
     row_id: int
     #: The error's text, in characters that every database takes.
@@ -31,7 +35,7 @@ class Failure:
 
     @classmethod
     def of(cls, row_id: int, exc: BaseException, pause_s: float) -> Failure:
-        """Describe an error. Whatever its text holds, it can be stored."""
+        """Describe an error in characters that can be stored, whatever its text holds."""
         try:
             words = f"{type(exc).__name__}: {exc}"
         except Exception:
@@ -47,7 +51,7 @@ class Batch:
 
     #: Each has ``id``, ``task_id``, ``task``, ``message`` and ``attempts``.
     rows: Sequence[Any]
-    #: Deletes the rows with these ids, and notes what failed.
+    #: Deletes the rows with these ids, and records the failures.
     settle: Callable[[Sequence[int], Sequence[Failure]], None]
 
 
@@ -61,7 +65,7 @@ class Backlog:
     lag: float
     #: How many of them could not be sent for a reason of their own, and are tried again later.
     failing: int
-    #: What the last one of those met.
+    #: The error of the last one of those.
     error: str | None = None
 
     def __str__(self) -> str:
@@ -69,35 +73,94 @@ class Backlog:
         return f"{words}, {self.failing} failing ({self.error})" if self.failing else words
 
 
-class Outbox(Protocol):
-    """The calls that wait in one database.
+class Outbox(ABC):
+    """The calls that wait in one database; a subclass has the statements of one library.
 
-    Each method raises :class:`DatabaseAway` where the database can't do it now, and
-    ``ConfigurationError`` where the outbox's table is not there.
+    :meth:`take` and :meth:`backlog` raise :class:`DatabaseAway` where the database can't do it now,
+    and ``ConfigurationError`` where the outbox's table is not there, or rows can't be locked.
+
+    Args:
+        where: the database, in words that may be logged.
+        one_writer: whether a transaction that writes keeps all others from writing (SQLite).
+        database: the file of such a database.
     """
 
-    #: The database, in words that may be logged.
-    where: str
+    def __init__(self, where: str, *, one_writer: bool, database: object = None) -> None:
+        self.where = where
+        self._one_writer = one_writer
+        self._alone = Alone(str(database) if one_writer and database else None)
 
-    def take(self, most: int) -> AbstractContextManager[Batch]:
-        """Take the next rows that are due, which no other relay gets until the context ends.
+    @contextmanager
+    def take(self, most: int) -> Iterator[Batch]:
+        """Take the next rows that are due; no other relay gets them until the context ends.
 
-        They stay where they are until they are settled: a relay that is killed leaves them to the
+        They stay in the table until they are settled: a relay that is killed leaves them to the
         next one.
         """
+        with self._translated():
+            if self._one_writer:
+                # No transaction while they are sent: it would keep the application from writing.
+                with self._connect() as connection:
+                    rows = self._due(connection, most, lock=False)
+                yield Batch(rows, self._settle)
+                return
+            with self._begin() as connection:
+                rows = self._due(connection, most, lock=True)
+                yield Batch(rows, partial(self._write, connection))
+
+    def _settle(self, sent: Sequence[int], failed: Sequence[Failure]) -> None:
+        if sent or failed:
+            with self._begin() as connection:
+                self._write(connection, sent, failed)
 
     def backlog(self) -> Backlog:
-        """Say how many calls wait, and for how long, by the database's clock."""
+        """Count the calls that wait, and measure for how long, by the database's clock."""
+        with self._translated(), self._connect() as connection:
+            return self._count(connection)
 
     def is_ours(self) -> bool:
-        """Whether this relay may work now; asked again, it may have become the one."""
+        """Whether this relay may work now. The answer may change from no to yes."""
+        return self._alone()
 
     def close(self) -> None:
         """Let another relay work."""
+        self._alone.free()
+
+    def _no_skip_locked(self, why: object) -> ConfigurationError:
+        return ConfigurationError(
+            f"the outbox in {self.where} can't be relayed: {why}. It needs SKIP LOCKED, which "
+            "PostgreSQL, MySQL 8 and MariaDB 10.6 have, or SQLite"
+        )
+
+    # --- of one library --------------------------------------------------------------------------
+
+    @abstractmethod
+    def _connect(self) -> AbstractContextManager[Any]:
+        """Return a connection, without a transaction around what is read."""
+
+    @abstractmethod
+    def _begin(self) -> AbstractContextManager[Any]:
+        """Return a connection in a transaction, which is committed where the context ends."""
+
+    @abstractmethod
+    def _due(self, connection: Any, most: int, *, lock: bool) -> Sequence[Any]:
+        """Read the next rows that are due, by id; with ``lock`` those that nobody has locked."""
+
+    @abstractmethod
+    def _write(self, connection: Any, sent: Sequence[int], failed: Sequence[Failure]) -> None:
+        """Delete the rows that were sent, and note with the others why they failed."""
+
+    @abstractmethod
+    def _count(self, connection: Any) -> Backlog:
+        """Read the figures of the backlog."""
+
+    @abstractmethod
+    def _translated(self) -> AbstractContextManager[None]:
+        """Raise the library's errors as the relay's."""
 
 
 class Alone:
-    """On SQLite, which has no locks on rows, one relay works and others stand by.
+    """Lets one relay work, and others stand by: SQLite has no locks on rows.
 
     The lock is a file beside the database, and the system frees it with the process.
 
@@ -111,7 +174,7 @@ class Alone:
         self._lock: sqlite3.Connection | None = None
 
     def __call__(self) -> bool:
-        """Whether this relay may work; asked again, it may have become the one."""
+        """Whether this relay may work. The answer may change from no to yes."""
         if self._path is None or self._lock is not None:
             return True
         lock = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
@@ -124,7 +187,7 @@ class Alone:
         return True
 
     def free(self) -> None:
-        """Let another relay have it."""
+        """Free the lock for another relay."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -43,7 +43,7 @@ OUTBOXES: list[Mutant] = [
     Mutant(
         "outbox: a queue that never answers is waited for once a batch",
         "outbox/relay.py",
-        "            silent[message.route] = exc\n",
+        "            silent[call.route] = exc\n",
         "",
         _UNIT,
     ),
@@ -99,9 +99,23 @@ OUTBOXES: list[Mutant] = [
     Mutant(
         "outbox: a batch that is sent keeps nobody from publishing",
         "outbox/rows.py",
-        "            with self._sending.begin()",
-        "            with self.engine.begin()",
+        "return self._sending.begin()",
+        "return self.engine.begin()",
         (("tests/outbox/test_rows.py", "-k", "keeps_nobody and mysql"),),
+    ),
+    Mutant(
+        "outbox: a call is a child of the task that publishes it",
+        "outbox/message.py",
+        "            parent.add_trail(result)\n",
+        "            pass\n",
+        _BOTH,
+    ),
+    Mutant(
+        "outbox: a server without SKIP LOCKED is refused",
+        "outbox/rows.py",
+        "            self._refuse_without_skip_locked(connection.dialect)\n",
+        "",
+        (("tests/outbox/test_rows.py", "-k", "pass_over and postgresql"),),
     ),
     Mutant(
         "django: no isolation above read committed",
@@ -120,7 +134,7 @@ OUTBOXES: list[Mutant] = [
     Mutant(
         "tenants: a call in the outbox is for the tenant that published it",
         "django/outbox.py",
-        "    with_schema(message.options)\n",
+        "    with_schema(call.options)\n",
         "",
         (("tests/system/test_tenants.py", "-k", "apart and django"),),
     ),
@@ -148,7 +162,7 @@ OUTBOXES: list[Mutant] = [
     Mutant(
         "outbox: a call of a request that is carried out again is one row",
         "django/outbox.py",
-        "ignore_conflicts=message.is_of_request",
+        "ignore_conflicts=call.is_of_request",
         "ignore_conflicts=False",
         _BOTH,
     ),

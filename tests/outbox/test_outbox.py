@@ -38,7 +38,7 @@ from celery_idempotent import (
 )
 from celery_idempotent.core.message import OWN
 from celery_idempotent.outbox import BrokerAway
-from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.rows import SqlOutbox, engine_of
 from celery_idempotent.outbox.schema import outbox as table
 from celery_idempotent.publishing import use_idempotency_key
@@ -96,7 +96,7 @@ def received(app: Celery) -> list[Any]:
 
 def key_of(signature: Any) -> Any:
     """The key that a call's message will have."""
-    message = Message.of(signature)
+    message = PendingCall.of(signature)
     own = message.options["headers"][OWN]
     assert own["id"] == message.task_id
     return message.task_id if own["key"] == message.task_id else own["key"]
@@ -193,7 +193,7 @@ def test_the_tasks_own_key_stands(app: Celery) -> None:
 @pytest.mark.parametrize("name", ["books.send", "books.note"])
 def test_without_a_key_of_its_own_the_rows_id_is_the_key(app: Celery, name: str) -> None:
     """Two equal calls are two, and the two messages of a row are one."""
-    calls = [Message.of(app.tasks[name].s("a")) for _ in range(2)]
+    calls = [PendingCall.of(app.tasks[name].s("a")) for _ in range(2)]
     keys = [call.options["headers"][OWN]["key"] for call in calls]
     assert keys == [call.task_id for call in calls]
     assert keys[0] != keys[1]
@@ -211,7 +211,7 @@ def test_the_message_keeps_its_place_in_a_task_that_publishes(app: Celery) -> No
 
     def parent(self: Any) -> None:
         seen["id"] = self.request.id
-        seen["message"] = Message.of(app.tasks["books.plain"].s(1))
+        seen["message"] = PendingCall.of(app.tasks["books.plain"].s(1))
 
     app.task(name="books.parent", bind=True, shared=False)(parent)
     # When
@@ -256,8 +256,8 @@ def test_a_model_is_kept_as_its_json(app: Celery) -> None:
     class Order(BaseModel):
         id: int
 
-    message = Message.of(app.tasks["books.plain"].s(Order(id=1)))
-    again = Message.from_row(message.task_id, message.task, message.to_json())
+    message = PendingCall.of(app.tasks["books.plain"].s(Order(id=1)))
+    again = PendingCall.from_row(message.task_id, message.task, message.to_json())
     assert again.args == [{"id": 1}]
 
 
@@ -353,7 +353,7 @@ def test_what_was_sent_before_the_broker_went_is_settled(
     ids = publish(engine, *(app.tasks["books.plain"].s(number) for number in range(3)))
     sent: list[str] = []
 
-    def send(message: Message, app: Any, producer: Any) -> None:
+    def send(message: PendingCall, app: Any, producer: Any) -> None:
         if len(sent) == 1:
             raise ConnectionResetError("gone")
         sent.append(message.task_id)
@@ -365,7 +365,7 @@ def test_what_was_sent_before_the_broker_went_is_settled(
             raise ConnectionRefusedError("not there")
         return real_connect(self)
 
-    monkeypatch.setattr(Message, "send", send)
+    monkeypatch.setattr(PendingCall, "send", send)
     relay = outbox.Relay(app, engine)
     # When
     with monkeypatch.context() as away:
@@ -376,7 +376,7 @@ def test_what_was_sent_before_the_broker_went_is_settled(
     waiting = outbox.backlog(engine)
     assert (sent, waiting.rows, waiting.failing) == (ids[:1], 2, 0)
     # When
-    monkeypatch.setattr(Message, "send", lambda message, *_: sent.append(message.task_id))
+    monkeypatch.setattr(PendingCall, "send", lambda message, *_: sent.append(message.task_id))
     relay.once()
     # Then
     assert sent == ids
@@ -390,9 +390,9 @@ class Refusals:
         self.errors: dict[int, list[Exception]] = {}
         self.tried: list[int] = []
         self.sent: list[int] = []
-        monkeypatch.setattr(Message, "send", lambda message, *_: self._send(message))
+        monkeypatch.setattr(PendingCall, "send", lambda message, *_: self._send(message))
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: PendingCall) -> None:
         (number,) = message.args
         self.tried.append(number)
         if self.errors.get(number):

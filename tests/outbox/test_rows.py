@@ -23,7 +23,7 @@ from celery_idempotent import (
 )
 from celery_idempotent.outbox import relay as relay_module
 from celery_idempotent.outbox.broker import Broker, BrokerAway
-from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.publishing import publish as publish_sql
 from celery_idempotent.outbox.rows import SqlOutbox
 from celery_idempotent.outbox.schema import create_schema
@@ -218,6 +218,23 @@ def test_a_call_of_a_request_that_is_carried_out_again_is_one_row(side: Side, ap
     assert len(set(ids)) == 2
 
 
+def test_a_call_is_a_child_of_the_task_that_publishes_it(side: Side, app: Celery) -> None:
+    """Whoever reads that task's result finds the call's among its children, as with delay()."""
+    # Given
+    ids: list[str] = []
+
+    def parent(self: Any) -> list[str]:
+        call = app.tasks["outboxes.charge"].s
+        ids.extend(side.publish(call(1), call(2).set(add_to_parent=False)))
+        return [child.id for child in self.request.children]
+
+    app.task(name="outboxes.parent", bind=True, shared=False)(parent)
+    # When
+    children = app.tasks["outboxes.parent"].apply().get()
+    # Then
+    assert children == ids[:1]
+
+
 def test_each_row_is_one_relays_at_a_time(side: Side, calls: Calls) -> None:
     """Where rows can be locked relays share them; on SQLite one of them works."""
     # Given
@@ -334,6 +351,28 @@ def test_without_its_table_an_outbox_says_how_to_make_it(side: Side) -> None:
         outbox.backlog()
 
 
+def test_a_server_that_can_not_pass_over_locked_rows_is_refused(
+    side: Side, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two relays would wait for each other there; that is no outage, which would end by itself."""
+    # Given
+    ids = side.publish(*calls(1))
+    outbox = side.outbox()
+    assert taken(outbox) == ids
+    if isinstance(outbox, DjangoOutbox):
+        features = connections[outbox.using].features
+        monkeypatch.setattr(features, "has_select_for_update_skip_locked", False)
+    else:
+        assert isinstance(outbox, SqlOutbox)
+        monkeypatch.setattr(outbox.engine.dialect, "server_version_info", (5, 7, 44))
+    # Then
+    if side.is_sqlite:
+        assert taken(outbox) == ids  # it has no locks on rows, and one relay
+        return
+    with pytest.raises(ConfigurationError, match="SKIP LOCKED, which PostgreSQL, MySQL 8"):
+        taken(outbox)
+
+
 def test_what_was_sent_is_not_sent_again_where_the_database_lost_its_mark(
     side: Side, calls: Calls, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -379,7 +418,7 @@ def test_the_broker_going_settles_what_was_sent(
     ids = side.publish(*calls(3))
     sent: list[str] = []
 
-    def send(_: Broker, message: Message) -> None:
+    def send(_: Broker, message: PendingCall) -> None:
         if len(sent) == 1:
             raise BrokerAway("gone")
         sent.append(message.task_id)

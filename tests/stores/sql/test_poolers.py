@@ -11,7 +11,7 @@ from celery import Celery
 from sqlalchemy import Engine, create_engine
 
 from celery_idempotent import IdempotentTask, StoreUnavailable, outbox
-from celery_idempotent.outbox.message import Message
+from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.rows import engine_of
 from celery_idempotent.stores.base import Store, store_from_url
 from tests.conftest import unavailable
@@ -58,7 +58,7 @@ def engine(database: Database) -> Iterator[Engine]:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The task ids of what relays of this process have sent."""
     ids: list[str] = []
-    monkeypatch.setattr(Message, "send", lambda message, *_: ids.append(message.task_id))
+    monkeypatch.setattr(PendingCall, "send", lambda call, *_: ids.append(call.task_id))
     return ids
 
 
