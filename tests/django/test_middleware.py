@@ -14,13 +14,13 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.http import Edge
 from celery_idempotent.run.heartbeat import heartbeat
 from tests.support.djangos import database_of
-from tests.support.sites import (
-    DjangoAsgiSite,
-    DjangoAsyncSite,
-    DjangoSite,
-    DjangoWsgiSite,
+from tests.support.http_app import (
+    DjangoApp,
+    DjangoAsgiApp,
+    DjangoAsyncApp,
+    DjangoWsgiApp,
+    HttpApp,
     Reply,
-    Site,
     make_celery,
 )
 
@@ -33,7 +33,7 @@ from celery_idempotent.django.middleware import IdempotencyMiddleware
 from celery_idempotent.django.store import DjangoStore
 from tests.django_project.shop.models import Account
 
-MakeSite = Callable[..., DjangoSite]
+MakeHttpApp = Callable[..., DjangoApp]
 
 FORM = "multipart/form-data; boundary=b"
 
@@ -51,17 +51,17 @@ def form(*parts: tuple[str, bytes], boundary: str = "b") -> bytes:
 FILE = 'name="file"; filename="a.bin"'
 
 
-@pytest.fixture(params=[DjangoWsgiSite, DjangoAsgiSite, DjangoAsyncSite])
-def make_site(request: pytest.FixtureRequest) -> MakeSite:
-    """Make a site of each of Django's kinds."""
-    made: MakeSite = request.param
+@pytest.fixture(params=[DjangoWsgiApp, DjangoAsgiApp, DjangoAsyncApp])
+def make_http_app(request: pytest.FixtureRequest) -> MakeHttpApp:
+    """Make an application of each of Django's kinds."""
+    made: MakeHttpApp = request.param
     return made
 
 
-def with_view(make_site: MakeSite, view: Callable[[Any], Any], **settings: Any) -> DjangoSite:
-    """A site whose view is Django's, not a handler."""
+def with_view(make_http_app: MakeHttpApp, view: Callable[[Any], Any], **settings: Any) -> DjangoApp:
+    """An application whose view is Django's, not a handler."""
 
-    class Viewing(make_site):  # type: ignore[valid-type,misc]
+    class Viewing(make_http_app):  # type: ignore[valid-type,misc]
         def view(self, request: Any) -> Any:
             self.calls.append(b"")
             return view(request)
@@ -72,7 +72,7 @@ def with_view(make_site: MakeSite, view: Callable[[Any], Any], **settings: Any) 
     return Viewing(lambda body, run: Reply(), make_celery(**settings))
 
 
-def test_an_upload_beyond_djangos_limit_for_memory_is_the_views(make_site: MakeSite) -> None:
+def test_an_upload_beyond_djangos_limit_for_memory_is_the_views(make_http_app: MakeHttpApp) -> None:
     """A file may be of any size, and what the view does with the rest is its own."""
 
     # Given
@@ -80,29 +80,29 @@ def test_an_upload_beyond_djangos_limit_for_memory_is_the_views(make_site: MakeS
         file = request.FILES["file"]
         return HttpResponse(f"{request.POST['name']} {file.size}", status=201)
 
-    site = with_view(make_site, view)
+    http_app = with_view(make_http_app, view)
     body = form(('name="name"', b"ann"), (FILE, b"x" * 4_000_000))
     # When
-    first, second = (site.post("a", body, content_type=FORM) for _ in range(2))
+    first, second = (http_app.post("a", body, content_type=FORM) for _ in range(2))
     # Then
     assert (first.status, first.body) == (second.status, second.body) == (201, b"ann 4000000")
-    assert len(site.calls) == 1
+    assert len(http_app.calls) == 1
 
 
-def test_a_body_over_djangos_limit_is_refused_as_without_us(make_site: MakeSite) -> None:
+def test_a_body_over_djangos_limit_is_refused_as_without_us(make_http_app: MakeHttpApp) -> None:
     """By the view's own look at it, with 400."""
     # Given
-    site = with_view(make_site, lambda request: HttpResponse(request.body, status=201))
+    http_app = with_view(make_http_app, lambda request: HttpResponse(request.body, status=201))
     body = b"x" * 100
     # When
     with override_settings(DATA_UPLOAD_MAX_MEMORY_SIZE=10):
-        replies = [site.post(key, body) for key in (None, "a")]
+        replies = [http_app.post(key, body) for key in (None, "a")]
     # Then
     assert [reply.status for reply in replies] == [400, 400]
 
 
 @pytest.mark.parametrize("kind", [FORM, "application/json"])
-def test_a_middleware_outside_may_have_read_the_body(make_site: MakeSite, kind: str) -> None:
+def test_a_middleware_outside_may_have_read_the_body(make_http_app: MakeHttpApp, kind: str) -> None:
     """Its form is compared by its fields and its files; the view reads both."""
     # Given
     looked: list[bool] = []
@@ -123,18 +123,18 @@ def test_a_middleware_outside_may_have_read_the_body(make_site: MakeSite, kind: 
             return HttpResponse(request.FILES["file"].read(), status=201)
         return HttpResponse(request.body, status=201)
 
-    site = with_view(make_site, view)
-    site.middleware.insert(0, site.listed(Reads))
+    http_app = with_view(make_http_app, view)
+    http_app.middleware.insert(0, http_app.listed(Reads))
     # When
     sent = [
         form(('name="name"', b"ann"), (FILE, content)) for content in (b"same", b"same", b"other")
     ]
-    replies = [site.post("a", body, content_type=kind) for body in sent]
+    replies = [http_app.post("a", body, content_type=kind) for body in sent]
     # Then
     assert [reply.status for reply in replies] == [201, 201, 422]
     assert replies[0].body == replies[1].body
     assert replies[1].header("Idempotency-Replayed") == "true"
-    assert len(site.calls) == 1
+    assert len(http_app.calls) == 1
     assert looked == [kind == FORM] * 3
 
 
@@ -150,15 +150,15 @@ def test_half_a_form_that_a_middleware_outside_has_read_is_no_request() -> None:
             _ = request.POST
             return self._get_response(request)
 
-    site = with_view(DjangoWsgiSite, lambda request: HttpResponse(status=201))
-    site.middleware.insert(0, site.listed(Reads))
+    http_app = with_view(DjangoWsgiApp, lambda request: HttpResponse(status=201))
+    http_app.middleware.insert(0, http_app.listed(Reads))
     body = form((FILE, b"x" * 1000))
     # When
-    half = site.post("a", body, content_type=FORM, cut_at=500)
+    half = http_app.post("a", body, content_type=FORM, cut_at=500)
     # Then
     assert half.status == 400
-    assert site.calls == []
-    assert site.post("a", body, content_type=FORM).status == 201
+    assert http_app.calls == []
+    assert http_app.post("a", body, content_type=FORM).status == 201
 
 
 class Chunked(BytesIO):
@@ -221,7 +221,7 @@ def test_whose_keys_they_are_has_to_be_said() -> None:
         middleware(RequestFactory().post("/", headers={"Idempotency-Key": "a"}))
 
 
-def test_cookies_are_the_first_ones(make_site: MakeSite) -> None:
+def test_cookies_are_the_first_ones(make_http_app: MakeHttpApp) -> None:
     """A cookie is for one session."""
 
     # Given
@@ -230,9 +230,9 @@ def test_cookies_are_the_first_ones(make_site: MakeSite) -> None:
         response.set_cookie("session", "1")
         return response
 
-    site = with_view(make_site, view)
+    http_app = with_view(make_http_app, view)
     # Then
-    first, second = site.post("a"), site.post("a")
+    first, second = http_app.post("a"), http_app.post("a")
     assert first.header("Set-Cookie") is not None
     assert (second.body, second.header("Set-Cookie")) == (b"made", None)
 
@@ -247,34 +247,34 @@ def test_an_async_stream_is_taken_as_any_other(number: int) -> None:
             yield b"x" * 100
             await asyncio.sleep(0)
 
-    site: Site = with_view(
-        DjangoAsyncSite,
+    http_app: HttpApp = with_view(
+        DjangoAsyncApp,
         lambda request: StreamingHttpResponse(parts()),
         idempotency_max_result_size=1000,
     )
     # When
-    first, second = site.post("a"), site.post("a")
+    first, second = http_app.post("a"), http_app.post("a")
     # Then
     assert (first.body, first.is_whole) == (b"x" * 100 * number, True)
     if number == 3:
         assert (second.status, second.body) == (200, first.body)
     else:
         assert second.code == "answer-not-kept"
-    assert len(site.calls) == 1
+    assert len(http_app.calls) == 1
 
 
 # --- with records in the project's own database ---------------------------------------------------
 
 
-@pytest.fixture(params=[DjangoWsgiSite, DjangoAsgiSite])
-def banking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[MakeSite, str]]:
-    """Make a site whose records are beside its accounts; and the database's alias."""
+@pytest.fixture(params=[DjangoWsgiApp, DjangoAsgiApp])
+def banking(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[MakeHttpApp, str]]:
+    """Make an application whose records are beside its accounts; and the database's alias."""
     with database_of("sqlite", tmp_path) as alias:
 
-        def make(view: Callable[[Any], Any]) -> DjangoSite:
-            site = with_view(request.param, view)
-            site.celery.conf.idempotency_store_url = f"django://{alias}"
-            return site
+        def make(view: Callable[[Any], Any]) -> DjangoApp:
+            http_app = with_view(request.param, view)
+            http_app.celery.conf.idempotency_store_url = f"django://{alias}"
+            return http_app
 
         yield make, alias
 
@@ -291,24 +291,24 @@ def opening(alias: str, *statuses: int) -> Callable[[Any], HttpResponse]:
     return view
 
 
-def test_what_a_view_writes_is_committed_with_its_answer(banking: tuple[MakeSite, str]) -> None:
+def test_what_a_view_writes_is_committed_with_its_answer(banking: tuple[MakeHttpApp, str]) -> None:
     """Or not at all, where the answer is not kept."""
     # Given
     make, alias = banking
-    site = make(opening(alias, 500, 201))
+    http_app = make(opening(alias, 500, 201))
     # Then
-    assert [site.post("a").status for _ in range(3)] == [500, 201, 201]
+    assert [http_app.post("a").status for _ in range(3)] == [500, 201, 201]
     assert [account.name for account in Account.objects.using(alias).all()] == ["account 1"]
-    assert len(site.calls) == 2
+    assert len(http_app.calls) == 2
 
 
 def test_a_commit_that_fails_frees_the_key(
-    banking: tuple[MakeSite, str], monkeypatch: pytest.MonkeyPatch
+    banking: tuple[MakeHttpApp, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client gets the failure, and may try again."""
     # Given
     make, alias = banking
-    site = make(opening(alias, 201, 202))
+    http_app = make(opening(alias, 201, 202))
     settle = DjangoStore.settle_in
     failures = [IntegrityError("a constraint that is deferred")]
 
@@ -319,7 +319,7 @@ def test_a_commit_that_fails_frees_the_key(
 
     monkeypatch.setattr(DjangoStore, "settle_in", settle_in)
     # Then
-    assert site.post("a").status == 500
+    assert http_app.post("a").status == 500
     assert not heartbeat.leases()
-    assert [site.post("a").status for _ in range(2)] == [202, 202]
+    assert [http_app.post("a").status for _ in range(2)] == [202, 202]
     assert [account.name for account in Account.objects.using(alias).all()] == ["account 1"]

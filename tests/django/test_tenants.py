@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.djangos import set_up
-from tests.support.sites import DjangoAsgiSite, DjangoAsyncSite, DjangoWsgiSite, Reply, make_celery
+from tests.support.http_app import DjangoAsgiApp, DjangoAsyncApp, DjangoWsgiApp, Reply, make_celery
 
 set_up()
 
@@ -21,22 +21,22 @@ class Connection:
     schema_name = "north"
 
 
-@pytest.mark.parametrize("make_site", [DjangoWsgiSite, DjangoAsgiSite, DjangoAsyncSite])
+@pytest.mark.parametrize("make_http_app", [DjangoWsgiApp, DjangoAsgiApp, DjangoAsyncApp])
 def test_users_of_two_tenants_share_no_answer(
-    make_site: Any, monkeypatch: pytest.MonkeyPatch
+    make_http_app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each tenant's first user has the number 1."""
     # Given
     monkeypatch.setattr(tenants, "connection", Connection)
-    site = make_site(lambda body, run: Reply(), make_celery())
+    http_app = make_http_app(lambda body, run: Reply(), make_celery())
     for _ in range(2):
-        assert site.post("a").status == 201
-    assert len(site.calls) == 1
+        assert http_app.post("a").status == 201
+    assert len(http_app.calls) == 1
     # When
     monkeypatch.setattr(Connection, "schema_name", "south")
-    site.post("a")
+    http_app.post("a")
     # Then
-    assert len(site.calls) == 2
+    assert len(http_app.calls) == 2
 
 
 @pytest.mark.parametrize("identity", [None, "", 1])

@@ -13,7 +13,7 @@ from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem, unavailable
 from tests.support.clocks import MovableClock, NoMovableClock
-from tests.support.shelf import Shelf
+from tests.support.records import StoredRecords
 from tests.support.system import answers
 from tests.support.waiting import eventually
 
@@ -109,14 +109,14 @@ def test_the_stores_clock_goes_back(clock: MovableClock, moving_server: RedisSer
     """Scenario 17: while a record is left, the next token is higher than the last."""
     # Given
     store = RedisStore.from_url(moving_server.url())
-    shelf = Shelf(store, "shop")
+    stored = StoredRecords(store, "shop")
     move(clock, moving_server, HOUR)
-    name, ahead = shelf.hold()
+    name, ahead = stored.hold()
     # When
     move(clock, moving_server, -HOUR)
     assert store.now_ms() < ahead.token / 1000 - HOUR * 1000
     assert store.forget(name, HOUR * 1000)
-    _, behind = shelf.hold()
+    _, behind = stored.hold()
     # Then
     assert behind.token > ahead.token
     with redis.Redis.from_url(moving_server.url()) as client:

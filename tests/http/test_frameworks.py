@@ -14,14 +14,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 
 from celery_idempotent.http import IdempotencyASGIMiddleware
-from tests.support.sites import AsgiSite, make_celery
+from tests.support.http_app import AsgiApp, make_celery
 
 KEY = {"Idempotency-Key": '"7f3a"', "User": "ann"}
 
 
 def keyed(api: FastAPI) -> None:
     """Add the middleware: what is added later stands outside of it."""
-    api.add_middleware(IdempotencyASGIMiddleware, celery=make_celery(), identity=AsgiSite.identity)
+    api.add_middleware(IdempotencyASGIMiddleware, celery=make_celery(), identity=AsgiApp.identity)
 
 
 def client_of(api: FastAPI) -> TestClient:
@@ -109,8 +109,8 @@ def test_cors_stands_outside() -> None:
     api.add_middleware(CORSMiddleware, allow_origins=["https://a.example", "https://b.example"])
     client = client_of(api)
 
-    def origin(number: int, site: str) -> tuple[int, str | None]:
-        headers = {"Origin": f"https://{site}.example"}
+    def origin(number: int, http_app: str) -> tuple[int, str | None]:
+        headers = {"Origin": f"https://{http_app}.example"}
         reply = client.post("/orders", json={"number": number}, headers=headers)
         return reply.status_code, reply.headers.get("Access-Control-Allow-Origin")
 
@@ -133,8 +133,10 @@ def test_cors_inside_answers_with_the_first_origin() -> None:
     client = client_of(api)
     # When
     replies = [
-        client.post("/orders", json={"number": n}, headers={"Origin": f"https://{site}.example"})
-        for n, site in ((1, "a"), (1, "b"), (2, "b"))
+        client.post(
+            "/orders", json={"number": n}, headers={"Origin": f"https://{http_app}.example"}
+        )
+        for n, http_app in ((1, "a"), (1, "b"), (2, "b"))
     ]
     # Then
     assert [reply.headers.get("Access-Control-Allow-Origin") for reply in replies] == [

@@ -13,7 +13,7 @@ from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Store
-from tests.support.sites import SITES, Reply, Site, make_celery
+from tests.support.http_app import HTTP_APPS, HttpApp, Reply, make_celery
 
 FIELDS = st.lists(
     st.tuples(
@@ -39,12 +39,12 @@ KEYS = st.text(st.sampled_from('ab"\\ ;=,é\t'), max_size=6) | st.sampled_from([
 MOST = 150
 
 
-def store_of(site: Site) -> Store:
-    return environment_of(site.celery).store
+def store_of(http_app: HttpApp) -> Store:
+    return environment_of(http_app.celery).store
 
 
-def records(site: Site) -> list[Record]:
-    store = store_of(site)
+def records(http_app: HttpApp) -> list[Record]:
+    store = store_of(http_app)
     found = [store.get(name) for name in store.scan("*")]
     return [record for record in found if record is not None]
 
@@ -64,20 +64,20 @@ def test_all_adapters_keep_the_same_of_an_answer(reply: Reply, data: st.DataObje
     chunks = list(reply.chunks)
     streams = not isinstance(reply.chunks, list)
     verdicts = {}
-    for name, kind in SITES.items():
+    for name, kind in HTTP_APPS.items():
         # Given
         def handler(body: bytes, run: RunContext | None) -> Reply:
             made = iter(chunks) if streams else list(chunks)
             return Reply(reply.status, list(reply.headers), made)
 
-        site = kind(handler, make_celery(idempotency_max_result_size=MOST))
+        http_app = kind(handler, make_celery(idempotency_max_result_size=MOST))
         # When
-        first, second = site.post("a"), site.post("a")
+        first, second = http_app.post("a"), http_app.post("a")
         # Then
-        assert not [lease for lease in heartbeat.leases() if lease.store is store_of(site)]
-        (record,) = records(site)
+        assert not [lease for lease in heartbeat.leases() if lease.store is store_of(http_app)]
+        (record,) = records(http_app)
         if record.state is State.SUCCEEDED:
-            assert len(site.calls) == 1
+            assert len(http_app.calls) == 1
             if second.code is None:
                 seen, again = told(first), told(second)
                 assert (again["status"], again["whole"]) == (first.status, True)
@@ -87,8 +87,8 @@ def test_all_adapters_keep_the_same_of_an_answer(reply: Reply, data: st.DataObje
                 assert length in (None, str(len(again["body"])))
                 assert again["fields"].items() <= seen["fields"].items()
         else:
-            assert len(site.calls) == 2
-        verdicts[name] = (record.state, len(site.calls), told(first), told(second))
+            assert len(http_app.calls) == 2
+        verdicts[name] = (record.state, len(http_app.calls), told(first), told(second))
     assert all(verdict == verdicts["asgi"] for verdict in verdicts.values()), verdicts
 
 
@@ -106,19 +106,19 @@ def test_all_adapters_take_two_requests_for_the_same_or_for_two(
 ) -> None:
     """By their key, query and body."""
     verdicts = {}
-    for name, kind in SITES.items():
+    for name, kind in HTTP_APPS.items():
         # Given
-        site = kind(lambda body, run: Reply(201, [], [body]))
+        http_app = kind(lambda body, run: Reply(201, [], [body]))
         # When
         replies = [
-            site.post(fields=[one], body=body, path=path),
-            site.post(fields=[other], body=another, path=path, query=query),
+            http_app.post(fields=[one], body=body, path=path),
+            http_app.post(fields=[other], body=another, path=path, query=query),
         ]
         # Then
         verdicts[name] = (
             [(reply.status, reply.body) for reply in replies],
-            len(site.calls),
-            len(records(site)),
+            len(http_app.calls),
+            len(records(http_app)),
         )
     assert all(verdict == verdicts["asgi"] for verdict in verdicts.values()), verdicts
 
@@ -126,10 +126,10 @@ def test_all_adapters_take_two_requests_for_the_same_or_for_two(
 def test_a_body_that_is_cut_at_any_byte_is_no_request() -> None:
     """Whole, it is carried out, once."""
     body = b'{"to": "ann", "amount": 100}'
-    for kind in SITES.values():
-        site = kind(lambda body, run: Reply(201))
+    for kind in HTTP_APPS.values():
+        http_app = kind(lambda body, run: Reply(201))
         for cut in range(len(body)):
-            assert site.post("a", body, cut_at=cut).status in (0, 400)
-            assert (site.calls, records(site)) == ([], [])
-        assert [site.post("a", body).status for _ in range(2)] == [201, 201]
-        assert site.calls == [body]
+            assert http_app.post("a", body, cut_at=cut).status in (0, 400)
+            assert (http_app.calls, records(http_app)) == ([], [])
+        assert [http_app.post("a", body).status for _ in range(2)] == [201, 201]
+        assert http_app.calls == [body]

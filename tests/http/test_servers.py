@@ -14,13 +14,13 @@ from celery_idempotent import State
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import environment_of
 from tests.support import served_alone
+from tests.support.http_app import HTTP_APPS, DjangoAsyncApp, HttpApp, Reply, make_celery
 from tests.support.served import Client, read, serving
-from tests.support.sites import SITES, DjangoAsyncSite, Reply, Site, make_celery
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
 
-MakeSite = Callable[..., Site]
+MakeHttpApp = Callable[..., HttpApp]
 
 EVENTS = ("Content-Type", "text/event-stream")
 BODY = b'{"amount": 100}'
@@ -28,21 +28,21 @@ BODY = b'{"amount": 100}'
 
 #: Each adapter on the usual server, and on others.
 SERVED = [
-    *((kind, "") for kind in SITES),
+    *((kind, "") for kind in HTTP_APPS),
     *((kind, "hypercorn") for kind in ("asgi", "django-asgi-async")),
     *((kind, "waitress") for kind in ("wsgi", "django-wsgi")),
 ]
 
 
 @pytest.fixture(params=SERVED, ids=["-".join(filter(None, one)) for one in SERVED])
-def make_site(request: pytest.FixtureRequest) -> MakeSite:
-    """Make a site of each kind, for each server."""
+def make_http_app(request: pytest.FixtureRequest) -> MakeHttpApp:
+    """Make an application of each kind, for each server."""
     kind, server = request.param
 
-    def make(*args: Any) -> Site:
-        site = SITES[kind](*args)
-        site.server = server
-        return site
+    def make(*args: Any) -> HttpApp:
+        http_app = HTTP_APPS[kind](*args)
+        http_app.server = server
+        return http_app
 
     return make
 
@@ -60,29 +60,29 @@ class Work:
         assert self.may_end.wait(30)
 
 
-def states(site: Site) -> list[State]:
-    store = environment_of(site.celery).store
+def states(http_app: HttpApp) -> list[State]:
+    store = environment_of(http_app.celery).store
     found = [store.get(name) for name in store.scan("*")]
     return [record.state for record in found if record is not None]
 
 
 def test_a_client_that_dies_in_the_middle_of_its_body_has_sent_nothing(
-    make_site: MakeSite,
+    make_http_app: MakeHttpApp,
 ) -> None:
     """The application isn't called, no key is taken, and the whole request is carried out."""
     # Given
-    site = make_site(lambda body, run: Reply(201))
-    with serving(site) as client:
+    http_app = make_http_app(lambda body, run: Reply(201))
+    with serving(http_app) as client:
         # When
         for length in (0, 1, 7, len(BODY) - 1):
             client.begin("a", BODY[:length], length=len(BODY)).close()
         # Then
         assert client.post("a", BODY).status == 201
-        assert site.calls == [BODY]
+        assert http_app.calls == [BODY]
         assert client.post("a", BODY).header("Idempotency-Replayed") == "true"
 
 
-def test_a_hang_up_stops_nothing(make_site: MakeSite) -> None:
+def test_a_hang_up_stops_nothing(make_http_app: MakeHttpApp) -> None:
     """The work runs to its end, once, and the retry gets its answer."""
     # Given
     work = Work()
@@ -91,23 +91,23 @@ def test_a_hang_up_stops_nothing(make_site: MakeSite) -> None:
         work()
         return Reply(201, [], [b"made"])
 
-    site = make_site(handler)
-    with serving(site) as client:
+    http_app = make_http_app(handler)
+    with serving(http_app) as client:
         connection = client.begin("a")
         assert work.begun.wait(30)
         # When
-        if site.notices_hang_ups:
+        if http_app.notices_hang_ups:
             client.hang_up(connection)
         else:
             connection.close()
-        assert states(site) == [State.RUNNING]
+        assert states(http_app) == [State.RUNNING]
         work.may_end.set()
         # Then
-        eventually(lambda: states(site) == [State.SUCCEEDED], "the answer is recorded")
+        eventually(lambda: states(http_app) == [State.SUCCEEDED], "the answer is recorded")
         second = client.post("a")
         assert (second.status, second.body) == (201, b"made")
         assert second.header("Idempotency-Replayed") == "true"
-        assert len(site.calls) == 1
+        assert len(http_app.calls) == 1
 
 
 class SyncOnly:
@@ -134,9 +134,9 @@ def test_a_sync_middleware_of_djangos_stands_outside_for_an_async_view(where: st
             work()
         return Reply(201, [], [b"made"])
 
-    site = DjangoAsyncSite(handler)
-    site.middleware.insert(0 if where == "outside" else 1, site.listed(SyncOnly))
-    with serving(site) as client:
+    http_app = DjangoAsyncApp(handler)
+    http_app.middleware.insert(0 if where == "outside" else 1, http_app.listed(SyncOnly))
+    with serving(http_app) as client:
         connection = client.begin("a")
         assert work.begun.wait(30)
         # When
@@ -147,7 +147,7 @@ def test_a_sync_middleware_of_djangos_stands_outside_for_an_async_view(where: st
         assert seen == ([False] if where == "outside" else [False, True])
 
 
-def test_each_event_is_sent_when_it_is_made(make_site: MakeSite) -> None:
+def test_each_event_is_sent_when_it_is_made(make_http_app: MakeHttpApp) -> None:
     """The second is made once the first was read; until the end nothing is recorded."""
     # Given
     was_read, was_asked = threading.Event(), threading.Event()
@@ -158,8 +158,8 @@ def test_each_event_is_sent_when_it_is_made(make_site: MakeSite) -> None:
         yield b"two"
         assert was_asked.wait(30)
 
-    site = make_site(lambda body, run: Reply(200, [EVENTS], events()))
-    with serving(site) as client, client.begin("a") as connection:
+    http_app = make_http_app(lambda body, run: Reply(200, [EVENTS], events()))
+    with serving(http_app) as client, client.begin("a") as connection:
         # When
         received = b""
         while b"one" not in received:
@@ -173,10 +173,10 @@ def test_each_event_is_sent_when_it_is_made(make_site: MakeSite) -> None:
         while connection.recv(1000):
             pass
         assert client.post("a").code == "answer-not-kept"
-        assert len(site.calls) == 1
+        assert len(http_app.calls) == 1
 
 
-def test_a_stream_whose_client_hung_up_is_made_to_its_end(make_site: MakeSite) -> None:
+def test_a_stream_whose_client_hung_up_is_made_to_its_end(make_http_app: MakeHttpApp) -> None:
     """It is recorded then, and not before."""
     # Given
     work = Work()
@@ -188,8 +188,8 @@ def test_a_stream_whose_client_hung_up_is_made_to_its_end(make_site: MakeSite) -
             yield b"x" * 1000
         work.ended.set()
 
-    site = make_site(lambda body, run: Reply(200, [EVENTS], events()))
-    with serving(site) as client:
+    http_app = make_http_app(lambda body, run: Reply(200, [EVENTS], events()))
+    with serving(http_app) as client:
         connection = client.begin("a")
         received = b""
         while b"one" not in received:
@@ -197,16 +197,18 @@ def test_a_stream_whose_client_hung_up_is_made_to_its_end(make_site: MakeSite) -
         assert work.begun.wait(30)
         # When
         client.hang_up(connection)
-        assert states(site) == [State.RUNNING]
+        assert states(http_app) == [State.RUNNING]
         work.may_end.set()
         # Then
-        eventually(lambda: states(site) == [State.SUCCEEDED], "its end is recorded")
+        eventually(lambda: states(http_app) == [State.SUCCEEDED], "its end is recorded")
         assert work.ended.is_set()
         assert client.post("a").code == "answer-not-kept"
-        assert len(site.calls) == 1
+        assert len(http_app.calls) == 1
 
 
-def test_a_stream_without_end_is_closed_some_time_after_its_client(make_site: MakeSite) -> None:
+def test_a_stream_without_end_is_closed_some_time_after_its_client(
+    make_http_app: MakeHttpApp,
+) -> None:
     """Its work was interrupted, never carried out."""
     # Given
     seen: list[bool] = []
@@ -224,8 +226,8 @@ def test_a_stream_without_end_is_closed_some_time_after_its_client(make_site: Ma
         seen.append(run.interrupted)
         return Reply(200, [EVENTS], iter([b"done"]) if run.interrupted else without_end())
 
-    site = make_site(handler, make_celery(idempotency_max_result_size=100_000))
-    with serving(site) as client:
+    http_app = make_http_app(handler, make_celery(idempotency_max_result_size=100_000))
+    with serving(http_app) as client:
         connection = client.begin("a")
         received = b""
         while b"one" not in received:
@@ -238,7 +240,7 @@ def test_a_stream_without_end_is_closed_some_time_after_its_client(make_site: Ma
         assert seen == [False, True]
 
 
-def test_a_stream_that_breaks_was_interrupted(make_site: MakeSite) -> None:
+def test_a_stream_that_breaks_was_interrupted(make_http_app: MakeHttpApp) -> None:
     """The client sees that it isn't whole; its retry runs, and knows of the first."""
     # Given
     seen: list[bool] = []
@@ -252,8 +254,8 @@ def test_a_stream_that_breaks_was_interrupted(make_site: MakeSite) -> None:
         seen.append(run.interrupted)
         return Reply(201) if run.interrupted else Reply(200, [EVENTS], failing())
 
-    site = make_site(handler)
-    with serving(site) as client:
+    http_app = make_http_app(handler)
+    with serving(http_app) as client:
         # When
         first, second = client.post("a"), client.post("a")
         # Then
@@ -261,21 +263,21 @@ def test_a_stream_that_breaks_was_interrupted(make_site: MakeSite) -> None:
         assert (second.status, seen) == (201, [False, True])
 
 
-def test_a_field_with_a_line_break_is_never_stored(make_site: MakeSite) -> None:
+def test_a_field_with_a_line_break_is_never_stored(make_http_app: MakeHttpApp) -> None:
     """The server does with it what it does without us, each time."""
     # Given
     evil = ("X-Name", "ann\r\nContent-Type: text/html\r\nSet-Cookie: stolen=1")
-    site = make_site(lambda body, run: Reply(200, [evil], [b"ok"]))
-    with serving(site) as client:
+    http_app = make_http_app(lambda body, run: Reply(200, [evil], [b"ok"]))
+    with serving(http_app) as client:
         # When
         replies = [client.post("a") for _ in range(2)]
         # Then
-        assert len(site.calls) == 2
-        assert states(site) == [State.RELEASED]
+        assert len(http_app.calls) == 2
+        assert states(http_app) == [State.RELEASED]
         assert not any(reply.header("Idempotency-Replayed") for reply in replies)
 
 
-def test_an_answer_is_read_with_its_own_connection(make_site: MakeSite) -> None:
+def test_an_answer_is_read_with_its_own_connection(make_http_app: MakeHttpApp) -> None:
     """Two clients at once: the first is carried out, the second is told to come again."""
     # Given
     work = Work()
@@ -284,8 +286,8 @@ def test_an_answer_is_read_with_its_own_connection(make_site: MakeSite) -> None:
         work()
         return Reply(201, [], [b"made"])
 
-    site = make_site(handler)
-    with serving(site) as client, client.begin("a") as connection:
+    http_app = make_http_app(handler)
+    with serving(http_app) as client, client.begin("a") as connection:
         assert work.begun.wait(30)
         # When
         during = client.post("a")
@@ -296,7 +298,7 @@ def test_an_answer_is_read_with_its_own_connection(make_site: MakeSite) -> None:
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("kind", SITES)
+@pytest.mark.parametrize("kind", HTTP_APPS)
 def test_a_request_whose_process_is_killed_was_interrupted(
     kind: str, streams: bool, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.stores.sql.transaction import SqlTransaction
 from celery_idempotent.stores.transactions import NotCommitted
-from tests.support.sites import SITES, Handler, Reply, Site, make_celery
+from tests.support.http_app import HTTP_APPS, Handler, HttpApp, Reply, make_celery
 
 
 class Base(DeclarativeBase):
@@ -31,13 +31,13 @@ class Order(Base):
 
 
 class Shop:
-    """A site, and a table of orders beside its records."""
+    """An application, and a table of orders beside its records."""
 
-    def __init__(self, make: Callable[..., Site], directory: Path) -> None:
+    def __init__(self, make: Callable[..., HttpApp], directory: Path) -> None:
         self._make = make
         self._url = f"sqlite:///{directory}/shop.db"
 
-    def open(self, handler: Handler, **settings: Any) -> Site:
+    def open(self, handler: Handler, **settings: Any) -> HttpApp:
         celery = make_celery(**settings)
         celery.conf.idempotency_store_url = self._url
         store = environment_of(celery).store
@@ -61,9 +61,9 @@ class Shop:
         return [record.state for record in found if record is not None]
 
 
-@pytest.fixture(params=SITES.values(), ids=SITES.keys())
+@pytest.fixture(params=HTTP_APPS.values(), ids=HTTP_APPS.keys())
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    """A shop with a site of each kind."""
+    """A shop with an application of each kind."""
     made = Shop(request.param, tmp_path)
     yield made
     made.store.close()
@@ -83,31 +83,31 @@ def ordering(*names: str, status: int = 201) -> Handler:
 
 def test_it_is_committed_with_the_answer(shop: Shop) -> None:
     """A duplicate orders nothing."""
-    site = shop.open(ordering("one"))
-    assert [site.post("a").status for _ in range(2)] == [201, 201]
-    assert (shop.orders(), len(site.calls)) == (["one"], 1)
+    http_app = shop.open(ordering("one"))
+    assert [http_app.post("a").status for _ in range(2)] == [201, 201]
+    assert (shop.orders(), len(http_app.calls)) == (["one"], 1)
 
 
 def test_an_answer_that_is_not_kept_undoes_it(shop: Shop) -> None:
     """The key is free, and nothing of the request is left."""
-    site = shop.open(ordering("one", status=500))
-    assert site.post("a").status == 500
+    http_app = shop.open(ordering("one", status=500))
+    assert http_app.post("a").status == 500
     assert (shop.orders(), shop.states()) == ([], [State.RELEASED])
 
 
 def test_what_the_database_refuses_frees_the_key(shop: Shop) -> None:
     """The client gets a failure, and nobody keeps the key alive."""
     # Given
-    site = shop.open(ordering("one", "one", "two"))
-    site.post("a")
+    http_app = shop.open(ordering("one", "one", "two"))
+    http_app.post("a")
     # When
-    refused = site.post("b")
+    refused = http_app.post("b")
     # Then
     assert refused.status == 500
     assert sorted(map(str, shop.states())) == ["released", "succeeded"]
     assert not heartbeat.leases()
     # And
-    assert site.post("b").status == 201
+    assert http_app.post("b").status == 201
     assert shop.orders() == ["one", "two"]
 
 
@@ -117,7 +117,7 @@ def test_what_was_not_committed_is_to_be_sent_again(
 ) -> None:
     """Where it is certain, at once; else once the lease is over."""
     # Given
-    site = shop.open(ordering("one", "one"))
+    http_app = shop.open(ordering("one", "one"))
 
     def commit(transaction: Any, *_: Any) -> Any:
         transaction.rollback()
@@ -128,11 +128,11 @@ def test_what_was_not_committed_is_to_be_sent_again(
     # When
     with monkeypatch.context() as patched:
         patched.setattr(SqlTransaction, "commit", commit)
-        first = site.post("a")
+        first = http_app.post("a")
     # Then
     assert (first.status, first.code, first.header("Retry-After")) == (503, "not-committed", "2")
     assert not heartbeat.leases()
-    assert site.post("a").status == (201 if sure else 409)
+    assert http_app.post("a").status == (201 if sure else 409)
     assert shop.orders() == (["one"] if sure else [])
 
 
@@ -142,22 +142,22 @@ def test_forgotten_meanwhile_it_is_undone_and_said_so(shop: Shop) -> None:
     order = ordering("one", "one")
 
     def handler(body: bytes, run: RunContext | None) -> Reply:
-        if len(site.calls) == 1:
+        if len(http_app.calls) == 1:
             (name,) = shop.store.scan("*")
             assert shop.store.forget(name, 60_000)
         return order(body, run)
 
-    site = shop.open(handler)
+    http_app = shop.open(handler)
     # Then
-    assert [site.post("a").code for _ in range(2)] == ["not-committed", None]
+    assert [http_app.post("a").code for _ in range(2)] == ["not-committed", None]
     assert shop.orders() == ["one"]
 
 
 @pytest.mark.parametrize("mode", ["off", "shadow"])
 def test_switched_off_it_is_a_plain_session(shop: Shop, mode: str) -> None:
     """Committed where the answer would be kept, and else undone."""
-    site = shop.open(ordering("one", "two"), idempotency_mode=mode)
-    assert [site.post("a").status for _ in range(2)] == [201, 201]
+    http_app = shop.open(ordering("one", "two"), idempotency_mode=mode)
+    assert [http_app.post("a").status for _ in range(2)] == [201, 201]
     assert shop.orders() == ["one", "two"]
     failing = shop.open(ordering("three", status=500), idempotency_mode=mode)
     assert failing.post("a").status == 500

@@ -20,7 +20,7 @@ from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.memory import MemoryStore
 from tests.support.commands import Commands
-from tests.support.shelf import JSON, Shelf
+from tests.support.records import JSON, StoredRecords
 
 #: Two calls.
 FIRST, SECOND = (str(uuid.UUID(int=number)) for number in (1, 2))
@@ -46,10 +46,10 @@ def app() -> Iterator[Celery]:
 
 
 @pytest.fixture
-def shelf(app: Celery) -> Shelf:
+def stored(app: Celery) -> StoredRecords:
     environment = environment_of(app)
     assert isinstance(environment.store, MemoryStore)
-    return Shelf(environment.store, environment.prefix)
+    return StoredRecords(environment.store, environment.prefix)
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def tell(app: Celery, what: str, name: str, task_id: str | None, **more: Any) ->
 # --- list ----------------------------------------------------------------------------------------
 
 
-def test_list_writes_a_document_a_record(run: Commands, shelf: Shelf) -> None:
+def test_list_writes_a_document_a_record(run: Commands, stored: StoredRecords) -> None:
     """In a pipe it is JSON, one record a line, with all that a list knows."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     # When
     done = run("list")
     # Then
@@ -83,11 +83,11 @@ def test_list_writes_a_document_a_record(run: Commands, shelf: Shelf) -> None:
     assert record["owner_id"] == FIRST
 
 
-def test_list_writes_a_table_for_people(run: Commands, shelf: Shelf) -> None:
+def test_list_writes_a_table_for_people(run: Commands, stored: StoredRecords) -> None:
     """Columns stand under their titles, and colours are for terminals only."""
     # Given
-    shelf.done("order:42", owner=FIRST)
-    shelf.hold("order:7", owner=SECOND)
+    stored.done("order:42", owner=FIRST)
+    stored.hold("order:7", owner=SECOND)
     # When
     done = run("list", "--text")
     # Then
@@ -100,10 +100,12 @@ def test_list_writes_a_table_for_people(run: Commands, shelf: Shelf) -> None:
     assert "\x1b" not in done.out
 
 
-def test_list_begins_with_what_happened_last(run: Commands, app: Celery, shelf: Shelf) -> None:
+def test_list_begins_with_what_happened_last(
+    run: Commands, app: Celery, stored: StoredRecords
+) -> None:
     """The journal gives the order; what it doesn't know of follows, and nothing comes twice."""
     # Given
-    names = {number: shelf.done(f"order:{number}") for number in range(5)}
+    names = {number: stored.done(f"order:{number}") for number in range(5)}
     for number in (3, 1, 3, 4):
         tell(app, "succeeded", names[number], FIRST)
     # When
@@ -127,13 +129,13 @@ def test_list_begins_with_what_happened_last(run: Commands, app: Celery, shelf: 
     ids=str,
 )
 def test_list_takes_filters(
-    run: Commands, app: Celery, shelf: Shelf, options: list[str], keys: list[str]
+    run: Commands, app: Celery, stored: StoredRecords, options: list[str], keys: list[str]
 ) -> None:
     """By task, state and part of the key, whether the journal knows a record or not."""
     # Given
-    shelf.done("order:1", owner=FIRST)
-    shelf.hold("order:2")
-    name = shelf.done("order:3", task="shop.refund")
+    stored.done("order:1", owner=FIRST)
+    stored.hold("order:2")
+    name = stored.done("order:3", task="shop.refund")
     tell(app, "succeeded", name, SECOND)
     # When
     done = run("list", *options)
@@ -142,11 +144,11 @@ def test_list_takes_filters(
     assert sorted(record["key"] for record in done.lines) == keys
 
 
-def test_list_says_that_there_may_be_more(run: Commands, shelf: Shelf) -> None:
+def test_list_says_that_there_may_be_more(run: Commands, stored: StoredRecords) -> None:
     """Where the limit was reached, on stderr: what it writes stays a list."""
     # Given
     for number in range(5):
-        shelf.done(f"order:{number}")
+        stored.done(f"order:{number}")
     # Then
     assert len(run("list", "--limit", "3").lines) == 3
     assert "--limit 0" in run("list", "--limit", "3").err
@@ -161,10 +163,10 @@ def test_list_of_nothing_is_no_error(run: Commands) -> None:
     assert "no such record" in done.err
 
 
-def test_an_unreadable_record_is_in_the_list(run: Commands, shelf: Shelf) -> None:
+def test_an_unreadable_record_is_in_the_list(run: Commands, stored: StoredRecords) -> None:
     """With its name, to be forgotten by."""
     # Given
-    shelf.write("idempotent:{shop.charge:order:1}", b"\x01nonsense")
+    stored.write("idempotent:{shop.charge:order:1}", b"\x01nonsense")
     # When
     (record,) = run("list", "--state", "unreadable").lines
     # Then
@@ -186,11 +188,11 @@ def test_an_unreadable_record_is_in_the_list(run: Commands, shelf: Shelf) -> Non
     ],
 )
 def test_show_finds_a_record_by_what_a_person_has(
-    run: Commands, app: Celery, shelf: Shelf, text: str
+    run: Commands, app: Celery, stored: StoredRecords, text: str
 ) -> None:
     """Its key, its name, the call that owns it, or one that was answered with its outcome."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     tell(app, "deduplicated", name, SECOND, original=FIRST)
     # When
     (record,) = run("show", text).lines
@@ -200,13 +202,13 @@ def test_show_finds_a_record_by_what_a_person_has(
     assert record["duplicates"] == [SECOND]
 
 
-def test_show_tells_a_person_all_of_it(run: Commands, app: Celery, shelf: Shelf) -> None:
+def test_show_tells_a_person_all_of_it(run: Commands, app: Celery, stored: StoredRecords) -> None:
     """What it is, whose, since when and for how long, its result and its duplicates."""
     # Given
-    name, held = shelf.hold("order:42", owner=FIRST)
+    name, held = stored.hold("order:42", owner=FIRST)
     outcome = Outcome(Kind.RESULT, *JSON, b'"pi_1"').pack()
     step = Step(StepState.DONE, 0, outcome, b'{"task": "shop.refund"}')
-    shelf.store.step(Renewal(name, held, 30_000, 100_000), "charge", step.pack())
+    stored.store.step(Renewal(name, held, 30_000, 100_000), "charge", step.pack())
     tell(app, "deduplicated", name, SECOND, original=FIRST)
     # When
     text = run("show", "order:42", "--text").out
@@ -239,11 +241,11 @@ def test_show_exits_with_one_where_nothing_is_found(run: Commands) -> None:
     assert "order:43" in done.err
 
 
-def test_show_gives_every_record_that_may_be_meant(run: Commands, shelf: Shelf) -> None:
+def test_show_gives_every_record_that_may_be_meant(run: Commands, stored: StoredRecords) -> None:
     """The same key of two tasks is two records."""
     # Given
-    shelf.done("order:42", task="shop.refund")
-    shelf.done("order:42", task="shop.receipt")
+    stored.done("order:42", task="shop.refund")
+    stored.done("order:42", task="shop.receipt")
     # Then
     assert {record["task"] for record in run("show", "order:42").lines} == {
         "shop.refund",
@@ -254,10 +256,12 @@ def test_show_gives_every_record_that_may_be_meant(run: Commands, shelf: Shelf) 
 # --- why -----------------------------------------------------------------------------------------
 
 
-def test_why_says_what_happened_to_a_duplicate(run: Commands, app: Celery, shelf: Shelf) -> None:
+def test_why_says_what_happened_to_a_duplicate(
+    run: Commands, app: Celery, stored: StoredRecords
+) -> None:
     """Of which call, and how often it waited before."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     for count in range(3):
         tell(app, "waiting", name, SECOND, original=FIRST, delay=0.5, waits=count)
     tell(app, "deduplicated", name, SECOND, original=FIRST, waits=3)
@@ -273,10 +277,12 @@ def test_why_says_what_happened_to_a_duplicate(run: Commands, app: Celery, shelf
     assert account["record"]["owner_id"] == FIRST
 
 
-def test_why_says_what_happened_to_an_original(run: Commands, app: Celery, shelf: Shelf) -> None:
+def test_why_says_what_happened_to_an_original(
+    run: Commands, app: Celery, stored: StoredRecords
+) -> None:
     """How it ended, what a person did then, and who was answered with its outcome."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     tell(app, "succeeded", name, FIRST, took=0.25, attempt=2, node="w1")
     tell(app, "deduplicated", name, SECOND, original=FIRST)
     tell(app, "forgotten", name, None, via="a test")
@@ -289,10 +295,10 @@ def test_why_says_what_happened_to_an_original(run: Commands, app: Celery, shelf
     assert f"answered the call {SECOND}" in done.out
 
 
-def test_why_falls_back_on_the_record(run: Commands, shelf: Shelf) -> None:
+def test_why_falls_back_on_the_record(run: Commands, stored: StoredRecords) -> None:
     """Where the journal doesn't reach back to a call, its record may still be there."""
     # Given
-    shelf.done("order:42", owner=FIRST)
+    stored.done("order:42", owner=FIRST)
     # When
     done = run("why", FIRST)
     # Then
@@ -310,29 +316,29 @@ def test_why_exits_with_one_where_nothing_is_known(run: Commands, app: Celery) -
 # --- forget --------------------------------------------------------------------------------------
 
 
-def test_forget_wants_a_yes(run: Commands, shelf: Shelf) -> None:
+def test_forget_wants_a_yes(run: Commands, stored: StoredRecords) -> None:
     """Where nobody can be asked it does nothing without, and that is a wrong use."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     # When
     done = run("forget", "order:42")
     # Then
     assert done.code == 2
     assert "--yes" in done.err
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is State.SUCCEEDED
 
 
-def test_forget_frees_a_key(run: Commands, app: Celery, shelf: Shelf) -> None:
+def test_forget_frees_a_key(run: Commands, app: Celery, stored: StoredRecords) -> None:
     """The next call runs, and the journal knows who did it."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     # When
     done = run("forget", "--yes", "order:42")
     # Then
     assert (done.code, done.lines) == (0, [{"name": name, "forgotten": True}])
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.owner_id is None
     (event,) = environment_of(app).store.read_events("idempotent:journal", None, 10)  # type: ignore[attr-defined]
@@ -340,25 +346,27 @@ def test_forget_frees_a_key(run: Commands, app: Celery, shelf: Shelf) -> None:
     assert b"celery idempotency" in event.packed
 
 
-def test_forget_takes_several_and_none_if_one_is_not_there(run: Commands, shelf: Shelf) -> None:
+def test_forget_takes_several_and_none_if_one_is_not_there(
+    run: Commands, stored: StoredRecords
+) -> None:
     """What was meant is not clear then."""
     # Given
-    names = [shelf.done(f"order:{number}") for number in (1, 2)]
+    names = [stored.done(f"order:{number}") for number in (1, 2)]
     # Then
     assert run("forget", "--yes", "order:1", "order:2", "order:3").code == 1
-    assert {str(record.state) for name in names if (record := shelf.store.get(name))} == {
+    assert {str(record.state) for name in names if (record := stored.store.get(name))} == {
         "succeeded"
     }
     assert run("forget", "--yes", "order:1", "order:2").code == 0
-    assert {str(record.state) for name in names if (record := shelf.store.get(name))} == {
+    assert {str(record.state) for name in names if (record := stored.store.get(name))} == {
         "released"
     }
 
 
-def test_forget_does_not_guess(run: Commands, shelf: Shelf) -> None:
+def test_forget_does_not_guess(run: Commands, stored: StoredRecords) -> None:
     """Where a key may be one of several records, it names them and does nothing."""
     # Given
-    names = [shelf.done("order:42", task=task) for task in ("shop.refund", "shop.receipt")]
+    names = [stored.done("order:42", task=task) for task in ("shop.refund", "shop.receipt")]
     # When
     done = run("forget", "--yes", "order:42")
     # Then
@@ -371,11 +379,11 @@ def test_forget_does_not_guess(run: Commands, shelf: Shelf) -> None:
 
 
 def test_resolve_as_succeeded_gives_the_result_to_all_that_come(
-    run: Commands, app: Celery, shelf: Shelf
+    run: Commands, app: Celery, stored: StoredRecords
 ) -> None:
     """As if it had been the task's own."""
     # Given
-    name = shelf.unknown("order:42")
+    name = stored.unknown("order:42")
     # When
     done = run("resolve", "--yes", "order:42", "--succeeded", '{"receipt": 8}')
     # Then
@@ -388,11 +396,11 @@ def test_resolve_as_succeeded_gives_the_result_to_all_that_come(
 
 
 def test_resolve_for_a_rerun_lets_the_next_call_run(
-    run: Commands, app: Celery, shelf: Shelf
+    run: Commands, app: Celery, stored: StoredRecords
 ) -> None:
     """The key is free."""
     # Given
-    shelf.unknown("order:42")
+    stored.unknown("order:42")
     # When
     assert run("resolve", "--yes", "order:42", "--rerun").code == 0
     # Then
@@ -400,14 +408,14 @@ def test_resolve_for_a_rerun_lets_the_next_call_run(
     assert task.apply((42,)).get() == 42
 
 
-def test_resolve_as_failed_frees_the_key(run: Commands, app: Celery, shelf: Shelf) -> None:
+def test_resolve_as_failed_frees_the_key(run: Commands, app: Celery, stored: StoredRecords) -> None:
     """Its failure is kept for who waited for it, and the next call runs."""
     # Given
-    name = shelf.unknown("order:42")
+    name = stored.unknown("order:42")
     # When
     assert run("resolve", "--yes", "order:42", "--failed", "no such card").code == 0
     # Then
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is State.RELEASED
     assert b"no such card" in record.outcome
@@ -416,22 +424,22 @@ def test_resolve_as_failed_frees_the_key(run: Commands, app: Celery, shelf: Shel
 
 
 def test_resolve_as_failed_publishes_what_undoes_finished_steps(
-    run: Commands, app: Celery, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+    run: Commands, app: Celery, stored: StoredRecords, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One message for the record, that only compensates."""
     # Given
-    name = shelf.unknown("order:42")
-    held = shelf.store.get(name)
+    name = stored.unknown("order:42")
+    held = stored.store.get(name)
     assert held is not None
     outcome = Outcome(Kind.RESULT, *JSON, b'"pi_1"').pack()
     step = Step(StepState.DONE, 0, outcome, b'{"task": "shop.refund"}')
-    shelf.store.step(Renewal(name, held, 30_000, 100_000), "charge", step.pack())
+    stored.store.step(Renewal(name, held, 30_000, 100_000), "charge", step.pack())
     sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(app, "send_task", lambda task, **fields: sent.append((task, fields)))
     # When
     (told,) = run("resolve", "--yes", "order:42", "--failed", "it was refunded").lines
     # Then
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is State.COMPENSATING
     ((task, fields),) = sent
@@ -441,16 +449,16 @@ def test_resolve_as_failed_publishes_what_undoes_finished_steps(
     assert (header["ns"], header["key"], header["compensate"]) == ("shop.charge", "order:42", True)
 
 
-def test_resolve_is_for_what_is_unknown(run: Commands, shelf: Shelf) -> None:
+def test_resolve_is_for_what_is_unknown(run: Commands, stored: StoredRecords) -> None:
     """Anything else is left as it is."""
     # Given
-    name = shelf.done("order:42")
+    name = stored.done("order:42")
     # When
     done = run("resolve", "--yes", "order:42", "--rerun")
     # Then
     assert done.code == 1
     assert "succeeded" in done.err
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is State.SUCCEEDED
 
@@ -465,13 +473,13 @@ def test_resolve_is_for_what_is_unknown(run: Commands, shelf: Shelf) -> None:
     ],
     ids=str,
 )
-def test_resolve_wants_one_answer(run: Commands, shelf: Shelf, options: list[str]) -> None:
+def test_resolve_wants_one_answer(run: Commands, stored: StoredRecords, options: list[str]) -> None:
     """None, two, or one that is no JSON: a wrong use, and nothing is done."""
     # Given
-    name = shelf.unknown("order:42")
+    name = stored.unknown("order:42")
     # Then
     assert run("resolve", "--yes", "order:42", *options).code == 2
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is State.UNKNOWN
 
@@ -479,12 +487,12 @@ def test_resolve_wants_one_answer(run: Commands, shelf: Shelf, options: list[str
 # --- stats, doctor, init-db ----------------------------------------------------------------------
 
 
-def test_stats_counts_by_state_and_task(run: Commands, shelf: Shelf) -> None:
+def test_stats_counts_by_state_and_task(run: Commands, stored: StoredRecords) -> None:
     """All of them."""
     # Given
-    shelf.done("order:1")
-    shelf.done("order:2", task="shop.refund")
-    shelf.hold("order:3")
+    stored.done("order:1")
+    stored.done("order:2", task="shop.refund")
+    stored.hold("order:3")
     # Then
     assert run("stats").lines == [
         {
@@ -531,7 +539,7 @@ def test_init_db_is_for_databases(run: Commands) -> None:
     ids=lambda command: command[0],
 )
 def test_a_store_that_is_away_is_said_in_a_sentence(
-    run: Commands, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, command: list[str]
+    run: Commands, stored: StoredRecords, monkeypatch: pytest.MonkeyPatch, command: list[str]
 ) -> None:
     """Without a traceback, with exit code 1."""
 
@@ -540,7 +548,7 @@ def test_a_store_that_is_away_is_said_in_a_sentence(
         raise StoreUnavailable("the store at redis://:**@there does not answer")
 
     for name in ("read_events", "get_many", "scan"):
-        monkeypatch.setattr(shelf.store, name, away)
+        monkeypatch.setattr(stored.store, name, away)
     # When
     done = run(*command)
     # Then
@@ -601,14 +609,16 @@ def test_times_are_told_in_their_largest_unit(seconds: float | None, text: str) 
 
 @pytest.mark.parametrize("command", [["list"], ["show", "order:42"], ["why", FIRST]], ids=" ".join)
 def test_nothing_in_a_record_can_write_to_a_terminal(
-    run: Commands, app: Celery, shelf: Shelf, command: list[str]
+    run: Commands, app: Celery, stored: StoredRecords, command: list[str]
 ) -> None:
     """A result, a label or an owner with control characters in it is shown with them escaped."""
     # Given
     evil = "\x1b[2J\x9bA\u202e\ud800\n"
     failure = f'{{"exc_type": "E", "exc_message": ["{evil.encode("unicode_escape").decode()}"]}}'
     outcome = Outcome(Kind.FAILURE, *JSON, failure.replace("\\x", "\\u00").encode()).pack()
-    name = shelf.done("order:42", owner=FIRST, outcome=outcome, label=f"shop.charge{evil[:4]}\nkey")
+    name = stored.done(
+        "order:42", owner=FIRST, outcome=outcome, label=f"shop.charge{evil[:4]}\nkey"
+    )
     tell(app, "failed", name, FIRST, error=evil, node=evil)
     # When
     done = run(*command, "--text")

@@ -21,21 +21,21 @@ from celery_idempotent.ops.records import Filter, RecordView
 from celery_idempotent.stores.base import Renewal, store_from_url
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.servers import RedisServer
-from tests.support.shelf import JSON, TTL_MS, Shelf
+from tests.support.records import JSON, TTL_MS, StoredRecords
 
 PREFIX = "idem*[1]"  # a prefix may hold what a glob pattern would take for more than itself
 
 
 @pytest.fixture(params=["memory", "redis"])
-def shelf(request: pytest.FixtureRequest) -> Iterator[Shelf]:
+def stored(request: pytest.FixtureRequest) -> Iterator[StoredRecords]:
     """Each kind of store in turn, empty."""
     if request.param == "memory":
-        yield Shelf(MemoryStore(), PREFIX)
+        yield StoredRecords(MemoryStore(), PREFIX)
         return
     server: RedisServer = request.getfixturevalue("redis_server")
     store = store_from_url(server.url())
     with redis.Redis.from_url(server.url()) as raw:
-        yield Shelf(store, PREFIX, raw)
+        yield StoredRecords(store, PREFIX, raw)
     store.close()
 
 
@@ -46,37 +46,37 @@ def keys(views: Iterator[RecordView] | Sequence[RecordView]) -> list[str]:
 # --- reading many ---------------------------------------------------------------------------------
 
 
-def test_records_are_read_together_in_their_order(shelf: Shelf) -> None:
+def test_records_are_read_together_in_their_order(stored: StoredRecords) -> None:
     """A record for each name, None for what is absent, an error where one can't be read."""
     # Given
-    first, _ = shelf.hold("order:1")
-    second = shelf.done("order:2")
-    shelf.write("corrupt", b"\x01nonsense")
-    shelf.write("new", b"\x63")
+    first, _ = stored.hold("order:1")
+    second = stored.done("order:2")
+    stored.write("corrupt", b"\x01nonsense")
+    stored.write("new", b"\x63")
     # When
-    found = shelf.store.get_many([second, "absent", "corrupt", "new", first])
+    found = stored.store.get_many([second, "absent", "corrupt", "new", first])
     # Then
-    assert found[0] == shelf.store.get(second)
+    assert found[0] == stored.store.get(second)
     assert found[1] is None
     assert isinstance(found[2], RecordCorrupt)
     assert isinstance(found[3], RecordTooNew)
-    assert found[4] == shelf.store.get(first)
-    assert shelf.store.get_many([]) == []
+    assert found[4] == stored.store.get(first)
+    assert stored.store.get_many([]) == []
 
 
-def test_a_long_record_is_readable_in_a_list(shelf: Shelf) -> None:
+def test_a_long_record_is_readable_in_a_list(stored: StoredRecords) -> None:
     """A long result may come cut short, and a label that is longer still comes whole."""
     # Given
     large = Outcome(Kind.RESULT, *JSON, uuid.uuid4().hex.encode() * 10_000).pack()
-    name = shelf.done("order:1", outcome=large)
-    odd = shelf.done("order:2", label="shop.charge\n" + "x" * 5000)
+    name = stored.done("order:1", outcome=large)
+    odd = stored.done("order:2", label="shop.charge\n" + "x" * 5000)
     # When
-    result, label = shelf.store.get_many([name, odd])
+    result, label = stored.store.get_many([name, odd])
     # Then
     assert isinstance(result, Record)
     assert result.state is State.SUCCEEDED
     assert large.startswith(result.outcome)
-    assert label == shelf.store.get(odd)
+    assert label == stored.store.get(odd)
 
 
 def test_what_is_no_record_is_an_error_in_its_place(redis_server: RedisServer) -> None:
@@ -85,8 +85,8 @@ def test_what_is_no_record_is_an_error_in_its_place(redis_server: RedisServer) -
     store = store_from_url(redis_server.url())
     with redis.Redis.from_url(redis_server.url()) as raw:
         raw.rpush(f"{PREFIX}:{{shop.charge:list}}", "something")
-    shelf = Shelf(store, PREFIX)
-    name = shelf.done()
+    stored = StoredRecords(store, PREFIX)
+    name = stored.done()
     # When
     odd, record = store.get_many([f"{PREFIX}:{{shop.charge:list}}", name])
     views = {view.key: view for view in records.find(store, PREFIX)}
@@ -99,21 +99,21 @@ def test_what_is_no_record_is_an_error_in_its_place(redis_server: RedisServer) -
     store.close()
 
 
-def test_the_clock_is_the_stores(shelf: Shelf) -> None:
+def test_the_clock_is_the_stores(stored: StoredRecords) -> None:
     """It is the clock that tokens are made of."""
-    before = shelf.store.now_ms()
-    _, held = shelf.hold()
-    assert before <= held.token // 1000 <= shelf.store.now_ms()
+    before = stored.store.now_ms()
+    _, held = stored.hold()
+    assert before <= held.token // 1000 <= stored.store.now_ms()
 
 
 def test_many_records_take_two_commands_a_thousand(own_server: RedisServer) -> None:
     """A list is read in scans and one round trip each, and a result of a megabyte stays away."""
     # Given
     store = store_from_url(own_server.url())
-    shelf = Shelf(store, PREFIX)
+    stored = StoredRecords(store, PREFIX)
     for number in range(30):
         payload = os.urandom(48_000)  # what can't be compressed
-        shelf.done(f"order:{number}", outcome=Outcome(Kind.RESULT, *JSON, payload).pack())
+        stored.done(f"order:{number}", outcome=Outcome(Kind.RESULT, *JSON, payload).pack())
     with redis.Redis.from_url(own_server.url()) as raw:
         raw.config_resetstat()
         # When
@@ -131,12 +131,12 @@ def test_many_records_take_two_commands_a_thousand(own_server: RedisServer) -> N
 # --- listing --------------------------------------------------------------------------------------
 
 
-def test_a_record_is_shown_in_plain_words(shelf: Shelf) -> None:
+def test_a_record_is_shown_in_plain_words(stored: StoredRecords) -> None:
     """Key, task, state, owner, process, token, attempt and interruptions, as they were recorded."""
     # Given
-    name, held = shelf.hold(owner="task-1")
+    name, held = stored.hold(owner="task-1")
     # When
-    (view,) = records.find(shelf.store, PREFIX)
+    (view,) = records.find(stored.store, PREFIX)
     # Then
     assert view.name == name == f"{PREFIX}:{{shop.charge:order:42}}"
     assert (view.namespace, view.key, view.task) == ("shop.charge", "order:42", "shop.charge")
@@ -148,12 +148,12 @@ def test_a_record_is_shown_in_plain_words(shelf: Shelf) -> None:
     assert view.outcome is None
 
 
-def test_a_key_that_is_a_digest_in_the_store_is_shown_readable(shelf: Shelf) -> None:
+def test_a_key_that_is_a_digest_in_the_store_is_shown_readable(stored: StoredRecords) -> None:
     """The label has the task's name and the key as a person wrote it."""
     # Given
-    shelf.done("an order {7}", "tenant 1", label="shop.charge\nan order {7}")
+    stored.done("an order {7}", "tenant 1", label="shop.charge\nan order {7}")
     # When
-    (view,) = records.find(shelf.store, PREFIX)
+    (view,) = records.find(stored.store, PREFIX)
     # Then
     assert (view.namespace, view.key, view.task) == ("tenant 1", "an order {7}", "shop.charge")
     assert view.stored_key.startswith("~")
@@ -178,76 +178,76 @@ def test_a_key_that_is_a_digest_in_the_store_is_shown_readable(shelf: Shelf) -> 
     ids=str,
 )
 def test_records_are_found_by_what_a_person_knows(
-    shelf: Shelf, asked: dict[str, str], expected: list[str]
+    stored: StoredRecords, asked: dict[str, str], expected: list[str]
 ) -> None:
     """By words of the key in any case, by task, by state, by the owner's task id."""
     # Given
-    shelf.done("order:42")
-    shelf.hold("order:7", owner="0b5cbf0e-5d4a-4a0c-a5a4-7e3c2d1f0a9b")
-    shelf.done("item:42", "shop.pack")
-    shelf.done("wörter 42", label="shop.charge\nwörter 42")
+    stored.done("order:42")
+    stored.hold("order:7", owner="0b5cbf0e-5d4a-4a0c-a5a4-7e3c2d1f0a9b")
+    stored.done("item:42", "shop.pack")
+    stored.done("wörter 42", label="shop.charge\nwörter 42")
     # When
-    found = records.find(shelf.store, PREFIX, **asked)
+    found = records.find(stored.store, PREFIX, **asked)
     # Then
     assert keys(found) == expected
 
 
-def test_only_records_are_listed(shelf: Shelf) -> None:
+def test_only_records_are_listed(stored: StoredRecords) -> None:
     """Neither notes and steps, nor what another prefix or program has put there."""
     # Given
-    name, held = shelf.hold()
+    name, held = stored.hold()
     slip = Slip(answered=True)
-    shelf.store.note(name, Note(f"{name}:sent:task-1", slip, held.token, TTL_MS))
+    stored.store.note(name, Note(f"{name}:sent:task-1", slip, held.token, TTL_MS))
     packed = Step(StepState.DONE, 0, b"").pack()
-    shelf.store.step(Renewal(name, held, 30_000, TTL_MS), "pay", packed)
+    stored.store.step(Renewal(name, held, 30_000, TTL_MS), "pay", packed)
     for other in ("other:{shop.charge:order:42}", "idemX1:{a:b}", f"{PREFIX}:{{nocolon}}", "queue"):
-        shelf.write(other, b"whatever")
+        stored.write(other, b"whatever")
     # When
-    found = list(records.find(shelf.store, PREFIX))
+    found = list(records.find(stored.store, PREFIX))
     # Then
     assert [view.name for view in found] == [name]
 
 
-def test_a_list_stops_at_its_limit(shelf: Shelf) -> None:
+def test_a_list_stops_at_its_limit(stored: StoredRecords) -> None:
     """And asks for no more than it needs."""
     for number in range(5):
-        shelf.done(f"order:{number}")
-    assert len(list(records.find(shelf.store, PREFIX, limit=3))) == 3
+        stored.done(f"order:{number}")
+    assert len(list(records.find(stored.store, PREFIX, limit=3))) == 3
 
 
-def test_unreadable_records_are_listed_as_such(shelf: Shelf) -> None:
+def test_unreadable_records_are_listed_as_such(stored: StoredRecords) -> None:
     """One that is corrupt, of a newer version, or has an owner that can't be read."""
     # Given
-    shelf.write(f"{PREFIX}:{{shop.charge:a}}", b"\x01nonsense")
-    shelf.write(f"{PREFIX}:{{shop.charge:b}}", b"\x63")
-    shelf.write(f"{PREFIX}:{{shop.charge:c}}", Record(State.RUNNING, 1, owner=b"?").pack())
+    stored.write(f"{PREFIX}:{{shop.charge:a}}", b"\x01nonsense")
+    stored.write(f"{PREFIX}:{{shop.charge:b}}", b"\x63")
+    stored.write(f"{PREFIX}:{{shop.charge:c}}", Record(State.RUNNING, 1, owner=b"?").pack())
     # When
-    found = list(records.find(shelf.store, PREFIX, state="unreadable"))
+    found = list(records.find(stored.store, PREFIX, state="unreadable"))
     # Then
     assert keys(found) == ["a", "b", "c"]
     assert all(view.problem and view.task == "shop.charge" for view in found)
 
 
-def test_records_are_counted_by_state_and_task(shelf: Shelf) -> None:
+def test_records_are_counted_by_state_and_task(stored: StoredRecords) -> None:
     """The count goes through all of them."""
     # Given
-    shelf.done("order:1")
-    shelf.done("order:2")
-    shelf.hold("order:3")
-    shelf.done("item:1", "shop.pack")
+    stored.done("order:1")
+    stored.done("order:2")
+    stored.hold("order:3")
+    stored.done("item:1", "shop.pack")
     # When
-    stats = records.count(shelf.store, PREFIX)
+    stats = records.count(stored.store, PREFIX)
     # Then
     assert stats.total == 4
     assert stats.states == {"succeeded": 3, "running": 1}
     assert stats.tasks == {"shop.charge": 3, "shop.pack": 1}
 
 
-def test_batches_come_even_where_nothing_is_wanted(shelf: Shelf) -> None:
+def test_batches_come_even_where_nothing_is_wanted(stored: StoredRecords) -> None:
     """So that who looks for a needle in a large store can give up in time."""
     for number in range(1500):
-        shelf.write(f"{PREFIX}:{{shop.charge:{number}}}", b"?")
-    found = list(records.batches(shelf.store, PREFIX, Filter(match="needle")))
+        stored.write(f"{PREFIX}:{{shop.charge:{number}}}", b"?")
+    found = list(records.batches(stored.store, PREFIX, Filter(match="needle")))
     assert len(found) == 2
     assert not any(found)
 
@@ -255,16 +255,16 @@ def test_batches_come_even_where_nothing_is_wanted(shelf: Shelf) -> None:
 # --- one record -----------------------------------------------------------------------------------
 
 
-def test_a_running_record_is_shown_with_its_lease(shelf: Shelf) -> None:
+def test_a_running_record_is_shown_with_its_lease(stored: StoredRecords) -> None:
     """How long it is still held, and how long the store keeps it, by the store's clock."""
     # Given
-    name, held = shelf.hold()
+    name, held = stored.hold()
     packed = Step(StepState.DONE, 1, Outcome(Kind.RESULT, *JSON, b'"paid"').pack(), b"{}").pack()
     lease = Renewal(name, held, 30_000, TTL_MS)
-    shelf.store.step(lease, "pay", packed)
-    shelf.store.step(lease, "reserve", Step(StepState.COMPENSATED, 0, b"").pack())
+    stored.store.step(lease, "pay", packed)
+    stored.store.step(lease, "reserve", Step(StepState.COMPENSATED, 0, b"").pack())
     # When
-    detail = records.show(shelf.store, PREFIX, name)
+    detail = records.show(stored.store, PREFIX, name)
     # Then
     assert detail is not None
     assert detail.lease_left is not None
@@ -284,13 +284,13 @@ def test_a_running_record_is_shown_with_its_lease(shelf: Shelf) -> None:
     }
 
 
-def test_a_finished_record_is_shown_with_its_result(shelf: Shelf) -> None:
+def test_a_finished_record_is_shown_with_its_result(stored: StoredRecords) -> None:
     """Whole, even where a list would have cut it short."""
     # Given
     payload = b'"' + b"ab" * 1200 + b'"'
-    name = shelf.done(outcome=bytes((Kind.RESULT, 1)) + payload)
+    name = stored.done(outcome=bytes((Kind.RESULT, 1)) + payload)
     # When
-    detail = records.show(shelf.store, PREFIX, name)
+    detail = records.show(stored.store, PREFIX, name)
     # Then
     assert detail is not None
     assert detail.result == payload.decode()[: MAX_SHOWN - 3] + "..."
@@ -298,18 +298,18 @@ def test_a_finished_record_is_shown_with_its_result(shelf: Shelf) -> None:
     assert detail.lease_left is None
 
 
-def test_an_absent_record_and_a_strange_name_are_none(shelf: Shelf) -> None:
+def test_an_absent_record_and_a_strange_name_are_none(stored: StoredRecords) -> None:
     """So is the name of something that is no record, though there be something."""
-    shelf.write("celery", b"a queue")
-    assert records.show(shelf.store, PREFIX, f"{PREFIX}:{{shop.charge:none}}") is None
-    assert records.show(shelf.store, PREFIX, "celery") is None
+    stored.write("celery", b"a queue")
+    assert records.show(stored.store, PREFIX, f"{PREFIX}:{{shop.charge:none}}") is None
+    assert records.show(stored.store, PREFIX, "celery") is None
 
 
-def test_an_unreadable_record_is_shown_with_why(shelf: Shelf) -> None:
+def test_an_unreadable_record_is_shown_with_why(stored: StoredRecords) -> None:
     """Its page says what is wrong, and can free it."""
     name = f"{PREFIX}:{{shop.charge:a}}"
-    shelf.write(name, b"\x01nonsense")
-    detail = records.show(shelf.store, PREFIX, name)
+    stored.write(name, b"\x01nonsense")
+    detail = records.show(stored.store, PREFIX, name)
     assert detail is not None
     assert (detail.view.state, detail.result) == ("unreadable", "")
     assert "cannot be read" in detail.view.problem
@@ -318,7 +318,7 @@ def test_an_unreadable_record_is_shown_with_why(shelf: Shelf) -> None:
 def test_a_store_that_is_away_is_said_to_be(own_server: RedisServer) -> None:
     """It isn't taken for an empty one, nor for an unreadable record."""
     store = store_from_url(own_server.url())
-    name = Shelf(store, PREFIX).done()
+    name = StoredRecords(store, PREFIX).done()
     own_server.kill()
     for look in (
         lambda: records.show(store, PREFIX, name),
@@ -329,30 +329,30 @@ def test_a_store_that_is_away_is_said_to_be(own_server: RedisServer) -> None:
             look()
 
 
-def test_forgetting_frees_a_key(shelf: Shelf) -> None:
+def test_forgetting_frees_a_key(stored: StoredRecords) -> None:
     """The next call gets it, with a higher token."""
     # Given
-    name = shelf.done(owner="task-1")
-    before = shelf.store.get(name)
+    name = stored.done(owner="task-1")
+    before = stored.store.get(name)
     # When
-    assert records.forget(shelf.store, PREFIX, name, 100) is True
+    assert records.forget(stored.store, PREFIX, name, 100) is True
     # Then
-    detail = records.show(shelf.store, PREFIX, name)
+    detail = records.show(stored.store, PREFIX, name)
     assert detail is not None
     assert (detail.view.state, detail.view.owner_id) == ("released", None)
     assert detail.window_left is not None
     assert detail.window_left <= 100
-    _, held = shelf.hold(owner="task-2")
+    _, held = stored.hold(owner="task-2")
     assert before is not None
     assert held.token > before.token
-    assert records.forget(shelf.store, PREFIX, f"{PREFIX}:{{shop.charge:none}}", 100) is False
+    assert records.forget(stored.store, PREFIX, f"{PREFIX}:{{shop.charge:none}}", 100) is False
 
 
-def test_forgetting_touches_records_only(shelf: Shelf) -> None:
+def test_forgetting_touches_records_only(stored: StoredRecords) -> None:
     """A name from a request may be anything: what is no record's name is left alone."""
-    shelf.write("celery", b"a queue")
-    assert records.forget(shelf.store, PREFIX, "celery", 100) is False
-    found = shelf.store.get_many(["celery"])
+    stored.write("celery", b"a queue")
+    assert records.forget(stored.store, PREFIX, "celery", 100) is False
+    found = stored.store.get_many(["celery"])
     assert isinstance(found[0], RecordTooNew)  # what it was: no forgotten record
 
 

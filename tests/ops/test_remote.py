@@ -22,7 +22,7 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.contract.kit import replace
-from tests.support.shelf import Shelf
+from tests.support.records import StoredRecords
 
 FIRST, SECOND = (str(uuid.UUID(int=number)) for number in (1, 2))
 PREFIX = "idempotent"
@@ -65,8 +65,8 @@ def app(clock: Clock) -> Iterator[Celery]:
 
 
 @pytest.fixture
-def shelf(app: Celery) -> Shelf:
-    return Shelf(environment_of(app).store, PREFIX)
+def stored(app: Celery) -> StoredRecords:
+    return StoredRecords(environment_of(app).store, PREFIX)
 
 
 @pytest.fixture
@@ -83,7 +83,9 @@ class Request(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-def run_by(shelf: Shelf, task_id: str, key: str, boot: str = BOOT_ID, pid: int = 77) -> Request:
+def run_by(
+    stored: StoredRecords, task_id: str, key: str, boot: str = BOOT_ID, pid: int = 77
+) -> Request:
     """Have a process of this worker's pool hold a key; its request."""
     name = f"{PREFIX}:{{shop.charge:{key}}}"
     record = Record(
@@ -93,7 +95,7 @@ def run_by(shelf: Shelf, task_id: str, key: str, boot: str = BOOT_ID, pid: int =
         process=Process(socket.gethostname(), pid, boot).pack(),
         nonce=uuid.uuid4().bytes[:8],
     )
-    assert isinstance(shelf.store.claim(name, Claim(record, 30_000, 100_000)), Claimed)
+    assert isinstance(stored.store.claim(name, Claim(record, 30_000, 100_000)), Claimed)
     return Request(id=task_id, name="shop.charge", record_name=lambda: name)
 
 
@@ -104,13 +106,13 @@ def ask(app: Celery, command: str, **arguments: Any) -> Any:
 
 
 def test_a_worker_names_its_live_claims(
-    app: Celery, shelf: Shelf, active: set[Any], clock: Clock
+    app: Celery, stored: StoredRecords, active: set[Any], clock: Clock
 ) -> None:
     """Key, task, call, since when, for how long: the oldest first."""
     # Given
-    active.add(run_by(shelf, FIRST, "order:1"))
+    active.add(run_by(stored, FIRST, "order:1"))
     clock.advance(5)
-    active.add(run_by(shelf, SECOND, "order:2", pid=78))
+    active.add(run_by(stored, SECOND, "order:2", pid=78))
     clock.advance(2.5)
     # When
     claims = ask(app, "idempotency")
@@ -123,12 +125,14 @@ def test_a_worker_names_its_live_claims(
     assert all(claim["task"] == "shop.charge" and claim["attempt"] == 1 for claim in claims)
 
 
-def test_a_claim_is_what_the_store_says(app: Celery, shelf: Shelf, active: set[Any]) -> None:
+def test_a_claim_is_what_the_store_says(
+    app: Celery, stored: StoredRecords, active: set[Any]
+) -> None:
     """What another worker holds, what is done, waits, or has no key, is no claim of this worker."""
     # Given
-    elsewhere = run_by(shelf, FIRST, "order:1", boot="another")
+    elsewhere = run_by(stored, FIRST, "order:1", boot="another")
     taken_over = Request(id=SECOND, name="shop.charge", record_name=elsewhere.record_name)
-    done = shelf.done("order:2", owner=SECOND)
+    done = stored.done("order:2", owner=SECOND)
 
     def underivable() -> str:
         raise ValueError("its arguments have no key")
@@ -149,7 +153,7 @@ def test_a_claim_is_what_the_store_says(app: Celery, shelf: Shelf, active: set[A
 
 
 def test_a_worker_whose_store_is_away_says_so(
-    app: Celery, shelf: Shelf, active: set[Any], monkeypatch: pytest.MonkeyPatch
+    app: Celery, stored: StoredRecords, active: set[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An answer is an answer, and its other tasks go on."""
 
@@ -157,62 +161,64 @@ def test_a_worker_whose_store_is_away_says_so(
     def away(*_: Any) -> Any:
         raise StoreUnavailable("away")
 
-    active.add(run_by(shelf, FIRST, "order:1"))
+    active.add(run_by(stored, FIRST, "order:1"))
     for name in ("get_many", "read_events", "scan"):
-        monkeypatch.setattr(shelf.store, name, away)
+        monkeypatch.setattr(stored.store, name, away)
     # Then
     assert ask(app, "idempotency") == {"error": "away"}
     assert ask(app, "idempotency_forget", key="order:1") == {"error": "away"}
 
 
-def test_forget_frees_a_key(app: Celery, shelf: Shelf, clock: Clock) -> None:
+def test_forget_frees_a_key(app: Celery, stored: StoredRecords, clock: Clock) -> None:
     """Whoever gets the command first does it, and all others find it done."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     clock.advance(60)
     # When
     answers = [ask(app, "idempotency_forget", key="order:42") for _ in range(3)]
     # Then
     assert answers == [{"ok": f"{name} is free"}] * 3
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.owner_id is None
 
 
 def test_a_worker_that_is_late_does_not_free_what_was_claimed_since(
-    app: Celery, shelf: Shelf, clock: Clock
+    app: Celery, stored: StoredRecords, clock: Clock
 ) -> None:
     """Every worker gets the command: the second of them finds a new run there, and leaves it."""
     # Given
-    name = shelf.done("order:42", owner=FIRST)
+    name = stored.done("order:42", owner=FIRST)
     clock.advance(60)
     ask(app, "idempotency_forget", key="order:42")
-    shelf.hold("order:42", owner=SECOND)
+    stored.hold("order:42", owner=SECOND)
     clock.advance(1)
     # When
     answer = ask(app, "idempotency_forget", key="order:42")
     # Then
     assert SECOND in answer["error"]
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.owner_id == SECOND
 
 
-def test_a_token_names_the_run_that_is_meant(app: Celery, shelf: Shelf, clock: Clock) -> None:
+def test_a_token_names_the_run_that_is_meant(
+    app: Celery, stored: StoredRecords, clock: Clock
+) -> None:
     """With it a young claim is freed too, and another run's is not, however old."""
     # Given
-    name, held = shelf.hold("order:42", owner=FIRST)
+    name, held = stored.hold("order:42", owner=FIRST)
     # Then
     assert "error" in ask(app, "idempotency_forget", key="order:42", token=held.token + 1)
-    assert shelf.store.get(name) == replace(held, until_ms=clock.us // 1000 + 30_000)
+    assert stored.store.get(name) == replace(held, until_ms=clock.us // 1000 + 30_000)
     assert "ok" in ask(app, "idempotency_forget", key="order:42", token=held.token)
 
 
-def test_forget_says_what_it_can_not_do(app: Celery, shelf: Shelf, clock: Clock) -> None:
+def test_forget_says_what_it_can_not_do(app: Celery, stored: StoredRecords, clock: Clock) -> None:
     """A key that is not there, and one that may be several records."""
     # Given
-    shelf.done("order:42", task="shop.refund")
-    shelf.done("order:42", task="shop.receipt")
+    stored.done("order:42", task="shop.refund")
+    stored.done("order:42", task="shop.receipt")
     clock.advance(60)
     # Then
     assert ask(app, "idempotency_forget", key="order:1") == {

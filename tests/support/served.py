@@ -1,4 +1,4 @@
-"""A site on a real server, in threads of the test's own process."""
+"""An application on a real server, in threads of the test's own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import uvicorn
 
-from tests.support.sites import OverAsgi, Reply, Site
+from tests.support.http_app import HttpApp, OverAsgi, Reply
 from tests.support.waiting import eventually
 
 
@@ -76,10 +76,10 @@ def read(connection: socket.socket) -> Reply:
 
 
 @contextlib.contextmanager
-def serving(site: Site) -> Iterator[Client]:
-    """Serve a site."""
-    server = site.server or ("uvicorn" if isinstance(site, OverAsgi) else "wsgiref")
-    with _SERVERS[server](site.app) as client:  # type: ignore[attr-defined]
+def serving(http_app: HttpApp) -> Iterator[Client]:
+    """Serve an application."""
+    server = http_app.server or ("uvicorn" if isinstance(http_app, OverAsgi) else "wsgiref")
+    with _SERVERS[server](http_app.app) as client:  # type: ignore[attr-defined]
         yield client
 
 

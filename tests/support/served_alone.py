@@ -1,4 +1,4 @@
-"""A site in a process of its own, which a test kills: ``python -m tests.support.served_alone``."""
+"""An application in a process that a test kills: ``python -m tests.support.served_alone``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import environment_of
+from tests.support.http_app import HTTP_APPS, Reply, make_celery
 from tests.support.served import serving
-from tests.support.sites import SITES, Reply, make_celery
 from tests.support.workers import ROOT
 
 LEASE_S = 1.0
@@ -60,7 +60,7 @@ def main(kind: str, directory: str, how: str) -> None:
         never()
         raise AssertionError
 
-    with serving(SITES[kind](handler, celery, service="shop")) as client:
+    with serving(HTTP_APPS[kind](handler, celery, service="shop")) as client:
         print(client.port, flush=True)  # noqa: T201
         sys.stdin.read()
 

@@ -1,6 +1,6 @@
 """Every way of composing tasks, run by plain Celery and by guarded tasks side by side.
 
-All tasks of the guarded side are ``IdempotentTask`` with the key ``MESSAGE_ID``, by
+All tasks of the guarded system are ``IdempotentTask`` with the key ``MESSAGE_ID``, by
 ``Celery(task_cls=...)`` and a setting: that has to change nothing that a composition shows.
 """
 
@@ -12,34 +12,36 @@ import pytest
 import redis
 
 from celery_idempotent.testing.servers import RedisServer
+from tests.support.comparison import ComparedSystem, differences
 from tests.support.compositions import ANYTHING, COMPOSITIONS, Composition, Tasks
-from tests.support.sides import Side, differences
 from tests.support.system import STORE_DB
 
 
 @pytest.fixture(scope="module")
-def sides(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Side, Side]]:
+def systems(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[ComparedSystem, ComparedSystem]]:
     """Both systems, started once."""
     with RedisServer() as server:
-        made: list[Side] = []
+        made: list[ComparedSystem] = []
         try:
             for kind, db in (("plain", 0), ("guarded", 3)):
-                made.append(Side(kind, server, db, tmp_path_factory.mktemp(kind)))
-            for side in made:
-                side.worker.wait_until_ready()
+                made.append(ComparedSystem(kind, server, db, tmp_path_factory.mktemp(kind)))
+            for system in made:
+                system.worker.wait_until_ready()
             yield made[0], made[1]
         finally:
-            for side in made:
-                side.close()
+            for system in made:
+                system.close()
 
 
 @pytest.mark.parametrize("composition", COMPOSITIONS, ids=lambda it: it.name)
 def test_a_composition_is_what_it_is_in_plain_celery(
-    sides: tuple[Side, Side], composition: Composition
+    systems: tuple[ComparedSystem, ComparedSystem], composition: Composition
 ) -> None:
     """Outcome, states, children, parents, what is stored, bodies, stamps, callbacks: the same."""
     # Given
-    plain, guarded = sides
+    plain, guarded = systems
     # When
     as_plain, as_guarded = plain.compose(composition), guarded.compose(composition)
     # Then
@@ -49,10 +51,10 @@ def test_a_composition_is_what_it_is_in_plain_celery(
     assert list(differences(without, with_guard)) == []
 
 
-def test_the_guarded_side_was_guarded(sides: tuple[Side, Side]) -> None:
+def test_the_guarded_side_was_guarded(systems: tuple[ComparedSystem, ComparedSystem]) -> None:
     """Each message whose body ran there has a record."""
     # Given
-    _, guarded = sides
+    _, guarded = systems
     sent = Tasks(guarded.system.app, guarded.ledger).add.delay(1, 2)
     assert sent.get(timeout=30) == 3
     # When

@@ -19,7 +19,7 @@ from celery_idempotent.stores.base import store_from_url
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.flowers import NEWEST, VERSIONS, Answer, Browser, Flower
-from tests.support.shelf import JSON, Shelf
+from tests.support.records import JSON, StoredRecords
 from tests.support.system import RESULT_DB, STORE_DB
 from tests.support.tasks import Settings
 from tests.support.waiting import eventually
@@ -61,12 +61,12 @@ def browser(flower: Flower) -> Browser:
 
 
 @pytest.fixture
-def shelf(redis_server: RedisServer) -> Iterator[Shelf]:
+def stored(redis_server: RedisServer) -> Iterator[StoredRecords]:
     """The store that Flower shows, empty."""
     url = redis_server.url(STORE_DB)
     store = store_from_url(url)
     with redis.Redis.from_url(url) as raw:
-        yield Shelf(store, PREFIX, raw)
+        yield StoredRecords(store, PREFIX, raw)
     store.close()
 
 
@@ -98,7 +98,7 @@ def rows(page: Answer) -> dict[str, str]:
 # --- looking --------------------------------------------------------------------------------------
 
 
-def test_a_tab_leads_to_the_page(browser: Browser, shelf: Shelf) -> None:
+def test_a_tab_leads_to_the_page(browser: Browser, stored: StoredRecords) -> None:
     """It stands after Flower's own, on Flower's pages and on ours, and only once."""
     # When
     pages = [browser.get("/broker"), browser.get("/tasks"), browser.get("/idempotency")]
@@ -112,13 +112,13 @@ def test_a_tab_leads_to_the_page(browser: Browser, shelf: Shelf) -> None:
     assert "No records." in pages[2].text
 
 
-def test_records_are_listed_the_latest_first(browser: Browser, shelf: Shelf) -> None:
+def test_records_are_listed_the_latest_first(browser: Browser, stored: StoredRecords) -> None:
     """Each with its task, state and owner; counted by state."""
     # Given
-    shelf.done("order:1", owner="task-1")
-    shelf.hold("order:2", "shop.pack")
-    shelf.unknown("order:3")
-    shelf.write(f"{PREFIX}:{{shop.charge:order:4}}", b"\x01nonsense")
+    stored.done("order:1", owner="task-1")
+    stored.hold("order:2", "shop.pack")
+    stored.unknown("order:3")
+    stored.write(f"{PREFIX}:{{shop.charge:order:4}}", b"\x01nonsense")
     # When
     page = browser.get("/idempotency")
     # Then
@@ -149,25 +149,25 @@ def _counted(browser: Browser, total: int) -> Answer | None:
     ids=str,
 )
 def test_the_list_is_filtered(
-    browser: Browser, shelf: Shelf, asked: dict[str, str], expected: list[str]
+    browser: Browser, stored: StoredRecords, asked: dict[str, str], expected: list[str]
 ) -> None:
     """By task, by state and by parts of the key; the API filters alike."""
     # Given
-    shelf.done("order:42")
-    shelf.hold("order:7")
-    shelf.done("item:42", "shop.pack")
+    stored.done("order:42")
+    stored.hold("order:7")
+    stored.done("item:42", "shop.pack")
     # Then
     assert keys(browser.get("/idempotency", **asked)) == expected
     found = browser.get("/api/idempotency/records", **asked).json["records"]
     assert [record["key"] for record in found] == expected
 
 
-def test_a_long_list_is_turned_over_page_by_page(browser: Browser, shelf: Shelf) -> None:
+def test_a_long_list_is_turned_over_page_by_page(browser: Browser, stored: StoredRecords) -> None:
     """Every record once, the latest first, and the filter stays."""
     # Given
     for number in range(120):
-        shelf.done(f"order:{number}")
-    shelf.done("item:1", "shop.pack")
+        stored.done(f"order:{number}")
+    stored.done("item:1", "shop.pack")
     # When
     page = browser.get("/idempotency", match="order")
     found = [keys(page)]
@@ -186,10 +186,10 @@ def test_a_long_list_is_turned_over_page_by_page(browser: Browser, shelf: Shelf)
     assert not third["more"]
 
 
-def test_a_record_has_a_page(browser: Browser, shelf: Shelf) -> None:
+def test_a_record_has_a_page(browser: Browser, stored: StoredRecords) -> None:
     """What runs it, as which attempt, with which token, and how long it is still held."""
     # Given
-    name, held = shelf.hold("order:42", owner="task-1")
+    name, held = stored.hold("order:42", owner="task-1")
     # When
     shown = rows(browser.get("/idempotency/record", name=name))
     # Then
@@ -210,13 +210,13 @@ def test_a_record_has_a_page(browser: Browser, shelf: Shelf) -> None:
     assert (record["owner_id"], record["token"], record["host"]) == ("task-1", held.token, "host-1")
 
 
-def test_a_finished_record_shows_its_result(browser: Browser, shelf: Shelf) -> None:
+def test_a_finished_record_shows_its_result(browser: Browser, stored: StoredRecords) -> None:
     """And how long it will go on answering."""
     # Given
     failed = b'{"exc_type": "ValueError", "exc_message": ["declined"], "exc_module": "builtins"}'
-    done = shelf.done("order:1")
-    failure = shelf.done("order:2", outcome=Outcome(Kind.FAILURE, *JSON, failed).pack())
-    large = shelf.done("order:3", outcome=Outcome(Kind.NOT_KEPT).pack())
+    done = stored.done("order:1")
+    failure = stored.done("order:2", outcome=Outcome(Kind.FAILURE, *JSON, failed).pack())
+    large = stored.done("order:3", outcome=Outcome(Kind.NOT_KEPT).pack())
     # Then
     shown = rows(browser.get("/idempotency/record", name=done))
     assert shown["Result"] == '{"receipt": 7}'
@@ -226,10 +226,10 @@ def test_a_finished_record_shows_its_result(browser: Browser, shelf: Shelf) -> N
     assert "not kept" in rows(browser.get("/idempotency/record", name=large))["Result"]
 
 
-def test_an_unreadable_record_has_a_page(browser: Browser, shelf: Shelf) -> None:
+def test_an_unreadable_record_has_a_page(browser: Browser, stored: StoredRecords) -> None:
     """It says what is wrong, and offers to free the key."""
     name = f"{PREFIX}:{{shop.charge:order:4}}"
-    shelf.write(name, b"\x01nonsense")
+    stored.write(name, b"\x01nonsense")
     page = browser.get("/idempotency/record", name=name)
     assert "cannot be read" in rows(page)["State"]
     assert 'id="idempotency-forget"' in page.text
@@ -238,19 +238,21 @@ def test_an_unreadable_record_has_a_page(browser: Browser, shelf: Shelf) -> None
 @pytest.mark.parametrize("page", ["/record", "/forget", "/resolve"])
 @pytest.mark.parametrize("name", [f"{PREFIX}:{{shop.charge:none}}", "celery", ""])
 def test_what_is_no_record_is_not_found(
-    browser: Browser, shelf: Shelf, page: str, name: str
+    browser: Browser, stored: StoredRecords, page: str, name: str
 ) -> None:
     """Nor is what is something else in the store."""
-    shelf.write("celery", b"a queue")
+    stored.write("celery", b"a queue")
     assert browser.get(f"/idempotency{page}", name=name).status == 404
     assert browser.get("/api/idempotency/record", name=name).status == 404
 
 
-def test_what_comes_from_a_network_is_shown_as_text(browser: Browser, shelf: Shelf) -> None:
+def test_what_comes_from_a_network_is_shown_as_text(
+    browser: Browser, stored: StoredRecords
+) -> None:
     """No key, task, owner, result, or word that is searched for becomes markup."""
     # Given
     outcome = Outcome(Kind.RESULT, *JSON, f'"{ATTACK}"'.encode()).pack()
-    name = shelf.done(ATTACK, ATTACK, outcome, owner=ATTACK, label=f"{ATTACK}\n{ATTACK}")
+    name = stored.done(ATTACK, ATTACK, outcome, owner=ATTACK, label=f"{ATTACK}\n{ATTACK}")
     # When
     pages = [
         browser.get("/idempotency"),
@@ -277,23 +279,25 @@ def test_what_comes_from_a_network_is_shown_as_text(browser: Browser, shelf: She
 # --- acting ---------------------------------------------------------------------------------------
 
 
-def test_a_record_is_forgotten_after_it_was_asked_for(browser: Browser, shelf: Shelf) -> None:
+def test_a_record_is_forgotten_after_it_was_asked_for(
+    browser: Browser, stored: StoredRecords
+) -> None:
     """First a page that says what it means; then, with the token that came with it, the deed."""
     # Given
-    name = shelf.done()
-    before = shelf.store.get(name)
+    name = stored.done()
+    before = stored.store.get(name)
     # When
     asking = browser.get("/idempotency/forget", name=name)
     # Then
     assert "happen again" in asking.text
-    assert shelf.store.get(name) == before
+    assert stored.store.get(name) == before
     # When
     answer = browser.post("/idempotency/forget", name=name, _xsrf=browser.xsrf)
     # Then
     assert answer.status == 303
     page = browser.get(answer.headers["Location"])
     assert "The key is free" in page.text
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is State.RELEASED
     assert record.owner_id is None
@@ -304,12 +308,12 @@ def test_a_record_is_forgotten_after_it_was_asked_for(browser: Browser, shelf: S
 @pytest.mark.parametrize("api", ["", "/api"])
 @pytest.mark.parametrize("deed", ["forget", "resolve"])
 def test_another_sites_page_can_change_nothing(
-    flower: Flower, shelf: Shelf, api: str, deed: str
+    flower: Flower, stored: StoredRecords, api: str, deed: str
 ) -> None:
     """Without the token, with a wrong one, or with one that belongs to no cookie."""
     # Given
-    name = shelf.unknown()
-    before = shelf.store.get(name)
+    name = stored.unknown()
+    before = stored.store.get(name)
     stranger, victim = flower.browser(), flower.browser()
     stranger.get("/idempotency/forget", name=name)
     victim.get("/idempotency/forget", name=name)
@@ -324,33 +328,33 @@ def test_another_sites_page_can_change_nothing(
     ]
     # Then
     assert [answer.status for answer in answers] == [403] * 5
-    assert shelf.store.get(name) == before
+    assert stored.store.get(name) == before
     assert victim.post(f"{api}/idempotency/{deed}", **form, _xsrf=victim.xsrf).status < 400
-    assert shelf.store.get(name) != before
+    assert stored.store.get(name) != before
 
 
-def test_a_look_changes_nothing(browser: Browser, shelf: Shelf) -> None:
+def test_a_look_changes_nothing(browser: Browser, stored: StoredRecords) -> None:
     """What changes something can't be done by following a link."""
-    name = shelf.unknown()
-    before = shelf.store.get(name)
+    name = stored.unknown()
+    before = stored.store.get(name)
     for deed in ("forget", "resolve"):
         browser.get(f"/idempotency/{deed}", name=name, how="rerun")
         assert browser.get(f"/api/idempotency/{deed}", name=name, how="rerun").status == 405
-    assert shelf.store.get(name) == before
+    assert stored.store.get(name) == before
 
 
-def test_only_records_are_forgotten(browser: Browser, shelf: Shelf) -> None:
+def test_only_records_are_forgotten(browser: Browser, stored: StoredRecords) -> None:
     """A queue of the broker in the same database is left alone."""
-    shelf.write("celery", b"a queue")
-    token = _token(browser, shelf)
+    stored.write("celery", b"a queue")
+    token = _token(browser, stored)
     assert browser.post("/idempotency/forget", name="celery", _xsrf=token).status == 404
     assert browser.post("/api/idempotency/forget", name="celery", _xsrf=token).status == 404
-    assert shelf.raw is not None
-    assert shelf.raw.get("celery") == b"a queue"
+    assert stored.raw is not None
+    assert stored.raw.get("celery") == b"a queue"
 
 
-def _token(browser: Browser, shelf: Shelf) -> str:
-    browser.get("/idempotency/forget", name=shelf.done(f"order:{uuid.uuid4().hex}"))
+def _token(browser: Browser, stored: StoredRecords) -> str:
+    browser.get("/idempotency/forget", name=stored.done(f"order:{uuid.uuid4().hex}"))
     return browser.xsrf
 
 
@@ -363,11 +367,11 @@ def _token(browser: Browser, shelf: Shelf) -> str:
     ],
 )
 def test_an_unknown_outcome_is_resolved(
-    browser: Browser, shelf: Shelf, how: str, answer: str, state: State
+    browser: Browser, stored: StoredRecords, how: str, answer: str, state: State
 ) -> None:
     """By what a person has found out."""
     # Given
-    name = shelf.unknown()
+    name = stored.unknown()
     assert 'id="idempotency-resolve"' in browser.get("/idempotency/record", name=name).text
     assert "cut off" in browser.get("/idempotency/resolve", name=name).text
     form = {"name": name, "how": how, "answer": answer, "_xsrf": browser.xsrf}
@@ -378,7 +382,7 @@ def test_an_unknown_outcome_is_resolved(
     page = browser.get(done.headers["Location"])
     assert "It is resolved." in page.text
     assert answer in html.unescape(page.text)
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is state
     # And then there is nothing more to resolve
@@ -388,24 +392,24 @@ def test_an_unknown_outcome_is_resolved(
 
 @pytest.mark.parametrize(("how", "answer"), [("", ""), ("maybe", ""), ("succeeded", "no JSON")])
 def test_what_is_not_clear_is_not_resolved(
-    browser: Browser, shelf: Shelf, how: str, answer: str
+    browser: Browser, stored: StoredRecords, how: str, answer: str
 ) -> None:
     """Neither without a way, nor with a result that is none."""
-    name = shelf.unknown()
-    form = {"name": name, "how": how, "answer": answer, "_xsrf": _token(browser, shelf)}
+    name = stored.unknown()
+    form = {"name": name, "how": how, "answer": answer, "_xsrf": _token(browser, stored)}
     for api in ("", "/api"):
         assert browser.post(f"{api}/idempotency/resolve", **form).status == 400
-    found = shelf.store.get(name)
+    found = stored.store.get(name)
     assert found is not None
     assert found.state is State.UNKNOWN
 
 
-def test_the_api_finds_shows_and_forgets(browser: Browser, shelf: Shelf) -> None:
+def test_the_api_finds_shows_and_forgets(browser: Browser, stored: StoredRecords) -> None:
     """By key, by task id, by name; several that fit are named."""
     # Given
-    name = shelf.done("order:42", owner="task-1")
-    shelf.done("order:7")
-    shelf.done("order:7", "shop.echo")
+    name = stored.done("order:42", owner="task-1")
+    stored.done("order:7")
+    stored.done("order:7", "shop.echo")
     # Then
     for asked in ({"key": "order:42"}, {"key": "task-1"}, {"name": name}):
         found = browser.get("/api/idempotency/record", **asked)
@@ -417,11 +421,11 @@ def test_the_api_finds_shows_and_forgets(browser: Browser, shelf: Shelf) -> None
     assert len(several.json["names"]) == 2
     assert browser.get("/api/idempotency/record", key="order:8").status == 404
     # When
-    token = _token(browser, shelf)
+    token = _token(browser, stored)
     done = browser.post("/api/idempotency/forget", name=name, _xsrf=token)
     # Then
     assert (done.status, done.json) == (200, {"name": name, "forgotten": True})
-    record = shelf.store.get(name)
+    record = stored.store.get(name)
     assert record is not None
     assert record.state is State.RELEASED
     # And the journal knows who it was
@@ -485,7 +489,7 @@ def test_calls_and_records_lead_to_each_other(
 @pytest.mark.parametrize("version", VERSIONS)
 def test_login_and_prefix_are_flowers(
     start_flower: StartFlower,
-    shelf: Shelf,
+    stored: StoredRecords,
     redis_server: RedisServer,
     tmp_path: Path,
     version: str,
@@ -494,7 +498,7 @@ def test_login_and_prefix_are_flowers(
     # Given
     options = ["--basic_auth=ann:secret", "--url_prefix=admin/flower"]
     flower = start_flower(settings_of(redis_server, tmp_path), version, tab=True, options=options)
-    name = shelf.done()
+    name = stored.done()
     nobody = flower.browser("/admin/flower")
     ann = flower.browser("/admin/flower", login="ann:secret")
     # Then nothing without the login
@@ -505,7 +509,7 @@ def test_login_and_prefix_are_flowers(
         assert nobody.get(f"/api/idempotency/{page}", name=name).status in (401, 405)
     for deed in ("/idempotency/forget", "/api/idempotency/forget", "/idempotency/resolve"):
         assert nobody.post(deed, name=name, how="rerun", _xsrf=TOKEN).status in (401, 403, 405)
-    found = shelf.store.get(name)
+    found = stored.store.get(name)
     assert found is not None
     assert found.state is State.SUCCEEDED
     # Then it is all under the prefix
@@ -525,14 +529,14 @@ def test_login_and_prefix_are_flowers(
     if version != "1.2.0":
         script = flower.browser("/admin/flower", login="ann:secret")
         script.headers |= {"Cookie": "_xsrf=1", "X-XSRFToken": "1"}
-        other = shelf.done("order:7")
+        other = stored.done("order:7")
         answer = script.post("/api/idempotency/forget", name=other)
         assert (answer.status, answer.json) == (200, {"name": other, "forgotten": True})
     # Then who has logged in can forget
     answer = ann.post("/idempotency/forget", name=name, _xsrf=ann.xsrf)
     assert answer.status == 303
     assert answer.headers["Location"].startswith("/admin/flower/idempotency/record?")
-    found = shelf.store.get(name)
+    found = stored.store.get(name)
     assert found is not None
     assert found.state is State.RELEASED
 
@@ -540,7 +544,7 @@ def test_login_and_prefix_are_flowers(
 @pytest.mark.parametrize("version", VERSIONS)
 def test_who_has_not_logged_in_is_sent_to_the_login(
     start_flower: StartFlower,
-    shelf: Shelf,
+    stored: StoredRecords,
     redis_server: RedisServer,
     tmp_path: Path,
     version: str,
@@ -557,8 +561,8 @@ def test_who_has_not_logged_in_is_sent_to_the_login(
     settings = settings_of(redis_server, tmp_path)
     browser = start_flower(settings, version, tab=True, options=options).browser()
     browser.headers |= {"Cookie": f"_xsrf={TOKEN}"}
-    name = shelf.unknown()
-    before = shelf.store.get(name)
+    name = stored.unknown()
+    before = stored.store.get(name)
     # When
     pages = [browser.get(f"/idempotency{page}", name=name) for page in READS]
     data = [browser.get(f"/api/idempotency/{page}", name=name) for page in ("records", "record")]
@@ -572,13 +576,13 @@ def test_who_has_not_logged_in_is_sent_to_the_login(
     assert all("/login" in page.headers["Location"] for page in pages)
     assert all(answer.status in (302, 405) for answer in data)
     assert all(answer.status in (403, 405) for answer in deeds)
-    assert shelf.store.get(name) == before
+    assert stored.store.get(name) == before
 
 
 @pytest.mark.parametrize("version", [v for v in VERSIONS if v >= "2.1"])
 def test_read_only_is_flowers(
     start_flower: StartFlower,
-    shelf: Shelf,
+    stored: StoredRecords,
     redis_server: RedisServer,
     tmp_path: Path,
     version: str,
@@ -589,8 +593,8 @@ def test_read_only_is_flowers(
     flower = start_flower(settings_of(redis_server, tmp_path), version, tab=True, options=options)
     browser = flower.browser()
     browser.headers["Cookie"] = f"_xsrf={TOKEN}"
-    name = shelf.unknown()
-    before = shelf.store.get(name)
+    name = stored.unknown()
+    before = stored.store.get(name)
     # When
     pages = [browser.get(f"/idempotency{page}", name=name) for page in READS]
     answers = [
@@ -604,7 +608,7 @@ def test_read_only_is_flowers(
     assert 'id="idempotency-forget"' not in pages[1].text
     assert [answer.status for answer in answers] == [403] * 4
     assert all("read-only mode" in answer.text for answer in answers)
-    assert shelf.store.get(name) == before
+    assert stored.store.get(name) == before
 
 
 def test_a_store_that_is_away_is_said_to_be(
@@ -637,7 +641,7 @@ def test_the_password_is_masked(
         settings = settings_of(redis_server, tmp_path)
         settings["idempotency_store_url"] = server.url().replace("redis://", "redis://:s3cret@")
         store = store_from_url(settings["idempotency_store_url"])
-        name = Shelf(store, PREFIX).done()
+        name = StoredRecords(store, PREFIX).done()
         flower = start_flower(settings, tab=True)
         browser = flower.browser()
         pages = [browser.get(f"/idempotency{page}", name=name) for page in READS]
@@ -649,11 +653,11 @@ def test_the_password_is_masked(
 
 
 def test_the_command_starts_flower_with_the_page(
-    start_flower: StartFlower, redis_server: RedisServer, shelf: Shelf, tmp_path: Path
+    start_flower: StartFlower, redis_server: RedisServer, stored: StoredRecords, tmp_path: Path
 ) -> None:
     """``celery -A app idempotency flower`` takes Flower's own options, and needs no file."""
     # Given
-    shelf.done()
+    stored.done()
     program = (
         "from celery.bin.celery import celery, main\n"
         "from celery_idempotent.ops.cli import idempotency\n"

@@ -12,15 +12,15 @@ from typing import Any
 
 from tests.support.ledger import Ledger
 
-#: A control command is answered by the one worker of its side.
+#: A control command is answered by the one worker of its system.
 ANSWERED: dict[str, Any] = {"reply": True, "limit": 1, "timeout": 10}
 
-#: What comes out is another thing in each version of Celery: the two sides have to agree.
+#: What comes out is another thing in each version of Celery: the two systems have to agree.
 ANYTHING = object()
 
 
 class Tasks:
-    """One side: its tasks by their short names, its app, and the ledger that its bodies write."""
+    """One compared system: its tasks by their short names, its app, and its bodies' ledger."""
 
     def __init__(self, app: Any, ledger: Ledger) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""One side of a comparison: a system with one worker, and all that shows of what it is given."""
+"""One system of a comparison: a system with one worker, and all that shows of what it is given."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12
 _INCIDENTAL = {"date_done", "task_id", "worker", "queue", "pid", "traceback"}
 
 
-class Side:
+class ComparedSystem:
     """One of the two systems, with one worker for all compositions, which is being started."""
 
     def __init__(self, kind: str, server: RedisServer, db: int, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Records put on the shelf for what shows them: short words to make one in each state."""
+"""Records in a store, made in few words: one in each state, for what shows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TTL_MS = 100_000
 JSON = ("application/json", "utf-8")
 
 
-class Shelf:
+class StoredRecords:
     """A store, and what a test puts there.
 
     Args:

@@ -1,4 +1,4 @@
-"""A small site behind the HTTP edge, in each adapter, and a client that sends as servers do."""
+"""A small application behind the HTTP edge, in each adapter, and a client like a server's."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def make_celery(**settings: Any) -> Celery:
     return app
 
 
-class Site:
-    """A site that answers POST with its handler; the caller is named by the field ``User``.
+class HttpApp:
+    """an application that answers POST with its handler; the caller is named by the field ``User``.
 
     Args:
         required: whether a key is required: everywhere, or at a path.
@@ -168,7 +168,7 @@ class Site:
 # --- over ASGI -----------------------------------------------------------------------------------
 
 
-class OverAsgi(Site):
+class OverAsgi(HttpApp):
     """What a server does for an ASGI application."""
 
     app: Any
@@ -247,8 +247,8 @@ def _check_fields(headers: Any) -> None:
             raise ValueError("a header field has a line break")  # as servers do
 
 
-class AsgiSite(OverAsgi):
-    """The site in ASGI."""
+class AsgiApp(OverAsgi):
+    """The application in ASGI."""
 
     def __init__(self, handler: Handler, *args: Any, **options: Any) -> None:
         super().__init__(handler, *args, **options)
@@ -287,7 +287,7 @@ class AsgiSite(OverAsgi):
 # --- over WSGI -----------------------------------------------------------------------------------
 
 
-class OverWsgi(Site):
+class OverWsgi(HttpApp):
     """What a server does for a WSGI application."""
 
     app: Any
@@ -342,8 +342,8 @@ class OverWsgi(Site):
         return Reply(int(got[0][:3]), got[1], chunks, is_whole=is_whole)
 
 
-class WsgiSite(OverWsgi):
-    """The site in WSGI."""
+class WsgiApp(OverWsgi):
+    """The application in WSGI."""
 
     def __init__(self, handler: Handler, *args: Any, **options: Any) -> None:
         super().__init__(handler, *args, **options)
@@ -385,14 +385,14 @@ class _Closing:
 # --- Django --------------------------------------------------------------------------------------
 
 
-class DjangoSite(Site):
-    """The site as a view of Django's, behind Django's own handlers."""
+class DjangoApp(HttpApp):
+    """The application as a view of Django's, behind Django's own handlers."""
 
     is_async = False
 
     def __init__(self, handler: Handler, *args: Any, **options: Any) -> None:
         super().__init__(handler, *args, **options)
-        site = self
+        app = self
 
         class Keys(IdempotencyMiddleware):
             def identity(self, request: Any) -> str | None:
@@ -400,11 +400,11 @@ class DjangoSite(Site):
                 return user
 
             def required(self, request: Any) -> bool:
-                return site.is_required(request.path)
+                return app.is_required(request.path)
 
             @cached_property
             def edge(self) -> Any:
-                with patch("celery_idempotent.django.middleware.celery_app", lambda: site.celery):
+                with patch("celery_idempotent.django.middleware.celery_app", lambda: app.celery):
                     return IdempotencyMiddleware.edge.func(self)  # type: ignore[attr-defined]
 
         for name, value in self.options.items():
@@ -475,9 +475,9 @@ class Afterwards:
 
 
 class _Wsgi(WSGIHandler):  # type: ignore[misc]
-    def __init__(self, site: DjangoSite) -> None:
-        self._urlconf = site.urlconf
-        with override_settings(MIDDLEWARE=site.middleware):
+    def __init__(self, http_app: DjangoApp) -> None:
+        self._urlconf = http_app.urlconf
+        with override_settings(MIDDLEWARE=http_app.middleware):
             super().__init__()
 
     def get_response(self, request: Any) -> Any:
@@ -486,9 +486,9 @@ class _Wsgi(WSGIHandler):  # type: ignore[misc]
 
 
 class _Asgi(ASGIHandler):  # type: ignore[misc]
-    def __init__(self, site: DjangoSite) -> None:
-        self._urlconf = site.urlconf
-        with override_settings(MIDDLEWARE=site.middleware):
+    def __init__(self, http_app: DjangoApp) -> None:
+        self._urlconf = http_app.urlconf
+        with override_settings(MIDDLEWARE=http_app.middleware):
             super().__init__()
 
     async def get_response_async(self, request: Any) -> Any:
@@ -496,7 +496,7 @@ class _Asgi(ASGIHandler):  # type: ignore[misc]
         return await super().get_response_async(request)
 
 
-class DjangoWsgiSite(OverWsgi, DjangoSite):
+class DjangoWsgiApp(OverWsgi, DjangoApp):
     """Django under WSGI."""
 
     @cached_property
@@ -504,7 +504,7 @@ class DjangoWsgiSite(OverWsgi, DjangoSite):
         return _Wsgi(self)
 
 
-class DjangoAsgiSite(OverAsgi, DjangoSite):
+class DjangoAsgiApp(OverAsgi, DjangoApp):
     """Django under ASGI, with sync views."""
 
     notices_hang_ups = ends_streams = django.VERSION >= (5,)
@@ -514,17 +514,17 @@ class DjangoAsgiSite(OverAsgi, DjangoSite):
         return _Asgi(self)
 
 
-class DjangoAsyncSite(DjangoAsgiSite):
+class DjangoAsyncApp(DjangoAsgiApp):
     """Django under ASGI, with async views."""
 
     is_async = True
 
 
-#: The site in each adapter, by the name that the documentation has for it.
-SITES: dict[str, type[Site]] = {
-    "asgi": AsgiSite,
-    "wsgi": WsgiSite,
-    "django-wsgi": DjangoWsgiSite,
-    "django-asgi": DjangoAsgiSite,
-    "django-asgi-async": DjangoAsyncSite,
+#: The application in each adapter, by the name that the documentation has for it.
+HTTP_APPS: dict[str, type[HttpApp]] = {
+    "asgi": AsgiApp,
+    "wsgi": WsgiApp,
+    "django-wsgi": DjangoWsgiApp,
+    "django-asgi": DjangoAsgiApp,
+    "django-asgi-async": DjangoAsyncApp,
 }
