@@ -1,8 +1,8 @@
-"""Conditional writes with the fencing token: what a run writes late changes nothing.
+"""Conditional writes with the fencing token: a late run changes nothing.
 
-A run that stalls for longer than its lease is followed by another, and wakes up not knowing that.
-The database knows, if each write says which run it is of: a row keeps the token of the last run
-that wrote it, and takes no write with a lower one. ::
+A run that stalls for longer than its lease is followed by another, and does not know that when it
+wakes up. The database knows, if each write carries the token of its run: a row keeps the token of
+the last run that wrote it, and takes no write with a lower one. ::
 
     class Order(Base):
         ...
@@ -14,13 +14,13 @@ that wrote it, and takes no write with a lower one. ::
             shipped = update(Order).where(Order.id == order_id).values(status="shipped")
             fenced_update(session, shipped, run=self.idempotency, fence=Order.fence)
 
-Its limit: this keeps a *late* run out, not a *second* one. A run that was killed after its write is
+The limit: this keeps a *late* run out, not a *second* one. A run that was killed after its write is
 followed by one with a higher token, whose write is taken. That is harmless for an assignment
 (``status = "shipped"``), and for an insert keyed by ``self.idempotency.key_for(...)``, which is
-refused as there already. An increment (``balance = balance - 10``) is made twice: use
+refused since the row is there already. An increment (``balance = balance - 10``) is made twice: use
 ``self.idempotency.session`` for that.
 
-A row is written under one key only: tokens of different keys say nothing about each other.
+A row must be written under one key only: tokens of different keys can't be compared.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["HasToken", "fenced_update"]
 
 
 class HasToken(Protocol):
-    """What writes: ``self.idempotency`` of the running task."""
+    """The run that writes: ``self.idempotency`` of the running task."""
 
     @property
     def token(self) -> int | None:
@@ -53,15 +53,15 @@ def fenced_update(
     run: HasToken,
     fence: ColumnElement[Any] | InstrumentedAttribute[Any],
 ) -> int:
-    """Execute an UPDATE of rows that no later run has written, and leave this run's token in them.
+    """Execute an UPDATE of rows that no later run has written, and store this run's token in them.
 
-    It is one UPDATE with ``fence IS NULL OR fence <= :token``, and one SELECT that looks for rows
-    which that has passed over. A run may write the same row again. Nothing is committed here.
+    It executes one UPDATE with ``fence IS NULL OR fence <= :token``, and one SELECT that looks for
+    the rows that it left out. A run may write the same row again. Nothing is committed here.
 
     Args:
         session: on the database that holds the rows.
-        statement: the UPDATE. Its WHERE should say which rows, and not in which state: a late run
-            whose row has moved on finds no row at all, and is not told.
+        statement: the UPDATE. Its WHERE should name the rows, and not their state: otherwise a late
+            run finds no row at all, and gets no error.
         run: ``self.idempotency``.
         fence: the column that keeps the token: a BIGINT that may be NULL.
 
@@ -79,7 +79,7 @@ def fenced_update(
         )
     not_later = or_(fence.is_(None), fence <= token)
     written: Any = session.execute(statement.where(not_later).values({fence: token}))
-    # Under a lock: a snapshot that is older than the later run's write would not show it.
+    # With a lock: a snapshot that is older than the later run's write would not show it.
     later = select(fence).where(fence > token).limit(1).with_for_update(read=True)
     if statement.whereclause is not None:
         later = later.where(statement.whereclause)

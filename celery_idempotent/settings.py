@@ -1,4 +1,4 @@
-"""From ``app.conf`` and a task's attributes to options, key scheme and store."""
+"""Turn ``app.conf`` and a task's attributes into options, key scheme and store."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LONGEST_WAIT_S: Final = 30.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskSetup:
-    """What a task's options come to: made once, when it is bound to its app."""
+    """A task's options, checked: made once, when it is bound to its app."""
 
     options: Options
     scheme: KeyScheme
@@ -47,25 +47,25 @@ class TaskSetup:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """What an app's settings come to: made when the first task needs it."""
+    """An app's settings, checked: made when the first task needs them."""
 
     store: Store
-    #: The store's URL, as it may be shown: without its password.
+    #: The store's URL without its password.
     where: str
     prefix: str
-    #: After how long the broker delivers again what a worker still holds; 0: not by time.
+    #: After how long the broker delivers a message again that a worker still holds; 0: never.
     visibility: float
-    #: How long a copy of a message may still come, in seconds.
+    #: For how long a copy of a message may still come, in seconds.
     horizon: float
-    #: The longest that a delivery is put back for, in seconds.
+    #: The longest time that a delivery is put back for, in seconds.
     longest_wait: float
     #: Whether the queue delays by itself, in whole seconds (quorum queues on RabbitMQ).
     whole_seconds: bool
     #: Whether Celery's events name keys and duplicates.
     events: bool
-    #: What happened to deliveries, for operators.
+    #: The journal of deliveries, for operators.
     journal: Journal
-    #: What each task's deliveries ask of the store alike.
+    #: The terms of each task's claims.
     terms: dict[TaskSetup, Terms] = field(default_factory=dict)
 
 
@@ -105,17 +105,17 @@ _checked: WeakSet[Any] = WeakSet()
 
 
 def check_conf(app: Any) -> None:
-    """Check the names of an app's settings: a misspelt one would be ignored in silence.
+    """Check the names of an app's settings: Celery ignores a misspelt one silently.
 
     Raises:
-        ConfigurationError: one of them is meant as ours, and is not.
+        ConfigurationError: one looks like ours, and is unknown.
     """
     app.conf.get("timezone")  # until a setting is asked for, none is loaded
     check_settings({str(name) for name in app.conf}, "this app", app.conf.prefix or "")
 
 
 def _attribute(cls: type, name: str) -> Any:
-    """Give a class attribute as it was written: a function stays one, and is not bound."""
+    """Return a class attribute as it was written: a function is not bound."""
     value = inspect.getattr_static(cls, name, None)
     return value.__func__ if isinstance(value, staticmethod) else value
 
@@ -132,7 +132,7 @@ _environments: WeakKeyDictionary[Any, Environment] = WeakKeyDictionary()
 
 
 def environment_of(app: Any) -> Environment:
-    """Give the app's store and times.
+    """Return the app's store and times.
 
     Raises:
         ConfigurationError: a setting is wrong, or no store can be found.
@@ -144,13 +144,13 @@ def environment_of(app: Any) -> Environment:
         return environment
 
 
-#: Where every app keeps its records while a test says so.
+#: Where every app keeps its records, within :func:`everywhere`.
 _instead: Store | None = None
 
 
 @contextmanager
 def everywhere(store: Store) -> Iterator[None]:
-    """Have every app keep its records in this store, and no longer where it is set up to: in tests.
+    """Make every app keep its records in this store, in place of its own: for tests.
 
     Tasks that are under way go on with what they had.
     """
@@ -196,7 +196,7 @@ def _make_environment(app: Any) -> Environment:
 
 
 def _redis_of(app: Any) -> tuple[str, dict[str, Any]]:
-    """Give the result backend if it is Redis, else the broker if it is Redis, and its options."""
+    """Return the result backend if it is Redis, else the broker if it is Redis, and its options."""
     backend, broker = _text(app.conf.result_backend), _broker_url(app)
     found: tuple[tuple[str, str, str], ...] = (
         (backend, "result_backend_transport_options", "redis_backend_use_ssl"),

@@ -24,7 +24,7 @@ _LONGEST_PAUSE_S: Final = 0.4
 
 
 class ClaimAttempt:
-    """One delivery asks for its key; whatever cuts it off before its body, it undoes its claim."""
+    """The claim of one delivery, which can be undone as long as its body has not begun."""
 
     def __init__(self, claimant: Claimant, on_lost: Callable[[Lease], None]) -> None:
         self._claimant = claimant
@@ -47,11 +47,11 @@ class ClaimAttempt:
         self._run: Run | None = None
 
     def claim(self, patience_s: float) -> ClaimVerdict | Run:
-        """Give a :class:`Run` where the key is granted, else what the delivery has to do.
+        """Return a :class:`Run` where the key is granted, else the store's verdict.
 
         In an outage it asks again for ``patience_s`` seconds (with the same nonce: if the first
-        request arrived, the answer is the same), then gives up. :meth:`undo` is to be called where
-        this raises, and where the body does not come to begin.
+        request arrived, the answer is the same), then gives up. Where this raises, or the body
+        does not begin, the caller has to call :meth:`undo`.
 
         Raises:
             StoreUnavailable, RecordTooNew: the delivery must wait.
@@ -115,7 +115,7 @@ class ClaimAttempt:
             return run.hold(held, steps=steps)
         except RuntimeError as exc:
             error = StoreUnavailable(
-                f"this process can't keep a lease alive, so that nothing is run: {exc}"
+                f"this process can't keep a lease alive, so the body is not run: {exc}"
             )
             error.may_have_arrived = True
             raise error from exc
@@ -134,16 +134,16 @@ class ClaimAttempt:
         claimant, candidate = self._claimant, self._candidate
         terms = claimant.terms
 
-        def tell() -> None:
+        def abandon() -> None:
             terms.store.abandon(claimant.key, candidate, terms.horizon_ms)
 
         if isinstance(why, StoreError) and not getattr(why, "may_have_arrived", False):
-            return True  # the store did not carry it out
+            return True  # the store did not execute it
         if not isinstance(why, StoreUnavailable) or why.__cause__.__class__ is RuntimeError:
             with suppress(StoreUnavailable):
-                tell()
+                abandon()
                 return True
-        heartbeat.later(tell, f"a claim of {claimant.key} was given up", terms.keep_ms / 1000)
+        heartbeat.later(abandon, f"a claim of {claimant.key} was given up", terms.keep_ms / 1000)
         return True
 
 

@@ -1,4 +1,4 @@
-"""What a delivery asks of the store, and what becomes of it there."""
+"""Who asks the store for a key, on which terms, and how a run of it ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Claimant", "Ending", "Terms"]
 
 
 class Terms(NamedTuple):
-    """What all deliveries of a task ask of the store alike. Times are in milliseconds."""
+    """What all deliveries of a task have in common. Times are in milliseconds."""
 
     store: Store
     lease_ms: int
@@ -36,7 +36,7 @@ class Terms(NamedTuple):
         max_interruptions: int,
         max_compensations: int,
     ) -> Terms:
-        """Make them of what options and settings say, in seconds."""
+        """Make them from options and settings, whose times are in seconds."""
         lease_ms, ttl_ms, horizon_ms = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
         keep_ms = max(lease_ms, ttl_ms, horizon_ms)
         return cls(
@@ -45,7 +45,7 @@ class Terms(NamedTuple):
 
 
 class Claimant(NamedTuple):
-    """What one delivery asks of the store."""
+    """One delivery, as it asks the store for its key."""
 
     terms: Terms
     #: The record's key.
@@ -57,13 +57,13 @@ class Claimant(NamedTuple):
     label: str
     #: The key of the owner's slip; empty: no second copy of the message can come.
     slip_key: str = ""
-    #: What tells the message from others of its owner, and the digest of its callbacks.
+    #: What distinguishes the message from others of its owner, and the digest of its callbacks.
     message: Slip = NO_SLIP
     #: Whether anything hangs on the message's outcome.
     callbacks: bool = False
-    #: Whether nothing says that the message could be a copy.
+    #: Whether there is no sign that the message could be a copy.
     is_new: bool = False
-    #: As :attr:`.Claim.patient_until_ms`.
+    #: See :attr:`.Claim.patient_until_ms`.
     patient_until_ms: int = 0
     compensates_only: bool = False
     #: The (packed) owner of the run that it waited for last, and the key of its slip.
@@ -76,8 +76,8 @@ class Ending(NamedTuple):
 
     state: State
     outcome: bytes = b""
-    #: Retrying: until the retry is due, and which one it is. Compensating: the lease that goes on.
+    #: Retrying: how long until the retry is due, and its number. Compensating: the next lease.
     delay_ms: int = 0
     retries: int = 0
-    #: Released: whether that is the final answer of the run's own call.
+    #: Released: whether this is the final answer of the run's own call.
     answers: bool = True

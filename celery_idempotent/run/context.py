@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class RunContext:
-    """The run that asks, and its key.
+    """The running task's key, and what it may ask of its run.
 
     In a run that holds no claim (a direct call, a key of ``None``, ``idempotency_mode = "off"``,
     or a store that was away with ``idempotency_on_store_error = "run"``) the token is ``None`` and
@@ -92,23 +92,24 @@ class RunContext:
     def step(
         self, name: str, fn: Callable[..., T], *args: Any, compensate: Any = None, **kwargs: Any
     ) -> T:
-        """Do a part of the task once: a step that finished is not done again by a later run.
+        """Execute a part of the task once: a later run does not repeat a step that finished.
 
-        Between its effect and its record a crash repeats it: give it ``key_for(name)``, if it is a
-        call of an API that takes a key.
+        A crash between its effect and its record repeats it: if it calls an API that takes a key,
+        give it ``key_for(name)``.
 
         Args:
             name: which step it is; the same in every run, and used once in each.
-            fn: does it, called with the arguments that follow.
-            compensate: a signature that undoes it, ``refund.s()``: where the body fails for good,
-                those of the finished steps are run in reverse, each with its step's result first.
+            fn: the step, called with the arguments that follow.
+            compensate: a signature that undoes the step, ``refund.s()``. If the body fails for
+                good, the compensations of the finished steps run in reverse order, each with its
+                step's result as its first argument.
 
         Returns:
-            What ``fn`` returned; in a later run, as the result backend would give it back.
+            What ``fn`` returned; in a later run, as the result backend would return it.
 
         Raises:
-            ClaimLost: the key is another run's by now.
-            ResultNotKept: the step was done in an earlier run, and its result was not kept.
+            ClaimLost: another run has the key by now.
+            ResultNotKept: an earlier run finished the step, and its result was not kept.
         """
         if self._steps is None:
             return fn(*args, **kwargs)
@@ -120,10 +121,10 @@ class RunContext:
         """A session of SQLAlchemy on the store's database, for exactly-once effects in it.
 
         What the body writes with it is committed together with the run's completion, after the
-        body returned. If the body raises, or the key is lost, all of it is rolled back, whatever
-        the session's own ``commit`` said: that ends a savepoint only. It is opened at first use.
+        body returned. If the body raises, or the key is lost, all of it is rolled back; the
+        session's own ``commit`` only ends a savepoint. The session is opened at first use.
 
-        In a run that holds no claim it is committed when the body returns, and protects nothing.
+        In a run that holds no claim it is committed when the body returns; nothing is protected.
 
         Raises:
             ConfigurationError: the records are not kept in an SQL database.
@@ -139,10 +140,10 @@ class RunContext:
     def check(self) -> None:
         """Ask the store, in one round trip, whether this run still holds its key.
 
-        To be called just before an effect that cannot be taken back; it prolongs the lease.
+        Call it just before an effect that cannot be taken back; it prolongs the lease.
 
         Raises:
-            ClaimLost: it does not, or it never held one.
+            ClaimLost: it does not hold it any more, or never did.
             StoreUnavailable: the store does not answer, so nobody knows.
         """
         if self._run is None:

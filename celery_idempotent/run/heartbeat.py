@@ -1,9 +1,9 @@
-"""One thread a process that keeps leases alive, and finishes what the store could not take at once.
+"""One thread per process: it renews leases, and repeats what the store could not take at once.
 
-It starts with the first lease, sleeps until one is older than a third of its length, and renews
-all that are, in one round trip a node. A body that ends sooner costs it nothing. Leases that come
-of age soon after wait for the next turn, a third of a lease later, so that their number does not
-matter; none gets older than two thirds of its length.
+It starts with the first lease, sleeps until a lease is older than a third of its length, and renews
+all such leases in one round trip a node. A body that ends sooner costs nothing. Leases that are due
+soon after wait for the next turn, a third of a lease later, so that their number does not matter;
+none gets older than two thirds of its length.
 
 Now and then it tends the stores of these leases: one that deletes nothing by itself has a method
 ``tend``, which deletes some of what expired and returns whether there is more.
@@ -41,9 +41,9 @@ _TENDED_SOON_S: Final = 2.0
 
 @dataclass(slots=True)
 class _Job:
-    """Something the store is still to be told."""
+    """Something that the store still has to do."""
 
-    tell: Callable[[], object]
+    do: Callable[[], object]
     what: str
     until: float
     at: float
@@ -75,7 +75,7 @@ class Heartbeat:
         self._starting = threading.Lock()
 
     def add(self, lease: Lease) -> None:
-        """Keep a lease alive from now on."""
+        """Renew a lease from now on."""
         if self._thread is None or self._pid != os.getpid():
             self._attend()
         self._leases[lease.number] = ref(lease)
@@ -86,26 +86,28 @@ class Heartbeat:
             self._wake.set()
 
     def remove(self, lease: Lease) -> None:
-        """Let a lease be; no renewal of it is sent after this, save one that is under way."""
+        """Stop renewing a lease; a renewal that is under way still ends."""
         self._leases.pop(lease.number, None)
 
     def later(
-        self, tell: Callable[[], object], what: str, for_s: float, *, must: bool = True
+        self, do: Callable[[], object], what: str, for_s: float, *, must: bool = True
     ) -> None:
-        """Call ``tell`` until it raises no :class:`.StoreUnavailable`, for at most ``for_s``.
+        """Call ``do`` in the background until it does not raise :class:`.StoreUnavailable`.
 
-        ``what`` says, for the log, what would otherwise be lost; without ``must`` no process waits
-        for it when it ends.
+        Args:
+            what: what is lost otherwise, for the log.
+            for_s: for how many seconds at most.
+            must: whether a process that ends waits for it.
         """
         self._attend()
         now = time.monotonic()
-        job = _Job(tell, what, now + for_s, now + _RETRY_S, must)
+        job = _Job(do, what, now + for_s, now + _RETRY_S, must)
         self._jobs[id(job)] = job
         if job.at < self._wakes_at:
             self._wake.set()
 
     def leases(self) -> list[Lease]:
-        """Give the leases held now in this process."""
+        """Return the leases that this process holds."""
         return self._held() if self._pid == os.getpid() else []
 
     def _held(self) -> list[Lease]:
@@ -120,7 +122,7 @@ class Heartbeat:
         return held
 
     def flush(self, for_s: float) -> bool:
-        """Try now to tell the store all that is waiting; whether nothing is left."""
+        """Do now what waits for the store; return whether nothing is left."""
         until = time.monotonic() + for_s
         while self._pid == os.getpid() and self._jobs:
             self._work_off(time.monotonic(), at_once=True)
@@ -130,7 +132,7 @@ class Heartbeat:
         return self._pid != os.getpid() or not self._must()
 
     def finish(self, for_s: float) -> None:
-        """Tell the store all that is waiting, since this process ends; log what it wasn't told."""
+        """Do what waits for the store, since this process ends; log what is lost."""
         if self.flush(for_s):
             return
         for name, job in list(self._jobs.items()):
@@ -184,7 +186,7 @@ class Heartbeat:
         times.append(self._tends_at)
         if in_use:
             # Short bodies come and go: look again in time for the next one, instead of being woken
-            # by each. A process in which nothing runs any more is left alone.
+            # by each. In an idle process the thread sleeps.
             times.append(time.monotonic() + self._shortest)
         return min(times, default=_NEVER)
 
@@ -202,7 +204,7 @@ class Heartbeat:
             for lease, answer in zip(leases, answers, strict=True):
                 try:
                     if isinstance(answer, Lost) and not lease.is_own_end(answer.record):
-                        self.remove(lease)  # before anybody is told, who may look
+                        self.remove(lease)  # before on_lost, which may look
                     lease.take(answer, now, aside=True)
                 except StoreError as exc:
                     pause = lease.third  # what can't be read now can't be read at once after it
@@ -238,16 +240,16 @@ class Heartbeat:
             if job.at > now and not at_once:
                 continue
             try:
-                job.tell()
+                job.do()
             except StoreUnavailable as exc:
                 if now < job.until:
                     job.at = time.monotonic() + job.pause
-                    # What need not be told must not keep the leases waiting for a store that hangs.
+                    # What is optional must not keep the leases waiting for a store that hangs.
                     most = _RETRY_MAX_S if job.must else _RETRY_MAX_S * 12
                     job.pause = min(job.pause * 2, most)
                     if not job.must:
                         continue
-                    return  # the others would find it away too: leases come first
+                    return  # the others would fail, too: leases come first
                 log.error("gave up telling the store: %s (%s)", job.what, exc)
             except Exception:
                 log.exception("could not tell the store: %s", job.what)

@@ -1,4 +1,4 @@
-"""A lease: a key that this process holds for a while, and what it knows of that."""
+"""A lease: the claim that this process holds on a key for a while."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _numbers: Final = itertools.count()
 
 
 class Lease:
-    """A lease that is held: of a run, or the delivery lease of its outcome."""
+    """The lease of a run, or the delivery lease of its outcome."""
 
     __slots__ = (
         "__weakref__",
@@ -50,7 +50,7 @@ class Lease:
         self.number = next(_numbers)
         self.store = store
         self.key = key
-        #: The record as its holder knows it; the token in it is what it holds.
+        #: The record as its holder knows it, with the token that it holds.
         self.record = record
         self.lease_ms = lease_ms
         self.keep_ms = keep_ms
@@ -70,11 +70,11 @@ class Lease:
 
     @property
     def lost(self) -> Record | None:
-        """What took its place, once that is known."""
+        """The record that replaced its own, once that is known."""
         return self._lost
 
     def lose(self, record: Record, *, aside: bool = False) -> None:
-        """Learn that it is gone. ``aside``: call ``on_lost`` in a thread of its own."""
+        """Note that it is gone. ``aside``: call ``on_lost`` in a thread of its own."""
         if self._lost is not None:
             return
         self._lost = record
@@ -91,13 +91,13 @@ class Lease:
         return Renewal(self.key, self.record, self.lease_ms, self.keep_ms, self.slip_key)
 
     def renew(self) -> bool:
-        """Renew now, in the caller's thread; whether it is still held."""
+        """Renew now, in the caller's thread; return whether it is still held."""
         asked = time.monotonic()
         self.take(self.store.renew([self.renewal()])[0], asked)
         return self._lost is None
 
     def take(self, answer: object, asked: float, *, aside: bool = False) -> None:
-        """Learn what the store answered to a renewal that was ``asked`` for at that time.
+        """Note what the store answered to a renewal that was ``asked`` for at that time.
 
         Raises:
             StoreError: that was the answer.

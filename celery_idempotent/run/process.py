@@ -1,4 +1,4 @@
-"""This process, as records and the journal name it."""
+"""The name of this process in records and in the journal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _process: tuple[int, bytes] = (0, b"")
 
 
 def this_process() -> bytes:
-    """Give the packed :class:`.Process` of this process."""
+    """Return the packed :class:`.Process` of this process."""
     global _process
     pid = os.getpid()
     if _process[0] != pid:

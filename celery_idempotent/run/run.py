@@ -1,4 +1,4 @@
-"""A key that is held: by a run until its end is recorded, then until its callbacks went out."""
+"""A key that is held: by a run until its end is recorded, and then until its callbacks are sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Run", "write_slip"]
 
 log = logging.getLogger("celery_idempotent")
 
-#: States that are an outcome, and those that say which process it was.
+#: States that are an outcome, and those whose record names a process.
 _WITH_OUTCOME: Final = (State.SUCCEEDED, State.FAILED)
 _WITH_PROCESS: Final = (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
 
@@ -32,7 +32,7 @@ _NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
 class Run:
     """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery.
 
-    It is nothing until :meth:`hold`.
+    It holds the key from :meth:`hold` on.
     """
 
     def __init__(
@@ -45,13 +45,13 @@ class Run:
         self.interruptions = 0
         #: What earlier runs of the key have finished.
         self.steps: Mapping[str, bytes] = _NO_STEPS
-        #: Set where there is an outcome already, and only its callbacks are still to be sent.
+        #: Set where there is an outcome already, and only its callbacks have to be sent.
         self.replay: Replay | None = None
         # Whether its callbacks went out; None until the tracer has returned.
         self._delivered: bool | None = None
         self._ending = False
         self._pid = os.getpid()
-        #: Steps that were done while the store was away: it is told before it learns of the end.
+        #: Writes of steps that failed while the store was away: they come before the end.
         self.owed: list[Callable[[], object]] = []
         terms = claimant.terms
         self.lease = Lease(
@@ -72,7 +72,7 @@ class Run:
         replay: Replay | None = None,
         steps: Mapping[str, bytes] = _NO_STEPS,
     ) -> Run:
-        """Take the key, which was granted, and keep it."""
+        """Begin to hold the key that was granted."""
         if held.state is State.COMPENSATING:
             self.failed = held.outcome
         self.interruptions = held.interruptions
@@ -89,18 +89,18 @@ class Run:
 
     @property
     def transaction(self) -> BodyTransaction:
-        """What its body writes in the store's database; as a rule it does not ask for that."""
+        """What its body writes in the store's database; most bodies do not use it."""
         if self._transaction is None:
             self._transaction = BodyTransaction(self.lease, over=self._ending)
         return self._transaction
 
     @property
     def is_elsewhere(self) -> bool:
-        """Whether this is a copy of the run in a process that its body has forked."""
+        """Whether this is a copy of the run, in a process that its body forked."""
         return self._pid != os.getpid()
 
     def end(self, ending: Ending) -> Recorded | Lost | None:
-        """Record how the run ended. ``None``: the store is away, and is told when it is back.
+        """Record how the run ended. ``None``: the store is away, and the end is recorded later.
 
         Where the message has callbacks and there is an outcome, a delivery lease is held until
         :meth:`delivered`.
@@ -113,19 +113,19 @@ class Run:
         transaction = self._transaction
         if transaction is not None:
             if ending.state is State.SUCCEEDED and transaction.is_open:
-                self.owed.clear()  # nobody asks a finished key for its steps
+                self.owed.clear()  # nobody reads the steps of a finished key
                 answer = transaction.commit(event)
                 self._ended(event, answer)
                 return answer
             transaction.rollback()
         try:
             settle = self.claimant.terms.store.settle
-            answer = self._tell_end(event) if self.owed else settle(self.claimant.key, event)
+            answer = self._write_end(event) if self.owed else settle(self.claimant.key, event)
         except StoreError as exc:
             self._record_later(event, exc)
             return None
         except BaseException as exc:
-            # A soft time limit, say: the body is done, and its outcome is not lost to that.
+            # A soft time limit, for instance: the body is done, and its outcome must not be lost.
             self._record_later(event, exc)
             if isinstance(exc, Exception):
                 return None
@@ -133,17 +133,17 @@ class Run:
         self._ended(event, answer)
         return answer
 
-    def pay(self, tell: Callable[[], object]) -> None:
-        """Tell the store of a step that it was owed, unless that was done."""
-        if tell in self.owed:
-            tell()
-            with suppress(ValueError):  # the heartbeat thread may have told it, too
-                self.owed.remove(tell)
+    def pay(self, write: Callable[[], object]) -> None:
+        """Write a step that is owed to the store, unless that is done."""
+        if write in self.owed:
+            write()
+            with suppress(ValueError):  # the heartbeat thread may have written it, too
+                self.owed.remove(write)
 
-    def _tell_end(self, event: Settle) -> Recorded | Lost:
+    def _write_end(self, event: Settle) -> Recorded | Lost:
         # A step that came after the end would be refused, and be done again by the next run.
-        for tell in list(self.owed):
-            self.pay(tell)
+        for write in list(self.owed):
+            self.pay(write)
         return self.claimant.terms.store.settle(self.claimant.key, event)
 
     def _settle(self, ending: Ending) -> Settle:
@@ -197,34 +197,35 @@ class Run:
 
     def _record_later(self, event: Settle, exc: BaseException) -> None:
         log.error(
-            "could not record that %s is %s; going on trying in the background: %s",
+            "could not record that %s is %s; trying again in the background: %s",
             self.claimant.key,
             event.record.state,
             exc,
         )
 
-        def tell() -> None:
-            answer = self._tell_end(event)
+        def write() -> None:
+            answer = self._write_end(event)
             self._ended(event, answer)
             if isinstance(answer, Recorded) and self._delivered is not None:
-                self.delivered(sent=self._delivered)  # it was told before there was a record
+                self.delivered(
+                    sent=self._delivered
+                )  # the tracer returned before there was a record
 
-        heartbeat.later(
-            tell, f"{self.claimant.key} is {event.record.state}", self.claimant.terms.keep_ms / 1000
-        )
+        what = f"{self.claimant.key} is {event.record.state}"
+        heartbeat.later(write, what, self.claimant.terms.keep_ms / 1000)
 
     def _drop(self) -> None:
-        """Keep the key no longer, and want to know no more of it."""
+        """Stop holding the key."""
         heartbeat.remove(self.lease)
         self.lease.on_lost = None
 
     def let_go(self) -> None:
-        """See to it that a run which was cut off before its end is not kept alive."""
+        """Stop renewing the lease of a run that was cut off before its end."""
         if not self._ending:
             self._drop()
 
     def delivered(self, *, sent: bool) -> None:
-        """End the delivery lease; ``sent``: the message's callbacks went out, so note that."""
+        """End the delivery lease, and note whether the message's callbacks were ``sent``."""
         self._delivered = sent
         if sent or self.lease.record.is_done:
             kept = self.lease.record.state in _WITH_OUTCOME
@@ -240,27 +241,27 @@ def write_slip(
     *,
     at_once: bool = True,
 ) -> None:
-    """Write down how a message was answered; it is told until it is heard.
+    """Record how a message was answered; where the store is away, until it is back.
 
     Args:
         token: of the run whose delivery lease ends.
-        then: called once it is heard.
-        at_once: not in the background.
+        then: called once it is recorded.
+        at_once: whether not to leave it to the background.
     """
     terms = claimant.terms
     note = Note(claimant.slip_key, slip, token, terms.horizon_ms)
 
-    def tell() -> None:
+    def write() -> None:
         terms.store.note(claimant.key, note)
         if then is not None:
             then()
 
     if at_once:
         with suppress(StoreUnavailable):
-            tell()
+            write()
             return
     what = f"the call with the key {claimant.key} was answered"
-    heartbeat.later(tell, what, terms.horizon_ms / 1000)
+    heartbeat.later(write, what, terms.horizon_ms / 1000)
 
 
 def _has_outcome(ending: Ending) -> bool:

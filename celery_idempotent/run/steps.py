@@ -1,4 +1,4 @@
-"""The steps of one run: each is done once, and what was done can be undone."""
+"""The steps of one run: each is executed once, and can be undone."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _MAX_NAME: Final = 200
 
 
 class StepCodec(Protocol):
-    """How results and signatures become bytes, and results come back."""
+    """Turns results and signatures into bytes, and bytes into results."""
 
     def pack(self, result: Any) -> bytes:
         """Pack a result."""
 
     def unpack(self, packed: bytes) -> Any:
-        """Give a result back."""
+        """Unpack a result."""
 
     def pack_signature(self, undo: Any) -> bytes:
         """Pack the signature of a compensation.
 
         Raises:
-            TypeError: it is none, or can't be kept.
+            TypeError: it is not a signature, or can't be kept.
         """
 
 
@@ -49,7 +49,7 @@ class Steps:
         self._not_kept: dict[str, Any] = {}
 
     def take(self, packed: Mapping[str, bytes]) -> None:
-        """Take over what earlier runs have finished.
+        """Take over the steps that earlier runs have finished.
 
         Raises:
             RecordCorrupt: one can't be read.
@@ -64,10 +64,10 @@ class Steps:
         kwargs: Mapping[str, Any],
         compensate: Any = None,
     ) -> Any:
-        """Call ``fn`` and record its result, or give the result that was recorded.
+        """Call ``fn`` and record its result, or return the result that was recorded.
 
         Raises:
-            ClaimLost: the key is another run's: the effect happened, and is not recorded.
+            ClaimLost: another run has the key: the effect happened, and is not recorded.
             ConfigurationError: ``fn`` is async: nothing happened.
         """
         self._check(name)
@@ -80,13 +80,13 @@ class Steps:
         result = fn(*args, **kwargs)
         if is_awaitable(result):
             raise ConfigurationError(
-                f"step {name!r} returned something to be awaited, which nobody does: give it a "
+                f"step {name!r} returned an awaitable, and nothing awaits it: give it a "
                 "plain function, such as one that returns asyncio.run(...)"
             )
         try:
             self._done(name, result, compensation)
         except BaseException:
-            # A soft time limit cut in before the record, and comes once: the step is done.
+            # A soft time limit, which comes only once, came before the record: the step is done.
             if self._steps.get(name) is done:
                 self._done(name, result, compensation)
             raise
@@ -100,10 +100,10 @@ class Steps:
         self.record(name, step)
 
     def record(self, name: str, step: Step) -> None:
-        """Write a step; where the store is away, in the background: its effect happened.
+        """Write a step; where the store is away, in the background, since its effect happened.
 
         Raises:
-            ClaimLost: the key is another run's.
+            ClaimLost: another run has the key.
         """
         self._steps[name] = step
         renewal, packed = self._run.lease.renewal(), step.pack()
@@ -114,20 +114,20 @@ class Steps:
             self._check_held(name)
             return
 
-        def tell() -> None:
+        def write() -> None:
             answer = store.step(renewal, name, packed)
             if isinstance(answer, Lost):
                 lease.lose(answer.record)
 
         try:
-            tell()
+            write()
         except BaseException as exc:
-            # Away, or a soft time limit came in between: the step is done all the same.
-            log.error("could not record step %s of %s, trying on: %s", name, lease.key, exc)
+            # The store is away, or a soft time limit came: the step is done all the same.
+            log.error("could not record step %s of %s, trying again: %s", name, lease.key, exc)
             run = self._run
-            run.owed.append(tell)
+            run.owed.append(write)
             heartbeat.later(
-                lambda: run.pay(tell),
+                lambda: run.pay(write),
                 f"step {name} of {lease.key}",
                 run.claimant.terms.keep_ms / 1000,
             )
@@ -143,7 +143,7 @@ class Steps:
             )
 
     def to_compensate(self) -> Iterator[tuple[str, Step]]:
-        """Give the finished steps that have a compensation, the last one first."""
+        """Yield the finished steps that have a compensation, the last one first."""
         waiting = [
             (name, step)
             for name, step in self._steps.items()
@@ -152,11 +152,11 @@ class Steps:
         yield from sorted(waiting, key=lambda item: -item[1].order)
 
     def can_undo(self, name: str, step: Step) -> bool:
-        """Whether a step's compensation has all that it takes."""
+        """Whether a step's compensation has the result that it needs."""
         return name in self._not_kept or step.can_be_undone
 
     def result_of(self, name: str, step: Step) -> Any:
-        """Give the result of a finished step."""
+        """Return the result of a finished step."""
         return self._not_kept[name] if name in self._not_kept else self._codec.unpack(step.outcome)
 
     def _check(self, name: str) -> None:

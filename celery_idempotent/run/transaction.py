@@ -1,4 +1,4 @@
-"""The transaction of one run: its body's effects, committed together with its completion."""
+"""The transaction of one run: what its body writes is committed together with its completion."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class BodyTransaction:
 
     @property
     def is_open(self) -> bool:
-        """Whether the body has asked for it, and it is not over."""
+        """Whether the body has opened it, and it is not over."""
         return self._transaction is not None
 
     def open_with_body(self) -> None:
         """Open it before the body begins.
 
         Raises:
-            NotCommitted: the database does not answer, so nothing is run.
+            NotCommitted: the database does not answer, so the body is not run.
         """
         try:
             _ = self.session
@@ -63,7 +63,7 @@ class BodyTransaction:
 
     @property
     def session(self) -> Any:
-        """The session, opened when it is asked for first."""
+        """The session; it is opened at first use."""
         if self._over:
             raise _not_running()
         if self._transaction is None:
@@ -72,7 +72,7 @@ class BodyTransaction:
         return self._transaction.session
 
     def step(self, one: Renewal, name: str, packed: bytes) -> None:
-        """Write a step, to be committed with all else."""
+        """Write a step; it is committed with all else."""
         assert self._transaction is not None
         answer = self._transaction.step(one, name, packed)
         if isinstance(answer, Lost):
@@ -80,7 +80,7 @@ class BodyTransaction:
         self._rest()
 
     def renew(self) -> None:
-        """Learn whether the key is still the run's; prolong its lease where there is one."""
+        """Check whether the run still has the key; prolong its lease where there is one."""
         if self._transaction is None or not self._transaction.is_lease:
             self._lease.renew()
             return
@@ -89,7 +89,7 @@ class BodyTransaction:
             self._lease.lose(record)
 
     def commit(self, event: Settle) -> Recorded | Lost:
-        """Commit what the body wrote and how it ended together, or neither.
+        """Commit both what the body wrote and how it ended, or neither.
 
         Raises:
             NotCommitted, Exception: as :meth:`.Transaction.commit`.
@@ -98,7 +98,7 @@ class BodyTransaction:
         transaction, self._transaction = self._transaction, None
         self._over = self.undone = True
         transaction.flush()
-        # From here on the lock of the record's row is the lease: a renewal would only meet that.
+        # From here on the lock of the record's row is the lease: a renewal would only wait for it.
         heartbeat.remove(self._lease)
         answer = transaction.commit(self._lease.key, event)
         self.undone = isinstance(answer, Lost)
@@ -128,14 +128,14 @@ _opened: ContextVar[list[Transaction] | None] = ContextVar("idempotent_sessions"
 
 
 class PlainWork:
-    """What a body that holds no claim writes in the sessions that it opens within."""
+    """What a body that holds no claim writes in the sessions that it opens."""
 
     def __init__(self) -> None:
         self._transactions: list[Transaction] = []
 
     @contextmanager
     def opens(self) -> Iterator[None]:
-        """Take up each session that is asked for within."""
+        """Collect each session that is opened within."""
         token = _opened.set(self._transactions)
         try:
             yield

@@ -614,7 +614,7 @@ def test_an_async_step_is_refused(app, ledger):
         self.idempotency.step("charge", never)
 
     # When
-    with pytest.raises(ConfigurationError, match="step 'charge' returned something to be awaited"):
+    with pytest.raises(ConfigurationError, match="step 'charge' returned an awaitable"):
         task.apply((1,), throw=True)
     # Then
     assert task.idempotency_record(1).state is State.RELEASED
