@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from benchmarks.speed.measure import Goal
 
-if TYPE_CHECKING:
-    from benchmarks.speed.scale import Load
-
-__all__ = ["MILLION_A_MINUTE", "Paper", "on_paper"]
+__all__ = ["Load", "MILLION_A_MINUTE", "Paper", "on_paper"]
 
 #: Executions a second.
 MILLION_A_MINUTE = 1_000_000 / 60
 #: How busy a core may be planned: a server that is always busy answers late.
 BUSY = 0.5
 _DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Load:
+    """What so many executions (a claim and a completion each) cost the masters of a cluster."""
+
+    executions: int
+    #: Seconds of processor, as the operating system counts them: sockets, parsing, scripts.
+    cpu_s: float
+    #: Seconds in the scripts alone, as ``INFO commandstats`` has them.
+    script_s: float
+    #: Bytes over the network, to the servers and from them.
+    bytes_in: float
+    bytes_out: float
+    #: The part of the executions that the busiest master had.
+    busiest: float
 
 
 @dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Paper:
         return MILLION_A_MINUTE * self.network_bytes * 8 / 1e6
 
     def goals(self) -> list[Goal]:
-        """Give the figures; none of them is a goal."""
+        """Return the figures; none of them is a goal."""
         return [
             Goal(
                 "7d",
@@ -85,7 +97,7 @@ class Paper:
 
 
 def on_paper(load: Load, record_bytes: float) -> Paper:
-    """Work out one execution from what many have cost."""
+    """Compute the cost of one execution from the cost of many."""
     return Paper(
         1e6 * load.cpu_s / load.executions,
         1e6 * load.script_s / load.executions,

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,15 @@ import redis
 
 from benchmarks.speed.client import execute
 from benchmarks.speed.measure import Goal, Say, Section, ratio
-from benchmarks.speed.paper import on_paper
+from benchmarks.speed.paper import Load, on_paper
 from celery_idempotent.stores.base import store_from_url
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.clusters import Cluster
 
-__all__ = ["Load", "measure_scale"]
+__all__ = ["measure_scale"]
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _CLIENTS = 4
-
-
-@dataclass(frozen=True)
-class Load:
-    """What so many executions (a claim and a completion each) cost the masters of a cluster."""
-
-    executions: int
-    #: Seconds of processor, as the operating system counts them: sockets, parsing, scripts.
-    cpu_s: float
-    #: Seconds in the scripts alone, as ``INFO commandstats`` has them.
-    script_s: float
-    #: Bytes over the network, to the servers and from them.
-    bytes_in: float
-    bytes_out: float
-    #: The part of the executions that the busiest master had.
-    busiest: float
 
 
 class _Side:
