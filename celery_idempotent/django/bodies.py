@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from io import BytesIO
-from typing import Any, Final
+from typing import Any
 
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.http.edge import Edge
@@ -12,16 +12,14 @@ from celery_idempotent.http.messages import Response
 
 __all__ = ["read_body"]
 
-_CHUNK: Final = 64 * 1024
-
 
 def read_body(request: Any, edge: Edge) -> bytes | Response:
-    """Give a request's body; or the answer where it is too long, or less than was announced.
+    """Return a request's body, or what answers one that is too long, or shorter than announced.
 
-    Django's own limits stay the view's: it finds a stream that nobody has read.
+    Django's own limits stay in force in the view, which finds a stream that nobody has read.
 
     Raises:
-        ConfigurationError: a middleware outside has read the stream, and kept nothing of it.
+        ConfigurationError: a middleware outside has read the stream and kept nothing of it.
     """
     length = request.META.get("CONTENT_LENGTH") or None
     if edge.is_too_long(length):
@@ -34,20 +32,15 @@ def read_body(request: Any, edge: Edge) -> bytes | Response:
     # Without a length Django gives its view nothing, whatever comes; that may still be half of it.
     is_chunked = length is None and environ.get("wsgi.input_terminated", False)
     read = environ["wsgi.input"].read if is_chunked else request.read
-    body = bytearray()
-    try:
-        while len(body) <= edge.max_request_size and (chunk := read(_CHUNK)):
-            body += chunk
-    except OSError:
-        return edge.problems.incomplete()  # as some servers tell of it
-    if not is_chunked:
+    body = edge.read_body(read, edge.max_request_size + 1, length)
+    if not is_chunked and isinstance(body, bytes):
         request._stream = BytesIO(body)
         request._read_started = False
-    return edge.check_body(length, len(body)) or bytes(body)
+    return body
 
 
 def _of_form(request: Any, edge: Edge) -> bytes | Response:
-    """Give what a middleware outside has made of the body: the fields and files of its form."""
+    """Return a digest of the form that a middleware outside has made of the body."""
     if not hasattr(request, "_files"):
         raise ConfigurationError(
             "a middleware that stands before the one for Idempotency-Key has read the request's "

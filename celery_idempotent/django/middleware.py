@@ -15,7 +15,7 @@ from celery_idempotent.django.bodies import read_body
 from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.tenants import identity_of_tenant
 from celery_idempotent.http.answer import Answer
-from celery_idempotent.http.edge import Edge, Held, keeps_by_default
+from celery_idempotent.http.edge import Edge, HeldRequest, keeps_by_default
 from celery_idempotent.http.hangups import despite_hang_up
 from celery_idempotent.http.messages import Request, Response
 from celery_idempotent.run.context import RunContext
@@ -140,7 +140,7 @@ class IdempotencyMiddleware:
         value = request.META.get("HTTP_IDEMPOTENCY_KEY")
         return self.edge.key_of([] if value is None else [value], self.required(request))
 
-    def _begin(self, request: Any, key: str) -> Response | Held | None:
+    def _begin(self, request: Any, key: str) -> Response | HeldRequest | None:
         identity = self.identity(request)
         if identity is None:
             return None
@@ -155,7 +155,7 @@ class IdempotencyMiddleware:
             request.META.get("CONTENT_TYPE", ""),
         )
         held = self.edge.begin(asked, identity_of_tenant(identity), key)
-        if isinstance(held, Held):
+        if isinstance(held, HeldRequest):
             request.idempotency = held.run
         return held
 

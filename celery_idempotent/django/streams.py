@@ -29,15 +29,12 @@ def take(answer: Answer, response: Any) -> Response | None:
         answer.add(response.content)
         return answer.finish()
     parts = iter(response)
-    while not answer.passes:
-        part = next(parts, None)
-        if part is None:
-            instead = answer.finish()
-            response.streaming_content = answer.pieces()
-            return instead
-        answer.add(part)
-    response.streaming_content = parts
-    return None
+    if not answer.take(parts):
+        response.streaming_content = parts
+        return None
+    instead = answer.finish()
+    response.streaming_content = answer.pieces()
+    return instead
 
 
 def pass_on(answer: Answer, response: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Final
 
-from celery_idempotent.http.edge import Held
+from celery_idempotent.http.edge import HeldRequest
 from celery_idempotent.http.messages import Response, is_open_ended
 
 __all__ = ["DRAIN_S", "Answer", "Passing"]
@@ -27,7 +27,7 @@ class Answer:
     wait for, or is too long to be kept, passes on as it is made; then only its status is recorded.
     """
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: HeldRequest) -> None:
         self._held = held
         self._chunks: list[bytes] = []
         self._size = 0
@@ -51,6 +51,15 @@ class Answer:
         self._size += len(chunk)
         if self._size > self._held.most:
             self.passes = True
+
+    def take(self, parts: Iterator[bytes]) -> bool:
+        """Take the pieces as they come; whether that was all, and not the part that is kept."""
+        while not self.passes:
+            part = next(parts, None)
+            if part is None:
+                return True
+            self.add(part)
+        return False
 
     @property
     def has_body(self) -> bool:

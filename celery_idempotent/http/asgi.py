@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from celery_idempotent.http.answer import Answer
-from celery_idempotent.http.edge import Edge, Held, keeps_by_default
+from celery_idempotent.http.edge import Edge, HeldRequest
 from celery_idempotent.http.hangups import detached
 from celery_idempotent.http.messages import Request, Response
-from celery_idempotent.run.context import RunContext
+from celery_idempotent.http.middleware import Middleware
 
 __all__ = ["IdempotencyASGIMiddleware"]
 
@@ -21,14 +21,13 @@ log = logging.getLogger("celery_idempotent")
 
 T = TypeVar("T")
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Identity = Callable[[Scope], "str | Awaitable[str | None] | None"]
 
 
-class IdempotencyASGIMiddleware:
+class IdempotencyASGIMiddleware(Middleware[App, Scope, "str | Awaitable[str | None] | None"]):
     """Answers a request that is sent again with the first one's response.
 
     ::
@@ -56,42 +55,10 @@ class IdempotencyASGIMiddleware:
         docs_url: where your API's documentation tells of the key.
     """
 
-    def __init__(
-        self,
-        app: App,
-        celery: Any,
-        *,
-        identity: Identity,
-        required: bool | Callable[[Scope], bool] = False,
-        service: str | None = None,
-        methods: Collection[str] = ("POST", "PATCH"),
-        keeps: Callable[[int], bool] = keeps_by_default,
-        ttl: float | None = None,
-        max_request_size: int = 16 * 1024 * 1024,
-        docs_url: str | None = None,
-    ) -> None:
-        self._app = app
-        self._identity = identity
-        self._required = required
-        self._edge = Edge(
-            celery,
-            service=service,
-            methods=methods,
-            keeps=keeps,
-            ttl=ttl,
-            max_request_size=max_request_size,
-            docs_url=docs_url,
-        )
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (
-            scope["type"] != "http"
-            or not self._edge.covers(scope["method"])
-            or isinstance(scope.get("idempotency"), RunContext)  # it stands in the stack twice
-        ):
+        if scope["type"] != "http" or not self._covers(scope, scope["method"]):
             return await self._app(scope, receive, send)
-        required = self._required(scope) if callable(self._required) else self._required
-        key = self._edge.key_of(_values(scope, b"idempotency-key"), required)
+        key = self._key(scope, _values(scope, b"idempotency-key"))
         if isinstance(key, Response):
             return await _send_whole(send, key)
         identity: Any = None if key is None else self._identity(scope)
@@ -112,7 +79,7 @@ class IdempotencyASGIMiddleware:
             return await _send_whole(send, held)
         return await detached(self._work(held, scope, _Exchange(held, body, receive, send)))
 
-    async def _work(self, held: Held, scope: Scope, exchange: _Exchange) -> None:
+    async def _work(self, held: HeldRequest, scope: Scope, exchange: _Exchange) -> None:
         extensions = {
             name: value
             for name, value in (scope.get("extensions") or {}).items()
@@ -137,7 +104,7 @@ class IdempotencyASGIMiddleware:
 class _Exchange:
     """A request that is given once it was read, and a response that is sent once it is kept."""
 
-    def __init__(self, held: Held, body: bytes, receive: Receive, send: Send) -> None:
+    def __init__(self, held: HeldRequest, body: bytes, receive: Receive, send: Send) -> None:
         self.answer = Answer(held)
         self._body: bytes | None = body
         self._receive = receive
@@ -146,13 +113,13 @@ class _Exchange:
         self._given_up = asyncio.Event()
         self._is_complete = False
 
-    async def receive(self) -> Message:
+    async def receive(self) -> AsgiMessage:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
         # A client that goes away doesn't stop what it asked for: it will ask again.
         await self._passing.wait()
-        message: Message = {"type": "http.disconnect"}
+        message: AsgiMessage = {"type": "http.disconnect"}
         if not self._is_complete:
             message = await self._receive()
         if message["type"] == "http.disconnect" and not self._is_complete:
@@ -162,7 +129,7 @@ class _Exchange:
             self._given_up.set()
         return message
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AsgiMessage) -> None:
         answer = self.answer
         if message["type"] == "http.response.start":
             headers = [(bytes(n), bytes(v)) for n, v in message.get("headers", ())]
@@ -207,7 +174,7 @@ class _Exchange:
                 self._given_up.set()
                 raise OSError("the client has hung up")
 
-    async def _pass(self, message: Message) -> None:
+    async def _pass(self, message: AsgiMessage) -> None:
         try:
             await self._send(message)
         except OSError:
@@ -216,14 +183,14 @@ class _Exchange:
         self._passing.set()
 
 
-async def _begin(edge: Edge, request: Request, identity: str, key: str) -> Response | Held:
+async def _begin(edge: Edge, request: Request, identity: str, key: str) -> Response | HeldRequest:
     loop = asyncio.get_running_loop()
     asking = loop.run_in_executor(None, edge.begin, request, identity, key)
 
-    def give_back(asked: asyncio.Future[Response | Held]) -> None:
+    def give_back(asked: asyncio.Future[Response | HeldRequest]) -> None:
         if not asked.cancelled() and asked.exception() is None:
             held = asked.result()
-            if isinstance(held, Held):
+            if isinstance(held, HeldRequest):
                 with suppress(RuntimeError):
                     loop.run_in_executor(None, held.release)
 
@@ -266,6 +233,6 @@ async def _send_whole(send: Send, response: Response) -> None:
     await send({"type": "http.response.body", "body": response.body})
 
 
-def _start(status: int, fields: list[tuple[str, str]]) -> Message:
+def _start(status: int, fields: list[tuple[str, str]]) -> AsgiMessage:
     headers = [(n.lower().encode("latin-1"), v.encode("latin-1")) for n, v in fields]
     return {"type": "http.response.start", "status": status, "headers": headers}

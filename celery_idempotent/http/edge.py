@@ -52,7 +52,7 @@ from celery_idempotent.run.transaction import PlainWork
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.transactions import NotCommitted
 
-__all__ = ["Edge", "Held", "keeps_by_default"]
+__all__ = ["Edge", "HeldRequest", "keeps_by_default"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -65,6 +65,8 @@ _REPLAYED: Final = ("Idempotency-Replayed", "true")
 _TRY_AGAIN: Final = frozenset((307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429))
 #: For how long a store that did not answer is not asked again, in seconds; then by one request.
 _AWAY_S: Final = 1.0
+#: How much of a body is read at a time, in bytes.
+_CHUNK: Final = 64 * 1024
 
 
 def keeps_by_default(status: int) -> bool:
@@ -161,8 +163,26 @@ class Edge:
         """Whether a request announces more than may be read; ``length``: its Content-Length."""
         return length is not None and length.isdecimal() and int(length) > self.max_request_size
 
+    def read_body(
+        self, read: Callable[[int], bytes], most: int, length: str | None
+    ) -> bytes | Response:
+        """Read a body, or return the answer to a request whose body is too long or incomplete.
+
+        Args:
+            read: reads up to so many bytes, and none at the end.
+            most: how many bytes are read at most.
+            length: the request's Content-Length.
+        """
+        body = bytearray()
+        try:
+            while len(body) < most and (chunk := read(min(most - len(body), _CHUNK))):
+                body += chunk
+        except OSError:
+            return self.problems.incomplete()  # some servers raise it where the client went away
+        return self.check_body(length, len(body)) or bytes(body)
+
     def check_body(self, length: str | None, got: int) -> Response | None:
-        """Give the answer to a request with too long a body, or only a part of it.
+        """Return the answer to a request whose body is too long or incomplete; else nothing.
 
         Args:
             length: its Content-Length.
@@ -174,7 +194,7 @@ class Edge:
             return self.problems.incomplete()
         return None
 
-    def begin(self, request: Request, identity: str, key: str) -> Response | Held:
+    def begin(self, request: Request, identity: str, key: str) -> Response | HeldRequest:
         """Claim the key of a request: give what answers it, or what lets the application do that.
 
         Args:
@@ -192,7 +212,7 @@ class Edge:
         digest = _digest(self._service, identity, request.method, request.path, key)
         context = f"{key[:100]}@{digest}"
         if options.mode != "enforce":
-            return Held(self, self._app, context)
+            return HeldRequest(self, self._app, context)
         environment = environment_of(self._app)
         claimant, call_key = self._call(environment, request, digest, key)
         try:
@@ -200,7 +220,7 @@ class Edge:
         except (StoreUnavailable, RecordTooNew) as exc:
             if options.on_store_error == "run" and isinstance(exc, StoreUnavailable):
                 log.error("%s runs unprotected: %s", claimant.key, exc)
-                return Held(self, self._app, context)
+                return HeldRequest(self, self._app, context)
             log.warning("%s is refused: %s", claimant.key, exc)
             return self.problems.store_away()
         except StoreError:
@@ -216,7 +236,7 @@ class Edge:
         )
         if not isinstance(verdict, Run):
             return self._answer(telling, verdict)
-        held = Held(self, self._app, context, call_key, ToldRun(telling, verdict))
+        held = HeldRequest(self, self._app, context, call_key, ToldRun(telling, verdict))
         try:
             held.begin()
         except BaseException as exc:
@@ -285,7 +305,7 @@ class Edge:
         return self._keeps(status)
 
 
-class Held:
+class HeldRequest:
     """A key that is held for the request which is being answered; without a run, unprotected."""
 
     def __init__(

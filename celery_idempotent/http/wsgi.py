@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from contextvars import copy_context
-from typing import Any, Final
+from typing import Any
 
 from celery_idempotent.http.answer import Answer, Passing
-from celery_idempotent.http.edge import Edge, Held, keeps_by_default
+from celery_idempotent.http.edge import Edge, HeldRequest
 from celery_idempotent.http.messages import Request, Response
-from celery_idempotent.run.context import RunContext
+from celery_idempotent.http.middleware import Middleware
 
 __all__ = ["IdempotencyWSGIMiddleware"]
 
@@ -18,10 +18,8 @@ Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
-_CHUNK: Final = 64 * 1024
 
-
-class IdempotencyWSGIMiddleware:
+class IdempotencyWSGIMiddleware(Middleware[App, Environ, "str | None"]):
     """Answers a request that is sent again with the first one's response.
 
     ::
@@ -49,42 +47,11 @@ class IdempotencyWSGIMiddleware:
         docs_url: where your API's documentation tells of the key.
     """
 
-    def __init__(
-        self,
-        app: App,
-        celery: Any,
-        *,
-        identity: Callable[[Environ], str | None],
-        required: bool | Callable[[Environ], bool] = False,
-        service: str | None = None,
-        methods: Collection[str] = ("POST", "PATCH"),
-        keeps: Callable[[int], bool] = keeps_by_default,
-        ttl: float | None = None,
-        max_request_size: int = 16 * 1024 * 1024,
-        docs_url: str | None = None,
-    ) -> None:
-        self._app = app
-        self._identity = identity
-        self._required = required
-        self._edge = Edge(
-            celery,
-            service=service,
-            methods=methods,
-            keeps=keeps,
-            ttl=ttl,
-            max_request_size=max_request_size,
-            docs_url=docs_url,
-        )
-
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if not self._edge.covers(environ["REQUEST_METHOD"]) or isinstance(
-            environ.get("idempotency"),
-            RunContext,  # it stands in the stack twice
-        ):
+        if not self._covers(environ, environ["REQUEST_METHOD"]):
             return self._app(environ, start_response)
         value = environ.get("HTTP_IDEMPOTENCY_KEY")
-        required = self._required(environ) if callable(self._required) else self._required
-        key = self._edge.key_of([] if value is None else [value], required)
+        key = self._key(environ, [] if value is None else [value])
         if isinstance(key, Response):
             return _send_whole(start_response, key)
         identity = None if key is None else self._identity(environ)
@@ -116,7 +83,7 @@ class IdempotencyWSGIMiddleware:
 class _Exchange:
     """A response that is sent once it is kept; as it is made, where it is too long for that."""
 
-    def __init__(self, held: Held, start_response: StartResponse) -> None:
+    def __init__(self, held: HeldRequest, start_response: StartResponse) -> None:
         self._answer = Answer(held)
         self._start_response = start_response
         # Its own, so that a response which is read later still publishes with the request's key.
@@ -133,11 +100,7 @@ class _Exchange:
             try:
                 self._parts = self._context.run(app, environ, self._start)
                 parts = iter(self._parts)
-                while not answer.passes:
-                    chunk = self._context.run(next, parts, None)
-                    if chunk is None:
-                        break
-                    answer.add(chunk)
+                self._context.run(answer.take, parts)
                 if not self._line:
                     raise RuntimeError("the application gave a body, and no status")
                 if answer.passes:
@@ -177,23 +140,15 @@ class _Exchange:
 
 
 def _read(environ: Environ, edge: Edge) -> bytes | Response:
-    """Read a body; give the answer where it is too long, or less than was announced."""
+    """Read a body, or return what answers one that is too long, or shorter than announced."""
     length = environ.get("CONTENT_LENGTH") or None
-    stream = environ["wsgi.input"]
     if edge.is_too_long(length):
         left = 0
     elif length is not None and length.isdecimal():
         left = int(length)
     else:
         left = edge.max_request_size + 1 if environ.get("wsgi.input_terminated") else 0
-    body = bytearray()
-    try:
-        while left > 0 and (chunk := stream.read(min(left, _CHUNK))):
-            body += chunk
-            left -= len(chunk)
-    except OSError:
-        return edge.problems.incomplete()  # as some servers tell of it
-    return edge.check_body(length, len(body)) or bytes(body)
+    return edge.read_body(environ["wsgi.input"].read, left, length)
 
 
 def _send_whole(start_response: StartResponse, response: Response) -> Iterable[bytes]:

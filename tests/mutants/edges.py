@@ -107,16 +107,10 @@ EDGES = [
         Mutant(f"twice in a stack, {name}", path, old, new, _by("listed_twice"))
         for name, path, old, new in (
             (
-                "ASGI",
-                "http/asgi.py",
-                'or isinstance(scope.get("idempotency"), RunContext)',
-                "or False",
-            ),
-            (
-                "WSGI",
-                "http/wsgi.py",
-                'environ.get("idempotency"),',
-                "None,",
+                "ASGI and WSGI",
+                "http/middleware.py",
+                'isinstance(known.get("idempotency"), RunContext)',
+                "False",
             ),
             (
                 "Django",
