@@ -12,7 +12,7 @@ from celery import Task
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
-from celery_idempotent.core.keys import CallKey, MessageId, record_key
+from celery_idempotent.core.keys import CallKey, MessageId, identity_of, record_key
 from celery_idempotent.core.message import WaitState, explicit_key, read_own
 from celery_idempotent.core.options import (
     Exceptions,
@@ -23,8 +23,8 @@ from celery_idempotent.core.options import (
 )
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import callbacks
-from celery_idempotent.delivery.delivery import identity_of
-from celery_idempotent.delivery.guard import Delivery
+from celery_idempotent.delivery.delivery import Delivery, known_of, state_of
+from celery_idempotent.delivery.guard import guard
 from celery_idempotent.delivery.retrying import RetryingTask
 from celery_idempotent.delivery.waiting import StartedLater, say_started
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
@@ -239,22 +239,23 @@ class IdempotentTask(RetryingTask):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request = self.request
-        if request.called_directly or "_idempotent_call" in request.__dict__:
+        known = known_of(request)
+        if request.called_directly or (known is not None and known.has_begun):
             # A direct call, or one from inside the body: Celery gives it a request of its own.
             return run_without_claim(super().__call__, *args, **kwargs)
-        setup = self._setup()
+        setup, state = self._setup(), state_of(request)
+        state.has_begun = True
         if setup is None or setup.options.mode == "off":
-            request._idempotent_call = None
             say_started(self, request)
             return run_without_claim(super().__call__, *args, **kwargs)
         # Celery's guard for calls from inside the body, which it sets in super().__call__.
         request._protected = 1
-        request._idempotent_call = delivery = None
+        delivery = None
         try:
             call_key, waits = self._identify(request, args, kwargs, request.id)
             if call_key is not None:
                 environment = environment_of(self.app)
-                delivery = Delivery(self, setup, environment, request, call_key, waits)
+                delivery = Delivery.of(self, setup, environment, request, call_key, waits)
         except TypeError:
             if _fits(self.run, args, kwargs):
                 raise  # what it says of its arguments is not what it takes: it has no key
@@ -264,11 +265,11 @@ class IdempotentTask(RetryingTask):
                 raise
             log.warning("shadow: %s[%s] would fail: %s", self.name, request.id, exc)
             call_key, waits = None, WaitState()
-        request._idempotent_call = (call_key, waits.retried())
+        state.call = (call_key, waits.retried())
         if delivery is None:
             say_started(self, request)
             return run_without_claim(self.run, *args, **kwargs)
-        return delivery(args, kwargs)
+        return guard(delivery, args, kwargs)
 
     def _identify(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str
@@ -298,12 +299,13 @@ class IdempotentTask(RetryingTask):
     def idempotency(self) -> RunContext:
         """What the running body can ask of its own run: its key, token, attempt, and more."""
         request = self.request
-        context: RunContext | Callable[[], RunContext] | None
-        context = request.__dict__.get("_idempotency")
-        if not isinstance(context, RunContext):
-            context = self._unguarded(request) if context is None else context()
-            request._idempotency = context
-        return context
+        if self.request_stack.top is None:
+            return self._unguarded(request)  # outside of any call
+        state = state_of(request)
+        if not isinstance(state.context, RunContext):
+            made = state.context
+            state.context = self._unguarded(request) if made is None else made()
+        return state.context
 
     def _unguarded(self, request: Any) -> RunContext:
         task_id = request.id or uuid()
@@ -326,8 +328,8 @@ class IdempotentTask(RetryingTask):
             return "it was called directly"
         if setup is None or setup.options.mode == "off":
             return "idempotency_mode is 'off'"
-        known = request.__dict__.get("_idempotent_call")
-        if known is None or known[0] is None:
+        known = known_of(request)
+        if known is None or known.call is None or known.call[0] is None:
             return "its call has no key"
         return (
             "its body did not run: the call is a duplicate that is answered, waits, or is refused"

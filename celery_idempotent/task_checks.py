@@ -10,6 +10,7 @@ from typing import Any
 from celery import Task
 
 from celery_idempotent.core.unfinished import is_awaitable, kind_of
+from celery_idempotent.delivery.delivery import known_of
 from celery_idempotent.errors import ConfigurationError
 
 __all__ = ["check_class", "refuse_unfinished", "watch_body"]
@@ -107,7 +108,8 @@ def watch_body(task: Any, ours: type) -> None:
 def _is_unguarded(task: Any) -> bool:
     """Whether the delivery that runs here did not come through the guard."""
     request = task.request
-    return not request.called_directly and "_idempotent_call" not in vars(request)
+    known = known_of(request)
+    return not request.called_directly and (known is None or not known.has_begun)
 
 
 def refuse_unfinished(task: Any, result: Any) -> None:

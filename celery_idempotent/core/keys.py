@@ -23,7 +23,15 @@ from celery_idempotent.core.templates import (
 )
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 
-__all__ = ["MESSAGE_ID", "CallKey", "KeyScheme", "MessageId", "canonical", "record_key"]
+__all__ = [
+    "MESSAGE_ID",
+    "CallKey",
+    "KeyScheme",
+    "MessageId",
+    "canonical",
+    "identity_of",
+    "record_key",
+]
 
 #: What a user calls a key is readable in Redis up to this length.
 MAX_READABLE = 100
@@ -71,6 +79,11 @@ class CallKey(NamedTuple):
     def readable(self) -> str:
         """What operators read: the label of a digest, else the key itself."""
         return self.label or self.key
+
+
+def identity_of(call_key: CallKey) -> str:
+    """Return what keys for downstream APIs are derived from: the same wherever the call runs."""
+    return record_key("effect", call_key)
 
 
 def record_key(prefix: str, call_key: CallKey) -> str:

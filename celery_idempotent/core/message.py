@@ -10,11 +10,14 @@ shows a task only that one. So both headers are looked for at the top and inside
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
+from celery_idempotent.core.record import Owner
 from celery_idempotent.core.slip import DIGEST
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.errors import KeyDerivationError
@@ -23,11 +26,15 @@ __all__ = [
     "EXPLICIT",
     "OWN",
     "WaitState",
+    "count_in",
     "deaths_of",
+    "digest_of",
     "explicit_key",
+    "has_callbacks",
     "ours_in",
     "own_header",
     "own_of",
+    "owner_of",
     "read_own",
     "sent_with",
     "without_deaths",
@@ -40,6 +47,8 @@ EXPLICIT: Final = "idempotency-key"
 OWN: Final = "celery-idempotency"
 
 _MAX_ID: Final = 1024
+#: What a record has room for, of retries and of nestings.
+_MAX_COUNT: Final = 2**32 - 1
 #: A publication: 16 characters of ours, or the id of an outbox's row.
 _MAX_PUBLICATION: Final = 64
 #: What a slip has room for.
@@ -333,3 +342,62 @@ def _as_text(name: str, value: object) -> str:
             f"the message's {name!r} header is {type(value).__name__}, and must be text"
         )
     return value
+
+
+def owner_of(request: Any) -> Owner:
+    """Return who would own the claim of a request's message.
+
+    Raises:
+        KeyDerivationError: its headers say something else than Celery writes.
+    """
+    return Owner(str(request.id), count_in(request, "replaced_task_nesting"))
+
+
+def count_in(request: Any, name: str) -> int:
+    """Return a number of times that Celery has written into a message; 0 where there is none.
+
+    Raises:
+        KeyDerivationError: it is no such number.
+    """
+    value = getattr(request, name)
+    if not value:
+        return 0
+    if type(value) is int and 0 < value <= _MAX_COUNT:
+        return value
+    raise KeyDerivationError(
+        f"the message's {name!r} header is {str(value)[:100]!r}, and must be a number of times: "
+        "only Celery should write it"
+    )
+
+
+def has_callbacks(request: Any) -> bool:
+    """Whether anything hangs on this message's outcome: link, chain, chord part or errbacks."""
+    return bool(request.callbacks or request.chain or request.chord or request.errbacks)
+
+
+def digest_of(request: Any) -> bytes:
+    """Return a digest of what hangs on this message's outcome: names, arguments and ids."""
+    hanging = (
+        request.callbacks,
+        request.errbacks,
+        request.chain,
+        request.chord,
+        request.group if request.chord else None,
+    )
+    text = json.dumps(_identifying(hanging), sort_keys=True, default=repr)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
+
+
+def _identifying(hanging: Any) -> Any:
+    # Without stamps and other options: they may differ from one publishing to the next.
+    if isinstance(hanging, Mapping):
+        if "task" in hanging and "options" in hanging:
+            options = hanging.get("options") or {}
+            named = ("task", "args", "kwargs")
+            told = {name: _identifying(hanging.get(name)) for name in named}
+            told.update({name: _identifying(options.get(name)) for name in ("task_id", "link")})
+            return told
+        return {str(name): _identifying(value) for name, value in hanging.items()}
+    if isinstance(hanging, (list, tuple)):
+        return [_identifying(item) for item in hanging]
+    return hanging

@@ -1,12 +1,10 @@
-"""A message's callbacks (link, chain, chord part, errbacks): sent once for each task id."""
+"""What is done around Celery's tracer: callbacks are sent once, and its return is waited for."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from uuid import UUID, uuid5
 
 from celery.canvas import group, maybe_signature
@@ -14,16 +12,16 @@ from celery.exceptions import Reject, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_idempotent.core.slip import DIGEST
-from celery_idempotent.delivery.celery_events import marked
+from celery_idempotent.core.record import Record
+from celery_idempotent.delivery.celery_events import Duplicate, mark, were_sent
+from celery_idempotent.delivery.delivery import Delivery
 
 __all__ = [
-    "Delivered",
-    "announce",
-    "announced",
-    "digest_of",
-    "has_callbacks",
+    "AfterTrace",
+    "after_trace",
+    "hand_over",
     "send_tail",
+    "show_duplicate",
     "silence",
     "traced",
     "with_ids",
@@ -37,53 +35,47 @@ _LINKS: Final = UUID("6a1d7a3e-3b0c-4b86-9f0e-5f1f4b1d2c67")
 _FINAL = (None, "FAILURE")
 
 
-class Delivered(Protocol):
-    """Who wants to know how the tracer returned."""
+class AfterTrace:
+    """What is to be done once the tracer of a delivery has returned."""
 
-    def delivered(self, *, sent: bool) -> None:
-        """Learn how; ``sent``: with a final answer, so that what hangs on it was sent."""
+    __slots__ = ("duplicate", "on_return", "retry_stored")
 
-
-#: Who wants to know of the delivery that runs here; ``None``: no tracer of ours runs here.
-announced: ContextVar[list[Delivered] | None] = ContextVar("idempotent_delivery", default=None)
-
-
-def has_callbacks(request: Any) -> bool:
-    """Whether anything hangs on this message's outcome."""
-    return bool(request.callbacks or request.chain or request.chord or request.errbacks)
-
-
-def digest_of(request: Any) -> bytes:
-    """Give a digest of what hangs on this message's outcome: names, arguments and ids."""
-    hanging = (
-        request.callbacks,
-        request.errbacks,
-        request.chain,
-        request.chord,
-        request.group if request.chord else None,
-    )
-    text = json.dumps(_told(hanging), sort_keys=True, default=repr)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
+    def __init__(self) -> None:
+        #: Whether RETRY is stored already, so that the tracer must not store it.
+        self.retry_stored = False
+        #: Whose duplicate the delivery was, for Celery's events.
+        self.duplicate: Duplicate | None = None
+        #: Each is called with whether the tracer returned a final answer, so that what hangs on it
+        #: was sent.
+        self.on_return: list[Callable[[bool], object]] = []
 
 
-def _told(hanging: Any) -> Any:
-    # Without stamps and other options: they may differ from one publishing to the next.
-    if isinstance(hanging, Mapping):
-        if "task" in hanging and "options" in hanging:
-            options = hanging.get("options") or {}
-            named = ("task", "args", "kwargs")
-            told = {name: _told(hanging.get(name)) for name in named}
-            told.update({name: _told(options.get(name)) for name in ("task_id", "link")})
-            return told
-        return {str(name): _told(value) for name, value in hanging.items()}
-    if isinstance(hanging, (list, tuple)):
-        return [_told(item) for item in hanging]
-    return hanging
+_after_trace: ContextVar[AfterTrace | None] = ContextVar("idempotent_delivery", default=None)
+
+
+def after_trace() -> AfterTrace:
+    """Return what is done after the tracer that runs here; without one, nobody does it."""
+    return _after_trace.get() or AfterTrace()
 
 
 def silence(request: Any) -> None:
     """Let the tracer send nothing: all of it went out with an earlier copy of the message."""
     request.callbacks = request.chain = request.chord = request.errbacks = None
+
+
+def show_duplicate(delivery: Delivery, record: Record, *, shadow: bool = False) -> None:
+    """Let the worker's events name the original of a duplicate, once the duplicate succeeded."""
+    # An eager call is inside another's tracer.
+    if delivery.environment.events and not delivery.eager and were_sent(delivery.request):
+        original, key = record.owner_id or "", delivery.call_key.readable
+        after_trace().duplicate = Duplicate(key, original, delivery.claimant.key, shadow)
+
+
+def hand_over(delivery: Delivery, result: Any) -> Any:
+    """Return a result to the tracer, once its link and chain are sent."""
+    if delivery.claimant.callbacks:
+        send_tail(delivery.task, delivery.request, result)
+    return result
 
 
 def send_tail(task: Any, request: Any, result: Any) -> None:
@@ -167,41 +159,34 @@ def _give_ids(signature: Any, source: str) -> None:
         _give_ids(parts["body"], f"{source}/body")
 
 
-def announce(delivered: Delivered) -> None:
-    """Have ``delivered`` told when the tracer of this delivery has returned."""
-    waiting = announced.get()
-    if waiting is not None:
-        waiting.append(delivered)
-
-
 def traced(tracer: Any) -> Any:
-    """Wrap a task's tracer: the note is set after it returned, for success and failure alike."""
+    """Wrap a task's tracer: what waits for its return is done for success and failure alike."""
 
     def trace(uuid: Any, args: Any, kwargs: Any, request: Any = None) -> Any:
-        waiting: list[Delivered] = []
-        token = announced.set(waiting)
+        after = AfterTrace()
+        token = _after_trace.set(after)
         sent = False
         try:
             answer = tracer(uuid, args, kwargs, request)
             info = answer[1]
             sent = (None if info is None else info.state) in _FINAL
-            return marked(answer, waiting) if waiting else answer
+            return answer if after.duplicate is None else mark(answer, after.duplicate)
         finally:
-            announced.reset(token)
-            for delivered in waiting:
-                _tell(delivered, sent)
+            _after_trace.reset(token)
+            for on_return in after.on_return:
+                _call(on_return, sent)
 
     return trace
 
 
-def _tell(delivered: Delivered, sent: bool) -> None:
+def _call(on_return: Callable[[bool], object], sent: bool) -> None:
     for _ in range(2):
         try:
-            return delivered.delivered(sent=sent)
+            on_return(sent)
+            return
         except SoftTimeLimitExceeded:
-            continue  # it comes once, and too late: what was cut off by it is told again
+            continue  # it comes once, and too late: what was cut off by it is done again
         except Exception:
             # The task's outcome is out already: nothing here may turn it into another.
             log.exception("could not write down that a message was answered")
-            return None
-    return None
+            return

@@ -8,7 +8,6 @@ text, which no result can have: a repr is always plain text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from celery.utils.log import get_logger
@@ -23,7 +22,7 @@ __all__ = [
     "Duplicate",
     "MarkedRepr",
     "follow_up",
-    "marked",
+    "mark",
     "name_key",
     "say_whether_sent",
     "were_sent",
@@ -41,7 +40,7 @@ _SENT: Final = "task_events"
 
 
 class Duplicate(NamedTuple):
-    """Notes on a delivery that it was answered with the outcome of another call."""
+    """A delivery that was answered with the outcome of another call."""
 
     #: The key, as operators read it.
     key: str
@@ -51,9 +50,6 @@ class Duplicate(NamedTuple):
     record: str
     #: Whether it only would have been answered so: in shadow mode it ran.
     shadow: bool = False
-
-    def delivered(self, *, sent: bool) -> None:
-        """Nothing is left to do when the tracer has returned."""
 
     def mark(self, answer: Any) -> Any:
         """Give the tracer's answer with its repr marked, if the task succeeded."""
@@ -101,16 +97,14 @@ def _marked_repr(text: str, *duplicate: Any) -> MarkedRepr:
     return MarkedRepr(text, Duplicate(*duplicate))
 
 
-def marked(answer: Any, notes: Sequence[object]) -> Any:
-    """Mark a tracer's answer if its delivery was noted to be a duplicate; never fail."""
+def mark(answer: Any, duplicate: Duplicate) -> Any:
+    """Mark a tracer's answer as that of a duplicate; never fail."""
     try:
-        for note in notes:
-            if isinstance(note, Duplicate):
-                return note.mark(answer)
+        return duplicate.mark(answer)
     except Exception:
         # The task succeeded, and an exception here would make a failure of it.
         log.debug("this version of Celery can't show duplicates as such", exc_info=True)
-    return answer
+        return answer
 
 
 def _are_sent(eventer: Any) -> bool:

@@ -1,124 +1,246 @@
-"""What a message asks of the store: who it is, which record, and for how long."""
+"""One delivery of a message whose call has a key, as a value: everything else here takes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.message import MAX_DEATHS, WaitState, deaths_of
+from celery_idempotent import observers, signals
+from celery_idempotent.core.keys import CallKey, identity_of, record_key
+from celery_idempotent.core.message import (
+    MAX_DEATHS,
+    WaitState,
+    count_in,
+    deaths_of,
+    digest_of,
+    has_callbacks,
+    owner_of,
+)
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Owner, Record
 from celery_idempotent.core.slip import Slip, slip_key
-from celery_idempotent.delivery import callbacks
-from celery_idempotent.delivery.waiting import ignores_result
-from celery_idempotent.errors import KeyDerivationError
 from celery_idempotent.run.claimant import Claimant, Terms
+from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.journal import UnsentEntry
+from celery_idempotent.run.run import Run
+from celery_idempotent.run.steps import Steps
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = [
-    "awaiting",
-    "identity_of",
-    "is_redelivered",
-    "owner_of",
-    "store_call",
-    "trace_of",
-]
+__all__ = ["Delivery", "RequestState", "ignores_result", "known_of", "state_of"]
 
-#: What a record has room for.
-_MOST = 2**32 - 1
-
-#: Gives the current span as text, where traces are kept (ops.tracing): a record then says where its
-#: run is traced, in a third line of its label.
+#: Returns the current span as text, where traces are kept (ops.tracing): a record then says where
+#: its run is traced, in a third line of its label.
 where_traced: Callable[[], str] | None = None
 
 
-def trace_of(record: Record) -> str | None:
-    """Give where a record's run is traced, if that is kept."""
-    return Label.of(record).trace or None
+class RequestState:
+    """What is kept on Celery's request of a delivery, in this process."""
+
+    __slots__ = ("call", "context", "has_begun")
+
+    def __init__(self) -> None:
+        #: Whether the guard has been entered: what calls the task from then on is its own body.
+        self.has_begun = False
+        #: The call's key, and how the message has waited; what is published again takes both along.
+        self.call: tuple[CallKey | None, WaitState] | None = None
+        #: What the body gets as ``self.idempotency``, or what makes it at first use.
+        self.context: RunContext | Callable[[], RunContext] | None = None
 
 
-def owner_of(request: Any) -> Owner:
-    """Give who would own the claim of this message.
+def known_of(request: Any) -> RequestState | None:
+    """Return what is kept on a request; ``None``: nothing yet."""
+    state: RequestState | None = request.__dict__.get("_idempotency")
+    return state
 
-    Raises:
-        KeyDerivationError: its headers say something else than Celery does.
+
+def state_of(request: Any) -> RequestState:
+    """Return what is kept on a request; it is made at first use.
+
+    Celery copies it into the requests of direct calls that are made within the body.
     """
-    nesting = request.replaced_task_nesting
-    return Owner(str(request.id), _count(request, "replaced_task_nesting") if nesting else 0)
+    state = known_of(request)
+    if state is None:
+        state = request._idempotency = RequestState()
+    return state
 
 
-def _count(request: Any, name: str) -> int:
-    value = getattr(request, name)
-    if type(value) is int and 0 < value <= _MOST:
-        return value
-    raise KeyDerivationError(
-        f"the message's {name!r} header is {str(value)[:100]!r}, and must be a number of times: "
-        "only Celery should write it"
-    )
+def ignores_result(task: Any, request: Any) -> bool:
+    """Whether nobody will get the result of a call."""
+    # The caller's choice is in the request; without one, the task's option counts.
+    chosen = request.__dict__.get("ignore_result")
+    return bool(task.ignore_result if chosen is None else chosen)
 
 
-def identity_of(call_key: CallKey) -> str:
-    """Give what keys for downstream APIs are derived from: the same wherever the call runs."""
-    return record_key("effect", call_key)
+@dataclass(slots=True)
+class Delivery:
+    """One delivery of a message whose call has a key."""
+
+    #: The task instance; its ``run`` is the body.
+    task: Any
+    options: Options
+    environment: Environment
+    #: Celery's request of this delivery.
+    request: Any
+    call_key: CallKey
+    #: How the message has waited so far.
+    waits: WaitState
+    #: Whether it is an eager call, in the process of its caller: no copy of it can come.
+    eager: bool
+    #: Whether the broker says that it delivers the message again.
+    redelivered: bool
+    #: What it asks of the store.
+    claimant: Claimant
+
+    @classmethod
+    def of(
+        cls,
+        task: Any,
+        setup: TaskSetup,
+        environment: Environment,
+        request: Any,
+        call_key: CallKey,
+        waits: WaitState,
+    ) -> Delivery:
+        """Make it.
+
+        Raises:
+            KeyDerivationError: the message's headers say something else than Celery writes.
+        """
+        eager = bool(request.is_eager)
+        redelivered = bool((request.delivery_info or {}).get("redelivered"))
+        terms = environment.terms.get(setup)
+        if terms is None:
+            terms = environment.terms[setup] = _terms(setup.options, environment)
+        key = record_key(environment.prefix, call_key)
+        owner = owner_of(request)
+        retries = count_in(request, "retries")
+        called_back = not eager and has_callbacks(request)
+        claimant = Claimant(
+            terms,
+            key,
+            owner.pack(),
+            retries,
+            call_key.fingerprint,
+            call_key.checked,
+            _label(task, setup.options, request, call_key),
+            "" if eager else slip_key(key, owner),
+            Slip(
+                deaths=min(waits.deaths + deaths_of(vars(request)), MAX_DEATHS),
+                retries=retries,
+                publication=waits.publication.encode(),
+                digests=(waits.callbacks or digest_of(request)) if called_back else b"",
+            ),
+            called_back,
+            not (waits.publication or waits.count or redelivered),
+            waits.patient_until_ms,
+            waits.compensates_only,
+        )
+        if waits.awaited is not None:
+            awaited = Owner(*waits.awaited)
+            claimant = claimant._replace(awaited=awaited.pack(), awaited_key=slip_key(key, awaited))
+        return cls(
+            task,
+            setup.options,
+            environment,
+            request,
+            call_key,
+            waits,
+            eager,
+            redelivered,
+            claimant,
+        )
+
+    @property
+    def name(self) -> str:
+        """The key, for messages."""
+        return f"{self.call_key.namespace}:{self.call_key.readable}"
+
+    def show(self, run: Run | None = None, steps: Steps | None = None, why: str = "") -> None:
+        """Let the body ask for ``self.idempotency``; it is made when the body does.
+
+        Args:
+            why: why there is no run.
+        """
+        # Nothing in it leads back to the request: each delivery would be a cycle, and wait for the
+        # garbage collector.
+        made = partial(_context, self.call_key, self.claimant, self.request.id, run, steps, why)
+        state_of(self.request).context = made
+
+    # --- what is told of it ----------------------------------------------------------------------
+
+    def tell(self, what: str, held: Record | None = None, **more: Any) -> None:
+        """Tell the journal and the observers what becomes of this delivery.
+
+        Args:
+            held: the record of whoever has the key.
+        """
+        journal = self.environment.journal
+        heard = observers.is_heard(what)
+        if held is not None and (heard or journal.most):
+            more["original"] = held.owner_id
+        if journal.most:
+            journal.put(self.event(what, time.monotonic(), more))
+        if heard:
+            trace = None if held is None else Label.of(held).trace or None
+            self.observe(what, more.pop("original", None), trace=trace, **more)
+
+    def event(self, what: str, at: float, more: Mapping[str, Any]) -> UnsentEntry:
+        """Make the journal's entry of something that became of this delivery.
+
+        Args:
+            at: when that happened, on this process's monotonic clock.
+        """
+        told = {
+            "label": self.call_key.label,
+            "node": self.request.hostname,
+            "waits": self.waits.count,
+            **more,
+        }
+        return UnsentEntry(at, what, self.claimant.key, self.task.name, self.request.id, told)
+
+    def observe(self, what: str, original: str | None = None, **details: Any) -> None:
+        """Tell metrics, traces and the log."""
+        key = self.call_key.readable
+        observers.tell(what, self.task.name, key, self.request.id, original, **details)
+
+    def emit(
+        self,
+        signal: Any,
+        make: type[signals.Event],
+        held: Record | str | None,
+        *fields: Any,
+        shadow: bool = False,
+    ) -> None:
+        """Send a signal of this delivery; its event is made only where somebody listens.
+
+        Args:
+            held: the record of whoever has the key, or that call's task id.
+        """
+        if signal.receivers:
+            original = held.owner_id if isinstance(held, Record) else held
+            key = self.call_key.readable
+            event = make(self.task.name, key, self.request.id, original, *fields, shadow=shadow)
+            signal.send(sender=self.task, event=event)
+
+    def emit_interrupted(self, record: Record, *, unknown: bool) -> None:
+        """Tell receivers of the signal that an earlier run was cut off."""
+        event, count = signals.InterruptedEvent, record.interruptions
+        self.emit(signals.task_interrupted, event, record, count, unknown)
 
 
-def _is_alone(task: Any, request: Any) -> bool:
-    """Whether the call may end without a result that others could have, too."""
-    return bool(request.expires) or ignores_result(task, request)
-
-
-def store_call(
-    task: Any,
-    setup: TaskSetup,
-    environment: Environment,
-    request: Any,
-    call_key: CallKey,
-    waits: WaitState,
-) -> Claimant:
-    """Give what a delivery of this message asks of the store.
-
-    Raises:
-        KeyDerivationError: its headers say something else than Celery does.
-    """
-    terms = environment.terms.get(setup)
-    if terms is None:
-        terms = environment.terms[setup] = _terms(setup.options, environment)
-    key = record_key(environment.prefix, call_key)
+def _label(task: Any, options: Options, request: Any, call_key: CallKey) -> str:
     label = call_key.label
     traced = where_traced() if where_traced is not None else ""
-    alone = setup.options.on_enqueue == "attach" and _is_alone(task, request)
+    # Whether the call may end without a result that others could have, too.
+    alone = options.on_enqueue == "attach" and bool(
+        request.expires or ignores_result(task, request)
+    )
     if label or traced or alone or call_key.namespace != task.name:
         label = Label(task.name, label, traced, alone).text()
-    owner = owner_of(request)
-    retries = _count(request, "retries") if request.retries else 0
-    eager = bool(request.is_eager)  # no copy of it can come
-    called_back = not eager and callbacks.has_callbacks(request)
-    return Claimant(
-        terms,
-        key,
-        owner.pack(),
-        retries,
-        call_key.fingerprint,
-        call_key.checked,
-        label,
-        "" if eager else slip_key(key, owner),
-        Slip(
-            deaths=min(waits.deaths + deaths_of(vars(request)), MAX_DEATHS),
-            retries=retries,
-            publication=waits.publication.encode(),
-            digests=(waits.callbacks or callbacks.digest_of(request)) if called_back else b"",
-        ),
-        called_back,
-        not (waits.publication or waits.count or is_redelivered(request)),
-        waits.patient_until_ms,
-        waits.compensates_only,
-    )
-
-
-def is_redelivered(request: Any) -> bool:
-    """Whether the broker says that it delivers the message again."""
-    return bool((request.delivery_info or {}).get("redelivered"))
+    return label
 
 
 def _terms(options: Options, environment: Environment) -> Terms:
@@ -134,7 +256,21 @@ def _terms(options: Options, environment: Environment) -> Terms:
     )
 
 
-def awaiting(call: Claimant, awaited: tuple[str, int]) -> Claimant:
-    """Give the call of a message that has waited for the run of ``awaited``."""
-    owner = Owner(*awaited)
-    return call._replace(awaited=owner.pack(), awaited_key=slip_key(call.key, owner))
+def _context(
+    call_key: CallKey,
+    claimant: Claimant,
+    task_id: str,
+    run: Run | None,
+    steps: Steps | None,
+    why: str,
+) -> RunContext:
+    return RunContext(
+        key=call_key.key,
+        identity=identity_of(call_key),
+        owner_id=task_id,
+        retries=claimant.retries,
+        run=run,
+        steps=steps,
+        why=why,
+        store=lambda: claimant.terms.store,
+    )

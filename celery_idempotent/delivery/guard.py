@@ -1,21 +1,22 @@
-"""What the worker does with one delivery: each verdict of the store, in Celery's terms."""
+"""What the worker does with one delivery, each verdict of the store in Celery's terms: start here.
+
+The way down: :func:`guard` claims the key, :func:`.execute` runs the body under a lease,
+:mod:`.outcome` records its end and answers the caller.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
 from celery_idempotent import observers, signals
-from celery_idempotent.core.keys import CallKey
-from celery_idempotent.core.message import WaitState
-from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.record import State
+from celery_idempotent.core.verdicts import (
     NEVER_MS,
     Busy,
     ClaimVerdict,
@@ -23,28 +24,15 @@ from celery_idempotent.core.transitions import (
     Replay,
     Unknown,
 )
-from celery_idempotent.delivery import callbacks
-from celery_idempotent.delivery.celery_events import Duplicate, were_sent
-from celery_idempotent.delivery.delivery import (
-    awaiting,
-    identity_of,
-    is_redelivered,
-    store_call,
-    trace_of,
-)
-from celery_idempotent.delivery.execution import Execution
-from celery_idempotent.delivery.origin import origin_of
-from celery_idempotent.delivery.results import encode_failure, replay
+from celery_idempotent.delivery.attempt import Attempt
+from celery_idempotent.delivery.callbacks import after_trace, hand_over, show_duplicate, silence
+from celery_idempotent.delivery.delivery import Delivery
+from celery_idempotent.delivery.execution import execute
+from celery_idempotent.delivery.outcome import leave_answer
+from celery_idempotent.delivery.results import replay
 from celery_idempotent.delivery.shadow import run_in_shadow
-from celery_idempotent.delivery.waiting import (
-    is_answered,
-    pause_of,
-    put_back,
-    say_retry,
-    say_started,
-)
+from celery_idempotent.delivery.waiting import is_answered, say_started, wait, wait_as_copy
 from celery_idempotent.errors import (
-    IdempotencyError,
     IdempotencyInProgress,
     IdempotencyKeyMismatch,
     OutcomeUnknown,
@@ -53,439 +41,216 @@ from celery_idempotent.errors import (
     StoreUnavailable,
 )
 from celery_idempotent.run.claim import ClaimAttempt
-from celery_idempotent.run.claimant import Claimant
-from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.journal import UnsentEntry
 from celery_idempotent.run.lease import Lease
-from celery_idempotent.run.run import Run, write_slip
-from celery_idempotent.run.steps import Steps
+from celery_idempotent.run.run import Run
 from celery_idempotent.run.transaction import run_without_claim
-from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["Delivery"]
+__all__ = ["guard"]
 
 log = get_logger("celery_idempotent")
 
-_PATIENCE_S = 1.0
+#: How long the store is asked again for a key while it does not answer.
+_PATIENCE_S: Final = 1.0
 
 
-class Delivery:
-    """One delivery of a message whose call has a key.
+def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Answer a delivery: run the body, replay an outcome, wait, or refuse.
 
-    Args:
-        task: the task instance; its ``run`` is the body.
-        request: Celery's request of this delivery.
-        call_key: the key of the call.
-        waits: how the message has waited so far.
+    Raises:
+        Retry: the message is requeued, and waits for its key.
+        Ignore: nothing is to be told of this delivery.
+        IdempotencyError: the call is refused.
     """
-
-    def __init__(
-        self,
-        task: Any,
-        setup: TaskSetup,
-        environment: Environment,
-        request: Any,
-        call_key: CallKey,
-        waits: WaitState,
-    ) -> None:
-        self.task = task
-        self.options = setup.options
-        self.environment = environment
-        self.request = request
-        self.call_key = call_key
-        self.waits = waits
-        self.eager = bool(request.is_eager)
-        self.call = store_call(
-            task,
-            setup,
-            environment,
-            request,
-            call_key,
-            waits,
-        )
-
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer the delivery: run the body, replay an outcome, wait, or refuse."""
-        if self.waits.to not in (None, self.request.hostname):
-            raise Ignore("this copy is for another worker")
-        if self.options.mode == "shadow":
-            return run_without_claim(run_in_shadow, self, args, kwargs)
-        awaited = self.waits.awaited
-        call = self.call if awaited is None else awaiting(self.call, awaited)
-        began = time.perf_counter()
-        attempt = ClaimAttempt(call, self._on_lost)
+    if delivery.waits.to not in (None, delivery.request.hostname):
+        raise Ignore("this copy is for another worker")
+    if delivery.options.mode == "shadow":
+        return run_without_claim(run_in_shadow, delivery, args, kwargs)
+    began = time.perf_counter()
+    claim = ClaimAttempt(delivery.claimant, partial(_on_lost, delivery))
+    try:
         try:
-            try:
-                verdict = attempt.claim(_PATIENCE_S)
-            except (StoreUnavailable, RecordTooNew) as exc:
-                attempt.undo(exc)
-                return self._store_away(exc, args, kwargs)
-            if observers.observers:
-                self.observe("claim", seconds=time.perf_counter() - began)
-            if not isinstance(verdict, Run):
-                return self._answer(verdict)
-            if self.call.callbacks:
-                callbacks.announce(verdict)
-            if verdict.replay is not None:
-                return self._replay(verdict.replay)
-            return self._execute(Execution(self, verdict, attempt), args, kwargs)
-        except BaseException as exc:
-            if attempt.undo(exc) and isinstance(exc, Exception):
-                self.leave_answer(exc)  # its body did not run, and its call fails all the same
-            raise
-
-    @staticmethod
-    def _execute(execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            verdict = claim.claim(_PATIENCE_S)
+        except (StoreUnavailable, RecordTooNew) as exc:
+            claim.undo(exc)
+            return _store_away(delivery, exc, args, kwargs)
+        if observers.observers:
+            delivery.observe("claim", seconds=time.perf_counter() - began)
+        if not isinstance(verdict, Run):
+            return _answer(delivery, verdict)
+        if delivery.claimant.callbacks:
+            after_trace().on_return.append(verdict.delivered)
+        if verdict.replay is not None:
+            return _replay(delivery, verdict.replay)
+        attempt = Attempt(delivery, verdict)
         try:
-            return execution(args, kwargs)
+            return execute(attempt, claim, args, kwargs)
         finally:
-            if not execution.told:
-                execution.let_go()
+            if not attempt.told:
+                attempt.let_go()
+    except BaseException as exc:
+        if claim.undo(exc) and isinstance(exc, Exception):
+            leave_answer(delivery, exc)  # its body did not run, and its call fails all the same
+        raise
 
-    def leave_answer(
-        self, exc: BaseException | None = None, outcome: bytes = b"", *, at_once: bool = True
-    ) -> None:
-        """Have a slip written once the tracer has returned: this call is answered.
 
-        Args:
-            exc: what it fails with; ``outcome``: the same, packed.
-            at_once: not in the background.
-        """
-        if not self.call.slip_key:
-            return
-        if exc is not None:
-            outcome = encode_failure(self.task.backend, exc, self.options.max_result_size)
-        callbacks.announce(Answer(self.call, outcome, at_once=at_once))
+# --- verdicts ------------------------------------------------------------------------------------
 
-    def say_started(self, run: Run) -> None:
-        """Store STARTED, where it is tracked and the run has still its lease."""
-        lease = run.lease
-        if time.monotonic() - lease.renewed < lease.lease_ms / 1000:
-            say_started(self.task, self.request)
 
-    @property
-    def redelivered(self) -> bool:
-        """Whether the broker says that it delivers the message again."""
-        return is_redelivered(self.request)
+def _answer(delivery: Delivery, verdict: ClaimVerdict) -> Any:
+    if isinstance(verdict, Replay):
+        return _replay(delivery, verdict)
+    if isinstance(verdict, Busy):
+        return _busy(delivery, verdict)
+    if isinstance(verdict, Mismatch):
+        return _mismatch(delivery, verdict)
+    if isinstance(verdict, Unknown):
+        return _unknown(delivery, verdict)
+    delivery.tell("superseded")
+    raise Ignore("superseded")
 
-    def show(self, run: Run | None = None, steps: Steps | None = None, why: str = "") -> None:
-        """Let the body ask for ``self.idempotency``; it is made when it does.
 
-        ``why`` says why there is no run.
-        """
-        # Nothing in it leads back to the request: each delivery would be a cycle, and wait for the
-        # garbage collector.
-        made = partial(_context, self.call_key, self.call, self.request.id, run, steps, why)
-        self.request._idempotency = made
+def _replay(delivery: Delivery, verdict: Replay) -> Any:
+    """Answer with the outcome of an earlier run."""
+    claimant, record = delivery.claimant, verdict.record
+    if verdict.noted:
+        silence(delivery.request)
+    delivery.tell("answered again" if verdict.mine else "deduplicated", record)
+    if not verdict.mine:
+        delivery.emit(signals.task_deduplicated, signals.Event, record)
+        show_duplicate(delivery, record)
+    kept = record.state in (State.SUCCEEDED, State.FAILED)
+    if not verdict.mine and kept and claimant.terms.ttl_ms >= claimant.terms.horizon_ms:
+        # The record answers each copy; only what hangs on this one is to be written down.
+        if claimant.callbacks:
+            leave_answer(delivery, in_record=True)
+    elif not verdict.mine or (verdict.from_slip and claimant.callbacks):
+        leave_answer(delivery, outcome=record.outcome)
+    return hand_over(delivery, replay(delivery.task.backend, record.outcome, delivery.name))
 
-    # --- verdicts --------------------------------------------------------------------------------
 
-    def _answer(self, verdict: ClaimVerdict) -> Any:
-        if isinstance(verdict, Replay):
-            return self._replay(verdict)
-        if isinstance(verdict, Busy):
-            return self._busy(verdict)
-        if isinstance(verdict, Mismatch):
-            self.tell("mismatch", verdict.record)
-            self.emit(signals.key_mismatch, signals.Event, verdict.record)
-            hint = ""
-            if self.request.group or self.request.chord:
-                hint = (
-                    "; a key on a group or chord reaches every member: set it on the members, "
-                    "task.s(...).set(idempotency_key=...)"
-                )
-            mismatch = IdempotencyKeyMismatch(
-                f"the key {self.name} was used before, by task {verdict.record.owner_id}, for a "
-                f"call of {self.task.name} with other arguments: this call was not run{hint}"
-            )
-            self.leave_answer(mismatch)
-            raise mismatch
-        if isinstance(verdict, Unknown):
-            self.tell("unknown", verdict.record, interruptions=verdict.record.interruptions)
-            self.emit_interrupted(verdict.record, unknown=True)
-            if verdict.noted:
-                callbacks.silence(self.request)
-            unknown = OutcomeUnknown(
-                f"a run of {self.name} (task {verdict.record.owner_id}) was cut off, or could not "
-                "be undone, and nobody knows what it did: look there, then resolve the key, or "
-                "forget it to run it again"
-            )
-            self.leave_answer(unknown)
-            raise unknown
-        self.tell("superseded")
-        raise Ignore("superseded")
-
-    def _replay(self, verdict: Replay) -> Any:
-        if verdict.noted:
-            callbacks.silence(self.request)
-        self.tell("answered again" if verdict.mine else "deduplicated", verdict.record)
-        if not verdict.mine:
-            self.emit(signals.task_deduplicated, signals.Event, verdict.record)
-            self.show_duplicate(verdict.record)
-        kept = verdict.record.state in (State.SUCCEEDED, State.FAILED)
-        terms = self.call.terms
-        if not verdict.mine and kept and terms.ttl_ms >= terms.horizon_ms:
-            # The record answers each copy; only what hangs on this one is to be written down.
-            if self.call.callbacks:
-                callbacks.announce(Answer(self.call, b"", in_record=True))
-        elif not verdict.mine or (verdict.from_slip and self.call.callbacks):
-            self.leave_answer(outcome=verdict.record.outcome)
-        result = replay(self.task.backend, verdict.record.outcome, self.name)
-        return self.hand_over(result)
-
-    def show_duplicate(self, record: Record, *, shadow: bool = False) -> None:
-        """Have the worker's events say whose duplicate it is, once it has succeeded."""
-        # An eager call is inside another's tracer.
-        if self.environment.events and not self.eager and were_sent(self.request):
-            original = record.owner_id or ""
-            callbacks.announce(Duplicate(self.call_key.readable, original, self.call.key, shadow))
-
-    def hand_over(self, result: Any) -> Any:
-        """Give a result to the tracer, its link and chain sent."""
-        if self.call.callbacks:
-            callbacks.send_tail(self.task, self.request, result)
-        return result
-
-    def _busy(self, verdict: Busy) -> NoReturn:
-        record = verdict.record
-        if self.eager:
-            raise IdempotencyInProgress(
-                f"{self.name} is being run by task {record.owner_id}, and an eager call can't wait"
-            )
-        left = (record.until_ms - verdict.now_ms) / 1000
-        if left <= 0 and record.state in (State.RUNNING, State.COMPENSATING):
-            left = self._be_patient(verdict.now_ms)
-        if verdict.mine:
-            self.wait_as_copy(left)
-        first = not (self.call.retries or self.redelivered or self.waits.count)
-        policy = self.options.on_running if first else "wait"
-        if policy == "raise":
-            self.tell("refused", record)
-            self._refuse(f"is being run by task {record.owner_id}")
-        if policy == "drop" and not self._is_awaited():
-            self.tell("dropped", record)
-            self.leave_answer()
-            raise Ignore("dropped")
-        since_ms = self.waits.since_ms or verdict.now_ms
-        if verdict.now_ms - since_ms >= self.options.wait_timeout * 1000:
-            self.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
-            self._refuse(
-                f"is still being run by task {record.owner_id} after "
-                f"{self.options.wait_timeout:g} s (idempotency_wait_timeout)"
-            )
-        until = left + (self.options.lease if record.state is State.RETRYING else 0)
-        self.wait(record, since_ms, until)
-
-    def _be_patient(self, now_ms: int) -> float:
-        """Leave the runs that lived through an outage time to renew; in seconds."""
-        if not now_ms < self.waits.patient_until_ms < NEVER_MS:
-            until_ms = now_ms + self.call.terms.lease_ms
-            self.waits = replace(self.waits, patient_until_ms=until_ms)
-        return (self.waits.patient_until_ms - now_ms) / 1000
-
-    def _refuse(self, why: str) -> NoReturn:
-        refused = IdempotencyInProgress(f"{self.name} {why}: this call was not run")
-        self.leave_answer(refused)
-        raise refused
-
-    def _is_awaited(self) -> bool:
-        request = self.request
-        return bool(request.chord or request.chain or request.callbacks)
-
-    def _store_away(self, exc: StoreError, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        policy = self.options.on_store_error
-        if policy == "run" and isinstance(exc, RecordTooNew):
-            policy = "retry"  # there is a record: running could be the second time
-        if self.eager and policy == "retry":
-            policy = "raise"
-        copy = (self.redelivered or self.waits.redelivery) and not self.eager
-        if policy == "raise" and copy:
-            policy = "retry"  # its own run may be alive: a failure would be told over it
-        action = "wait" if policy == "retry" else policy
-        self.tell("store away", action=action)
-        event = signals.StoreUnavailableEvent
-        self.emit(signals.store_unavailable, event, None, str(exc), action)
-        if policy == "raise":
-            self.leave_answer(exc, at_once=False)
-            raise exc
-        if policy == "run":
-            log.error("%s runs unprotected, as idempotency_on_store_error says: %s", self.name, exc)
-            say_started(self.task, self.request)
-            self.show(why="the store is away")
-            return run_without_claim(self.task.run, *args, **kwargs)
-        log.warning("%s waits, its body was not run: %s", self.name, exc)
-        # The store can't say it, but the result backend may: the call has its answer.
-        if copy or is_answered(self.task, self.request):
-            self.wait_as_copy(None, outage=True)
-        return self.wait(None, self.waits.since_ms, None, outage=True)
-
-    # --- waiting ---------------------------------------------------------------------------------
-
-    def wait(
-        self,
-        record: Record | None,
-        since_ms: int,
-        until: float | None,
-        delay: float | None = None,
-        *,
-        outage: bool = False,
-    ) -> NoReturn:
-        """Put the message back; the caller's state becomes RETRY."""
-        owner = None if record is None else Owner.unpack(record.owner)
-        awaited = self.waits.awaited if owner is None else (owner.task_id, owner.nesting)
-        busy = self._what_it_waits_for(record)
-        say_retry(self.task, self.request, busy)
-        delay, signature = self._put_back(
-            self._again(since_ms=since_ms, awaited=awaited, outage=outage), until, delay
+def _busy(delivery: Delivery, verdict: Busy) -> NoReturn:
+    """Wait for the run that has the key, or refuse, as ``idempotency_on_running`` says."""
+    record, waits, options = verdict.record, delivery.waits, delivery.options
+    if delivery.eager:
+        raise IdempotencyInProgress(
+            f"{delivery.name} is being run by task {record.owner_id}, and an eager call can't wait"
         )
-        raise Retry(exc=busy, when=delay, sig=signature)
-
-    def wait_as_copy(self, until: float | None, *, outage: bool = False) -> NoReturn:
-        """Put back a copy of a message whose own run may be alive, and touch nobody's state."""
-        self._put_back(self._again(redelivery=True, outage=outage), until)
-        raise Ignore("a copy of this message is being run")
-
-    def _again(self, *, outage: bool, **changes: Any) -> WaitState:
-        message = self.call.message
-        return self.waits.again(
-            patient_until_ms=NEVER_MS if outage else self.waits.patient_until_ms,
-            callbacks=message.digests,
-            deaths=message.deaths,
-            **changes,
+    left = (record.until_ms - verdict.now_ms) / 1000
+    if left <= 0 and record.state in (State.RUNNING, State.COMPENSATING):
+        left = _be_patient(delivery, verdict.now_ms)
+    if verdict.mine:
+        wait_as_copy(delivery, left)
+    first = not (delivery.claimant.retries or delivery.redelivered or waits.count)
+    policy = options.on_running if first else "wait"
+    if policy == "raise":
+        delivery.tell("refused", record)
+        _refuse(delivery, f"is being run by task {record.owner_id}")
+    if policy == "drop" and not _is_awaited(delivery.request):
+        delivery.tell("dropped", record)
+        leave_answer(delivery)
+        raise Ignore("dropped")
+    since_ms = waits.since_ms or verdict.now_ms
+    if verdict.now_ms - since_ms >= options.wait_timeout * 1000:
+        delivery.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
+        _refuse(
+            delivery,
+            f"is still being run by task {record.owner_id} after "
+            f"{options.wait_timeout:g} s (idempotency_wait_timeout)",
         )
+    until = left + (options.lease if record.state is State.RETRYING else 0)
+    wait(delivery, record, since_ms, until)
 
-    def _put_back(
-        self, waits: WaitState, until: float | None, delay: float | None = None
-    ) -> tuple[float, Any]:
-        natively = self.environment.whole_seconds
-        origin = origin_of(self.task.app, self.request.delivery_info, natively)
-        if waits.redelivery and origin.is_fanned_out:
-            delay = until  # nobody waits for it: it is there for the case that the run dies
-        delay = pause_of(self.environment, self.options.ttl, self.waits.count, until, delay)
-        signature = put_back(self.task, self.request, self.call_key, waits, delay, origin)
-        original = waits.awaited[0] if waits.awaited else None
-        self.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
-        self.emit(
-            signals.task_waiting,
-            signals.WaitingEvent,
-            self.request.id if waits.redelivery else original,
-            delay,
-            waits.redelivery,
+
+def _be_patient(delivery: Delivery, now_ms: int) -> float:
+    """Leave the runs that lived through an outage time to renew; in seconds."""
+    waits = delivery.waits
+    if not now_ms < waits.patient_until_ms < NEVER_MS:
+        until_ms = now_ms + delivery.claimant.terms.lease_ms
+        delivery.waits = replace(waits, patient_until_ms=until_ms)
+    return (delivery.waits.patient_until_ms - now_ms) / 1000
+
+
+def _is_awaited(request: Any) -> bool:
+    return bool(request.chord or request.chain or request.callbacks)
+
+
+def _refuse(delivery: Delivery, why: str) -> NoReturn:
+    refused = IdempotencyInProgress(f"{delivery.name} {why}: this call was not run")
+    leave_answer(delivery, refused)
+    raise refused
+
+
+def _mismatch(delivery: Delivery, verdict: Mismatch) -> NoReturn:
+    request, record = delivery.request, verdict.record
+    delivery.tell("mismatch", record)
+    delivery.emit(signals.key_mismatch, signals.Event, record)
+    hint = ""
+    if request.group or request.chord:
+        hint = (
+            "; a key on a group or chord reaches every member: set it on the members, "
+            "task.s(...).set(idempotency_key=...)"
         )
-        return delay, signature
-
-    def _what_it_waits_for(self, record: Record | None) -> IdempotencyError:
-        if record is None:
-            return StoreUnavailable(f"the store can't answer for {self.name} now, waiting")
-        return IdempotencyInProgress(f"{self.name} is busy, waiting")
-
-    def _on_lost(self, lease: Lease) -> None:
-        if lease.record.is_done:
-            return  # an outcome's delivery lease: the outcome was recorded
-        self.tell("lost", lease.lost, token=lease.record.token)
-        token = lease.record.token
-        self.emit(signals.claim_lost, signals.ClaimLostEvent, lease.lost, token)
-
-    # --- words -----------------------------------------------------------------------------------
-
-    def tell(self, what: str, held: Record | None = None, **more: Any) -> None:
-        """Say what becomes of this delivery; ``held``: whose the key is."""
-        journal = self.environment.journal
-        heard = observers.is_heard(what)
-        if held is not None and (heard or journal.most):
-            more["original"] = held.owner_id
-        if journal.most:
-            journal.put(self.event(what, time.monotonic(), more))
-        if heard:
-            trace = None if held is None else trace_of(held)
-            self.observe(what, more.pop("original", None), trace=trace, **more)
-
-    def event(self, what: str, at: float, more: Mapping[str, Any]) -> UnsentEntry:
-        """Give what the journal says of this delivery.
-
-        Args:
-            at: when that happened, on this process's monotonic clock.
-        """
-        told = {
-            "label": self.call_key.label,
-            "node": self.request.hostname,
-            "waits": self.waits.count,
-            **more,
-        }
-        return UnsentEntry(at, what, self.call.key, self.task.name, self.request.id, told)
-
-    def observe(self, what: str, original: str | None = None, **details: Any) -> None:
-        """Tell metrics, traces and the log."""
-        key = self.call_key.readable
-        observers.tell(what, self.task.name, key, self.request.id, original, **details)
-
-    @property
-    def name(self) -> str:
-        """The key, for messages."""
-        return f"{self.call_key.namespace}:{self.call_key.readable}"
-
-    def emit(
-        self,
-        signal: Any,
-        make: type[signals.Event],
-        held: Record | str | None,
-        *fields: Any,
-        shadow: bool = False,
-    ) -> None:
-        """Send a signal of this delivery, whose event is made only where somebody listens.
-
-        Args:
-            held: the record that another has, or its task id.
-        """
-        if signal.receivers:
-            original = held.owner_id if isinstance(held, Record) else held
-            key = self.call_key.readable
-            event = make(self.task.name, key, self.request.id, original, *fields, shadow=shadow)
-            signal.send(sender=self.task, event=event)
-
-    def emit_interrupted(self, record: Record, *, unknown: bool) -> None:
-        """Say that an earlier run was cut off."""
-        event, count = signals.InterruptedEvent, record.interruptions
-        self.emit(signals.task_interrupted, event, record, count, unknown)
-
-
-def _context(
-    call_key: CallKey,
-    call: Claimant,
-    task_id: str,
-    run: Run | None,
-    steps: Steps | None,
-    why: str,
-) -> RunContext:
-    return RunContext(
-        key=call_key.key,
-        identity=identity_of(call_key),
-        owner_id=task_id,
-        retries=call.retries,
-        run=run,
-        steps=steps,
-        why=why,
-        store=lambda: call.terms.store,
+    mismatch = IdempotencyKeyMismatch(
+        f"the key {delivery.name} was used before, by task {record.owner_id}, for a "
+        f"call of {delivery.task.name} with other arguments: this call was not run{hint}"
     )
+    leave_answer(delivery, mismatch)
+    raise mismatch
 
 
-class Answer(NamedTuple):
-    """The final answer of a message that held no key: a duplicate's, or a refused one's."""
+def _unknown(delivery: Delivery, verdict: Unknown) -> NoReturn:
+    record = verdict.record
+    delivery.tell("unknown", record, interruptions=record.interruptions)
+    delivery.emit_interrupted(record, unknown=True)
+    if verdict.noted:
+        silence(delivery.request)
+    unknown = OutcomeUnknown(
+        f"a run of {delivery.name} (task {record.owner_id}) was cut off, or could not "
+        "be undone, and nobody knows what it did: look there, then resolve the key, or "
+        "forget it to run it again"
+    )
+    leave_answer(delivery, unknown)
+    raise unknown
 
-    call: Claimant
-    #: What it is answered with, packed; empty where that is not kept.
-    outcome: bytes
-    #: Whether the record keeps it.
-    in_record: bool = False
-    at_once: bool = True
 
-    def delivered(self, *, sent: bool) -> None:
-        """Write it down; not ``sent``: what hangs on it is still to be sent, by the next copy."""
-        call = self.call
-        ignored = not self.outcome and not self.in_record
-        if not (sent or ignored) and not call.callbacks:
-            return
-        slip = call.message._replace(
-            answered=sent or ignored, succeeded=self.in_record, outcome=self.outcome
-        )
-        write_slip(call, slip, at_once=self.at_once)
+# --- the store is away, or the key is lost -------------------------------------------------------
+
+
+def _store_away(
+    delivery: Delivery, exc: StoreError, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Wait, fail or run unprotected, as ``idempotency_on_store_error`` says."""
+    task, request = delivery.task, delivery.request
+    policy = delivery.options.on_store_error
+    if policy == "run" and isinstance(exc, RecordTooNew):
+        policy = "retry"  # there is a record: running could be the second time
+    if delivery.eager and policy == "retry":
+        policy = "raise"
+    copy = (delivery.redelivered or delivery.waits.redelivery) and not delivery.eager
+    if policy == "raise" and copy:
+        policy = "retry"  # its own run may be alive: a failure would be told over it
+    action = "wait" if policy == "retry" else policy
+    delivery.tell("store away", action=action)
+    event = signals.StoreUnavailableEvent
+    delivery.emit(signals.store_unavailable, event, None, str(exc), action)
+    if policy == "raise":
+        leave_answer(delivery, exc, at_once=False)
+        raise exc
+    if policy == "run":
+        log.error("%s runs unprotected, as idempotency_on_store_error says: %s", delivery.name, exc)
+        say_started(task, request)
+        delivery.show(why="the store is away")
+        return run_without_claim(task.run, *args, **kwargs)
+    log.warning("%s waits, its body was not run: %s", delivery.name, exc)
+    # The store can't say it, but the result backend may: the call has its answer.
+    if copy or is_answered(task, request):
+        wait_as_copy(delivery, None, outage=True)
+    return wait(delivery, None, delivery.waits.since_ms, None)
+
+
+def _on_lost(delivery: Delivery, lease: Lease) -> None:
+    if lease.record.is_done:
+        return  # an outcome's delivery lease: the outcome was recorded
+    token = lease.record.token
+    delivery.tell("lost", lease.lost, token=token)
+    delivery.emit(signals.claim_lost, signals.ClaimLostEvent, lease.lost, token)

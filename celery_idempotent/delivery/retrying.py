@@ -12,10 +12,10 @@ from celery.utils.log import get_logger
 
 from celery_idempotent.core.message import OWN, ours_in, own_header, without_deaths
 from celery_idempotent.core.options import check_call
-from celery_idempotent.delivery.callbacks import announced
+from celery_idempotent.delivery.callbacks import after_trace
+from celery_idempotent.delivery.delivery import known_of
 from celery_idempotent.delivery.origin import origin_of
 from celery_idempotent.delivery.waiting import (
-    RETRY_SAID,
     WithoutRetry,
     back_to_broker,
     broker_is_away,
@@ -60,8 +60,7 @@ class RetryingTask(Task):
     def backend(self) -> Any:
         """As Celery's; for a call whose RETRY is stored already, one that stores none."""
         backend = self.app.backend if self._backend is None else self._backend
-        said = announced.get()
-        return WithoutRetry(backend) if said and RETRY_SAID in said else backend
+        return WithoutRetry(backend) if after_trace().retry_stored else backend
 
     @backend.setter
     def backend(self, value: Any) -> None:
@@ -76,10 +75,10 @@ class RetryingTask(Task):
         """
         request = self.request if request is None else request
         given = options.get("headers")
-        known = request.__dict__.get("_idempotent_call")
+        known = known_of(request)
         ours = ours_in(vars(request))
-        if known is not None:
-            ours[OWN] = own_header(request.id, *known)
+        if known is not None and known.call is not None:
+            ours[OWN] = own_header(request.id, *known.call)
         if ours:
             if given is None:
                 given = {**(request.headers or {}), **ours}

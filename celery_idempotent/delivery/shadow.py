@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from celery.utils.log import get_logger
 
 from celery_idempotent import signals
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     Busy,
     ClaimVerdict,
     Mismatch,
@@ -17,16 +18,16 @@ from celery_idempotent.core.transitions import (
     Superseded,
     Unknown,
 )
-from celery_idempotent.delivery.execution import Execution
+from celery_idempotent.delivery.attempt import Attempt
+from celery_idempotent.delivery.callbacks import show_duplicate
+from celery_idempotent.delivery.delivery import Delivery
+from celery_idempotent.delivery.outcome import ending_of
 from celery_idempotent.delivery.results import encode_result
 from celery_idempotent.delivery.waiting import say_started
 from celery_idempotent.errors import StoreError
 from celery_idempotent.run.claim import claim_key
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import Run
-
-if TYPE_CHECKING:
-    from celery_idempotent.delivery.guard import Delivery
 
 __all__ = ["run_in_shadow"]
 
@@ -45,7 +46,7 @@ _WOULD = {
 
 
 def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run the body whatever the store says, and say what would have been done instead.
+    """Run the body whatever the store says, and report what would have been done instead.
 
     The callbacks stay the tracer's, nothing waits, and nothing that goes wrong with the store
     reaches the task.
@@ -53,9 +54,9 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     task = delivery.task
     delivery.show(why=_WHY)
     say_started(task, delivery.request)
-    call = delivery.call._replace(callbacks=False, slip_key="", awaited_key="")
+    claimant = delivery.claimant._replace(callbacks=False, slip_key="", awaited=b"", awaited_key="")
     try:
-        verdict = claim_key(call, 0.0, lambda lease: None)
+        verdict = claim_key(claimant, 0.0, lambda lease: None)
     except StoreError as exc:
         log.warning("%s runs in shadow mode without a record: %s", delivery.name, exc)
         event = signals.StoreUnavailableEvent
@@ -64,28 +65,30 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     if not isinstance(verdict, Run):
         _report(delivery, verdict)
         return task.run(*args, **kwargs)
-    execution = Execution(delivery, verdict, shadow=True)
+    attempt = Attempt(delivery, verdict, shadow=True)
     try:
-        return _recorded(execution, args, kwargs)
+        return _recorded(attempt, args, kwargs)
     finally:
-        execution.let_go()
+        attempt.let_go()
 
 
-def _recorded(execution: Execution, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    task, run = execution.task, execution.run
-    execution.begin()
+def _recorded(attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    delivery = attempt.delivery
+    attempt.begin()
     try:
-        result = task.run(*args, **kwargs)
+        result = delivery.task.run(*args, **kwargs)
     except BaseException as exc:
-        ending = execution.ending_of(exc)
-        run.end(ending)
-        execution.tell_end(execution.end_of(ending, exc))
+        _end(attempt, ending_of(delivery, exc), exc)
         raise
-    most = execution.options.max_result_size
-    ending = Ending(State.SUCCEEDED, encode_result(task.backend, result, most))
-    run.end(ending)
-    execution.tell_end(execution.end_of(ending))
+    packed = encode_result(delivery.task.backend, result, delivery.options.max_result_size)
+    _end(attempt, Ending(State.SUCCEEDED, packed))
     return result
+
+
+def _end(attempt: Attempt, ending: Ending, exc: BaseException | None = None) -> None:
+    at = time.monotonic()
+    attempt.run.end(ending)
+    attempt.tell_end(ending, at, exc)
 
 
 def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
@@ -98,7 +101,7 @@ def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
         would = f"be answered with the outcome of {original}"
         if not verdict.mine:
             emit(signals.task_deduplicated, signals.Event, original)
-            delivery.show_duplicate(verdict.record, shadow=True)
+            show_duplicate(delivery, verdict.record, shadow=True)
     elif isinstance(verdict, Busy):
         would = f"wait for {original}"
         emit(signals.task_waiting, signals.WaitingEvent, original, 0.0, verdict.mine)

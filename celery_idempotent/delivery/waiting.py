@@ -9,32 +9,37 @@ import time
 import traceback
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
-from celery.exceptions import Reject, Retry
+from celery.exceptions import Ignore, Reject, Retry
 from celery.states import READY_STATES, STARTED
 from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
+from celery_idempotent import signals
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.message import OWN, WaitState, own_header, sent_with
-from celery_idempotent.delivery.callbacks import announce
-from celery_idempotent.delivery.origin import Origin
+from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.core.verdicts import NEVER_MS
+from celery_idempotent.delivery.callbacks import after_trace
+from celery_idempotent.delivery.delivery import Delivery, ignores_result
+from celery_idempotent.delivery.origin import Origin, origin_of
+from celery_idempotent.errors import IdempotencyError, IdempotencyInProgress, StoreUnavailable
 from celery_idempotent.settings import Environment
 
 __all__ = [
-    "RETRY_SAID",
     "StartedLater",
     "WithoutRetry",
     "back_to_broker",
     "broker_is_away",
-    "ignores_result",
     "is_answered",
     "pause_of",
     "put_back",
     "say_retry",
     "say_started",
+    "wait",
+    "wait_as_copy",
 ]
 
 log = get_logger("celery_idempotent")
@@ -46,6 +51,74 @@ _LONGEST_HOLD_S: Final = 1.0
 
 # kombu has no types for it.
 _registry: Any = serialization.registry
+
+
+def wait(
+    delivery: Delivery,
+    record: Record | None,
+    since_ms: int,
+    until: float | None,
+    delay: float | None = None,
+) -> NoReturn:
+    """Requeue a message whose key is busy, or whose store is away; the caller's state is RETRY.
+
+    Args:
+        record: whose run it waits for; ``None``: the store is away.
+        since_ms: since when it waits, on the store's clock.
+        until: when what it waits for ends by itself, in seconds from now, if that is known.
+        delay: how long it should wait, in seconds, whatever it has waited before.
+    """
+    outage = record is None
+    busy = _what_it_waits_for(delivery, record)
+    owner = None if record is None else Owner.unpack(record.owner)
+    awaited = delivery.waits.awaited if owner is None else (owner.task_id, owner.nesting)
+    say_retry(delivery.task, delivery.request, busy)
+    waits = _again(delivery, outage, since_ms=since_ms, awaited=awaited)
+    delay, signature = _requeue(delivery, waits, until, delay)
+    raise Retry(exc=busy, when=delay, sig=signature)
+
+
+def wait_as_copy(delivery: Delivery, until: float | None, *, outage: bool = False) -> NoReturn:
+    """Requeue a copy of a message whose own run may be alive; nobody's state is touched."""
+    _requeue(delivery, _again(delivery, outage, redelivery=True), until)
+    raise Ignore("a copy of this message is being run")
+
+
+def _what_it_waits_for(delivery: Delivery, record: Record | None) -> IdempotencyError:
+    if record is None:
+        return StoreUnavailable(f"the store can't answer for {delivery.name} now, waiting")
+    return IdempotencyInProgress(f"{delivery.name} is busy, waiting")
+
+
+def _again(delivery: Delivery, outage: bool, **changes: Any) -> WaitState:
+    waits, message = delivery.waits, delivery.claimant.message
+    return waits.again(
+        patient_until_ms=NEVER_MS if outage else waits.patient_until_ms,
+        callbacks=message.digests,
+        deaths=message.deaths,
+        **changes,
+    )
+
+
+def _requeue(
+    delivery: Delivery, waits: WaitState, until: float | None, delay: float | None = None
+) -> tuple[float, Any]:
+    task, request, environment = delivery.task, delivery.request, delivery.environment
+    origin = origin_of(task.app, request.delivery_info, environment.whole_seconds)
+    if waits.redelivery and origin.is_fanned_out:
+        delay = until  # nobody waits for it: it is there for the case that the run dies
+    delay = pause_of(environment, delivery.options.ttl, delivery.waits.count, until, delay)
+    signature = put_back(task, request, delivery.call_key, waits, delay, origin)
+    original = waits.awaited[0] if waits.awaited else None
+    delivery.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
+    delivery.emit(
+        signals.task_waiting,
+        signals.WaitingEvent,
+        request.id if waits.redelivery else original,
+        delay,
+        waits.redelivery,
+    )
+    return delay, signature
 
 
 def pause_of(
@@ -101,13 +174,6 @@ class StartedLater:
         return self._tracks and task is None
 
 
-def ignores_result(task: Any, request: Any) -> bool:
-    """Whether nobody is to get the result of a call."""
-    # What the caller said is in the request; where nothing was said, what the task says counts.
-    said = request.__dict__.get("ignore_result")
-    return bool(task.ignore_result if said is None else said)
-
-
 def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> None:
     """Store RETRY as the state of a call whose message is put back, or whose key is given up.
 
@@ -129,7 +195,7 @@ def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = Non
         task.backend.mark_as_retry(request.id, why, text, request=request)
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
-    announce(RETRY_SAID)
+    after_trace().retry_stored = True
 
 
 def is_answered(task: Any, request: Any) -> bool:
@@ -140,17 +206,6 @@ def is_answered(task: Any, request: Any) -> bool:
         return task.backend.get_state(request.id) in READY_STATES
     except Exception:
         return False  # it is away, too, or keeps nothing
-
-
-class _Said:
-    """Notes on a delivery that its RETRY is stored already, until its tracer has returned."""
-
-    def delivered(self, *, sent: bool) -> None:
-        """Nothing is left to do then."""
-
-
-#: Announced for a delivery whose RETRY is stored.
-RETRY_SAID: Final = _Said()
 
 
 class WithoutRetry:

@@ -64,7 +64,7 @@ def _here() -> str:
 
 def install() -> None:
     """Put attributes and links on the spans of tasks, in this process and those it forks."""
-    from celery_idempotent.delivery import delivery as calls
+    from celery_idempotent.delivery import delivery
 
-    calls.where_traced = _here
+    delivery.where_traced = _here
     observe(_observe)

@@ -120,6 +120,10 @@ class ClaimAttempt:
             error.may_have_arrived = True
             raise error from exc
 
+    def keep(self) -> None:
+        """Keep the claim from here on: it ends as what is done under it does."""
+        self.may_hold = False
+
     def undo(self, why: BaseException) -> bool:
         """Undo a claim that was, or may have been, granted for a body that did not begin.
 

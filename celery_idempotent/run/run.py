@@ -207,9 +207,8 @@ class Run:
             answer = self._write_end(event)
             self._ended(event, answer)
             if isinstance(answer, Recorded) and self._delivered is not None:
-                self.delivered(
-                    sent=self._delivered
-                )  # the tracer returned before there was a record
+                # The tracer returned before there was a record.
+                self.delivered(self._delivered)
 
         what = f"{self.claimant.key} is {event.record.state}"
         heartbeat.later(write, what, self.claimant.terms.keep_ms / 1000)
@@ -224,7 +223,7 @@ class Run:
         if not self._ending:
             self._drop()
 
-    def delivered(self, *, sent: bool) -> None:
+    def delivered(self, sent: bool) -> None:
         """End the delivery lease, and note whether the message's callbacks were ``sent``."""
         self._delivered = sent
         if sent or self.lease.record.is_done:

@@ -13,11 +13,11 @@ from celery.worker.control import Panel
 from celery.worker.request import Request
 from celery.worker.state import revoked as revoked_tasks
 
+from celery_idempotent.core.message import owner_of
 from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.slip import slip_key
 from celery_idempotent.core.verdicts import Recorded, Settle
 from celery_idempotent.delivery.celery_events import follow_up, name_key, say_whether_sent
-from celery_idempotent.delivery.delivery import owner_of
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID

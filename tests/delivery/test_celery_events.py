@@ -24,7 +24,7 @@ from celery_idempotent.delivery.celery_events import (
     Duplicate,
     MarkedRepr,
     follow_up,
-    marked,
+    mark,
     name_key,
 )
 from celery_idempotent.worker.request import IdempotentRequest
@@ -76,7 +76,7 @@ def request_(eventer: Eventer) -> Iterator[Any]:
 def test_a_marked_answer_says_whose_outcome_it_is(request_: Any, eventer: Eventer) -> None:
     """The success is told as it is, and then that it was a duplicate's, with key and original."""
     # Given
-    text = marked(answer({"receipt": 7}), [DUPLICATE]).retstr
+    text = mark(answer({"receipt": 7}), DUPLICATE).retstr
     # When
     request_.send_event("task-succeeded", result=text, runtime=0.1)
     # Then
@@ -113,7 +113,7 @@ def test_a_marked_answer_says_whose_outcome_it_is(request_: Any, eventer: Evente
 def test_no_result_can_pass_for_a_mark(request_: Any, eventer: Eventer, result: Any) -> None:
     """A task may return what it likes, the mark itself too: it is not taken for a duplicate."""
     # When
-    text = marked(answer(result), []).retstr
+    text = answer(result).retstr
     request_.send_event("task-succeeded", result=text, runtime=0.1)
     # Then
     assert [kind for kind, _ in eventer.sent] == ["task-succeeded"]
@@ -128,7 +128,7 @@ def test_a_repr_of_ones_own_making_is_no_mark(request_: Any, eventer: Eventer) -
             return MarkedRepr("'forged'", DUPLICATE)
 
     # When
-    text = marked(answer(Sly()), []).retstr
+    text = answer(Sly()).retstr
     request_.send_event("task-succeeded", result=text, runtime=0.1)
     # Then
     assert "forged" in text
@@ -138,20 +138,20 @@ def test_a_repr_of_ones_own_making_is_no_mark(request_: Any, eventer: Eventer) -
 def test_the_mark_survives_the_way_to_the_parent() -> None:
     """What the pool's pipe carries arrives as a mark; what JSON carries is the plain text."""
     # Given
-    mark = marked(answer("done"), [DUPLICATE]).retstr
+    marked = mark(answer("done"), DUPLICATE).retstr
     # When
-    arrived = pickle.loads(bytes(ForkingPickler.dumps((0, mark, 0.1))))[1]
+    arrived = pickle.loads(bytes(ForkingPickler.dumps((0, marked, 0.1))))[1]
     # Then
     assert (type(arrived), str(arrived)) == (MarkedRepr, "'done'")
     assert arrived.duplicate == DUPLICATE
-    assert json.loads(dumps({"result": mark}, serializer="json")[2]) == {"result": "'done'"}
+    assert json.loads(dumps({"result": marked}, serializer="json")[2]) == {"result": "'done'"}
 
 
 def test_in_shadow_mode_it_is_said_what_would_have_been(request_: Any, eventer: Eventer) -> None:
     """The task ran, and its own result stays to be seen beside what it would have got."""
     # Given
     duplicate = Duplicate(KEY, ORIGINAL, RECORD, shadow=True)
-    text = marked(answer("own"), [duplicate]).retstr
+    text = mark(answer("own"), duplicate).retstr
     # When
     request_.send_event("task-succeeded", result=text, runtime=0.1)
     # Then
@@ -166,13 +166,13 @@ def test_in_shadow_mode_it_is_said_what_would_have_been(request_: Any, eventer: 
 def test_a_failure_is_not_marked() -> None:
     """A duplicate that got a stored failure is shown as the failure that it is."""
     failed = answer(failed=True)
-    assert marked(failed, [DUPLICATE]) is failed
+    assert mark(failed, DUPLICATE) is failed
 
 
 def test_an_answer_of_an_unknown_form_stays_as_it_is() -> None:
     """Where a version of Celery has no such seam, the task is shown as any other, and no worse."""
     odd = (1, None, 0.1)
-    assert marked(odd, [DUPLICATE]) is odd
+    assert mark(odd, DUPLICATE) is odd
 
 
 def test_a_start_names_the_key_that_its_message_brought(request_: Any, eventer: Eventer) -> None:

@@ -16,7 +16,7 @@ from kombu.exceptions import OperationalError
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import waiting
-from celery_idempotent.delivery.execution import Execution
+from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.errors import OutcomeUnknown, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.testing.deliveries import (
@@ -749,7 +749,7 @@ def test_a_delivery_that_fails_before_its_body_leaves_the_key(
 
     task = guarded(winner)
     with monkeypatch.context() as patch:
-        patch.setattr(Execution, "begin", broken)
+        patch.setattr(Attempt, "begin", broken)
         first = deliver(task, (1,))
     # Then
     assert str(first.again().result) == "before the body"

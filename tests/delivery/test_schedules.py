@@ -15,7 +15,7 @@ import pytest
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
-from celery_idempotent.delivery import guard as delivery
+from celery_idempotent.delivery import guard, waiting
 from celery_idempotent.stores.memory import MemoryStore
 from tests.support.schedules.play import broken, play
 
@@ -94,14 +94,14 @@ def _unnoted() -> Iterator[None]:
 @contextmanager
 def _dropped() -> Iterator[None]:
     """A message that has to wait is not put back."""
-    with mock.patch.object(delivery, "put_back", return_value=None):
+    with mock.patch.object(waiting, "put_back", return_value=None):
         yield
 
 
 @contextmanager
 def _mistaken() -> Iterator[None]:
     """A duplicate gets another outcome than its key's."""
-    with mock.patch.object(delivery, "replay", return_value="something else"):
+    with mock.patch.object(guard, "replay", return_value="something else"):
         yield
 
 

@@ -24,8 +24,8 @@ from celery_idempotent import (
 )
 from celery_idempotent.core.message import OWN, own_header
 from celery_idempotent.core.record import Record
-from celery_idempotent.delivery.execution import Execution
-from celery_idempotent.delivery.guard import Delivery
+from celery_idempotent.delivery.attempt import Attempt
+from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import heartbeat
@@ -471,7 +471,7 @@ def test_a_delivery_leaves_nothing_to_the_garbage_collector(app, links):
     more = {"chain": [after.si(1)]} if links else {}
     deliver(charge, 0, **more)
     first = uuid.uuid4().hex
-    ours = (Delivery, Execution, Run, Lease, RunContext)
+    ours = (Delivery, Attempt, Run, Lease, RunContext)
     gc.collect()
     gc.disable()
     try:
@@ -647,3 +647,20 @@ def test_a_handler_is_told_why_nothing_is_held(app, mode, key, why):
     # Then
     with pytest.raises(ClaimLost, match=why):
         asked[-1].check()
+
+
+def test_what_is_asked_outside_of_a_call_is_not_kept_for_one(app, ran):
+    """Celery copies the request that stands there between calls into that of a direct call."""
+
+    # Given
+    @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    def charge(self, order):
+        ran.append(self.idempotency.key)
+
+    # When
+    outside = charge.idempotency
+    charge(1)
+    charge(2)
+    # Then
+    assert outside.key is None
+    assert ran == ["order:1", "order:2"]

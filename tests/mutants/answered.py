@@ -349,40 +349,42 @@ def _runs() -> list[Mutant]:
     ]
 
 
-def _answer(guard: str, path: str, old: str, new: str, stages: Stages = _GUARDS) -> Mutant:
-    return Mutant(f"answer: {guard}", path, old, new, stages)
+def _answer(
+    guard: str, path: str, old: str, new: str, stages: Stages = _GUARDS, after: str = ""
+) -> Mutant:
+    return Mutant(f"answer: {guard}", path, old, new, stages, after)
 
 
 _DELIVERIES = [
     _answer(
         "a run that succeeds leaves that of its copy",
-        "delivery/execution.py",
-        "        if self._was_answered(verdict):",
-        "        if False:",
+        "delivery/outcome.py",
+        "    if _was_answered(attempt, verdict):",
+        "    if False:",
     ),
     _answer(
         "a run that fails leaves that of its copy",
-        "delivery/execution.py",
-        "if isinstance(exc, Exception) and self._was_answered(verdict):",
+        "delivery/outcome.py",
+        "if isinstance(exc, Exception) and _was_answered(attempt, verdict):",
         "if False:",
     ),
     _answer(
         "a run that ends while the store is away leaves that of its copy",
-        "delivery/execution.py",
+        "delivery/outcome.py",
         "return verdict is None and is_answered(",
         "return False and is_answered(",
     ),
     _answer(
         "a zombie leaves that of its copy",
-        "delivery/execution.py",
-        "if lost.answered and not delivery.eager:",
+        "delivery/outcome.py",
+        "if verdict.answered and not delivery.eager:",
         "if False:",
     ),
     _answer(
         "a run that lost to a failure keeps that answer",
-        "delivery/execution.py",
-        "            if record.state is State.RELEASED:\n",
-        "            if False:\n",
+        "delivery/outcome.py",
+        "        if record.state is State.RELEASED:\n",
+        "        if False:\n",
     ),
     _answer(
         "of a body that was ignored",
@@ -398,7 +400,7 @@ _DELIVERIES = [
     ),
     _answer(
         "none of a body that is put back as it is",
-        "delivery/execution.py",
+        "delivery/outcome.py",
         'answers=not getattr(exc, "requeue", False)',
         "answers=True",
     ),
@@ -409,36 +411,42 @@ _DELIVERIES = [
         "frees",
     ),
     _answer(
-        "of a duplicate that was refused", "delivery/guard.py", "self.leave_answer(refused)", "pass"
+        "of a duplicate that was refused",
+        "delivery/guard.py",
+        "leave_answer(delivery, refused)",
+        "pass",
     ),
     _answer(
-        "of a duplicate that was dropped", "delivery/guard.py", "self.leave_answer()\n", "pass\n"
+        "of a duplicate that was dropped", "delivery/guard.py", "leave_answer(delivery)\n", "pass\n"
     ),
     _answer(
-        "of a call with other arguments", "delivery/guard.py", "self.leave_answer(mismatch)", "pass"
+        "of a call with other arguments",
+        "delivery/guard.py",
+        "leave_answer(delivery, mismatch)",
+        "pass",
     ),
-    _answer("that nobody knows", "delivery/guard.py", "self.leave_answer(unknown)", "pass"),
+    _answer("that nobody knows", "delivery/guard.py", "leave_answer(delivery, unknown)", "pass"),
     _answer(
         "of a call whose body never began",
         "delivery/guard.py",
-        "self.leave_answer(exc)  # its body",
+        "leave_answer(delivery, exc)  # its body",
         "pass  # its body",
     ),
     _answer(
         "of a duplicate whose callbacks went out",
         "delivery/guard.py",
-        'callbacks.announce(Answer(self.call, b"", in_record=True))',
+        "leave_answer(delivery, in_record=True)",
         "pass",
     ),
     _answer(
         "of a duplicate that shares a failure",
         "delivery/guard.py",
-        "elif not verdict.mine or (verdict.from_slip and self.call.callbacks):",
-        "elif verdict.from_slip and self.call.callbacks:",
+        "elif not verdict.mine or (verdict.from_slip and claimant.callbacks):",
+        "elif verdict.from_slip and claimant.callbacks:",
     ),
     _answer(
         "none while callbacks are unsent",
-        "delivery/guard.py",
+        "delivery/outcome.py",
         "answered=sent or ignored, succeeded",
         "answered=True, succeeded",
     ),
@@ -458,7 +466,7 @@ _DELIVERIES = [
     _answer(
         "what the broker delivers again is no new call",
         "delivery/delivery.py",
-        " or is_redelivered(request))",
+        " or redelivered)",
         ")",
     ),
     _answer(
@@ -470,9 +478,10 @@ _DELIVERIES = [
     ),
     _answer(
         "a claim is not undone once its body has begun",
-        "delivery/execution.py",
-        "            self._attempt.may_hold = False",
-        "            pass",
+        "run/claim.py",
+        "        self.may_hold = False",
+        "        pass",
+        after="def keep(",
     ),
     _answer(
         "a run that lost its key replaces nothing",
@@ -483,7 +492,7 @@ _DELIVERIES = [
     _answer(
         "whatever cuts a delivery off, its claim is undone",
         "delivery/guard.py",
-        "if attempt.undo(exc) and isinstance(exc, Exception):",
+        "if claim.undo(exc) and isinstance(exc, Exception):",
         "if isinstance(exc, KeyError):",
     ),
     _answer(

@@ -89,13 +89,13 @@ KEYS: list[Mutant] = [
     Mutant(
         "body: what it returned instead of running is no result",
         "delivery/execution.py",
-        "refuse_unfinished(self.task, result)",
+        "refuse_unfinished(task, result)",
         "pass",
         _CHECKS,
     ),
     Mutant(
         "body: that is not kept as a failure",
-        "delivery/execution.py",
+        "delivery/outcome.py",
         "if isinstance(exc, ConfigurationError):",
         "if False:",
         _CHECKS,
@@ -158,9 +158,9 @@ KEYS: list[Mutant] = [
     ),
     Mutant(
         "waiting: an outage is no busy key",
-        "delivery/guard.py",
-        "if record is None:\n            return StoreUnavailable",
-        "if False:\n            return StoreUnavailable",
+        "delivery/waiting.py",
+        "if record is None:\n        return StoreUnavailable",
+        "if False:\n        return StoreUnavailable",
         (("tests/delivery/test_seam.py", "-k", "what_for"),),
     ),
     Mutant(

@@ -12,7 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import State
-from celery_idempotent.delivery.execution import Execution
+from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.journal import Journal
 from celery_idempotent.run.run import Run
@@ -25,7 +25,7 @@ PLACES: dict[str, tuple[Any, str]] = {
     "as the run is made": (Run, "hold"),
     "as the lease is kept": (type(heartbeat), "add"),
     "as the journal is told": (Journal, "begin"),
-    "as the body is about to begin": (Execution, "begin"),
+    "as the body is about to begin": (Attempt, "begin"),
 }
 #: A soft time limit, a SIGTERM to the process, and an error.
 CUTS = (SoftTimeLimitExceeded, SystemExit, ValueError)

@@ -1,0 +1,259 @@
+"""What the end of a run means: for the record, and for the caller."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timezone
+from typing import Any, NoReturn
+
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
+from celery.utils.log import get_logger
+
+from celery_idempotent import observers, signals
+from celery_idempotent.core.record import State
+from celery_idempotent.core.verdicts import Lost, Recorded
+from celery_idempotent.delivery.attempt import Attempt
+from celery_idempotent.delivery.callbacks import after_trace, hand_over
+from celery_idempotent.delivery.delivery import Delivery
+from celery_idempotent.delivery.results import encode_failure, encode_result, replay
+from celery_idempotent.delivery.waiting import is_answered, say_retry, wait, wait_as_copy
+from celery_idempotent.errors import ConfigurationError, IdempotencyInProgress, OutcomeUnknown
+from celery_idempotent.run.claimant import Ending
+from celery_idempotent.run.run import write_slip
+from celery_idempotent.stores.transactions import NotCommitted
+
+__all__ = [
+    "end",
+    "ending_of",
+    "failed",
+    "final_state",
+    "leave_answer",
+    "lost",
+    "not_committed",
+    "record_result",
+    "returned",
+    "unknown",
+]
+
+log = get_logger("celery_idempotent")
+
+
+# --- what a body did, for its record -------------------------------------------------------------
+
+
+def ending_of(delivery: Delivery, exc: BaseException) -> Ending:
+    """Return what a body that raised ``exc`` means for its record."""
+    if isinstance(exc, Retry):
+        return Ending(State.RETRYING, b"", _delay_ms(exc.when), _retries_of(exc, delivery))
+    if isinstance(exc, (Ignore, Reject)):
+        return Ending(State.RELEASED, answers=not getattr(exc, "requeue", False))
+    options = delivery.options
+    left_unknown = options.on_interrupted == "unknown" and isinstance(exc, SoftTimeLimitExceeded)
+    if left_unknown or not isinstance(exc, Exception):
+        return Ending(State.RUNNING)
+    outcome = encode_failure(delivery.task.backend, exc, options.max_result_size)
+    return Ending(final_state(delivery, exc), outcome)
+
+
+def final_state(delivery: Delivery, exc: BaseException) -> State:
+    """Return the state of a record whose call failed: FAILED keeps the failure for duplicates."""
+    if isinstance(exc, ConfigurationError):
+        return State.RELEASED  # it says nothing of the call
+    stored = delivery.options.store_failures
+    if stored is True or (isinstance(stored, tuple) and isinstance(exc, stored)):
+        return State.FAILED
+    return State.RELEASED
+
+
+def end(attempt: Attempt, ending: Ending, exc: BaseException | None = None) -> object:
+    """Record how a run ended, and tell it.
+
+    Returns:
+        The store's verdict; ``None``: it is away, and is told later.
+    """
+    at, began = time.monotonic(), time.perf_counter()
+    verdict = attempt.run.end(ending)
+    if observers.observers:
+        attempt.delivery.observe("complete", seconds=time.perf_counter() - began)
+    if not isinstance(verdict, Lost):
+        attempt.tell_end(ending, at, exc, unrecorded=verdict is None)
+    if verdict is None:
+        attempt.delivery.emit(
+            signals.store_unavailable,
+            signals.StoreUnavailableEvent,
+            None,
+            f"could not record that it is {ending.state}",
+            "record later",
+        )
+    return verdict
+
+
+def record_result(attempt: Attempt, result: Any) -> object:
+    """Record what a body returned.
+
+    Raises:
+        NotCommitted, Exception: what the body wrote in its session was not committed.
+    """
+    delivery = attempt.delivery
+    packed = encode_result(delivery.task.backend, result, delivery.options.max_result_size)
+    return end(attempt, Ending(State.SUCCEEDED, packed))
+
+
+# --- ... and for its caller ----------------------------------------------------------------------
+
+
+def returned(attempt: Attempt, verdict: object, result: Any) -> Any:
+    """Answer the caller of a body that returned, after ``verdict`` of its record."""
+    if isinstance(verdict, Lost):
+        return lost(attempt, verdict, None, result)
+    if _was_answered(attempt, verdict):
+        _leave_to_answer(attempt.delivery)
+    return hand_over(attempt.delivery, result)
+
+
+def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
+    """Record the end of a body that raised, and fail as it did."""
+    if isinstance(exc, Retry) and attempt.run.lease.lost is None:
+        # Before the key is given up: from then on its next attempt may be answered.
+        say_retry(attempt.delivery.task, attempt.delivery.request, exc.exc, exc)
+    verdict = end(attempt, ending, exc)
+    if isinstance(verdict, Lost):
+        return lost(attempt, verdict, exc)
+    if isinstance(exc, Exception) and _was_answered(attempt, verdict):
+        _leave_to_answer(attempt.delivery)
+    raise exc
+
+
+def unknown(attempt: Attempt, why: BaseException, text: str) -> Any:
+    """Leave the outcome to a person, and fail with ``text``."""
+    delivery = attempt.delivery
+    verdict = end(attempt, Ending(State.UNKNOWN))
+    if isinstance(verdict, Lost):
+        return lost(attempt, verdict, why)
+    delivery.emit_interrupted(attempt.run.lease.record, unknown=True)
+    unknown = OutcomeUnknown(text)
+    leave_answer(delivery, unknown)
+    raise unknown from why
+
+
+def not_committed(attempt: Attempt, exc: NotCommitted) -> Any:
+    """Requeue the message: the body is done, what it wrote is not, or nobody knows."""
+    delivery = attempt.delivery
+    log.warning("%s has to begin anew: %s", delivery.name, exc)
+    if exc.sure:
+        end(attempt, Ending(State.RELEASED, answers=False), exc)
+    if delivery.eager:
+        raise exc
+    wait_as_copy(delivery, None)
+
+
+def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any = None) -> Any:
+    """Leave a run whose key is another's now: its caller gets what holds, not what it made.
+
+    Args:
+        exc: what the body raised; ``result``: what it returned.
+    """
+    delivery, record = attempt.delivery, verdict.record
+    if exc is not None and not isinstance(exc, Exception):
+        raise exc  # its process ends
+    log.warning(
+        "%s: task %s lost its key %s to %s: its outcome is refused",
+        delivery.task.name,
+        delivery.request.id,
+        delivery.name,
+        record.owner_id or "nobody (it was forgotten)",
+    )
+    if record.owner == delivery.claimant.owner and not delivery.eager:
+        if isinstance(exc, Retry) and not (record.is_done or verdict.answered):
+            raise Ignore("a copy of this message took over")  # its successor is out already
+        # Where the call is answered, RETRY may have been stored over that: the copy repeats it.
+        wait_as_copy(delivery, None)
+    if verdict.answered and not delivery.eager:
+        _leave_to_answer(delivery)
+    if record.state is State.RELEASED and not record.outcome:
+        if exc is not None:
+            raise exc
+        if attempt.run.transaction.undone and not delivery.eager:
+            wait_as_copy(delivery, None)  # forgotten, and nothing of it happened: it runs again
+        return hand_over(delivery, result)
+    if isinstance(exc, Retry):
+        raise Ignore("another call took over")
+    if record.is_done and not delivery.claimant.callbacks:
+        if record.state is State.RELEASED:
+            # The record answers its own call only: without a slip, a copy of ours would run.
+            leave_answer(delivery, outcome=record.outcome)
+        return replay(delivery.task.backend, record.outcome, delivery.name)
+    # With callbacks the note has to be asked: a copy of the message may have sent them.
+    if delivery.eager:
+        raise IdempotencyInProgress(f"{delivery.name} was taken over by {record.owner_id}")
+    return wait(delivery, record, delivery.waits.since_ms, None)
+
+
+def leave_answer(
+    delivery: Delivery,
+    exc: BaseException | None = None,
+    outcome: bytes = b"",
+    *,
+    in_record: bool = False,
+    at_once: bool = True,
+) -> None:
+    """Write a slip once the tracer has returned: this call is answered, without a run of its own.
+
+    Args:
+        exc: what it fails with; ``outcome``: its answer, packed; empty where that is not kept.
+        in_record: the record keeps the answer.
+        at_once: not in the background.
+    """
+    claimant = delivery.claimant
+    if not claimant.slip_key:
+        return
+    if exc is not None:
+        outcome = encode_failure(delivery.task.backend, exc, delivery.options.max_result_size)
+    ignored = not outcome and not in_record
+
+    def write(sent: bool) -> None:
+        # Not sent: what hangs on it is still to be sent, by the next copy.
+        if sent or ignored or claimant.callbacks:
+            slip = claimant.message._replace(
+                answered=sent or ignored, succeeded=in_record, outcome=outcome
+            )
+            write_slip(claimant, slip, at_once=at_once)
+
+    after_trace().on_return.append(write)
+
+
+def _was_answered(attempt: Attempt, verdict: object) -> bool:
+    """Whether a copy of the message has answered the call of this run, which has ended."""
+    if isinstance(verdict, Recorded):
+        return verdict.answered
+    # The store can't say it now, but the result backend may.
+    return verdict is None and is_answered(attempt.delivery.task, attempt.delivery.request)
+
+
+def _leave_to_answer(delivery: Delivery) -> NoReturn:
+    """Leave a run whose call a copy of its message has answered: that answer stands."""
+    log.warning(
+        "%s: a copy of task %s has answered its call meanwhile: its own end is recorded, and "
+        "the answer stays",
+        delivery.name,
+        delivery.request.id,
+    )
+    # Not only Ignore: the copy may be unable to send its callbacks, and share our delivery.
+    wait_as_copy(delivery, None)
+
+
+def _retries_of(exc: Retry, delivery: Delivery) -> int:
+    """Return which attempt the next message is: a Retry that was made by hand may spend none."""
+    coming = None if exc.sig is None else exc.sig.options.get("retries")
+    return coming if isinstance(coming, int) and coming >= 0 else delivery.claimant.retries
+
+
+def _delay_ms(when: Any) -> int:
+    if isinstance(when, datetime):
+        now = datetime.now(when.tzinfo or timezone.utc)
+        if when.tzinfo is None:
+            when = when.replace(tzinfo=timezone.utc)
+        return max(0, int((when - now).total_seconds() * 1000))
+    if isinstance(when, (int, float)):
+        return max(0, int(when * 1000))
+    return 0
