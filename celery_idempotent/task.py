@@ -26,13 +26,13 @@ from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.delivery import Delivery, known_of, state_of
 from celery_idempotent.delivery.guard import guard
 from celery_idempotent.delivery.retrying import RetryingTask
+from celery_idempotent.delivery.task_checks import check_class, watch_body
 from celery_idempotent.delivery.waiting import StartedLater, say_started
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
 from celery_idempotent.publishing import first_call, id_of_call, with_key
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.transaction import run_without_claim
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
-from celery_idempotent.task_checks import check_class, watch_body
 from celery_idempotent.worker.boot import install
 
 __all__ = ["IdempotentTask"]

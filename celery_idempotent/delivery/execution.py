@@ -25,12 +25,12 @@ from celery_idempotent.delivery.outcome import (
     returned,
     unknown,
 )
+from celery_idempotent.delivery.task_checks import refuse_unfinished
 from celery_idempotent.delivery.waiting import say_started
 from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import Run
 from celery_idempotent.stores.transactions import NotCommitted
-from celery_idempotent.task_checks import refuse_unfinished
 
 __all__ = ["execute"]
 

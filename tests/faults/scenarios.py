@@ -567,12 +567,12 @@ _FOUND_BY_USE = (
         "A ConfigurationError: when the task is bound, when the worker starts, or at the first "
         "delivery, before its body runs. Nothing is silently plain.",
         (
-            "worker/test_task_checks.py::test_a_body_that_does_not_run_when_it_is_called_is_refused",
-            "worker/test_task_checks.py::test_a_hidden_one_is_refused_at_its_first_delivery",
-            "worker/test_task_checks.py::test_a_task_that_takes_its_messages_by_itself_is_refused",
-            "worker/test_task_checks.py::test_a_request_class_that_is_not_ours_is_refused",
-            "worker/test_task_checks.py::test_a_pool_in_which_nothing_would_be_guarded_is_refused",
-            "worker/test_task_checks.py::test_a_class_with_an_on_bound_of_its_own_is_guarded",
+            "delivery/test_task_checks.py::test_a_body_that_does_not_run_when_it_is_called_is_refused",
+            "delivery/test_task_checks.py::test_a_hidden_one_is_refused_at_its_first_delivery",
+            "delivery/test_task_checks.py::test_a_task_that_takes_its_messages_by_itself_is_refused",
+            "delivery/test_task_checks.py::test_a_request_class_that_is_not_ours_is_refused",
+            "delivery/test_task_checks.py::test_a_pool_in_which_nothing_would_be_guarded_is_refused",
+            "delivery/test_task_checks.py::test_a_class_with_an_on_bound_of_its_own_is_guarded",
             "faults/test_silently_plain.py::test_a_call_that_passes_by_the_guard",
             "faults/test_silently_plain.py::test_a_worker_with_an_option_that_nothing_reads",
             "faults/test_silently_plain.py::test_a_worker_of_an_app_without_a_task_of_ours",

@@ -10,7 +10,7 @@ _HEADERS: Stages = (("tests/core/test_message.py",),)
 _NESTED: Stages = (("tests/delivery/test_seam.py", "-k", "nests"),)
 
 _OPTIONS: Stages = (("tests/core/test_options.py",),)
-_CHECKS: Stages = (("tests/worker/test_task_checks.py",),)
+_CHECKS: Stages = (("tests/delivery/test_task_checks.py",),)
 _STEPS: Stages = (("tests/run/test_steps.py", "-k", "async"),)
 _ENQUEUE: Stages = (("tests/publishing/test_publishing.py",),)
 
@@ -81,7 +81,7 @@ KEYS: list[Mutant] = [
     ),
     Mutant(
         "body: not async",
-        "task_checks.py",
+        "delivery/task_checks.py",
         "    _check_body(cls, where)\n",
         "",
         _CHECKS,
@@ -102,14 +102,14 @@ KEYS: list[Mutant] = [
     ),
     Mutant(
         "guard: a call that passes by it is noticed",
-        "task_checks.py",
+        "delivery/task_checks.py",
         "if _is_unguarded(task):",
         "if False:",
         _CHECKS,
     ),
     Mutant(
         "guard: no strategy of one's own",
-        "task_checks.py",
+        "delivery/task_checks.py",
         'if not isinstance(inspect.getattr_static(cls, "Strategy"), str):',
         "if False:",
         _CHECKS,
