@@ -128,7 +128,8 @@ class Slip(NamedTuple):
         digests = [*self.digest_list()]
         digests += [digest for digest in new.digest_list() if digest not in digests]
         told = self
-        if not self.answered or (new.outcome and not self.outcome):
+        # An outcome that was left while somebody told another one was not told.
+        if not self.answered or (new.outcome and (self.sending_ms or not self.outcome)):
             told = new
         return told._replace(
             sending_ms=0,

@@ -297,17 +297,20 @@ def settle(
         if record.token != new.token:
             if slip is not None and slip.answered and slip.token == new.token:
                 return Recorded(token), None  # it was lost, and the key is another's since
-            return Lost(record, slip is not None and slip.answered), None
+            if slip is None or not slip.answered:
+                return Lost(record), None
+            return Lost(record, True), _kept(slip, event)
         if record.state in (State.SUCCEEDED, State.FAILED):
             return Recorded(record.token), None
         if record.state is State.UNKNOWN and new.state is State.RUNNING:
             return Recorded(record.token), None  # an interrupt tells nothing new
         if record.state is State.UNKNOWN and new.state is State.RETRYING and answered:
-            return Recorded(record.token, True), None  # there is nothing to retry any more
+            # There is nothing to retry any more.
+            return Recorded(record.token, True), slip and _kept(slip, event)
     else:
         lost = _answered_since(new, slip)
         if lost is not None:
-            return lost, None
+            return lost, slip and _kept(slip, event)
     # Only while its outcome is unknown can a run's call have been answered by a copy.
     answered = answered and record is not None and record.state is State.UNKNOWN
     # Compensating is a run of its own: what counts is how often that is cut off.
@@ -327,12 +330,32 @@ def settle(
         given_up=b"" if record is None else record.given_up,
     )
     write = Write(written, event.ttl_ms)
-    if event.slip is not None and not answered:
+    if answered and slip is not None:
+        return Recorded(token, True), _kept(slip, event)._replace(
+            record=written, ttl_ms=event.ttl_ms
+        )
+    if event.slip is not None:
         left = event.slip._replace(token=new.token)
         if event.delay_ms:
             left = left._replace(sending_ms=now_ms + event.delay_ms)
         write = write._replace(slip=left, slip_ttl_ms=event.slip_ttl_ms)
-    return Recorded(token, answered), write
+    return Recorded(token), write
+
+
+def _kept(slip: Slip, event: Settle) -> Write:
+    """Keep the slip of a run whose copy answers its call: that run leaves another copy, from now.
+
+    Where the copy has not answered yet, the run's end is left for it to answer, or for the next.
+    """
+    if event.slip is not None and not slip.answered:
+        slip = event.slip._replace(
+            token=event.record.token,
+            sending_ms=slip.sending_ms,
+            holder=slip.holder,
+            digests=slip.digests,
+        )
+    ttl_ms = event.ttl_ms if event.slip is None else max(event.ttl_ms, event.slip_ttl_ms)
+    return Write(None, slip=slip, slip_ttl_ms=ttl_ms)
 
 
 def _answered_since(held: Record, slip: Slip | None) -> Lost | None:

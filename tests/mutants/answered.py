@@ -137,6 +137,37 @@ def _waiters() -> list[Mutant]:
             ("answered_since(slip, ARGV[1], new.token)", "nil"),
         )
         + pair(
+            "a copy that a late run leaves finds its answer",
+            ("    return Write(None, slip=slip, slip_ttl_ms=ttl_ms)", "    return Write(None)"),
+            "settle",
+            ("  save_slip(KEYS[3], slip, ttl)\n", ""),
+        )
+        + pair(
+            "a copy that a retried run leaves finds its answer",
+            ("True), slip and _kept(slip, event)", "True), None", "There is nothing to retry"),
+            "settle",
+            ("    keep_slip()\n    return {3, record.token}", "    return {3, record.token}"),
+        )
+        + pair(
+            "a copy that a zombie leaves finds its answer",
+            ("return Lost(record, True), _kept(slip, event)", "return Lost(record, True), None"),
+            "settle",
+            ("    keep_slip()\n    return {4, raw}", "    return {4, raw}"),
+        )
+        + pair(
+            "an end is known though the copy that answers dies",
+            ("if event.slip is not None and not slip.answered:", "if False:"),
+            "settle",
+            ("if ARGV[4] and not told then", "if false then"),
+        )
+        + pair(
+            "what a copy has told stands",
+            ("(self.sending_ms or not self.outcome)", "not self.outcome"),
+            "note",
+            ("(slip.sending_ms > 0 or #slip.outcome == 0)", "#slip.outcome == 0"),
+            "core/slip.py",
+        )
+        + pair(
             "a late renewal where another run's answer is known",
             ("lost = _answered_since(held, slip)", "lost = None", "def renew("),
             "renew",
@@ -258,12 +289,9 @@ def _sending() -> list[Mutant]:
     )
     return mutants + pair(
         "note: the first answer stays",
-        ("if not self.answered or (new.outcome and not self.outcome):", "if True:"),
+        ("if not self.answered or (new.outcome and", "if True or (new.outcome and"),
         "note",
-        (
-            "if not slip.answered or (#new.outcome > 0 and #slip.outcome == 0) then told = new end",
-            "told = new",
-        ),
+        ("if not slip.answered or (#new.outcome", "if true or (#new.outcome"),
         _SLIP,
     )
 
@@ -295,7 +323,7 @@ def _runs() -> list[Mutant]:
     )
     mutants += pair(
         "answered: a zombie is told",
-        ("Lost(record, slip is not None and slip.answered)", "Lost(record)"),
+        ("Lost(record, True), _kept", "Lost(record), _kept"),
         "settle",
         ("return {4, raw}", "return {2, raw}"),
     )

@@ -523,6 +523,114 @@ class AnsweredInTimeRows:
         assert write(store, held) == Recorded(held.token)
         assert complete(store, held) == Recorded(held.token)
 
+    @pytest.mark.parametrize(
+        "end",
+        [
+            pytest.param(lambda store, held: release(store, held, FIRST), id="release"),
+            pytest.param(complete, id="complete"),
+        ],
+    )
+    def test_an_answer_is_known_for_the_copy_that_a_late_run_leaves(
+        self, store: Store, clock: StoreClock, end: Ending
+    ) -> None:
+        """It puts its message back where a copy has answered: that one may be late, from then."""
+        # Given a run whose copy has told that nobody knows
+        held = unknown(store)
+        claim(store, FIRST)
+        note(store, FIRST, succeeded=False, outcome=OTHER_RESULT)
+        clock.advance(HORIZON_MS - 1)
+        # When
+        answer = end(store, held)
+        # Then
+        assert isinstance(answer, Recorded)
+        assert answer.answered
+        clock.advance(KEEP_MS)
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == OTHER_RESULT
+
+    def test_callbacks_are_known_for_the_copy_that_a_run_leaves_which_retries_nothing(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """Its copy told that nobody knows, and sent the errback: the next copy tells it again."""
+        # Given
+        held = unknown(store)
+        claim(store, FIRST, noted=True)
+        note(store, FIRST, succeeded=False, outcome=OTHER_RESULT)
+        clock.advance(HORIZON_MS - 1)
+        # When
+        assert retry(store, held) == Recorded(held.token, True)
+        # Then
+        clock.advance(KEEP_MS)
+        assert claim(store, FIRST, noted=True) == Unknown(stored(store), True)
+
+    def test_an_answer_is_known_for_the_copy_that_a_zombie_leaves(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """It learns that its call was answered, whoever has its key, and puts its message back."""
+        # Given
+        held = hold(store, FIRST)
+        interrupt(store, held)
+        release_failed(store, hold(store, FIRST), answers=FIRST)
+        complete(store, hold(store, SECOND))
+        clock.advance(HORIZON_MS - 1)
+        # When
+        answer = complete(store, held)
+        # Then
+        assert isinstance(answer, Lost)
+        assert answer.answered
+        clock.advance(KEEP_MS)
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+
+    def test_an_end_is_known_though_the_copy_that_answers_dies(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """A call that was ignored never runs again, whoever was about to answer it."""
+        # Given a run that ends while its copy tells that nobody knows
+        held = unknown(store)
+        claim(store, FIRST, noted=True)
+        answer = release(store, held, FIRST)
+        assert isinstance(answer, Recorded)
+        assert answer.answered
+        assert isinstance(claim(store, FIRST, noted=True), Busy)
+        # When that copy dies
+        clock.advance(LEASE_MS)
+        # Then
+        assert claim(store, FIRST, noted=True) == Superseded()
+
+    def test_a_failure_is_known_though_the_copy_that_answers_dies(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """The call gets it from its next copy, whoever has its key since."""
+        # Given
+        held = unknown(store)
+        claim(store, FIRST, noted=True)
+        release_failed(store, held, answers=FIRST)
+        complete(store, hold(store, SECOND))
+        # When
+        clock.advance(LEASE_MS)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.noted, verdict.record.outcome) == (False, FAILURE)
+
+    def test_what_a_copy_has_told_stands_though_its_run_failed_meanwhile(
+        self, store: Store
+    ) -> None:
+        """The run left its failure for the next copy: nobody has heard of it."""
+        # Given
+        held = unknown(store)
+        claim(store, FIRST, noted=True)
+        release_failed(store, held, answers=FIRST)
+        # When the copy is heard
+        note(store, FIRST, succeeded=False, outcome=OTHER_RESULT)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.noted, verdict.record.outcome) == (True, OTHER_RESULT)
+
     def test_an_answer_is_forgotten(self, store: Store, clock: StoreClock) -> None:
         """After the horizon no copy comes any more, and the slip is gone."""
         # Given

@@ -18,7 +18,10 @@ if new.answered then
       if not known[digest] then digests = digests .. digest end
     end
     local told = slip
-    if not slip.answered or (#new.outcome > 0 and #slip.outcome == 0) then told = new end
+    -- An outcome that was left while somebody told another one was not told.
+    if not slip.answered or (#new.outcome > 0 and (slip.sending_ms > 0 or #slip.outcome == 0)) then
+      told = new
+    end
     told.sending_ms, told.holder, told.all_sent = 0, '', slip.all_sent
     told.digests = string.sub(digests, -128)
     new = told

@@ -20,10 +20,26 @@ end
 local token = new.token
 if new.state == RELEASED then token = token + 1 end
 
+-- A copy of the run's message answers its call: transitions._kept. What it has not answered yet is
+-- left for it to answer, or for the next.
+local function keep_slip()
+  local ttl = math.max(tonumber(ttl_ms), tonumber(ARGV[5] or 0))
+  if ARGV[4] and not told then
+    local left = parse_slip(ARGV[4])
+    left.token, left.sending_ms = new.token, slip.sending_ms
+    left.holder, left.digests = slip.holder, slip.digests
+    slip = left
+  end
+  save_slip(KEYS[3], slip, ttl)
+end
+
 -- Another run has the key: was the run's own call answered, by this very end (its answer was lost)?
 local function lost()
   if not told then return {2, raw} end
-  if slip.token ~= new.token then return {4, raw} end
+  if slip.token ~= new.token then
+    keep_slip()
+    return {4, raw}
+  end
   save_slip(KEYS[3], slip)
   return token
 end
@@ -38,11 +54,15 @@ if record then
   if record.state == UNKNOWN and new.state == RETRYING and slip
     and (told or now_ms < slip.sending_ms)
   then
+    keep_slip()
     return {3, record.token}  -- there is nothing to retry any more
   end
 else
   local answer = answered_since(slip, ARGV[1], new.token)
-  if answer then return answer end
+  if answer then
+    keep_slip()
+    return answer
+  end
 end
 -- Only while its outcome is unknown can a run's call have been answered by a copy.
 local answered = slip and record and record.state == UNKNOWN
@@ -57,7 +77,10 @@ local flags = record and record.flags or new.flags
 new.raw = with_header(ARGV[1], new.state, interruptions, token, until_ms, flags)
 new.given_up = record and record.given_up or ''
 save(with_holder(new, new.process, new.nonce), ttl_ms)
-if answered then return {3, token} end
+if answered then
+  keep_slip()
+  return {3, token}
+end
 if ARGV[4] then
   local left = parse_slip(ARGV[4])
   left.token = new.token
