@@ -1,4 +1,4 @@
-"""Every error this library raises, under one root.
+"""Every error that this library raises, under one root.
 
 ::
 
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class IdempotencyError(Exception):
-    """The root: ``except IdempotencyError`` catches all that this library raises by itself."""
+    """The root: ``except IdempotencyError`` catches every error of this library."""
 
 
 class ConfigurationError(IdempotencyError):
@@ -52,7 +52,7 @@ class IdempotencyKeyMismatch(IdempotencyError):
 
 
 class IdempotencyInProgress(IdempotencyError):
-    """A call with the same key is running, and this one may not, or no longer, wait for it."""
+    """A call with the same key is running, and this one may not wait for it, or not any longer."""
 
 
 class OutcomeUnknown(IdempotencyError):
@@ -72,9 +72,9 @@ class StoreError(IdempotencyError):
 
 
 class StoreUnavailable(StoreError):
-    """The store did not answer, or answered that it cannot work now; nothing is lost by that."""
+    """The store did not answer, or can't work now; nothing is lost."""
 
-    #: Whether what was asked for may have been done all the same (the answer was lost, say).
+    #: Whether the request may have been carried out all the same, because only its answer was lost.
     may_have_arrived = True
 
 

@@ -1,4 +1,4 @@
-"""What happens to a call before it is published: it gets its key, or finds its first call."""
+"""A call before it is published: it gets its key, or is attached to its first call."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = get_logger("celery_idempotent")
 
 
 class _Context:
-    """A key for all that is published within it, and how often which call was."""
+    """A key for all calls that are published within it, and how often each was."""
 
     def __init__(self, key: str) -> None:
         self.key = key
@@ -45,7 +45,7 @@ class _Context:
         self._calls: Counter[str] = Counter()
 
     def number_of(self, call: str) -> int:
-        """Give 0 to the first of some equal calls, 1 to the second."""
+        """Return 0 for the first of several equal calls, 1 for the second."""
         with self._lock:
             self._calls[call] += 1
             return self._calls[call] - 1
@@ -61,7 +61,7 @@ _context: ContextVar[_Context | None] = ContextVar("idempotency_context", defaul
 
 @contextmanager
 def use_idempotency_key(key: str) -> Iterator[None]:
-    """Give every call that is published within a key that is derived from ``key``.
+    """Derive the key of every call that is published within from ``key``.
 
     ::
 
@@ -70,8 +70,8 @@ def use_idempotency_key(key: str) -> Iterator[None]:
             send_receipt.delay(42)
 
     Each call's key is ``key`` joined with the task's name and the key that the call would have
-    had, so that one request may publish several; an explicit key of a call's own wins. Ask for it
-    within the identity of a caller (``f"{user.id}/{key}"``), or callers share their outcomes.
+    had, so that one request may publish several; a call's own explicit key wins. Put the caller's
+    identity into ``key`` (``f"{user.id}/{key}"``), or callers share their outcomes.
 
     Raises:
         KeyDerivationError: it is no text, empty, or over 1024 characters.
@@ -94,11 +94,11 @@ def id_of_call(
     kwargs: Mapping[str, Any],
     explicit: str | EllipsisType | None,
 ) -> str | None:
-    """Give the task id of a call whose key is its id, where it is published in a context.
+    """Return the task id of a call whose key is its id (``MESSAGE_ID``), published in a context.
 
     The same calls in a context with the same key have the same ids, so that a request which is
     carried out again publishes the same messages. ``None``: any id will do, or the arguments have
-    no form by which it could be told what the same call is.
+    no canonical form.
     """
     context = _context.get()
     if context is None or setup is None or explicit is not ...:
@@ -125,9 +125,9 @@ def with_key(
     explicit: str | EllipsisType | None,
     headers: Mapping[str, Any] | None,
 ) -> tuple[Mapping[str, Any] | None, CallKey | None]:
-    """Give the headers of a message with its key in them, and the key that was derived.
+    """Return the headers of a message with its key in them, and the key that was derived.
 
-    No key is given for a message that is published again: it keeps what it has.
+    A message that is published again keeps the key it has: none is returned for it.
 
     Args:
         explicit: the call's ``idempotency_key``; ``None``: it is not deduplicated; ``...``: it
@@ -171,14 +171,17 @@ def _named(headers: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
     return {**without_explicit(headers), EXPLICIT: key}
 
 
-def first_call(task: Any, call_key: CallKey) -> str | None:
-    """Give the task id of the call that this one would be a duplicate of, where it is safe.
+def first_call(task: Any, setup: TaskSetup | None, call_key: CallKey) -> str | None:
+    """Return the task id of the call that ``idempotency_on_enqueue`` attaches this one to.
 
-    It only reads: two that race both publish, and the worker deduplicates. It is safe where the
-    first call runs under a live lease, waits for a retry that isn't overdue, or is done with its
-    result still in the result backend; and it had the same arguments, if they are checked. It is
-    not where the first call's result may never come: it was revoked, may expire, or keeps none.
+    This only reads: two calls that race both publish, and the worker deduplicates. A call is
+    attached to where it runs under a live lease, waits for a retry that isn't overdue, or is done
+    with its result still in the result backend; and it had the same arguments, if they are checked.
+    It is not where its result may never come: it was revoked, may expire, or keeps no result.
+    Shadow mode suppresses nothing, so it never attaches.
     """
+    if setup is None or setup.options.on_enqueue != "attach" or setup.options.mode != "enforce":
+        return None
     environment = environment_of(task.app)
     try:
         record, now_ms = environment.store.peek(record_key(environment.prefix, call_key))

@@ -49,14 +49,14 @@ class IdempotentTask(RetryingTask):
         def charge(order_id, amount): ...
 
     Every option is an attribute here and a setting of the same name in ``app.conf``; the attribute
-    wins, ``None`` means that it is not set. What each means is said in
-    :class:`celery_idempotent.core.options.Options`.
+    wins, and ``None`` means "not set". :class:`celery_idempotent.core.options.Options` documents
+    each.
     """
 
     abstract = True
-    #: Messages are acknowledged after the run: that is what this class makes safe.
+    #: Messages are acknowledged after the run, which this class makes safe.
     acks_late = True
-    #: A message whose process was lost comes back.
+    #: A message comes back when its process is lost.
     reject_on_worker_lost = True
     #: The seam in the worker's parent process.
     Request = "celery_idempotent.worker.request:IdempotentRequest"
@@ -86,9 +86,9 @@ class IdempotentTask(RetryingTask):
 
     @classmethod
     def bind(cls, app: Any) -> Any:
-        """Check the options, and that nothing passes by the guard.
+        """Check the options, and that nothing bypasses the guard.
 
-        Not in ``on_bound``: a class that has its own need not call this one's.
+        This is not in ``on_bound``: a class with its own need not call super.
 
         Raises:
             ConfigurationError: one of them is wrong.
@@ -131,28 +131,24 @@ class IdempotentTask(RetryingTask):
         headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Publish a call; as Celery's, and ``idempotency_key`` is an explicit key for this call.
+        """Publish a call, as Celery does; ``idempotency_key`` is an explicit key for this call.
 
-        With ``idempotency_key=None`` it is not deduplicated. With
-        ``idempotency_on_enqueue = "attach"`` a call that is under way or done already is not
-        published again, where that is safe: its first call's result is returned.
+        With ``idempotency_key=None`` the call is not deduplicated. With
+        ``idempotency_on_enqueue = "attach"`` a duplicate of a call that is under way or done is not
+        published, where that is safe: the first call's result is returned.
 
         Raises:
-            ConfigurationError: ``options`` has an ``idempotency_*`` that is none of a call's.
+            ConfigurationError: ``options`` has an unknown ``idempotency_*``.
             KeyDerivationError: no key can be derived; nothing is published.
         """
-        check_call(options, f"task {self.name!r}")
         # What is given on is given by name: so other base classes take it.
         named = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
         options.update({name: value for name, value in named.items() if value is not None})
-        setup = self._setup()
-        call_id = task_id or self._id_of(args, kwargs, idempotency_key)
-        headers, call_key = with_key(
-            self, setup, args or (), kwargs or {}, call_id, idempotency_key, headers
+        call_id, headers, call_key = self._addressed(
+            args, kwargs, task_id, idempotency_key, headers, options
         )
-        if call_key is not None and setup is not None and _attaches(setup):
-            alone = task_id is None and not any(map(options.get, _COMPOSED))
-            first = first_call(self, call_key) if alone else None
+        if call_key is not None and task_id is None and not any(map(options.get, _COMPOSED)):
+            first = first_call(self, self._setup(), call_key)
             if first is not None:
                 return self.AsyncResult(first)
         return super().apply_async(args, kwargs, task_id=call_id, headers=headers, **options)
@@ -173,12 +169,12 @@ class IdempotentTask(RetryingTask):
     ) -> None:
         """Publish a call once Django's transaction is committed, as Celery's ``DjangoTask`` does.
 
-        It gets its key now, from the context that it is made in; and what is wrong with it is
-        raised now, where it can still be rolled back.
+        The call gets its key now, from the context of its caller, and its errors are raised now,
+        while the transaction can still be rolled back.
 
         Raises:
-            ConfigurationError: ``options`` has an ``idempotency_*`` that is none of a call's, or
-                Django is not there.
+            ConfigurationError: ``options`` has an unknown ``idempotency_*``, or Django is not
+                installed.
             KeyDerivationError: no key can be derived.
         """
         try:
@@ -188,10 +184,8 @@ class IdempotentTask(RetryingTask):
                 f"task {self.name!r}: there is no Django here, and no transaction to wait for: use "
                 "delay() or apply_async()"
             ) from exc
-        check_call(options, f"task {self.name!r}")
-        task_id = task_id or self._id_of(args, kwargs, idempotency_key)
-        headers, _ = with_key(
-            self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
+        task_id, headers, _ = self._addressed(
+            args, kwargs, task_id, idempotency_key, headers, options
         )
         publish = self.apply_async
         transaction.on_commit(
@@ -208,22 +202,32 @@ class IdempotentTask(RetryingTask):
         headers: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Run a call in this process, guarded; it can't wait: a busy key raises.
+        """Run a call in this process, guarded. It can't wait: a busy key raises.
 
         Raises:
-            ConfigurationError: ``options`` has an ``idempotency_*`` that is none of a call's.
+            ConfigurationError: ``options`` has an unknown ``idempotency_*``.
             KeyDerivationError: no key can be derived.
         """
-        check_call(options, f"task {self.name!r}")
-        task_id = task_id or self._id_of(args, kwargs, idempotency_key)
         watch_body(self, IdempotentTask)
-        headers, _ = with_key(
-            self, self._setup(), args or (), kwargs or {}, task_id, idempotency_key, headers
+        task_id, headers, _ = self._addressed(
+            args, kwargs, task_id, idempotency_key, headers, options
         )
         return super().apply(args, kwargs, *more, task_id=task_id, headers=headers, **options)
 
-    def _id_of(self, args: Any, kwargs: Any, explicit: str | EllipsisType | None) -> str:
-        return id_of_call(self, self._setup(), args or (), kwargs or {}, explicit) or uuid()
+    def _addressed(
+        self,
+        args: Any,
+        kwargs: Any,
+        task_id: str | None,
+        explicit: str | EllipsisType | None,
+        headers: Mapping[str, Any] | None,
+        options: Mapping[str, Any],
+    ) -> tuple[str, Mapping[str, Any] | None, CallKey | None]:
+        """Return a call's task id, its headers with its key in them, and that key."""
+        check_call(options, f"task {self.name!r}")
+        args, kwargs, setup = args or (), kwargs or {}, self._setup()
+        task_id = task_id or id_of_call(self, setup, args, kwargs, explicit) or uuid()
+        return task_id, *with_key(self, setup, args, kwargs, task_id, explicit, headers)
 
     def _setup(self) -> TaskSetup | None:
         setup = self._idempotency
@@ -248,7 +252,7 @@ class IdempotentTask(RetryingTask):
         if setup is None or setup.options.mode == "off":
             say_started(self, request)
             return run_without_claim(super().__call__, *args, **kwargs)
-        # Celery's guard for calls from inside the body, which it sets in super().__call__.
+        # Celery sets this in super().__call__, for calls from inside the body.
         request._protected = 1
         delivery = None
         try:
@@ -258,8 +262,8 @@ class IdempotentTask(RetryingTask):
                 delivery = Delivery.of(self, setup, environment, request, call_key, waits)
         except TypeError:
             if _fits(self.run, args, kwargs):
-                raise  # what it says of its arguments is not what it takes: it has no key
-            return self.run(*args, **kwargs)  # it raises the same, in words that Celery users know
+                raise  # its declared arguments are not those that it takes: no key can be derived
+            return self.run(*args, **kwargs)  # raises the same, in words that Celery users know
         except KeyDerivationError as exc:
             if setup.options.mode != "shadow":
                 raise
@@ -289,7 +293,7 @@ class IdempotentTask(RetryingTask):
     def _record_key(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> str | None:
-        """Give the name of the record of a delivery, for the worker's parent process."""
+        """Return the name of a delivery's record, for the worker's parent process."""
         call_key = self._identify(request, args, kwargs, request.id)[0]
         if call_key is None:
             return None
@@ -297,7 +301,7 @@ class IdempotentTask(RetryingTask):
 
     @property
     def idempotency(self) -> RunContext:
-        """What the running body can ask of its own run: its key, token, attempt, and more."""
+        """The run that asks: its key, token, attempt, and more."""
         request = self.request
         if self.request_stack.top is None:
             return self._unguarded(request)  # outside of any call
@@ -340,10 +344,10 @@ class IdempotentTask(RetryingTask):
     def idempotency_key_for(
         self, *args: Any, idempotency_key: str | EllipsisType | None = ..., **kwargs: Any
     ) -> str | None:
-        """Give the key that a call with these arguments has; ``None``: it isn't deduplicated.
+        """Return the key of a call with these arguments; ``None``: it isn't deduplicated.
 
         Raises:
-            KeyDerivationError: it has none.
+            KeyDerivationError: no key can be derived.
         """
         call_key = self._call_key(args, kwargs, idempotency_key)
         return None if call_key is None else call_key.key
@@ -367,7 +371,7 @@ class IdempotentTask(RetryingTask):
     def forget(
         self, *args: Any, idempotency_key: str | EllipsisType | None = ..., **kwargs: Any
     ) -> bool:
-        """Free the key of a call, so that the next one runs; whether there was a record.
+        """Free the key of a call, so that the next one runs; return whether there was a record.
 
         A run that is under way goes on, but its outcome is refused.
 
@@ -401,11 +405,6 @@ class IdempotentTask(RetryingTask):
         return setup.scheme.derive(args, kwargs, explicit=explicit, task=self)
 
 
-def _attaches(setup: TaskSetup) -> bool:
-    """Whether a call may be left unpublished: never in shadow mode, which suppresses nothing."""
-    return setup.options.on_enqueue == "attach" and setup.options.mode == "enforce"
-
-
 def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call of exactly this function gets as far as its body."""
     try:
@@ -413,7 +412,7 @@ def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     except TypeError:
         return False
     except ValueError:
-        pass  # it doesn't say what it takes
+        pass  # it has no readable signature
     return True
 
 

@@ -88,7 +88,7 @@ class WaitState:
         return replace(self, count=self.count + 1, **changes)
 
     def retried(self) -> WaitState:
-        """Give what its next attempt takes along: that has not waited."""
+        """Return what the next attempt takes along: it has not waited."""
         return WaitState(publication=self.publication, callbacks=self.callbacks, deaths=self.deaths)
 
 

@@ -1,4 +1,4 @@
-"""Which task classes would run past the guard, or before it could know how they end."""
+"""Finds task classes that bypass the guard, or return before their body has run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["check_class", "refuse_unfinished", "watch_body"]
 
 
 def check_class(cls: type, ours: type, name: str) -> None:
-    """Check that a worker's call of the task comes through the guard, and ends with its body.
+    """Check that a worker's call of the task goes through the guard, and ends with its body.
 
     Args:
         ours: IdempotentTask.
 
     Raises:
-        ConfigurationError: it would not, as far as the class shows it.
+        ConfigurationError: the class shows that it would not.
     """
     where = f"task {name!r}"
     _check_body(cls, where)
@@ -81,10 +81,10 @@ def _check_calls(cls: type, ours: type, where: str) -> None:
 
 
 def watch_body(task: Any, ours: type) -> None:
-    """Have the body of a task refuse to run where its class's own ``__call__`` passes by the guard.
+    """Make the body refuse to run where the class's own ``__call__`` bypasses the guard.
 
-    Only a delivery shows that, where such a ``__call__`` is decorated, is an object, or leaves the
-    work to a helper. Without one nothing is done, and nothing costs.
+    Where such a ``__call__`` is decorated, is an object, or uses a helper, only a delivery shows
+    it. A class without its own ``__call__`` costs nothing.
     """
     mro = type(task).__mro__
     others = [klass for klass in mro[: mro.index(ours)] if "__call__" in vars(klass)]

@@ -1,4 +1,4 @@
-"""What a worker checks when it starts, and finishes when it stops."""
+"""What a worker checks when it starts, and completes when it stops."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ __all__ = ["IdempotencyStep", "NamesStep", "check_names", "install", "watch_work
 # kombu has no types for it.
 _resolve: Any = symbol_by_name
 
-#: How long a process that ends goes on telling the store what it could not take before, in seconds.
+#: How long a process that ends tries to write what the store did not take before, in seconds.
 _STOPPED_S: Final = 5.0
-#: The same where nobody waits for that end: a process of the pool that has had its number of tasks.
+#: The same for a pool process that is replaced after its number of tasks: nobody waits for it.
 _RECYCLED_S: Final = 30.0
-#: Named and not imported: it looks at everything, from above.
+#: Named, not imported: it stands above this room.
 _CHECK_UP: Final = "celery_idempotent.ops.check_up:CheckUpStep"
 
 
 class NamesStep(bootsteps.StartStopStep):
-    """Refuses to start a worker where an option of ours is set, and nothing reads it."""
+    """Refuses to start a worker where one of our options is set but nothing reads it."""
 
     requires = ("celery.worker.components:Pool",)
 
     def create(self, parent: Any) -> None:
-        """Look at the settings and the tasks.
+        """Check the names of settings and of tasks' options.
 
         Raises:
-            ConfigurationError: there is one.
+            ConfigurationError: there is such an option.
         """
         check_names(parent.app)
 
 
 def check_names(app: Any) -> None:
-    """Check that nothing is meant as ours, and read by nobody.
+    """Check that every name that looks like one of our options is one that is read.
 
     Raises:
-        ConfigurationError: a setting, or an option of a plain task, is.
+        ConfigurationError: a setting is misspelt, or a plain task has an option of ours.
     """
     check_conf(app)
     for name in sorted(app.tasks):
@@ -67,8 +67,8 @@ class IdempotencyStep(bootsteps.StartStopStep):
         """Find the store; nothing is connected yet.
 
         Raises:
-            ConfigurationError: there is none, or it can't serve this pool; or the pool, or what
-                handles a task's messages in this process, passes by the guard.
+            ConfigurationError: there is no store, or it can't serve this pool; or the pool, or a
+                task's own ``Request``, bypasses the guard.
         """
         environment = environment_of(parent.app)
         pool = getattr(parent.pool_cls, "__module__", "")
@@ -86,21 +86,18 @@ class IdempotencyStep(bootsteps.StartStopStep):
             task = parent.app.tasks[name]
             if _is_ours(type(task)) and task._idempotency is not None:
                 _check_request(task)
-        from celery_idempotent.worker.request import (
-            watch_revokes,  # Celery's own is the worker's only
-        )
+        # Only a worker has what this imports.
+        from celery_idempotent.worker.request import watch_revokes
 
         watch_revokes()
 
     def stop(self, parent: Any) -> None:
-        """Tell the store what it still has to know."""
+        """Write what the store has not taken yet."""
         _flush()
 
 
 def _check_request(task: Any) -> None:
-    from celery_idempotent.worker.request import (
-        IdempotentRequest,  # Celery's own is the worker's only
-    )
+    from celery_idempotent.worker.request import IdempotentRequest
 
     request = _resolve(task.Request)
     if not (isinstance(request, type) and issubclass(request, IdempotentRequest)):
@@ -112,7 +109,7 @@ def _check_request(task: Any) -> None:
 
 
 def install(app: Any) -> None:
-    """Have the app's workers take the steps, and their pool's processes flush when they end."""
+    """Add the steps to the app's workers; flush each pool process when it ends."""
     app.steps["worker"].add(NamesStep)
     app.steps["worker"].add(IdempotencyStep)
     app.steps["worker"].add(_CHECK_UP)
@@ -120,7 +117,7 @@ def install(app: Any) -> None:
 
 
 def watch_workers() -> None:
-    """Have every worker of this process look at names: also of an app without a task of ours."""
+    """Check names in every worker of this process, also for an app without a task of ours."""
     signals.celeryd_init.connect(_add_names_step, dispatch_uid="celery-idempotent-names")
 
 

@@ -32,9 +32,9 @@ _ENDS_WITHIN_S = 60.0
 
 
 def watch_revokes() -> None:
-    """Have a call that is revoked in its back-off free its key at once.
+    """Free the key of a call at once when the call is revoked in its back-off.
 
-    Celery remembers the task id, and looks at it when the message is due.
+    Celery only remembers the task id, and checks it when the message is due.
     """
     revoke = Panel.data["revoke"]
     if hasattr(revoke, "frees_keys"):
@@ -63,7 +63,7 @@ class IdempotentRequest(Request):
 
     @property
     def request_dict(self) -> Any:
-        """As Celery's, which looks here when it gives the message to the pool."""
+        """As Celery's, which reads this when it hands the message to the pool."""
         say_whether_sent(self._request_dict, self._eventer)
         return self._request_dict
 
@@ -97,7 +97,7 @@ class IdempotentRequest(Request):
     def revoked(self) -> bool:
         """As Celery's; a call that is discarded in its back-off keeps no key.
 
-        That is what is asked before each execution: it was revoked, or it has expired.
+        Celery asks this before each execution: the call was revoked, or it has expired.
         """
         was_known = self._already_revoked
         revoked = bool(super().revoked())
@@ -120,7 +120,7 @@ class IdempotentRequest(Request):
             raise StoreUnavailable("its last attempt has not ended yet")
 
     def record_name(self) -> str | None:
-        """Give the name of its call's record; ``None``: the call has no key."""
+        """Return the name of its call's record; ``None``: the call has no key."""
         name: str | None = self.task._record_key(self._context, self.args, self.kwargs)
         return name
 
