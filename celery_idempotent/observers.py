@@ -10,7 +10,9 @@ from typing import Any, Final
 __all__ = [
     "Observation",
     "Observer",
+    "current_span",
     "is_heard",
+    "name_spans",
     "observe",
     "observers",
     "stop_observing",
@@ -65,6 +67,20 @@ def stop_observing(observer: Observer) -> None:
     """Remove an observer."""
     if observer in observers:
         observers.remove(observer)
+
+
+_span_name: Callable[[], str] | None = None
+
+
+def name_spans(name: Callable[[], str] | None) -> None:
+    """Register what returns the name of the current span; ``None``: no spans are made."""
+    global _span_name
+    _span_name = name
+
+
+def current_span() -> str:
+    """Return the name of the current span, which a record keeps; empty where there is none."""
+    return "" if _span_name is None else _span_name()
 
 
 def is_heard(what: str) -> bool:

@@ -1,4 +1,4 @@
-"""Celery signals that say what became of a delivery, each with one frozen event.
+"""Celery signals for what becomes of a delivery, each with one frozen event.
 
 A receiver is called in the process that runs the task::
 
@@ -11,9 +11,12 @@ A receiver is called in the process that runs the task::
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from celery.utils.dispatch import Signal
+
+from celery_idempotent.observers import Observation, observe
 
 __all__ = [
     "ClaimLostEvent",
@@ -88,15 +91,58 @@ class StoreUnavailableEvent(Event):
     action: str
 
 
+class _DeliverySignal(Signal):
+    """A signal that is sent for what observers are called for, once it has a receiver."""
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """Register a receiver."""
+        observe(_send_signals)
+        return super().connect(*args, **kwargs)
+
+
 #: A duplicate got the outcome of another call (:class:`Event`).
-task_deduplicated = Signal(name="task_deduplicated", providing_args={"event"})
+task_deduplicated = _DeliverySignal(name="task_deduplicated", providing_args={"event"})
 #: A delivery waits for its key (:class:`WaitingEvent`).
-task_waiting = Signal(name="task_waiting", providing_args={"event"})
+task_waiting = _DeliverySignal(name="task_waiting", providing_args={"event"})
 #: An earlier run was cut off (:class:`InterruptedEvent`).
-task_interrupted = Signal(name="task_interrupted", providing_args={"event"})
+task_interrupted = _DeliverySignal(name="task_interrupted", providing_args={"event"})
 #: A run lost its key (:class:`ClaimLostEvent`).
-claim_lost = Signal(name="claim_lost", providing_args={"event"})
+claim_lost = _DeliverySignal(name="claim_lost", providing_args={"event"})
 #: A key came with other arguments (:class:`Event`).
-key_mismatch = Signal(name="key_mismatch", providing_args={"event"})
+key_mismatch = _DeliverySignal(name="key_mismatch", providing_args={"event"})
 #: The store was away (:class:`StoreUnavailableEvent`).
-store_unavailable = Signal(name="store_unavailable", providing_args={"event"})
+store_unavailable = _DeliverySignal(name="store_unavailable", providing_args={"event"})
+
+
+def _send_signals(seen: Observation) -> None:
+    what, details = seen.what, seen.details
+    reason = details.get("reason", "")
+    if details.get("unrecorded"):
+        _send(store_unavailable, StoreUnavailableEvent, seen, reason, "record later")
+    if what == "deduplicated":
+        _send(task_deduplicated, Event, seen)
+    elif what == "waiting":
+        if details["redelivery"]:  # it waits for its own run
+            seen = replace(seen, original_id=seen.task_id)
+        _send(task_waiting, WaitingEvent, seen, details["delay"], details["redelivery"])
+    elif what == "mismatch":
+        _send(key_mismatch, Event, seen)
+    elif what == "lost":
+        _send(claim_lost, ClaimLostEvent, seen, details["token"])
+    elif what == "store away":
+        _send(store_unavailable, StoreUnavailableEvent, seen, reason, details["action"])
+    elif what in ("claimed", "unknown"):
+        count, is_unknown = details["interruptions"], what == "unknown"
+        runs_again = count and not (details.get("compensates") or details.get("shadow"))
+        if is_unknown or runs_again:
+            if seen.original_id is None:  # the run that has the key tells it
+                seen = replace(seen, original_id=seen.task_id)
+            _send(task_interrupted, InterruptedEvent, seen, count, is_unknown)
+
+
+def _send(signal: Signal, make: type[Event], seen: Observation, *fields: Any) -> None:
+    if seen.sender is None or not signal.receivers:
+        return
+    shadow = bool(seen.details.get("shadow"))
+    event = make(seen.task, seen.key, seen.task_id, seen.original_id, *fields, shadow=shadow)
+    signal.send(sender=seen.sender, event=event)

@@ -13,7 +13,7 @@ from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.unfinished import is_awaitable
 from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.delivery.attempt import Attempt
-from celery_idempotent.delivery.outcome import end, failed, final_state, lost, unknown
+from celery_idempotent.delivery.outcome import failed, final_state, lost, unknown
 from celery_idempotent.delivery.results import replay
 from celery_idempotent.delivery.waiting import wait
 from celery_idempotent.errors import ClaimLost, ConfigurationError
@@ -45,7 +45,7 @@ def compensate(attempt: Attempt, failure: bytes, exc: BaseException | None = Non
         return lost(attempt, Lost(run.lease.lost), exc or problem)
     except BaseException as problem:
         # Its lease ends at once; the next delivery goes on where this one stopped.
-        end(attempt, Ending(State.COMPENSATING, failure))
+        attempt.told.end(Ending(State.COMPENSATING, failure))
         if not isinstance(problem, Exception) or delivery.eager:
             raise
         log.exception("%s: a compensation failed, it is tried again", delivery.name)

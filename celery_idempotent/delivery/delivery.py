@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from celery_idempotent import observers, signals
+from celery_idempotent import observers
 from celery_idempotent.core.keys import CallKey, identity_of, record_key
 from celery_idempotent.core.message import (
     MAX_DEATHS,
@@ -20,20 +19,16 @@ from celery_idempotent.core.message import (
     owner_of,
 )
 from celery_idempotent.core.options import Options
-from celery_idempotent.core.record import Label, Owner, Record
+from celery_idempotent.core.record import Label, Owner
 from celery_idempotent.core.slip import Slip, slip_key
 from celery_idempotent.run.claimant import Claimant, Terms
 from celery_idempotent.run.context import RunContext
-from celery_idempotent.run.journal import UnsentEntry
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
+from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import Environment, TaskSetup
 
 __all__ = ["Delivery", "RequestState", "ignores_result", "known_of", "state_of"]
-
-#: Returns the current span as text, where traces are kept (ops.tracing): a record then says where
-#: its run is traced, in a third line of its label.
-where_traced: Callable[[], str] | None = None
 
 
 class RequestState:
@@ -93,6 +88,8 @@ class Delivery:
     redelivered: bool
     #: What it asks of the store.
     claimant: Claimant
+    #: Tells the journal and the observers what becomes of it.
+    telling: Telling
 
     @classmethod
     def of(
@@ -151,6 +148,18 @@ class Delivery:
             eager,
             redelivered,
             claimant,
+            Telling(
+                environment.journal,
+                task.name,
+                request.id,
+                key,
+                call_key.readable,
+                call_key.label,
+                request.hostname,
+                waits.count,
+                task,
+                setup.options.mode == "shadow",
+            ),
         )
 
     @property
@@ -169,71 +178,10 @@ class Delivery:
         made = partial(_context, self.call_key, self.claimant, self.request.id, run, steps, why)
         state_of(self.request).context = made
 
-    # --- what is told of it ----------------------------------------------------------------------
-
-    def tell(self, what: str, held: Record | None = None, **more: Any) -> None:
-        """Tell the journal and the observers what becomes of this delivery.
-
-        Args:
-            held: the record of whoever has the key.
-        """
-        journal = self.environment.journal
-        heard = observers.is_heard(what)
-        if held is not None and (heard or journal.most):
-            more["original"] = held.owner_id
-        if journal.most:
-            journal.put(self.event(what, time.monotonic(), more))
-        if heard:
-            trace = None if held is None else Label.of(held).trace or None
-            self.observe(what, more.pop("original", None), trace=trace, **more)
-
-    def event(self, what: str, at: float, more: Mapping[str, Any]) -> UnsentEntry:
-        """Make the journal's entry of something that became of this delivery.
-
-        Args:
-            at: when that happened, on this process's monotonic clock.
-        """
-        told = {
-            "label": self.call_key.label,
-            "node": self.request.hostname,
-            "waits": self.waits.count,
-            **more,
-        }
-        return UnsentEntry(at, what, self.claimant.key, self.task.name, self.request.id, told)
-
-    def observe(self, what: str, original: str | None = None, **details: Any) -> None:
-        """Tell metrics, traces and the log."""
-        key = self.call_key.readable
-        observers.tell(what, self.task.name, key, self.request.id, original, **details)
-
-    def emit(
-        self,
-        signal: Any,
-        make: type[signals.Event],
-        held: Record | str | None,
-        *fields: Any,
-        shadow: bool = False,
-    ) -> None:
-        """Send a signal of this delivery; its event is made only where somebody listens.
-
-        Args:
-            held: the record of whoever has the key, or that call's task id.
-        """
-        if signal.receivers:
-            original = held.owner_id if isinstance(held, Record) else held
-            key = self.call_key.readable
-            event = make(self.task.name, key, self.request.id, original, *fields, shadow=shadow)
-            signal.send(sender=self.task, event=event)
-
-    def emit_interrupted(self, record: Record, *, unknown: bool) -> None:
-        """Tell receivers of the signal that an earlier run was cut off."""
-        event, count = signals.InterruptedEvent, record.interruptions
-        self.emit(signals.task_interrupted, event, record, count, unknown)
-
 
 def _label(task: Any, options: Options, request: Any, call_key: CallKey) -> str:
     label = call_key.label
-    traced = where_traced() if where_traced is not None else ""
+    traced = observers.current_span()
     # Whether the call may end without a result that others could have, too.
     alone = options.on_enqueue == "attach" and bool(
         request.expires or ignores_result(task, request)

@@ -16,7 +16,6 @@ from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.delivery.compensation import compensate
 from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.outcome import (
-    end,
     ending_of,
     failed,
     lost,
@@ -51,8 +50,6 @@ def execute(
         return compensate(attempt, run.failed)
     _say_started(delivery, run)
     delivery.show(run, attempt.steps)
-    if run.interruptions:
-        delivery.emit_interrupted(run.lease.record, unknown=False)
     try:
         if getattr(delivery.environment.store, "opens_with_body", False):
             run.transaction.open_with_body()
@@ -104,7 +101,7 @@ def _failed(attempt: Attempt, exc: BaseException) -> Any:
     if not final or not any(attempt.steps.to_compensate()):
         return failed(attempt, ending, exc)
     lease_ms = attempt.delivery.claimant.terms.lease_ms
-    verdict = end(attempt, Ending(State.COMPENSATING, ending.outcome, lease_ms), exc)
+    verdict = attempt.told.end(Ending(State.COMPENSATING, ending.outcome, lease_ms), exc)
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, exc)
     return compensate(attempt, ending.outcome, exc)

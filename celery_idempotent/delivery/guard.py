@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, NoReturn
 
 from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
-from celery_idempotent import observers, signals
 from celery_idempotent.core.record import State
 from celery_idempotent.core.verdicts import (
     NEVER_MS,
@@ -41,7 +39,6 @@ from celery_idempotent.errors import (
     StoreUnavailable,
 )
 from celery_idempotent.run.claim import ClaimAttempt
-from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.transaction import run_without_claim
 
@@ -66,15 +63,14 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if delivery.options.mode == "shadow":
         return run_without_claim(run_in_shadow, delivery, args, kwargs)
     began = time.perf_counter()
-    claim = ClaimAttempt(delivery.claimant, partial(_on_lost, delivery))
+    claim = ClaimAttempt(delivery.claimant, delivery.telling.lost)
     try:
         try:
             verdict = claim.claim(_PATIENCE_S)
         except (StoreUnavailable, RecordTooNew) as exc:
             claim.undo(exc)
             return _store_away(delivery, exc, args, kwargs)
-        if observers.observers:
-            delivery.observe("claim", seconds=time.perf_counter() - began)
+        delivery.telling.measure("claim", began)
         if not isinstance(verdict, Run):
             return _answer(delivery, verdict)
         if delivery.claimant.callbacks:
@@ -85,8 +81,7 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         try:
             return execute(attempt, claim, args, kwargs)
         finally:
-            if not attempt.told:
-                attempt.let_go()
+            attempt.told.let_go()
     except BaseException as exc:
         if claim.undo(exc) and isinstance(exc, Exception):
             leave_answer(delivery, exc)  # its body did not run, and its call fails all the same
@@ -105,7 +100,7 @@ def _answer(delivery: Delivery, verdict: ClaimVerdict) -> Any:
         return _mismatch(delivery, verdict)
     if isinstance(verdict, Unknown):
         return _unknown(delivery, verdict)
-    delivery.tell("superseded")
+    delivery.telling.tell("superseded")
     raise Ignore("superseded")
 
 
@@ -114,9 +109,8 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     claimant, record = delivery.claimant, verdict.record
     if verdict.noted:
         silence(delivery.request)
-    delivery.tell("answered again" if verdict.mine else "deduplicated", record)
+    delivery.telling.tell("answered again" if verdict.mine else "deduplicated", record)
     if not verdict.mine:
-        delivery.emit(signals.task_deduplicated, signals.Event, record)
         show_duplicate(delivery, record)
     kept = record.state in (State.SUCCEEDED, State.FAILED)
     if not verdict.mine and kept and claimant.terms.ttl_ms >= claimant.terms.horizon_ms:
@@ -143,15 +137,15 @@ def _busy(delivery: Delivery, verdict: Busy) -> NoReturn:
     first = not (delivery.claimant.retries or delivery.redelivered or waits.count)
     policy = options.on_running if first else "wait"
     if policy == "raise":
-        delivery.tell("refused", record)
+        delivery.telling.tell("refused", record)
         _refuse(delivery, f"is being run by task {record.owner_id}")
     if policy == "drop" and not _is_awaited(delivery.request):
-        delivery.tell("dropped", record)
+        delivery.telling.tell("dropped", record)
         leave_answer(delivery)
         raise Ignore("dropped")
     since_ms = waits.since_ms or verdict.now_ms
     if verdict.now_ms - since_ms >= options.wait_timeout * 1000:
-        delivery.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
+        delivery.telling.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
         _refuse(
             delivery,
             f"is still being run by task {record.owner_id} after "
@@ -182,8 +176,7 @@ def _refuse(delivery: Delivery, why: str) -> NoReturn:
 
 def _mismatch(delivery: Delivery, verdict: Mismatch) -> NoReturn:
     request, record = delivery.request, verdict.record
-    delivery.tell("mismatch", record)
-    delivery.emit(signals.key_mismatch, signals.Event, record)
+    delivery.telling.tell("mismatch", record)
     hint = ""
     if request.group or request.chord:
         hint = (
@@ -200,8 +193,7 @@ def _mismatch(delivery: Delivery, verdict: Mismatch) -> NoReturn:
 
 def _unknown(delivery: Delivery, verdict: Unknown) -> NoReturn:
     record = verdict.record
-    delivery.tell("unknown", record, interruptions=record.interruptions)
-    delivery.emit_interrupted(record, unknown=True)
+    delivery.telling.tell("unknown", record, interruptions=record.interruptions)
     if verdict.noted:
         silence(delivery.request)
     unknown = OutcomeUnknown(
@@ -213,7 +205,7 @@ def _unknown(delivery: Delivery, verdict: Unknown) -> NoReturn:
     raise unknown
 
 
-# --- the store is away, or the key is lost -------------------------------------------------------
+# --- the store is away ---------------------------------------------------------------------------
 
 
 def _store_away(
@@ -230,9 +222,7 @@ def _store_away(
     if policy == "raise" and copy:
         policy = "retry"  # its own run may be alive: a failure would be told over it
     action = "wait" if policy == "retry" else policy
-    delivery.tell("store away", action=action)
-    event = signals.StoreUnavailableEvent
-    delivery.emit(signals.store_unavailable, event, None, str(exc), action)
+    delivery.telling.tell("store away", reason=str(exc), action=action)
     if policy == "raise":
         leave_answer(delivery, exc, at_once=False)
         raise exc
@@ -246,11 +236,3 @@ def _store_away(
     if copy or is_answered(task, request):
         wait_as_copy(delivery, None, outage=True)
     return wait(delivery, None, delivery.waits.since_ms, None)
-
-
-def _on_lost(delivery: Delivery, lease: Lease) -> None:
-    if lease.record.is_done:
-        return  # an outcome's delivery lease: the outcome was recorded
-    token = lease.record.token
-    delivery.tell("lost", lease.lost, token=token)
-    delivery.emit(signals.claim_lost, signals.ClaimLostEvent, lease.lost, token)

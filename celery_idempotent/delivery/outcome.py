@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timezone
 from typing import Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
-from celery_idempotent import observers, signals
 from celery_idempotent.core.record import State
 from celery_idempotent.core.verdicts import Lost, Recorded
 from celery_idempotent.delivery.attempt import Attempt
@@ -23,7 +21,6 @@ from celery_idempotent.run.run import write_slip
 from celery_idempotent.stores.transactions import NotCommitted
 
 __all__ = [
-    "end",
     "ending_of",
     "failed",
     "final_state",
@@ -65,29 +62,6 @@ def final_state(delivery: Delivery, exc: BaseException) -> State:
     return State.RELEASED
 
 
-def end(attempt: Attempt, ending: Ending, exc: BaseException | None = None) -> object:
-    """Record how a run ended, and tell it.
-
-    Returns:
-        The store's verdict; ``None``: it is away, and is told later.
-    """
-    at, began = time.monotonic(), time.perf_counter()
-    verdict = attempt.run.end(ending)
-    if observers.observers:
-        attempt.delivery.observe("complete", seconds=time.perf_counter() - began)
-    if not isinstance(verdict, Lost):
-        attempt.tell_end(ending, at, exc, unrecorded=verdict is None)
-    if verdict is None:
-        attempt.delivery.emit(
-            signals.store_unavailable,
-            signals.StoreUnavailableEvent,
-            None,
-            f"could not record that it is {ending.state}",
-            "record later",
-        )
-    return verdict
-
-
 def record_result(attempt: Attempt, result: Any) -> object:
     """Record what a body returned.
 
@@ -96,7 +70,7 @@ def record_result(attempt: Attempt, result: Any) -> object:
     """
     delivery = attempt.delivery
     packed = encode_result(delivery.task.backend, result, delivery.options.max_result_size)
-    return end(attempt, Ending(State.SUCCEEDED, packed))
+    return attempt.told.end(Ending(State.SUCCEEDED, packed))
 
 
 # --- ... and for its caller ----------------------------------------------------------------------
@@ -116,7 +90,7 @@ def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
     if isinstance(exc, Retry) and attempt.run.lease.lost is None:
         # Before the key is given up: from then on its next attempt may be answered.
         say_retry(attempt.delivery.task, attempt.delivery.request, exc.exc, exc)
-    verdict = end(attempt, ending, exc)
+    verdict = attempt.told.end(ending, exc)
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, exc)
     if isinstance(exc, Exception) and _was_answered(attempt, verdict):
@@ -127,10 +101,9 @@ def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
 def unknown(attempt: Attempt, why: BaseException, text: str) -> Any:
     """Leave the outcome to a person, and fail with ``text``."""
     delivery = attempt.delivery
-    verdict = end(attempt, Ending(State.UNKNOWN))
+    verdict = attempt.told.end(Ending(State.UNKNOWN))
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, why)
-    delivery.emit_interrupted(attempt.run.lease.record, unknown=True)
     unknown = OutcomeUnknown(text)
     leave_answer(delivery, unknown)
     raise unknown from why
@@ -141,7 +114,7 @@ def not_committed(attempt: Attempt, exc: NotCommitted) -> Any:
     delivery = attempt.delivery
     log.warning("%s has to begin anew: %s", delivery.name, exc)
     if exc.sure:
-        end(attempt, Ending(State.RELEASED, answers=False), exc)
+        attempt.told.end(Ending(State.RELEASED, answers=False), exc)
     if delivery.eager:
         raise exc
     wait_as_copy(delivery, None)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from functools import partial
 from typing import Any
 
 from celery.utils.log import get_logger
 
-from celery_idempotent import signals
 from celery_idempotent.core.record import State
 from celery_idempotent.core.verdicts import (
     Busy,
     ClaimVerdict,
     Mismatch,
     Replay,
-    Superseded,
     Unknown,
 )
 from celery_idempotent.delivery.attempt import Attempt
@@ -35,15 +31,6 @@ log = get_logger("celery_idempotent")
 
 _WHY = "idempotency_mode is 'shadow'"
 
-#: What the journal calls what would have become of a delivery.
-_WOULD = {
-    Replay: "deduplicated",
-    Busy: "waiting",
-    Mismatch: "mismatch",
-    Unknown: "unknown",
-    Superseded: "superseded",
-}
-
 
 def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the body whatever the store says, and report what would have been done instead.
@@ -56,20 +43,19 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     say_started(task, delivery.request)
     claimant = delivery.claimant._replace(callbacks=False, slip_key="", awaited=b"", awaited_key="")
     try:
-        verdict = claim_key(claimant, 0.0, lambda lease: None)
+        verdict = claim_key(claimant, 0.0, delivery.telling.lost)
     except StoreError as exc:
         log.warning("%s runs in shadow mode without a record: %s", delivery.name, exc)
-        event = signals.StoreUnavailableEvent
-        delivery.emit(signals.store_unavailable, event, None, str(exc), "run", shadow=True)
+        delivery.telling.tell("store away", reason=str(exc), action="run")
         return task.run(*args, **kwargs)
     if not isinstance(verdict, Run):
         _report(delivery, verdict)
         return task.run(*args, **kwargs)
-    attempt = Attempt(delivery, verdict, shadow=True)
+    attempt = Attempt(delivery, verdict)
     try:
         return _recorded(attempt, args, kwargs)
     finally:
-        attempt.let_go()
+        attempt.told.let_go()
 
 
 def _recorded(attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -78,40 +64,31 @@ def _recorded(attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     try:
         result = delivery.task.run(*args, **kwargs)
     except BaseException as exc:
-        _end(attempt, ending_of(delivery, exc), exc)
+        attempt.told.end(ending_of(delivery, exc), exc)
         raise
     packed = encode_result(delivery.task.backend, result, delivery.options.max_result_size)
-    _end(attempt, Ending(State.SUCCEEDED, packed))
+    attempt.told.end(Ending(State.SUCCEEDED, packed))
     return result
 
 
-def _end(attempt: Attempt, ending: Ending, exc: BaseException | None = None) -> None:
-    at = time.monotonic()
-    attempt.run.end(ending)
-    attempt.tell_end(ending, at, exc)
-
-
 def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
-    would, original = "be ignored, as an old copy of its message", None
-    if isinstance(verdict, (Busy, Replay, Mismatch, Unknown)):
-        original = verdict.record.owner_id
-    delivery.tell(_WOULD[type(verdict)], original=original, shadow=True)
-    emit = partial(delivery.emit, shadow=True)
+    tell, would = delivery.telling.tell, "be ignored, as an old copy of its message"
     if isinstance(verdict, Replay):
-        would = f"be answered with the outcome of {original}"
+        would = f"be answered with the outcome of {verdict.record.owner_id}"
+        tell("answered again" if verdict.mine else "deduplicated", verdict.record)
         if not verdict.mine:
-            emit(signals.task_deduplicated, signals.Event, original)
             show_duplicate(delivery, verdict.record, shadow=True)
     elif isinstance(verdict, Busy):
-        would = f"wait for {original}"
-        emit(signals.task_waiting, signals.WaitingEvent, original, 0.0, verdict.mine)
+        would = f"wait for {verdict.record.owner_id}"
+        tell("waiting", verdict.record, delay=0.0, redelivery=verdict.mine)
     elif isinstance(verdict, Mismatch):
-        would = f"fail: {original} had the key with other arguments"
-        emit(signals.key_mismatch, signals.Event, original)
+        would = f"fail: {verdict.record.owner_id} had the key with other arguments"
+        tell("mismatch", verdict.record)
     elif isinstance(verdict, Unknown):
-        would = f"fail: nobody knows how {original} ended"
-        count = verdict.record.interruptions
-        emit(signals.task_interrupted, signals.InterruptedEvent, original, count, True)
+        would = f"fail: nobody knows how {verdict.record.owner_id} ended"
+        tell("unknown", verdict.record, interruptions=verdict.record.interruptions)
+    else:
+        tell("superseded")
     log.warning(
         "shadow: %s[%s] with key %s would %s",
         delivery.task.name,

@@ -17,7 +17,6 @@ from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
-from celery_idempotent import signals
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.message import OWN, WaitState, own_header, sent_with
 from celery_idempotent.core.record import Owner, Record
@@ -110,14 +109,7 @@ def _requeue(
     delay = pause_of(environment, delivery.options.ttl, delivery.waits.count, until, delay)
     signature = put_back(task, request, delivery.call_key, waits, delay, origin)
     original = waits.awaited[0] if waits.awaited else None
-    delivery.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
-    delivery.emit(
-        signals.task_waiting,
-        signals.WaitingEvent,
-        request.id if waits.redelivery else original,
-        delay,
-        waits.redelivery,
-    )
+    delivery.telling.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
     return delay, signature
 
 

@@ -80,10 +80,11 @@ class Metrics:
         if latency is not None:
             latency.labels(seen.task).observe(seen.details["seconds"])
             return
-        if seen.details.get("shadow") and seen.what in _WOULD:
-            self._shadow.labels(seen.task, seen.what).inc()
+        what = _ALSO.get(seen.what, seen.what)
+        if seen.details.get("shadow") and what in _WOULD:
+            self._shadow.labels(seen.task, what).inc()
             return
-        counter = self._counters.get(_ALSO.get(seen.what, seen.what))
+        counter = self._counters.get(what)
         if counter is not None:
             counter.labels(seen.task).inc()
         if seen.what == "claimed" and seen.details.get("interruptions"):

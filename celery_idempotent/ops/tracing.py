@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery_idempotent.observers import Observation, observe
+from celery_idempotent.observers import Observation, name_spans, observe
 
 __all__ = ["install"]
 
@@ -57,14 +57,12 @@ def _context_of(text: Any) -> SpanContext | None:
 
 
 def _here() -> str:
-    """Give the current span as text that a record can keep."""
+    """Return the current span as text that a record can keep."""
     context = trace.get_current_span().get_span_context()
     return f"{context.trace_id:032x}-{context.span_id:016x}" if context.is_valid else ""
 
 
 def install() -> None:
     """Put attributes and links on the spans of tasks, in this process and those it forks."""
-    from celery_idempotent.delivery import delivery
-
-    delivery.where_traced = _here
+    name_spans(_here)
     observe(_observe)

@@ -11,6 +11,7 @@ from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.transitions import Lost, Recorded
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.journal import Journal, UnsentEntry
+from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
 
 __all__ = ["Telling", "ToldRun"]
@@ -39,19 +40,25 @@ class Telling:
     shadow: bool = False
 
     def tell(
-        self, what: str, held: Record | None = None, *, reason: str = "", **details: Any
+        self,
+        what: str,
+        held: Record | None = None,
+        *,
+        original: str | None = None,
+        reason: str = "",
+        **details: Any,
     ) -> None:
         """Tell what becomes of the delivery.
 
         Args:
             what: the word of the journal for it.
-            held: the record of the call that has the key.
+            held: the record of the call that has the key; or ``original``: that call's id.
             reason: what went wrong, in words; the journal does not keep it.
         """
         heard = observers.is_heard(what)
         if not (heard or self.journal.most):
             return
-        original = trace = None
+        trace = None
         if held is not None:
             original, trace = held.owner_id, Label.of(held).trace or None
         if self.shadow:
@@ -62,6 +69,11 @@ class Telling:
             if reason:
                 details["reason"] = reason
             self.observe(what, original, trace=trace, **details)
+
+    def lost(self, lease: Lease) -> None:
+        """Tell that a run lost its key; it is not told of the delivery lease of an outcome."""
+        if not lease.record.is_done:
+            self.tell("lost", lease.lost, token=lease.record.token)
 
     def entry(self, what: str, at: float, details: dict[str, Any]) -> UnsentEntry:
         """Make an entry of the journal.

@@ -31,6 +31,7 @@ from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
+from celery_idempotent.run.telling import Telling, ToldRun
 from celery_idempotent.settings import environment_of, everywhere
 from celery_idempotent.stores.memory import MemoryStore
 
@@ -471,7 +472,7 @@ def test_a_delivery_leaves_nothing_to_the_garbage_collector(app, links):
     more = {"chain": [after.si(1)]} if links else {}
     deliver(charge, 0, **more)
     first = uuid.uuid4().hex
-    ours = (Delivery, Attempt, Run, Lease, RunContext)
+    ours = (Delivery, Attempt, Telling, ToldRun, Run, Lease, RunContext)
     gc.collect()
     gc.disable()
     try:

@@ -121,6 +121,24 @@ def test_a_store_that_is_away_changes_nothing(app, charge, runs, heard, monkeypa
     assert heard == [("StoreUnavailableEvent", "order:42", None, True)]
 
 
+def test_a_run_after_one_that_was_cut_off_is_no_interruption(charge, runs, heard):
+    """It would have run in any case; nothing is done because of that."""
+    # Given
+    body, charge.run = charge.run, _exits
+    with pytest.raises(SystemExit):
+        charge.apply((42,))
+    charge.run = body
+    # When
+    charge.apply((42,))
+    # Then
+    assert len(runs) == 1
+    assert heard == []
+
+
+def _exits(*args):
+    raise SystemExit
+
+
 def test_there_is_no_token_in_shadow(app, runs):
     """Nothing is guarded, and what asks is told so."""
 

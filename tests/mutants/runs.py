@@ -367,6 +367,27 @@ _PUT_BACK = [
         (("tests/run/test_heartbeat.py", "-k", "come_and_go"),),
     ),
     Mutant(
+        "telling: a run that was cut off is told as interrupted",
+        "run/telling.py",
+        'what = "interrupted" if state is State.RUNNING else str(state)',
+        "what = str(state)",
+        (("tests/run/test_observers.py", "-k", "cut_off"),),
+    ),
+    Mutant(
+        "telling: a run that lost its key tells no end",
+        "run/telling.py",
+        "        if isinstance(verdict, Lost):\n            return verdict\n",
+        "",
+        (("tests/delivery/test_signals.py",), ("tests/run/test_observers.py",)),
+    ),
+    Mutant(
+        "signals: a run in shadow mode is not said to run again",
+        "signals.py",
+        'not (details.get("compensates") or details.get("shadow"))',
+        'not details.get("compensates")',
+        (("tests/delivery/test_shadow.py",),),
+    ),
+    Mutant(
         "what a process could not tell is said",
         "run/heartbeat.py",
         "            if job.must:\n                log.error(",

@@ -11,7 +11,7 @@ from celery_idempotent import IdempotentTask
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.http.edge import Edge
 from celery_idempotent.http.messages import Request, Response
-from celery_idempotent.observers import observe, stop_observing
+from celery_idempotent.observers import name_spans, observe, stop_observing
 from celery_idempotent.settings import environment_of
 
 
@@ -63,6 +63,20 @@ def test_the_stores_times_are_observed(charge, seen):
     times = [one for one in seen if one.what in ("claim", "complete")]
     assert [one.what for one in times] == ["claim", "complete", "claim"]
     assert all(0 <= one.details["seconds"] < 60 for one in times)
+
+
+def test_a_run_that_lost_its_key_is_observed_to_lose_it(app, seen):
+    """And not to end: its outcome is refused."""
+
+    # Given
+    @app.task(base=IdempotentTask, name="observed.lose")
+    def lose(order_id):
+        lose.forget(order_id)
+
+    # When
+    lose.apply((42,))
+    # Then
+    assert whats(seen) == ["claimed", "lost"]
 
 
 def test_a_request_is_observed_as_a_delivery_is(app, seen):
@@ -205,7 +219,6 @@ def spans():
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    from celery_idempotent.delivery import delivery as calls
     from celery_idempotent.ops import tracing
 
     exporter = InMemorySpanExporter()
@@ -214,7 +227,7 @@ def spans():
     tracing.install()
     yield provider.get_tracer("test"), exporter
     stop_observing(tracing._observe)
-    calls.where_traced = None
+    name_spans(None)
 
 
 def test_a_duplicates_span_links_to_its_originals(charge, spans):

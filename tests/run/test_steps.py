@@ -17,13 +17,13 @@ from celery_idempotent import (
     OutcomeUnknown,
     ResultNotKept,
     State,
+    observers,
 )
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.message import OWN
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.transitions import Resolve
-from celery_idempotent.delivery import delivery as calls
 from celery_idempotent.delivery.results import Codec
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 from celery_idempotent.ops import records, settle
@@ -530,7 +530,7 @@ def test_a_record_that_says_where_it_was_traced_is_resolved_as_failed(
 ):
     """The message that undoes its steps has its key and label, and nothing of the trace."""
     # Given
-    monkeypatch.setattr(calls, "where_traced", lambda: f"{1:032x}-{2:016x}")
+    monkeypatch.setattr(observers, "current_span", lambda: f"{1:032x}-{2:016x}")
     how = {"idempotency_on_interrupted": "unknown", "idempotency_key": ("number",)}
     order = saga(app, ledger, failures=0, **how)
     body, order.run = order.run, lambda *args: (body(*args), cut())
