@@ -19,7 +19,7 @@ _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Binder:
-    """What :meth:`inspect.Signature.bind` with defaults gives, compiled once for a signature.
+    """Does what :meth:`inspect.Signature.bind` with defaults does, compiled once for a signature.
 
     ``names`` are the parameters in order; a bound call is a tuple of their values, the ``*args``
     parameter's a tuple and the ``**kwargs`` parameter's a dict.
@@ -43,7 +43,7 @@ class Binder:
         self._enough = required[-1] + 1 if required else 0
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The values of all parameters; TypeError, with inspect's words, if the call is wrong."""
+        """Return the values of all parameters; raise inspect's TypeError if they don't fit."""
         count = len(args)
         if not self._plain or count > self._by_position:
             return self._bind_slowly(args, kwargs)
@@ -72,7 +72,7 @@ class Binder:
         return tuple([bound.arguments[name] for name in self.names])
 
     def as_call(self, values: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """The positional and keyword arguments that call the task with ``values``."""
+        """Return the positional and keyword arguments that call the task with ``values``."""
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         for parameter, value in zip(self._parameters, values, strict=True):
@@ -87,7 +87,7 @@ class Binder:
         return args, kwargs
 
     def as_keywords(self, values: Sequence[Any]) -> dict[str, Any]:
-        """All of ``values`` by name, those of the ``**kwargs`` parameter under their own."""
+        """Return all of ``values`` by name; those of ``**kwargs`` have their own names."""
         keywords: dict[str, Any] = {}
         for parameter, value in zip(self._parameters, values, strict=True):
             if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -97,7 +97,7 @@ class Binder:
         return keywords
 
     def sample(self) -> tuple[Any, ...]:
-        """Values of a call without extra arguments, to try what a callable accepts."""
+        """Return the values of a call without extra arguments, to test what a callable accepts."""
         return tuple(
             ()
             if parameter.kind is inspect.Parameter.VAR_POSITIONAL

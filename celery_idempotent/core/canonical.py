@@ -1,12 +1,12 @@
-"""Gives each value that can be a task's argument one text, the same before and after a serializer.
+"""Writes each value that can be a task's argument as one text, equal before and after a serializer.
 
 Two values have the same text if they are of one type and equal (``Decimal("1.0")`` and
 ``Decimal("1.00")``, one instant in two time zones), or if a serializer turns one into the other (a
 tuple and a list, a key ``1`` and a key ``"1"``, a member of an Enum and its value). All others
 differ, ``1``, ``1.0``, ``True``, ``"1"`` and None among them.
 
-The text is frozen: it is hashed into keys, and a change would give calls in flight another key.
-``tests/vectors/keys.json`` holds it in place.
+The text never changes: it is hashed into keys, and a change would give another key to calls in
+flight. ``tests/vectors/keys.json`` pins it.
 """
 
 import datetime as dt
@@ -24,12 +24,12 @@ from celery_idempotent.errors import KeyDerivationError
 
 __all__ = ["MAX_DEPTH", "NoForm", "canonical", "quoted", "text_of", "texts_of", "visible"]
 
-#: Deeper values are refused, and so is one that contains itself.
+#: Values nested deeper are refused, and so is a value that contains itself.
 MAX_DEPTH = 100
 
-# The ranges are spelt out, not asked of unicodedata: what counts as printable there differs from
-# one Python to the next, and two workers would derive two keys. Bidirectional and zero-width
-# characters are among them, so that a label can't mislead the operator who reads it.
+# The ranges are listed here and not taken from unicodedata: that differs between Python versions,
+# so that two workers would derive two keys. They include bidirectional and zero-width characters,
+# so that a label can't mislead an operator.
 _UNREADABLE = (
     "\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\uffff\ud800-\udfff"
 )
@@ -51,10 +51,11 @@ class NoForm(Exception):
 
 
 def canonical(value: object) -> str:
-    """The canonical text of ``value``.
+    """Return the canonical text of ``value``.
 
-    Raises :class:`KeyDerivationError` for what has none: NaN, a set whose elements don't sort, an
-    object that is neither data nor a model, a value nested deeper than ``MAX_DEPTH`` levels.
+    Raises :class:`KeyDerivationError` for a value without one: NaN, a set whose elements don't
+    sort, an object that is neither data nor a model, a value nested deeper than ``MAX_DEPTH``
+    levels.
     """
     try:
         return text_of(value)
@@ -64,7 +65,7 @@ def canonical(value: object) -> str:
 
 
 def text_of(value: Any, depth: int = 0) -> str:
-    """As :func:`canonical`, but raises :class:`NoForm`, for callers that know the argument."""
+    """Do as :func:`canonical`, but raise :class:`NoForm`, for callers that name the argument."""
     write = _SCALARS.get(type(value))
     if write is not None:
         return write(value)
@@ -77,7 +78,7 @@ def text_of(value: Any, depth: int = 0) -> str:
 
 
 def texts_of(values: Iterable[Any]) -> list[str]:
-    """As :func:`text_of`, of each value."""
+    """Return :func:`text_of` of each value."""
     texts = []
     for value in values:
         write = _SCALARS.get(type(value))
@@ -86,17 +87,17 @@ def texts_of(values: Iterable[Any]) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """``text`` between single quotes, unreadable characters escaped."""
+    """Return ``text`` in single quotes, with unreadable characters escaped."""
     if text.isascii() and text.isprintable() and "'" not in text and "\\" not in text:
         return f"'{text}'"
     if _SURROGATE.search(text):
-        # JSON joins two halves of a pair to one character, so they are one here as well.
+        # JSON joins the two halves of a surrogate pair to one character, so it is done here, too.
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
     return "'" + _TO_ESCAPE.sub(_escape, str(text)) + "'"
 
 
 def visible(text: str) -> str:
-    """``text`` as it may be shown on a terminal: what can't be seen is escaped."""
+    """Return ``text`` with invisible characters escaped, so that a terminal may show it."""
     return _TO_HIDE.sub(_escape, text)
 
 
@@ -109,7 +110,7 @@ def _escape(match: "re.Match[str]") -> str:
 
 
 def _str(value: str) -> str:
-    # A subclass may have a __str__ of its own; its characters are what every serializer takes.
+    # A subclass may have its own __str__; every serializer takes the characters.
     return quoted(str.__str__(value))
 
 
@@ -220,7 +221,7 @@ def _dict(value: dict[Any, Any], depth: int) -> str:
 
 
 def _dict_key(key: Any, depth: int) -> str:
-    """JSON knows only text keys, and this is what it makes of others."""
+    """Return the text of a dict's key, as JSON writes it: JSON has only text keys."""
     if isinstance(key, str):
         return _str(key)
     if key is None or isinstance(key, bool):
@@ -264,7 +265,7 @@ _CONTAINERS: dict[type, Callable[[Any, int], str]] = {
 
 # -- everything else -------------------------------------------------------------------------------
 
-# In this order: datetime is a date, and an Enum that is a str as well travels as that str.
+# The order matters: a datetime is a date, too, and an Enum that is a str is sent as that str.
 _BASES: tuple[tuple[type, Callable[[Any], str]], ...] = (
     (str, _str),
     (int, _int),
@@ -315,9 +316,10 @@ def _model(value: Any, depth: int) -> str:
 
 
 def _settled(plain: Any, dumped: Any, depth: int) -> Any:
-    """A model's json form, but sets in order, which differs between processes, and no secrets.
+    """Return a model's json form with its sets sorted; refuse secrets.
 
-    Secrets are masked in that form, all alike: two calls with two secrets would be one call.
+    The order of a set differs between processes. Secrets are masked in that form, all alike: two
+    calls with different secrets would be one call.
     """
     if depth >= MAX_DEPTH:
         raise NoForm(f"it is nested deeper than {MAX_DEPTH} levels")

@@ -1,4 +1,4 @@
-"""Outcomes as bytes: what kind it is, how it is encoded, and the payload itself.
+"""Outcomes as bytes: their kind, their encoding, and the payload.
 
 The payload is what the result backend would store; this module only packs it. Layout::
 
@@ -34,18 +34,18 @@ _CODES: Final = {pair: code for code, pair in _COMMON.items()}
 
 
 class Kind(enum.IntEnum):
-    """What an outcome is."""
+    """The kind of an outcome."""
 
     #: A result, as the result backend encodes results.
     RESULT = 1
     #: A failure, as the result backend encodes exceptions.
     FAILURE = 2
-    #: The call succeeded; its result was too large, or no serializer took it.
+    #: The call succeeded; its result was too large, or could not be serialized.
     NOT_KEPT = 3
 
 
 class Outcome(NamedTuple):
-    """How a run ended, in the encoding of the result backend of that time."""
+    """The result or failure of a run, encoded as the result backend did when it ended."""
 
     kind: Kind
     content_type: str = ""
@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     payload: bytes = b""
 
     def pack(self) -> bytes:
-        """Give the stored form."""
+        """Return the stored form."""
         if self.kind is Kind.NOT_KEPT:
             return bytes((Kind.NOT_KEPT, 1))
         pair = (self.content_type, self.content_encoding)
@@ -107,5 +107,5 @@ class Outcome(NamedTuple):
         return cls(kind, pair[0], pair[1], payload)
 
 
-#: What stands for a result that was too large, or that no serializer took.
+#: The outcome of a run whose result was too large, or could not be serialized.
 NOT_KEPT: Final = Outcome(Kind.NOT_KEPT).pack()

@@ -15,8 +15,8 @@ __all__ = ["KeyFunction"]
 class KeyFunction:
     """A callable of the task's arguments, defaults applied, that returns a text or None.
 
-    It gets them by name if its parameters are named like the task's, else by position, as the task
-    itself would; the task comes first if its first parameter is called ``self``.
+    It is called by name if its parameters are named like the task's, else by position. It gets the
+    task first if its first parameter is called ``self``.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class KeyFunction:
         try:
             signature = inspect.signature(function)
         except (TypeError, ValueError):
-            return  # a builtin that doesn't say what it takes
+            return  # a builtin without a signature
         parameters = list(signature.parameters.values())
         self._wants_task = bool(parameters) and parameters[0].name == "self"
         if self._wants_task:
@@ -51,7 +51,7 @@ class KeyFunction:
             )
 
     def text(self, values: Sequence[Any], task: object = None) -> str | None:
-        """What the function returns for a call; NoKey if that can't be a key."""
+        """Return the function's text for a call; raise NoKey if that can't be a key."""
         args: list[Any] = []
         if self._by_name:
             kwargs = self._binder.as_keywords(values)

@@ -1,4 +1,4 @@
-"""Derives from a call which other calls are the same: namespace, key and fingerprint."""
+"""Derives the identity of a call: its namespace, key and fingerprint."""
 
 import inspect
 import re
@@ -33,12 +33,12 @@ __all__ = [
     "record_key",
 ]
 
-#: What a user calls a key is readable in Redis up to this length.
+#: Keys up to this length stay readable in Redis.
 MAX_READABLE = 100
 MAX_LABEL = 200
 MAX_EXPLICIT = 1024
 
-_MARK = "~"  # opens a digest; a text of the user's that opens with it is digested itself
+_MARK = "~"  # begins a digest; a user's text that begins with it is digested, too
 _DIGEST = re.compile(r"~[0-9a-f]{32}\Z")
 _READABLE = re.compile(rf"(?!{_MARK})[!#-\[\]-z|~]{{1,{MAX_READABLE}}}\Z")
 
@@ -61,11 +61,11 @@ MESSAGE_ID = MessageId()
 
 
 class CallKey(NamedTuple):
-    """What makes a call the same as another."""
+    """The identity of a call: calls with the same namespace and key are duplicates."""
 
     #: Keys in different namespaces are different.
     namespace: str
-    #: The identity inside the namespace: readable, or a digest that opens with ``~``.
+    #: The identity inside the namespace: readable, or a digest that begins with ``~``.
     key: str
     #: Where ``key`` is a digest of something the user chose: its readable form, at most 200
     #: characters. Empty otherwise.
@@ -77,7 +77,7 @@ class CallKey(NamedTuple):
 
     @property
     def readable(self) -> str:
-        """What operators read: the label of a digest, else the key itself."""
+        """The key as operators see it: the label of a digest, else the key itself."""
         return self.label or self.key
 
 
@@ -87,10 +87,10 @@ def identity_of(call_key: CallKey) -> str:
 
 
 def record_key(prefix: str, call_key: CallKey) -> str:
-    """The name of the record, ``<prefix>:{<namespace>:<key>}``; the braces are its hash tag.
+    """Return the name of the record, ``<prefix>:{<namespace>:<key>}``; the braces are its hash tag.
 
-    The namespace holds no colon, so no two pairs meet. A key that came from elsewhere and can't
-    stand there is digested, as :meth:`KeyScheme.derive` would have done.
+    The namespace has no colon, so that no two pairs get the same name. A key from another producer
+    that has other characters is digested, as :meth:`KeyScheme.derive` would have done.
     """
     key = call_key.key
     if not _READABLE.match(key) and not _DIGEST.match(key):
@@ -131,7 +131,7 @@ def _label(text: str) -> str:
 
 
 class KeyScheme:
-    """How a task's calls get their keys: its key options, checked and compiled once.
+    """Derives the keys of a task's calls; its key options are checked and compiled once.
 
     Raises :class:`ConfigurationError` for an option that can't work.
     """
@@ -164,11 +164,11 @@ class KeyScheme:
         explicit: str | None = None,
         task: object = None,
     ) -> CallKey | None:
-        """The key of a call, or None if it is not to be deduplicated.
+        """Return the key of a call, or None if it is not to be deduplicated.
 
-        ``explicit`` is a key that came with the call and outranks the task's own; ``task_id`` is
-        needed with ``MESSAGE_ID``; ``task`` is passed to a callable whose first parameter is
-        ``self``. Raises TypeError if the arguments don't fit the task, and
+        ``explicit`` is a key that came with the call and takes precedence over the task's own;
+        ``task_id`` is needed with ``MESSAGE_ID``; ``task`` is passed to a callable whose first
+        parameter is ``self``. Raises TypeError if the arguments don't fit the task, and
         :class:`KeyDerivationError`, which names the argument, if they have no key.
         """
         values = self._binder.bind(args, kwargs)
@@ -180,7 +180,7 @@ class KeyScheme:
     def tell_apart(
         self, args: Sequence[Any], kwargs: Mapping[str, Any], *, task: object = None
     ) -> str | None:
-        """A text that is the same for calls with the same arguments in the same namespace.
+        """Return a text that is equal for calls with the same arguments in the same namespace.
 
         ``None``: an argument has no canonical form. Raises TypeError if the arguments don't fit.
         """
@@ -193,11 +193,11 @@ class KeyScheme:
             try:
                 namespace = self._namespace_of(namespace, values, task)
             except NoKey:
-                return None  # it is said where the key is derived
+                return None  # deriving the key raises the error
         return f"{namespace}|{_hash(self._joined(texts), _OF_ARGUMENTS).hexdigest()}"
 
     def named(self, explicit: str) -> CallKey:
-        """The key of a call that was sent with an explicit key, where only that key is known.
+        """Return the key of a call of which only its explicit key is known.
 
         Raises :class:`KeyDerivationError` if the namespace depends on the arguments.
         """
@@ -212,7 +212,7 @@ class KeyScheme:
         return CallKey(self._namespace, key, label, b"", False)
 
     def identity(self, chosen: str) -> tuple[str, str]:
-        """The identity that a text of the user's gets, and its label."""
+        """Return the identity for a text that the user chose, and its label."""
         if self._redact:
             return _digested(chosen), ""
         if _READABLE.match(chosen):
@@ -223,7 +223,7 @@ class KeyScheme:
         self, values: Sequence[Any], task_id: str | None, explicit: str | None, task: object
     ) -> CallKey | None:
         chosen: str | None  # what the user chose as identity, None: all arguments
-        # Of all arguments, for the fingerprint, and those of the key are among them.
+        # The texts of all arguments, for the fingerprint; the key uses some of them.
         texts = self._texts(values) if self._covered is None else None
         source = self._source
         if explicit is not None:
@@ -269,14 +269,14 @@ class KeyScheme:
 
     @staticmethod
     def _texts(values: Sequence[Any]) -> list[str] | None:
-        """The canonical texts of all arguments; None where one of them has none."""
+        """Return the canonical texts of all arguments; None if one of them has none."""
         try:
             return texts_of(values)
         except NoForm:
             return None
 
     def _no_form(self, values: Sequence[Any]) -> NoKey:
-        """What to raise for the first argument without a canonical text."""
+        """Return the error for the first argument without a canonical text."""
         for name, value in zip(self._binder.names, values, strict=True):
             try:
                 text_of(value)
@@ -301,7 +301,7 @@ class KeyScheme:
         text = source.text(values, task)
         if text is None:
             raise NoKey("idempotency_namespace returned None, and a namespace can't be left out")
-        # Under redact nothing that came from the arguments is to be read in Redis.
+        # With redact nothing that came from the arguments may be readable in Redis.
         return _digested(text) if self._redact else _settled_namespace(text)
 
     # -- compiling -----------------------------------------------------------------------------
@@ -380,5 +380,5 @@ def _checked_explicit(explicit: object) -> str:
 
 
 def _settled_namespace(text: str) -> str:
-    """A namespace as it travels in a message: not without bounds, and no forged digest."""
+    """Return a namespace for a message: of limited length, and never a forged digest."""
     return _digested(text) if text.startswith(_MARK) or len(text) > MAX_LABEL else text

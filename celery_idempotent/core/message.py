@@ -1,11 +1,11 @@
-"""What travels in a message's headers: the key that its producer derived, and how it has waited.
+"""The headers of a message: the key that its producer derived, and the state of its waiting.
 
-Two headers. ``idempotency-key`` is anybody's: an explicit key, as text, from a producer in any
-language. ``celery-idempotency`` is ours: a table that is tied to its message's task id, so that
-headers which are copied from one message to another task's message give nothing away.
+There are two. ``idempotency-key`` is an explicit key, as text, from a producer in any language.
+``celery-idempotency`` is written by this library alone: a table that names its message's task id,
+so that it has no effect where headers are copied to the message of another call.
 
-Instrumentation moves headers: where a message has a table ``headers`` among its headers, Celery
-shows a task only that one. So both headers are looked for at the top and inside of it.
+Instrumentation moves headers: if a message has a table ``headers`` among its headers, Celery shows
+a task only that table. So both headers are looked for at the top and inside of that table.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _MAX_ID: Final = 1024
 _MAX_COUNT: Final = 2**32 - 1
 #: A publication: 16 characters of ours, or the id of an outbox's row.
 _MAX_PUBLICATION: Final = 64
-#: What a slip has room for.
+#: The largest number that a slip has room for.
 MAX_DEATHS: Final = 2**16 - 1
 #: A digest as hexadecimal text.
 _MAX_FINGERPRINT: Final = 64
@@ -59,43 +59,45 @@ _MAX_FINGERPRINT: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class WaitState:
-    """What a message takes along from delivery to delivery: which it is, and how it has waited."""
+    """What a message carries from delivery to delivery: its identity, and how it has waited."""
 
     #: How often it was put back.
     count: int = 0
-    #: When it first found its key busy, in milliseconds on the store's clock; 0: it hasn't.
+    #: When it first found its key busy, in milliseconds on the store's clock; 0: never.
     since_ms: int = 0
     #: The task id and nesting of the run that it found last.
     awaited: tuple[str, int] | None = None
     #: Whether it is a copy of a message whose run was still alive.
     redelivery: bool = False
-    #: The worker that it is for, where it could only be sent to all of them.
+    #: The worker that it is meant for, where it could only be sent to all of them.
     to: str | None = None
-    #: Whether it was made to go on with a compensation, and for nothing else.
+    #: Whether it was made only to continue a compensation.
     compensates_only: bool = False
-    #: Which ``apply_async`` published it: put-backs and retries keep that. Empty: not known.
+    #: Identifies the ``apply_async`` that published it; put-backs and retries keep it. Empty: not
+    #: known.
     publication: str = ""
     #: How often it was dead-lettered before it was last put back.
     deaths: int = 0
     #: The digest of its callbacks, once it was worked out.
     callbacks: bytes = b""
-    #: The store was away from one of its deliveries: until when the runs that live have to renew
-    #: first, in milliseconds on the store's clock (``NEVER_MS``: it has not answered since).
+    #: Set after the store was away during one of its deliveries: until then no lease is taken over,
+    #: so that live runs can renew. In milliseconds on the store's clock; ``NEVER_MS``: the store
+    #: has not answered since.
     patient_until_ms: int = 0
 
     def again(self, **changes: Any) -> WaitState:
-        """Count one more."""
+        """Return the state after it was put back once more."""
         return replace(self, count=self.count + 1, **changes)
 
     def retried(self) -> WaitState:
-        """Return what the next attempt takes along: it has not waited."""
+        """Return the state for its next attempt, which has not waited."""
         return WaitState(publication=self.publication, callbacks=self.callbacks, deaths=self.deaths)
 
 
 def own_header(
     task_id: str, call_key: CallKey | None, waits: WaitState | None = None
 ) -> dict[str, Any]:
-    """Make our header. ``call_key`` ``None``: the call is not deduplicated."""
+    """Make our header. With ``call_key=None`` the call is not deduplicated."""
     header: dict[str, Any] = {"id": task_id, "key": None}
     if call_key is not None:
         header["ns"], header["key"], label, fingerprint, header["checked"] = call_key
@@ -123,16 +125,16 @@ def own_header(
     return header
 
 
-#: Headers that Celery writes into each message, and its request has no attribute for.
+#: Headers that Celery writes into each message without an attribute of its request.
 _CELERYS: Final = frozenset(("argsrepr", "compression", "kwargsrepr", "lang", "meth", "task"))
-#: What RabbitMQ's dead-letter queues add; published again it would look like a cycle.
+#: Added by RabbitMQ's dead-letter queues; a message that is published with them looks like a cycle.
 _DEATHS: Final = ("x-death", "x-first-death", "x-last-death")
 
 
 def sent_with(request: Any) -> dict[str, Any]:
-    """Collect what others have sent along with a message: its headers that are not Celery's.
+    """Collect the headers that are not Celery's, which others sent with a message.
 
-    Celery gives a task, and what it publishes again, only the nested ones where there are some.
+    Where there are nested headers, Celery passes only those to a task and to what it publishes.
     """
     known = type(request)
     hidden = {
@@ -149,14 +151,14 @@ def without_deaths(headers: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def own_of(headers: Mapping[str, Any] | None, task_id: str | None) -> Mapping[str, Any] | None:
-    """Find the header of ours that belongs to this task id, at the top or nested, as it is.
+    """Find our header of this task id, at the top or nested, and return it as it is.
 
     Raises:
-        KeyDerivationError: it is no table.
+        KeyDerivationError: the header is not a table.
     """
     header = headers.get(OWN) if headers else None
     if type(header) is dict and header.get("id") == task_id:
-        return header  # as nearly always
+        return header  # nearly always
     for level in _levels(headers):
         header = level.get(OWN)
         if header is None:
@@ -179,13 +181,13 @@ def _levels(headers: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 def read_own(
     headers: Mapping[str, Any] | None, task_id: str | None
 ) -> tuple[CallKey | None, WaitState] | None:
-    """Read our header; ``None`` where there is none, or it came from another message.
+    """Read our header; ``None`` if there is none, or if it came from another message.
 
     Args:
         headers: a message's headers, or ``vars(request)``, which has all of them.
 
     Raises:
-        KeyDerivationError: it is malformed.
+        KeyDerivationError: the header is malformed.
     """
     header = own_of(headers, task_id)
     if header is None:
@@ -278,15 +280,15 @@ def _malformed() -> KeyDerivationError:
 
 
 def explicit_key(headers: Mapping[str, Any] | None) -> str | None:
-    """Find the explicit key in a message's headers; ``None`` where there is none.
+    """Find the explicit key in a message's headers; ``None`` if there is none.
 
-    Names are read without regard to case, and ``_`` is equal to ``-``.
+    The case of names does not matter, and ``_`` is equal to ``-``.
 
     Args:
         headers: a message's headers, or ``vars(request)``, which has all of them.
 
     Raises:
-        KeyDerivationError: it is not text, or there are two.
+        KeyDerivationError: the key is not text, or there are two of them.
     """
     for level in _levels(headers):
         found = {
@@ -305,7 +307,7 @@ def explicit_key(headers: Mapping[str, Any] | None) -> str | None:
 
 
 def without_explicit(headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Copy headers, and leave out an explicit key, however its name is written."""
+    """Copy headers without an explicit key, however its name is written."""
     return {name: value for name, value in (headers or {}).items() if not _is_explicit(name)}
 
 
@@ -314,7 +316,7 @@ def _is_explicit(name: str) -> bool:
 
 
 def ours_in(headers: Mapping[str, Any]) -> dict[str, Any]:
-    """Pick our two headers, as they are: for a message that is published again.
+    """Return our two headers as they are, for a message that is published again.
 
     Args:
         headers: a message's headers, or ``vars(request)``, which has all of them.
@@ -332,7 +334,7 @@ def _as_text(name: str, value: object) -> str:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError as exc:
-            # With another character in place of what can't be read, two keys would become one.
+            # Replacing the bytes that can't be read could make one key of two.
             raise KeyDerivationError(
                 f"the message's {name!r} header is bytes that are not UTF-8: its producer has to "
                 "send the key as text"

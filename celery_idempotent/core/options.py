@@ -32,9 +32,9 @@ __all__ = [
 
 PREFIX = "idempotency_"
 
-#: No duration is shorter: below it a lease would end while a healthy worker renews it.
+#: The shortest duration: a shorter lease would end while a healthy worker renews it.
 SHORTEST = 0.1
-#: No duration is longer: ten years, well inside of what Redis takes as an expiry.
+#: The longest duration: ten years, which is well below the limit of an expiry in Redis.
 LONGEST = 10 * 365 * 86400.0
 
 #: How an option is written, where that is more than the field of it that is kept.
@@ -48,11 +48,11 @@ Check = Callable[[Any], Any]
 
 
 class Answer(enum.Enum):
-    """What ``idempotency_reconcile`` may answer, besides the result of what happened."""
+    """What ``idempotency_reconcile`` may answer instead of a result."""
 
     #: The effect did not happen: run the task again.
     RERUN = "rerun"
-    #: It can't tell: a person has to.
+    #: It is not known whether the effect happened: an operator has to decide.
     UNKNOWN = "unknown"
 
 
@@ -62,7 +62,7 @@ T = TypeVar("T", bound="_FromLookup")
 
 
 class _Wrong(Exception):
-    """A value is not what an option may be; says what it may be."""
+    """A value that an option can't have; the message says what it may be."""
 
 
 # -- checks: each returns the value to keep --------------------------------------------------------
@@ -174,10 +174,10 @@ class _FromLookup:
 
     @classmethod
     def from_lookup(cls: type[T], lookup: Callable[[str], object | None], where: str) -> T:
-        """Ask ``lookup`` for each option by its full name; None means that it is not set.
+        """Read each option from ``lookup`` by its full name; None means that it is not set.
 
-        Raises :class:`ConfigurationError`, which names ``where`` (the task, or the app), the
-        option, its value and what it may be.
+        Raises :class:`ConfigurationError` for a wrong value; the error names ``where`` (the task,
+        or the app), the option, its value and what it may be.
         """
         values: dict[str, Any] = {}
         for item in dataclasses.fields(cls):
@@ -314,7 +314,7 @@ class Options(_FromLookup):
 
 @dataclass(frozen=True)
 class Settings(_FromLookup):
-    """What can be set on the app only."""
+    """The options that can be set on the app only."""
 
     #: Where the records are kept: ``redis://``, ``rediss://``, ``redis+socket://`` or
     #: ``sentinel://``, as Celery writes them; ``redis+cluster://host:port,host:port``;
@@ -373,21 +373,21 @@ class Settings(_FromLookup):
 
 @cache
 def option_names() -> frozenset[str]:
-    """The full names of what a task can set."""
+    """Return the full names of the options of a task."""
     return frozenset(PREFIX + item.name for item in dataclasses.fields(Options))
 
 
 @cache
 def setting_names() -> frozenset[str]:
-    """The full names of what the app can set: every task option, and the app's own."""
+    """Return the full names of the app's settings: every task option, and the app's own."""
     return option_names() | {PREFIX + item.name for item in dataclasses.fields(Settings)}
 
 
 def check_unknown(names: Iterable[str], where: str, allow: Collection[str] = ()) -> None:
-    """Raise :class:`ConfigurationError` for a name that is meant as a task option, and is none.
+    """Raise :class:`ConfigurationError` for a name that looks like a task option and is none.
 
-    A misspelt option would be ignored in silence. ``allow`` holds names which are something else,
-    such as methods.
+    A misspelt option would be ignored silently. ``allow`` has names that are something else, such
+    as methods.
     """
     options = option_names()
     for name in sorted(names):
@@ -401,9 +401,9 @@ def check_unknown(names: Iterable[str], where: str, allow: Collection[str] = ())
 
 
 def check_settings(names: Iterable[str], where: str, namespace: str = "") -> None:
-    """Raise :class:`ConfigurationError` for a name that is meant as a setting of the app.
+    """Raise :class:`ConfigurationError` for a name that looks like a setting and is none.
 
-    ``namespace`` is what settings begin with where they are written in capitals, as in Django.
+    ``namespace`` is the prefix of settings that are written in capitals, as in Django.
     """
     settings = setting_names()
     for written in sorted(names):
@@ -423,12 +423,12 @@ def check_settings(names: Iterable[str], where: str, namespace: str = "") -> Non
 
 
 def check_call(names: Iterable[str], where: str, *, key: bool = True) -> None:
-    """Raise :class:`ConfigurationError` for what is meant as an option of a call, and is none.
+    """Raise :class:`ConfigurationError` for a name that looks like an option of a call and is none.
 
-    Celery would send it along as a property of the message, which nobody reads.
+    Celery would send it as a property of the message, which nobody reads.
 
     Args:
-        key: whether ``idempotency_key`` is one; ``False`` for a retry, whose key stays.
+        key: whether ``idempotency_key`` is allowed; ``False`` for a retry, which keeps its key.
     """
     options = option_names()
     for name in names:
@@ -447,7 +447,7 @@ def check_call(names: Iterable[str], where: str, *, key: bool = True) -> None:
 
 
 def check_plain(names: Iterable[str], where: str) -> None:
-    """Raise :class:`ConfigurationError` for an option of ours on a task that is not ours."""
+    """Raise :class:`ConfigurationError` for an option of this library on another kind of task."""
     options = option_names()
     for name in sorted(names):
         if name in options or _is_near(name, options):
@@ -457,9 +457,9 @@ def check_plain(names: Iterable[str], where: str) -> None:
             )
 
 
-#: What all names begin with that could be meant as ours.
+#: The beginnings of names that could be meant as ours.
 _LOOKS = ("idem", "indem")
-#: How near a name is to another one that it is taken for: ``idempotent_key`` to ours is 0.90.
+#: How similar a name must be to count as misspelt: ``idempotent_key`` has 0.90.
 _NEAR = 0.88
 
 

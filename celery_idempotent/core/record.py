@@ -8,10 +8,10 @@ script and Python read and write the same bytes::
 
 The nonce's field holds the nonce of the claim, in 8 bytes (zeros: there is none), and behind it, 16
 bytes each, the nonces of claims that were given up, with the instant from which they are refused
-anyway. ``outcome`` is opaque to the stores.
+in any case. ``outcome`` is opaque to the stores.
 
-Version, token and owner stand at these places in every version to come. So a run whose key was
-taken over by a newer release can read that it lost, though it can't read the record.
+Version, token and owner stay at these places in every later version. So a run whose key was taken
+over by a newer release can see that it lost, although it can't read the record.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _MOST_GIVEN_UP: Final = 15
 
 
 def still_given_up(given_up: bytes, now_ms: int) -> bytes:
-    """Give those of some given-up claims that a store would still look at."""
+    """Return those given-up claims that are not over yet, packed as before."""
     entries = [given_up[at : at + _GIVEN_UP] for at in range(0, len(given_up), _GIVEN_UP)]
     return b"".join(entry for entry in entries if _INSTANT.unpack(entry[8:])[0] > now_ms)
 
 
 class State(enum.IntEnum):
-    """Where a key stands. The names in lower case are what commands and pages show."""
+    """The state of a key. Commands and pages show these names in lower case."""
 
     #: A run holds the key, or held it until its lease ended.
     RUNNING = 1
@@ -69,7 +69,7 @@ class State(enum.IntEnum):
     SUCCEEDED = 4
     #: The run's failure is the key's outcome (``idempotency_store_failures``).
     FAILED = 5
-    #: A run was cut off, or could not be undone, and nobody knows what it did.
+    #: A run was cut off, or could not be undone; what it did is not known.
     UNKNOWN = 6
     #: The body failed for good; the compensations of its finished steps are being run.
     COMPENSATING = 7
@@ -82,19 +82,19 @@ _STATES: Final = {int(state): state for state in State}
 
 
 class Owner(NamedTuple):
-    """Whose claim it is: a task id, and how often that message's task was replaced."""
+    """The call that a claim belongs to: its task id, and how often its task was replaced."""
 
     task_id: str
     nesting: int = 0
 
     def pack(self) -> bytes:
-        """Give the bytes that stores compare: equal owners, equal bytes."""
+        """Return the bytes that stores compare: equal owners have equal bytes."""
         nesting = b"" if not self.nesting else self.nesting.to_bytes(4, "big")
         if _UUID_TEXT(self.task_id):
             return b"U" + bytes.fromhex(self.task_id.replace("-", "")) + nesting
         text = self.task_id.encode("utf-8", "surrogatepass")
         if len(text) > _MAX_FIELD - 6:
-            # A task id of that length is nobody's: it is bounded, and stays distinct by its digest.
+            # No task id has that length. It is cut to a limit; the digest keeps it unique.
             text = text[:200] + hashlib.blake2b(text, digest_size=16).digest()
         return bytes((_TEXT_OWNER, len(text))) + text + nesting
 
@@ -104,7 +104,7 @@ class Owner(NamedTuple):
         return _owner(packed)
 
 
-@lru_cache(maxsize=64)  # one delivery asks several times whose record it has read
+@lru_cache(maxsize=64)  # one delivery reads the owner of its record several times
 def _owner(packed: bytes) -> Owner | None:
     if not packed:
         return None
@@ -121,19 +121,19 @@ def _owner(packed: bytes) -> Owner | None:
 
 
 class Label(NamedTuple):
-    """What people call a record: lines of text, of which those at the end may be missing."""
+    """The readable name of a record: lines of text; empty ones at the end are left out."""
 
-    #: The task's name; empty where it is the key's namespace.
+    #: The task's name; empty where the key's namespace is that name.
     task: str = ""
-    #: The key as people read it; empty where it is the key.
+    #: The readable key; empty where the key itself is readable.
     readable: str = ""
-    #: Where its run is traced.
+    #: The trace context of its run.
     trace: str = ""
-    #: Whether its run's call may end without a result: nobody is to wait for that one.
+    #: Whether its run's call may end without a result, so that no other call waits for it.
     is_alone: bool = False
 
     def text(self) -> str:
-        """Give what is kept in a record."""
+        """Return the text that is kept in a record."""
         lines = (self.task, self.readable, self.trace, _ALONE if self.is_alone else "")
         return "\n".join(lines).rstrip("\n")
 
@@ -145,20 +145,20 @@ class Label(NamedTuple):
 
 
 class Process(NamedTuple):
-    """Which process runs it. The boot id keeps two containers with one host name and pid apart."""
+    """The process of a run. The boot id tells two containers with one host name and pid apart."""
 
     host: str
     pid: int
     boot: str
 
     def pack(self) -> bytes:
-        """Give the bytes that stores compare."""
+        """Return the bytes that stores compare."""
         tail = f"\0{self.pid}\0{self.boot}".encode()
         return self.host.encode("utf-8", "replace")[: _MAX_FIELD - len(tail)] + tail
 
     @classmethod
     def unpack(cls, packed: bytes) -> Process | None:
-        """Read what :meth:`pack` wrote; ``None`` where no process is kept any more."""
+        """Read what :meth:`pack` wrote; ``None`` where no process is recorded any more."""
         if not packed:
             return None
         try:
@@ -171,7 +171,7 @@ class Process(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is known of one key. Times are the store's, in milliseconds since 1970."""
+    """All that is known about one key. Times are the store's, in milliseconds since 1970."""
 
     state: State
     #: The fencing token: higher with every claim.
@@ -187,20 +187,20 @@ class Record(NamedTuple):
     owner: bytes = b""
     #: Packed :class:`Process`; empty once nothing is running.
     process: bytes = b""
-    #: Which call of ``claim`` made this claim; empty once it is settled. Released: of the claim
-    #: that was given up.
+    #: Identifies the call of ``claim`` that made this claim; empty once it is settled. Released:
+    #: the nonce of the claim that was given up.
     nonce: bytes = b""
     #: Digest of the arguments.
     fingerprint: bytes = b""
-    #: What operators read where the store's key is a digest, and the task's name where the
-    #: namespace is another: ``task\\nreadable key``; empty where the store's key says it all.
+    #: Packed :class:`Label`: the readable key where the store's key is a digest, and the task's
+    #: name where the namespace is another one. Empty where the store's key has both.
     label: str = ""
     #: The packed outcome (see :mod:`.codec`); empty where there is none.
     outcome: bytes = b""
     #: Whether finished steps are kept beside it.
     has_steps: bool = False
-    #: Claims that were given up and may still arrive: 8 bytes nonce, 8 bytes the instant (ms) from
-    #: which they are refused anyway.
+    #: Claims that were given up and may still arrive; for each the nonce (8 bytes) and the instant
+    #: (8 bytes, ms) from which it is refused in any case.
     given_up: bytes = b""
 
     @property
@@ -223,14 +223,14 @@ class Record(NamedTuple):
         return nonce in [given_up[at : at + 8] for at in range(0, len(given_up), _GIVEN_UP)]
 
     def remembering(self, nonce: bytes, until_ms: int, now_ms: int) -> Record:
-        """Give the record with one more claim that was given up, less those that are over."""
+        """Return the record with one more given-up claim, and without those that are over."""
         kept = still_given_up(self.given_up, now_ms)
         more = nonce.ljust(8, b"\0")[:8] + _INSTANT.pack(until_ms)
         return self._replace(given_up=(kept + more)[-_GIVEN_UP * _MOST_GIVEN_UP :])
 
     def pack(self) -> bytes:
-        """Give the stored form."""
-        # Many at once: each attribute would be looked up.
+        """Return the stored form."""
+        # By slices: looking up each attribute takes longer.
         state, token, until_ms, retries, interruptions = self[:5]
         owner, process, nonce, fingerprint, text = self[5:10]
         if self.given_up:
@@ -264,7 +264,7 @@ class Record(NamedTuple):
 
     @classmethod
     def unpack_head(cls, packed: bytes) -> Record:
-        """Read token and owner of a record of whatever version, and nothing else.
+        """Read only token and owner of a record, whatever its version is.
 
         Raises:
             RecordCorrupt: it is no record.
@@ -283,8 +283,8 @@ class Record(NamedTuple):
         """Read the stored form.
 
         Args:
-            token: that of the run which asks. Where a newer version of this library holds the key
-                by another token, token and owner are all that is read: the run lost.
+            token: the token of the run that asks. If a newer version of this library holds the
+                key with another token, the run has lost: then only token and owner are read.
 
         Raises:
             RecordTooNew: a newer version of this library wrote it.

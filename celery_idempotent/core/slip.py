@@ -1,6 +1,6 @@
-"""The slip of one owner: what is known of its answer, wherever its key has gone since.
+"""The slip of one owner: the answer that it got, also after its key went to another owner.
 
-A slip lives beside its record, at ``<key>:sent:<owner>``, for as long as copies of the owner's
+A slip is stored beside its record, at ``<key>:sent:<owner>``, for as long as copies of the owner's
 message may come. Layout, big-endian::
 
     version:1 flags:1 deaths:2 retries:4 token:8 sending_ms:8
@@ -44,9 +44,9 @@ class Slip(NamedTuple):
     retries: int = 0
     #: The token of the run that gave the answer; 0: it was not a run of this owner.
     token: int = 0
-    #: Until when somebody sends the callbacks, on the store's clock; 0: nobody does.
+    #: The end of the lease on the callbacks, on the store's clock; 0: nobody sends them.
     sending_ms: int = 0
-    #: Which ``apply_async`` published the message; empty: not known.
+    #: Identifies the ``apply_async`` that published the message; empty: not known.
     publication: bytes = b""
     #: Who sends the callbacks: the nonce of its claim, and its packed process.
     holder: bytes = b""
@@ -56,7 +56,7 @@ class Slip(NamedTuple):
     outcome: bytes = b""
 
     def pack(self) -> bytes:
-        """Give the stored form."""
+        """Return the stored form."""
         flags = _ANSWERED * self.answered + _SUCCEEDED * self.succeeded + _ALL_SENT * self.all_sent
         header = _HEADER.pack(
             _VERSION, flags, self.deaths, self.retries, self.token, self.sending_ms
@@ -74,7 +74,7 @@ class Slip(NamedTuple):
 
     @classmethod
     def unpack(cls, packed: bytes | None) -> Slip | None:
-        """Read the stored form. What cannot be read says that the callbacks went out."""
+        """Read the stored form. If it can't be read, the callbacks count as sent."""
         if not packed:
             return None
         try:
@@ -107,16 +107,17 @@ class Slip(NamedTuple):
         return self.all_sent or digest in self.digest_list()
 
     def digest_list(self) -> list[bytes]:
-        """Give the digests one by one."""
+        """Return the digests as a list."""
         packed = self.digests
         return [packed[at : at + DIGEST] for at in range(0, len(packed), DIGEST)]
 
     def is_older_than(self, message: Slip) -> bool:
-        """Whether ``message`` is another attempt than the one that was answered.
+        """Whether ``message`` is a later attempt than the one that was answered.
 
-        It is one that was published anew, or with more retries or dead-letterings where the body
-        gave no outcome: it may have published its retry itself. A leftover copy is none of these,
-        nor is a retry of a run that was cut off, once another run of the call had its outcome.
+        A message that was published anew is one. So is a message with more retries or
+        dead-letterings, if the answered run had no outcome: its body may have published the retry
+        itself. A leftover copy is not, and neither is a retry of a run that was cut off, once
+        another run of the call had an outcome.
         """
         return message.publication != self.publication or (
             not (self.outcome or self.succeeded)
@@ -124,7 +125,7 @@ class Slip(NamedTuple):
         )
 
     def merged(self, new: Slip) -> Slip:
-        """Give what is known once ``new`` is added; nobody sends the callbacks any more."""
+        """Return the slip with ``new`` added, and without a lease on the callbacks."""
         digests = [*self.digest_list()]
         digests += [digest for digest in new.digest_list() if digest not in digests]
         told = self
@@ -139,15 +140,15 @@ class Slip(NamedTuple):
         )
 
     def as_record(self, owner: bytes) -> Record:
-        """Give the answer as a finished record of this owner."""
+        """Return the answer as a finished record of this owner."""
         return Record(State.RELEASED, self.token, owner=owner, outcome=self.outcome)
 
 
-#: Of a message of which no slip is kept: nobody delivers a second copy of it.
+#: For a message that has no slip, because no second copy of it can be delivered.
 NO_SLIP: Final = Slip()
 
 
 def slip_key(key: str, owner: Owner) -> str:
-    """Give the key of an owner's slip: beside its record, by the hash tag."""
+    """Return the key of an owner's slip; by the hash tag it is on the same server as the record."""
     nesting = f":{owner.nesting}" if owner.nesting else ""
     return f"{key}:sent:{owner.task_id}{nesting}"

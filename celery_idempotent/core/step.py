@@ -19,7 +19,7 @@ _HEAD = struct.Struct(">BHI")
 
 
 class StepState(enum.IntEnum):
-    """What became of a step's effect."""
+    """The state of a step's effect."""
 
     #: It happened.
     DONE = 1
@@ -35,7 +35,7 @@ class Step:
     """A step that finished."""
 
     state: StepState
-    #: Which step of its run it was, from 0: compensations run in reverse.
+    #: Its position among the steps of its run, from 0; compensations run in reverse order.
     order: int
     #: The packed result (see :mod:`.codec`).
     outcome: bytes
@@ -49,13 +49,13 @@ class Step:
 
     @property
     def can_be_undone(self) -> bool:
-        """Whether what is stored is enough: an immutable compensation takes no result."""
+        """Whether its compensation can run: it has its result, or needs none (an immutable one)."""
         if self.state is not StepState.DONE or not self.compensation:
             return False
         return self.is_kept or bool(json.loads(self.compensation).get("immutable"))
 
     def pack(self) -> bytes:
-        """Give the stored form."""
+        """Return the stored form."""
         head = _HEAD.pack(self.state, min(self.order, 0xFFFF), len(self.compensation))
         return head + self.compensation + self.outcome
 

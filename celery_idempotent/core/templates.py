@@ -1,9 +1,9 @@
 """Renders chosen arguments as readable text from which each value, and its type, can be read back.
 
-A value stands bare where it can't be mistaken: ``order:42`` is the number, ``order:'42'`` the
-string, ``order:A-17`` a string again. What follows a field in its template must not be readable as
-part of the value, else the value is put between quotes or brackets: with ``{a}-{b}``, ``'x-y'-z``
-is not ``x-y-z``. So no two calls share a text, whatever their values contain.
+A value has no quotes where it can't be confused: ``order:42`` is the number, ``order:'42'`` the
+string, ``order:A-17`` a string again. If the text that follows a field could be read as part of the
+value, the value gets quotes or brackets: with ``{a}-{b}``, ``'x-y'-z`` is not ``x-y-z``. So no two
+calls share a text, whatever their values contain.
 """
 
 import re
@@ -31,32 +31,32 @@ _NUMBER = r"[-+]?(?:0[xX][0-9a-fA-F]+|(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE
 _WORD = r"(?i:null|none|true|false|[-+]?(?:inf|infinity|nan))"
 _BARE = re.compile(rf"(?!(?:{_NUMBER}|{_WORD})\Z)[A-Za-z0-9_.@+/-]+\Z")
 _EMPTY = frozenset({"null", "''", "bytes()"})
-_CLOSED = "'[{("  # a text that opens with one of these says itself where it ends
+_CLOSED = "'[{("  # a text that begins with one of these shows where it ends
 
 _ABSENT: Any = object()
 
-#: Makes the error for a reason; it knows the task and the option.
+#: Makes the error for a reason; it names the task and the option.
 Wrong = Callable[[str], ConfigurationError]
 
 
 class NoKey(Exception):
-    """No key can be derived, for a reason that names the argument but not yet the task."""
+    """No key can be derived; the reason names the argument, and not yet the task."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One value of a call: an argument, or what a dotted path finds inside of it."""
+    """One value of a call: an argument, or the value at a dotted path inside of it."""
 
     name: str
     position: int
     path: tuple[str, ...]
 
     def read(self, values: Sequence[Any]) -> Any:
-        """The value; NoKey if the path leads nowhere."""
+        """Return the value; raise NoKey if the path leads nowhere."""
         value = values[self.position]
         for step in self.path:
             try:
-                # get(), because reading what a defaultdict has not would put it there.
+                # get(), because reading an absent item of a defaultdict would add it.
                 found = (
                     value.get(step, _ABSENT)
                     if isinstance(value, Mapping)
@@ -74,7 +74,7 @@ class Field:
         return value
 
     def text(self, values: Sequence[Any]) -> str:
-        """Its canonical text."""
+        """Return its canonical text."""
         try:
             return text_of(self.read(values))
         except NoForm as exc:
@@ -82,18 +82,18 @@ class Field:
 
 
 def no_form(name: str, exc: NoForm) -> NoKey:
-    """What to raise for an argument without a canonical text."""
+    """Return the error for an argument without a canonical text."""
     place = f" at {exc.path}" if exc.path else ""
     return NoKey(f"argument {name!r} has no canonical form{place}: {exc.reason}")
 
 
 class Template:
-    """Literals and fields in turn; ``text`` gives a call's text."""
+    """Alternating literals and fields, which make the text of a call."""
 
     def __init__(self, literals: Sequence[str], fields: Sequence[Field]) -> None:
         self.fields = tuple(fields)
         self._last = literals[-1]
-        # With each field, the character which ends it: "" if none can, None if the text ends.
+        # The character that ends each field: "" if none can, None if the text ends there.
         ends: list[str | None] = [
             "" if not literal or literal[0] in _CLOSED else literal[0] for literal in literals[1:-1]
         ]
@@ -102,9 +102,9 @@ class Template:
     def text(
         self, values: Sequence[Any], task: object = None, texts: Sequence[str] | None = None
     ) -> str:
-        """The text of a call whose bound values are given; no part of it may be empty.
+        """Return the text of a call with these bound values; no part of it may be empty.
 
-        ``texts`` are their canonical texts, where they are known.
+        ``texts`` are their canonical texts, if they are known already.
         """
         parts: list[str] = []
         for literal, field, end in self._parts:
@@ -137,7 +137,7 @@ def _placed(text: str, end: str | None) -> str:
 
 
 def parse_names(names: Sequence[object], binder: Binder, wrong: Wrong) -> tuple[Field, ...]:
-    """The fields of a tuple of names; ``wrong`` makes the error."""
+    """Parse a tuple of names into fields; ``wrong`` makes the error."""
     fields: list[Field] = []
     for name in names:
         if not isinstance(name, str):
@@ -149,7 +149,7 @@ def parse_names(names: Sequence[object], binder: Binder, wrong: Wrong) -> tuple[
 
 
 def parse_template(text: str, binder: Binder, wrong: Wrong) -> tuple[list[str], list[Field]]:
-    """Literals and fields of a template, one literal more than there are fields."""
+    """Parse a template into literals and fields, with one literal more than fields."""
     literals = [""]
     fields: list[Field] = []
     try:
@@ -177,7 +177,7 @@ def parse_template(text: str, binder: Binder, wrong: Wrong) -> tuple[list[str], 
 
 
 def names_template(fields: Sequence[Field]) -> Template:
-    """A tuple of names renders as ``order_id=42,currency=EUR``."""
+    """Return the template for a tuple of names, which renders as ``order_id=42,currency=EUR``."""
     literals = [f"{',' if i else ''}{field.name}=" for i, field in enumerate(fields)]
     return Template([*literals, ""], fields)
 

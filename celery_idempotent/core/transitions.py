@@ -1,8 +1,8 @@
-"""What every event does to a record: ``(record, event, now) -> (verdict, write)``, pure.
+"""Decides what each event does to a record: ``(record, event, now) -> (verdict, write)``, pure.
 
 The order of the tests in :func:`claim` is the order of the contract's table. The memory and SQL
-stores call these functions; ``stores/redis/lua`` restates them for Redis, and the differential test
-holds the two together. ``now_us`` is always the store's clock, in microseconds since 1970.
+stores call these functions. ``stores/redis/lua`` has the same rules for Redis; the differential
+test compares the two. ``now_us`` is always the store's clock, in microseconds since 1970.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def claim(
         answer = slip
         is_copy = answer is not None and not (ask.is_new or answer.is_older_than(ask.message))
     if slip is not None and ask.callbacks and not noted and _is_being_sent(slip, ask, now_ms):
-        # Whatever this delivery would become: somebody tells the call's answer at this moment.
+        # Another delivery is sending the callbacks of this call: wait, whatever this one would do.
         telling = slip.as_record(new.owner)._replace(until_ms=slip.sending_ms)
         return Busy(telling, True, now_ms), None
     if record is None:
@@ -95,7 +95,7 @@ def claim(
         return _take(None, ask, now_us, 0, slip)
 
     if new.nonce and record.nonce == new.nonce:
-        # Our own claim, whose answer was lost on the wire, or that we gave up.
+        # This is our own claim: its answer was lost on the wire, or we gave it up.
         if record.state is State.RUNNING:
             return Claimed(record.token, record.interruptions), None
         if record.state is State.COMPENSATING and record.process:
@@ -106,12 +106,12 @@ def claim(
     if new.nonce and record.has_given_up(new.nonce):
         return Busy(record, mine, now_ms), None
 
-    # Runs that lived through an outage renew first. A lease that was ended has no nonce.
+    # Runs that survived an outage may renew first. A lease that was ended has no nonce.
     live = now_ms < record.until_ms or (bool(record.nonce) and now_ms < ask.patient_until_ms)
     if record.state is State.RELEASED and not record.outcome:
         if mine and is_copy and answer is not None:
             return _answer_again(answer, slip, ask, now_ms, noted)
-        # A nonce stays where a claim was given up: its body never ran, what it counted stands.
+        # The nonce stays after a claim was given up. Its body never ran, so the counts stand.
         if mine and record.nonce and new.retries < record.retries:
             return Superseded(), None
         if mine or not is_copy:
@@ -171,7 +171,7 @@ def _take(
         has_steps=record is not None and record.has_steps,
         given_up=b"" if record is None else still_given_up(record.given_up, now_ms),
     )
-    # What was answered before is another attempt, which nobody asks for any more.
+    # The old answer belongs to an earlier attempt, which nobody asks for any more.
     slip_ttl_ms = KEEP_TTL if slip is None else 0
     return Claimed(token, interruptions), Write(taken, ask.keep_ms, None, slip_ttl_ms)
 
@@ -188,11 +188,11 @@ def _interrupted(
 def _compensate(
     record: Record, ask: Claim, now_us: int, slip: Slip | None
 ) -> tuple[ClaimVerdict, Write | None]:
-    # Without a process nobody has begun: a person asked for it, or a claim was given up.
+    # Without a process no run has begun: an operator asked for it, or a claim was given up.
     interruptions = record.interruptions + bool(record.process)
     if interruptions > ask.max_compensations:
         return _become_unknown(record, ask, now_us // 1000, interruptions, slip)
-    # The owner stays: the failure is its call's, whoever undoes what it did.
+    # The owner stays: the failure belongs to its call, whichever delivery runs the compensation.
     taken = record._replace(
         token=max(record.token + 1, now_us),
         until_ms=now_us // 1000 + ask.lease_ms,
@@ -206,13 +206,13 @@ def _compensate(
 def _become_unknown(
     record: Record, ask: Claim, now_ms: int, interruptions: int, slip: Slip | None
 ) -> tuple[Unknown, Write | None]:
-    # No new token: the run may be alive still, and its late completion settles the record.
+    # The token stays: the run may still be alive, and then its late completion settles the record.
     unknown = record._replace(
         state=State.UNKNOWN, until_ms=0, interruptions=interruptions, nonce=b""
     )
     write = Write(unknown, UNKNOWN_TTL_MS)
     if ask.slip_key and ask.callbacks:
-        # While a copy tells this, its run can't tell otherwise.
+        # While a copy sends callbacks for this outcome, the run can't record another one.
         write = _with_sending(write, slip, ask, now_ms)
     return Unknown(unknown), write
 
@@ -222,7 +222,7 @@ def _replay_mine(
 ) -> tuple[Replay, Write | None]:
     if noted or not ask.callbacks:
         return Replay(record, True, noted), None
-    # It sends the callbacks that its first delivery didn't, alone: under a delivery lease.
+    # It sends the callbacks that its first delivery did not send, under a delivery lease.
     leased = record._replace(
         until_ms=now_ms + ask.lease_ms,
         process=ask.candidate.process,
@@ -240,7 +240,7 @@ def _replay_other(
 def _answer_again(
     answer: Slip, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
 ) -> tuple[ClaimVerdict, Write | None]:
-    """Answer a call that has its answer, whoever has its key: from the slip."""
+    """Answer a call from its slip, whichever call has the key now."""
     if not answer.outcome:
         return Superseded(), None
     record = answer.as_record(ask.candidate.owner)
@@ -254,7 +254,7 @@ def _leased(
     now_ms: int,
     noted: bool,
 ) -> tuple[ClaimVerdict, Write | None]:
-    """Give a verdict; callbacks that are unsent are sent under a lease in the message's slip."""
+    """Return the verdict; if callbacks are unsent, take a lease on them in the message's slip."""
     if noted or not ask.callbacks or not ask.slip_key:
         return verdict, None
     return verdict, _with_sending(Write(None), slip, ask, now_ms)
@@ -270,17 +270,17 @@ def _with_sending(write: Write, slip: Slip | None, ask: Claim, now_ms: int) -> W
     kept = ask.message._replace(digests=b"") if slip is None else slip
     holder = (ask.candidate.nonce.ljust(8, b"\0") + ask.candidate.process)[:255]
     sending = kept._replace(sending_ms=now_ms + ask.lease_ms, holder=holder)
-    # By itself it says nothing once the lease is over.
+    # A slip without an answer has no meaning once the lease is over.
     return write._replace(slip=sending, slip_ttl_ms=ask.lease_ms if slip is None else KEEP_TTL)
 
 
 def settle(
     record: Record | None, event: Settle, now_us: int, *, slip: Slip | None = None
 ) -> tuple[Recorded | Lost, Write | None]:
-    """Complete, fail, release, retry, interrupt: write what a run became, if it holds its key.
+    """Complete, fail, release, retry or interrupt a run, if it holds its key.
 
-    An absent record is written anew (the store came back empty, and nobody took over). Released
-    keys get a higher token, so that nothing of the run can be accepted later.
+    An absent record is written anew (the store came back empty, and no other run took over).
+    A released key gets a higher token, so that no late write of the run is accepted.
 
     Args:
         slip: the slip of the run's owner.
@@ -296,24 +296,24 @@ def settle(
             return Recorded(token), None  # the first answer was lost
         if record.token != new.token:
             if slip is not None and slip.answered and slip.token == new.token:
-                return Recorded(token), None  # it was lost, and the key is another's since
+                return Recorded(token), None  # the answer was lost; the key is another's now
             if slip is None or not slip.answered:
                 return Lost(record), None
             return Lost(record, True), _kept(slip, event)
         if record.state in (State.SUCCEEDED, State.FAILED):
             return Recorded(record.token), None
         if record.state is State.UNKNOWN and new.state is State.RUNNING:
-            return Recorded(record.token), None  # an interrupt tells nothing new
+            return Recorded(record.token), None  # an interrupt changes nothing
         if record.state is State.UNKNOWN and new.state is State.RETRYING and answered:
-            # There is nothing to retry any more.
+            # There is nothing left to retry.
             return Recorded(record.token, True), slip and _kept(slip, event)
     else:
         lost = _answered_since(new, slip)
         if lost is not None:
             return lost, slip and _kept(slip, event)
-    # Only while its outcome is unknown can a run's call have been answered by a copy.
+    # A copy can have answered the run's call only while the outcome is unknown.
     answered = answered and record is not None and record.state is State.UNKNOWN
-    # Compensating is a run of its own: what counts is how often that is cut off.
+    # Compensating is a run of its own, and only its own interruptions count.
     begins = new.state is State.COMPENSATING and (
         record is not None and record.state is not State.COMPENSATING
     )
@@ -359,9 +359,9 @@ def _kept(slip: Slip, event: Settle) -> Write:
 
 
 def _answered_since(held: Record, slip: Slip | None) -> Lost | None:
-    """Give the loss of a run that has no record any more, and whose call was answered without it.
+    """Return ``Lost`` for a run without a record whose call was answered by another run.
 
-    That record is over then, and not lost with the store: the run outlived its key's window.
+    Then the record has expired and was not lost by the store: the run outlived its key's window.
     """
     if slip is None or not slip.answered or slip.token == held.token:
         return None
@@ -378,7 +378,7 @@ def renew(
     *,
     slip: Slip | None = None,
 ) -> tuple[Recorded | Lost, Write | None]:
-    """Prolong the lease of a run, or the delivery lease of a done one, by ``held.token``.
+    """Prolong the lease of a run, or the delivery lease of a finished one, by ``held.token``.
 
     Args:
         slip: the slip of the run's owner.
@@ -409,7 +409,7 @@ def step(
     *,
     slip: Slip | None = None,
 ) -> tuple[Recorded | Lost, Write | None]:
-    """Let a run write a step, if it holds its key: it is a sign of life, too.
+    """Accept a step of a run that holds its key; this prolongs its lease, too.
 
     Args:
         slip: the slip of the run's owner.
@@ -425,7 +425,7 @@ def step(
     if record.state in (State.RUNNING, State.COMPENSATING):
         record = record._replace(until_ms=until_ms)
     elif record.state is State.UNKNOWN:
-        # It still waits to be resolved, for as long as before.
+        # It still waits to be resolved, and expires no later than before.
         return Recorded(held.token), Write(record._replace(has_steps=True), KEEP_TTL)
     else:
         return Lost(record), None
@@ -433,7 +433,7 @@ def step(
 
 
 def note(record: Record | None, event: Note, *, slip: Slip | None = None) -> Write | None:
-    """Write down that a message was answered, and end the delivery lease of its run."""
+    """Record that a message was answered, and end the delivery lease of its run."""
     write = Write(None)
     if record is not None and record.token == event.token and record.is_done and record.until_ms:
         write = Write(record._replace(until_ms=0, process=b"", nonce=b""), KEEP_TTL)
@@ -456,7 +456,7 @@ def end_lease(
     *,
     slip: Slip | None = None,
 ) -> Write | None:
-    """End what a dead process held for ``owner``: its lease, or that on its callbacks."""
+    """End what a dead process held for ``owner``: its lease, or its lease on callbacks."""
     now_ms = now_us // 1000
     write = Write(None)
     if slip is not None and slip.holder[8:] == process and now_ms < slip.sending_ms:
@@ -475,13 +475,13 @@ def end_lease(
 def abandon(
     record: Record | None, given_up: Record, ttl_ms: int, for_ms: int, now_us: int
 ) -> Write | None:
-    """Undo a claim whose answer never came, or see to it that it gets nothing if it comes late.
+    """Undo a claim whose answer never came, or have it refused if it arrives late.
 
-    ``given_up`` is the claim's candidate. Its nonce stays in the record: it marks the claim that
-    is not to be granted, and that what the record had counted still stands.
+    ``given_up`` is the claim's candidate. Its nonce stays in the record: it marks the claim that is
+    not to be granted, and shows that the record's counts still stand.
 
     Args:
-        for_ms: for how long it might still arrive and be in time.
+        for_ms: for how long it might still arrive in time to be granted.
     """
     now_ms = now_us // 1000
     until_ms = now_ms + for_ms
@@ -510,20 +510,20 @@ def abandon(
         or (record.state is State.COMPENSATING and record.process)
         or (record.is_done and record.until_ms)
     ):
-        return undone(record, KEEP_TTL)  # another's, and it stays so
+        return undone(record, KEEP_TTL)  # another's claim, which stays as it is
     counted = record.interruptions if record.nonce or record.state is not State.RELEASED else 0
     return undone(record._replace(nonce=given_up.nonce, interruptions=counted), KEEP_TTL)
 
 
 def forget(record: Record | None, ttl_ms: int, now_us: int) -> Write | None:
-    """Free a key for the next call: only a higher token stays, so that no late run is accepted."""
+    """Free a key for the next call. Only a higher token stays, so that a late run is refused."""
     if record is None:
         return None
     return Write(Record(State.RELEASED, max(record.token + 1, now_us)), ttl_ms)
 
 
 def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
-    """Settle an unknown outcome, with a higher token: a late completion is refused from then on."""
+    """Settle an unknown outcome with a higher token, so that a late completion is refused."""
     if record is None or record.state is not State.UNKNOWN:
         return None
     resolved = record._replace(
@@ -538,6 +538,6 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
     if event.state is State.RELEASED:
         resolved = resolved._replace(owner=b"")  # as if forgotten: no copy was answered
     if event.state is State.FAILED and event.compensate:
-        # Its lease is over: the next delivery of the key, or a message made for it, goes on.
+        # Its lease is over: the next delivery of the key, or a message made for it, continues.
         resolved = resolved._replace(state=State.COMPENSATING, until_ms=now_us // 1000)
     return Write(resolved, event.ttl_ms)

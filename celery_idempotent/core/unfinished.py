@@ -1,4 +1,4 @@
-"""What has not run when its call returns: async functions, generators, and what they give."""
+"""Recognizes what has not run when its call returns: async functions, generators, awaitables."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 __all__ = ["is_awaitable", "kind_of"]
 
-#: What nearly every result is.
+#: The types of nearly every result.
 _RESULTS = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))
 
 
 def kind_of(function: Any) -> str:
-    """Tell what a call of this gives instead of a result: "async", "generator", or nothing."""
-    called = inspect.getattr_static(type(function), "__call__", None)  # where it is an object
+    """Return what a call of this returns instead of a result: "async", "generator" or ""."""
+    called = inspect.getattr_static(type(function), "__call__", None)  # of a callable object
     for it in (function, called):
         if inspect.iscoroutinefunction(it) or inspect.isasyncgenfunction(it):
             return "async"
@@ -24,7 +24,7 @@ def kind_of(function: Any) -> str:
 
 
 def is_awaitable(result: Any) -> bool:
-    """Whether a result is none yet; then it is closed, since nobody will await it."""
+    """Whether a result still has to be awaited; then close it, since nobody will await it."""
     if type(result) in _RESULTS or not isinstance(result, Awaitable):
         return False
     if hasattr(result, "close"):

@@ -49,7 +49,7 @@ class Write(NamedTuple):
     slip: Slip | None = None
     #: With a slip: how long it is to live. Without one: 0 deletes the slip that is there.
     slip_ttl_ms: int = KEEP_TTL
-    #: Whether the slip may be written first, by itself: who sees it alone waits for the record.
+    #: Whether the slip may be written first: a reader that sees it alone waits for the record.
     slip_first: bool = False
 
 
@@ -61,17 +61,17 @@ class Claimed:
     """The key is this run's: run the body."""
 
     token: int
-    #: Earlier runs that were cut off; more than none: an effect may have happened already.
+    #: How many earlier runs were cut off. If there were any, an effect may have happened already.
     interruptions: int = 0
-    #: Set where the body has failed for good: only go on with the compensations of this record.
+    #: Set if the body has failed for good: then only run the compensations of this record.
     failed: Record | None = None
-    #: The (packed) steps that earlier runs finished, by name; a store fills them in.
+    #: The packed steps that earlier runs finished, by name; the store adds them.
     steps: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Somebody holds the key, or is about to: wait."""
+    """Another delivery holds the key, or is about to: wait."""
 
     record: Record
     #: Whether it is the same message, delivered again.
@@ -87,13 +87,13 @@ class Replay:
     mine: bool
     #: Whether this message's callbacks have gone out already.
     noted: bool
-    #: Whether it stands in a slip, so that the record is another's: there is no lease to keep.
+    #: Whether the outcome comes from a slip: then there is no lease to renew.
     from_slip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """An old copy of a message whose successor was published, or whose answer was given."""
+    """The message is an old copy: a later message replaced it, or its call was answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Mismatch:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A run was cut off, or could not be undone, and nobody knows what it did."""
+    """A run was cut off, or could not be undone; what it did is not known."""
 
     record: Record
     #: Whether this message's callbacks have gone out already.
@@ -123,10 +123,10 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The write was refused: the record is another run's, or nobody's."""
+    """The write was refused: the record belongs to another run, or to none."""
 
     record: Record
-    #: Whether the call of the run has its final answer already, by a copy of its message.
+    #: Whether a copy of the run's message has already given the call its final answer.
     answered: bool = False
 
 
@@ -137,14 +137,14 @@ ClaimVerdict = Claimed | Busy | Replay | Superseded | Mismatch | Unknown
 
 
 class Claim(NamedTuple):
-    """One message asks for its key."""
+    """A delivery asks for its key."""
 
     #: The record as it would be written, less token, ``until_ms`` and interruptions.
     candidate: Record
     lease_ms: int
-    #: How long an unfinished record lives after its last sign of life.
+    #: How long an unfinished record is kept after its last renewal.
     keep_ms: int
-    #: Interruptions beyond this make the outcome unknown (0: the first one does).
+    #: More interruptions than this make the outcome unknown.
     max_interruptions: int = 3
     #: The same for runs that only compensate.
     max_compensations: int = 3
@@ -152,25 +152,25 @@ class Claim(NamedTuple):
     checked: bool = False
     #: Whether the message carries callbacks, so that its note counts.
     callbacks: bool = False
-    #: Whether this message was made to go on with a compensation, and for nothing else.
+    #: Whether this message was made only to continue a compensation.
     compensates_only: bool = False
     #: The (packed) owner of the run that this caller waited for last, and the key of its slip.
     awaited: bytes = b""
     awaited_key: str = ""
-    #: What tells this message from others of its owner; its ``digests`` are of what it carries.
+    #: Distinguishes this message from others of its owner; ``digests`` are of its callbacks.
     message: Slip = NO_SLIP
     #: The key of the owner's slip; empty: none is kept.
     slip_key: str = ""
-    #: Whether nothing says that it could be a copy: it has no publication, and is not redelivered.
+    #: Whether nothing suggests a copy: it has no publication, and is not redelivered.
     is_new: bool = False
-    #: Until when no lease that ran out is taken over, on the store's clock (``NEVER_MS``: now at
-    #: least): the store was away from this delivery, and the runs that live have to renew first.
+    #: Until then no lease that ran out is taken over, on the store's clock (``NEVER_MS``: not now).
+    #: The store was away during this delivery, and live runs have to renew first.
     patient_until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
-    """A person says how a run ended whose outcome is unknown."""
+    """An operator settles a run whose outcome is unknown."""
 
     #: SUCCEEDED, FAILED (undo its steps, then free the key) or RELEASED (free it for a rerun).
     state: State
@@ -182,14 +182,14 @@ class Resolve:
 
 
 class Settle(NamedTuple):
-    """A run ends, or hands over: what its record becomes."""
+    """A run ends or hands over, and its record changes."""
 
-    #: The record to write; its token is the run's, and is what is checked.
+    #: The record to write. Its token is the run's, and the store compares it.
     record: Record
     #: ``until_ms`` of the new record, from now: a retry's delay, a delivery lease, or 0.
     delay_ms: int
     ttl_ms: int
-    #: The slip to write with it; ``None``: the record alone answers the copies that are left.
+    #: The slip to write with it; ``None``: the record alone answers leftover copies.
     slip: Slip | None = None
     slip_ttl_ms: int = 0
     #: The key of the owner's slip; empty: none is kept.
@@ -197,11 +197,11 @@ class Settle(NamedTuple):
 
 
 class Note(NamedTuple):
-    """A delivery is over: what its message's slip is to say."""
+    """A delivery is over, and its message's slip changes."""
 
     slip_key: str
-    #: What is added to the slip. Not answered: the callbacks could not be sent, so that the lease
-    #: on them ends, and nothing else.
+    #: What is added to the slip. If it is not answered, the callbacks could not be sent, and only
+    #: the lease on them ends.
     slip: Slip
     #: The run's token, whose delivery lease ends; 0: it held none.
     token: int

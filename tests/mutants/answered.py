@@ -144,7 +144,7 @@ def _waiters() -> list[Mutant]:
         )
         + pair(
             "a copy that a retried run leaves finds its answer",
-            ("True), slip and _kept(slip, event)", "True), None", "There is nothing to retry"),
+            ("True), slip and _kept(slip, event)", "True), None", "There is nothing left to retry"),
             "settle",
             ("    keep_slip()\n    return {3, record.token}", "    return {3, record.token}"),
         )
