@@ -23,6 +23,7 @@ from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops import records, settle
 from celery_idempotent.ops.history import History, JournalEntry
 from celery_idempotent.settings import Environment, environment_of
+from celery_idempotent.stores.deciding import LONGEST
 
 __all__ = ["MessageAdmin", "RecordAdmin"]
 
@@ -189,7 +190,7 @@ class RecordAdmin(_OnlyToRead):
         raise Http404("there is no such record, or no longer")
 
     def _log(self, request: Any, name: str, what: str) -> None:
-        row = models.Record(record_key=name[: models.LONGEST], key=name)
+        row = models.Record(record_key=name[:LONGEST], key=name)
         self.log_change(request, row, what)
 
     def _back(self, object_id: str) -> HttpResponse:

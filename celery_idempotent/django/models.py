@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from django.db import models
 
-__all__ = ["Event", "Message", "Note", "Record", "Step"]
+from celery_idempotent.stores.deciding import LONGEST
 
-#: Longer than any record's name.
-LONGEST = 400
+__all__ = ["Event", "Message", "Note", "Record", "Step"]
 
 
 class Record(models.Model):

@@ -1,33 +1,39 @@
-"""One row of the store on the ORM's connection: read, decided on, written if nothing came between.
-
-A record is read without a lock, decided on by the database's clock, and written by one statement
-that finds the row only as it was read and locked by nobody. So no claim waits for a lock.
-"""
+"""The rows of the store on the ORM's connection: one statement reads, one writes."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any, Final, TypeVar
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Any, Final, Protocol, TypeVar
 
-from django.db import Error, InterfaceError, OperationalError, ProgrammingError, transaction
+from django.core.exceptions import ImproperlyConfigured
+from django.db import (
+    Error,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
+from django.db.utils import ConnectionDoesNotExist
 
 from celery_idempotent.core.record import Label, Record
-from celery_idempotent.core.transitions import KEEP_TTL, Write
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.django import models
+from celery_idempotent.django.isolation import check_isolation
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_idempotent.stores.deciding import FRESH_US, Row, slip_of
+from celery_idempotent.stores.deciding import Row, Rows, fit
 
-__all__ = ["Row", "Rows", "fit", "is_cut", "is_passing", "unavailable"]
+__all__ = ["DjangoRows", "is_cut", "is_passing", "unavailable"]
 
 T = TypeVar("T")
 
-_PAUSES_S: Final = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04)
-_PLAIN: Final = re.compile(rf"[!-~]{{1,{models.LONGEST}}}\Z")
+_ATTEMPTS: Final = 3
 _NAME: Final = re.compile(r"[^{]*\{([^:]*):(.*)\}\Z", re.DOTALL)
 #: The database's clock when the statement runs, in microseconds since 1970.
 _NOW_US: Final = {
@@ -39,14 +45,6 @@ _NOW_US: Final = {
 _PASSING: Final = frozenset(("55P03", "40001", "40P01"))
 
 
-def fit(key: str) -> str:
-    """Give the name under which a key is stored: itself, or, where it can't be, with a digest."""
-    if _PLAIN.match(key):
-        return key
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    return f"{re.sub('[^!-~]', '?', key)[: models.LONGEST - 40]}~{digest}"
-
-
 def is_passing(exc: BaseException) -> bool:
     """Whether an error of the database came of what others did, and may not come again."""
     cause: Any = exc.__cause__
@@ -55,36 +53,108 @@ def is_passing(exc: BaseException) -> bool:
 
 
 def unavailable(alias: str, exc: Exception) -> StoreUnavailable:
-    """Say in the library's words that the database can't work, and what to do about it."""
+    """Return an error that says why the database can't work, and what to do about it."""
     hint = ""
     if isinstance(exc, ProgrammingError) or "no such table" in str(exc):
         hint = f": has manage.py migrate --database {alias} made its tables?"
     return StoreUnavailable(f"the store django://{alias} does not answer ({exc}){hint}")
 
 
-class Rows:
-    """The statements for one kind of database.
+class Body(Protocol):
+    """The transaction that a task's body has open in this thread."""
 
-    Raises:
-        ConfigurationError: the store is not tested with it.
-    """
+    @property
+    def is_lease(self) -> bool:
+        """Whether it keeps everybody else from writing the record."""
 
-    def __init__(self, alias: str, vendor: str) -> None:
-        if vendor not in _NOW_US:
-            raise ConfigurationError(
-                f"django://{alias} is a database of the kind {vendor}: the store knows PostgreSQL "
-                "and SQLite; keep the records elsewhere (redis://), or under another alias"
-            )
+    def side_connection(self) -> Any:
+        """Return a connection for what is no part of it."""
+
+
+class DjangoRows(Rows[Any]):
+    """The rows on one of the project's databases, and the connection for each operation."""
+
+    def __init__(self, alias: str) -> None:
         self.alias = alias
-        self.now_us = _NOW_US[vendor]
-        self._one_writer = vendor == "sqlite"
+        self.where = f"django://{alias}"
+        self._is_checked = False
+        self._local = threading.local()
         self._table = models.Record._meta.db_table
         self._notes = models.Note._meta.db_table
 
-    def read(
-        self, connection: Any, key: str = "", slip_key: str = "", awaited_key: str = ""
-    ) -> Row:
-        """Read a record, its slips and the database's clock, in one round trip."""
+    @cached_property
+    def vendor(self) -> str:
+        """Which kind of database it is.
+
+        Raises:
+            ConfigurationError: the store is not tested with it, or Django is not set up for it.
+        """
+        try:
+            vendor: str = connections[self.alias].vendor
+        except ImproperlyConfigured as exc:
+            raise ConfigurationError(f"{self.where} needs Django set up: {exc}") from exc
+        except ConnectionDoesNotExist as exc:
+            raise ConfigurationError(f"{self.where}: {exc}") from exc
+        if vendor not in _NOW_US:
+            raise ConfigurationError(
+                f"{self.where} is a database of the kind {vendor}: the store knows PostgreSQL and "
+                "SQLite; keep the records elsewhere (redis://), or under another alias"
+            )
+        return vendor
+
+    @cached_property
+    def now_us(self) -> str:
+        """The database's clock, in SQL."""
+        return _NOW_US[self.vendor]
+
+    # --- connections -----------------------------------------------------------------------------
+
+    def own_connection(self) -> Any:
+        """Return the connection for what is no part of a transaction that a body has open."""
+        connection = connections[self.alias]
+        body: Body | None = getattr(self._local, "body", None)
+        return connection if body is None or body.is_lease else body.side_connection()
+
+    def set_body(self, body: Body | None) -> None:
+        """Set which transaction this thread's body has open."""
+        self._local.body = body
+
+    def operate(self, work: Callable[[Any], T]) -> T:
+        # Again after a deadlock, and once more where the connection was stale.
+        self.vendor  # noqa: B018  (raises what is wrong with the configuration)
+        stale = False
+        for attempt in range(_ATTEMPTS):
+            connection = self.own_connection()
+            try:
+                if not self._is_checked:
+                    check_isolation(connection, self.alias)
+                    self._is_checked = True
+                if connection.in_atomic_block:
+                    with transaction.atomic(using=self.alias):
+                        return work(connection)
+                return work(connection)
+            except Error as exc:
+                if is_cut(exc):
+                    self.failed_at = time.monotonic()
+                if connection.in_atomic_block or attempt == _ATTEMPTS - 1:
+                    raise unavailable(self.alias, exc) from exc
+                if is_cut(exc) and not stale:
+                    stale = True
+                    connection.close()
+                elif not is_passing(exc):
+                    raise unavailable(self.alias, exc) from exc
+        raise AssertionError("unreachable")
+
+    def transaction(self, at: Any) -> AbstractContextManager[Any]:
+        return transaction.atomic(using=at.alias)
+
+    def is_locked(self, at: Any, exc: Exception) -> bool:
+        locked = isinstance(exc, OperationalError) and is_passing(exc)
+        return locked and not at.in_atomic_block
+
+    # --- statements ------------------------------------------------------------------------------
+
+    def read(self, at: Any, key: str = "", slip_key: str = "", awaited_key: str = "") -> Row:
         sql = (
             f"SELECT one.now_us, r.record, r.stamp, r.token, r.expires_ms, "
             "own.slip, own.expires_ms, awaited.slip, awaited.expires_ms "
@@ -94,123 +164,45 @@ class Rows:
             f"LEFT JOIN {self._notes} awaited ON awaited.note_key = %s"
         )
         names = [fit(name) if name else "" for name in (key, slip_key, awaited_key)]
-        with connection.cursor() as cursor:
+        with at.cursor() as cursor:
             cursor.execute(sql, names)
-            now_us, packed, stamp, token, expires_ms, *slips = cursor.fetchone()
-        slip, slip_ms, awaited, awaited_ms = slips
-        there = slip_ms is not None
-        told = (
-            bytes(slip or b"") if there else None,
-            slip_ms if there else 0,
-            slip_of(awaited and bytes(awaited), awaited_ms, now_us // 1000),
-        )
-        if stamp is None:
-            return Row(now_us, b"", None, 0, 0, *told)
-        return Row(now_us, bytes(packed), stamp, token, expires_ms, *told)
+            return Row.found(*cursor.fetchone())
 
-    def read_many(self, connection: Any, keys: Sequence[str]) -> dict[str, Row]:
-        """Read those of some records that there are, by the names under which they are stored."""
-        if not keys:
-            return {}
-        marks = ", ".join(["%s"] * len(keys))
+    def read_many(self, at: Any, keys: Sequence[str]) -> list[Row]:
+        names = [fit(key) for key in keys]
+        marks = ", ".join(["%s"] * len(names))
         sql = (
             f"SELECT record_key, {self.now_us}, record, stamp, token, expires_ms "
             f"FROM {self._table} WHERE record_key IN ({marks})"
         )
-        with connection.cursor() as cursor:
-            cursor.execute(sql, [fit(key) for key in keys])
-            return {
-                key: Row(now_us, bytes(packed), stamp, token, expires_ms)
-                for key, now_us, packed, stamp, token, expires_ms in cursor.fetchall()
-            }
+        with at.cursor() as cursor:
+            cursor.execute(sql, names)
+            found = {name: row for name, *row in cursor.fetchall()}
+        return [Row.found(*found[name]) if name in found else Row(0) for name in names]
 
-    def change(
-        self,
-        connection: Any,
-        key: str,
-        decide: Callable[[Row], tuple[T, Write | None]],
-        patience_s: float,
-        *,
-        slip_key: str = "",
-        awaited_key: str = "",
-        if_locked: Callable[[Row], T | None] | None = None,
-    ) -> T:
-        """Read, decide, and write if the row is still as it was read; else begin again.
-
-        Raises:
-            StoreUnavailable: somebody has the row locked for longer than ``patience_s``, and
-                ``if_locked`` has no answer for that.
-        """
-        until = time.monotonic() + patience_s
-        pauses = iter(_PAUSES_S)
-        pause = 0.0
-        row: Row | None = None
-        while True:
-            try:
-                row = self.read(connection, key, slip_key, awaited_key)
-                verdict, write = decide(row)
-                if write is None or self._write(connection, key, row, write, slip_key):
-                    return verdict
-            except OperationalError as exc:
-                if connection.in_atomic_block or not is_passing(exc):
-                    raise
-            if time.monotonic() >= until:
-                break
-            pause = next(pauses, pause)
-            time.sleep(pause)
-        answer = None if row is None or if_locked is None else if_locked(row)
-        if answer is None:
-            raise StoreUnavailable(
-                f"the store django://{self.alias} has {key} locked by another transaction"
-            )
-        return answer
-
-    def _write(self, connection: Any, key: str, row: Row, write: Write, slip_key: str) -> bool:
-        touches_slip = write.slip is not None or write.slip_ttl_ms == 0
-        if write.record is None:
-            return self._write_slip(connection, row, write, slip_key)
-        if not touches_slip:
-            return self._write_record(connection, key, row, write, write.record)
-        if write.slip_first:
-            return self._write_slip(connection, row, write, slip_key) and self._write_record(
-                connection, key, row, write, write.record
-            )
-        with suppress(_NotAsRead), transaction.atomic(using=connection.alias):
-            if not (
-                self._write_record(connection, key, row, write, write.record)
-                and self._write_slip(connection, row, write, slip_key)
-            ):
-                raise _NotAsRead
-            return True
-        return False
-
-    def _write_slip(self, connection: Any, row: Row, write: Write, slip_key: str) -> bool:
-        if write.slip is None:
+    def write_slip(
+        self, at: Any, slip_key: str, row: Row, slip: Slip | None, expires_ms: int
+    ) -> bool:
+        if slip is None:
             sql = f"DELETE FROM {self._notes} WHERE note_key = %s"
-            self._execute(connection, sql, [fit(slip_key)])
+            self._execute(at, sql, [fit(slip_key)])
             return True
-        expires_ms = row.now_ms + write.slip_ttl_ms
-        if write.slip_ttl_ms == KEEP_TTL:
-            expires_ms = row.slip_expires_ms
-        new = [write.slip.pack(), expires_ms, fit(slip_key)]
-        deadline_us = row.now_us + FRESH_US
+        new = [slip.pack(), expires_ms, fit(slip_key)]
         if row.slip_bytes is None:
             sql = (
                 f"INSERT INTO {self._notes} (slip, expires_ms, note_key) "
                 f"SELECT %s, %s, %s FROM (SELECT {self.now_us} AS now_us) one "
                 "WHERE one.now_us <= %s ON CONFLICT DO NOTHING"
             )
-            return self._execute(connection, sql, [*new, deadline_us]) > 0
+            return self._execute(at, sql, [*new, row.deadline_us]) > 0
         sql = (
             f"UPDATE {self._notes} SET slip = %s, expires_ms = %s WHERE note_key = %s "
             f"AND COALESCE(slip, %s) = %s AND expires_ms = %s AND {self.now_us} <= %s"
         )
-        seen = [b"", row.slip_bytes, row.slip_expires_ms, deadline_us]
-        return self._execute(connection, sql, [*new, *seen]) > 0
+        seen = [b"", row.slip_bytes, row.slip_expires_ms, row.deadline_us]
+        return self._execute(at, sql, [*new, *seen]) > 0
 
-    def _write_record(
-        self, connection: Any, key: str, row: Row, write: Write, record: Record
-    ) -> bool:
+    def write_record(self, at: Any, key: str, row: Row, record: Record, expires_ms: int) -> bool:
         task, readable = _words(key, record)
         values: dict[str, Any] = {
             "task": task[:255],
@@ -221,9 +213,8 @@ class Rows:
             # By chance: a row that was deleted and made anew must never look as it did before.
             "stamp": int.from_bytes(os.urandom(8), "big") >> 1,
             "record": record.pack(),
-            "expires_ms": row.now_ms + write.ttl_ms,
+            "expires_ms": expires_ms,
         }
-        deadline_us = row.now_us + FRESH_US
         if row.stamp is None:
             names = ["record_key", *values]
             marks = ", ".join(["%s"] * len(names))
@@ -232,23 +223,42 @@ class Rows:
                 f"FROM (SELECT {self.now_us} AS now_us) one WHERE one.now_us <= %s "
                 "ON CONFLICT DO NOTHING"
             )
-            return self._execute(connection, sql, [fit(key), *values.values(), deadline_us]) > 0
-        if write.ttl_ms == KEEP_TTL:
-            del values["expires_ms"]
+            return self._execute(at, sql, [fit(key), *values.values(), row.deadline_us]) > 0
         as_read = f"record_key = %s AND stamp = %s AND {self.now_us} <= %s"
-        if not self._one_writer:
+        if self.vendor != "sqlite":
             as_read = (
                 f"record_key = (SELECT record_key FROM {self._table} WHERE {as_read} "
                 "FOR UPDATE SKIP LOCKED)"
             )
         changes = ", ".join(f"{name} = %s" for name in values)
         sql = f"UPDATE {self._table} SET {changes} WHERE {as_read}"
-        seen = [fit(key), row.stamp, deadline_us]
-        return self._execute(connection, sql, [*values.values(), *seen]) > 0
+        seen = [fit(key), row.stamp, row.deadline_us]
+        return self._execute(at, sql, [*values.values(), *seen]) > 0
 
-    def is_locked(self, connection: Any, key: str) -> bool:
+    def read_steps(self, at: Any, key: str) -> dict[str, bytes]:
+        rows = self.objects(models.Step).filter(record_key=fit(key))
+        return {name: bytes(packed) for name, packed in rows.values_list("name", "step")}
+
+    def write_step(self, at: Any, key: str, name: str, packed: bytes) -> None:
+        self.objects(models.Step).update_or_create(
+            record_key=fit(key), step_key=fit(name), defaults={"name": name, "step": packed}
+        )
+
+    def drop_steps(self, at: Any, key: str) -> None:
+        self.objects(models.Step).filter(record_key=fit(key)).delete()
+
+    def page(self, at: Any, start: str, after: str, count: int) -> list[str]:
+        rows = self.objects(models.Record).filter(expires_ms__gt=self.read(at).now_ms)
+        rows = rows.filter(record_key__startswith=start, record_key__gt=after)
+        return list(rows.order_by("record_key").values_list("record_key", flat=True)[:count])
+
+    def objects(self, model: Any) -> Any:
+        """Return all rows of a model on this database."""
+        return model._base_manager.using(self.alias)
+
+    def is_being_written(self, connection: Any, key: str) -> bool:
         """Whether a transaction that is not over has written the record."""
-        if self._one_writer:
+        if self.vendor == "sqlite":
             return False
         sql = f"SELECT 1 FROM {self._table} WHERE record_key = %s"
         with connection.cursor() as cursor:
@@ -259,7 +269,7 @@ class Rows:
 
     def take_the_write_lock(self, connection: Any) -> None:
         """Where there is one writer, be it from now on: a read first would only be in the way."""
-        if self._one_writer:
+        if self.vendor == "sqlite":
             self._execute(connection, f"DELETE FROM {self._notes} WHERE 1 = 0", [])
 
     @staticmethod
@@ -267,10 +277,6 @@ class Rows:
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
             return int(cursor.rowcount)
-
-
-class _NotAsRead(Exception):
-    """What was to be written is not as it was read: the transaction is undone."""
 
 
 def is_cut(exc: Error) -> bool:

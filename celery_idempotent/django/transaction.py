@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from django.db import Error, connections, transaction
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
-from celery_idempotent.django.rows import is_cut, is_passing, unavailable
+from celery_idempotent.django.rows import DjangoRows, is_cut, is_passing, unavailable
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.deciding import DecidingStore
 from celery_idempotent.stores.transactions import NotCommitted
-
-if TYPE_CHECKING:
-    from celery_idempotent.django.store import DjangoStore
 
 __all__ = ["DjangoTransaction"]
 
@@ -31,9 +29,11 @@ _PAUSE_S: Final = 0.1
 class DjangoTransaction:
     """An ``atomic()`` block of the thread's own connection; see :class:`.Transaction`."""
 
-    def __init__(self, store: DjangoStore) -> None:
+    def __init__(self, store: DecidingStore[Any], rows: DjangoRows) -> None:
         self._store = store
-        self._connection: Any = connections[store.alias]
+        self._rows = rows
+        self._alias = rows.alias
+        self._connection: Any = connections[rows.alias]
         #: In somebody else's block (a test's, an eager call's) it is a savepoint of that.
         self._nested = bool(self._connection.in_atomic_block)
         self._one_writer = self._connection.vendor == "sqlite"
@@ -44,25 +44,25 @@ class DjangoTransaction:
             self._begin()
         except Error as exc:
             if self._nested or not is_cut(exc):
-                raise unavailable(store.alias, exc) from exc
+                raise unavailable(rows.alias, exc) from exc
             self._connection.close()
             try:
                 self._begin()  # the connection was stale
             except Error as again:
-                raise unavailable(store.alias, again) from again
-        store.set_body(self)
+                raise unavailable(rows.alias, again) from again
+        rows.set_body(self)
 
     def _begin(self) -> None:
-        self._atomic: Any = transaction.atomic(using=self._store.alias)
+        self._atomic: Any = transaction.atomic(using=self._alias)
         self._atomic.__enter__()
         try:
             if self._one_writer:
-                self._store.rows.take_the_write_lock(self._connection)
+                self._rows.take_the_write_lock(self._connection)
             elif not self._nested:
-                self._store.rows.read(self._connection)  # is it there?
+                self._rows.read(self._connection)  # is it there?
             if not self._nested:
                 # The first of all hooks: when it is called, the transaction is committed.
-                transaction.on_commit(self._note_commit, using=self._store.alias)
+                transaction.on_commit(self._note_commit, using=self._alias)
         except BaseException as exc:
             self._atomic.__exit__(type(exc), exc, exc.__traceback__)
             raise
@@ -82,7 +82,7 @@ class DjangoTransaction:
     def side_connection(self) -> Any:
         """Give a connection of its own to this database, for what is no part of the body."""
         if self._side is None:
-            self._side = self._connection.copy(self._store.alias)
+            self._side = self._connection.copy(self._alias)
         return self._side
 
     def flush(self) -> None:
@@ -95,9 +95,9 @@ class DjangoTransaction:
 
     def lost(self, key: str, token: int) -> Record | None:
         try:
-            record = self._store.rows.read(self._connection, key).record
+            record = self._rows.read(self._connection, key).record
         except Error as exc:
-            raise unavailable(self._store.alias, exc) from exc
+            raise unavailable(self._alias, exc) from exc
         return record if record is not None and record.token != token else None
 
     def commit(self, key: str, event: Settle) -> Recorded | Lost:
@@ -139,7 +139,7 @@ class DjangoTransaction:
                 self._connection.close()
 
     def _end(self, exc: BaseException | None = None) -> None:
-        self._store.set_body(None)
+        self._rows.set_body(None)
         if self._side is not None:
             self._side.close()
         self._atomic.__exit__(None if exc is None else type(exc), exc, None)
@@ -175,9 +175,9 @@ class DjangoTransaction:
         why = "its row is locked"
         while time.monotonic() < until:
             try:
-                with transaction.atomic(using=self._store.alias):
-                    if not self._store.rows.is_locked(self._connection, key):
-                        row = self._store.rows.read(self._connection, key)
+                with transaction.atomic(using=self._alias):
+                    if not self._rows.is_being_written(self._connection, key):
+                        row = self._rows.read(self._connection, key)
                         found, write = transitions.settle(row.record, event, row.now_us)
                         return found if isinstance(found, Lost) or write is None else None
             except Error as exc:

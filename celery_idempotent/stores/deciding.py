@@ -1,29 +1,79 @@
-"""What the stores share that read a record, let :mod:`.transitions` decide, and write."""
+"""What the memory, SQL and Django stores share: read a row, let core decide, write what it says.
+
+A row is read without a lock, :mod:`.transitions` decides by the store's own clock, and the row is
+written only if it still is as it was read, in time, and locked by nobody; otherwise all of that
+begins again. A kind of store implements :class:`Rows`; :class:`DecidingStore` makes all operations
+of a :class:`~celery_idempotent.stores.base.Store` out of them. Two rows are read and written: that
+of the record, and that of the owner's slip.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+import fnmatch
+import hashlib
+import itertools
+import math
+import re
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, TypeVar
 
-from celery_idempotent.core.record import Record
+from celery_idempotent.core import transitions
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import OLD_NOTE, Slip
-from celery_idempotent.errors import StoreError
+from celery_idempotent.core.transitions import (
+    KEEP_TTL,
+    Busy,
+    Claim,
+    Claimed,
+    ClaimVerdict,
+    Lost,
+    Note,
+    Recorded,
+    Resolve,
+    Settle,
+    Write,
+)
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal
 
-__all__ = ["FRESH_US", "Row", "slip_of"]
+__all__ = ["LONGEST", "DecidingStore", "Row", "Rows", "fit"]
 
-#: For how long what was decided may be carried out, by the database's clock: a server that stood
-#: still must not find, when it goes on, what its clients have given up.
-FRESH_US: Final = 10_000_000
+T = TypeVar("T")
+C = TypeVar("C")
+
+#: How long the name of a row may be, in characters: longer than any record's key.
+LONGEST: Final = 400
+_PLAIN: Final = re.compile(rf"[!-~]{{1,{LONGEST}}}\Z")
+#: For how long a decision may be carried out, by the store's clock: a server that stood still must
+#: not find, when it goes on, what its clients have given up.
+_FRESH_US: Final = 10_000_000
+_PAUSES_S: Final = (0.0, 0.002, 0.005, 0.01, 0.02)
+_LONGEST_PAUSE_S: Final = 0.04
+#: How long a lock that is only passing may take, in seconds.
+_BUSY_S: Final = 0.2
+#: How long an operation looks again at a row that somebody has locked, in seconds; it is less where
+#: others wait for the caller: the heartbeat, and the worker's parent process.
+_PATIENT_S: Final = 2.0
+_HASTY_S: Final = 0.25
+#: How many keys one statement names or returns.
+_PAGE: Final = 500
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """What one read found; ``stamp`` is ``None`` where there is no row."""
+    """What one read found: a record, its owner's slip, and the store's clock at that moment."""
 
     now_us: int
+    #: The packed record; ``stamp`` is ``None`` where there is no row.
     packed: bytes = b""
+    #: Another one with every write.
     stamp: int | None = None
     token: int = 0
+    #: From then on the record counts as absent.
     expires_ms: int = 0
     #: The slip's bytes and expiry as they stand there; ``None`` where there is none.
     slip_bytes: bytes | None = None
@@ -31,10 +81,40 @@ class Row:
     #: The slip of the run that was waited for.
     awaited: Slip | None = None
 
+    @classmethod
+    def found(
+        cls,
+        now_us: int,
+        packed: Any,
+        stamp: int | None,
+        token: int | None,
+        expires_ms: int | None,
+        slip: Any = None,
+        slip_ms: int | None = None,
+        awaited: Any = None,
+        awaited_ms: int | None = None,
+    ) -> Row:
+        """Make a row of the columns of a statement, which are ``None`` where they are absent."""
+        return cls(
+            now_us,
+            bytes(packed or b""),
+            stamp,
+            token or 0,
+            expires_ms or 0,
+            None if slip_ms is None else bytes(slip or b""),
+            slip_ms or 0,
+            _slip(None if awaited_ms is None else awaited, awaited_ms or 0, now_us // 1000),
+        )
+
     @property
     def now_ms(self) -> int:
-        """The database's clock when it was read."""
+        """The store's clock, in milliseconds."""
         return self.now_us // 1000
+
+    @property
+    def deadline_us(self) -> int:
+        """Until when, by the store's clock, what is decided on this row may be written."""
+        return self.now_us + _FRESH_US
 
     @property
     def record(self) -> Record | None:
@@ -52,11 +132,6 @@ class Row:
         return Record.unpack(self.packed, token)
 
     @property
-    def slip(self) -> Slip | None:
-        """The owner's slip."""
-        return slip_of(self.slip_bytes, self.slip_expires_ms, self.now_ms)
-
-    @property
     def readable(self) -> Record | None:
         """The record, unless it can't be read."""
         try:
@@ -64,9 +139,392 @@ class Row:
         except StoreError:
             return None
 
+    @property
+    def slip(self) -> Slip | None:
+        """The owner's slip."""
+        return _slip(self.slip_bytes, self.slip_expires_ms, self.now_ms)
 
-def slip_of(packed: bytes | None, expires_ms: int | None, now_ms: int) -> Slip | None:
-    """Read a slip from its row; ``expires_ms`` ``None``: there is none."""
-    if expires_ms is None or now_ms >= expires_ms:
+
+def _slip(packed: Any, expires_ms: int, now_ms: int) -> Slip | None:
+    if now_ms >= expires_ms:
         return None
-    return Slip.unpack(packed or OLD_NOTE)
+    return Slip.unpack(bytes(packed or OLD_NOTE))
+
+
+def fit(key: str) -> str:
+    """Return the name under which a key is stored: itself, or, where it can't be, with a digest.
+
+    Only the keys of slips and steps can be too long, or not plain: a task id may be any text, and a
+    step may have any name.
+    """
+    if _PLAIN.match(key):
+        return key
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return f"{re.sub('[^!-~]', '?', key)[: LONGEST - 40]}~{digest}"
+
+
+class Rows(ABC, Generic[C]):
+    """The rows of one kind of store. ``at`` is what :meth:`operate` hands out: a connection, say.
+
+    Every method raises :class:`.StoreUnavailable`, or an error that :meth:`operate` turns into one,
+    where the store does not answer.
+    """
+
+    #: What error messages call the store: a URL without its password.
+    where: str = "memory://"
+    #: When the store last did not answer, on this process's monotonic clock.
+    failed_at: float = -math.inf
+
+    @abstractmethod
+    def operate(self, work: Callable[[C], T]) -> T:
+        """Do one operation, and return what it returns.
+
+        It may be done again where its answer was lost: all operations are idempotent.
+        """
+
+    @abstractmethod
+    def transaction(self, at: C) -> AbstractContextManager[Any]:
+        """Return a context in which all is written, or nothing where an exception leaves it."""
+
+    @abstractmethod
+    def read(self, at: C, key: str = "", slip_key: str = "", awaited_key: str = "") -> Row:
+        """Read a record, its owner's slip, the slip that was waited for, and the clock, at once.
+
+        An empty key names nothing.
+        """
+
+    def read_many(self, at: C, keys: Sequence[str]) -> list[Row]:
+        """Read records, in the order of their keys."""
+        return [self.read(at, key) for key in keys]
+
+    @abstractmethod
+    def write_record(self, at: C, key: str, row: Row, record: Record, expires_ms: int) -> bool:
+        """Write a record, and another stamp, if nobody wrote it since ``row`` was read.
+
+        Returns:
+            Whether it was written. Not written is also what somebody has locked, and what comes
+            after ``row.deadline_us``.
+        """
+
+    @abstractmethod
+    def write_slip(
+        self, at: C, slip_key: str, row: Row, slip: Slip | None, expires_ms: int
+    ) -> bool:
+        """Write a slip (``None``: delete it) if it still is as ``row`` has it; whether it was."""
+
+    def is_locked(self, at: C, exc: Exception) -> bool:
+        """Whether an error means that somebody has a row locked, and that nothing was written."""
+        return False
+
+    @abstractmethod
+    def read_steps(self, at: C, key: str) -> dict[str, bytes]:
+        """Read the (packed) steps of a record by name."""
+
+    @abstractmethod
+    def write_step(self, at: C, key: str, name: str, packed: bytes) -> None:
+        """Write a step; ``name`` again replaces what it was."""
+
+    @abstractmethod
+    def drop_steps(self, at: C, key: str) -> None:
+        """Delete all steps of a record."""
+
+    @abstractmethod
+    def page(self, at: C, start: str, after: str, count: int) -> list[str]:
+        """Return up to ``count`` keys of live records that begin with ``start``.
+
+        They come after the key ``after``, in the order of their bytes.
+        """
+
+
+class DecidingStore(Generic[C]):
+    """A :class:`~celery_idempotent.stores.base.Store` whose records are rows."""
+
+    def __init__(self, rows: Rows[C]) -> None:
+        self.rows = rows
+
+    @property
+    def failed_at(self) -> float:
+        return self.rows.failed_at
+
+    # --- operations ------------------------------------------------------------------------------
+
+    def claim(self, key: str, ask: Claim) -> ClaimVerdict:
+        def decide(row: Row) -> tuple[ClaimVerdict, Write | None]:
+            record = row.record
+            return transitions.claim(record, ask, row.now_us, slip=row.slip, awaited=row.awaited)
+
+        def if_locked(row: Row) -> ClaimVerdict | None:
+            record = row.record
+            if record is None or record.state is State.RELEASED:
+                return None  # it is nobody's yet: no duplicate may be refused for that
+            # Whoever has it locked holds it, as if by a lease.
+            until_ms = max(record.until_ms, row.now_ms + ask.lease_ms)
+            mine = record.owner == ask.candidate.owner
+            return Busy(record._replace(until_ms=until_ms), mine, row.now_ms)
+
+        def work(at: C) -> ClaimVerdict:
+            verdict, row = self._change(
+                at,
+                key,
+                decide,
+                slip_key=ask.slip_key,
+                awaited_key=ask.awaited_key,
+                if_locked=if_locked,
+            )
+            if isinstance(verdict, Claimed) and (before := row.record) and before.has_steps:
+                # Nobody else can write one any more.
+                return replace(verdict, steps=self.rows.read_steps(at, key))
+            return verdict
+
+        return self.rows.operate(work)
+
+    def settle(self, key: str, event: Settle) -> Recorded | Lost:
+        return self.rows.operate(lambda at: self.settle_in(at, key, event))
+
+    def settle_in(self, at: C, key: str, event: Settle) -> Recorded | Lost:
+        """Settle as a part of the transaction that ``at`` is in."""
+
+        def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
+            record = row.held(event.record.token)
+            return transitions.settle(record, event, row.now_us, slip=row.slip)
+
+        return self._change(at, key, decide, slip_key=event.slip_key)[0]
+
+    def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
+        if not renewals:
+            return []
+        return self.rows.operate(lambda at: [self._renew_one(at, one) for one in renewals])
+
+    def _renew_one(self, at: C, one: Renewal) -> Recorded | Lost | StoreError:
+        def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
+            record = row.held(one.held.token)
+            return transitions.renew(
+                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
+            )
+
+        try:
+            return self._change(at, one.key, decide, slip_key=one.slip_key, hasty=True)[0]
+        except StoreError as exc:
+            return exc
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        def work(at: C) -> Recorded | Lost:
+            with self.rows.transaction(at):
+                return self.step_in(at, one, name, packed)
+
+        return self.rows.operate(work)
+
+    def step_in(self, at: C, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        """Write a step as a part of the transaction that ``at`` is in."""
+
+        def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
+            record = row.held(one.held.token)
+            return transitions.step(
+                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
+            )
+
+        answer, row = self._change(at, one.key, decide, slip_key=one.slip_key)
+        if isinstance(answer, Recorded):
+            if not (row.record or one.held).has_steps:
+                self.rows.drop_steps(at, one.key)
+            self.rows.write_step(at, one.key, name, packed)
+        return answer
+
+    def resolve(self, key: str, event: Resolve) -> bool:
+        return self._apply(key, lambda row: transitions.resolve(row.record, event, row.now_us))
+
+    def note(self, key: str, event: Note) -> None:
+        def decide(row: Row) -> Write | None:
+            return transitions.note(row.readable, event, slip=row.slip)
+
+        self._apply(key, decide, slip_key=event.slip_key)
+
+    def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
+        def decide(row: Row) -> Write | None:
+            return transitions.end_lease(row.readable, owner, process, row.now_us, slip=row.slip)
+
+        return self._apply(key, decide, slip_key=slip_key, hasty=True)
+
+    def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
+        def decide(row: Row) -> Write | None:
+            with suppress(StoreError):
+                return transitions.abandon(row.record, given_up, ttl_ms, GIVEN_UP_MS, row.now_us)
+            return None
+
+        self._apply(key, decide)
+
+    def forget(self, key: str, ttl_ms: int) -> bool:
+        def decide(row: Row) -> tuple[bool, Write | None]:
+            try:
+                record = row.record
+            except StoreError:
+                record = Record(State.RELEASED, row.token)  # unreadable: freed all the same
+            write = transitions.forget(record, ttl_ms, row.now_us)
+            return write is not None, write
+
+        def work(at: C) -> bool:
+            found = self._change(at, key, decide)[0]
+            if found:
+                self.rows.drop_steps(at, key)
+            return found
+
+        return self.rows.operate(work)
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Record | None:
+        return self._read(key).record
+
+    def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
+        pages = [keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)]
+        found = self.rows.operate(lambda at: [self.rows.read_many(at, page) for page in pages])
+        return [_in_list(row) for row in itertools.chain(*found)]
+
+    def peek(self, key: str) -> tuple[Record | None, int]:
+        row = self._read(key)
+        return row.record, row.now_ms
+
+    def slip(self, slip_key: str) -> Slip | None:
+        return self._read("", slip_key).slip
+
+    def steps(self, key: str) -> dict[str, bytes]:
+        def work(at: C) -> dict[str, bytes]:
+            record = self.rows.read(at, key).readable
+            return self.rows.read_steps(at, key) if record and record.has_steps else {}
+
+        return self.rows.operate(work)
+
+    def now_ms(self) -> int:
+        return self._read("").now_ms
+
+    def ttl(self, key: str) -> float | None:
+        row = self._read(key)
+        left = row.expires_ms - row.now_ms
+        return left / 1000 if row.stamp is not None and left > 0 else None
+
+    def scan(self, pattern: str) -> Iterator[str]:
+        # Redis writes a plain star as \*, fnmatch as [*].
+        glob = re.sub(r"\\(.)", lambda m: f"[{m[1]}]" if m[1] in "*?[" else m[1], pattern)
+        start = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
+        after = ""
+        while True:
+            page = self._page(start, after)
+            yield from (key for key in page if fnmatch.fnmatchcase(key, glob))
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
+
+    def _page(self, start: str, after: str) -> list[str]:
+        return self.rows.operate(lambda at: self.rows.page(at, start, after, _PAGE))
+
+    def ping(self) -> None:
+        self._read("")
+
+    def close(self) -> None:
+        """Give back all connections: as a rule there are none to give back."""
+
+    def _read(self, key: str, slip_key: str = "") -> Row:
+        return self.rows.operate(lambda at: self.rows.read(at, key, slip_key))
+
+    # --- reading, deciding, writing --------------------------------------------------------------
+
+    def _apply(
+        self,
+        key: str,
+        decide: Callable[[Row], Write | None],
+        *,
+        slip_key: str = "",
+        hasty: bool = False,
+    ) -> bool:
+        """Write what is decided; whether there was something to write."""
+
+        def decided(row: Row) -> tuple[bool, Write | None]:
+            write = decide(row)
+            return write is not None, write
+
+        def work(at: C) -> bool:
+            return self._change(at, key, decided, slip_key=slip_key, hasty=hasty)[0]
+
+        return self.rows.operate(work)
+
+    def _change(
+        self,
+        at: C,
+        key: str,
+        decide: Callable[[Row], tuple[T, Write | None]],
+        *,
+        slip_key: str = "",
+        awaited_key: str = "",
+        if_locked: Callable[[Row], T | None] | None = None,
+        hasty: bool = False,
+    ) -> tuple[T, Row]:
+        """Read, decide, and write if the row is still as it was read; else begin again.
+
+        Where somebody has the row locked, ``if_locked`` is soon asked for an answer.
+
+        Returns:
+            The answer, and the row that was decided on.
+
+        Raises:
+            StoreUnavailable: the row is locked, and stays so for too long.
+        """
+        began = time.monotonic()
+        row: Row | None = None
+        # Each pause is made, however slow the store is: what was slow need not be locked.
+        for pause in itertools.chain(_PAUSES_S, itertools.repeat(_LONGEST_PAUSE_S)):
+            try:
+                row = self.rows.read(at, key, slip_key, awaited_key)
+                answer, write = decide(row)
+                if write is None or self._write(at, key, row, write, slip_key):
+                    return answer, row
+            except Exception as exc:
+                if not self.rows.is_locked(at, exc):
+                    raise
+            if pause == _LONGEST_PAUSE_S:
+                waited_s = time.monotonic() - began
+                if waited_s >= _BUSY_S and row is not None and if_locked is not None:
+                    locked = if_locked(row)
+                    if locked is not None:
+                        return locked, row
+                if waited_s >= (_HASTY_S if hasty else _PATIENT_S):
+                    break
+            time.sleep(pause)
+        error = StoreUnavailable(
+            f"the store at {self.rows.where} has {key} locked by another transaction"
+        )
+        error.may_have_arrived = False
+        raise error
+
+    def _write(self, at: C, key: str, row: Row, write: Write, slip_key: str) -> bool:
+        def write_record(record: Record) -> bool:
+            keeps_ttl = write.ttl_ms == KEEP_TTL
+            expires_ms = row.expires_ms if keeps_ttl else row.now_ms + write.ttl_ms
+            return self.rows.write_record(at, key, row, record, expires_ms)
+
+        def write_slip() -> bool:
+            keeps_ttl = write.slip_ttl_ms == KEEP_TTL
+            expires_ms = row.slip_expires_ms if keeps_ttl else row.now_ms + write.slip_ttl_ms
+            return self.rows.write_slip(at, slip_key, row, write.slip, expires_ms)
+
+        if write.record is None:
+            return write_slip()
+        if write.slip is None and write.slip_ttl_ms != 0:
+            return write_record(write.record)
+        if write.slip_first:
+            return write_slip() and write_record(write.record)
+        with suppress(_NotAsRead), self.rows.transaction(at):
+            if not (write_record(write.record) and write_slip()):
+                raise _NotAsRead
+            return True
+        return False
+
+
+class _NotAsRead(Exception):
+    """What was to be written is not as it was read: the transaction is undone."""
+
+
+def _in_list(row: Row) -> Record | StoreError | None:
+    try:
+        return row.record
+    except StoreError as exc:
+        return exc

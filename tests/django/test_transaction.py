@@ -22,6 +22,7 @@ from celery_idempotent.core.transitions import (
     Settle,
 )
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.stores import deciding
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.transactions import NotCommitted
 from celery_idempotent.testing.contract import kit
@@ -36,8 +37,6 @@ set_up()
 from django.db import OperationalError, close_old_connections, connections  # noqa: E402
 from django.db.models import F  # noqa: E402
 
-from celery_idempotent.django import rows  # noqa: E402
-from celery_idempotent.django import store as store_module  # noqa: E402
 from celery_idempotent.django.models import Record as RecordRow  # noqa: E402
 from celery_idempotent.django.store import DjangoStore  # noqa: E402
 from tests.django_project.shop.models import Account  # noqa: E402
@@ -228,10 +227,9 @@ def test_what_was_decided_too_long_ago_is_not_written(
     held = kit.hold(store, kit.FIRST)
     kit.note(store, kit.SECOND)
     before = kit.stored(store)
-    for name in ("_CLAIM_S", "_WRITE_S"):
-        monkeypatch.setattr(store_module, name, 0.05)
+    monkeypatch.setattr(deciding, "_PATIENT_S", 0.05)
     # When statements are late
-    monkeypatch.setattr(rows, "FRESH_US", -1_000_000)
+    monkeypatch.setattr(deciding, "_FRESH_US", -1_000_000)
     # Then what is there stays
     with pytest.raises(StoreUnavailable):
         kit.complete(store, held)

@@ -651,7 +651,7 @@ _LATE = [
     ),
     Mutant(
         "record and slip are written together",
-        "stores/sql/rows.py",
+        "stores/deciding.py",
         "                raise _NotAsRead\n            return True",
         "                return False\n            return True",
         _LATE_SQL,

@@ -119,7 +119,7 @@ OUTBOXES: list[Mutant] = [
     ),
     Mutant(
         "django: no isolation above read committed",
-        "django/store.py",
+        "django/rows.py",
         "                if not self._is_checked:\n",
         "                if False:\n",
         _ISOLATION,

@@ -10,11 +10,34 @@ _SQL: Stages = (("tests/stores/sql/test_contract.py", "-k", "TestSqlByAVirtualCl
 _SESSIONS: Stages = (("tests/stores/sql/test_transaction.py", "-k", "sqlite or postgresql"),)
 _LOCKS: Stages = (("tests/stores/sql/test_store.py", "-k", "changed_after or locked_record"),)
 _DJANGO: Stages = (("tests/django/test_transaction.py",),)
+_WRITTEN = "        self._records[key] = (record.pack(), expires_ms)\n"
 _REFUSED = (
     "        if isinstance(answer, Lost):\n            self.rollback()\n            return answer\n"
 )
-_KEPT = "            self._records[key] = (write.record.pack(), gone_ms)\n"
-_DELETED = "connection.execute(delete(records).where(records.c.record_key == fit(key)))"
+
+
+def _deletes(what: str, when: str) -> list[Mutant]:
+    """A write that deletes the row of some records instead."""
+    end = f'        if str(record.state) == "released" and {when}:\n            %s\n'
+    deleted = "at.execute(delete(records).where(records.c.record_key == fit(key)))"
+    return [
+        Mutant(
+            f"nothing deletes: {what}",
+            "stores/memory.py",
+            _WRITTEN,
+            _WRITTEN + end % "self._records.pop(key, None)",
+            PYTHON,
+        ),
+        Mutant(
+            f"nothing deletes: {what}, in SQL",
+            "stores/sql/rows.py",
+            "        values: dict[str, Any] = {\n",
+            end % f"{deleted}\n            return True" + "        values: dict[str, Any] = {\n",
+            _SQL,
+            after="def write_record(",
+        ),
+    ]
+
 
 _SCHEMA = [
     Mutant(
@@ -30,14 +53,7 @@ _SCHEMA = [
 ]
 
 _NOTHING_DELETES = [
-    Mutant(
-        "nothing deletes: release",
-        "stores/memory.py",
-        _KEPT,
-        f"{_KEPT}            if write.record.state is State.RELEASED and write.record.owner:\n"
-        "                del self._records[key]\n",
-        PYTHON,
-    ),
+    *_deletes("release", "record.owner and not record.nonce"),
     Mutant(
         "nothing deletes: release",
         "stores/redis/lua/settle.lua",
@@ -46,25 +62,7 @@ _NOTHING_DELETES = [
         "if new.state == RELEASED then redis.call('DEL', KEYS[1]) end\n",
         LUA,
     ),
-    Mutant(
-        "nothing deletes: release, in SQL",
-        "stores/sql/store.py",
-        "        return self._rows.change(\n            connection, key, decide,",
-        "        if event.record.state is State.RELEASED:\n"
-        "            answer = self._rows.change(connection, key, decide, _PATIENT_S)\n"
-        f"            {_DELETED}\n"
-        "            return answer\n"
-        "        return self._rows.change(\n            connection, key, decide,",
-        _SQL,
-        after="transitions.settle(record, event, row.now_us",
-    ),
-    Mutant(
-        "nothing deletes: forget",
-        "stores/memory.py",
-        "return self._write(key, transitions.forget(record, ttl_ms, now), now)",
-        "return bool(record and self._records.pop(key))",
-        PYTHON,
-    ),
+    *_deletes("forget", "not record.owner"),
     Mutant(
         "nothing deletes: forget",
         "stores/redis/lua/forget.lua",
@@ -72,31 +70,7 @@ _NOTHING_DELETES = [
         "  tonumber(ARGV[1]))\nredis.call('DEL', KEYS[1])\nreturn {1}",
         LUA,
     ),
-    Mutant(
-        "nothing deletes: forget, in SQL",
-        "stores/sql/store.py",
-        "                _drop_steps(connection, key)\n            return found",
-        f"                _drop_steps(connection, key)\n                {_DELETED}\n"
-        "            return found",
-        _SQL,
-    ),
-    Mutant(
-        "nothing deletes: a claim that was given up",
-        "stores/memory.py",
-        _KEPT,
-        f"{_KEPT}            if write.record.state is State.RELEASED and write.record.nonce:\n"
-        "                del self._records[key]\n",
-        PYTHON,
-    ),
-    Mutant(
-        "nothing deletes: a claim that was given up, in SQL",
-        "stores/sql/store.py",
-        "        self._write(key, decide)\n",
-        "        self._write(key, decide)\n"
-        f"        self._rows.operate(lambda connection: {_DELETED})\n",
-        _SQL,
-        after="transitions.abandon(record, given_up",
-    ),
+    *_deletes("a claim that was given up", "record.nonce"),
     Mutant(
         "nothing deletes: a claim that was given up",
         "stores/redis/lua/abandon.lua",
@@ -147,8 +121,8 @@ _ROWS = [
     ),
     Mutant(
         "a claim waits for no lock",
-        "stores/sql/rows.py",
-        "if answer is not None:\n                        return answer",
+        "stores/deciding.py",
+        "if locked is not None:\n                        return locked, row",
         "pass",
         _LOCKS,
     ),
@@ -188,6 +162,14 @@ _TRANSACTIONS = [
         "stores/sql/transaction.py",
         "        answer = self._ask(key, event)\n        if answer is not None:",
         "        answer = None\n        if answer is not None:",
+        _SESSIONS,
+    ),
+    Mutant(
+        "session: record and slip are written together",
+        "stores/sql/rows.py",
+        "            with connection.begin_nested():  # it is in the transaction of a body\n"
+        "                yield\n",
+        "            yield\n",
         _SESSIONS,
     ),
     Mutant(

@@ -266,12 +266,18 @@ class Histories(RuleBasedStateMachine):
         if isinstance(answer, Recorded):
             if client.ending in ("complete", "fail"):
                 self.accepted[held.token] = outcome_of(client.ending, held)
-        elif client.told and before is not None and before.token in (held.token, held.token + 1):
-            assert before.owner != held.owner, "told again, its own end was refused"
+        elif client.told and before is not None and self._is_the_end_of(held, before):
+            raise AssertionError("told again, its own end was refused")
         if not is_answered:
             client.told = True
             return
         self.leave(client, answer)
+
+    @staticmethod
+    def _is_the_end_of(held: Record, record: Record) -> bool:
+        """Whether a record is what a run left, and not its call's next claim."""
+        freed = record.state is State.RELEASED and record.token == held.token + 1
+        return record.owner == held.owner and (freed or record.token == held.token)
 
     def leave(self, client: Client, answer: Recorded | Lost) -> None:
         """Answer, or wait for who has the key now: what a run does when it has ended."""

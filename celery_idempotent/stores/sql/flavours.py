@@ -152,13 +152,13 @@ class Flavour:
             return sqlite.insert(table).from_select(names, row).on_conflict_do_nothing()
         return insert(table).from_select(names, row)  # raises: IGNORE would ignore other errors
 
-    def update_record(self, *, keep_ttl: bool) -> Update:
-        """Give a statement that writes a record if it is as it was read, and nobody has it locked.
+    def update_record(self) -> Update:
+        """Return a statement that writes a record that is as it was read, and locked by nobody.
 
         Its parameters: ``at`` and ``seen`` (key and stamp that were read), ``deadline_us`` as in
         :meth:`insert`, and the new columns.
         """
-        names = ["state", "token", "stamp", "record"] + ([] if keep_ttl else ["expires_ms"])
+        names = ("state", "token", "stamp", "record", "expires_ms")
         statement = update(records).values({name: bindparam(name) for name in names})
         as_read = (
             (records.c.record_key == bindparam("at"))

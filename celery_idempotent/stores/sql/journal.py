@@ -8,9 +8,9 @@ from typing import Final
 
 from sqlalchemy import Connection, delete, insert, select
 
+from celery_idempotent.stores.deciding import fit
 from celery_idempotent.stores.journal import StoredEvent
-from celery_idempotent.stores.sql.rows import Rows
-from celery_idempotent.stores.sql.schema import fit
+from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.schema import journal as table
 
 __all__ = ["SqlJournals"]
@@ -22,12 +22,11 @@ _SLACK: Final = 1 / 8
 class SqlJournals:
     """A :class:`~celery_idempotent.stores.journal.JournalStore` in a database."""
 
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
+    rows: SqlRows
 
     def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
         key = fit(journal)
-        at_ms = self._rows.engines.flavour.now_us // 1000
+        at_ms = self.rows.engines.flavour.now_us // 1000
 
         def work(connection: Connection) -> None:
             added = [{"journal_key": key, "at_ms": at_ms, "event": event} for event in events]
@@ -37,7 +36,7 @@ class SqlJournals:
                 _cut(connection, key, most)
 
         if events:
-            self._rows.operate(work)
+            self.rows.operate(work)
 
     def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
         wanted = select(table.c.at_ms, table.c.id, table.c.event)
@@ -45,7 +44,7 @@ class SqlJournals:
         if before is not None:
             wanted = wanted.where(table.c.id < int(before.partition("-")[2]))
         wanted = wanted.order_by(table.c.id.desc()).limit(count)
-        return self._rows.operate(
+        return self.rows.operate(
             lambda connection: [
                 StoredEvent(f"{at_ms}-{number}", bytes(event))
                 for at_ms, number, event in connection.execute(wanted)

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, Table, delete, select
 
-from celery_idempotent.stores.sql.rows import Rows
+from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.schema import notes, records
 
 __all__ = ["PURGED_AT_ONCE", "purge", "tend"]
@@ -18,7 +18,7 @@ PURGED_AT_ONCE: Final = 200
 _TURN_S: Final = 0.1
 
 
-def purge(rows: Rows, limit: int) -> int:
+def purge(rows: SqlRows, limit: int) -> int:
     """Delete at most ``limit`` expired records, and as many notes; how many rows went."""
 
     def work(connection: Connection) -> int:
@@ -28,7 +28,7 @@ def purge(rows: Rows, limit: int) -> int:
     return rows.operate(work)
 
 
-def tend(rows: Rows) -> bool:
+def tend(rows: SqlRows) -> bool:
     """Delete what expired, for a moment; whether there is more."""
     until = time.monotonic() + _TURN_S
     while purge(rows, PURGED_AT_ONCE) >= PURGED_AT_ONCE:
@@ -37,7 +37,7 @@ def tend(rows: Rows) -> bool:
     return False
 
 
-def _purge(rows: Rows, connection: Connection, table: Table, now_ms: int, limit: int) -> int:
+def _purge(rows: SqlRows, connection: Connection, table: Table, now_ms: int, limit: int) -> int:
     (key,) = table.primary_key.columns
     expired = select(key).where(table.c.expires_ms <= now_ms)
     expired = expired.order_by(table.c.expires_ms).limit(limit)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Callable
 from functools import partial
-from typing import Final
 
 from sqlalchemy import (
     BigInteger,
@@ -26,10 +23,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError
 
+from celery_idempotent.stores.deciding import LONGEST
+
 __all__ = [
     "create_missing",
     "create_schema",
-    "fit",
     "journal",
     "metadata",
     "notes",
@@ -37,17 +35,13 @@ __all__ = [
     "steps",
 ]
 
-#: Longer than any record's name; on MySQL, in one-byte characters, well inside an index's limit.
-_LONGEST: Final = 400
-_PLAIN: Final = re.compile(rf"[!-~]{{1,{_LONGEST}}}\Z")
-
 #: Keys are compared byte by byte: "Order:1" and "order:1" are two keys, whatever the database's
-#: own collation says.
+#: own collation says. On MySQL, in one-byte characters, they fit well inside an index.
 _Key = (
-    String(_LONGEST)
-    .with_variant(postgresql.VARCHAR(_LONGEST, collation="C"), "postgresql")
+    String(LONGEST)
+    .with_variant(postgresql.VARCHAR(LONGEST, collation="C"), "postgresql")
     .with_variant(
-        mysql.VARCHAR(_LONGEST, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
+        mysql.VARCHAR(LONGEST, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
     )
 )
 _Packed = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
@@ -142,15 +136,3 @@ def _add_slip(engine: Engine) -> None:
             connection.exec_driver_sql(
                 f"ALTER TABLE {notes.name} ADD COLUMN {notes.c.slip.name} {kind}"
             )
-
-
-def fit(key: str) -> str:
-    """Give the name under which a key is stored: itself, or, where it can't be, with a digest.
-
-    Only the keys of notes and steps can be too long, or not plain: a task id may be any text, and
-    a step may have any name.
-    """
-    if _PLAIN.match(key):
-        return key
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-    return f"{re.sub('[^!-~]', '?', key)[: _LONGEST - 40]}~{digest}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,11 +15,10 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.deciding import DecidingStore
 from celery_idempotent.stores.sql.flavours import Trouble, is_refusal, trouble_of
+from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.transactions import NotCommitted
-
-if TYPE_CHECKING:
-    from celery_idempotent.stores.sql.store import SqlStore
 
 __all__ = ["SqlTransaction"]
 
@@ -39,21 +38,22 @@ class SqlTransaction:
     ``commit()`` and ``rollback()`` included, nothing is durable before :meth:`commit`.
     """
 
-    def __init__(self, store: SqlStore) -> None:
+    def __init__(self, store: DecidingStore[Connection], rows: SqlRows) -> None:
         self._store = store
+        self._rows = rows
         self._stepped = False
         try:
             self._begin()
         except SQLAlchemyError as exc:
             if trouble_of(exc) is not Trouble.CUT:
-                raise store.unavailable(exc) from exc
+                raise rows.unavailable(exc) from exc
             try:
                 self._begin()  # the connection was stale, and so were those made before
             except SQLAlchemyError as again:
-                raise store.unavailable(again) from again
+                raise rows.unavailable(again) from again
 
     def _begin(self) -> None:
-        self._connection: Connection = self._store.engines.sessions.connect()
+        self._connection: Connection = self._rows.engines.sessions.connect()
         try:
             self._root: RootTransaction = self._connection.begin()
             self.session = Session(self._connection, join_transaction_mode="create_savepoint")
@@ -64,7 +64,7 @@ class SqlTransaction:
 
     @property
     def is_lease(self) -> bool:
-        return self._store.engines.flavour.one_writer or self._stepped
+        return self._rows.engines.flavour.one_writer or self._stepped
 
     def flush(self) -> None:
         try:
@@ -80,9 +80,9 @@ class SqlTransaction:
 
     def lost(self, key: str, token: int) -> Record | None:
         try:
-            record = self._store.read_in(self._connection, key)
+            record = self._rows.read(self._connection, key).record
         except SQLAlchemyError as exc:
-            raise self._store.unavailable(exc) from exc
+            raise self._rows.unavailable(exc) from exc
         return record if record is not None and record.token != token else None
 
     def commit(self, key: str, event: Settle) -> Recorded | Lost:
@@ -158,7 +158,7 @@ class SqlTransaction:
         while True:
             try:
                 # Under the row's lock: the transaction has ended then, in whichever way.
-                row = self._store.read_locked(key)
+                row = self._rows.operate(lambda at: self._rows.read_locked(at, key))
                 if row.stamp is not None:
                     break
                 why = "its record is not there"

@@ -32,11 +32,11 @@ from celery_idempotent.core.transitions import (
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.outbox.schema import create_schema as create_outbox
 from celery_idempotent.outbox.schema import metadata as outbox_metadata
+from celery_idempotent.stores import deciding
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql import SqlStore, create_schema, metadata
-from celery_idempotent.stores.sql import rows as sql_rows
-from celery_idempotent.stores.sql import store as sql
 from celery_idempotent.stores.sql.flavours import Trouble, trouble_of
+from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.schema import notes, records, steps
 from celery_idempotent.testing.contract.kit import (
     FAILURE,
@@ -301,7 +301,7 @@ def test_a_step_may_have_any_name(store: SqlStore, name: str) -> None:
 def test_pages_of_keys(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Looking around goes on from page to page, and each key comes once."""
     # Given
-    monkeypatch.setattr("celery_idempotent.stores.sql.store._PAGE", 3)
+    monkeypatch.setattr("celery_idempotent.stores.deciding._PAGE", 3)
     keys = [f"idempotent:{{shop.charge:{number}}}" for number in range(10)]
     for key in keys:
         store.abandon(key, FIRST.candidate(), HORIZON_MS)
@@ -545,7 +545,7 @@ def test_a_database_that_hangs_hangs_nobody(database_server: Database) -> None:
 
     # When
     with pytest.raises(StoreUnavailable) as caught:
-        store._rows.operate(work)
+        store.rows.operate(work)
     # Then
     assert caught.value.may_have_arrived
     assert len(seen) == 1
@@ -571,7 +571,7 @@ def test_an_answer_that_was_cut_off_is_not_read_by_the_next(
     # When
     try:
         with pytest.raises(_Interrupt):
-            served._rows.operate(lambda c: c.execute(text(_SLEEP[database_server.kind])))
+            served.rows.operate(lambda c: c.execute(text(_SLEEP[database_server.kind])))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -594,7 +594,7 @@ def test_a_deadlock_is_tried_again(store: SqlStore) -> None:
         return "done"
 
     # Then
-    assert store._rows.operate(work) == "done"
+    assert store.rows.operate(work) == "done"
     assert len(tries) == 3
 
 
@@ -666,15 +666,15 @@ def test_what_was_decided_too_long_ago_is_not_written(
 ) -> None:
     """The statement lay in a socket: when it runs at last, its caller has given it up."""
     # Given
-    monkeypatch.setattr(sql_rows, "FRESH_US", -1_000_000)
-    monkeypatch.setattr(sql, "_PATIENT_S", 0.05)
+    monkeypatch.setattr(deciding, "_FRESH_US", -1_000_000)
+    monkeypatch.setattr(deciding, "_PATIENT_S", 0.05)
     # Then a new row is not written
     with pytest.raises(StoreUnavailable):
         claim(store, FIRST)
     assert store.get(KEY) is None
     # Nor one that is there
     with monkeypatch.context() as patch:
-        patch.setattr(sql_rows, "FRESH_US", 10_000_000)
+        patch.setattr(deciding, "_FRESH_US", 10_000_000)
         held = hold(store, FIRST)
     with pytest.raises(StoreUnavailable):
         complete(store, held)
@@ -684,7 +684,7 @@ def test_what_was_decided_too_long_ago_is_not_written(
         note(store, SECOND)
     assert store.slip(SECOND.slip_key) is None
     with monkeypatch.context() as patch:
-        patch.setattr(sql_rows, "FRESH_US", 10_000_000)
+        patch.setattr(deciding, "_FRESH_US", 10_000_000)
         note(store, SECOND)
     with pytest.raises(StoreUnavailable):
         note(store, SECOND, digests=b"anothers")
@@ -730,8 +730,8 @@ def test_record_and_slip_are_written_together(
         seen.append(args)
         return False
 
-    monkeypatch.setattr(sql_rows.Rows, "_write_slip", changed)
-    monkeypatch.setattr(sql_rows, "_PAUSES_S", ())
+    monkeypatch.setattr(SqlRows, "write_slip", changed)
+    monkeypatch.setattr(deciding, "_PAUSES_S", ())
     # When
     answer = release_failed(store, held, answers=FIRST)
     # Then

@@ -12,15 +12,18 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, registry
 
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import Busy, Lost, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql.engines import Engines
+from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.stores.sql.transaction import SqlTransaction
 from celery_idempotent.stores.transactions import NotCommitted, TransactionalStore
 from celery_idempotent.testing.contract.kit import (
     FIRST,
+    HORIZON_MS,
     KEEP_MS,
     KEY,
     LEASE_MS,
@@ -262,6 +265,35 @@ def test_one_writer_needs_no_heartbeat(tmp_path: Any) -> None:
     assert verdict.record.until_ms > verdict.now_ms
     assert commit(transaction, held) == Recorded(held.token)
     assert isinstance(claim(store, SECOND), Replay)
+
+
+def test_record_and_slip_are_written_together_in_it(
+    store: SqlStore, books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slip has changed since it was read: the record is read again too, and both are there."""
+    # Given
+    held = hold(store, FIRST)
+    transaction = begin(store)
+    book(transaction.session)
+    transaction.flush()
+    slip = Slip(answered=True, token=held.token, outcome=RESULT)
+    event = success(held)._replace(slip=slip, slip_key=FIRST.slip_key, slip_ttl_ms=HORIZON_MS)
+    seen: list[Any] = []
+
+    def changed(*args: Any) -> bool:
+        monkeypatch.undo()
+        seen.append(args)
+        return False
+
+    monkeypatch.setattr(SqlRows, "write_slip", changed)
+    # When
+    answer = transaction.commit(KEY, event)
+    # Then
+    assert seen
+    assert answer == Recorded(held.token)
+    assert store.slip(FIRST.slip_key) == slip
+    assert stored(store).outcome == RESULT
+    assert books.count(1) == 1
 
 
 def test_a_step_joins_the_transaction(store: SqlStore, books: Books) -> None:
