@@ -21,6 +21,7 @@ extensions = [
     "myst_parser",  # the changelog is Markdown
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "_ext.attributes",  # after Napoleon, which it corrects
 ]
 exclude_patterns = ["_build", "README*"]
 default_role = None
@@ -28,8 +29,7 @@ highlight_language = "python"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-# What a class does is said in its own words, not in those of its constructor.
-autodoc_class_signature = "separated"
+autodoc_preserve_defaults = True
 
 html_theme = "furo"
 html_title = f"celery-idempotent {release}"

@@ -81,6 +81,22 @@ def test_an_example_does_what_it_says(
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_what_is_not_encrypted_is_found_in_the_store(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """The checks of the encrypted sample can fail: with JSON they read results in the store."""
+    # Given
+    text = (EXAMPLES / "encrypted.py").read_text(encoding="utf-8")
+    plain = text.replace('_serializer="encrypted"', '_serializer="json"')
+    plain = plain.replace('_content=["encrypted"]', '_content=["json"]')
+    put("plain.py", plain, tmp_path, redis_server)
+    # When
+    done = run("plain.py", tmp_path)
+    # Then
+    assert done.returncode == 1
+    assert "AssertionError: (['Ann', 'Miller'" in done.stderr or "'finding'" in done.stderr
+
+
 @pytest.fixture
 def shop(redis_server: RedisServer, tmp_path: Path) -> Iterator[Path]:
     """The quick start in a folder, on a private server, with its worker running."""
