@@ -1,4 +1,4 @@
-"""Admin pages: keys listed, searched, shown with their duplicates, freed and settled."""
+"""Admin pages that list, search, show, free and settle keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from celery_idempotent.stores.deciding import LONGEST
 
 __all__ = ["MessageAdmin", "RecordAdmin"]
 
-#: So many events of a record are shown.
+#: How many events of a record are shown.
 _STORY: Final = 100
 _HOW: Final = {
     "succeeded": State.SUCCEEDED,
@@ -37,7 +37,7 @@ _HOW: Final = {
 
 
 class _OnlyToRead(admin.ModelAdmin):
-    """Pages of what nobody may edit: the store and the outbox write it."""
+    """Pages without editing: only the store and the outbox write these rows."""
 
     def has_add_permission(self, request: Any, *_: Any) -> bool:
         return False
@@ -51,7 +51,7 @@ class _OnlyToRead(admin.ModelAdmin):
 
 @admin.register(models.Record)
 class RecordAdmin(_OnlyToRead):
-    """The records of a store ``django://``; of another store there is nothing to show here."""
+    """The records of a store ``django://``; the records of other stores are not shown here."""
 
     list_display = ("shown_key", "task", "state", "owner_id", "claimed", "expires")
     list_filter = ("state", "task")
@@ -61,11 +61,11 @@ class RecordAdmin(_OnlyToRead):
     list_per_page = 50
 
     def has_module_permission(self, request: Any) -> bool:
-        """Whether it is on the index page."""
+        """Whether the records are on the index page."""
         return _environment() is not None and super().has_module_permission(request)
 
     def get_queryset(self, request: Any) -> Any:
-        """Give what has not expired, from the database that the store is in."""
+        """Return the rows that have not expired, from the store's database."""
         environment = _environment()
         if environment is None:
             return models.Record._base_manager.none()
@@ -75,21 +75,21 @@ class RecordAdmin(_OnlyToRead):
 
     @admin.display(description="key", ordering="key")
     def shown_key(self, row: Any) -> str:
-        """The key, bounded: a cell is not a page."""
+        """The key, cut to the width of a cell."""
         return row.key if len(row.key) <= 80 else f"{row.key[:77]}..."
 
     @admin.display(description="claimed", ordering="token")
     def claimed(self, row: Any) -> datetime:
-        """When it was claimed last: tokens are made of the clock."""
+        """When it was claimed last; the token is that instant."""
         return datetime.fromtimestamp(row.token / 1e6, timezone.utc)
 
     @admin.display(description="kept until", ordering="expires_ms")
     def expires(self, row: Any) -> datetime:
-        """When it counts as absent."""
+        """When the record expires."""
         return datetime.fromtimestamp(row.expires_ms / 1e3, timezone.utc)
 
     def get_urls(self) -> list[Any]:
-        """Add what frees and settles a key."""
+        """Add the pages that free and settle a key."""
         site = self.admin_site.admin_view
         own = [
             path(f"<path:object_id>/{name}/", site(require_POST(view)), name=f"idempotency_{name}")
@@ -164,7 +164,7 @@ class RecordAdmin(_OnlyToRead):
             try:
                 answer = json.loads(answer or "null")
             except ValueError as exc:
-                messages.error(request, f"The result is no JSON: {exc}")
+                messages.error(request, f"The result is not JSON: {exc}")
                 return self._back(object_id)
         try:
             settle.resolve(
@@ -200,7 +200,7 @@ class RecordAdmin(_OnlyToRead):
 
 @admin.register(models.Message)
 class MessageAdmin(_OnlyToRead):
-    """What waits in the outbox."""
+    """The calls that wait in the outbox."""
 
     list_display = ("task", "task_id", "created", "due", "attempts", "error")
     search_fields = ("task", "task_id")
@@ -208,7 +208,7 @@ class MessageAdmin(_OnlyToRead):
 
 
 def _environment() -> Environment | None:
-    """Give the store and its times; ``None``: it is none of this project's databases."""
+    """Return the store and its times; ``None`` if it is not one of the project's databases."""
     try:
         environment = environment_of(celery_app())
     except IdempotencyError:

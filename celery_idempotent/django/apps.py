@@ -1,4 +1,4 @@
-"""The Django app: its label, and what it checks."""
+"""The Django app: its label and its checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class IdempotencyConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Have ``manage.py check`` look at this too."""
+        """Register the checks for ``manage.py check``."""
         from celery_idempotent.django import checks
 
         checks.register_all()

@@ -1,4 +1,4 @@
-"""What ``manage.py check`` finds."""
+"""The checks of ``manage.py check``."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _TAG = "celery_idempotent"
 
 
 def register_all() -> None:
-    """Have Django know of the checks."""
+    """Register the checks with Django."""
     checks.register(check_store, _TAG)
     checks.register(check_database, _TAG, checks.Tags.database)
     checks.register(check_deployment, _TAG, deploy=True)
 
 
 def check_store(**_: Any) -> Iterable[checks.CheckMessage]:
-    """Find what keeps the store from working, and options that nothing reads.
+    """Report settings with which the store can't work, and options that nothing reads.
 
-    The database is not asked whether it answers.
+    It does not connect to the database.
     """
     found: list[checks.CheckMessage] = []
     try:
@@ -42,7 +42,7 @@ def check_store(**_: Any) -> Iterable[checks.CheckMessage]:
             vendor = connection.vendor
             assert store.rows is not None
             if vendor == "postgresql":
-                configured_level(connection)  # the database's own: check --database asks for it
+                configured_level(connection)  # check --database reads the database's own level
             if vendor == "sqlite" and store.opens_with_body:
                 found.append(
                     checks.Info(
@@ -58,7 +58,7 @@ def check_store(**_: Any) -> Iterable[checks.CheckMessage]:
 
 
 def check_database(databases: Sequence[str] | None = None, **_: Any) -> list[checks.CheckMessage]:
-    """Find what in the database keeps the store from working: ``check --database``, ``migrate``."""
+    """Report what the database lacks for the store: on ``check --database`` and ``migrate``."""
     try:
         store = environment_of(celery_app()).store
         if isinstance(store, DjangoStore) and store.alias in (databases or ()):
@@ -66,12 +66,12 @@ def check_database(databases: Sequence[str] | None = None, **_: Any) -> list[che
     except IdempotencyError as exc:
         return [checks.Error(str(exc), id="celery_idempotent.E001")]
     except Error:
-        return []  # Django itself says that the database doesn't answer
+        return []  # Django itself reports that the database doesn't answer
     return []
 
 
 def check_deployment(**_: Any) -> Iterable[checks.CheckMessage]:
-    """Give what ``celery idempotency doctor`` finds: with ``--deploy``, since it asks servers."""
+    """Report what ``celery idempotency doctor`` finds: with ``--deploy``, since it asks servers."""
     from celery_idempotent.ops.doctor import examine
 
     kinds = {"error": checks.Error, "warning": checks.Warning}
@@ -80,7 +80,7 @@ def check_deployment(**_: Any) -> Iterable[checks.CheckMessage]:
         app.loader.import_default_modules()
         findings = examine(app)
     except IdempotencyError:
-        return []  # check_store says it
+        return []  # check_store reports it
     return [
         kinds.get(finding.level, checks.Info)(str(finding), id=f"celery_idempotent.{finding.name}")
         for finding in findings

@@ -1,4 +1,4 @@
-"""Writes that a run which lost its key can't make: the token, on querysets."""
+"""Refuses the writes of a run that lost its key, by the fencing token on querysets."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["fenced_update"]
 def fenced_update(
     queryset: Any, idempotency: RunContext, *, token_field: str = "token", **values: Any
 ) -> int:
-    """Update rows unless a later run has: ``queryset.update(**values)``, by the fencing token.
+    """Update rows with ``queryset.update(**values)``, unless a later run has written them.
 
     ::
 
         rows = Order.objects.filter(pk=order_id)
         fenced_update(rows, self.idempotency, status="paid")
 
-    It is for assignments, on a database that is not the store's own; an increment needs the store
-    ``django://``, whose transaction takes it back.
+    Use it for assignments in a database that is not the store's own. An increment needs the store
+    ``django://``, whose transaction can roll it back.
 
     Args:
         idempotency: ``self.idempotency`` of the run.
@@ -41,8 +41,8 @@ def fenced_update(
     not_later = {f"{token_field}__lte": token}
     updated: int = queryset.filter(**not_later).update(**{token_field: token, **values})
     later = queryset.filter(**{f"{token_field}__gt": token})
-    # Under a lock: a snapshot that is older than the later run's write would not show it. There is
-    # none outside of a transaction, and no lock either.
+    # With a lock, because an older snapshot would not show the later run's write. Outside of a
+    # transaction there is neither a snapshot nor a lock.
     locked = later.select_for_update()
     if transaction.get_connection(locked.db).in_atomic_block:
         later = locked

@@ -17,7 +17,7 @@ _FINE = ("read committed", "read uncommitted")
 
 
 def configured_level(connection: Any) -> str | None:
-    """Give the isolation level of the project's settings; ``None`` where they don't set one.
+    """Return the isolation level of the project's settings; ``None`` if they don't set one.
 
     Raises:
         ConfigurationError: it is too high for the store.
@@ -33,7 +33,7 @@ def configured_level(connection: Any) -> str | None:
 
 
 def check_isolation(connection: Any, alias: str) -> None:
-    """Check the level of the project's settings, or else the database's own.
+    """Check the level of the project's settings, or without one the database's own.
 
     Raises:
         ConfigurationError: it is too high for the store.

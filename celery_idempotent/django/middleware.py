@@ -1,4 +1,4 @@
-"""Django middleware that answers a request which is sent again with the first one's response."""
+"""Django middleware that answers a repeated request with the response to the first one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["IdempotencyMiddleware"]
 
 
 class IdempotencyMiddleware:
-    """Reads ``Idempotency-Key``; make a subclass that says whose keys they are, and list that.
+    """Reads ``Idempotency-Key``. List a subclass of it that identifies the callers.
 
     ::
 
@@ -32,24 +32,24 @@ class IdempotencyMiddleware:
             def identity(self, request):
                 return str(request.user.pk) if request.user.is_authenticated else None
 
-    It stands after what it asks for (``AuthenticationMiddleware``) and before what compresses. In a
-    view ``request.idempotency`` is what tasks have as ``self.idempotency``, and each task that is
-    published gets a key derived from the request's.
+    List it after the middleware that it uses (``AuthenticationMiddleware``) and before middleware
+    that compresses. In a view ``request.idempotency`` is the same object as ``self.idempotency`` in
+    tasks, and each task that is published gets a key that is derived from the request's.
     """
 
     sync_capable = True
     async_capable = True
 
-    #: Whose requests they are, where the Celery app's name doesn't tell that: two services with one
+    #: The name of this service; without it the Celery app's name is used. Two services with one
     #: store need two names.
     service: ClassVar[str | None] = None
-    #: Which requests may have a key.
+    #: The methods of requests that may have a key.
     methods: ClassVar[Collection[str]] = ("POST", "PATCH")
-    #: For how long an answer is kept, in seconds; else for the app's ``idempotency_ttl``.
+    #: How long a response is kept, in seconds; without it the app's ``idempotency_ttl``.
     ttl: ClassVar[float | None] = None
     #: The largest body, in bytes, of a request with a key.
     max_request_size: ClassVar[int] = 16 * 1024 * 1024
-    #: Where your API's documentation tells of the key.
+    #: The page of your API's documentation about the key.
     docs_url: ClassVar[str | None] = None
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
@@ -59,17 +59,17 @@ class IdempotencyMiddleware:
             markcoroutinefunction(self)
 
     def identity(self, request: Any) -> str | None:
-        """Give a text that tells callers apart; ``None``: nobody, whom the view will refuse."""
+        """Return a text that is different for each caller; ``None`` if the view will refuse it."""
         raise NotImplementedError(
             f"{type(self).__name__} has to say whose keys they are: define identity(request)"
         )
 
     def required(self, request: Any) -> bool:
-        """Say whether a request must have a key."""
+        """Return whether a request must have a key."""
         return False
 
     def keeps(self, status: int) -> bool:
-        """Say whether a response of this status is kept."""
+        """Return whether a response with this status is kept."""
         return keeps_by_default(status)
 
     @cached_property
@@ -161,7 +161,7 @@ class IdempotencyMiddleware:
 
 
 def _is_protected(request: Any) -> bool:
-    """Whether the middleware, of Django or of its server, stands in the stack twice."""
+    """Whether another middleware outside, of Django or of the server, has read the key."""
     around = getattr(request, "scope", None) or request.META
     runs = getattr(request, "idempotency", None), around.get("idempotency")
     run = next((run for run in runs if isinstance(run, RunContext)), None)

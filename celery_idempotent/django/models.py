@@ -10,7 +10,7 @@ __all__ = ["Event", "Message", "Note", "Record", "Step"]
 
 
 class Record(models.Model):
-    """What is known of one key. Only the store writes it: pages and queries may read it."""
+    """The record of one key. Only the store writes it; pages and queries may read it."""
 
     record_key = models.CharField("name", max_length=LONGEST, primary_key=True)
     task = models.CharField(max_length=255, blank=True, db_index=True)
@@ -18,11 +18,11 @@ class Record(models.Model):
     state = models.CharField(max_length=16, db_index=True)
     owner_id = models.CharField("task id", max_length=255, blank=True, db_index=True)
     token = models.BigIntegerField()
-    #: From then on it counts as absent; milliseconds since 1970.
+    #: When it expires, in milliseconds since 1970.
     expires_ms = models.BigIntegerField(db_index=True)
-    #: Another one with every write.
+    #: A new number with every write.
     stamp = models.BigIntegerField()
-    #: All of it, packed.
+    #: The whole record, packed.
     record = models.BinaryField()
 
     class Meta:
@@ -81,7 +81,7 @@ class Event(models.Model):
 
 
 class Message(models.Model):
-    """A call in the outbox: it is sent once its transaction has committed."""
+    """A call in the outbox, which is sent once its transaction has committed."""
 
     id = models.BigAutoField(primary_key=True)
     task_id = models.CharField(max_length=255, unique=True)

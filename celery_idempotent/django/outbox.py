@@ -6,8 +6,8 @@
         order = Order.objects.create(...)
         outbox.publish(charge.s(order.pk, order.amount))
 
-``manage.py idempotency relay`` sends them. A row's task id is its message's: a row that is sent
-twice, by a relay that was killed between sending and deleting it, is one call of an
+``manage.py idempotency relay`` sends them. Each row's task id is that of its message: a row that is
+sent twice, by a relay that was killed between sending and deleting it, is one call of an
 ``IdempotentTask``.
 """
 
@@ -34,22 +34,22 @@ __all__ = ["DjangoOutbox", "Relay", "publish"]
 
 
 def publish(signature: Any, *, using: str = "default") -> Any:
-    """Publish a task's call if the transaction that is under way commits, and only then.
+    """Publish a task's call if, and only if, the current transaction commits.
 
     Args:
-        signature: ``task.s(...)``, with what ``.set(...)`` gave it: queue, countdown, eta,
-            expires, priority, headers, link, ``idempotency_key``, ... A countdown counts from now.
-        using: which of ``DATABASES``.
+        signature: ``task.s(...)``, with the options of its ``.set(...)``: queue, countdown, eta,
+            expires, priority, headers, link, ``idempotency_key``, ... A countdown begins now.
+        using: the alias of the database.
 
     Returns:
         The call's ``AsyncResult``. Its id is the message's task id.
 
     Raises:
         TransactionManagementError: no transaction is under way.
-        ConfigurationError: an ``idempotency_*`` option is none of a call's, or has no effect here.
+        ConfigurationError: a call can't have this ``idempotency_*`` option, or it has no effect.
         KeyDerivationError: its key can't be derived; nothing is written.
-        TypeError: it is no signature of one task, its arguments don't fit the task, or they are
-            not JSON; nothing is written.
+        TypeError: it is not the signature of one task, or its arguments don't fit the task or can't
+            be written as JSON; nothing is written.
     """
     if not connections[using].in_atomic_block:
         raise transaction.TransactionManagementError(
@@ -58,7 +58,7 @@ def publish(signature: Any, *, using: str = "default") -> Any:
         )
     call = PendingCall.of(signature)
     with_schema(call.options)
-    # By the database's clock, which the relay goes by, too.
+    # By the database's clock, which the relay uses, too.
     row = models.Message(
         task_id=call.task_id,
         task=call.task,
@@ -146,16 +146,16 @@ class DjangoOutbox(Outbox):
 
 
 class Relay(relay.Relay):
-    """Sends what is committed, in the order in which it was written.
+    """Sends the rows of one outbox.
 
-    Several may run at once: each row is sent by one of them, without order among them. On SQLite
-    one works, and others stand by.
+    Several relays may run at once: each row is sent by one of them. One relay alone sends rows in
+    the order in which they were committed. On SQLite one relay works, and the others stand by.
 
     Args:
-        app: the Celery app.
-        using: which of ``DATABASES``.
+        app: the Celery app, whose broker gets the messages.
+        using: the alias of the database with the outbox's table.
         batch: how many rows are sent between two commits.
-        interval: how many seconds it waits where nothing is left to send.
+        interval: how many seconds it waits when nothing is left to send.
     """
 
     def __init__(

@@ -12,10 +12,10 @@ __all__ = ["celery_app"]
 
 
 def celery_app() -> Any:
-    """Give the project's Celery app.
+    """Return the project's Celery app.
 
     Raises:
-        ConfigurationError: none was made in this process.
+        ConfigurationError: there is none in this process.
     """
     app = current_app._get_current_object()
     if app.main in (None, "default"):

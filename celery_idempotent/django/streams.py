@@ -1,4 +1,4 @@
-"""Takes the responses of Django's views: whole, or as they are made."""
+"""Takes the responses of Django's views: whole, or while they are made."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["pass_on", "take", "take_async"]
 
 
 def take(answer: Answer, response: Any) -> Response | None:
-    """Take a response and record it; of a stream as much as can be kept, which may be all of it.
+    """Take a response and record it; take a stream up to the size that is kept.
 
     Returns:
-        What is to be sent instead, if anything.
+        The response to send instead, if any.
     """
     answer.start(response.status_code, list(response.items()))
     if not response.streaming:
@@ -38,23 +38,23 @@ def take(answer: Answer, response: Any) -> Response | None:
 
 
 def pass_on(answer: Answer, response: Any) -> Any:
-    """Have the rest of a stream passed on as it is made."""
+    """Pass on the rest of a stream while it is made."""
     parts: Iterator[bytes] = iter(response.streaming_content)
     if not answer.is_sendable:
-        answer.fail()  # the server will refuse it, and may not even close it
+        answer.fail()  # the server will refuse the response, and may not even close it
     closers = list(response._resource_closers)
     passing = Passing(answer, parts, copy_context())
     response.streaming_content = passing
-    # First of all: what makes the parts goes on for a while where the client hung up.
+    # It closes first: after a hang-up the source of the parts still works for a while.
     response._resource_closers[:] = [passing.close, *closers]
     return response
 
 
 async def take_async(answer: Answer, response: Any, gone: asyncio.Event) -> Response | None:
-    """Take a stream as :func:`take` does, and have its rest passed on as it is made.
+    """Take a stream as :func:`take` does, and pass on the rest of it while it is made.
 
     Args:
-        gone: set where the client hung up meanwhile.
+        gone: set if the client hung up meanwhile.
     """
     answer.start(response.status_code, list(response.items()))
     content = response.streaming_content
@@ -83,7 +83,7 @@ async def _passing(
         for piece in answer.pieces():
             yield piece
         while True:
-            # In a task: a client that hangs up cancels this one, and not what is being made.
+            # In a task of its own: a hang-up cancels this one, and not the part that is made.
             coming = context.run(asyncio.ensure_future, _next(source))
             part = await asyncio.shield(coming)
             coming = None
@@ -99,7 +99,7 @@ async def _passing(
     except BaseException as exc:
         await sync_to_async(answer.fail)(exc)
         raise
-    # Before its end is sent: who has seen that finds it recorded.
+    # Before the end is sent: a client that has received it finds it recorded.
     await despite_hang_up(sync_to_async(answer.finish)(), asyncio.Event())
 
 
@@ -109,7 +109,7 @@ async def _drain(
     context: Context,
     coming: asyncio.Future[bytes | None] | None,
 ) -> None:
-    """Go on with what nobody reads, up to a limit."""
+    """Continue a response that nobody reads, up to a limit."""
     answer.hang_up()
     try:
         while True:

@@ -8,12 +8,12 @@ from django.db import connection
 
 __all__ = ["identity_of_tenant", "schema_namespace", "with_schema"]
 
-#: Where tenant-schemas-celery tells a worker which tenant a message is of.
+#: The header in which tenant-schemas-celery sends a message's tenant to the worker.
 _HEADER = "_schema_name"
 
 
 def schema_namespace(self: Any, *_: Any, **__: Any) -> str:
-    """Name the tenant and the task: two tenants that number their orders alike share no key.
+    """Return the tenant and the task, so that tenants with the same order numbers share no key.
 
     ::
 
@@ -23,14 +23,14 @@ def schema_namespace(self: Any, *_: Any, **__: Any) -> str:
 
 
 def with_schema(options: dict[str, Any]) -> None:
-    """Have a message that is sent later, by a relay, run for the tenant that published it."""
+    """Add the current tenant to a message that a relay will send, so that it runs for it."""
     schema = getattr(connection, "schema_name", None)
     if schema is not None:
         options["headers"] = {_HEADER: schema, **(options.get("headers") or {})}
 
 
 def identity_of_tenant(identity: Any) -> Any:
-    """Tell the users of two tenants apart, who are numbered alike."""
+    """Add the tenant to an identity, because users of two tenants may have the same number."""
     schema = getattr(connection, "schema_name", None)
     if schema is None or not isinstance(identity, str) or not identity:
         return identity

@@ -1,7 +1,7 @@
-"""The response to a request that holds its key: kept whole where it fits, else passed on.
+"""The response to a request that holds its key: held back until it is whole, or passed on.
 
-One response has one end. It is recorded once the application has made all of it; a response that
-was begun and not finished is an interruption, whoever cut it off.
+A response is recorded once the application has made all of it. If it was begun and not finished,
+the request was interrupted, whoever cut it off.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from celery_idempotent.http.messages import Response, is_open_ended
 
 __all__ = ["DRAIN_S", "Answer", "Passing"]
 
-#: For how long a response goes on being made whose client hung up, in seconds.
+#: How long a response is still made after its client hung up, in seconds.
 DRAIN_S: Final = 30.0
 
 
 class Answer:
-    """A response as it is made.
+    """A response while the application makes it.
 
-    It is held back until it is whole, so that its record can come first. One that has no end to
-    wait for, or is too long to be kept, passes on as it is made; then only its status is recorded.
+    It is held back until it is whole, so that it is recorded before it is sent. A response that has
+    no end to wait for, or is too long to be kept, is passed on as it is made; then only its status
+    is recorded.
     """
 
     def __init__(self, held: HeldRequest) -> None:
@@ -41,7 +42,7 @@ class Answer:
         self.is_begun = False
 
     def start(self, status: int, headers: list[tuple[str, str]]) -> None:
-        """Take the status and the fields."""
+        """Take the status and the header fields."""
         self.status, self.headers = status, headers
         self.passes = is_open_ended(headers)
 
@@ -53,7 +54,7 @@ class Answer:
             self.passes = True
 
     def take(self, parts: Iterator[bytes]) -> bool:
-        """Take the pieces as they come; whether that was all, and not the part that is kept."""
+        """Take pieces until the response is whole or passes on; return whether it is whole."""
         while not self.passes:
             part = next(parts, None)
             if part is None:
@@ -63,21 +64,21 @@ class Answer:
 
     @property
     def has_body(self) -> bool:
-        """Whether there is a piece of the body that isn't empty."""
+        """Whether a piece of the body that isn't empty is there."""
         return self._size > 0
 
     @property
     def is_sendable(self) -> bool:
-        """Whether a server would send its status and fields."""
+        """Whether a server would send its status and header fields."""
         return Response(self.status, self.headers, dropped=True).is_sendable
 
     def pieces(self) -> list[bytes]:
-        """Give the pieces that were held back, to be sent now."""
+        """Return the pieces that were held back, to be sent now."""
         pieces, self._chunks = self._chunks, []
         return pieces
 
     def finish(self) -> Response | None:
-        """Record the response, which is whole; give what is to be sent instead of it, if anything.
+        """Record the response, which is whole; return a response to send instead of it, if any.
 
         Raises:
             Exception: the database refused what was written in the request's session.
@@ -90,9 +91,9 @@ class Answer:
         return None if answer is made else answer
 
     def fail(self, exc: BaseException | None = None) -> None:
-        """End without a whole response, by what was raised or because it was given up.
+        """End without a whole response, because of an exception or because it was given up.
 
-        The key is free where the client has seen none of it.
+        The key is freed if the client has received no part of the response.
         """
         if self.is_begun:
             self._held.interrupt()
@@ -109,21 +110,21 @@ class Answer:
         return self._until is not None
 
     def hang_up(self) -> None:
-        """Learn that the client is gone: what is still made is dropped, up to a limit.
+        """Note that the client is gone: from now on pieces are dropped, up to a limit.
 
-        The client will ask again, and work that came to its end needn't be done twice.
+        The client will send the request again, and work that was finished is not done twice.
         """
         if self._until is None:
             self._until = time.monotonic() + DRAIN_S
 
     def drop(self, piece: bytes) -> bool:
-        """Drop a piece; whether another one is to be waited for."""
+        """Drop a piece; return whether to wait for another one."""
         self._left -= len(piece)
         return self._left > 0 and self.seconds_left > 0
 
     @property
     def seconds_left(self) -> float:
-        """How long it may go on being made for nobody."""
+        """How much longer it may be made without a client, in seconds."""
         return 0.0 if self._until is None else max(0.0, self._until - time.monotonic())
 
 
@@ -131,9 +132,9 @@ class Passing:
     """A response that a thread passes on as it is made; the server closes it.
 
     Args:
-        parts: the rest of it.
-        context: what its parts are made in.
-        close: ends what makes them.
+        parts: the rest of the response.
+        context: the context that the parts are made in.
+        close: closes the source of the parts.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Passing:
             return self._context.run(next, self._parts)
         except StopIteration:
             self._ended = True
-            # Before its end is sent: who has seen that finds it recorded.
+            # Before the end is sent: a client that has received it finds it recorded.
             self._answer.finish()
             raise
         except BaseException as exc:
@@ -173,7 +174,7 @@ class Passing:
             raise
 
     def close(self) -> None:
-        """End it: the client has all of it, or hung up."""
+        """End the response: the client has received all of it, or hung up."""
         close, self._close = self._close, None
         try:
             if not self._ended:

@@ -28,7 +28,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class IdempotencyASGIMiddleware(Middleware[App, Scope, "str | Awaitable[str | None] | None"]):
-    """Answers a request that is sent again with the first one's response.
+    """Answers a repeated request with the response to the first one.
 
     ::
 
@@ -36,23 +36,24 @@ class IdempotencyASGIMiddleware(Middleware[App, Scope, "str | Awaitable[str | No
             IdempotencyASGIMiddleware, celery=celery, identity=lambda scope: scope["user"].id
         )
 
-    In the application ``scope["idempotency"]`` is what tasks have as ``self.idempotency``
-    (``key_for()``, ``interrupted``), and each task that is published gets a key derived from the
-    request's.
+    In the application ``scope["idempotency"]`` is the same object as ``self.idempotency``
+    in tasks (``key_for()``, ``interrupted``), and each task that is published gets a key that is
+    derived from the request's.
 
     Args:
         app: the application.
         celery: the Celery app, whose store is used.
-        identity: gives, from the scope, a text that tells callers apart (or an awaitable of it);
-            ``None``: nobody, so the request goes on unprotected, and the application refuses it.
-        required: whether a request must have a key: for all of the methods, or by its scope.
-        service: whose requests they are, where the Celery app's name doesn't tell that: two
-            services with one store need two names.
-        methods: which requests may have a key.
-        keeps: which statuses are kept; see :func:`.keeps_by_default`.
-        ttl: for how long an answer is kept, in seconds; else for the app's ``idempotency_ttl``.
+        identity: a function of the scope that returns a text that is different for each caller (or
+            an awaitable of it). With ``None`` the request is not protected, and the application
+            should refuse it.
+        required: whether a request must have a key: for all methods, or a function of the scope.
+        service: the name of this service; without it the Celery app's name is used. Two services
+            with one store need two names.
+        methods: the methods of requests that may have a key.
+        keeps: whether a response with this status is kept; see :func:`.keeps_by_default`.
+        ttl: how long a response is kept, in seconds; without it the app's ``idempotency_ttl``.
         max_request_size: the largest body, in bytes, of a request with a key.
-        docs_url: where your API's documentation tells of the key.
+        docs_url: the page of your API's documentation about the key.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -83,7 +84,7 @@ class IdempotencyASGIMiddleware(Middleware[App, Scope, "str | Awaitable[str | No
         extensions = {
             name: value
             for name, value in (scope.get("extensions") or {}).items()
-            if not name.startswith("http.response.")  # other ways to send what is to be kept
+            if not name.startswith("http.response.")  # these send a response past this middleware
         }
         scope = {**scope, "extensions": extensions, "idempotency": held.run}
         try:
@@ -93,16 +94,16 @@ class IdempotencyASGIMiddleware(Middleware[App, Scope, "str | Awaitable[str | No
             await _in_thread(exchange.answer.fail, exc)
             raise
         except BaseException as exc:
-            # It can't be waited for any more: a thread goes on with it.
+            # Nothing can be awaited any more: a thread does it.
             with suppress(RuntimeError):
                 asyncio.get_running_loop().run_in_executor(None, exchange.answer.fail, exc)
             raise
-        # Not before: what an application does last may be its commit.
+        # Only now: the last thing that an application does may be its commit.
         await exchange.end()
 
 
 class _Exchange:
-    """A request that is given once it was read, and a response that is sent once it is kept."""
+    """Passes a request on after it was read, and a response after it was recorded."""
 
     def __init__(self, held: HeldRequest, body: bytes, receive: Receive, send: Send) -> None:
         self.answer = Answer(held)
@@ -117,7 +118,7 @@ class _Exchange:
         if self._body is not None:
             body, self._body = self._body, None
             return {"type": "http.request", "body": body, "more_body": False}
-        # A client that goes away doesn't stop what it asked for: it will ask again.
+        # A client that goes away does not stop the work: it will send the request again.
         await self._passing.wait()
         message: AsgiMessage = {"type": "http.disconnect"}
         if not self._is_complete:
@@ -148,7 +149,7 @@ class _Exchange:
                 self._given_up.set()
 
     async def end(self) -> None:
-        """Record the response, and send it, or the end of it."""
+        """Record the response, and send it or the rest of it."""
         answer = self.answer
         if not self._is_complete:
             return await _in_thread(answer.fail)
@@ -202,7 +203,7 @@ async def _begin(edge: Edge, request: Request, identity: str, key: str) -> Respo
 
 
 async def _in_thread(work: Callable[..., T], *args: Any) -> T:
-    # Shielded: what is to be recorded is, whether or not anybody waits for it.
+    # Shielded: the outcome is recorded even if nobody waits for it.
     return await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, work, *args))
 
 
@@ -217,7 +218,7 @@ def _request(scope: Scope, body: bytes) -> Request:
 
 
 async def _read(receive: Receive, most: int) -> bytes | None:
-    """Read a body, and stop soon after ``most`` bytes; ``None``: the client went away."""
+    """Read a body, and stop soon after ``most`` bytes; return ``None`` if the client went away."""
     body = bytearray()
     while True:
         message = await receive()

@@ -1,7 +1,8 @@
-"""What becomes of a request with an ``Idempotency-Key``, in no framework's terms.
+"""Handles a request with an ``Idempotency-Key``, whichever framework it comes from.
 
-A request is a delivery: it claims its key's record, which lives in the app's store beside those of
-the tasks, holds it by a lease while the application works, and completes it with the response.
+A request is a delivery: it claims the record of its key, in the app's store beside those of the
+tasks. It holds the record under a lease while the application works, and completes it with the
+response.
 """
 
 from __future__ import annotations
@@ -56,25 +57,25 @@ __all__ = ["Edge", "HeldRequest", "keeps_by_default"]
 
 log = logging.getLogger("celery_idempotent")
 
-#: No task of a user's has a name like this.
+#: No user's task has a name like this.
 _NAMESPACE: Final = "celery.http"
 _TASK: Final = "http"
 _PATIENCE_S: Final = 1.0
 _REPLAYED: Final = ("Idempotency-Replayed", "true")
-#: Statuses that say nothing was done, and that the same request may do better later or elsewhere.
+#: With these nothing was done, and the same request may succeed later or at another place.
 _TRY_AGAIN: Final = frozenset((307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429))
-#: For how long a store that did not answer is not asked again, in seconds; then by one request.
+#: How long a store that did not answer is left alone, in seconds; then one request asks it.
 _AWAY_S: Final = 1.0
 #: How much of a body is read at a time, in bytes.
 _CHUNK: Final = 64 * 1024
 
 
 def keeps_by_default(status: int) -> bool:
-    """Whether a response of this status is the key's answer from now on.
+    """Whether a response with this status is kept as the answer to the key.
 
-    Not so are 5xx, and those by which nothing was done and the same request may succeed later, or
-    at the place that they name (307, 308, 401, 403, 407, 408, 409, 421, 423, 425, 429): they free
-    the key.
+    Other responses free the key: 5xx, and those after which nothing was done and the same request
+    may succeed later or at the place that they name (307, 308, 401, 403, 407, 408, 409, 421, 423,
+    425, 429).
     """
     return status < 500 and status not in _TRY_AGAIN
 
@@ -86,13 +87,13 @@ class Edge:
         app: the Celery app, whose store, times and limits are used (``idempotency_ttl``,
             ``idempotency_lease``, ``idempotency_max_interruptions``,
             ``idempotency_max_result_size``, ``idempotency_on_store_error``).
-        service: whose requests they are: two services with one store need two names. Without it
-            the name of the Celery app.
-        methods: which requests may have a key.
-        keeps: which statuses are kept.
-        ttl: for how long an answer is kept, in seconds; else for the app's ``idempotency_ttl``.
+        service: the name of this service; without it the Celery app's name is used. Two services
+            with one store need two names.
+        methods: the methods of requests that may have a key.
+        keeps: whether a response with this status is kept.
+        ttl: how long a response is kept, in seconds; without it the app's ``idempotency_ttl``.
         max_request_size: the largest body, in bytes, that is read into memory to be compared.
-        docs_url: where your API's documentation tells of the key.
+        docs_url: the page of your API's documentation about the key.
 
     Raises:
         ConfigurationError: an argument is wrong, or there is no name for the service.
@@ -149,9 +150,9 @@ class Edge:
         return method.upper() in self._methods
 
     def key_of(self, values: Sequence[str], required: bool) -> str | Response | None:
-        """Give the key in the header field; or the answer to a request without a good one.
+        """Return the key in the header field, or the answer to a request without a valid one.
 
-        ``None``: there is none, and none is needed.
+        ``None``: there is no key, and none is required.
         """
         try:
             key = read_field(values)
@@ -160,7 +161,7 @@ class Edge:
         return self.problems.missing() if key is None and required else key
 
     def is_too_long(self, length: str | None) -> bool:
-        """Whether a request announces more than may be read; ``length``: its Content-Length."""
+        """Whether a request announces too long a body; ``length`` is its Content-Length."""
         return length is not None and length.isdecimal() and int(length) > self.max_request_size
 
     def read_body(
@@ -195,13 +196,13 @@ class Edge:
         return None
 
     def begin(self, request: Request, identity: str, key: str) -> Response | HeldRequest:
-        """Claim the key of a request: give what answers it, or what lets the application do that.
+        """Claim the key of a request; return its answer, or the held request for the application.
 
         Args:
-            identity: whose key it is; nobody else's request ever meets it.
+            identity: the caller that the key belongs to; another caller's key is never the same.
 
         Raises:
-            TypeError: the identity is no text, or empty.
+            TypeError: the identity is not a text, or is empty.
         """
         if not isinstance(identity, str) or not identity:
             raise TypeError(
@@ -253,7 +254,7 @@ class Edge:
         options = self._options
         label = "" if options.redact_key else visible(f"{request.method} {request.path} {key}")
         call_key = CallKey(_NAMESPACE, f"~{digest}", label[:200], request.fingerprint(), True)
-        # Each request is a call of its own: one that is sent again is another's duplicate.
+        # Each request is a call of its own: a repeated one is a duplicate of the first.
         unknown = options.on_interrupted == "unknown"
         terms = Terms.of(
             environment.store,
@@ -287,7 +288,7 @@ class Edge:
         return self.problems.running()
 
     def replay(self, packed: bytes) -> Response:
-        """Give the first response again."""
+        """Return the first response again."""
         try:
             first = unpack(packed)
         except StoreError:
@@ -301,12 +302,12 @@ class Edge:
         return Response(first.status, headers, first.body)
 
     def keeps(self, status: int) -> bool:
-        """Whether a response of this status is kept."""
+        """Whether a response with this status is kept."""
         return self._keeps(status)
 
 
 class HeldRequest:
-    """A key that is held for the request which is being answered; without a run, unprotected."""
+    """A request that holds its key while it is answered; without a run it is unprotected."""
 
     def __init__(
         self,
@@ -325,7 +326,7 @@ class HeldRequest:
         self._steps = None
         if run is not None:
             self._steps = Steps(run, _Codec(app, app, edge.max_response_size))
-        #: What the application may ask of its own run, as tasks ask ``self.idempotency``.
+        #: The same for the application as ``self.idempotency`` is for a task.
         self.run = RunContext(
             key=context,
             identity=record_key("effect", call_key) if call_key else context,
@@ -354,14 +355,15 @@ class HeldRequest:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Let the application work within: what it publishes gets keys derived from this one."""
+        """The application works in this context: its tasks get keys derived from this key."""
         with use_idempotency_key(self._context), self._plain.opens():
             yield
 
     def finish(self, response: Response) -> Response:
-        """Record the response, and give what is to be sent: it, or what the key's holder made.
+        """Record the response; return the one to send: this one, or the key's recorded one.
 
-        To be called before the end of the response is sent: who has seen that gets it again.
+        Call it before the end of the response is sent: a client that has received the end gets the
+        same response again.
 
         Raises:
             Exception: the database refused what was written in the request's session.
@@ -395,12 +397,12 @@ class HeldRequest:
             return self._edge.replay(record.outcome)
         if record.state is not State.RELEASED:
             return self._edge.problems.running()
-        # Forgotten meanwhile: it is nobody's, and this is the answer of its own request.
+        # The key was forgotten meanwhile; this is still the answer to its own request.
         undone = self._told.run.transaction.undone
         return self._edge.problems.not_committed() if undone else response
 
     def fail(self, exc: BaseException) -> None:
-        """Free the key where the application failed; interrupt it where that was cut off."""
+        """Free the key if the application failed; interrupt the run if it was cut off."""
         if isinstance(exc, Exception):
             self.release()
         else:
@@ -432,7 +434,7 @@ class HeldRequest:
 
 
 class _Outage:
-    """Whether the store is away; then one request asks it, and the others don't wait for that."""
+    """Remembers that the store is away: then one request asks it, and the others don't wait."""
 
     def __init__(self) -> None:
         self._is_away = False
@@ -440,10 +442,10 @@ class _Outage:
         self._lock = threading.Lock()
 
     def claim_key(self, call: Claimant) -> ClaimVerdict | Run:
-        """Ask the store for a request's key.
+        """Claim a request's key in the store.
 
         Raises:
-            StoreError: as :func:`.claim_key`; at once where the store has just been away.
+            StoreError: as :func:`.claim_key`; at once if the store was away a moment ago.
         """
         if self._is_away:
             with self._lock:
@@ -465,7 +467,7 @@ class _Outage:
 
 
 class _Codec(Codec):
-    """The steps of a request; nobody would undo them, since it may always be sent again."""
+    """Encodes the steps of a request; they can't be undone, since it may always be sent again."""
 
     def pack_signature(self, undo: Any) -> bytes:
         raise ConfigurationError(

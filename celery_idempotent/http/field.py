@@ -2,7 +2,7 @@
 
 The IETF draft (draft-ietf-httpapi-idempotency-key-header) makes it a structured field (RFC 9651)
 whose value is a string, so in double quotes: ``Idempotency-Key: "7f3a"``. Many clients send the
-bare characters, ``Idempotency-Key: 7f3a``: that is taken for the same key.
+bare characters, ``Idempotency-Key: 7f3a``: that is read as the same key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["MAX_KEY", "BadField", "read_field"]
 MAX_KEY: Final = 255
 
 _STRING: Final = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\])*)"')
-# Parameters mean nothing here; a structured field may have some all the same.
+# A structured field may have parameters; they have no meaning here.
 _PARAMETERS: Final = re.compile(
     r'(?:; *[a-z*][a-z0-9_.*-]*(?:=(?:"(?:[ !#-\[\]-~]|\\["\\])*"|[!#-:<-~]+))?)*'
 )
@@ -25,14 +25,14 @@ _BARE: Final = re.compile(r"[!#-+\--:<-\[\]-~]+")
 
 
 class BadField(ValueError):
-    """The field is there, and is no key; the message says why."""
+    """The field has no valid key; the message says why."""
 
 
 def read_field(values: Sequence[str]) -> str | None:
-    """Give the key in the field's values; ``None`` where the field is missing.
+    """Return the key in the field's values; ``None`` if the field is missing.
 
     Raises:
-        BadField: it is empty, malformed, too long, or there are several.
+        BadField: the key is empty, malformed or too long, or there are several.
     """
     if not values:
         return None

@@ -1,4 +1,4 @@
-"""Work of an event loop that goes on where the client hangs up: the client will ask again."""
+"""Continues the work of an event loop when the client hangs up: it will send the request again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ log = logging.getLogger("celery_idempotent")
 
 T = TypeVar("T")
 
-#: The event loop itself knows its tasks only weakly.
+#: The event loop itself has only weak references to its tasks.
 _under_way: Final[set[asyncio.Task[Any]]] = set()
 
 
 async def detached(work: Coroutine[Any, Any, T]) -> T:
-    """Await work that goes on by itself where this is cancelled."""
+    """Await work that continues by itself if this is cancelled."""
     task = _begin(work)
     try:
         return await asyncio.shield(task)
@@ -29,9 +29,10 @@ async def detached(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def despite_hang_up(work: Coroutine[Any, Any, T], gone: asyncio.Event) -> T:
-    """Await work to its end, also where this is cancelled meanwhile; that sets ``gone``.
+    """Await work to its end, even if this is cancelled meanwhile; that sets ``gone``.
 
-    For a server that tidies up once this has returned. The end of the event loop cancels the work.
+    It is for a server that cleans up once this has returned. The end of the event loop cancels the
+    work.
     """
     task = _begin(work)
     while True:

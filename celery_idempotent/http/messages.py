@@ -1,4 +1,4 @@
-"""Requests and responses as the edge compares and keeps them, whatever framework they came from."""
+"""Requests and responses in the form in which the edge compares and keeps them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from celery_idempotent.errors import RecordCorrupt
 
 __all__ = ["NO_BODY", "Request", "Response", "header", "is_open_ended", "pack", "unpack"]
 
-#: These belong to one connection, or to one moment; Set-Cookie to one session, which may be over by
-#: the time of a replay; Idempotency-Replayed, here, to the answer of another service.
+#: These fields belong to one connection or one moment. Set-Cookie belongs to one session, which may
+#: be over when the response is replayed; Idempotency-Replayed comes from another service here.
 _NOT_KEPT: Final = frozenset(
     (
         "connection",
@@ -33,13 +33,13 @@ _NOT_KEPT: Final = frozenset(
         "upgrade",
     )
 )
-#: What a response without its body may still tell.
+#: The fields that are kept of a response without its body.
 _WITHOUT_BODY: Final = frozenset(("location", "content-location", "etag"))
 _MOST_WITHOUT_BODY: Final = 8192
 _TYPE: Final = "message/http"
 _DROPPED: Final = "message/http; body=dropped"
-#: What servers send (RFC 9110, 5.1 and 5.5). They refuse a line break in a value, each in its way;
-#: in a record it would become a field of its own, or the body.
+#: What servers send (RFC 9110, 5.1 and 5.5). All refuse a line break in a value; in a record it
+#: would begin another field, or the body.
 _NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _BOUNDARY: Final = re.compile(r'\bboundary="?([^";,]{1,70})', re.IGNORECASE)
@@ -51,7 +51,7 @@ NO_BODY: Final = (204, 304)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What makes a request the same as another."""
+    """The parts of a request that make it equal to another one."""
 
     method: str
     path: str
@@ -60,10 +60,10 @@ class Request:
     content_type: str = ""
 
     def fingerprint(self) -> bytes:
-        """Give a digest of method, path, query and body, 16 bytes.
+        """Return a digest of method, path, query and body, 16 bytes.
 
-        The boundary of a multipart body is left out: a client that sends its form again has made
-        another one.
+        The boundary of a multipart body is left out, because a client that sends its form again
+        makes another one.
         """
         body = self.body
         boundary = _BOUNDARY.search(self.content_type)
@@ -85,12 +85,12 @@ class Response:
     status: int
     headers: list[tuple[str, str]] = field(default_factory=list)
     body: bytes = b""
-    #: Whether the body was too large to be kept: only status and place are known.
+    #: Whether the body was too large to be kept; then only status and location are known.
     dropped: bool = False
 
     @property
     def is_sendable(self) -> bool:
-        """Whether every server would have sent it: its status, its fields, and all of its body."""
+        """Whether every server would send it: its status, its fields, and all of its body."""
         if not 200 <= self.status <= 599:
             return False
         if not all(_NAME.fullmatch(n) and _VALUE.fullmatch(v) for n, v in self.headers):
@@ -100,7 +100,7 @@ class Response:
 
     @property
     def reason(self) -> str:
-        """The status as a status line has it: ``201 Created``."""
+        """The status as in a status line: ``201 Created``."""
         try:
             return f"{self.status} {HTTPStatus(self.status).phrase}"
         except ValueError:
@@ -108,17 +108,17 @@ class Response:
 
 
 def header(headers: Iterable[tuple[str, str]], name: str) -> str:
-    """Give the first value of a field, by its name in lower case; empty: there is none."""
+    """Return the first value of a field, by its name in lower case; empty if there is none."""
     return next((value for field_name, value in headers if field_name.lower() == name), "")
 
 
 def is_open_ended(headers: Iterable[tuple[str, str]]) -> bool:
-    """Whether a response is a stream of events, which is not to be waited for."""
+    """Whether a response is a stream of events, whose end is not waited for."""
     return header(headers, "content-type").lower().startswith("text/event-stream")
 
 
 def pack(response: Response, most: int) -> bytes:
-    """Pack a response as the outcome of its record; without its body where it is over ``most``."""
+    """Pack a response as the outcome of its record; without its body if it is over ``most``."""
     if not response.dropped:
         body = b"" if response.status in NO_BODY else response.body
         kept = _as_text(response, _NOT_KEPT | _named_by_connection(response)) + body
@@ -135,7 +135,7 @@ def unpack(packed: bytes) -> Response:
     """Read what :func:`pack` wrote.
 
     Raises:
-        RecordCorrupt: it is no response.
+        RecordCorrupt: it is not a response.
     """
     outcome = Outcome.unpack(packed)
     if outcome.content_type not in (_TYPE, _DROPPED):
@@ -164,7 +164,7 @@ def _as_text(response: Response, without: frozenset[str]) -> bytes:
 
 
 def _coding(body: bytes) -> str:
-    """Text may be shown to operators; anything else is not opened."""
+    """Return the encoding to note: a text is shown to operators, and other content is not."""
     try:
         body.decode("utf-8")
     except UnicodeDecodeError:

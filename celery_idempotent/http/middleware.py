@@ -12,7 +12,7 @@ from celery_idempotent.run.context import RunContext
 __all__ = ["Middleware"]
 
 App = TypeVar("App")
-#: What the server knows of a request: the scope, or the environ.
+#: The server's description of a request: the scope, or the environ.
 Known = TypeVar("Known", bound=MutableMapping[str, Any])
 Identity = TypeVar("Identity")
 
@@ -48,11 +48,11 @@ class Middleware(Generic[App, Known, Identity]):
         )
 
     def _covers(self, known: Known, method: str) -> bool:
-        """Whether a request may have a key that nobody has read yet."""
+        """Whether a request may have a key that no other middleware has read yet."""
         is_protected = isinstance(known.get("idempotency"), RunContext)  # by a middleware outside
         return self._edge.covers(method) and not is_protected
 
     def _key(self, known: Known, values: list[str]) -> str | Response | None:
-        """Return the key in the header field's values, or what answers a request without one."""
+        """Return the key in the header field's values, or the answer to a request without one."""
         required = self._required(known) if callable(self._required) else self._required
         return self._edge.key_of(values, required)

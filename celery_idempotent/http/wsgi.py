@@ -20,7 +20,7 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
 class IdempotencyWSGIMiddleware(Middleware[App, Environ, "str | None"]):
-    """Answers a request that is sent again with the first one's response.
+    """Answers a repeated request with the response to the first one.
 
     ::
 
@@ -28,23 +28,23 @@ class IdempotencyWSGIMiddleware(Middleware[App, Environ, "str | None"]):
             app.wsgi_app, celery, identity=lambda environ: environ["REMOTE_USER"]
         )
 
-    In the application ``environ["idempotency"]`` is what tasks have as ``self.idempotency``
-    (``key_for()``, ``interrupted``), and each task that is published gets a key derived from the
-    request's.
+    In the application ``environ["idempotency"]`` is the same object as ``self.idempotency``
+    in tasks (``key_for()``, ``interrupted``), and each task that is published gets a key that is
+    derived from the request's.
 
     Args:
         app: the application.
         celery: the Celery app, whose store is used.
-        identity: gives, from the environ, a text that tells callers apart; ``None``: nobody, so
-            the request goes on unprotected, and the application refuses it.
-        required: whether a request must have a key: for all of the methods, or by its environ.
-        service: whose requests they are, where the Celery app's name doesn't tell that: two
-            services with one store need two names.
-        methods: which requests may have a key.
-        keeps: which statuses are kept; see :func:`.keeps_by_default`.
-        ttl: for how long an answer is kept, in seconds; else for the app's ``idempotency_ttl``.
+        identity: a function of the environ that returns a text that is different for each caller.
+            With ``None`` the request is not protected, and the application should refuse it.
+        required: whether a request must have a key: for all methods, or a function of the environ.
+        service: the name of this service; without it the Celery app's name is used. Two services
+            with one store need two names.
+        methods: the methods of requests that may have a key.
+        keeps: whether a response with this status is kept; see :func:`.keeps_by_default`.
+        ttl: how long a response is kept, in seconds; without it the app's ``idempotency_ttl``.
         max_request_size: the largest body, in bytes, of a request with a key.
-        docs_url: where your API's documentation tells of the key.
+        docs_url: the page of your API's documentation about the key.
     """
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -81,12 +81,12 @@ class IdempotencyWSGIMiddleware(Middleware[App, Environ, "str | None"]):
 
 
 class _Exchange:
-    """A response that is sent once it is kept; as it is made, where it is too long for that."""
+    """Sends a response after it was recorded, or as it is made if it is too long to be kept."""
 
     def __init__(self, held: HeldRequest, start_response: StartResponse) -> None:
         self._answer = Answer(held)
         self._start_response = start_response
-        # Its own, so that a response which is read later still publishes with the request's key.
+        # A copy, so that a response that is read later still publishes with the request's key.
         self._context = copy_context()
         self._working = held.working()
         self._line = ""
@@ -109,7 +109,7 @@ class _Exchange:
             except BaseException:
                 self._close()
                 raise
-            # Not after the record: what an application does last may be its commit.
+            # Before the record: the last thing that an application does may be its commit.
             self._close()
             instead = answer.finish()
         except BaseException as exc:

@@ -47,7 +47,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Only now: the outbox of Django has its messages from here, and no need of SQLAlchemy.
+    # Imported late: Django's outbox uses this package, and does not need SQLAlchemy.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -1,8 +1,8 @@
-"""The relay's connection to the broker: it waits for confirmations, and not for ever.
+"""The relay's connection to the broker: it waits for confirmations, for a limited time.
 
-A message that can't be sent has one of two causes. The broker is away: then every message waits.
-Or it refuses this one (its queue is full, its exchange is missing, its serializer is unknown): then
-only this one waits.
+If a message can't be sent, there are two possible causes. If the broker is away, every message
+waits. If it refuses this message (its queue is full, its exchange is missing, its serializer is
+unknown), only this one waits.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _CONNECT_S: Final = 4
 
 
 class BrokerAway(Exception):
-    """The broker can't be reached, or doesn't take messages now."""
+    """The broker can't be reached, or accepts no messages now."""
 
 
 class NoAnswer(Exception):
-    """The broker is there, but did not say within the time limit that it has the message."""
+    """The broker is there, but did not confirm the message within the time limit."""
 
 
 class _Meaning(enum.Enum):
-    """What an error says about the other messages."""
+    """What an error means for the other messages."""
 
     #: They can't be sent either.
     AWAY = enum.auto()
-    #: The broker doesn't take this one, or doesn't know its queue; the others can be sent.
+    #: The broker refuses this one, or doesn't know its queue; the others can be sent.
     REFUSED = enum.auto()
     #: The connection broke or was too slow. A new connection shows whether the broker is there.
     UNSURE = enum.auto()
@@ -99,14 +99,14 @@ class Broker:
         """Send one call's message.
 
         Raises:
-            BrokerAway: the broker can't be reached, or takes no message now.
+            BrokerAway: the broker can't be reached, or accepts no message now.
             NoAnswer: the broker is there, but twice did not confirm this message.
             Exception: the broker refuses this message, or the message can't be made.
         """
         for is_last in (False, True):
             self.connect()
             try:
-                # The relay reads no results: it must not subscribe to them.
+                # The relay reads no results, and must not subscribe to them.
                 with denied_join_result():
                     call.send(self._app, self._producer)
                 return
@@ -133,7 +133,7 @@ class Broker:
         if type(error).__module__.startswith("redis."):
             if name in ("TimeoutError", "ConnectionError"):
                 return _Meaning.UNSURE
-            # A server that is full, that loads or is a replica refuses every list alike.
+            # A server that is full, is loading or is a replica refuses every list.
             of_one = str(error).startswith("WRONGTYPE") or name == "NoPermissionError"
             return _Meaning.REFUSED if of_one else _Meaning.AWAY
         broken = (OSError, OperationalError) + self._errors_of_connection()
@@ -141,7 +141,7 @@ class Broker:
 
     def _errors_of_connection(self) -> tuple[type[Exception], ...]:
         errors: Any = () if self._connection is None else self._connection.connection_errors
-        # To Redis's transport any KeyError is one: that a queue isn't known, too.
+        # For Redis's transport any KeyError is one, even that of an unknown queue.
         return tuple(error for error in errors if error is not KeyError)
 
     def close(self) -> None:
@@ -152,7 +152,7 @@ class Broker:
                 connection.release()
 
     def drop(self) -> None:
-        """Close the socket at once: a broker that doesn't answer wouldn't answer to this either."""
+        """Close the socket at once: a broker that doesn't answer won't answer a close either."""
         connection, self._connection, self._producer = self._connection, None, None
         if connection is not None:
             _drop(connection)

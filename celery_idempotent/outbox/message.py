@@ -1,4 +1,4 @@
-"""A call as the outbox keeps it: a task's signature, its key and its times settled, as JSON."""
+"""A call in the outbox: a task's signature with its key and times, as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from celery_idempotent.task import IdempotentTask
 
 __all__ = ["LONGEST_ID", "PendingCall"]
 
-#: Of a task id, in characters.
+#: The longest task id, in characters.
 LONGEST_ID: Final = 255
 
 # kombu has no types for this.
@@ -38,9 +38,9 @@ class PendingCall:
     task: str
     args: list[Any]
     kwargs: dict[str, Any]
-    #: What ``apply_async`` takes besides: queue, eta, priority, headers, link, ...
+    #: The other arguments of ``apply_async``: queue, eta, priority, headers, link, ...
     options: dict[str, Any]
-    #: Whether its id comes from a request's key: a row with this id that waits is this call.
+    #: Whether its id comes from a request's key: then a waiting row with this id is the same call.
     is_of_request: bool = False
 
     @classmethod
@@ -48,10 +48,10 @@ class PendingCall:
         """Make it of a signature: settle its task id, its key and when it is due.
 
         Raises:
-            ConfigurationError: it has an ``idempotency_*`` option that is none of a call's, or a
-                key, and its task is not one of ours.
+            ConfigurationError: it has an ``idempotency_*`` option that a call can't have, or a key
+                whose task is not an ``IdempotentTask``.
             KeyDerivationError: its key can't be derived.
-            TypeError: it is no signature of a single task, or its arguments don't fit.
+            TypeError: it is not the signature of one task, or its arguments don't fit.
         """
         if not isinstance(signature, Signature):
             raise TypeError(f"outbox.publish() takes a signature, task.s(...), not {signature!r}")
@@ -83,7 +83,9 @@ class PendingCall:
         elif task is not None and task.typing:
             task.__header__(*args, **kwargs)  # raises TypeError, as apply_async does
         _settle_times(app, options)
-        options.setdefault("reply_to", app.thread_oid)  # this process wants the result, no relay
+        options.setdefault(
+            "reply_to", app.thread_oid
+        )  # the result is for this process, not the relay
         parent = app.current_worker_task
         if parent is not None:
             options.setdefault("root_id", parent.request.root_id or parent.request.id)
@@ -100,7 +102,7 @@ class PendingCall:
 
     @property
     def route(self) -> str:
-        """What decides to which queue it goes: messages with the same route go to the same one."""
+        """A text that is equal for calls that go to the same queue."""
         names = ("queue", "exchange", "routing_key")
         return repr((self.task, *(self.options.get(name) for name in names)))
 
@@ -108,7 +110,7 @@ class PendingCall:
         """Return arguments and options as text.
 
         Raises:
-            TypeError: something in them is not JSON.
+            TypeError: an argument or option can't be written as JSON.
         """
         for name, part in (
             *((f"argument {number + 1}", value) for number, value in enumerate(self.args)),
@@ -130,13 +132,13 @@ class PendingCall:
         """Read what :meth:`to_json` returned.
 
         Raises:
-            ValueError, LookupError: it can't be read.
+            ValueError, LookupError: the text can't be read.
         """
         kept = _json.loads(text)
         return cls(task_id, task, kept["args"], kept["kwargs"], kept["options"])
 
     def send(self, app: Any, producer: Any) -> None:
-        """Publish it, without trying again."""
+        """Publish the call once, without retries."""
         task = app.tasks.get(self.task)
         more = {**self.options, "task_id": self.task_id, "producer": producer, "retry": False}
         if task is None:
@@ -161,7 +163,7 @@ def _with_key(
     task_id: str,
     options: dict[str, Any],
 ) -> Mapping[str, Any] | None:
-    """Give the call's headers with its key in them; a task without one of its own gets its id."""
+    """Return the call's headers with its key; a task without a key of its own gets its id."""
     explicit = options.pop("idempotency_key", ...)
     setup = task._setup()
     given: Mapping[str, Any] | None = options.get("headers")

@@ -1,4 +1,4 @@
-"""What an application calls: it writes a task's call into the transaction that is under way."""
+"""Writes the call of a task into the application's transaction: ``outbox.publish()``."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["publish"]
 
 
 def publish(session: Any, signature: Any) -> Any:
-    """Publish a task's call if this transaction commits, and only then.
+    """Publish a task's call if, and only if, this transaction commits.
 
     Args:
         session: an SQLAlchemy ``Session`` or ``Connection`` on the database that has the outbox's
             table, in a transaction. With an ``AsyncSession``:
             ``await session.run_sync(outbox.publish, task.s(1))``.
-        signature: ``task.s(...)``, with what ``.set(...)`` gave it: queue, countdown, eta,
-            expires, priority, headers, link, ``idempotency_key``, ... A countdown counts from now.
+        signature: ``task.s(...)``, with the options of its ``.set(...)``: queue, countdown, eta,
+            expires, priority, headers, link, ``idempotency_key``, ... A countdown begins now.
 
     Returns:
         The call's ``AsyncResult``. Its id is the message's task id.
 
     Raises:
-        ConfigurationError: an ``idempotency_*`` option is none of a call's, or has no effect here.
+        ConfigurationError: a call can't have this ``idempotency_*`` option, or it has no effect.
         KeyDerivationError: its key can't be derived; nothing is written.
-        TypeError: it is no signature of one task, its arguments don't fit the task, or they are
-            not JSON; or the session is an async one; nothing is written.
+        TypeError: it is not the signature of one task, its arguments don't fit the task or can't be
+            written as JSON, or the session is an async one; nothing is written.
         InvalidRequestError: the connection commits each statement by itself; nothing is written.
     """
     _refuse_async(session)

@@ -1,4 +1,4 @@
-"""The relay: it sends what is committed, in order, and loses nothing when broker or database go."""
+"""Sends the rows that are committed, in order, and loses none while broker or database are away."""
 
 from __future__ import annotations
 
@@ -20,21 +20,18 @@ log = get_logger("celery_idempotent")
 
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
-#: How long a call that can't be sent for a reason of its own is left alone, at most.
+#: The longest pause after which a call that can't be sent for a reason of its own is tried again.
 _LONGEST_LATER_S: Final = 300.0
 
 
 class Relay:
-    """Sends the rows of one outbox.
-
-    Several may run at once: each row is sent by one of them. Rows that committed one after the
-    other are sent in that order where one relay runs.
+    """Sends the rows of one outbox, whichever library reads it; its subclasses are the public ones.
 
     Args:
-        app: whose broker gets the messages.
+        app: the Celery app, whose broker gets the messages.
         outbox: the calls that wait in one database.
         batch: how many rows are sent between two commits.
-        interval: how many seconds it waits where nothing is left to send.
+        interval: how many seconds it waits when nothing is left to send.
     """
 
     def __init__(
@@ -44,34 +41,34 @@ class Relay:
         self.outbox = outbox
         self.batch = batch
         self.interval = interval
-        #: How many it has sent.
+        #: How many rows it has sent.
         self.sent = 0
         self._broker = Broker(app)
         self._stop = Event()
-        #: Rows that were sent, and that the database may not have deleted.
+        #: Rows that were sent, and that the database may still have.
         self._unsettled: set[tuple[int, str]] = set()
 
     def stop(self) -> None:
-        """End after the batch that is under way; may be called from a signal handler."""
+        """Stop after the current batch; may be called from a signal handler."""
         self._stop.set()
 
     def backlog(self) -> Backlog:
-        """Say how many calls wait, and for how long.
+        """Return how many calls wait, and for how long.
 
         Raises:
             DatabaseAway: the database can't be reached.
-            ConfigurationError: there is no outbox.
+            ConfigurationError: the outbox's table is not there.
         """
         return self.outbox.backlog()
 
     def run(self, told: Callable[[], None] = lambda: None) -> None:
         """Send until :meth:`stop`; ``told`` is called after each turn.
 
-        While the broker or the database is away it tries again, with growing pauses and jitter,
-        and logs one line when it goes and one when it is back.
+        While the broker or the database is away it tries again, with growing pauses and jitter. It
+        logs one line when an outage begins and one when it is over.
 
         Raises:
-            ConfigurationError: there is no outbox.
+            ConfigurationError: the outbox's table is not there.
         """
         outage = _Outage()
         try:
@@ -95,12 +92,12 @@ class Relay:
             self.close()
 
     def once(self) -> int:
-        """Send what is there now, and give how many that was.
+        """Send the rows that are there now, and return how many.
 
         Raises:
-            BrokerAway: the broker can't be reached; what is not sent is kept.
+            BrokerAway: the broker can't be reached; unsent rows are kept.
             DatabaseAway: the database can't be reached.
-            ConfigurationError: there is no outbox.
+            ConfigurationError: the outbox's table is not there.
         """
         before = self.sent
         try:
@@ -111,11 +108,11 @@ class Relay:
         return self.sent - before
 
     def turn(self) -> int:
-        """Send one batch, and give how many rows it had.
+        """Send one batch, and return how many rows it had.
 
         Raises:
-            BrokerAway, DatabaseAway, ConfigurationError: as above; what was sent before the broker
-                went is settled.
+            BrokerAway, DatabaseAway, ConfigurationError: as above; rows that were sent before the
+                outage are settled.
         """
         with self.outbox.take(self.batch) as batch:
             away = self._send(batch)
@@ -128,12 +125,12 @@ class Relay:
         sent: list[int] = []
         failed: list[Failure] = []
         new: list[tuple[Any, Exception]] = []
-        #: Where a message had no answer: the next one would wait as long, and all others with it.
+        #: Routes without an answer: their next message would wait as long, and all others with it.
         silent: dict[Any, Exception] = {}
         away = None
         for row in batch.rows:
             if silent and self._stop.is_set():
-                break  # it would wait once more for each route
+                break  # the relay would wait once more for each route
             try:
                 if (row.id, row.task_id) not in self._unsettled:
                     self._send_one(row, silent)
@@ -142,7 +139,7 @@ class Relay:
                 away = exc
                 break
             except Exception as exc:
-                # Its own fault: those behind it don't wait for it.
+                # The fault is in this row: those behind it don't wait for it.
                 pause_s = min(2.0**row.attempts, _LONGEST_LATER_S) * random.uniform(0.75, 1.0)
                 failed.append(Failure.of(row.id, exc, pause_s))
                 if not row.attempts:
@@ -173,13 +170,13 @@ class Relay:
         self._stop.wait(seconds)
 
     def close(self) -> None:
-        """Give back its connections."""
+        """Close the connections, and let another relay work."""
         self._broker.close()
         self.outbox.close()
 
 
 class _Outage:
-    """Counts the pauses of one outage, and says once that it began and once that it is over."""
+    """Counts the pauses of one outage; logs once that it began and once that it is over."""
 
     def __init__(self) -> None:
         self.began: float | None = None
@@ -187,7 +184,7 @@ class _Outage:
         self._what = ""
 
     def again(self, what: str, why: BaseException) -> float:
-        """Give the seconds until the next attempt."""
+        """Return the seconds until the next attempt."""
         if self.began is None:
             self.began, self._what = time.monotonic(), what
             log.warning("%s is away, nothing is lost; trying again until it is back: %s", what, why)
@@ -195,7 +192,7 @@ class _Outage:
         return pause * random.uniform(0.5, 1.0)
 
     def over(self) -> None:
-        """Say that it is back, if it was away."""
+        """Log that the outage is over, if there was one."""
         if self.began is not None:
             log.warning("%s is back after %.0f s", self._what, time.monotonic() - self.began)
         self.began, self._pause = None, _FIRST_PAUSE_S

@@ -1,4 +1,4 @@
-"""The outbox in a database that SQLAlchemy knows: which rows are next, and what became of them."""
+"""The outbox in a database that SQLAlchemy reads: its statements, and the relay for it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def flavour_for(dialect: str) -> Flavour:
 
 
 def engine_of(url: str) -> Engine:
-    """Make an engine for a relay.
+    """Make the engine of a relay.
 
     Raises:
         ConfigurationError: the URL can't be read, or its driver is not installed.
@@ -69,7 +69,7 @@ def engine_of(url: str) -> Engine:
         if flavour.one_writer:
             arguments["timeout"] = _ANSWER_S
         if flavour.driver.startswith("postgresql"):
-            # Behind a pooler a prepared statement meets those of others; here few are sent twice.
+            # Behind a pooler prepared statements collide; the relay sends few of them twice.
             arguments.update(prepared or {"prepare_threshold": None})
         level = {} if flavour.one_writer else {"isolation_level": "READ COMMITTED"}
         engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments, **level)
@@ -81,7 +81,7 @@ def engine_of(url: str) -> Engine:
             f"the outbox at {mask_url(url)} needs {exc.name}: pip install 'celery-idempotent[sql]'"
         ) from exc
     except (SQLAlchemyError, ValueError):
-        # Not chained: what can't be read may be a part of the password.
+        # Not chained: its text may show a part of the password.
         raise ConfigurationError(f"the outbox's URL {mask_url(url)!r} can't be read") from None
 
 
@@ -97,7 +97,7 @@ class SqlOutbox(Outbox):
         )
         self.engine = engine
         self._now_us = flavour.now_us
-        # Above that MySQL locks the end of the table too, where the application writes.
+        # At a higher level MySQL also locks the end of the table, where the application writes.
         level = {} if flavour.one_writer else {"isolation_level": "READ COMMITTED"}
         self._sending = engine.execution_options(**level)
 
@@ -116,7 +116,7 @@ class SqlOutbox(Outbox):
             .limit(most)
         )
         for dialect in ("mysql", "mariadb"):
-            # Sorting would lock every row that is due, and leave none for another relay.
+            # Sorting would lock every due row, and leave none for another relay.
             wanted = wanted.with_hint(outbox, "FORCE INDEX (PRIMARY)", dialect)
         if lock:
             self._refuse_without_skip_locked(connection.dialect)
@@ -177,14 +177,14 @@ class SqlOutbox(Outbox):
 class Relay(relay.Relay):
     """Sends the rows of one outbox.
 
-    Several may run at once: each row is sent by one of them. Rows that committed one after the
-    other are sent in that order where one relay runs.
+    Several relays may run at once: each row is sent by one of them. One relay alone sends rows in
+    the order in which they were committed.
 
     Args:
-        app: whose broker gets the messages.
-        engine: of the database with the outbox's table.
+        app: the Celery app, whose broker gets the messages.
+        engine: the engine of the database with the outbox's table.
         batch: how many rows are sent between two commits.
-        interval: how many seconds it waits where nothing is left to send.
+        interval: how many seconds it waits when nothing is left to send.
     """
 
     def __init__(

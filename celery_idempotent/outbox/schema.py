@@ -1,4 +1,4 @@
-"""The outbox's table: as metadata that Alembic can take, and made at once."""
+"""The outbox's table, as metadata for Alembic, and a function that makes it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from celery_idempotent.stores.sql.schema import create_missing
 
 __all__ = ["create_schema", "metadata", "outbox"]
 
-#: Ids differ by case as well, whatever the database's own collation says.
+#: The case of ids matters, whatever the database's own collation is.
 _Id = String(LONGEST_ID).with_variant(
     mysql.VARCHAR(LONGEST_ID, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
 )
 _Text = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), "mysql", "mariadb")
 
-#: To be given to Alembic: ``target_metadata = [Base.metadata, outbox.metadata]``.
+#: For Alembic: ``target_metadata = [Base.metadata, outbox.metadata]``.
 metadata = MetaData()
 
 outbox = Table(
@@ -35,7 +35,7 @@ outbox = Table(
     metadata,
     Column(
         "id",
-        # Only an INTEGER counts up by itself on SQLite.
+        # On SQLite only an INTEGER increments by itself.
         BigInteger().with_variant(Integer, "sqlite"),
         Identity(),
         primary_key=True,
@@ -56,5 +56,5 @@ outbox = Table(
 
 
 def create_schema(engine: Engine) -> None:
-    """Make the table where it is not there yet; what is there is left as it is."""
+    """Make the table if it is not there; an existing one is left as it is."""
     create_missing(engine, metadata)

@@ -20,7 +20,7 @@ LONGEST_ERROR: Final = 2000
 
 
 class DatabaseAway(Exception):
-    """The outbox's database can't be reached, or doesn't do what it is asked."""
+    """The outbox's database can't be reached, or refuses a statement."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Failure:
     row_id: int
     #: The error's text, in characters that every database takes.
     why: str
-    #: In how many seconds it is tried again.
+    #: After how many seconds it is tried again.
     pause_s: float
 
     @classmethod
@@ -47,7 +47,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are this relay's for the moment, in the order in which they are to be sent."""
+    """Rows that only this relay has at the moment, in the order in which to send them."""
 
     #: Each has ``id``, ``task_id``, ``task``, ``message`` and ``attempts``.
     rows: Sequence[Any]
@@ -57,13 +57,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Backlog:
-    """What waits to be sent."""
+    """The calls that wait to be sent."""
 
     #: How many calls.
     rows: int
-    #: How long the oldest of them has waited, in seconds; 0 where nothing waits.
+    #: How long the oldest of them has waited, in seconds; 0 if nothing waits.
     lag: float
-    #: How many of them could not be sent for a reason of their own, and are tried again later.
+    #: How many of them could not be sent for a reason of their own and are tried again later.
     failing: int
     #: The error of the last one of those.
     error: str | None = None
@@ -76,8 +76,8 @@ class Backlog:
 class Outbox(ABC):
     """The calls that wait in one database; a subclass has the statements of one library.
 
-    :meth:`take` and :meth:`backlog` raise :class:`DatabaseAway` where the database can't do it now,
-    and ``ConfigurationError`` where the outbox's table is not there, or rows can't be locked.
+    :meth:`take` and :meth:`backlog` raise :class:`DatabaseAway` if the database can't do it now,
+    and ``ConfigurationError`` if the outbox's table is not there or rows can't be locked.
 
     Args:
         where: the database, in words that may be logged.
@@ -123,7 +123,7 @@ class Outbox(ABC):
         return self._alone()
 
     def close(self) -> None:
-        """Let another relay work."""
+        """Free the outbox for another relay."""
         self._alone.free()
 
     def _no_skip_locked(self, why: object) -> ConfigurationError:
@@ -140,15 +140,15 @@ class Outbox(ABC):
 
     @abstractmethod
     def _begin(self) -> AbstractContextManager[Any]:
-        """Return a connection in a transaction, which is committed where the context ends."""
+        """Return a connection in a transaction, which is committed when the context ends."""
 
     @abstractmethod
     def _due(self, connection: Any, most: int, *, lock: bool) -> Sequence[Any]:
-        """Read the next rows that are due, by id; with ``lock`` those that nobody has locked."""
+        """Read the next due rows by id; with ``lock`` only rows that no one else has locked."""
 
     @abstractmethod
     def _write(self, connection: Any, sent: Sequence[int], failed: Sequence[Failure]) -> None:
-        """Delete the rows that were sent, and note with the others why they failed."""
+        """Delete the rows that were sent, and record with the others why they failed."""
 
     @abstractmethod
     def _count(self, connection: Any) -> Backlog:
@@ -160,12 +160,12 @@ class Outbox(ABC):
 
 
 class Alone:
-    """Lets one relay work, and others stand by: SQLite has no locks on rows.
+    """Allows one relay at a time, since SQLite has no locks on rows; the others stand by.
 
     The lock is a file beside the database, and the system frees it with the process.
 
     Args:
-        database: the database's file; ``None`` where relays may work side by side.
+        database: the database's file; ``None`` if relays may work side by side.
     """
 
     def __init__(self, database: str | None) -> None:

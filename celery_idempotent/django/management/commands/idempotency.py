@@ -1,4 +1,4 @@
-"""``manage.py idempotency``: what ``celery -A app idempotency`` does, and the relay and purge."""
+"""``manage.py idempotency``: the commands of ``celery -A app idempotency``, relay and purge."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF_CELERY = ("list", "show", "why", "forget", "resolve", "stats", "doctor")
 
 
 class Command(BaseCommand):
-    """See, free and settle keys; send what the outbox holds."""
+    """Lists, frees and settles keys; sends the calls of the outbox."""
 
     help = (
         "See which calls were deduplicated, of what and why; free and settle keys; delete what has "
@@ -30,15 +30,15 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: Any) -> None:
-        """``list``, ``show`` and such take the arguments of Celery's command."""
+        """Take the name of a command, and its arguments as Celery's command takes them."""
         parser.add_argument("command", choices=(*_OF_CELERY, "purge", "relay"))
         parser.add_argument("arguments", nargs=REMAINDER, help="its own; try --help after it")
 
     def handle(self, *_: Any, command: str, arguments: list[str], **__: Any) -> None:
-        """Do it.
+        """Run the command.
 
         Raises:
-            CommandError: it could not be done.
+            CommandError: it failed.
         """
         try:
             app = celery_app()
@@ -92,9 +92,9 @@ def _relay(app: Any, database: str, once: bool, status: bool, batch: int, interv
 
 
 def _be_heard() -> None:
-    """Log to the terminal, unless the project's own logging takes what is said here.
+    """Log to the terminal, unless the project's own logging handles the library's logger.
 
-    Python's last resort does not: Celery gives each logger that it makes a handler which is silent.
+    Python's last resort would not be used: Celery gives its loggers a silent handler.
     """
     log = logging.getLogger("celery_idempotent")
     handlers = [*log.handlers, *(logging.root.handlers if log.propagate else ())]
