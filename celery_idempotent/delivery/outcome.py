@@ -68,9 +68,11 @@ def record_result(attempt: Attempt, result: Any) -> object:
     Raises:
         NotCommitted, Exception: what the body wrote in its session was not committed.
     """
-    delivery = attempt.delivery
-    packed = encode_result(delivery.task.backend, result, delivery.options.max_result_size)
-    return attempt.told.end(Ending(State.SUCCEEDED, packed))
+    return attempt.told.end(Ending(State.SUCCEEDED, _packed(attempt.delivery, result)))
+
+
+def _packed(delivery: Delivery, result: Any) -> bytes:
+    return encode_result(delivery.task.backend, result, delivery.options.max_result_size)
 
 
 # --- ... and for its caller ----------------------------------------------------------------------
@@ -144,16 +146,23 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
     if verdict.answered and not delivery.eager:
         _leave_to_answer(delivery)
     if record.state is State.RELEASED and not record.outcome:
+        if exc is None and attempt.run.transaction.undone and not delivery.eager:
+            wait_as_copy(delivery, None)  # forgotten, and nothing of it happened: it runs again
+        # No record keeps what its caller gets: without a slip, a copy of its message would run.
+        ending = (
+            ending_of(delivery, exc) if exc else Ending(State.SUCCEEDED, _packed(delivery, result))
+        )
+        if ending.state is not State.RETRYING and ending.answers:
+            leave_answer(delivery, outcome=ending.outcome)
         if exc is not None:
             raise exc
-        if attempt.run.transaction.undone and not delivery.eager:
-            wait_as_copy(delivery, None)  # forgotten, and nothing of it happened: it runs again
         return hand_over(delivery, result)
     if isinstance(exc, Retry):
         raise Ignore("another call took over")
     if record.is_done and not delivery.claimant.callbacks:
-        if record.state is State.RELEASED:
-            # The record answers its own call only: without a slip, a copy of ours would run.
+        terms = delivery.claimant.terms
+        if record.state is State.RELEASED or terms.ttl_ms < terms.horizon_ms:
+            # It answers its own call only, or not for long: without a slip, our copies would run.
             leave_answer(delivery, outcome=record.outcome)
         return replay(delivery.task.backend, record.outcome, delivery.name)
     # With callbacks the note has to be asked: a copy of the message may have sent them.

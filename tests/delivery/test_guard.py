@@ -183,6 +183,54 @@ def test_a_run_that_lost_to_a_failure_stays_answered(
 
 
 @pytest.mark.parametrize("then", [late, fails])
+def test_a_run_that_lost_its_key_stays_answered_after_the_winners_window(
+    guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
+) -> None:
+    """The record that answered its caller is over sooner than its leftover copies have come."""
+    # Given
+    seen: list[Delivered] = []
+    task = guarded(overtaken(store, seen, then), winner, winner, idempotency_ttl=1)
+    done = deliver(task, (1,), task_id="zombie")
+    # When
+    store.advance(2)
+    again = done.message.deliver()
+    # Then
+    assert (done.get(), again.get()) == ("winner", "winner")
+    assert next(store.scan("*"), None) is None
+
+
+def ignores(self: Any) -> str:
+    raise Ignore
+
+
+@pytest.mark.parametrize(
+    ("then", "state"), [(late, "SUCCESS"), (fails, "FAILURE"), (ignores, "IGNORED")]
+)
+@pytest.mark.parametrize("redelivered", [True, False])
+def test_a_run_that_lost_to_one_without_an_outcome_stays_answered(
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    then: Callable[[Any], Any],
+    state: str,
+    redelivered: bool,
+) -> None:
+    """Its caller gets what it made, which no record keeps: no leftover copy of its message runs."""
+
+    # Given
+    def ignored(self: Any, order: int) -> Any:
+        raise Ignore
+
+    seen: list[Delivered] = []
+    task = guarded(overtaken(store, seen, then), ignored, winner)
+    done = deliver(task, (1,), task_id="zombie")
+    # When
+    again = done.message.deliver(redelivered=redelivered)
+    # Then
+    assert done.state == again.state == state
+    assert state == "IGNORED" or str(done.result) == str(again.result) == "late"
+
+
+@pytest.mark.parametrize("then", [late, fails])
 def test_a_run_leaves_a_message_to_the_copy_that_took_over(
     guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
 ) -> None:

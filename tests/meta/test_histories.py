@@ -110,6 +110,48 @@ BROKEN = {
         "answer changed",
         f"{BEGAN}{FAILED}20 stored call=a state=SUCCESS value=oops by=q/2",
     ),
+    "a call was told that nobody knows, and gets something else": (
+        "answer changed",
+        f"""{BEGAN}
+        1.5 stalled by=p until=30
+        20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
+        31 ended call=a key=k run=1 state=returned value=1 by=p/1
+        31 accepted call=a key=k run=1 by=p/1
+        31 settled call=a key=k run=1 state=succeeded by=p/1
+        31 stored call=a state=SUCCESS value=1 by=p/1
+        90 left call=a state=SUCCESS value=1""",
+    ),
+    "an answer that was not recorded changes": (
+        "answer changed",
+        f"""{BEGAN}
+        20 stored call=a state=SUCCESS value=2 by=q/2
+        31 ended call=a key=k run=1 state=returned value=1 by=p/1
+        31 settled call=a key=k run=1 state=succeeded by=p/1
+        31 stored call=a state=SUCCESS value=1 by=p/1
+        90 left call=a state=SUCCESS value=1""",
+    ),
+    "a copy runs whose first run could not be recorded": (
+        "ran after its answer",
+        f"""{BEGAN}
+        3 ended call=a key=k run=1 state=returned value=1 by=p/1
+        3 away by=p/1 state=settle
+        4 stored call=a state=SUCCESS value=1 by=p/1
+        20 began call=a key=k run=2 by=q/2
+        90 left call=a state=SUCCESS value=1""",
+    ),
+    "a zombie answers its caller": (
+        "wrong answer",
+        f"""{BEGAN}{SECOND}
+        1.5 stalled by=p until=20
+        12 began call=b key=k run=2 by=q/2
+        13 ended call=b key=k run=2 state=returned value=2 by=q/2
+        13 accepted call=b key=k run=2 by=q/2
+        13 settled call=b key=k run=2 state=succeeded by=q/2
+        30 ended call=a key=k run=1 state=returned value=1 by=p/1
+        30 stored call=a state=SUCCESS value=1 by=p/1
+        90 left call=a state=SUCCESS value=1
+        90 left call=b state=SUCCESS value=2""",
+    ),
     "a call has no answer": ("lost", f"{BEGAN}90 left call=a state=PENDING"),
     "a call waits for ever": ("lost", f"{BEGAN}2 stored call=a state=RETRY by=p/1"),
     "a duplicate gets something else": (
@@ -132,6 +174,24 @@ BROKEN = {
         1.5 stalled by=p until=2
         2.1 began call=a key=k run=2 by=q/2
         2.5 ended call=a key=k run=2 state=returned value=1 by=q/2""",
+    ),
+    "a stall that is long over costs no lease": (
+        "overlap",
+        f"""{SECOND}{BEGAN}
+        1.5 stalled by=p until=12
+        40 began call=b key=k run=2 by=q/2
+        41 ended call=b key=k run=2 state=returned value=1 by=q/2
+        50 ended call=a key=k run=1 state=returned value=1 by=p/1
+        50 settled call=a key=k run=1 state=succeeded by=p/1
+        90 left call=a state=SUCCESS value=1
+        90 left call=b state=FAILURE value=IdempotencyInProgress""",
+    ),
+    "a sender that dies long after it has sent": (
+        "callbacks twice",
+        f"""{BEGAN}{DONE}{LEFT}
+        3.5 sent call=a state=link by=p/1
+        20 killed by=p
+        30 sent call=a state=link by=q/2""",
     ),
     "two copies send the link": (
         "callbacks twice",
@@ -157,6 +217,13 @@ BROKEN = {
         31 sent call=a state=link by=p/1
         90 left call=a state=SUCCESS value=1""",
     ),
+    "the errback of who was told that nobody knows is never sent": (
+        "callbacks lost",
+        BEGAN.replace("by=caller", "value=errback by=caller")
+        + """
+        20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
+        90 left call=a state=FAILURE value=OutcomeUnknown""",
+    ),
     "the link is never sent": (
         "callbacks lost",
         BEGAN.replace("by=caller", "value=link by=caller") + DONE + LEFT,
@@ -176,6 +243,8 @@ EXCUSED = {
         2 killed by=p
         14 began call=a key=k run=2 by=q/2
         15 ended call=a key=k run=2 state=returned value=1 by=q/2
+        15 accepted call=a key=k run=2 by=q/2
+        15 settled call=a key=k run=2 state=succeeded by=q/2
         90 left call=a state=SUCCESS value=1
         90 left call=b state=FAILURE value=IdempotencyInProgress""",
     "its process stood still between the grant and the body": f"""{BEGAN}{DONE}{LEFT}
@@ -206,9 +275,10 @@ EXCUSED = {
         20 stored call=a state=SUCCESS value=1 by=q/2
         90 left call=a state=SUCCESS value=1
         90 left call=b state=SUCCESS value=1""",
-    "nobody knew, and the run settles it": f"""{BEGAN}
+    "nobody knew, who told that died before noting it, and the run settles it": f"""{BEGAN}
         1.5 stalled by=p until=30
         20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
+        21 killed by=q
         31 ended call=a key=k run=1 state=returned value=1 by=p/1
         31 accepted call=a key=k run=1 by=p/1
         31 stored call=a state=SUCCESS value=1 by=p/1

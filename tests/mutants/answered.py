@@ -411,8 +411,8 @@ _DELIVERIES = [
     _answer(
         "a run that lost to a failure keeps that answer",
         "delivery/outcome.py",
-        "        if record.state is State.RELEASED:\n",
-        "        if False:\n",
+        "if record.state is State.RELEASED or terms",
+        "if terms",
     ),
     _answer(
         "of a body that was ignored",
@@ -452,6 +452,18 @@ _DELIVERIES = [
         "delivery/guard.py",
         "leave_answer(delivery, mismatch)",
         "pass",
+    ),
+    _answer(
+        "of a run that lost its key to one without an outcome",
+        "delivery/outcome.py",
+        "leave_answer(delivery, outcome=ending.outcome)",
+        "pass",
+    ),
+    _answer(
+        "of a run that lost its key to one with a short window",
+        "delivery/outcome.py",
+        "record.state is State.RELEASED or terms.ttl_ms < terms.horizon_ms",
+        "record.state is State.RELEASED",
     ),
     _answer("that nobody knows", "delivery/guard.py", "leave_answer(delivery, unknown)", "pass"),
     _answer(

@@ -91,16 +91,6 @@ class _History:
             or (_retry_of(other) >= _retry_of(run) and self.how_ended(other.began.run) == "retried")
         }
 
-        #: Calls with a run that outlived its key's window, and was retried then: in a new window.
-        self.outlived = {
-            run.began.call
-            for run in self.runs.values()
-            for accepted in self.by_kind["accepted"]
-            if accepted.key == run.began.key
-            and self.how_ended(run.began.run) == "retried"
-            and 0 < accepted.until < run.over
-        }
-
     def of_key(self, key: str) -> list[_Run]:
         return [run for run in self.runs.values() if run.began.key == key]
 
@@ -161,9 +151,45 @@ class _History:
             for one in self["stalled"]
         )
 
+    def stood_still_at(self, process: str, at: float) -> bool:
+        """Whether a process may have decided something before then, and done it after it."""
+        return self.stood_still(process, at - self.lease_s / 3, at + self.lease_s / 3)
+
     def was_granted_before(self, run: _Run, at: float) -> bool:
         """Whether a run may have had its key since before then, and stood still before its body."""
-        return self.stood_still(run.began.process, at, run.began.at)
+        return self.stood_still_at(run.began.process, at)
+
+    def was_cut_off_soon(self, one: Operation, until: float) -> bool:
+        """Whether the process that did this may not have come to note it before ``until``."""
+        return self.was_cut_off(one.process, one.at, min(until, one.at + self.lease_s))
+
+    def is_retried_by_hand(self, run: _Run, earlier: Sequence[_Run]) -> bool:
+        """Whether a run may be the retry that an earlier one published, which left no result."""
+        least = min(map(_retry_of, earlier), default=math.inf)
+        return run.began.call in self.retried_by_hand and _retry_of(run) > least
+
+    def is_forgotten(self, run: _Run) -> bool:
+        """Whether a run came so late that nobody remembers its call's answer."""
+        ends = [one.until for one in self["settled"] if one.call == run.began.call and one.until]
+        return min(ends, default=math.inf) < run.began.at
+
+    def may_answer_alone(self, run: _Run) -> bool:
+        """Whether a run's own outcome may answer its caller: not where it has lost its key."""
+        if run.ended is None:
+            return False
+        if run.settled is not None or run.ended.state == "replaced":
+            return True  # the replacement is out before it is known whether the key is lost
+        if any(
+            other.settled is not None
+            and self.how_ended(other.began.run) in _WITHOUT_RESULT
+            and run.began.at < other.settled.at < run.ended.at
+            for other in self.of_key(run.began.key)
+        ):
+            return True  # it has lost its key to one that left no outcome
+        at, most = run.ended.at, run.ended.at + self.lease_s
+        return self.stood_still_at(run.ended.process, at) or any(
+            away.by == run.ended.by and at <= away.at <= most for away in self["away"]
+        )
 
     def was_cut_off(self, process: str, since: float, until: float) -> bool:
         return self.died(process, since, until) or self.stood_still(process, since, until)
@@ -206,23 +232,25 @@ def _ran_again(known: _History) -> _Found:
     for call, one in settled.items():
         first = known.runs[one.run]
         for run in known.of_call(call):
-            if call in known.retried_by_hand and _retry_of(run) > _retry_of(first):
+            if known.is_retried_by_hand(run, [first]) or known.is_forgotten(run):
                 continue
-            if call in known.outlived or 0 < one.until < run.began.at:
-                continue  # so late that nobody remembers
             if run.began.at > one.at and not known.was_granted_before(run, one.at):
                 yield call, f"{run.began.run} began at {run.began.at:.3f}, settled by {one.run}"
 
 
 def _ran_after_answer(known: _History) -> _Found:
-    """A call that was answered without a run of its own is never run."""
-    for call, states in known.answers().items():
-        first = states[0]
-        if known.of_call(call) and known.of_call(call)[0].began.at < first.at:
-            continue  # it has run: what is recorded counts
+    """A call that was answered is never run, though its answer is not recorded."""
+    for call, (first, *_) in known.answers().items():
+        earlier = [run for run in known.of_call(call) if run.began.at < first.at]
+        if any(known.how_ended(run.began.run) == "replaced" and not run.settled for run in earlier):
+            continue  # its replacement has answered: the store can't know that
         for run in known.of_call(call):
-            if known.was_cut_off(first.process, first.at, run.began.at):
-                continue  # before it could be recorded that the call has its answer
+            if run.began.at <= first.at or known.is_retried_by_hand(run, earlier):
+                continue
+            if any(one.call == call and one.at <= run.began.at for one in known["settled"]):
+                continue  # it is recorded
+            if known.was_cut_off_soon(first, run.began.at) or known.is_forgotten(run):
+                continue  # before it could be recorded that the call has its answer, or long after
             if not known.was_granted_before(run, first.at):
                 yield call, f"{run.began.run} began, its answer was {first.state} {first.value}"
 
@@ -231,18 +259,16 @@ def _answer_changed(known: _History) -> _Found:
     """An answer that is recorded stays, RETRY and STARTED included."""
     left = {one.call: one for one in known["left"]}
     for call, (first, *later) in known.answers().items():
-        if _is_open(first) or call in known.retried_by_hand or call in known.outlived:
-            continue
         is_recorded = any(
             _id_of(one.call) == call and one.at <= first.at for one in known["settled"]
         )
         runs = known.of_call(call, nested=True)
-        has_run = any(run.began.at < first.at for run in runs)
-        has_no_result = any(known.how_ended(run.began.run) in _WITHOUT_RESULT for run in runs)
         late = [
             run.began.by
             for run in runs
-            if run.settled is None and known.was_granted_before(run, first.at)
+            if run.over <= first.at
+            and (run.settled is None or run.settled.at > first.at)
+            and known.stood_still_at(run.began.process, first.at)
         ]
         memories = [one.until for one in known["settled"] if _id_of(one.call) == call]
         for one in later:
@@ -250,13 +276,13 @@ def _answer_changed(known: _History) -> _Found:
                 continue
             if 0 < min(memories, default=0.0) < one.at:
                 continue  # so late that nobody remembers
-            if (one.state in _FINAL and one.by in late) or (has_run and not is_recorded):
+            if one.state in _FINAL and one.by in late:
                 continue  # a run that could not be recorded answers its own caller
-            if not is_recorded and known.was_cut_off(first.process, first.at, one.at):
+            if not is_recorded and known.was_cut_off_soon(first, one.at):
                 continue  # before it could record that the call has its answer
             last = left.get(call)
-            stays = last is None or last.state == first.state or has_no_result
-            if stays and known.stood_still(one.process, first.at - known.lease_s, one.at):
+            stays = last is None or last.state == first.state
+            if stays and known.stood_still_at(one.process, first.at):
                 continue  # decided before the answer, written after it, and answered again
             if stays and known.met_outage(one):
                 continue  # it could not ask, and is answered again
@@ -288,7 +314,11 @@ def _wrong_answer(known: _History) -> _Found:
         if one.state not in ("SUCCESS", "FAILURE"):
             continue
         key = known.keys[one.call]
-        own = [run.ended.value for run in known.of_call(one.call, nested=True) if run.ended]
+        own = [
+            run.ended.value
+            for run in known.of_call(one.call, nested=True)
+            if run.ended and known.may_answer_alone(run)
+        ]
         if one.value in outcomes.get(key, []) or one.value in own:
             continue
         if key not in outcomes and one.value in known.unheard(key):
@@ -305,14 +335,18 @@ def _overlap(known: _History) -> _Found:
     """No body of a key begins while another one holds its lease."""
     for key in dict.fromkeys(known.keys.values()):
         runs = sorted(known.of_key(key), key=lambda run: run.began.at)
-        for at, second in enumerate(runs):
-            for first in runs[:at]:
+        for at, first in enumerate(runs):
+            if any(known.was_granted_before(first, other.began.at) for other in runs[:at]):
+                continue  # it had lost its key before it began
+            for second in runs[at + 1 :]:
                 began = second.began.at
                 if first.over <= began:
-                    continue
-                since = first.began.at - known.lease_s
-                if known.was_cut_off(first.began.process, since, began):
-                    continue
+                    break
+                process, late = first.began.process, began - known.lease_s
+                if known.died(process, first.began.at, began):
+                    break
+                if known.stood_still(process, late, began):
+                    break  # it has lost its key, to this run or another one
                 if not known.was_granted_before(second, first.began.at):
                     yield key, f"{second.began.run} began while {first.began.run} ran"
 
@@ -324,13 +358,12 @@ def _callbacks(known: _History) -> _Found:
         if not sent[one.call] or sent[one.call][-1].by != one.by:
             sent[one.call].append(one)
     for call, ones in sent.items():
-        if call in known.retried_by_hand or call in known.outlived:
-            continue
         windows = [one.until for one in known["accepted"] if one.call == call and one.until]
         for first, second in pairwise(ones):
             if 0 < first.until < second.at or known.retried_while_unknown(call, second.at):
                 continue
-            if known.died(first.process, first.at, second.at):
+            soon = min(second.at, first.at + known.lease_s)
+            if known.died(first.process, first.at, soon):
                 continue
             if known.met_outage(first) or known.met_outage(second):
                 continue  # it could neither ask nor be told
@@ -338,7 +371,7 @@ def _callbacks(known: _History) -> _Found:
                 continue  # by a run that outlived its key's window, and was accepted in another
             since = first.at - known.lease_s
             if not any(
-                known.stood_still(one.process, max(since, known.end_of_body(one)), second.at)
+                known.stood_still(one.process, max(since, known.end_of_body(one)), soon)
                 for one in (first, second)
             ):
                 both = [f"{one.state} by {one.by} at {one.at:.3f}" for one in (first, second)]
@@ -348,14 +381,19 @@ def _callbacks(known: _History) -> _Found:
 def _callbacks_lost(known: _History) -> _Found:
     """What hangs on a call's outcome is sent."""
     sent = {_id_of(one.call) for one in known["sent"]}
-    # Whoever was told that nobody knows is told once.
-    sent |= {one.call for one in known["stored"] if _is_open(one)}
+    told = {
+        one.call
+        for one in known["stored"]
+        if _is_open(one) and not known.was_cut_off_soon(one, math.inf)
+    }
     left = {one.call: one.state for one in known["left"]}
     for one in known["published"]:
         ends = [run.ended.state for run in known.of_call(one.call) if run.ended is not None]
         if any(end in _WITHOUT_RESULT for end in ends):
             continue
         wanted = {"SUCCESS": "link", "FAILURE": "errback"}.get(left.get(one.call, ""))
+        if one.call in told:
+            wanted = "errback"  # that nobody knows was told, and stays told
         if wanted in one.value.split() and one.call not in sent:
             yield one.call, f"its {wanted} was never sent"
 
