@@ -10,11 +10,11 @@ from typing import Any, Final
 __all__ = [
     "Observation",
     "Observer",
-    "current_span",
     "is_heard",
     "name_spans",
     "observe",
     "observers",
+    "span_name",
     "stop_observing",
     "tell",
 ]
@@ -69,18 +69,14 @@ def stop_observing(observer: Observer) -> None:
         observers.remove(observer)
 
 
-_span_name: Callable[[], str] | None = None
+#: Returns the name of the current span, which a record keeps; ``None``: no spans are made.
+span_name: Callable[[], str] | None = None
 
 
 def name_spans(name: Callable[[], str] | None) -> None:
     """Register what returns the name of the current span; ``None``: no spans are made."""
-    global _span_name
-    _span_name = name
-
-
-def current_span() -> str:
-    """Return the name of the current span, which a record keeps; empty where there is none."""
-    return "" if _span_name is None else _span_name()
+    global span_name
+    span_name = name
 
 
 def is_heard(what: str) -> bool:

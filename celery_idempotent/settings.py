@@ -41,8 +41,14 @@ _LONGEST_WAIT_S: Final = 30.0
 class TaskSetup:
     """A task's options, checked: made once, when it is bound to its app."""
 
+    app: Any
     options: Options
     scheme: KeyScheme
+
+    @property
+    def environment(self) -> Environment:
+        """What the settings of its app come to; errors as :func:`environment_of`."""
+        return _environments.get(self.app) or environment_of(self.app)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
         fingerprint=options.fingerprint,
         redact=options.redact_key,
     )
-    return TaskSetup(options, scheme)
+    return TaskSetup(app, options, scheme)
 
 
 #: The apps whose settings were looked at when their first task was bound.

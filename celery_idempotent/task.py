@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.keys import CallKey, MessageId, identity_of, record_key
-from celery_idempotent.core.message import WaitState, explicit_key, read_own
+from celery_idempotent.core.message import WaitState, read_own
 from celery_idempotent.core.options import (
     Exceptions,
     Names,
@@ -23,7 +23,7 @@ from celery_idempotent.core.options import (
 )
 from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import callbacks
-from celery_idempotent.delivery.delivery import Delivery, known_of, state_of
+from celery_idempotent.delivery.delivery import Delivery, RequestState, identify, state_of
 from celery_idempotent.delivery.guard import guard
 from celery_idempotent.delivery.retrying import RetryingTask
 from celery_idempotent.delivery.task_checks import check_class, watch_body
@@ -243,12 +243,11 @@ class IdempotentTask(RetryingTask):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         request = self.request
-        known = known_of(request)
-        if request.called_directly or (known is not None and known.has_begun):
+        if request.called_directly or "_idempotency" in request.__dict__:
             # A direct call, or one from inside the body: Celery gives it a request of its own.
             return run_without_claim(super().__call__, *args, **kwargs)
-        setup, state = self._setup(), state_of(request)
-        state.has_begun = True
+        setup = self._setup()
+        state = request._idempotency = RequestState()
         if setup is None or setup.options.mode == "off":
             say_started(self, request)
             return run_without_claim(super().__call__, *args, **kwargs)
@@ -256,10 +255,7 @@ class IdempotentTask(RetryingTask):
         request._protected = 1
         delivery = None
         try:
-            call_key, waits = self._identify(request, args, kwargs, request.id)
-            if call_key is not None:
-                environment = environment_of(self.app)
-                delivery = Delivery.of(self, setup, environment, request, call_key, waits)
+            delivery = Delivery.of(self, setup, request, state, args, kwargs)
         except TypeError:
             if _fits(self.run, args, kwargs):
                 raise  # its declared arguments are not those that it takes: no key can be derived
@@ -268,33 +264,25 @@ class IdempotentTask(RetryingTask):
             if setup.options.mode != "shadow":
                 raise
             log.warning("shadow: %s[%s] would fail: %s", self.name, request.id, exc)
-            call_key, waits = None, WaitState()
-        state.call = (call_key, waits.retried())
+            state.call = None, WaitState()
         if delivery is None:
             say_started(self, request)
             return run_without_claim(self.run, *args, **kwargs)
         return guard(delivery, args, kwargs)
 
-    def _identify(
+    def _key_of(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str
-    ) -> tuple[CallKey | None, WaitState]:
-        # Not request.headers: where a tracer has nested headers, it has only those.
-        headers = vars(request)
-        own = read_own(headers, request.id)
-        if own is not None:
-            return own
-        setup = self._setup()
+    ) -> CallKey | None:
+        own, setup = read_own(vars(request), request.id), self._setup()
         if setup is None:
-            return None, WaitState()
-        explicit = explicit_key(headers)
-        derive = setup.scheme.derive
-        return derive(args, kwargs, task_id=task_id, explicit=explicit, task=self), WaitState()
+            return None if own is None else own[0]
+        return identify(self, setup, request, own, args, kwargs, task_id)[0]
 
     def _record_key(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> str | None:
         """Return the name of a delivery's record, for the worker's parent process."""
-        call_key = self._identify(request, args, kwargs, request.id)[0]
+        call_key = self._key_of(request, args, kwargs, request.id)
         if call_key is None:
             return None
         return record_key(environment_of(self.app).prefix, call_key)
@@ -306,6 +294,10 @@ class IdempotentTask(RetryingTask):
         if self.request_stack.top is None:
             return self._unguarded(request)  # outside of any call
         state = state_of(request)
+        if state is None:
+            if not request.called_directly:
+                return self._unguarded(request)  # a handler that is called before the guard
+            state = request._idempotency = RequestState()
         if not isinstance(state.context, RunContext):
             made = state.context
             state.context = self._unguarded(request) if made is None else made()
@@ -314,7 +306,7 @@ class IdempotentTask(RetryingTask):
     def _unguarded(self, request: Any) -> RunContext:
         task_id = request.id or uuid()
         try:
-            call_key = self._identify(request, request.args or (), request.kwargs or {}, task_id)[0]
+            call_key = self._key_of(request, request.args or (), request.kwargs or {}, task_id)
         except (TypeError, KeyDerivationError):
             call_key = None
         return RunContext(
@@ -332,8 +324,8 @@ class IdempotentTask(RetryingTask):
             return "it was called directly"
         if setup is None or setup.options.mode == "off":
             return "idempotency_mode is 'off'"
-        known = known_of(request)
-        if known is None or known.call is None or known.call[0] is None:
+        state = state_of(request)
+        if state is None or state.call is None or state.call[0] is None:
             return "its call has no key"
         return (
             "its body did not run: the call is a duplicate that is answered, waits, or is refused"

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
 from celery_idempotent.core.record import Owner
@@ -25,17 +25,17 @@ from celery_idempotent.errors import KeyDerivationError
 __all__ = [
     "EXPLICIT",
     "OWN",
+    "Arrival",
     "WaitState",
-    "count_in",
     "deaths_of",
     "digest_of",
     "explicit_key",
-    "has_callbacks",
     "ours_in",
     "own_header",
     "own_of",
     "owner_of",
     "read_own",
+    "read_request",
     "sent_with",
     "without_deaths",
     "without_explicit",
@@ -346,16 +346,48 @@ def _as_text(name: str, value: object) -> str:
     return value
 
 
+class Arrival(NamedTuple):
+    """What a delivered message says of its call."""
+
+    #: The key that its producer derived (``None``: not deduplicated), and how the message has
+    #: waited; ``None``: the message has no header of ours.
+    own: tuple[CallKey | None, WaitState] | None
+    #: Who would own the claim.
+    owner: Owner
+    retries: int
+    #: How often the broker has dead-lettered it.
+    deaths: int
+    #: Whether anything hangs on its outcome: link, chain, chord part or errbacks.
+    has_callbacks: bool
+
+
+def read_request(request: Any) -> Arrival:
+    """Read what Celery's request of a delivery holds of its message.
+
+    Raises:
+        KeyDerivationError: its headers say something else than Celery, or this library, writes.
+    """
+    # Not request.headers: where a tracer has nested headers, it has only those.
+    headers = vars(request)
+    return Arrival(
+        read_own(headers, request.id),
+        owner_of(request),
+        _count_in(request, "retries"),
+        deaths_of(headers),
+        bool(request.callbacks or request.chain or request.chord or request.errbacks),
+    )
+
+
 def owner_of(request: Any) -> Owner:
     """Return who would own the claim of a request's message.
 
     Raises:
         KeyDerivationError: its headers say something else than Celery writes.
     """
-    return Owner(str(request.id), count_in(request, "replaced_task_nesting"))
+    return Owner(str(request.id), _count_in(request, "replaced_task_nesting"))
 
 
-def count_in(request: Any, name: str) -> int:
+def _count_in(request: Any, name: str) -> int:
     """Return a number of times that Celery has written into a message; 0 where there is none.
 
     Raises:
@@ -370,11 +402,6 @@ def count_in(request: Any, name: str) -> int:
         f"the message's {name!r} header is {str(value)[:100]!r}, and must be a number of times: "
         "only Celery should write it"
     )
-
-
-def has_callbacks(request: Any) -> bool:
-    """Whether anything hangs on this message's outcome: link, chain, chord part or errbacks."""
-    return bool(request.callbacks or request.chain or request.chord or request.errbacks)
 
 
 def digest_of(request: Any) -> bytes:

@@ -98,6 +98,11 @@ class Owner(NamedTuple):
             text = text[:200] + hashlib.blake2b(text, digest_size=16).digest()
         return bytes((_TEXT_OWNER, len(text))) + text + nesting
 
+    def slip_key(self, key: str) -> str:
+        """Return the key of its slip; by the hash tag it is on the same server as the record."""
+        nesting = f":{self.nesting}" if self.nesting else ""
+        return f"{key}:sent:{self.task_id}{nesting}"
+
     @classmethod
     def unpack(cls, packed: bytes) -> Owner | None:
         """Read what :meth:`pack` wrote; ``None`` for the empty string (a key without an owner)."""

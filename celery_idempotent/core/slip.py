@@ -14,9 +14,9 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.record import Record, State
 
-__all__ = ["DIGEST", "NO_SLIP", "OLD_NOTE", "Slip", "slip_key"]
+__all__ = ["DIGEST", "NO_SLIP", "OLD_NOTE", "Slip"]
 
 _VERSION: Final = 1
 _ANSWERED: Final = 1
@@ -146,9 +146,3 @@ class Slip(NamedTuple):
 
 #: For a message that has no slip, because no second copy of it can be delivered.
 NO_SLIP: Final = Slip()
-
-
-def slip_key(key: str, owner: Owner) -> str:
-    """Return the key of an owner's slip; by the hash tag it is on the same server as the record."""
-    nesting = f":{owner.nesting}" if owner.nesting else ""
-    return f"{key}:sent:{owner.task_id}{nesting}"

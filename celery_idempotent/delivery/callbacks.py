@@ -17,6 +17,7 @@ from celery_idempotent.delivery.celery_events import Duplicate, mark, were_sent
 from celery_idempotent.delivery.delivery import Delivery
 
 __all__ = [
+    "AFTER_TRACE",
     "AfterTrace",
     "after_trace",
     "hand_over",
@@ -50,12 +51,13 @@ class AfterTrace:
         self.on_return: list[Callable[[bool], object]] = []
 
 
-_after_trace: ContextVar[AfterTrace | None] = ContextVar("idempotent_delivery", default=None)
+#: What is done after the tracer that runs here; ``None``: no tracer of ours runs.
+AFTER_TRACE: Final[ContextVar[AfterTrace | None]] = ContextVar("idempotent_delivery", default=None)
 
 
 def after_trace() -> AfterTrace:
     """Return what is done after the tracer that runs here; without one, nobody does it."""
-    return _after_trace.get() or AfterTrace()
+    return AFTER_TRACE.get() or AfterTrace()
 
 
 def silence(request: Any) -> None:
@@ -164,7 +166,7 @@ def traced(tracer: Any) -> Any:
 
     def trace(uuid: Any, args: Any, kwargs: Any, request: Any = None) -> Any:
         after = AfterTrace()
-        token = _after_trace.set(after)
+        token = AFTER_TRACE.set(after)
         sent = False
         try:
             answer = tracer(uuid, args, kwargs, request)
@@ -172,7 +174,7 @@ def traced(tracer: Any) -> Any:
             sent = (None if info is None else info.state) in _FINAL
             return answer if after.duplicate is None else mark(answer, after.duplicate)
         finally:
-            _after_trace.reset(token)
+            AFTER_TRACE.reset(token)
             for on_return in after.on_return:
                 _call(on_return, sent)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,15 +12,13 @@ from celery_idempotent.core.keys import CallKey, identity_of, record_key
 from celery_idempotent.core.message import (
     MAX_DEATHS,
     WaitState,
-    count_in,
-    deaths_of,
     digest_of,
-    has_callbacks,
-    owner_of,
+    explicit_key,
+    read_request,
 )
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Owner
-from celery_idempotent.core.slip import Slip, slip_key
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.run.claimant import Claimant, Terms
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.run import Run
@@ -28,38 +26,54 @@ from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["Delivery", "RequestState", "ignores_result", "known_of", "state_of"]
+__all__ = ["Delivery", "RequestState", "identify", "ignores_result", "state_of"]
 
 
 class RequestState:
-    """What is kept on Celery's request of a delivery, in this process."""
+    """What is kept on Celery's request of a delivery, in this process, from the guard on.
 
-    __slots__ = ("call", "context", "has_begun")
+    Celery copies it into the requests of direct calls that are made within the body.
+    """
+
+    __slots__ = ("call", "context")
 
     def __init__(self) -> None:
-        #: Whether the guard has been entered: what calls the task from then on is its own body.
-        self.has_begun = False
-        #: The call's key, and how the message has waited; what is published again takes both along.
+        #: The call's key, and how its message has waited: what is published again takes both along.
         self.call: tuple[CallKey | None, WaitState] | None = None
         #: What the body gets as ``self.idempotency``, or what makes it at first use.
         self.context: RunContext | Callable[[], RunContext] | None = None
 
 
-def known_of(request: Any) -> RequestState | None:
-    """Return what is kept on a request; ``None``: nothing yet."""
+def state_of(request: Any) -> RequestState | None:
+    """Return what is kept on a request; ``None``: the guard has not been entered."""
     state: RequestState | None = request.__dict__.get("_idempotency")
     return state
 
 
-def state_of(request: Any) -> RequestState:
-    """Return what is kept on a request; it is made at first use.
+def identify(
+    task: Any,
+    setup: TaskSetup,
+    request: Any,
+    own: tuple[CallKey | None, WaitState] | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    task_id: str | None = None,
+) -> tuple[CallKey | None, WaitState]:
+    """Return a message's key, and how it has waited: from our header, else from its arguments.
 
-    Celery copies it into the requests of direct calls that are made within the body.
+    Args:
+        own: what our header says; ``None``: there is none.
+
+    Raises:
+        KeyDerivationError: no key can be derived.
+        TypeError: the arguments do not fit the task.
     """
-    state = known_of(request)
-    if state is None:
-        state = request._idempotency = RequestState()
-    return state
+    if own is not None:
+        return own
+    explicit = explicit_key(vars(request))
+    task_id = task_id or request.id
+    key = setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=task)
+    return key, WaitState()
 
 
 def ignores_result(task: Any, request: Any) -> bool:
@@ -84,6 +98,8 @@ class Delivery:
     waits: WaitState
     #: Whether it is an eager call, in the process of its caller: no copy of it can come.
     eager: bool
+    #: What is kept on the request.
+    state: RequestState
     #: Whether the broker says that it delivers the message again.
     redelivered: bool
     #: What it asks of the store.
@@ -96,25 +112,29 @@ class Delivery:
         cls,
         task: Any,
         setup: TaskSetup,
-        environment: Environment,
         request: Any,
-        call_key: CallKey,
-        waits: WaitState,
-    ) -> Delivery:
-        """Make it.
+        state: RequestState,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Delivery | None:
+        """Make it of a request, and keep its key in ``state``; ``None``: the call has no key.
 
         Raises:
-            KeyDerivationError: the message's headers say something else than Celery writes.
+            KeyDerivationError: no key can be derived, or the message's headers are malformed.
+            TypeError: the arguments do not fit the task.
         """
+        own, owner, retries, deaths, has_callbacks = read_request(request)
+        call_key, waits = state.call = identify(task, setup, request, own, args, kwargs)
+        if call_key is None:
+            return None
+        environment = setup.environment
         eager = bool(request.is_eager)
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
         terms = environment.terms.get(setup)
         if terms is None:
             terms = environment.terms[setup] = _terms(setup.options, environment)
         key = record_key(environment.prefix, call_key)
-        owner = owner_of(request)
-        retries = count_in(request, "retries")
-        called_back = not eager and has_callbacks(request)
+        called_back = has_callbacks and not eager
         claimant = Claimant(
             terms,
             key,
@@ -123,9 +143,9 @@ class Delivery:
             call_key.fingerprint,
             call_key.checked,
             _label(task, setup.options, request, call_key),
-            "" if eager else slip_key(key, owner),
+            "" if eager else owner.slip_key(key),
             Slip(
-                deaths=min(waits.deaths + deaths_of(vars(request)), MAX_DEATHS),
+                deaths=min(waits.deaths + deaths, MAX_DEATHS),
                 retries=retries,
                 publication=waits.publication.encode(),
                 digests=(waits.callbacks or digest_of(request)) if called_back else b"",
@@ -137,7 +157,7 @@ class Delivery:
         )
         if waits.awaited is not None:
             awaited = Owner(*waits.awaited)
-            claimant = claimant._replace(awaited=awaited.pack(), awaited_key=slip_key(key, awaited))
+            claimant = claimant._replace(awaited=awaited.pack(), awaited_key=awaited.slip_key(key))
         return cls(
             task,
             setup.options,
@@ -146,6 +166,7 @@ class Delivery:
             call_key,
             waits,
             eager,
+            state,
             redelivered,
             claimant,
             Telling(
@@ -175,13 +196,14 @@ class Delivery:
         """
         # Nothing in it leads back to the request: each delivery would be a cycle, and wait for the
         # garbage collector.
-        made = partial(_context, self.call_key, self.claimant, self.request.id, run, steps, why)
-        state_of(self.request).context = made
+        self.state.context = partial(
+            _context, self.call_key, self.claimant, self.request.id, run, steps, why
+        )
 
 
 def _label(task: Any, options: Options, request: Any, call_key: CallKey) -> str:
     label = call_key.label
-    traced = observers.current_span()
+    traced = "" if observers.span_name is None else observers.span_name()
     # Whether the call may end without a result that others could have, too.
     alone = options.on_enqueue == "attach" and bool(
         request.expires or ignores_result(task, request)

@@ -12,8 +12,8 @@ from celery.utils.log import get_logger
 
 from celery_idempotent.core.message import OWN, ours_in, own_header, without_deaths
 from celery_idempotent.core.options import check_call
-from celery_idempotent.delivery.callbacks import after_trace
-from celery_idempotent.delivery.delivery import known_of
+from celery_idempotent.delivery.callbacks import AFTER_TRACE
+from celery_idempotent.delivery.delivery import state_of
 from celery_idempotent.delivery.origin import origin_of
 from celery_idempotent.delivery.waiting import (
     WithoutRetry,
@@ -60,7 +60,8 @@ class RetryingTask(Task):
     def backend(self) -> Any:
         """As Celery's; for a call whose RETRY is stored already, one that stores none."""
         backend = self.app.backend if self._backend is None else self._backend
-        return WithoutRetry(backend) if after_trace().retry_stored else backend
+        after = AFTER_TRACE.get()
+        return backend if after is None or not after.retry_stored else WithoutRetry(backend)
 
     @backend.setter
     def backend(self, value: Any) -> None:
@@ -75,10 +76,11 @@ class RetryingTask(Task):
         """
         request = self.request if request is None else request
         given = options.get("headers")
-        known = known_of(request)
+        known = state_of(request)
         ours = ours_in(vars(request))
         if known is not None and known.call is not None:
-            ours[OWN] = own_header(request.id, *known.call)
+            call_key, waits = known.call
+            ours[OWN] = own_header(request.id, call_key, waits.retried())
         if ours:
             if given is None:
                 given = {**(request.headers or {}), **ours}

@@ -10,7 +10,7 @@ from typing import Any
 from celery import Task
 
 from celery_idempotent.core.unfinished import is_awaitable, kind_of
-from celery_idempotent.delivery.delivery import known_of
+from celery_idempotent.delivery.delivery import state_of
 from celery_idempotent.errors import ConfigurationError
 
 __all__ = ["check_class", "refuse_unfinished", "watch_body"]
@@ -108,8 +108,7 @@ def watch_body(task: Any, ours: type) -> None:
 def _is_unguarded(task: Any) -> bool:
     """Whether the delivery that runs here did not come through the guard."""
     request = task.request
-    known = known_of(request)
-    return not request.called_directly and (known is None or not known.has_begun)
+    return not request.called_directly and state_of(request) is None
 
 
 def refuse_unfinished(task: Any, result: Any) -> None:

@@ -15,7 +15,6 @@ from celery.worker.state import revoked as revoked_tasks
 
 from celery_idempotent.core.message import owner_of
 from celery_idempotent.core.record import Process, State
-from celery_idempotent.core.slip import slip_key
 from celery_idempotent.core.verdicts import Recorded, Settle
 from celery_idempotent.delivery.celery_events import follow_up, name_key, say_whether_sent
 from celery_idempotent.errors import StoreUnavailable
@@ -164,7 +163,7 @@ class IdempotentRequest(Request):
             return
         process = Process(socket.gethostname(), self.worker_pid, BOOT_ID).pack()
         owner = owner_of(self._context)
-        if environment.store.end_lease(key, owner.pack(), process, slip_key(key, owner)):
+        if environment.store.end_lease(key, owner.pack(), process, owner.slip_key(key)):
             log.info("task %s lost its process %s: its key is free", self.id, self.worker_pid)
             environment.journal.write(
                 "process lost",

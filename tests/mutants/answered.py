@@ -512,7 +512,7 @@ _DELIVERIES = [
     _answer(
         "what is dead-lettered is counted",
         "delivery/delivery.py",
-        "waits.deaths + deaths_of(vars(request))",
+        "min(waits.deaths + deaths, MAX_DEATHS)",
         "waits.deaths",
         (("tests/core/test_message.py",), *_GUARDS),
     ),
@@ -557,7 +557,7 @@ _DELIVERIES = [
     _answer(
         "of a dead child's callbacks",
         "worker/request.py",
-        "process, slip_key(key, owner))",
+        "process, owner.slip_key(key))",
         "process)",
         (("tests/worker/test_lost_children.py",),),
     ),

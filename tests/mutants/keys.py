@@ -24,7 +24,7 @@ KEYS: list[Mutant] = [
     ),
     Mutant(
         "headers: all of a request's are read",
-        "task.py",
+        "core/message.py",
         "headers = vars(request)",
         "headers = request.headers",
         _NESTED,

@@ -530,7 +530,7 @@ def test_a_record_that_says_where_it_was_traced_is_resolved_as_failed(
 ):
     """The message that undoes its steps has its key and label, and nothing of the trace."""
     # Given
-    monkeypatch.setattr(observers, "current_span", lambda: f"{1:032x}-{2:016x}")
+    monkeypatch.setattr(observers, "span_name", lambda: f"{1:032x}-{2:016x}")
     how = {"idempotency_on_interrupted": "unknown", "idempotency_key": ("number",)}
     order = saga(app, ledger, failures=0, **how)
     body, order.run = order.run, lambda *args: (body(*args), cut())

@@ -15,7 +15,6 @@ from celery.worker.request import Request
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Process, Record, State
-from celery_idempotent.core.slip import slip_key
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
@@ -123,7 +122,7 @@ def test_a_lost_child_sends_no_callbacks(request_of_a_message):
     """It was sending those of a duplicate: the next copy does, at once."""
     # Given
     store, key = environment_of(request_of_a_message.app).store, request_of_a_message.record_name()
-    own = slip_key(key, OWN)
+    own = OWN.slip_key(key)
     other = Record(State.RUNNING, 0, owner=Owner("other").pack(), nonce=b"n")
     token = store.claim(key, Claim(other, 30_000, 60_000)).token
     done = other._replace(state=State.SUCCEEDED, token=token, nonce=b"", outcome=b"\x01\x011")

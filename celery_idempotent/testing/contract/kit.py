@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
 from celery_idempotent.core.record import Owner, Process, Record, State
-from celery_idempotent.core.slip import Slip, slip_key
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     Claim,
     Claimed,
@@ -77,7 +77,7 @@ class Message:
 
     @property
     def slip_key(self) -> str:
-        return slip_key(KEY, Owner(self.task_id, self.nesting))
+        return Owner(self.task_id, self.nesting).slip_key(KEY)
 
     @property
     def slip(self) -> Slip:
@@ -174,7 +174,7 @@ def settle(
     changes = {"process": b"", "nonce": b"", **changes}
     record = replace(held, state=state, **changes)
     owner = Owner.unpack(held.owner)
-    key = "" if owner is None else slip_key(KEY, owner)
+    key = "" if owner is None else owner.slip_key(KEY)
     event = Settle(record, delay_ms, ttl_ms, slip_key=key)
     if answers is not None:
         slip = replace(answers.slip, answered=True, digests=b"", outcome=record.outcome)
@@ -246,7 +246,7 @@ def step(
 
 def _renewal(held: Record, lease_ms: int) -> Renewal:
     owner = Owner.unpack(held.owner)
-    slip = "" if owner is None else slip_key(KEY, owner)
+    slip = "" if owner is None else owner.slip_key(KEY)
     return Renewal(KEY, held, lease_ms, KEEP_MS, slip)
 
 

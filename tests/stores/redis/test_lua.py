@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 
 from celery_idempotent.core.record import Owner, Process, Record, State
-from celery_idempotent.core.slip import Slip, slip_key
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     Claim,
     Claimed,
@@ -466,7 +466,7 @@ class Twins(RuleBasedStateMachine):
 
 def _slip_key(key: str, owner: bytes) -> str:
     known = Owner.unpack(owner)
-    return "" if known is None else slip_key(key, known)
+    return "" if known is None else known.slip_key(key)
 
 
 def _comparable(answer: Any) -> Any:

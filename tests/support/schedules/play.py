@@ -74,7 +74,7 @@ class _Bodies:
         about = {"call": call, "key": key, "run": run}
         token = task.idempotency.token
         if token is not None:
-            call_key = task._identify(task.request, (key,), {}, task.request.id)[0]
+            call_key = task._key_of(task.request, (key,), {}, task.request.id)
             name = record_key(environment_of(app).prefix, call_key)
             system.runs[name, token] = run, call, key
         system.note("began", value=str(task.request.retries), **about)
