@@ -1,1 +1,1 @@
-"""Measurements of the library: what it costs, and how it compares."""
+"""Measurements of the library: its cost, and a comparison with others."""

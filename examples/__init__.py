@@ -1,1 +1,1 @@
-"""Programs that show the library at work; each folder is one."""
+"""Programs that show the library at work, one in each folder."""

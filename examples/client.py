@@ -1,4 +1,4 @@
-"""A client that loses each answer on purpose, and tries again: which calls need a key, and why."""
+"""A client that loses each answer on purpose and repeats the call, with and without keys."""
 
 import http.client
 import json
@@ -11,7 +11,7 @@ AUTHORIZATION = "Bearer token-of-ann"
 
 
 def request(port, method, path, body=None, key=None):
-    """Send a request that gets its answer: status, document, and whether it was a replay."""
+    """Send a request; return its status, its document, and whether it was a replay."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request(method, path, _body(body), _headers(body, key))
     answer = connection.getresponse()
@@ -21,7 +21,7 @@ def request(port, method, path, body=None, key=None):
 
 
 def request_and_lose(port, method, path, body=None, key=None):
-    """Send a request, and cut the connection once the server has acted: the answer is lost."""
+    """Send a request, and close the connection once the server has acted: the answer is lost."""
     data = _body(body)
     headers = {"Host": "shop", "Content-Length": len(data), **_headers(body, key)}
     lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
@@ -54,7 +54,7 @@ def tell(call, first, second, happened, verdict):
 def play(port, counts):
     """Make the five calls, each of which loses its first answer.
 
-    ``counts()`` gives how many orders and how many charges there are.
+    ``counts()`` returns how many orders and how many charges there are.
     """
     print("Each call loses its first answer: the connection is cut after the server has acted.")
 
@@ -66,7 +66,7 @@ def play(port, counts):
         return before, f"{status} {document if document else ''}{replayed}".rstrip()
 
     def added(before, expected):
-        """How many orders and charges came of it; charges take a worker a moment."""
+        """Return how many orders and charges were made; a worker needs a moment for a charge."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             now = counts()

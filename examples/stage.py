@@ -17,7 +17,7 @@ def free_port():
 
 @contextmanager
 def running(directory, environment, *commands):
-    """Run Python commands side by side; their output goes to files in ``directory``."""
+    """Run Python commands side by side, with their output in files in ``directory``."""
     processes = []
     try:
         for number, command in enumerate(commands):

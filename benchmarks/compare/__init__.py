@@ -1,1 +1,1 @@
-"""The same faults for every library that keeps Celery tasks from running twice, and for ours."""
+"""Plays the same faults on this library and on others that keep tasks from running twice."""

@@ -1,4 +1,4 @@
-"""Lets ``python -m benchmarks.compare`` start the comparison."""
+"""Starts the comparison: ``python -m benchmarks.compare``."""
 
 from __future__ import annotations
 

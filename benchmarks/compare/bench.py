@@ -1,4 +1,4 @@
-"""One contender under test: its real workers, its callers and their answers."""
+"""One contender under test: its workers, its callers and their answers."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from benchmarks.compare.ledger import Ledger
 
 __all__ = ["Answer", "Bench", "Call", "BenchError"]
 
-#: An answer that hasn't come by then never comes.
+#: An answer that has not come after this time counts as missing.
 PATIENCE_SECONDS = 30.0
-#: Nothing queued, unacked or running for so long: whoever has no answer won't get one.
+#: If nothing is queued, unacked or running for this long, no further answer will come.
 QUIET_SECONDS = 3.0
 #: The same for a copy that nobody waits for.
 SETTLED_SECONDS = 0.5
@@ -33,14 +33,14 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class BenchError(Exception):
-    """The machinery failed: what was measured can't be trusted."""
+    """The benchmark itself failed, so that its figures can't be trusted."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a caller had in hand after it called the task."""
+    """What a caller got from calling the task."""
 
-    #: The task that is to answer; None where the call was refused.
+    #: The task that is to answer; None if the call was refused.
     task_id: str | None = None
     #: The name of the exception that refused the call.
     refusal: str | None = None
@@ -48,10 +48,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a caller got in the end.
+    """The final answer to a caller.
 
-    ``kind`` is "result" (``detail`` is it), "none" (a success without a result), "error" or
-    "refused" (``detail`` is the exception's name), "never".
+    ``kind`` is "result" (in ``detail``), "none" (a success without a result), "error" or "refused"
+    (``detail`` is the exception's name), or "never".
     """
 
     kind: str
@@ -59,9 +59,9 @@ class Answer:
 
 
 class Bench:
-    """A contender on a server of its own, which the environment names to workers and callers alike.
+    """A contender on a server of its own, whose URL workers and callers read in the environment.
 
-    A context manager: no worker outlives it.
+    It is a context manager, and ends every worker.
     """
 
     def __init__(self, contender: Contender, directory: Path, server_url: str) -> None:
@@ -70,7 +70,7 @@ class Bench:
         self._broker = Redis.from_url(f"{server_url}/0")
         self._results = Redis.from_url(f"{server_url}/1")
         self._workers: dict[int, subprocess.Popen[bytes]] = {}
-        #: The contender's module: ``app``, ``charge``, ``summary``. The callers' side runs here.
+        #: The contender's module, with ``app``, ``charge`` and ``summary``; callers run here.
         self.shop = importlib.import_module(contender.module)
 
     def __enter__(self) -> Bench:
@@ -80,14 +80,14 @@ class Bench:
         self.kill_all()
 
     def server_version(self) -> str:
-        """The private server's own name and version."""
+        """The name and version of the private server."""
         info: Any = self._broker.info("server")
         if "valkey_version" in info:
             return f"Valkey {info['valkey_version']}"
         return f"Redis {info['redis_version']}"
 
     def start_worker(self, concurrency: int = 4) -> int:
-        """Start a prefork worker, return its pid once it takes messages."""
+        """Start a prefork worker, and return its pid once it takes messages."""
         command = [sys.executable, "-m", "celery", "-A", self.contender.module, "worker"]
         command += ["--pool", "prefork", "--concurrency", str(concurrency), "--loglevel", "INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
@@ -122,21 +122,21 @@ class Bench:
             self.kill_worker(pid)
 
     def call(self, order_id: str, **options: Any) -> Call:
-        """Call the contender's task as a user would, and note what it says at once."""
+        """Call the contender's task as a user would, and record its immediate answer."""
         return self.attempt(
             lambda: self.shop.charge.apply_async(kwargs={"order_id": order_id, **options})
         )
 
     def attempt(self, publish: Callable[[], Any]) -> Call:
-        """Publish something; an exception is a finding."""
+        """Publish a call; an exception is a finding."""
         try:
             return Call(task_id=str(publish().id))
         except Exception as error:
             return Call(refusal=type(error).__name__)
 
     def call_at_once(self, count: int, order_id: str, **options: Any) -> list[Call]:
-        """The same call from as many processes, let go together."""
-        # Forked, not started anew: the barrier, not the time an import takes, sets them off.
+        """Make the same call from this many processes at the same moment."""
+        # Forked and not started anew, so that the barrier and no import decides when they begin.
         context = multiprocessing.get_context("fork")
         barrier = context.Barrier(count)
         calls: Any = context.SimpleQueue()
@@ -155,14 +155,14 @@ class Bench:
         return [calls.get() for _ in callers]
 
     def answers(self, calls: list[Call], patience: float = PATIENCE_SECONDS) -> list[Answer]:
-        """What each caller gets, given until all have it or nothing more can happen."""
+        """Return the callers' answers, once all have one or nothing more can happen."""
         deadline = time.monotonic() + patience
         quiet_since = time.monotonic()
         while time.monotonic() < deadline:
             answers = [self._answer(call) for call in calls]
             if not self._is_quiet():
                 quiet_since = time.monotonic()
-            # All may be answered while a copy still runs: its effect belongs to the finding.
+            # All may be answered while a copy still runs, whose effect belongs to the finding.
             answered = all(answer.kind != "never" for answer in answers)
             if time.monotonic() - quiet_since > (SETTLED_SECONDS if answered else QUIET_SECONDS):
                 return answers
@@ -181,7 +181,7 @@ class Bench:
         return Answer("never", meta["status"])
 
     def state(self, call: Call) -> str:
-        """The state of the call's task in the result backend."""
+        """Return the state of the call's task in the result backend."""
         meta: Mapping[str, Any] = self.shop.app.backend.get_task_meta(call.task_id)
         return str(meta["status"])
 
@@ -192,7 +192,7 @@ class Bench:
         return not any(run.ended is None and run.worker_pid in alive for run in self.ledger.runs())
 
     def locks(self) -> dict[str, float | str]:
-        """The contender's locks by name, each with the seconds it has left, or "for ever"."""
+        """Return the contender's locks by name, with the seconds that are left, or "for ever"."""
         found: dict[str, float | str] = {}
         for pattern in self.contender.lock_keys:
             for key in self._results.scan_iter(match=pattern, count=1000):
@@ -205,12 +205,12 @@ class Bench:
     def wait_for(
         self, condition: Callable[[], Any], what: str, patience: float = PATIENCE_SECONDS
     ) -> None:
-        """Return once the condition holds; BenchError where it doesn't in time."""
+        """Return once the condition holds; raise BenchError if it does not hold in time."""
         if not self.comes_true(condition, patience):
             raise BenchError(f"{self.contender.title}: waited {patience:g} s in vain until {what}")
 
     def comes_true(self, condition: Callable[[], Any], patience: float) -> bool:
-        """Whether the condition comes to hold in time."""
+        """Wait for the condition; return whether it held in time."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             if condition():

@@ -20,7 +20,7 @@ __all__ = ["main"]
 
 
 def say(kind: str, **fields: Any) -> None:
-    """One line for the process that started us."""
+    """Print one line for the process that started this one."""
     print(json.dumps({"kind": kind, **fields}), flush=True)
 
 
@@ -31,7 +31,7 @@ def _play(bench: Bench, names: tuple[str, ...]) -> None:
         try:
             found = asdict(scenarios[name].play(bench))
         except Exception as error:
-            # One scenario that can't be played says so in its cell; the others still run.
+            # A scenario that can't be played shows that in its cell; the others still run.
             traceback.print_exc()
             found = {
                 "brief": "could not be measured",
@@ -47,7 +47,7 @@ def _leave(*_: object) -> None:
 
 def main() -> int:
     """Entry: ``python -m benchmarks.compare.drive CONTENDER GROUP``, in a prepared environment."""
-    # Through SystemExit the workers end with us.
+    # SystemExit ends the workers, too.
     signal.signal(signal.SIGTERM, _leave)
     contender = next(item for item in CONTENDERS if item.name == sys.argv[1])
     group = next(item for item in GROUPS if item.name == sys.argv[2])
@@ -55,7 +55,7 @@ def main() -> int:
     try:
         bench = Bench(contender, directory, os.environ["COMPARE_SERVER_URL"])
     except Exception as error:
-        # That a contender can't be imported beside this Celery is a finding.
+        # If a contender can't be imported with this Celery, that is a finding.
         traceback.print_exc()
         say("unavailable", error=f"{type(error).__name__}: {error}")
         return 1

@@ -1,4 +1,4 @@
-"""The book of what really happened: an append-only file that no contender knows of."""
+"""The ledger of what really happened: an append-only file that no contender knows."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class Run:
     worker_pid: int
     begun: float
     ended: float | None = None
-    #: The amount that was charged; None while (or if) it charged nothing.
+    #: The amount that was charged; None if nothing was charged yet.
     amount: int | None = None
 
 
 class Ledger:
-    """A directory with the book and with the switches that a scenario flips for a task's body."""
+    """A directory with the ledger, and with the switches that a scenario sets for a task's body."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
         self._book = self.directory / "ledger.jsonl"
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append one line; safe from any number of processes at once."""
-        # The monotonic clock is one for the whole machine, so lines of all processes compare.
+        """Append one line; any number of processes may do so at once."""
+        # The monotonic clock is the same for the whole machine, so that all lines are comparable.
         line = json.dumps({"event": event, "at": time.monotonic(), **fields}) + "\n"
-        # One write to a file opened with O_APPEND isn't torn by another process's.
+        # With O_APPEND the writes of several processes never mix.
         descriptor = os.open(self._book, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line.encode())
@@ -45,12 +45,12 @@ class Ledger:
             os.close(descriptor)
 
     def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """Every line of that kind with those fields, in the order written."""
+        """Return all lines of a kind with these fields, in the order in which they were written."""
         try:
             text = self._book.read_text()
         except FileNotFoundError:
             return []
-        # A reader may meet a line whose end isn't on disk yet: only whole lines count.
+        # The end of a line may not be on disk yet: only whole lines count.
         lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
         return [
             line
@@ -59,7 +59,7 @@ class Ledger:
         ]
 
     def runs(self, order_id: str | None = None) -> list[Run]:
-        """Every execution of the body, of one order or of all, in the order they began."""
+        """Return the executions of the body, of one order or of all, by their beginning."""
         wanted = {} if order_id is None else {"order_id": order_id}
         runs = {
             line["run_id"]: Run(
@@ -78,11 +78,11 @@ class Ledger:
         return list(runs.values())
 
     def charges(self, order_id: str) -> list[Run]:
-        """The executions that had an effect."""
+        """Return the executions that had an effect."""
         return [run for run in self.runs(order_id) if run.amount is not None]
 
     def switch(self, name: str, on: bool = True) -> None:
-        """Flip a switch that a task's body looks at."""
+        """Set a switch that a task's body reads."""
         path = self.directory / f"switch-{name}"
         if on:
             path.touch()

@@ -1,4 +1,4 @@
-"""What was measured, as tables for a terminal, for the README and for the documentation."""
+"""The findings as tables for a terminal, for the README and for the documentation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["Report"]
 
 @dataclass
 class Report:
-    """All findings of one run, with the versions they hold for."""
+    """All findings of one run, with the versions that were compared."""
 
     #: The day of the run, ISO 8601.
     measured_on: str
-    #: Versions of what every contender shares: Python, Celery, redis-py, the server.
+    #: The versions that all contenders share: Python, Celery, redis-py, the server.
     versions: dict[str, str]
     #: Each contender's own version, by name.
     contenders: dict[str, str] = field(default_factory=dict)
@@ -45,18 +45,18 @@ class Report:
         return all(cell is not None and "error" not in cell["facts"] for cell in cells)
 
     def cell(self, contender: Contender, scenario: str, detail: str = "text") -> str:
-        """One finding in words."""
+        """Return one finding in words."""
         if contender.name in self.unavailable:
             return "could not be run"
         found = self.findings.get(contender.name, {}).get(scenario)
         return "not measured" if found is None else str(found[detail])
 
     def basis(self) -> str:
-        """The versions in one line."""
+        """Return the versions in one line."""
         return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
     def print(self, console: Console) -> None:
-        """The table for a terminal: each scenario with all contenders below each other."""
+        """Return the table for a terminal: each scenario with all contenders below it."""
         table = Table(title="The same faults for each", show_lines=False, header_style="bold")
         table.add_column("Scenario", ratio=2)
         table.add_column("Contender", ratio=2)
@@ -76,7 +76,7 @@ class Report:
         console.print(f"Measured on {self.measured_on} with {self.basis()}.")
 
     def markdown(self) -> str:
-        """The short table, scenarios down and contenders across."""
+        """Return the short table, with a row for each scenario and a column for each contender."""
         titles = [f"{item.title} {self.contenders[item.name]}" for item in self.measured]
         lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(titles) + 1) + "|"]
         for scenario in SCENARIOS:
@@ -86,7 +86,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def rst(self) -> str:
-        """The documentation's part: the short table, then every finding in full."""
+        """Return the part of the documentation: the short table, then every finding in full."""
         lines = [
             ".. Written by ``python -m benchmarks.compare --rst``: run it again, don't edit it.",
             "",

@@ -1,4 +1,4 @@
-"""Runs every contender through every scenario and says what came of it, as it happens."""
+"""Plays every scenario on every contender, and prints the findings as they come."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Comparison:
-    """One run: its report, filled by several threads, and its progress lines."""
+    """One run: its report, which several threads fill, and its progress lines."""
 
     def __init__(self, console: Console, directory: Path) -> None:
         self.report = Report(
@@ -51,14 +51,14 @@ class Comparison:
         self._titles = {scenario.name: scenario.title for scenario in SCENARIOS}
 
     def say(self, text: str) -> None:
-        """One progress line."""
+        """Print one progress line."""
         seconds = time.monotonic() - self._begun
         self._console.print(
             f"{seconds:6.1f} s  {text}", markup=False, highlight=False, soft_wrap=True
         )
 
     def play(self, contender: Contender, group: Group) -> None:
-        """Play a group on a contender: a server of its own, a process of its own."""
+        """Play a group on a contender, with a server and a process of its own."""
         directory = self._directory / f"{contender.name}-{group.name}"
         directory.mkdir(parents=True)
         with RedisServer() as server, open(directory / "driver.log", "w") as log:
@@ -104,7 +104,7 @@ def _version(contender: Contender) -> str:
     try:
         return metadata.version(contender.distribution)
     except metadata.PackageNotFoundError:
-        # Our own code runs from a checkout too; a missing peer shows when it is imported.
+        # Our own code also runs from a checkout; a missing peer is found when it is imported.
         ours = contender.distribution == "celery-idempotent"
         return celery_idempotent.__version__ if ours else "(not installed)"
 
@@ -137,28 +137,28 @@ def _measure(arguments: argparse.Namespace, console: Console) -> Report:
     with tempfile.TemporaryDirectory(prefix="compare-") as private:
         comparison = Comparison(console, arguments.logs or Path(private))
         comparison.report.contenders = {item.name: _version(item) for item in chosen}
-        # The longest group of each first, so that the end isn't spent waiting for one of them.
+        # The longest groups first, so that the end does not wait for one of them.
         jobs = [(contender, group) for group in GROUPS for contender in chosen]
         with ThreadPoolExecutor(max_workers=arguments.jobs) as pool:
             try:
                 for done in [pool.submit(comparison.play, *job) for job in jobs]:
                     done.result()
             except BaseException:
-                # Ctrl-C reaches the drivers too; what hasn't begun is not to begin after it.
+                # Ctrl-C reaches the drivers, too; after it no further one may begin.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return comparison.report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; 0 where every cell could be measured."""
+    """Run the command; return 0 if every cell could be measured."""
     arguments = _arguments(argv)
     console = Console()
     if arguments.render:
         report = Report(**json.loads(arguments.render.read_text()))
     else:
         report = _measure(arguments, console)
-    # Where nobody set a width, a file or a pipe, a narrow table would only be harder to read.
+    # In a file or a pipe, without a width, a narrow table would be harder to read.
     report.print(console if console.is_terminal else Console(width=140))
     if arguments.json:
         arguments.json.write_text(json.dumps(asdict(report), indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The faults, each played on whatever contender the bench holds, and what came of them."""
+"""The scenarios: each plays a fault on the bench's contender and returns a finding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["GROUPS", "SCENARIOS", "Finding", "Group", "Scenario"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What one contender did in one scenario."""
+    """The behaviour of one contender in one scenario."""
 
     #: A few words, for a cell of a wide table.
     brief: str
@@ -38,17 +38,17 @@ class Scenario:
 
     @property
     def setting(self) -> str:
-        """What is done, in a sentence."""
+        """A sentence that describes it."""
         return " ".join((self.play.__doc__ or "").split())
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """A number with its noun: 1 effect, 2 effects."""
+    """Return a number with its noun: 1 effect, 2 effects."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def told(answer: Answer, call: Call, first: Call, charges: list[Run]) -> str:
-    """An answer in words; a result is told apart by whose charge it reports."""
+    """Return an answer in words; a result is described by the charge that it reports."""
     if answer.kind == "result":
         charger = next((run.task_id for run in charges if run.run_id == answer.detail), None)
         if charger is None:
@@ -73,7 +73,7 @@ def _finding(
     brief: str = "",
     **facts: Any,
 ) -> Finding:
-    """A finding that begins, as all do, with the effects; and with the numbers all have."""
+    """Make a finding that begins with the effects, with the numbers that all findings have."""
     effects = count(len(charges), "effect")
     kinds = dict(Counter(answer.kind for answer in answers))
     return Finding(
@@ -156,7 +156,7 @@ def chord_header(bench: Bench) -> Finding:
 
 
 def failed(bench: Bench) -> Finding:
-    """A call that failed for good, then the same call when the cause is gone."""
+    """A call that failed for good, then the same call after the cause is gone."""
     bench.ledger.switch("declined-failed")
     first = bench.call("failed")
     before = bench.answers([first])
@@ -206,8 +206,8 @@ def _killed(bench: Bench, order_id: str) -> Finding:
     charges = bench.ledger.charges(order_id)
     left = {name: left for name, left in bench.locks().items() if name not in known}
     again = [run for run in bench.ledger.runs(order_id)[1:] if run.task_id == first.task_id]
-    # A lock that outlives a charge may be meant to; one that nothing was charged under keeps the
-    # order from ever being charged meanwhile.
+    # A lock that outlives a charge may be intended. A lock under which nothing was charged keeps
+    # the order from being charged.
     locked = "" if charges else "".join(_lock_words(seconds) for seconds in left.values())
     if again:
         text = f"; the killed call ran again after {again[0].begun - killed_at:.0f} s"
@@ -232,18 +232,18 @@ def _lock_words(seconds: float | str) -> str:
 
 
 def killed(bench: Bench) -> Finding:
-    """A worker lost in mid-task, with late acks: the broker hands the message out again."""
+    """A worker is lost during a task, with late acks: the broker delivers the message again."""
     return _killed(bench, "killed")
 
 
 def killed_own_acks(bench: Bench) -> Finding:
-    """The same with acks as the contender itself sets them; Celery's default is early acks."""
+    """The same with the contender's own acks; Celery's default is early acks."""
     return _killed(bench, "killed-own-acks")
 
 
 def stored(bench: Bench) -> Finding:
-    """A worker lost after it stored the result, before it acked the message (late acks)."""
-    # The worker that is there is to be the one that is lost.
+    """A worker is lost after it stored the result and before it acked the message (late acks)."""
+    # The only worker is the one that is lost.
     bench.kill_all()
     worker = bench.start_worker()
     bench.ledger.switch("linger-stored")
@@ -260,7 +260,7 @@ def stored(bench: Bench) -> Finding:
 
 
 def overlap(bench: Bench) -> Finding:
-    """A message whose visibility timeout ends while it runs is handed out again (late acks)."""
+    """A message whose visibility timeout ends while it runs is delivered again (late acks)."""
     bench.start_worker()
     bench.start_worker()
     first = bench.call("overlap", work=6.5)
@@ -280,7 +280,7 @@ def overlap(bench: Bench) -> Finding:
 
 
 def _wait_for_redelivery(bench: Bench, call: Call) -> None:
-    # Without it the scenario would show nothing and look like a success.
+    # Without it the scenario would prove nothing and look like a success.
     bench.wait_for(
         lambda: bench.ledger.events("received", task_id=call.task_id, redelivered=True),
         "the broker hands the message out again",
@@ -315,13 +315,13 @@ SCENARIOS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Scenarios that share one server, in the order they are played."""
+    """Scenarios that share one server, in the order in which they are played."""
 
     name: str
     scenarios: tuple[str, ...]
-    #: Whether the broker hands unacked messages out again after seconds, not after an hour.
+    #: Whether the broker delivers unacked messages again after seconds, and not after an hour.
     redelivers: bool = True
-    #: Late acks, whatever the contender itself says.
+    #: Late acks, whatever the contender's own setting is.
     acks_late: bool = True
 
 

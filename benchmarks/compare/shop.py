@@ -13,18 +13,18 @@ from benchmarks.compare.ledger import Ledger
 
 __all__ = ["charge_order", "make_app", "sum_up"]
 
-#: Seconds after which the broker hands a message out again, in the scenarios that wait for it.
+#: Seconds after which the broker delivers a message again, in the scenarios that wait for it.
 VISIBILITY_TIMEOUT = 4
 #: How long a retry waits, so that duplicates can arrive in the meantime.
 BACKOFF_SECONDS = 2.0
-#: How long a finished task lingers between its stored result and its ack, once told to.
+#: How long a finished task waits between its stored result and its ack, where a switch is set.
 LINGER_SECONDS = 30.0
 
 _ledger = Ledger(os.environ.get("COMPARE_LEDGER", "."))
 
 
 def make_app(name: str) -> Celery:
-    """A Celery app on the private server that the environment names."""
+    """Make a Celery app on the private server that the environment names."""
     url = os.environ.get("COMPARE_SERVER_URL", "redis://127.0.0.1:1")
     app = Celery(name, broker=f"{url}/0", backend=f"{url}/1")
     app.conf.update(
@@ -33,7 +33,7 @@ def make_app(name: str) -> Celery:
         broker_transport_options={"visibility_timeout": 3600},
     )
     if os.environ.get("COMPARE_FAULTS") == "1":
-        # The sweep for messages whose time is over runs every second, not every 100.
+        # Look for messages whose visibility timeout is over every second, and not every 100 s.
         app.conf.broker_transport_options = {
             "visibility_timeout": VISIBILITY_TIMEOUT,
             "unacked_restore_interval": 1,
@@ -50,16 +50,16 @@ def charge_order(
     """Charge an order once for each run; the answer names the run that charged it.
 
     Args:
-        order_id: what makes two calls the same.
-        amount: what is charged.
-        work: seconds the charge takes.
+        order_id: calls with the same one are duplicates.
+        amount: the amount that is charged.
+        work: how many seconds the charge takes.
         refusals: how many attempts fail, each followed by a retry.
     """
     run_id = uuid.uuid4().hex
     fields = {"order_id": order_id, "run_id": run_id}
     _ledger.write("begin", task_id=self.request.id, worker_pid=os.getppid(), **fields)
     try:
-        # Stands for the work itself.
+        # This stands for the work.
         time.sleep(work)
         if self.request.retries < refusals:
             raise self.retry(countdown=BACKOFF_SECONDS, max_retries=5)
@@ -72,7 +72,7 @@ def charge_order(
 
 
 def sum_up(receipts: list[str], order_id: str) -> int:
-    """The body of a chord: how many receipts it was given."""
+    """The body of a chord: return how many receipts it got."""
     _ledger.write("summed", order_id=order_id, receipts=receipts)
     return len(receipts)
 
@@ -87,7 +87,7 @@ def _note_delivery(request: Any = None, **_: Any) -> None:
 
 
 def _linger(task_id: str | None = None, kwargs: Any = None, **_: Any) -> None:
-    """Hold a task back after its result is stored and before its message is acked."""
+    """Delay a task after its result is stored and before its message is acked."""
     order_id = (kwargs or {}).get("order_id")
     switch = f"linger-{order_id}"
     if not _ledger.is_on(switch):

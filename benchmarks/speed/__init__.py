@@ -1,1 +1,1 @@
-"""How fast it is: every goal as a ratio, measured side by side in one run on one private server."""
+"""Measures the speed: every goal is a ratio, measured side by side on one private server."""

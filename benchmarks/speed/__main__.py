@@ -1,4 +1,4 @@
-"""``make bench``: every goal with its figure, and whether it holds."""
+"""``make bench``: measures every goal and shows whether it holds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
     help="Write results and plots into docs/benchmarks; unless said, only a whole, full run does.",
 )
 def main(quick: bool, only: tuple[str, ...], write: bool | None) -> None:
-    """Measure all goals side by side, on a private server; exit code 1 if one doesn't hold."""
+    """Measure all goals side by side on a private server; exit with 1 if one does not hold."""
     console = Console()
     began = time.monotonic()
     found = Section([], {})

@@ -1,4 +1,4 @@
-"""What the guard's round trips cost when a task sends them by itself, with redis-py's client."""
+"""The guard's round trips without the guard: a task sends them itself, with redis-py's client."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MONTH_MS = 30 * _DAY_MS
 
 
 class Bare:
-    """The two scripts of a first execution, as a plain task would send them with redis-py."""
+    """The two scripts of a first execution, sent as a plain task would send them with redis-py."""
 
     def __init__(self, url: str) -> None:
         self._client = redis.Redis.from_url(url)
@@ -30,7 +30,7 @@ class Bare:
         self._numbers = _ASK.pack(30_000, _MONTH_MS, 3, 3, 0, 0, 0)
 
     def claim(self, key: str, owner: bytes) -> int | bytes:
-        """Ask for a key: a token, or the record of who has it."""
+        """Claim a key; return a token, or the record of its holder."""
         candidate = Record(State.RUNNING, 0, owner=owner, nonce=owner[:8], fingerprint=owner[:16])
         answer: Any = self._client.evalsha(
             self._claim, 2, key, f"{key}:steps", candidate.pack(), b"", self._numbers, _DAY_MS
@@ -45,9 +45,10 @@ class Bare:
         self._client.evalsha(self._settle, 2, key, f"{key}:steps", done.pack(), 0, _DAY_MS)
 
     def timed_scripts(self, count: int, start: int) -> tuple[float, float]:
-        """Send both scripts for so many keys, and a trivial one with the same arguments in turns.
+        """Send both scripts for so many keys, in turns with a trivial one with the same arguments.
 
-        The arguments are packed before the clock runs; seconds a pair, real and trivial.
+        The arguments are packed before the clock runs. Returns the seconds for each pair, real
+        and trivial.
         """
         claims, settles = [], []
         for number in range(start, start + count):
@@ -67,7 +68,7 @@ class Bare:
         return real / count, trivial / count
 
     def _timed(self, sha: str, calls: list[Any]) -> _Timed:
-        """Send each call to a script and to the trivial one, now one first, now the other."""
+        """Send each call to a script and to the trivial one, in alternating order."""
         real, trivial, answers = 0.0, 0.0, []
         for number, args in enumerate(calls):
             if number % 2:
@@ -86,7 +87,7 @@ class Bare:
 
 
 class _Timed(NamedTuple):
-    """Seconds for all calls of a script, for as many of the trivial one, and what it answered."""
+    """The seconds for all calls of a script and of the trivial one, and the script's answers."""
 
     real: float
     trivial: float

@@ -1,4 +1,4 @@
-"""A process that claims and completes keys in a store, as often as its standard input says."""
+"""A process that claims and completes as many keys in a store as its standard input says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OUTCOME = b"\1\1" + b'"' + b"x" * 62 + b'"'
 
 
 def execute(store: Store, name: str, number: int) -> str:
-    """Claim and complete one key, as a first execution does; the key."""
+    """Claim and complete one key, as a first execution does, and return the key."""
     key = f"idempotent:{{shop.charge:order:{name}:{number}}}"
     owner = b"U" + os.urandom(16)
     candidate = Record(
@@ -36,7 +36,7 @@ def execute(store: Store, name: str, number: int) -> str:
 
 
 def main() -> None:
-    """Connect, and for each line of input do so many; each time print the seconds that it took."""
+    """Connect; for each line of input execute so many, and print the seconds that it took."""
     url, name = sys.argv[1:]
     store, done = store_from_url(url), 0
     execute(store, name, -1)

@@ -1,4 +1,4 @@
-"""The libraries to measure ours against, each around the same no-op as its README shows it."""
+"""The libraries that ours is measured against, each with a no-op task as its README shows."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ DAY = 86_400
 
 @dataclass(frozen=True)
 class Contestant:
-    """One library: how its task is made, and what it does with a duplicate."""
+    """One library: how to make its task, and how it treats a duplicate."""
 
     name: str
     #: The distribution whose version is printed.
     distribution: str
-    #: Makes a line with its task: given a URL of a database that is its own.
+    #: Makes a line with its task, from the URL of a database of its own.
     make: Callable[[str], Line]
     #: ``"worker"``: a duplicate is executed and answered by the worker; ``"enqueue"``: it isn't
     #: published while the first call is queued or runs; ``""``: there are no duplicates.
     duplicate_at: str = ""
-    #: What a duplicate comes to, in words.
+    #: The fate of a duplicate, in words.
     duplicate: str = ""
-    #: Whether the outcome is kept, and a duplicate after the end of the run gets it.
+    #: Whether the outcome is kept for duplicates after the end of the run.
     keeps_outcome: bool = False
-    #: Whether a run that lost its claim is kept from recording, and by what.
+    #: How a run that lost its claim is kept from recording, if it is.
     fencing: str = "none"
-    #: What has to be known about how it was set up.
+    #: Remarks on its settings.
     note: str = ""
-    #: What ``apply_async`` raises for a duplicate, by name.
+    #: The name of the exception that ``apply_async`` raises for a duplicate.
     raises: tuple[str, ...] = field(default=())
 
 
@@ -60,7 +60,7 @@ def _guarded(name: str, url: str, **options: Any) -> Line:
     line = Line(name)
     line.app.conf.idempotency_store_url = url
     line.task(base=IdempotentTask, idempotency_key="order:{order_id}", **options)
-    # The journal would be written half a second later, in the midst of another's turn.
+    # Else the journal would be written half a second later, during another contestant's turn.
     line.settle = environment_of(line.app).journal._send
     return line
 
@@ -138,7 +138,7 @@ def _idemkit(url: str) -> Line:
 
 
 class _Context:
-    """What Lambda tells a function of its time: Powertools bounds an unfinished run by it."""
+    """The remaining time that Lambda passes to a function; it limits an unfinished run."""
 
     @staticmethod
     def get_remaining_time_in_millis() -> int:

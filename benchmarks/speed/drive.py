@@ -1,4 +1,4 @@
-"""One message's whole way in one process: published, taken off the queue, run, acknowledged."""
+"""Publishes, takes, runs and acknowledges messages in one process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from celery.utils.imports import symbol_by_name
 
 __all__ = ["BODY_RESULT", "Line"]
 
-#: What every body gives: 64 bytes as JSON.
+#: The result of every body: 64 bytes as JSON.
 BODY_RESULT = "x" * 62
 
 
 class Line:
-    """An app with a queue in memory, and Celery's own ``Request`` to execute what is in it.
+    """An app with a queue in memory, whose messages Celery's own ``Request`` executes.
 
     Broker and result backend are in this process, so that the only round trips are those of the
     library under test. Each app has a queue of its own: kombu's memory is the whole process's.
@@ -28,9 +28,9 @@ class Line:
         )
         #: How often the body ran.
         self.runs = 0
-        #: Called by the body, to look at what is there while it runs.
+        #: Called by the body, to look at the store while it runs.
         self.during: Callable[[], object] | None = None
-        #: Does what the library left for later, so that its time isn't another contestant's.
+        #: Does the library's deferred work, so that it does not count for another contestant.
         self.settle: Callable[[], object] = lambda: None
         self._connection = self.app.connection_for_read()
         self._channel = self._connection.channel()
@@ -38,7 +38,7 @@ class Line:
         self._queue.declare()
 
     def task(self, body: Callable[..., Any] | None = None, **options: Any) -> Any:
-        """Register the task of this app: a no-op, or what a library made of one."""
+        """Register the task of this app: a no-op, or a library's version of it."""
         return self.app.task(name="bench.charge", shared=False, **options)(body or self.body)
 
     @property
@@ -54,7 +54,7 @@ class Line:
         return charge
 
     def execute(self) -> Any:
-        """Execute the next message as a worker's process does; what the call came to."""
+        """Execute the next message as a worker's process does; return the outcome of the call."""
         message = self._queue.get()
         task = self.app.tasks["bench.charge"]
         request = symbol_by_name(task.Request)(
@@ -72,5 +72,5 @@ class Line:
         return self._queue.get(no_ack=True) is None
 
     def close(self) -> None:
-        """Give back the connection."""
+        """Close the connection."""
         self._connection.release()

@@ -1,4 +1,4 @@
-"""Goal 2: the guard alone, in one process, against the same round trips sent bare."""
+"""Goal 2: the guard alone, in one process, against the same round trips without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["measure_guard"]
 
 def _app(url: str) -> Celery:
     app = Celery("guard", broker="memory://", backend="cache+memory://")
-    # Late acknowledgement for all, as the guarded task has it: Celery looks more up then.
+    # Late acknowledgement for all, as for the guarded task: Celery does more then.
     app.conf.update(idempotency_store_url=url, idempotency_journal=0, task_acks_late=True)
     return app
 

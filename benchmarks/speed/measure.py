@@ -1,4 +1,4 @@
-"""How things are timed: contestants take turns, and what counts is the median of ratios."""
+"""Times contestants in turns; the figure is the median of the ratios."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 __all__ = ["Effort", "Goal", "Ratio", "Say", "Section", "Turn", "ratio", "rounds"]
 
 Say = Callable[[str], None]
-#: Does something so often. It may give the seconds a thing; else the whole turn is what it takes.
+#: Does a thing so often. It may return the seconds for one; else the whole turn is timed.
 Turn = Callable[[int], float | None]
 
 _LEAST = 5
@@ -23,7 +23,7 @@ _SAY_S = 3.0
 
 @dataclass(frozen=True)
 class Goal:
-    """One goal: what was measured, what it has to be, and what the figure is made of."""
+    """One goal: the figure, its bound, and the parts of the figure."""
 
     number: str
     what: str
@@ -31,21 +31,21 @@ class Goal:
     #: ``">="`` or ``"<="``, and the bound; without one it is a figure and no goal.
     relation: str = ""
     bound: float | None = None
-    #: How it came about, in words: the parts, the number of rounds.
+    #: Its origin in words: the parts, the number of rounds.
     detail: str = ""
-    #: Between what the figure lies with 95 %, where it is the median of many rounds.
+    #: The interval in which the figure lies with 95 %, if it is the median of many rounds.
     bounds: tuple[float, float] | None = None
 
     @classmethod
     def of(
         cls, number: str, what: str, found: Ratio, relation: str, bound: float, detail: str = ""
     ) -> Goal:
-        """Make one of a ratio."""
+        """Make a goal from a ratio."""
         return cls(number, what, found.median, relation, bound, detail, (found.low, found.high))
 
     @property
     def holds(self) -> bool | None:
-        """Whether it does; ``None`` where it wasn't measured, or has no bound."""
+        """Whether it holds; ``None`` if it was not measured, or has no bound."""
         if self.figure is None or self.bound is None:
             return None
         return self.figure >= self.bound if self.relation == ">=" else self.figure <= self.bound
@@ -53,14 +53,14 @@ class Goal:
 
 @dataclass(frozen=True)
 class Effort:
-    """How many rounds are played, and for how long at most: a slow machine plays fewer."""
+    """How many rounds are played, and how long at most: a slow machine plays fewer."""
 
     rounds: int
     #: Seconds; the last round may take longer, and the first five are played in any case.
     within: float = float("inf")
 
     def turns(self, say: Say) -> Iterator[int]:
-        """Count the rounds, and say now and then how far it is."""
+        """Count the rounds, and print the progress now and then."""
         began = said = time.monotonic()
         for turn in range(self.rounds):
             now = time.monotonic()
@@ -73,7 +73,7 @@ class Effort:
 
 
 class Ratio(NamedTuple):
-    """The median of ratios, and the bounds between which the true one lies with 95 %."""
+    """The median of ratios, and the bounds of its 95 % interval."""
 
     median: float
     low: float
@@ -81,10 +81,10 @@ class Ratio(NamedTuple):
 
     @classmethod
     def of(cls, found: Sequence[float]) -> Ratio:
-        """Work it out from the ratios of all rounds.
+        """Compute it from the ratios of all rounds.
 
-        The bounds are two of the ratios: how many of them lie below the true median is a matter of
-        tossing coins (W. J. Conover, Practical Nonparametric Statistics, 3.2).
+        The bounds are two of the ratios: the number of ratios below the true median has a binomial
+        distribution (W. J. Conover, Practical Nonparametric Statistics, 3.2).
         """
         ordered, count = sorted(found), len(found)
         at = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)) - 1)
@@ -93,7 +93,7 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """What one part of the benchmark found: its goals, and the tables behind them, by name."""
+    """The findings of one part of the benchmark: its goals, and the tables behind them, by name."""
 
     goals: list[Goal]
     tables: dict[str, Any] = field(default_factory=dict)
@@ -105,19 +105,18 @@ def rounds(
     effort: Effort,
     say: Say,
 ) -> dict[str, list[float]]:
-    """Let each contestant do ``count`` things, in turns, round after round; seconds a thing.
+    """Time each contestant for ``count`` things, in turns, round after round; seconds for a thing.
 
-    Short turns and many of them: what else the machine does lasts for longer than a turn, and falls
-    on those next to it alike. Each round has another order, since who comes after whom counts, too:
-    a server that has idled for a turn is slow to begin.
-    A turn of each before that warms up, and isn't counted.
+    The turns are short and many: other work of the machine lasts longer than a turn, and affects
+    neighbouring turns equally. The order changes in each round, because it matters: a server that
+    was idle for a turn is slow to begin. One turn of each before the first round is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     names = list(contestants)
     shuffled = random.Random(0).shuffle
     for name in names:
         contestants[name](max(1, count // 2))
-    # What is there stays: collecting between the turns then takes no time.
+    # Objects that exist now are never collected, so that collecting takes no time between turns.
     gc.collect()
     gc.freeze()
     try:
@@ -137,6 +136,6 @@ def rounds(
 
 
 def ratio(top: list[float], bottom: list[float], base: list[float] | None = None) -> Ratio:
-    """Give the median over rounds of ``(top - base) / (bottom - base)``, and how sure it is."""
+    """Return the median over rounds of ``(top - base) / (bottom - base)``, with its interval."""
     less = base or [0.0] * len(top)
     return Ratio.of([(a - c) / (b - c) for a, b, c in zip(top, bottom, less, strict=True)])

@@ -1,4 +1,4 @@
-"""On paper: what one core of a Redis server carries, and what a million tasks a minute need."""
+"""Computes what one core of a Redis server can do, and what a million tasks a minute need."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DAY_S = 86_400
 
 @dataclass(frozen=True)
 class Load:
-    """What so many executions (a claim and a completion each) cost the masters of a cluster."""
+    """The cost of executions (a claim and a completion each) for the masters of a cluster."""
 
     executions: int
     #: Seconds of processor, as the operating system counts them: sockets, parsing, scripts.
@@ -27,15 +27,15 @@ class Load:
     #: Bytes over the network, to the servers and from them.
     bytes_in: float
     bytes_out: float
-    #: The part of the executions that the busiest master had.
+    #: The fraction of the executions on the busiest master.
     busiest: float
 
 
 @dataclass(frozen=True)
 class Paper:
-    """What follows from one measured execution, of which everything here is a multiple."""
+    """Figures that are multiples of one measured execution."""
 
-    #: Of the server, all it does, and its scripts alone; in microseconds.
+    #: The processor time of the server, and of its scripts alone; in microseconds.
     cpu_us: float
     script_us: float
     record_bytes: float
@@ -44,7 +44,7 @@ class Paper:
 
     @property
     def a_core(self) -> float:
-        """Executions a second that keep one core wholly busy."""
+        """How many executions a second keep one core fully busy."""
         return 1e6 / self.cpu_us
 
     @property

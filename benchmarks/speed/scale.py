@@ -36,7 +36,7 @@ class _Side:
         self._clients = [self._client(number) for number in range(_CLIENTS)]
         for client in self._clients:
             self._answer(client)
-        #: What the timed rounds have cost each master; between them it only idles.
+        #: The cost of the timed rounds for each master, which is idle between them.
         self._spent: list[Counter[str]] = [Counter() for _ in self.nodes]
         self._executions = 0
 
@@ -58,7 +58,7 @@ class _Side:
         return answer
 
     def seconds_each(self, count: int) -> float:
-        """Have all clients do ``count`` executions each, at once; seconds an execution."""
+        """Run ``count`` executions in each client at once; return the seconds for an execution."""
         before = [self._counters(node) for node in self.nodes]
         began = time.perf_counter()
         for client in self._clients:
@@ -77,7 +77,7 @@ class _Side:
     @staticmethod
     def _counters(node: Any) -> dict[str, Any]:
         info, scripts = node.info(), node.info("commandstats").get("cmdstat_evalsha", {})
-        # The server counts the two questions themselves, too: one part in hundreds.
+        # The server also counts the two commands that ask, which is less than 1 %.
         return {
             "cpu": info["used_cpu_user"] + info["used_cpu_sys"],
             "script": scripts.get("usec", 0) / 1e6,
@@ -87,7 +87,7 @@ class _Side:
         }
 
     def load(self) -> Load:
-        """Say what the executions up to now have cost."""
+        """Return the cost of the executions so far."""
         total: Counter[str] = sum(self._spent, Counter())
         busiest = max(one["calls"] for one in self._spent) / total["calls"]
         return Load(
@@ -104,7 +104,7 @@ class _Side:
 
 
 def measure_scale(server: RedisServer, quick: bool, say: Say) -> Section:
-    """Measure both clusters in turns; then work out what a core carries."""
+    """Measure both clusters in turns; then compute what a core can do."""
     say("starting a cluster of one master and one of three")
     one, three = _Side(1), _Side(3)
     seconds: dict[int, list[float]] = {1: [], 3: []}
@@ -162,7 +162,7 @@ def measure_scale(server: RedisServer, quick: bool, say: Say) -> Section:
 
 
 def _bytes_each(server: RedisServer, count: int) -> float:
-    """Give the memory of a finished record with a result of 64 bytes: all that the server has."""
+    """Return the server's whole memory for a finished record with a result of 64 bytes."""
     client: Any = redis.Redis.from_url(server.url())
     store = store_from_url(server.url())
     execute(store, "warm", 0)

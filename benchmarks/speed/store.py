@@ -30,7 +30,7 @@ from celery_idempotent.testing.servers import RedisServer
 __all__ = ["measure_store"]
 
 _DAY_MS = 86_400_000
-#: Ends what a monitor is asked for.
+#: Ends the recording of a monitor.
 _END = "that-was-all"
 _FEW = 1_000
 _BATCH = 10_000
@@ -38,7 +38,7 @@ _TIMED = 50
 
 
 def measure_store(server: RedisServer, quick: bool, say: Say) -> Section:
-    """Measure what the store is asked, and what it keeps."""
+    """Measure the commands that the store gets, and the bytes that it keeps."""
     client = redis.Redis.from_url(server.url(4))
     say("commands a task")
     goals = _commands(server, client)
@@ -76,7 +76,7 @@ def _commands(server: RedisServer, client: Any) -> list[Goal]:
     task.apply((-1,))
     task.apply((-1,))
 
-    # Of a client that is connected already: how it connects would be seen, too.
+    # The client is connected already, so that no command of the connection is counted.
     ends = redis.Redis.from_url(server.url(4))
     ends.ping()
 
@@ -89,7 +89,7 @@ def _commands(server: RedisServer, client: Any) -> list[Goal]:
             for line in monitor.listen():
                 if line["command"] == f"ECHO {_END}":
                     return sent / len(calls)
-                # What a script calls is no command that came in.
+                # A command that a script calls did not come from a client.
                 sent += line["client_type"] != "lua"
         raise AssertionError  # pragma: no cover
 
@@ -101,7 +101,7 @@ def _commands(server: RedisServer, client: Any) -> list[Goal]:
 
 
 def _compressed(app: Celery, client: Any) -> Goal:
-    """Keep a result that repeats itself, as most do, and look how large its record is."""
+    """Keep a result that repeats itself, as most do, and measure its record."""
     result = [{"order": number, "state": "shipped", "parcel": None} for number in range(80)]
 
     def body(number: int) -> Any:
@@ -125,7 +125,7 @@ def _compressed(app: Celery, client: Any) -> Goal:
 
 def _records(first: int, end: int) -> Iterable[tuple[str, bytes]]:
     for number in range(first, end):
-        # The id of its call differs for each, as in life; key and arguments are readable and short.
+        # Each call has its own id, as in production; key and arguments are readable and short.
         record = Record(
             State.SUCCEEDED,
             1_795_000_000_000_000 + number,
@@ -137,7 +137,7 @@ def _records(first: int, end: int) -> Iterable[tuple[str, bytes]]:
 
 
 def _fill(client: Any, first: int, end: int) -> str:
-    """Write finished records from one number up to another; the last one's key."""
+    """Write finished records from one number up to another, and return the last key."""
     key = ""
     for start in range(first, end, _BATCH):
         pipe = client.pipeline(transaction=False)
@@ -156,8 +156,8 @@ def _growth(
 ) -> tuple[dict[int, Ratio], list[Goal]]:
     """Claim and complete in a small database and in one that grows, in turns.
 
-    For each size the median of the pairs: the time there, to that in the small one. And how much
-    memory the records take.
+    For each size it returns the median of the pairs (the time there divided by the time in the
+    small one), and the memory of the records.
     """
     small, large = Bare(server.url(5)), Bare(server.url(4))
     few = redis.Redis.from_url(server.url(5))
@@ -184,7 +184,7 @@ def _growth(
             }
             ratios.append(timed[large] / timed[small])
             for database in (few, client):
-                # What was written to be timed is no part of the size.
+                # Records that were written for the timing do not count.
                 database.delete(*(f"bare:{{guard:s{start + n}}}" for n in range(_TIMED)))
         assert few.dbsize() == _FEW and client.dbsize() == size
         found[size] = Ratio.of(ratios)

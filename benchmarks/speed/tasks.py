@@ -21,7 +21,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=50,
     task_default_queue="consumed",
-    # As the guarded task has it by its class.
+    # The guarded task has it by its class.
     task_acks_late=True,
     task_reject_on_worker_lost=True,
 )
@@ -40,7 +40,7 @@ def plain(number: int, a: int, b: int) -> int:
 
 @app.task(name="speed.two_trips", bind=True)
 def two_trips(self: object, number: int, a: int, b: int) -> int:
-    """Send what a first execution sends."""
+    """Send the commands of a first execution."""
     bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
     key = f"bare:{{speed:{number}}}"
     token = bare.claim(key, owner)
@@ -51,7 +51,7 @@ def two_trips(self: object, number: int, a: int, b: int) -> int:
 
 @app.task(name="speed.one_trip", bind=True)
 def one_trip(self: object, number: int, a: int, b: int) -> int:
-    """Send what a duplicate sends."""
+    """Send the commands of a duplicate."""
     bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
     token = bare.claim("bare:{speed:same}", owner)
     if isinstance(token, int):

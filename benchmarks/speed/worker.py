@@ -21,7 +21,7 @@ from celery_idempotent.testing.servers import RedisServer
 
 __all__ = ["measure_worker"]
 
-#: The queue that is filled, and the one that the worker looks at.
+#: The queue that is filled, and the queue that the worker reads.
 _FILLED, _CONSUMED = "filled", "consumed"
 _LONGEST_S = 120.0
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.0005, 0.02
@@ -29,7 +29,7 @@ _PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Throughput:
-    """A worker whose queue is filled before it may look at it; how fast it empties that."""
+    """A worker whose queue is filled before it may read it; times how fast it empties the queue."""
 
     def __init__(self, server: RedisServer) -> None:
         os.environ["SPEED_URL"] = server.url(0).rpartition("/")[0]
@@ -57,7 +57,7 @@ class Throughput:
         self._worker.wait(30)
 
     def seconds_a_task(self, name: str, same: bool, count: int) -> float:
-        """Give the worker so many calls of one task at once, all new or all the same."""
+        """Pass so many calls of one task to the worker at once, all new or all the same."""
         task = self._tasks.app.tasks[f"speed.{name}"]
         numbers = itertools.repeat(1) if same else iter(range(time.monotonic_ns(), 2**62))
         with self._tasks.app.producer_pool.acquire() as producer:
@@ -65,17 +65,17 @@ class Throughput:
                 task.apply_async((number, 2, 3), queue=_FILLED, producer=producer)
         done = self._results.dbsize() + count
         began = time.perf_counter()
-        # A queue is a list, and a worker that waits for one sees it at once.
+        # A queue is a list, and a worker that waits for it sees it at once.
         self._client.rename(_FILLED, _CONSUMED)
         took = self._until(done, count, began)
         self._results.flushdb()
         return took / count
 
     def _until(self, done: int, count: int, began: float) -> float:
-        """Wait until so many results are there, ``count`` of them new; how long that took.
+        """Wait until so many results are there, ``count`` of them new; return how long that took.
 
-        It looks seldom, since that takes the worker's time, and often in the end: what lies between
-        the last result and the look that finds it is timed, too.
+        It looks seldom at first, because that takes the worker's time, and often in the end,
+        because the time between the last result and the look that finds it counts, too.
         """
         while True:
             there, took = self._results.dbsize(), time.perf_counter() - began

@@ -1,1 +1,1 @@
-"""What ``make demo`` runs: plain Celery and IdempotentTask side by side, under the same faults."""
+"""The demo (``make demo``): plain Celery and IdempotentTask side by side, under the same faults."""

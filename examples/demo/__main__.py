@@ -84,7 +84,7 @@ def _list(acts: list[Act]) -> None:
 
 
 class _Stop:
-    """Turns signals into a request, so that no process is started and then forgotten."""
+    """Turns signals into a request to stop, so that no process is left running."""
 
     def __init__(self) -> None:
         self.asked = Event()
@@ -112,7 +112,7 @@ def _run(stage: Stage, report: Report, performances: list[Performance]) -> None:
         for side in SIDES:
             scene = Scene(stage, side, act.name, partial(report.say, side=side))
             performance.scenes[side] = scene
-            # Daemons: what they wait for may never come once the servers are gone.
+            # Daemons, because they could wait for ever once the servers are gone.
             threads.append(Thread(target=_play, args=(act, scene), daemon=True))
             threads[-1].start()
         while any(thread.is_alive() for thread in threads):

@@ -1,4 +1,4 @@
-"""The acts: what is done to both sides, and what the idempotent side must show for it."""
+"""The acts: the faults for both sides, and the promises that the idempotent side must keep."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ACTS", "Act", "Promise"]
 
 @dataclass(frozen=True)
 class Promise:
-    """A sentence, and whether the evidence bears it out."""
+    """A sentence, and a check whether the evidence confirms it."""
 
     says: str
     kept: Callable[[Evidence], bool]
@@ -21,15 +21,15 @@ class Promise:
 
 @dataclass(frozen=True)
 class Act:
-    """One fault, done alike to plain Celery and to IdempotentTask.
+    """One fault, which is the same for plain Celery and for IdempotentTask.
 
     Attributes:
-        name: what ``--act`` takes.
-        title: what the table says.
-        told: what happens, in a sentence.
-        play: does it, on one side.
+        name: its name for ``--act``.
+        title: its title in the table.
+        told: a sentence that describes it.
+        play: plays it on one side.
         promises: what must hold on the idempotent side.
-        fault: what shows that the fault took place: without it, the rest would prove nothing.
+        fault: shows that the fault took place; without it the promises prove nothing.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Act:
     fault: Promise | None = None
 
     def broken(self, evidence: Evidence) -> list[Promise]:
-        """The promises that this evidence doesn't bear out, the fault's own first."""
+        """Return the promises that this evidence does not confirm, the fault first."""
         wanted = (self.fault, *self.promises) if self.fault else self.promises
         return [promise for promise in wanted if not promise.kept(evidence)]
 

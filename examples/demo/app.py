@@ -1,4 +1,4 @@
-"""The demo's shop: a Celery app whose two tasks take a payment, one plain, one idempotent."""
+"""The demo's shop: a Celery app with a plain and an idempotent task that take a payment."""
 
 # Celery's decorators come without types.
 # mypy: disallow-untyped-decorators=False
@@ -29,9 +29,9 @@ __all__ = [
     "total",
 ]
 
-#: Seconds after which the broker takes a message to be lost and delivers it again.
+#: Seconds after which the broker considers a message lost and delivers it again.
 VISIBILITY_TIMEOUT = 4
-#: Seconds between a declined attempt and the next.
+#: Seconds between a declined attempt and the next one.
 BACK_OFF = 1
 
 _APPS = ("shop", "vault")
@@ -52,11 +52,11 @@ def configure(app: Celery, store_url: str) -> None:
             # A worker killed while it looks for lost messages must not stop the others for minutes.
             "unacked_mutex_expire": 5,
         },
-        # The private server dies with the demo; its workers then give up instead of living on.
+        # The private server ends with the demo; its workers then end, too.
         broker_connection_max_retries=3,
         broker_connection_retry_on_startup=True,
-        # IdempotentTask sets these two by itself. The plain side gets them too, or a killed worker
-        # would simply lose its task and the comparison would be unfair.
+        # IdempotentTask sets these two by itself. The plain side gets them, too: otherwise a killed
+        # worker would lose its task, and the comparison would be unfair.
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_routes={
@@ -68,7 +68,7 @@ def configure(app: Celery, store_url: str) -> None:
         task_time_limit=60,
         worker_prefetch_multiplier=1,
         idempotency_store_url=store_url,
-        # Under the visibility timeout, as it should be everywhere.
+        # Shorter than the visibility timeout, as it should be everywhere.
         idempotency_lease=3,
         idempotency_mode=briefing.mode,
     )
@@ -97,7 +97,7 @@ def charge(
 
 @app.task(bind=True, name="shop.total")
 def total(self: Task, payments: list[dict[str, Any]]) -> int:
-    """Add up the payments of a chord; plain on both sides, so that a second run would show."""
+    """Add up the payments of a chord; plain on both sides, so that a second run is visible."""
     note("summed", self)
     return sum(payment["amount"] for payment in payments)
 
@@ -116,7 +116,7 @@ def _take_payment(
 
 
 def note(event: str, task: Task, **more: str) -> None:
-    """Write into the ledger what a task does."""
+    """Write to the ledger what a task does."""
     request = task.request
     ledger.write(
         Entry(

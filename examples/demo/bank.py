@@ -1,4 +1,4 @@
-"""The bank of the demo's last act: payments are rows, so that what is there can be counted."""
+"""The bank of the demo's last act: payments are rows, so that they can be counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 
 __all__ = ["PAYMENTS", "Payment", "open_bank", "pay", "payments_of"]
 
-#: One row for each time that money moved. A key is the same for every attempt of one payment.
+#: One row for each movement of money. The key is the same for every attempt of one payment.
 PAYMENTS: Final = (
     "CREATE TABLE IF NOT EXISTS payments "
     "(number INTEGER PRIMARY KEY, side TEXT, paid_for TEXT, receipt TEXT, once TEXT UNIQUE)"
@@ -20,7 +20,7 @@ _WAIT_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class Payment:
-    """One row."""
+    """One payment."""
 
     side: str
     order: str
@@ -38,10 +38,10 @@ def open_bank(path: Path) -> None:
 
 
 def pay(path: Path, payment: Payment, once: str | None = None) -> str:
-    """Move the money, and give the receipt.
+    """Move the money, and return the receipt.
 
-    ``once``: a key; a payment that was made under it before is not made again, and the first one's
-    receipt is given. That is what a payment provider with idempotency keys does.
+    ``once`` is a key: a payment with this key is made once, and later calls get its receipt, as
+    with a payment provider that has idempotency keys.
     """
     with closing(_connect(path)) as bank, bank:
         bank.execute(
@@ -56,7 +56,7 @@ def pay(path: Path, payment: Payment, once: str | None = None) -> str:
 
 
 def payments_of(path: Path, side: str) -> list[Payment]:
-    """Give one side's payments, in the order in which they were made."""
+    """Return one side's payments, in the order in which they were made."""
     with closing(_connect(path)) as bank:
         rows = bank.execute(
             "SELECT side, paid_for, receipt FROM payments WHERE side = ? ORDER BY number", (side,)

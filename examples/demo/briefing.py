@@ -1,4 +1,4 @@
-"""What the demo tells each of its processes: where server and ledger are, which side it is."""
+"""The settings that the demo passes to its processes: the server, the ledger and the side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PREFIX = "CELERY_IDEMPOTENT_DEMO_"
 
 @dataclass(frozen=True)
 class Briefing:
-    """Handed on through the environment, because a worker is a process started by its command line.
+    """The settings, in environment variables, because a worker is started by its command line.
 
     Attributes:
         server: the private server's URL without a database.
@@ -28,12 +28,12 @@ class Briefing:
     mode: str = "enforce"
 
     def environment(self) -> dict[str, str]:
-        """The variables that :meth:`read` finds it in again."""
+        """Return the variables from which :meth:`read` reads it."""
         return {_PREFIX + name.upper(): value for name, value in asdict(self).items()}
 
     @classmethod
     def read(cls) -> Briefing:
-        """The briefing of this process; outside of the demo, one that reaches nothing."""
+        """Read the briefing of this process; outside of the demo it has no server that answers."""
         return cls(
             server=os.environ.get(_PREFIX + "SERVER", "redis://127.0.0.1:0"),
             ledger=os.environ.get(_PREFIX + "LEDGER", os.devnull),

@@ -1,4 +1,4 @@
-"""The ledger: an append-only file that says what really happened, whoever claims what."""
+"""The ledger: an append-only file of what really happened."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Entry:
     Attributes:
         event: "ready" (a worker), "delivered" and "left" (a message entered and left the worker's
             task code), "began", "declined", "moved", "mailed" and "charged" (the body), "summed" (a
-            chord's body), "killed" (a worker, written by the demo, as are the charges of the last
-            act: what is in its bank).
-        side: the side that it is about.
-        worker: that worker's node name.
-        pid: the process that wrote it.
-        task_id: the task it is about.
+            chord's body), "killed" (a worker). The demo itself writes "killed", and the charges of
+            the last act from its bank.
+        side: the side of the event.
+        worker: the worker's node name.
+        pid: the process that wrote the line.
+        task_id: the id of the task.
         retries: how often that task had been retried.
         redelivered: whether the broker had delivered this message before.
         order: the order that is paid.
-        receipt: what the customer is given for a charge.
-        gateway_key: the key handed to the payment gateway.
+        receipt: the customer's receipt for a charge.
+        gateway_key: the key that the payment gateway got.
     """
 
     event: str
@@ -44,7 +44,7 @@ class Entry:
 
 
 class Ledger:
-    """The file, written by many processes and read by the demo."""
+    """The file, which many processes write and the demo reads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,9 +53,9 @@ class Ledger:
         self._lock = threading.Lock()
 
     def write(self, entry: Entry) -> None:
-        """Append one line: it is there in whole before this returns, even if SIGKILL comes next."""
+        """Append one line; the whole line is there when this returns, even before a SIGKILL."""
         line = json.dumps(asdict(entry), separators=(",", ":")).encode() + b"\n"
-        # One write() with O_APPEND: lines of several processes never mix, and nothing is buffered.
+        # One write() with O_APPEND: lines of several processes never mix, without a buffer.
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             os.write(descriptor, line)
@@ -63,7 +63,7 @@ class Ledger:
             os.close(descriptor)
 
     def entries(self) -> list[Entry]:
-        """All lines so far, in the order in which they were written."""
+        """Return all lines so far, in the order in which they were written."""
         with self._lock:
             try:
                 with open(self.path, "rb") as file:
@@ -77,5 +77,5 @@ class Ledger:
             return list(self._entries)
 
     def of(self, side: str) -> list[Entry]:
-        """The lines of one side."""
+        """Return the lines of one side."""
         return [entry for entry in self.entries() if entry.side == side]

@@ -1,6 +1,6 @@
-"""The tasks of the demo's last act: the same payment with no means to exactly one, and with three.
+"""The tasks of the demo's last act: a payment with no means to exactly one effect, and by three.
 
-Each moves the money and is then held until its worker is killed; what comes after isn't held.
+Each moves the money and then waits until its worker is killed; later attempts don't wait.
 """
 
 # Celery's decorators come without types.
@@ -20,17 +20,17 @@ from examples.demo.bank import Payment, pay
 
 __all__ = ["held_after_the_effect", "new_payment", "pay_in_steps", "pay_keyed", "plain_pay"]
 
-#: Longer than it takes to kill a worker.
+#: Longer than killing a worker takes.
 _HELD_SECONDS: Final = 20
 
 
 def new_payment(order_id: str) -> Payment:
-    """Give a payment with a receipt of its own."""
+    """Return a payment with a receipt of its own."""
     return Payment(briefing.side, order_id, uuid.uuid4().hex[:12])
 
 
 def held_after_the_effect(task: Task, order_id: str) -> None:
-    """Say that the money has moved, and wait for the kill; once for each order."""
+    """Record that the money has moved, and wait for the kill; once for each order."""
     before = any(e.event == "moved" and e.order == order_id for e in ledger.of(briefing.side))
     note("moved", task, order=order_id)
     if not before:
@@ -44,7 +44,7 @@ def _mail(task: Task, order_id: str) -> None:
 
 @app.task(bind=True, name="shop.plain_pay")
 def plain_pay(self: Task, order_id: str, mails: bool = False) -> dict[str, Any]:
-    """Pay as plain Celery does; ``mails``: send a receipt too."""
+    """Pay as plain Celery does; with ``mails``, send a receipt, too."""
     note("began", self, order=order_id)
     receipt = pay(briefing.bank_path, new_payment(order_id))
     if mails:

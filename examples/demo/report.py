@@ -1,4 +1,4 @@
-"""What the audience sees: the progress of the acts, then one table."""
+"""Shows the progress of the acts, then one table."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["Performance", "Report", "table"]
 
 @dataclass
 class Performance:
-    """One act on both sides, and how far it is.
+    """One act on both sides, with its progress.
 
     Attributes:
         act: the act.
@@ -47,7 +47,7 @@ class Performance:
     scenes: dict[str, Scene] = field(default_factory=dict)
 
     def verdict(self) -> tuple[str, str]:
-        """What the table says of the promises, and its colour."""
+        """The table's text on the promises, and its colour."""
         scene = self.scenes.get(IDEMPOTENT)
         if scene is None:
             return "", ""
@@ -56,7 +56,7 @@ class Performance:
         return ("BROKEN", "bold red") if self.broken() else ("held", "bold green")
 
     def broken(self) -> list[str]:
-        """A sentence on what did not hold on the idempotent side, if anything."""
+        """A sentence about what did not hold on the idempotent side, if anything."""
         scene = self.scenes[IDEMPOTENT]
         if scene.failure is not None:
             return [f"{self.act.title}: could not be played to its end: {scene.failure}."]
@@ -74,8 +74,8 @@ class Performance:
 
 
 def table(performances: Sequence[Performance], *, compact: bool = False) -> Table:
-    """The figures of all acts, both sides, as they are now."""
-    # Without lines between the acts it fits, while it moves, into a terminal of 24 rows.
+    """Return the present figures of all acts on both sides."""
+    # Without lines between the acts the table fits into a terminal of 24 rows.
     lines = not compact
     drawn = Table(box=box.HORIZONTALS, pad_edge=False, padding=0)
     drawn.add_column("What happens")
@@ -107,9 +107,9 @@ def _figures(scene: Scene | None) -> tuple[str, ...]:
 
 
 class Report:
-    """Progress on a terminal: the table as it fills; elsewhere: a line for each thing that happens.
+    """Shows progress: on a terminal as a growing table, elsewhere as one line for each event.
 
-    Use as a context manager around the acts; :meth:`conclude` comes after it.
+    Use it as a context manager around the acts, and call :meth:`conclude` after it.
     """
 
     def __init__(self, performances: Sequence[Performance]) -> None:
@@ -134,7 +134,7 @@ class Report:
         traceback: TracebackType | None,
     ) -> None:
         if self._live is not None:
-            # The last frame goes away; what stays is the final table.
+            # The last frame disappears; the final table stays.
             self._live.update(Text(), refresh=True)
             self._live.stop()
 
@@ -144,7 +144,7 @@ class Report:
         return time.monotonic() - self._began
 
     def say(self, what: str, side: str = "") -> None:
-        """Tell that something happened."""
+        """Report an event."""
         who = f"{LABELS[side]}: " if side else ""
         if self._live is None:
             self._console.print(f"{self.seconds:5.1f}s  {who}{what}", soft_wrap=True, markup=False)

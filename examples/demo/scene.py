@@ -1,4 +1,4 @@
-"""One act on one side: what is done there, and what the ledger and the answers show of it."""
+"""One act on one side: its faults, and the evidence in the ledger and the answers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["LABELS", "Evidence", "Scene"]
 
 LABELS = {"plain": "plain Celery", "idempotent": "IdempotentTask"}
 
-#: No act takes a third of it on a quiet machine; it only ends a demo that would hang.
+#: It ends a demo that hangs; on a quiet machine no act takes a third of it.
 _PATIENCE_SECONDS = 30.0
 _LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of one act on one side, from the ledger and from ``AsyncResult.get()``.
+    """The evidence of one act on one side, from the ledger and from ``AsyncResult.get()``.
 
     Attributes:
-        orders: the order that each call is about.
-        answers: what each call was answered with: a payment, an exception, or None while it waits.
+        orders: the order of each call.
+        answers: the answer to each call: a payment, an exception, or None while it waits.
         total: the answer of a chord's body.
-        entries: the ledger's lines that this act brought about.
+        entries: the ledger's lines of this act.
     """
 
     orders: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Evidence:
 
     @property
     def answered(self) -> int:
-        """How many callers got a payment for an answer."""
+        """How many callers got a payment as their answer."""
         return sum(isinstance(answer, dict) for answer in self.answers)
 
     @property
@@ -80,16 +80,16 @@ class Evidence:
         return found
 
     def count(self, event: str) -> int:
-        """How many lines tell of this event."""
+        """Return how many lines there are of this event."""
         return sum(entry.event == event for entry in self.entries)
 
     def receipts(self, order: str) -> set[str]:
-        """The receipts that the callers of one order were given."""
+        """Return the receipts that the callers of one order got."""
         given = [answer for answer in self.answers if isinstance(answer, dict)]
         return {answer["receipt"] for answer in given if answer["order"] == order}
 
     def charged(self, order: str) -> list[str]:
-        """The receipts of one order in the ledger: one for each time that money moved."""
+        """Return the receipts of one order in the ledger, one for each movement of money."""
         return [
             entry.receipt
             for entry in self.entries
@@ -98,11 +98,11 @@ class Evidence:
 
 
 class Scene:
-    """The hands of an act: it calls, watches the ledger, kills, and collects the answers.
+    """Plays an act: calls tasks, watches the ledger, kills workers, and collects the answers.
 
     Attributes:
         side: "plain" or "idempotent".
-        doing: what it does or waits for at the moment, for whoever watches.
+        doing: what it does or waits for at the moment, for the audience.
         failure: why it could not be played to its end.
     """
 
@@ -120,12 +120,12 @@ class Scene:
         self._total_call: str | None = None
         self._total: Any = None
         self._final: Evidence | None = None
-        # Acts follow one another and each ends in silence: what this side writes from now is ours.
+        # An act ends when nothing more happens, so that all new lines of this side are this act's.
         self._first_entry = len(stage.ledger.of(side))
 
     @property
     def evidence(self) -> Evidence:
-        """What is known up to now."""
+        """Return the evidence so far."""
         if self._final is not None:
             return self._final
         orders = tuple(self._orders)
@@ -142,22 +142,22 @@ class Scene:
         return self._final is not None
 
     def end(self) -> None:
-        """Settle the figures: what this side writes from now on belongs to the next act."""
+        """Fix the figures: later lines of this side belong to the next act."""
         self._final = self.evidence
 
     def say(self, what: str) -> None:
-        """Tell whoever watches."""
+        """Show the audience what it does now."""
         self.doing = what
         self._say(what)
 
     def order(self, name: str = "1") -> str:
-        """An order that no other act pays."""
+        """Return an order that no other act pays."""
         return f"{self._act_name}-{name}"
 
     def call(
         self, order: str, amount: int = 100, *, spelled_out: bool = False, **more: Any
     ) -> None:
-        """Ask for a charge, as a caller would; two spellings of one call are the same call."""
+        """Call the charge task; two ways of writing one call are the same call."""
         if spelled_out:
             call_id = self._task.delay(amount=amount, order_id=order, **more).id
         else:
@@ -166,12 +166,12 @@ class Scene:
         self._calls.append(call_id)
 
     def pay(self, task: str, order: str, **more: Any) -> None:
-        """Ask for a payment by a task that is known by its name."""
+        """Call a payment task by its name."""
         self._orders.append(order)
         self._calls.append(self._stage.shop.app.send_task(task, (order,), more).id)
 
     def kill_in_mid_payment(self, orders: list[str]) -> None:
-        """SIGKILL, one after the other, the workers that have just paid these and not said so."""
+        """SIGKILL in turn the workers that have just paid these orders and not answered yet."""
         moved = [self.wait_for("moved", order=order) for order in orders]
         for entry in {entry.worker: entry for entry in moved}.values():
             self._stage.kill_worker_of(entry)
@@ -179,18 +179,18 @@ class Scene:
             raise DemoFailed("the kill came too late: an attempt had ended already")
 
     def count_of(self, event: str) -> int:
-        """How many lines tell of this event up to now."""
+        """Return how many lines there are of this event so far."""
         return self.evidence.count(event)
 
     def read_the_bank(self) -> None:
-        """Put into the ledger what is in the last act's databases: one line a payment."""
+        """Copy the payments in the last act's databases to the ledger, one line each."""
         for payment in self._stage.payments(self.side):
             self._stage.ledger.write(
                 Entry("charged", side=self.side, order=payment.order, receipt=payment.receipt)
             )
 
     def call_chord(self, orders: list[str], amount: int = 100, **more: Any) -> None:
-        """Ask for one charge an order, and for the total of all of them."""
+        """Call one charge for each order, and the total of all of them."""
         header = [self._task.s(order, amount, **more) for order in orders]
         body = self._stage.shop.total.s().set(queue=self.side)
         result = chord(header)(body)
@@ -216,7 +216,7 @@ class Scene:
         self._answers[number] = self._answer_of(self._calls[number], f"call {number + 1}")
 
     def kill_worker_of(self, entry: Entry) -> None:
-        """SIGKILL the worker that wrote this line, and make sure that it was in mid-charge."""
+        """SIGKILL the worker that wrote this line, and make sure that its charge was unfinished."""
         self._stage.kill_worker_of(entry)
         late = [e for e in self.evidence.entries if e.event == "charged" and e.pid == entry.pid]
         if late:
@@ -233,7 +233,7 @@ class Scene:
         quiet = 0
 
         def calm() -> bool:
-            # Twice in a row: a message just taken from its queue is nowhere for a moment.
+            # Twice in a row, because a message is nowhere for a moment after it left its queue.
             nonlocal quiet
             quiet = quiet + 1 if self._stage.quiet(self.side) else 0
             return quiet >= 3 and self._stage.ready(self.side)

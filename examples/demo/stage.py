@@ -1,4 +1,4 @@
-"""The stage: a private server, real workers for each side, and their orderly end."""
+"""The stage: a private server and real workers for each side, started and ended in order."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _SLOTS_A_WORKER = 4
 
 
 class DemoFailed(Exception):
-    """Something that the demo needs or waits for did not come; the message says what."""
+    """The demo could not go on; the message says what is missing."""
 
 
 class Worker:
@@ -61,12 +61,12 @@ class Worker:
         with open(log, "ab") as output:
             self._process = subprocess.Popen(
                 command,
-                # A pool that is killed leaves a directory behind: here it goes away with the logs.
+                # A killed pool leaves a directory behind; here it is removed with the logs.
                 env={**os.environ, **briefing.environment(), "TMPDIR": str(log.parent)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                # Its own group: a kill takes its children along, and Ctrl-C reaches only the demo.
+                # A group of its own: a kill ends its children, too, and Ctrl-C only the demo.
                 start_new_session=True,
             )
 
@@ -81,7 +81,7 @@ class Worker:
         return self._process.poll() is not None
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, as the kernel's OOM killer or a lost machine would."""
+        """SIGKILL the whole group, as the kernel's OOM killer or a lost machine would."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
@@ -94,7 +94,7 @@ class Stage:
         directory: where the ledger and the workers' logs are.
         ledger: the ledger.
         shop: the module :mod:`examples.demo.app`, bound to the private server.
-        stopping: set when the demo was asked to end; whoever waits gives up.
+        stopping: set when the demo was asked to end; then all waiting ends.
     """
 
     def __init__(self, mode: str, stopping: threading.Event) -> None:
@@ -113,13 +113,13 @@ class Stage:
     def __enter__(self) -> Stage:
         try:
             self._server.start()
-            # Celery prefers CELERY_BROKER_URL and its like to an app's configuration: whoever has
-            # them set would see the demo's charges, and its kills, in a queue of theirs.
+            # Celery prefers CELERY_BROKER_URL and such to an app's configuration: where they are
+            # set, the demo would use a queue of the user's.
             for name in list(os.environ):
                 if name.startswith("CELERY") and not name.startswith("CELERY_IDEMPOTENT_"):
                     del os.environ[name]
             os.environ.update(self._briefing("").environment())
-            # Only now: the app reads its briefing when it is imported.
+            # Imported late, because the app reads its briefing when it is imported.
             from examples.demo import app as shop
 
             self.shop = shop
@@ -147,13 +147,13 @@ class Stage:
         """End every worker and the server."""
         with self._lock:
             self._closed = True
-            # Nothing in flight matters any more, and a SIGKILL can't be outwaited by a task.
+            # Tasks in flight no longer matter, and no task can delay a SIGKILL.
             for workers in self._workers.values():
                 for worker in workers:
                     worker.kill()
                 workers.clear()
-        # A result that outlives the server tries for half a minute to unsubscribe from it when it
-        # is deleted, and those of a chord are in a cycle.
+        # When a result is deleted after the server ended, it tries for half a minute to
+        # unsubscribe; the results of a chord are in a cycle.
         gc.collect()
         self._server.stop()
 
@@ -162,14 +162,14 @@ class Stage:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def pids(self) -> list[int]:
-        """The processes that were started and have not been ended."""
+        """Return the processes that were started and have not been ended."""
         return [worker.pid for workers in self._workers.values() for worker in workers]
 
     def ready(self, side: str) -> bool:
         """Whether all workers of a side take messages.
 
         Raises:
-            DemoFailed: one of them ended by itself; the message has what it said last.
+            DemoFailed: one of them ended by itself; the message has its last lines.
         """
         for worker in self._workers[side]:
             if worker.ended:
@@ -179,7 +179,7 @@ class Stage:
         return up.issuperset(worker.name for worker in self._workers[side])
 
     def kill_worker_of(self, entry: Entry) -> None:
-        """SIGKILL the worker that wrote this entry, and start another in its place."""
+        """SIGKILL the worker that wrote this entry, and start another one in its place."""
         with self._lock:
             workers = self._workers[entry.side]
             victim = next(worker for worker in workers if worker.name == entry.worker)
@@ -189,16 +189,16 @@ class Stage:
         self._hire(entry.side, victim.queue)
 
     def sweep(self) -> None:
-        """Have the broker deliver lost messages again, where its workers do that too rarely.
+        """Deliver lost messages again if the workers do it too rarely.
 
-        Before kombu 5.7 a running worker looks for them every 100 s and can't be told otherwise.
-        Any client may look; this one does by kombu's own means. To be called by one thread only.
+        Before kombu 5.7 a running worker looks for them every 100 s, which can't be changed. Any
+        client may look; this one does so with kombu's own code. Only one thread may call it.
         """
         if self._sweeper is not None:
             self._sweeper.qos.restore_visible(interval=1)
 
     def quiet(self, side: str) -> bool:
-        """Whether nothing of this side is queued, held back, or running: all figures are final."""
+        """Whether nothing of this side is queued, held back or running: the figures are final."""
         queues = set(_QUEUES[side])
         if any(self._broker.llen(queue) for queue in queues):
             return False
@@ -211,7 +211,7 @@ class Stage:
         return alive.count("delivered") == alive.count("left")
 
     def payments(self, side: str) -> list[Payment]:
-        """What is in the last act's databases."""
+        """Return the payments in the last act's databases."""
         briefing = self._briefing(side)
         paths = (briefing.bank_path, briefing.vault_path)
         return [payment for path in paths for payment in payments_of(path, side)]
@@ -225,7 +225,7 @@ class Stage:
         open_bank(self._briefing("").bank_path)
 
     def _hire(self, side: str, queue: str) -> None:
-        # Under the lock: an act's thread must not start a worker that close() no longer sees.
+        # Under the lock, so that no thread starts a worker that close() does not see.
         with self._lock:
             if self._closed:
                 return

@@ -1,4 +1,4 @@
-"""A second app of the demo's shop: its records are in the database that its payments are in."""
+"""A second app of the demo's shop, with its records in the database of its payments."""
 
 # Celery's decorators come without types.
 # mypy: disallow-untyped-decorators=False
@@ -23,7 +23,7 @@ configure(app, f"sqlite:///{briefing.vault_path}")
 
 
 def open_vault() -> None:
-    """Make the tables: those of the records, and that of the payments."""
+    """Make the tables of the records and of the payments."""
     SqlStore.from_url(app.conf.idempotency_store_url).create_schema()
     open_bank(briefing.vault_path)
 
@@ -36,7 +36,7 @@ def open_vault() -> None:
     idempotency_key="{order_id}",
 )
 def pay_in_session(self: IdempotentTask, order_id: str) -> dict[str, Any]:
-    """Pay in the transaction that records that it is paid."""
+    """Pay in the transaction that records the completion."""
     note("began", self, order=order_id)
     payment = new_payment(order_id)
     self.idempotency.session.execute(

@@ -13,7 +13,7 @@ import stage  # noqa: E402
 
 from celery_idempotent.testing.servers import RedisServer  # noqa: E402
 
-#: What ``celery -A shop idempotency relay --interval 0.1`` does, where the package is installed.
+#: As ``celery -A shop idempotency relay --interval 0.1``, which needs the installed package.
 RELAY = """
 import shop
 from celery_idempotent.outbox import Relay

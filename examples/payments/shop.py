@@ -1,4 +1,4 @@
-"""A shop: its API (FastAPI), its tables (SQLAlchemy), its task (Celery), and the outbox between."""
+"""A shop: its API (FastAPI), its tables (SQLAlchemy), its task (Celery), and an outbox between."""
 
 import os
 from typing import Annotated
@@ -30,7 +30,7 @@ class Order(Base):
 
 
 class Payment(Base):
-    """What the shop asked for."""
+    """A payment that the shop asked for."""
 
     __tablename__ = "payments"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -39,7 +39,7 @@ class Payment(Base):
 
 
 class Charge(Base):
-    """What the bank did. It takes a key with each charge: the same key is the same charge."""
+    """A charge that the bank made. It takes a key: charges with the same key are one charge."""
 
     __tablename__ = "charges"
     key: Mapped[str] = mapped_column(primary_key=True)
@@ -76,7 +76,7 @@ tokens = {"token-of-ann": "ann"}  # stands for your table of tokens
 
 
 async def user_of(request: Request):
-    """The user whose token it is; None: nobody that we know."""
+    """Return the user of the request's token; None if it is unknown."""
     given = await bearer(request)
     return None if given is None else tokens.get(given.credentials)
 
@@ -128,7 +128,7 @@ def pay(payment: dict):
     with Session(engine) as session, session.begin():
         made = Payment(order_id=payment["order"], amount=payment["amount"])
         session.add(made)
-        # Sent if, and only if, the payment is committed.
+        # The call is sent if, and only if, the payment is committed.
         publish(session, charge.s(made.order_id, made.amount))
         session.flush()
         return {"payment": made.id}
@@ -137,6 +137,6 @@ def pay(payment: dict):
 api.add_middleware(
     IdempotencyASGIMiddleware,
     celery=celery,
-    # Whose key it is; None, and the request goes to the API, which answers 401.
+    # The user of the key. With None the request goes to the API, which answers 401.
     identity=lambda scope: user_of(Request(scope)),
 )

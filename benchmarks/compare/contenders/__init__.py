@@ -1,4 +1,4 @@
-"""Who is compared, what each is for, and where its app is."""
+"""The contenders: their purposes and their apps."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["CONTENDERS", "Contender"]
 class Contender:
     """One column of the comparison."""
 
-    #: Name on the command line and of its module here.
+    #: The name of its module here, and on the command line.
     name: str
     title: str
     #: The distribution whose version is reported.
     distribution: str
-    #: What it sets out to do, in the terms of its own documentation.
+    #: Its purpose, in the terms of its own documentation.
     purpose: str
-    #: Glob patterns of the keys in Redis that keep other calls out, to read their time to live.
+    #: Glob patterns of its locks in Redis, to read their time to live.
     lock_keys: tuple[str, ...] = ()
 
     @property

@@ -12,7 +12,7 @@ app = make_app("heimdall")
 
 
 def order_key(args: Any, kwargs: Any) -> str:
-    """The lock's name: one for each order."""
+    """Return the lock's name, one for each order."""
     return f"order:{kwargs['order_id']}"
 
 

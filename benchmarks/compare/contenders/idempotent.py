@@ -6,7 +6,7 @@ from benchmarks.compare.shop import VISIBILITY_TIMEOUT, charge_order, make_app, 
 from celery_idempotent import IdempotentTask
 
 app = make_app("idempotent")
-# The lease is as short as the other times here, so that a killed worker's key opens in seconds.
+# The lease is as short as the other times here, so that a killed worker's key is free in seconds.
 app.conf.idempotency_lease = VISIBILITY_TIMEOUT
 
 charge = app.task(

@@ -1,4 +1,4 @@
-"""The shop's app and project in one. Celery's app is imported here, as Celery's guide has it."""
+"""The shop's app and project in one. It imports Celery's app, as Celery's guide says."""
 
 from shop.celery import app as celery_app
 

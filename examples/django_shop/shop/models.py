@@ -19,7 +19,7 @@ class Payment(models.Model):
 
 
 class Account(models.Model):
-    """An increment is what a second run would spoil, and here it can't."""
+    """A balance that is incremented: a second run would make it wrong, and can't happen here."""
 
     order_id = models.IntegerField(unique=True)
     charges = models.IntegerField(default=0)

@@ -1,4 +1,4 @@
-"""The API, and whose keys they are."""
+"""The API, and the middleware that identifies its callers."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ tokens = {"token-of-ann": "ann"}  # stands for your table of tokens
 
 
 def user_of(request):
-    """The user whose token it is; None: nobody that we know."""
+    """Return the user of the request's token; None if it is unknown."""
     return tokens.get(request.headers.get("Authorization", "").removeprefix("Bearer "))
 
 
@@ -33,7 +33,7 @@ def signed_in(view):
 
 class Idempotency(IdempotencyMiddleware):
     def identity(self, request):
-        """Whose key it is; None, and the request goes to the view, which answers 401."""
+        """Return the user of the key. With None the request goes to the view, which answers 401."""
         return user_of(request)
 
 
@@ -60,7 +60,7 @@ def pay(request):
     asked = json.loads(request.body)
     with transaction.atomic():
         made = Payment.objects.create(order_id=asked["order"], amount=asked["amount"])
-        # Sent if, and only if, the payment is committed.
+        # The call is sent if, and only if, the payment is committed.
         outbox.publish(charge.s(made.order_id, made.amount))
     return JsonResponse({"payment": made.pk}, status=202)
 
