@@ -22,6 +22,12 @@ from celery_idempotent.core.transitions import Claim, Claimed, Settle
 from celery_idempotent.ops import remote
 from celery_idempotent.ops.cli import act, idempotency
 from celery_idempotent.ops.doctor import examination
+from celery_idempotent.ops.doctor.rights import (
+    CLUSTER_COMMANDS,
+    OPERATOR_COMMANDS,
+    WORKER_COMMANDS,
+    rule_of,
+)
 from celery_idempotent.ops.doctor.store import check_server
 from celery_idempotent.run import journal as run_journal
 from celery_idempotent.run.process import BOOT_ID
@@ -190,7 +196,7 @@ def test_the_page_of_the_doctor_shows_what_it_writes(
     app.conf.update({**GOOD, "task_time_limit": None})
     server = Server({**GOOD_INFO, "maxmemory_policy": "allkeys-lru"}, GOOD_CONFIG)
     monkeypatch.setattr(
-        examination, "check_store", lambda store, where, _: check_server(server, "redis://cache/2")
+        examination, "check_store", lambda environment, _: check_server(server, "redis://cache/2")
     )
 
     @app.task(base=IdempotentTask, name="shop.charge", acks_late=False, shared=False)
@@ -202,6 +208,18 @@ def test_the_page_of_the_doctor_shows_what_it_writes(
     for command, text in sessions("doctor.rst"):
         assert written_by(app, Commands(app, capsys), command) == text
     app.close()
+
+
+def test_the_page_of_operations_has_the_rule_for_the_stores_user() -> None:
+    """With the commands that the doctor asks for, and no others."""
+    text = (DOCS / "operations.rst").read_text(encoding="utf-8")
+    rules = re.findall(r"ACL SETUSER (\S+) on >\S+ (.*(?:\n      .*)*)", text)
+    written = [" ".join(rule.split()) for _, rule in rules]
+    assert written == [
+        rule_of("idempotent", WORKER_COMMANDS),
+        rule_of("idempotent", [*WORKER_COMMANDS, *OPERATOR_COMMANDS]),
+    ]
+    assert " ".join(f"+{command}" for command in CLUSTER_COMMANDS) in text
 
 
 def test_the_page_of_the_doctor_names_each_finding_once() -> None:

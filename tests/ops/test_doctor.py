@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
 from collections.abc import Iterator
 from datetime import timedelta
@@ -15,14 +16,18 @@ from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, crontab
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask
+from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.doctor import Finding, examination, examine, tenants
 from celery_idempotent.ops.doctor.beat import check_beat, shortest_interval
 from celery_idempotent.ops.doctor.findings import Patient, Task
 from celery_idempotent.ops.doctor.store import check_clock, check_server
 from celery_idempotent.ops.doctor.times import check_times
+from celery_idempotent.ops.doctor.trial import try_run
 from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
+from celery_idempotent.run.journal import Journal
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.redis.servers import Server
 
 #: A configuration in which nothing is to be found; nothing listens there, and nothing is asked.
@@ -174,6 +179,58 @@ def test_a_server_that_tells_no_configuration_is_judged_by_what_it_says() -> Non
 def test_a_clock_that_is_off_is_named(ahead: float, doubt: float, names: list[str]) -> None:
     """More than five seconds to either side, less what the answer may have taken."""
     assert [finding.name for finding in check_clock(ahead, doubt, "there")] == names
+
+
+def test_a_server_that_may_not_be_asked_is_a_hint_and_nothing_else() -> None:
+    """A user with least rights may be all right: what can't be seen is not held against it."""
+    (finding,) = check_server(Server({}, {}), "redis://there")
+    assert (finding.name, finding.level) == ("server-not-seen", "hint")
+
+
+# --- a trial run ---------------------------------------------------------------------------------
+
+
+class Refusing(MemoryStore):
+    """A store that refuses what ``refused`` names, for a reason that nobody foresaw."""
+
+    refused: tuple[str, ...] = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in object.__getattribute__(self, "refused"):
+            raise StoreUnavailable("it is a Tuesday")
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize(
+    ("refused", "levels"),
+    [
+        ((), []),
+        (("step",), ["error"]),
+        (("settle", "note"), ["error"]),
+        (("forget",), ["error"]),
+        (("scan",), ["warning"]),
+        (("read_events",), ["warning"]),
+        (("claim", "scan"), ["error"]),
+    ],
+    ids=str,
+)
+def test_a_trial_run_tells_what_the_store_refused(
+    made: list[Celery], refused: tuple[str, ...], levels: list[str]
+) -> None:
+    """An error where tasks could not run; a warning where only operators can't look."""
+    # Given
+    store = Refusing()
+    store.refused = refused
+    environment = dataclasses.replace(
+        patient(made).environment, store=store, journal=Journal(store, "idempotent:journal", 10)
+    )
+    # When
+    found = list(try_run(environment))
+    # Then
+    assert [(finding.name, finding.level) for finding in found] == [
+        ("trial-refused", level) for level in levels
+    ]
+    assert all("it is a Tuesday" in finding.what for finding in found)
 
 
 # --- settings and tasks --------------------------------------------------------------------------
@@ -498,7 +555,8 @@ def test_every_finding_is_tested_here() -> None:
     names = {name for source in sources for name in names_in(source)}
     # Then
     assert len(names) > 25
-    here = Path(__file__).read_text(encoding="utf-8")
+    beside = Path(__file__).parents[1] / "system" / "test_doctor_trial.py"
+    here = "".join(path.read_text(encoding="utf-8") for path in (Path(__file__), beside))
     assert {name for name in names if f'"{name}"' not in here} == set()
 
 
@@ -506,6 +564,6 @@ def names_in(source: Path) -> Iterator[str]:
     """The names of the findings that a module makes."""
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == Finding.__name__:
-            first = node.args[0]
-            if isinstance(first, ast.Constant):
-                yield str(first.value)
+            for part in ast.walk(node.args[0]):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield part.value

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
+
+from redis.exceptions import AuthenticationError, ResponseError
 
 from celery_idempotent.core.options import Settings
 from celery_idempotent.errors import ConfigurationError, StoreError
 from celery_idempotent.ops.doctor.beat import check_beat
-from celery_idempotent.ops.doctor.findings import ERROR, WARNING, Finding, Patient, Task
+from celery_idempotent.ops.doctor.findings import ERROR, LEVELS, WARNING, Finding, Patient, Task
 from celery_idempotent.ops.doctor.store import check_clock, check_server, keeps_nothing
 from celery_idempotent.ops.doctor.tenants import check_tenants
 from celery_idempotent.ops.doctor.times import check_times
+from celery_idempotent.ops.doctor.trial import Refusal, told_of_refusals, try_run
 from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
-from celery_idempotent.settings import environment_of
+from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.base import Store, mask_url, store_from_url
 from celery_idempotent.stores.redis.servers import AskableStore
 from celery_idempotent.worker.boot import check_names
 
 __all__ = ["check_results_server", "check_store", "examine"]
+
+
+#: What the servers tell of themselves, and what a trial run meets too.
+_ONCE: Final = frozenset(("replica", "cluster-incomplete", "cluster-node", "server-not-seen"))
 
 
 def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
@@ -41,7 +48,7 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
     patient = Patient(app, environment, tasks, pool)
     settings = Settings.from_lookup(app.conf.get, "this app")
     found = [
-        *check_store(environment.store, environment.where, settings.wait_replicas),
+        *check_store(environment, settings.wait_replicas),
         *check_results_server(app, environment.where),
         *check_worker(patient),
         *check_times(patient),
@@ -49,29 +56,71 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
         *check_tenants(patient),
     ]
     kept = [finding for finding in found if finding.name not in settings.accept]
-    return sorted(kept, key=lambda finding: finding.level != ERROR)
+    return _without_doubles(sorted(kept, key=lambda finding: LEVELS.index(finding.level)))
 
 
-def check_store(store: Store, where: str, wait_replicas: int = 0) -> Iterator[Finding]:
-    """Check the servers that hold the records, and their clock."""
+def _without_doubles(findings: list[Finding]) -> list[Finding]:
+    """Leave out what a server says of itself once more by refusing a trial run."""
+    names: set[str] = set()
+    kept = []
+    for finding in findings:
+        if finding.name not in _ONCE or finding.name not in names:
+            kept.append(finding)
+        names.add(finding.name)
+    return kept
+
+
+def check_store(environment: Environment, wait_replicas: int = 0) -> Iterator[Finding]:
+    """Check the servers that hold the records, their clock, and that a run gets through."""
+    store, where = environment.store, environment.where
     try:
-        asked = time.time()
-        now_s = store.now_ms() / 1000
-        answered = time.time()
-        servers = store.servers() if isinstance(store, AskableStore) else []
+        told = list(_servers_of(store, where, wait_replicas))
+        yield from told
+        names = {finding.name for finding in told}
+        for finding in try_run(environment):
+            # A replica that comes back at this moment is late; how many there are was asked for.
+            if finding.name != "too-few-replicas" or "server-not-seen" in names:
+                yield finding
     except StoreError as exc:
-        yield Finding(
-            "store-away",
-            ERROR,
-            str(exc),
-            "No key is granted while it is away: every task waits.",
-            "Start it, or say where it is",
-            f"idempotency_store_url, which is {where}",
-        )
-        return
+        if isinstance(exc.__cause__, ResponseError):
+            yield from told_of_refusals(environment, [Refusal("connect", exc, True)])
+        else:
+            yield _away(exc, where)
+
+
+def _servers_of(store: Store, where: str, wait_replicas: int) -> Iterator[Finding]:
+    if isinstance(store, AskableStore):
+        for server in store.servers():
+            yield from check_server(server, where, wait_replicas)
+    asked = time.time()
+    try:
+        now_s = store.now_ms() / 1000
+    except StoreError as exc:
+        if isinstance(exc.__cause__, ResponseError):
+            return  # the trial says what is refused
+        raise
+    answered = time.time()
     yield from check_clock(now_s - (asked + answered) / 2, (answered - asked) / 2, where)
-    for server in servers:
-        yield from check_server(server, where, wait_replicas)
+
+
+def _away(error: StoreError, where: str) -> Finding:
+    if isinstance(error.__cause__, AuthenticationError):
+        return Finding(
+            "login-refused",
+            ERROR,
+            f"the store refuses the login ({where}): {error.__cause__}",
+            "No key is granted: every task waits.",
+            "Write the right user and password into the URL",
+            'idempotency_store_url = "redis://user:password@host:6379/2"',
+        )
+    return Finding(
+        "store-away",
+        ERROR,
+        str(error),
+        "No key is granted while it is away: every task waits.",
+        "Start it, or say where it is",
+        f"idempotency_store_url, which is {where}",
+    )
 
 
 def check_results_server(app: Any, store_where: str) -> Iterator[Finding]:

@@ -9,12 +9,16 @@ from typing import Any, Final
 from celery_idempotent.core.options import Options
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["ERROR", "WARNING", "Finding", "Patient", "about", "seconds"]
+__all__ = ["ERROR", "HINT", "LEVELS", "WARNING", "Finding", "Patient", "about", "seconds"]
 
 #: It breaks the promise: a call may run twice, or be lost.
 ERROR: Final = "error"
 #: It makes the promise weaker, late or dear.
 WARNING: Final = "warning"
+#: It breaks nothing: what could not be looked at, or would be better.
+HINT: Final = "hint"
+#: From the worst.
+LEVELS: Final = (ERROR, WARNING, HINT)
 
 _NAMED: Final = 3
 
@@ -25,9 +29,9 @@ class Finding:
 
     #: What it is called in ``idempotency_accept``.
     name: str
-    #: :data:`ERROR` or :data:`WARNING`.
+    #: One of :data:`LEVELS`.
     level: str
-    #: What is so.
+    #: The problem.
     what: str
     #: Why that matters.
     why: str
@@ -37,7 +41,7 @@ class Finding:
     value: str
 
     def as_dict(self) -> dict[str, str]:
-        """Give what goes into JSON."""
+        """Return what goes into JSON."""
         return asdict(self)
 
     def __str__(self) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from celery_idempotent.ops.doctor.findings import ERROR, WARNING, Finding
+from celery_idempotent.ops.doctor.findings import ERROR, HINT, WARNING, Finding
+from celery_idempotent.ops.doctor.trial import cluster_node
 from celery_idempotent.stores.redis.servers import Server
 
 __all__ = ["check_clock", "check_server", "keeps_nothing"]
@@ -22,6 +23,18 @@ def check_server(server: Server, where: str, wait_replicas: int = 0) -> Iterator
         where: its URL, as it may be shown.
         wait_replicas: how many replicas are to have the end of a run.
     """
+    if not server.info:
+        yield Finding(
+            "server-not-seen",
+            HINT,
+            f"this user may not ask the server at {where} how it is set up",
+            "Whether it evicts, persists, and has replicas is not checked.",
+            "Let the user ask for it, or look yourself and accept this",
+            "ACL SETUSER ... +info +config|get",
+        )
+        return
+    if server.info.get("cluster_enabled") == "1" and "+cluster://" not in where:
+        yield cluster_node(where)
     yield from _version(server, where)
     yield from _role(server, where)
     yield from _replicas(server, where, wait_replicas)

@@ -12,7 +12,7 @@ from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import mask_url
-from celery_idempotent.stores.redis.servers import Server, server_of
+from celery_idempotent.stores.redis.servers import SCRIPT, Server, server_of
 from celery_idempotent.stores.redis.store import RedisStore, connector, patience_of
 from celery_idempotent.stores.redis.wire import Argument, Call, Connection, Timed, Wire
 
@@ -23,6 +23,8 @@ Connect = Callable[[str, int], Connection]
 
 #: How often one call is sent on: a slot moves once, perhaps while it is asked where it is.
 _MOST_TURNS: Final = 5
+#: How many slots a cluster has.
+_SLOTS: Final = 16384
 
 
 class ClusterWire:
@@ -107,6 +109,20 @@ class ClusterWire:
         """Give the wire to each node that has slots."""
         self._look_up()
         return [self._wire(node) for node in sorted(set(self._owners.values()))]
+
+    def nodes(self) -> set[Node]:
+        """Return the nodes that have slots."""
+        self._look_up()
+        return set(self._owners.values())
+
+    def node_of(self, key: str) -> Node | None:
+        """Return the node that has a key, as far as it was looked up; ``None``: no node has it."""
+        return self._owners.get(_slot(key))
+
+    def missing_slots(self) -> int:
+        """Return how many slots no node has."""
+        self._look_up()
+        return _SLOTS - len(self._owners)
 
     def close(self) -> None:
         """Close the idle connections."""
@@ -254,6 +270,24 @@ class ClusterStore(RedisStore):
 
     def servers(self) -> list[Server]:
         return [server_of(wire) for wire in self._wire.wires()]
+
+    def one_key_each(self, make: Callable[[], str]) -> list[str]:
+        found: dict[Node, str] = {}
+        nodes = self._wire.nodes()
+        while len(found) < len(nodes):
+            key = make()
+            node = self._wire.node_of(key)
+            if node is not None:
+                found.setdefault(node, key)
+        return list(found.values())
+
+    def try_script(self) -> None:
+        for wire in self._wire.wires():
+            wire.command(*SCRIPT)
+
+    def missing_slots(self) -> int:
+        missing: int = self._wire.missing_slots()
+        return missing
 
 
 def _answer_or_error(alone: Callable[[Any], Any], asked: Any) -> Any:
