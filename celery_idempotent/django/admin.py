@@ -111,7 +111,7 @@ class RecordAdmin(_OnlyToRead):
         if environment is not None:
             detail = records.show(environment.store, environment.prefix, name)
         if environment is None or detail is None:
-            raise Http404("there is no such record, or no longer")
+            raise Http404("there is no such record; it may have expired")
         story = _story(environment, name)
         told = [
             (
@@ -149,7 +149,7 @@ class RecordAdmin(_OnlyToRead):
             self._log(request, detail.view.name, "freed")
             messages.success(request, "The key is free: its next call runs.")
         else:
-            messages.warning(request, "There was nothing to free any more.")
+            messages.warning(request, "The key was free already.")
         return self._back(object_id)
 
     def resolve_view(self, request: Any, object_id: str) -> HttpResponse:
@@ -158,7 +158,7 @@ class RecordAdmin(_OnlyToRead):
         how = _HOW.get(request.POST.get("how", ""))
         answer: Any = request.POST.get("answer", "")
         if how is None:
-            messages.error(request, "Say how it ended.")
+            messages.error(request, "Choose how the run ended.")
             return self._back(object_id)
         if how is State.SUCCEEDED:
             try:
@@ -174,7 +174,7 @@ class RecordAdmin(_OnlyToRead):
             messages.error(request, str(exc))
         else:
             self._log(request, detail.view.name, f"resolved: {request.POST['how']}")
-            messages.success(request, "It is settled.")
+            messages.success(request, "The outcome is settled.")
         return self._back(object_id)
 
     def _asked(
@@ -187,7 +187,7 @@ class RecordAdmin(_OnlyToRead):
             detail = records.show(environment.store, environment.prefix, unquote(object_id))
             if detail is not None:
                 return environment, detail
-        raise Http404("there is no such record, or no longer")
+        raise Http404("there is no such record; it may have expired")
 
     def _log(self, request: Any, name: str, what: str) -> None:
         row = models.Record(record_key=name[:LONGEST], key=name)

@@ -43,8 +43,8 @@ def _of_form(request: Any, edge: Edge) -> bytes | Response:
     """Return a digest of the form that a middleware outside has made of the body."""
     if not hasattr(request, "_files"):
         raise ConfigurationError(
-            "a middleware that stands before the one for Idempotency-Key has read the request's "
-            "stream, so that nobody can compare its body: list it after that one"
+            "another middleware has read the request's stream, so that the body can't be compared: "
+            "list it after the middleware for Idempotency-Key"
         )
     stream = request._stream
     if getattr(stream, "_pos", 0) < getattr(stream, "limit", 0):

@@ -37,7 +37,7 @@ def fenced_update(
     """
     token = idempotency.token
     if token is None:
-        raise ClaimLost("this run holds no claim, so it has no token to write by")
+        raise ClaimLost("this run holds no claim, so it has no token to write with")
     not_later = {f"{token_field}__lte": token}
     updated: int = queryset.filter(**not_later).update(**{token_field: token, **values})
     later = queryset.filter(**{f"{token_field}__gt": token})

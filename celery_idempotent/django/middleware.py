@@ -61,7 +61,7 @@ class IdempotencyMiddleware:
     def identity(self, request: Any) -> str | None:
         """Return a text that is different for each caller; ``None`` if the view will refuse it."""
         raise NotImplementedError(
-            f"{type(self).__name__} has to say whose keys they are: define identity(request)"
+            f"{type(self).__name__} does not identify its callers: define identity(request)"
         )
 
     def required(self, request: Any) -> bool:

@@ -111,14 +111,16 @@ class Edge:
         docs_url: str | None = None,
     ) -> None:
         if isinstance(methods, str):
-            raise ConfigurationError(f"methods is {methods!r}, and must be a list of methods")
+            raise ConfigurationError(
+                f"methods is {methods!r}, and must be a list such as [{methods!r}]"
+            )
         if ttl is not None and not (type(ttl) in (int, float) and 0 < ttl < float("inf")):
-            raise ConfigurationError(f"ttl is {ttl!r}, and must be seconds over 0")
+            raise ConfigurationError(f"ttl is {ttl!r}, and must be a number of seconds above 0")
         service = service or app.main
         if not service:
             raise ConfigurationError(
-                "the HTTP edge has no name for this service, and another one with the same store "
-                "would answer its requests: give it service='...', or name the Celery app"
+                "the HTTP edge has no name for this service, so that another service with the same "
+                "store would answer its requests: set service='...', or name the Celery app"
             )
         self._app = app
         self._service: str = service
@@ -206,8 +208,8 @@ class Edge:
         """
         if not isinstance(identity, str) or not identity:
             raise TypeError(
-                f"identity gave {type(identity).__name__}, and must give a text that tells callers "
-                "apart, or None for a request that the application will refuse"
+                f"identity returned {type(identity).__name__}, and must return a text that is "
+                "different for each caller, or None for a request that the application will refuse"
             )
         options = self._options
         digest = _digest(self._service, identity, request.method, request.path, key)
@@ -292,7 +294,7 @@ class Edge:
         try:
             first = unpack(packed)
         except StoreError:
-            log.exception("a response can't be given again")
+            log.exception("a stored response can't be read")
             return self.problems.unreadable()
         if first.dropped:
             return self.problems.not_kept(first)
@@ -381,7 +383,7 @@ class HeldRequest:
             packed = pack(response, self.most)
             verdict = self._end(self._told, Ending(State.SUCCEEDED, packed))
         except NotCommitted as exc:
-            log.warning("%s has to be sent again: %s", self._context, exc)
+            log.warning("%s was not committed and has to be sent again: %s", self._context, exc)
             if exc.sure:
                 self._ended = False
                 self.release()
@@ -472,7 +474,7 @@ class _Codec(Codec):
     def pack_signature(self, undo: Any) -> bytes:
         raise ConfigurationError(
             "compensate= is for the steps of a task: a request that fails may be sent again, and "
-            "goes on after its last step; publish a task that does these steps"
+            "continues after its last step; publish a task that does these steps"
         )
 
 

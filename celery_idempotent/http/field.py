@@ -49,7 +49,7 @@ def read_field(values: Sequence[str]) -> str | None:
     elif not text:
         raise BadField("it is empty")
     else:
-        raise BadField('it is no string of plain characters in double quotes, such as "7f3a"')
+        raise BadField('it is not a string of ASCII characters in double quotes, such as "7f3a"')
     if not key.strip():
         raise BadField("it is empty")
     if len(key) > MAX_KEY:

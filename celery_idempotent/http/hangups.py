@@ -53,4 +53,4 @@ def _begin(work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
 
 def _tell(task: asyncio.Task[Any]) -> None:
     if not task.cancelled() and task.exception() is not None:
-        log.error("a request failed whose client had hung up", exc_info=task.exception())
+        log.error("a request failed after its client had hung up", exc_info=task.exception())

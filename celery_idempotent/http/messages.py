@@ -139,7 +139,9 @@ def unpack(packed: bytes) -> Response:
     """
     outcome = Outcome.unpack(packed)
     if outcome.content_type not in (_TYPE, _DROPPED):
-        raise RecordCorrupt(f"a stored response is {outcome.content_type or 'not kept'}")
+        raise RecordCorrupt(
+            f"a stored response has the type {outcome.content_type!r}: forget the key"
+        )
     head, found, body = outcome.payload.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     try:

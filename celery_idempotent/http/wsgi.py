@@ -102,7 +102,9 @@ class _Exchange:
                 parts = iter(self._parts)
                 self._context.run(answer.take, parts)
                 if not self._line:
-                    raise RuntimeError("the application gave a body, and no status")
+                    raise RuntimeError(
+                        "the application returned a body without calling start_response()"
+                    )
                 if answer.passes:
                     self._start_response(self._line, self._fields)
                     return Passing(answer, parts, self._context, self._close)

@@ -76,8 +76,8 @@ class PendingCall:
             options["headers"] = _with_key(task, args, kwargs, task_id, options)
         elif "idempotency_key" in options:
             raise ConfigurationError(
-                f"task {signature.task!r}: nothing reads idempotency_key here, since this app has "
-                "no such task whose base class is IdempotentTask: where another app has it, set "
+                f"task {signature.task!r}: this app has no IdempotentTask of this name, so that "
+                "nothing reads idempotency_key: if another app has the task, set "
                 "headers={'idempotency-key': ...}"
             )
         elif task is not None and task.typing:

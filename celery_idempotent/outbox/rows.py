@@ -49,7 +49,7 @@ def flavour_for(dialect: str) -> Flavour:
         return flavour_of(URL.create(dialect))
     except KeyError:
         raise ConfigurationError(
-            f"the outbox knows PostgreSQL, MySQL, MariaDB and SQLite, and not {dialect}"
+            f"the outbox works with PostgreSQL, MySQL, MariaDB and SQLite, not with {dialect}"
         ) from None
 
 

@@ -72,12 +72,14 @@ class Command(BaseCommand):
 def _purge(app: Any) -> None:
     store = environment_of(app).store
     if not isinstance(store, DjangoStore):
-        raise click.ClickException("only a store django:// has to be purged")
+        raise click.ClickException(
+            "the purge works only with a store django://, and this app has another one"
+        )
     click.echo(f"{store.purge()} rows deleted")
 
 
 @click.command(help="Send the calls that outbox.publish() wrote, once they are committed.")
-@click.option("--database", default="default", show_default=True, help="Which of DATABASES.")
+@click.option("--database", default="default", show_default=True, help="An alias in DATABASES.")
 @relay_options
 @click.pass_obj
 def _relay(app: Any, database: str, once: bool, status: bool, batch: int, interval: float) -> None:
