@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -32,6 +34,12 @@ SYSTEMS: pytest.StashKey[list[System]] = pytest.StashKey()
 
 MakeSystem = Callable[..., System]
 
+
+#: Files in memory: what tests write need not outlive the machine, and a disk takes most of the time.
+IN_MEMORY = Path("/dev/shm")
+if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > 4 << 30:
+    os.environ.setdefault("TMPDIR", str(IN_MEMORY))
+    tempfile.tempdir = None  # read the variable again
 
 # No test asserts how long something takes, and Hypothesis would.
 settings.register_profile("ours", deadline=None)
