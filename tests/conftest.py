@@ -25,8 +25,8 @@ from tests.support.brokers import (
     RedisBroker,
     rabbitmq_answers,
 )
-from tests.support.databases import MYSQL, POSTGRESQL, Database, NotThere
-from tests.support.redises import NoRedis, redis_binary
+from tests.support.databases import MYSQL, POSTGRESQL, Database
+from tests.support.redises import redis_binary
 from tests.support.system import System
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
@@ -93,10 +93,7 @@ def own_server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="session")
 def redis_program() -> Path:
     """Redis itself, where it is installed: what all other tests run on is Valkey."""
-    try:
-        return redis_binary()
-    except NoRedis as exc:
-        unavailable(str(exc))
+    return redis_binary()
 
 
 @pytest.fixture
@@ -126,10 +123,7 @@ def redis_broker(redis_server: RedisServer) -> RedisBroker:
 
 
 def _databases(kind: str, directories: pytest.TempPathFactory) -> Iterator[Database]:
-    try:
-        made = Database(kind, directories.mktemp("sql"))
-    except NotThere as exc:
-        unavailable(str(exc))
+    made = Database(kind, directories.mktemp("sql"))
     yield made
     made.drop()
 

@@ -22,9 +22,10 @@ from tests.chaos.plan import LEASE_S, make_plan, parts_of
 from tests.chaos.report import Progress, announce, conclude
 from tests.chaos.system import System
 from tests.support.brokers import AMQP_URL, rabbitmq_answers
-from tests.support.databases import Database, NotThere
+from tests.support.databases import Database
 from tests.support.histories.checker import check
 from tests.support.histories.operations import write
+from tests.support.missing import NotThere
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -14,9 +14,7 @@ from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
 from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import unavailable
-from tests.support.chromium import Chromium, NoChromium
-from tests.support.databases import NotThere
+from tests.support.chromium import Chromium
 from tests.support.django_system import DjangoSystem
 from tests.support.djangos import database_of
 from tests.support.waiting import eventually
@@ -45,25 +43,19 @@ print([Client().post(page + "forget/").status_code, client.get(add).status_code]
 @pytest.fixture
 def system(redis_server: RedisServer, tmp_path: Path) -> Iterator[DjangoSystem]:
     """A project on PostgreSQL."""
-    try:
-        with database_of("postgresql", tmp_path) as alias:
-            from tests.django_project.shop.models import Account
+    with database_of("postgresql", tmp_path) as alias:
+        from tests.django_project.shop.models import Account
 
-            Account.objects.using(alias).create(name="ann")
-            made = DjangoSystem(redis_server, alias, tmp_path)
-            yield made
-            made.close()
-    except NotThere as exc:
-        unavailable(str(exc))
+        Account.objects.using(alias).create(name="ann")
+        made = DjangoSystem(redis_server, alias, tmp_path)
+        yield made
+        made.close()
 
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> Iterator[Chromium]:
     """A headless Chromium."""
-    try:
-        window = Chromium(tmp_path / "chromium")
-    except NoChromium as exc:
-        unavailable(str(exc))
+    window = Chromium(tmp_path / "chromium")
     yield window
     window.close()
 

@@ -9,9 +9,8 @@ import pytest
 from django.db import connections
 
 from celery_idempotent.testing.store_contract import StoreContract, StoreContractAtRest
-from tests.conftest import unavailable
 from tests.stores.stores_under_test import START_US
-from tests.support.databases import POSTGRESQL, NotThere
+from tests.support.databases import POSTGRESQL
 from tests.support.djangos import database_of, set_up
 
 set_up()
@@ -26,11 +25,8 @@ def alias(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """Each kind of database in turn, one for the whole module: a test empties what it uses."""
-    try:
-        with database_of(request.param, tmp_path_factory.mktemp("django")) as made:
-            yield made
-    except NotThere as exc:
-        unavailable(str(exc))
+    with database_of(request.param, tmp_path_factory.mktemp("django")) as made:
+        yield made
 
 
 class VirtualClock:

@@ -13,8 +13,7 @@ from sqlalchemy import create_engine, text
 
 from celery_idempotent import ConfigurationError, IdempotentTask
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import unavailable
-from tests.support.databases import Database, NotThere
+from tests.support.databases import Database
 from tests.support.django_system import DjangoSystem
 from tests.support.djangos import database_at, set_up
 from tests.support.waiting import eventually
@@ -33,10 +32,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    try:
-        made = Database("postgresql", tmp_path)
-    except NotThere as exc:
-        unavailable(str(exc))
+    made = Database("postgresql", tmp_path)
     yield made
     made.drop()
 

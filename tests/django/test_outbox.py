@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import unavailable
-from tests.support.databases import NotThere
 from tests.support.django_system import DjangoSystem
 from tests.support.djangos import database_of
 from tests.support.waiting import eventually
@@ -42,16 +40,13 @@ def system(
     request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path
 ) -> Iterator[DjangoSystem]:
     """A project with an empty database of each kind."""
-    try:
-        with database_of(request.param, tmp_path) as alias:
-            from tests.django_project.shop.models import Account
+    with database_of(request.param, tmp_path) as alias:
+        from tests.django_project.shop.models import Account
 
-            Account.objects.using(alias).create(name="ann")
-            made = DjangoSystem(redis_server, alias, tmp_path)
-            yield made
-            made.close()
-    except NotThere as exc:
-        unavailable(str(exc))
+        Account.objects.using(alias).create(name="ann")
+        made = DjangoSystem(redis_server, alias, tmp_path)
+        yield made
+        made.close()
 
 
 def test_what_commits_is_sent_and_what_rolls_back_is_not(system: DjangoSystem) -> None:

@@ -11,8 +11,8 @@ import redis
 
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import MakeSystem, unavailable
-from tests.support.clocks import MovableClock, NoMovableClock
+from tests.conftest import MakeSystem
+from tests.support.clocks import MovableClock
 from tests.support.records import StoredRecords
 from tests.support.system import answers
 from tests.support.waiting import eventually
@@ -22,10 +22,7 @@ HOUR = 3600
 
 @pytest.fixture
 def clock(tmp_path: Path) -> MovableClock:
-    try:
-        return MovableClock(tmp_path)
-    except NoMovableClock as exc:
-        unavailable(str(exc))
+    return MovableClock(tmp_path)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from django.db import connections
 
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import MakeSystem, unavailable
+from tests.conftest import MakeSystem
 from tests.support.bookings import Books
-from tests.support.databases import NotThere, emptied
+from tests.support.databases import emptied
 from tests.support.django_system import DjangoSystem
 from tests.support.djangos import database_at
 from tests.support.sql_servers import MariaDB, PostgreSQL, SqlServer
@@ -29,10 +29,7 @@ LEASE = 300
 @pytest.fixture(scope="module", params=[PostgreSQL, MariaDB])
 def sql_server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
     """Each kind of server in turn."""
-    try:
-        made: SqlServer = request.param()
-    except NotThere as exc:
-        unavailable(str(exc))
+    made: SqlServer = request.param()
     yield made
     made.close()
 

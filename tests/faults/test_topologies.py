@@ -12,11 +12,11 @@ from urllib.parse import quote
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import MakeSystem, unavailable
+from tests.conftest import MakeSystem
 from tests.support.brokers import RedisBroker
 from tests.support.replicas import tell
 from tests.support.system import STORE_DB, System
-from tests.support.tls import NoCertificate, TlsFront, make_certificate
+from tests.support.tls import TlsFront, make_certificate
 
 
 @pytest.fixture
@@ -31,10 +31,7 @@ def socket_server() -> Iterator[tuple[RedisServer, str]]:
 @pytest.fixture
 def tls_server(redis_server: RedisServer, tmp_path: Path) -> Iterator[tuple[TlsFront, str]]:
     """TLS in front of a server, and its URL with the certificate to check it by."""
-    try:
-        certificate, key = make_certificate(tmp_path)
-    except NoCertificate as exc:
-        unavailable(str(exc))
+    certificate, key = make_certificate(tmp_path)
     front = TlsFront(redis_server.port, certificate, key)
     path = quote(str(certificate))
     yield front, f"rediss://127.0.0.1:{front.port}/{STORE_DB}?ssl_ca_certs={path}"

@@ -16,9 +16,8 @@ from sqlalchemy import Engine, create_engine, select
 from celery_idempotent import outbox
 from celery_idempotent.outbox.schema import outbox as table
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import unavailable
 from tests.support.brokers import RabbitBroker
-from tests.support.databases import Database, NotThere
+from tests.support.databases import Database
 from tests.support.django_system import DjangoSystem
 from tests.support.djangos import database_of
 from tests.support.proxy import Proxy
@@ -137,19 +136,16 @@ def make_side(
     """Give each outbox in turn, on PostgreSQL."""
     closing: list[Callable[[], Any]] = []
     kind = request.param
-    try:
-        if kind == "sqlalchemy":
-            database = Database("postgresql", tmp_path)
-            closing.append(database.drop)
-            yield lambda queue: _sqlalchemy(queue, database, tmp_path, closing)
-        else:
-            with database_of("postgresql", tmp_path) as alias:
-                yield lambda queue: _django(queue, alias, redis_server, tmp_path, closing)
-                for close in reversed(closing):
-                    close()
-                closing.clear()
-    except NotThere as exc:
-        unavailable(str(exc))
+    if kind == "sqlalchemy":
+        database = Database("postgresql", tmp_path)
+        closing.append(database.drop)
+        yield lambda queue: _sqlalchemy(queue, database, tmp_path, closing)
+    else:
+        with database_of("postgresql", tmp_path) as alias:
+            yield lambda queue: _django(queue, alias, redis_server, tmp_path, closing)
+            for close in reversed(closing):
+                close()
+            closing.clear()
     for close in reversed(closing):
         close()
 

@@ -29,8 +29,7 @@ from celery_idempotent.outbox.rows import SqlOutbox
 from celery_idempotent.outbox.schema import create_schema
 from celery_idempotent.outbox.schema import outbox as table
 from celery_idempotent.outbox.waiting import DatabaseAway, Failure, Outbox
-from tests.conftest import unavailable
-from tests.support.databases import MYSQL, ON_A_SERVER, POSTGRESQL, Database, NotThere
+from tests.support.databases import MYSQL, ON_A_SERVER, POSTGRESQL, Database
 from tests.support.djangos import database_of, set_up
 
 set_up()
@@ -74,10 +73,7 @@ class Side:
 @pytest.fixture(params=KINDS)
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Side]:
     library, _, kind = request.param.partition("-")
-    try:
-        yield from (_sqlalchemy if library == "sqlalchemy" else _django)(kind, tmp_path)
-    except NotThere as exc:
-        unavailable(str(exc))
+    yield from (_sqlalchemy if library == "sqlalchemy" else _django)(kind, tmp_path)
 
 
 def _sqlalchemy(kind: str, directory: Path) -> Iterator[Side]:
@@ -466,10 +462,7 @@ async def publish_async(url: str, call: Any) -> str:
 @pytest.mark.matrix
 def test_an_async_session_publishes_as_the_error_says(tmp_path: Path, calls: Calls) -> None:
     """``await session.run_sync(outbox.publish, ...)`` writes the row."""
-    try:
-        database = Database("postgresql", tmp_path)
-    except NotThere as exc:
-        unavailable(str(exc))
+    database = Database("postgresql", tmp_path)
     create_schema(create_engine(database.url))
     task_id = asyncio.run(publish_async(database.url, *calls(1)))
     assert taken(SqlOutbox(create_engine(database.url))) == [task_id]
@@ -481,10 +474,7 @@ def test_a_driver_that_commits_by_itself_is_refused(
     tmp_path: Path, calls: Calls, kind: str
 ) -> None:
     """SQLAlchemy doesn't know of it, and its rollback undoes nothing."""
-    try:
-        database = Database(kind, tmp_path)
-    except NotThere as exc:
-        unavailable(str(exc))
+    database = Database(kind, tmp_path)
     events: dict[str, Any] = {"postgresql": {"connect_args": {"autocommit": True}}, "mysql": {}}
     engine = create_engine(database.url, **events[kind])
     create_schema(engine)

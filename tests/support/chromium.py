@@ -11,6 +11,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.support.missing import NotThere
 from tests.support.waiting import eventually
 
 #: Where screenshots go; without it none are taken.
@@ -30,10 +31,6 @@ _FLAGS = (
 )
 
 
-class NoChromium(Exception):
-    """There is no Chromium here, or no driver for it."""
-
-
 class Chromium:
     """A window of its own, without a history.
 
@@ -41,14 +38,14 @@ class Chromium:
         directory: what it remembers goes there.
 
     Raises:
-        NoChromium: it can't be had here.
+        NotThere: it can't be had here.
     """
 
     def __init__(self, directory: Path) -> None:
         browser = next(filter(None, map(shutil.which, _BROWSERS)), None)
         driver = shutil.which("chromedriver")
         if browser is None or driver is None:
-            raise NoChromium(
+            raise NotThere(
                 "no Chromium that can be driven (on Debian: apt install chromium chromium-driver)"
             )
         options = webdriver.ChromeOptions()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.missing import NotThere
+
 #: Reads how many seconds the clock is off from a file, each time that somebody asks for the time.
 _SOURCE = r"""
 #define _GNU_SOURCE
@@ -52,27 +54,23 @@ time_t time(time_t *where) {
 """
 
 
-class NoMovableClock(Exception):
-    """There is no C compiler, or no Linux."""
-
-
 class MovableClock:
     """What a process needs in its environment so that :meth:`move` moves its clock.
 
     Raises:
-        NoMovableClock: it can't be had here.
+        NotThere: it can't be had here.
     """
 
     def __init__(self, directory: Path) -> None:
         compiler = shutil.which("cc") or shutil.which("gcc")
         if compiler is None or sys.platform != "linux":
-            raise NoMovableClock("a C compiler on Linux is needed to move a process's clock")
+            raise NotThere("a C compiler on Linux is needed to move a process's clock")
         source, library = directory / "clock.c", directory / "clock.so"
         source.write_text(_SOURCE)
         command = [compiler, "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
-            raise NoMovableClock(f"the C compiler failed: {made.stderr}")
+            raise NotThere(f"the C compiler failed: {made.stderr}")
         self._off = directory / "off"
         self.move(0)
         self.environment = {"LD_PRELOAD": str(library), "CLOCK_IS_OFF_BY": str(self._off)}

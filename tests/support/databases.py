@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from celery_idempotent.stores.sql.schema import metadata
 from celery_idempotent.stores.sql.store import SqlStore
+from tests.support.missing import NotThere
 
 POSTGRESQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_POSTGRESQL_URL"
 MYSQL_VARIABLE = "CELERY_IDEMPOTENT_TEST_MYSQL_URL"
@@ -28,10 +29,6 @@ _SERVERS = {
 #: The marks of a test that needs a server of databases. Every version has to pass it, too.
 ON_A_SERVER = (pytest.mark.system, pytest.mark.matrix)
 POSTGRESQL, MYSQL = (pytest.param(kind, marks=ON_A_SERVER) for kind in _SERVERS)
-
-
-class NotThere(Exception):
-    """The server does not answer; says what to start."""
 
 
 class Database:

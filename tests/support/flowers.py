@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support.missing import NotThere
 from tests.support.tasks import SETTINGS_VARIABLE
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT
@@ -32,15 +33,11 @@ _CACHE = Path(sys.prefix) / "flower-versions"
 _CONFIGURATION = ROOT / "docs" / "examples" / "flowerconfig.py"
 
 
-class NotInstalled(Exception):
-    """A version of Flower can't be had here."""
-
-
 def folder_of(version: str) -> Path:
     """Where a version of Flower lies, by itself; the packages that it needs are those of the tests.
 
     Raises:
-        NotInstalled: it is not there yet, and can't be installed.
+        NotThere: it is not there yet, and can't be installed.
     """
     folder = _CACHE / version
     if folder.exists():
@@ -56,7 +53,7 @@ def folder_of(version: str) -> Path:
         check=False,
     )
     if done.returncode:
-        raise NotInstalled(f"Flower {version} can't be installed: {done.stderr.strip()[-300:]}")
+        raise NotThere(f"Flower {version} can't be installed: {done.stderr.strip()[-300:]}")
     with contextlib.suppress(OSError):  # another run was faster
         part.rename(folder)
     return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from tests.support.databases import NotThere
+from tests.support.missing import NotThere
 from tests.support.waiting import eventually
 
 

@@ -7,18 +7,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from tests.support.missing import NotThere
+
 OLDEST = 7
-
-
-class NoRedis(Exception):
-    """There is none on PATH; says what to install."""
 
 
 def redis_binary() -> Path:
     """Where it is.
 
     Raises:
-        NoRedis: there is none, or it is an older one, or Valkey by another name.
+        NotThere: there is none, or it is an older one, or Valkey by another name.
     """
     found = shutil.which("redis-server")
     said = ""
@@ -28,7 +26,7 @@ def redis_binary() -> Path:
         version = re.match(r"Redis server v=(\d+)\.", said)
         if version and int(version[1]) >= OLDEST:
             return Path(found)
-    raise NoRedis(
+    raise NotThere(
         f"no redis-server of version {OLDEST} or newer on PATH (found: {said or 'none'}): install "
         "one (apt install redis-server)"
     )

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from celery_idempotent.testing.servers import _free_port
-from tests.support.databases import NotThere
+from tests.support.missing import NotThere
 from tests.support.waiting import eventually
 
 #: Loaded before any fork: the child only calls it.

@@ -11,16 +11,14 @@ import subprocess
 import threading
 from pathlib import Path
 
-
-class NoCertificate(Exception):
-    """There is no openssl to make one."""
+from tests.support.missing import NotThere
 
 
 def make_certificate(directory: Path) -> tuple[Path, Path]:
     """Make a certificate for the loopback address, signed by itself; give it and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        raise NoCertificate("openssl is needed to make a certificate")
+        raise NotThere("openssl is needed to make a certificate")
     certificate, key = directory / "certificate.pem", directory / "key.pem"
     made = subprocess.run(
         [
@@ -33,7 +31,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
         check=False,
     )
     if made.returncode:
-        raise NoCertificate(f"openssl failed: {made.stderr}")
+        raise NotThere(f"openssl failed: {made.stderr}")
     return certificate, key
 
 

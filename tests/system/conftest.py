@@ -8,18 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import unavailable
-from tests.support.flowers import NEWEST, Flower, NotInstalled, folder_of
+from tests.support.flowers import NEWEST, Flower, folder_of
 
 StartFlower = Callable[..., Flower]
 
 
 def flower_folder(version: str) -> Path:
     """Where that version lies, or this test does without it."""
-    try:
-        return folder_of(version)
-    except NotInstalled as exc:
-        unavailable(str(exc))
+    return folder_of(version)
 
 
 @pytest.fixture

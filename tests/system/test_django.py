@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import unavailable
-from tests.support.databases import NotThere
 from tests.support.django_system import DjangoSystem, kill
 from tests.support.djangos import database_of
 from tests.support.waiting import eventually
@@ -27,21 +25,18 @@ def make(
 ) -> Iterator[MakeSystem]:
     """Make a project with an empty database of each kind."""
     made: list[DjangoSystem] = []
-    try:
-        with database_of(request.param, tmp_path) as alias:
+    with database_of(request.param, tmp_path) as alias:
 
-            def make_one(**settings: Any) -> DjangoSystem:
-                from tests.django_project.shop.models import Account
+        def make_one(**settings: Any) -> DjangoSystem:
+            from tests.django_project.shop.models import Account
 
-                Account.objects.using(alias).create(name="ann")
-                made.append(DjangoSystem(redis_server, alias, tmp_path, **settings))
-                return made[-1]
+            Account.objects.using(alias).create(name="ann")
+            made.append(DjangoSystem(redis_server, alias, tmp_path, **settings))
+            return made[-1]
 
-            yield make_one
-            for system in made:
-                system.close()
-    except NotThere as exc:
-        unavailable(str(exc))
+        yield make_one
+        for system in made:
+            system.close()
 
 
 def test_a_duplicate_is_answered_and_pays_once(make: MakeSystem) -> None:

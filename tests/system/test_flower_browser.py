@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from celery_idempotent.core.record import State
-from tests.conftest import MakeSystem, unavailable
-from tests.support.chromium import Chromium, NoChromium
+from tests.conftest import MakeSystem
+from tests.support.chromium import Chromium
 from tests.support.flowers import NEWEST, VERSIONS
 from tests.support.waiting import eventually
 from tests.system.conftest import StartFlower
@@ -18,10 +18,7 @@ from tests.system.conftest import StartFlower
 @pytest.fixture
 def chromium(tmp_path: Path) -> Iterator[Chromium]:
     """A headless Chromium."""
-    try:
-        window = Chromium(tmp_path / "chromium")
-    except NoChromium as exc:
-        unavailable(str(exc))
+    window = Chromium(tmp_path / "chromium")
     yield window
     window.close()
 

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
-from tests.conftest import unavailable
 from tests.support.brokers import RedisBroker
-from tests.support.databases import Database, NotThere
+from tests.support.databases import Database
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE
 from tests.support.waiting import eventually
@@ -103,10 +102,7 @@ def make_tenants(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable
     made: list[Any] = []
 
     def make(**settings: Any) -> Tenants:
-        try:
-            database = Database("postgresql", tmp_path)
-        except NotThere as exc:
-            unavailable(str(exc))
+        database = Database("postgresql", tmp_path)
         tenants = Tenants(redis_server, database, tmp_path, **settings)
         made.extend((database.drop, tenants.close))
         tenants.produce("migrate")

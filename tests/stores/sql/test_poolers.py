@@ -14,8 +14,7 @@ from celery_idempotent import IdempotentTask, StoreUnavailable, outbox
 from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.rows import engine_of
 from celery_idempotent.stores.base import Store, store_from_url
-from tests.conftest import unavailable
-from tests.support.databases import Database, NotThere
+from tests.support.databases import Database
 from tests.support.djangos import database_at
 from tests.support.poolers import Pooler
 
@@ -27,20 +26,14 @@ OFTEN = 8
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    try:
-        made = Database("postgresql", tmp_path)
-    except NotThere as exc:
-        unavailable(str(exc))
+    made = Database("postgresql", tmp_path)
     yield made
     made.drop()
 
 
 @pytest.fixture
 def pooler(database: Database) -> Iterator[Pooler]:
-    try:
-        made = Pooler(database.url)
-    except NotThere as exc:
-        unavailable(str(exc))
+    made = Pooler(database.url)
     yield made
     made.close()
 
