@@ -6,8 +6,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import celery.app.builtins
 import pytest
@@ -16,7 +17,9 @@ from celery import _state
 from hypothesis import settings
 from kombu.transport import memory
 
+from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.servers import RedisServer
+from tests.support.bookings import Books
 from tests.support.brokers import (
     AMQP_URL,
     AMQP_VARIABLE,
@@ -25,7 +28,9 @@ from tests.support.brokers import (
     RedisBroker,
     rabbitmq_answers,
 )
-from tests.support.databases import MYSQL, POSTGRESQL, Database
+from tests.support.chromium import Chromium
+from tests.support.databases import MYSQL, POSTGRESQL, Database, emptied
+from tests.support.missing import NotThere
 from tests.support.redises import redis_binary
 from tests.support.system import System
 
@@ -35,7 +40,7 @@ SYSTEMS: pytest.StashKey[list[System]] = pytest.StashKey()
 MakeSystem = Callable[..., System]
 
 
-#: Files in memory: what tests write need not outlive the machine, and a disk takes most of the time.
+#: Files in memory: what tests write need not outlive the machine, and a disk takes most of it.
 IN_MEMORY = Path("/dev/shm")
 if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > 4 << 30:
     os.environ.setdefault("TMPDIR", str(IN_MEMORY))
@@ -100,7 +105,7 @@ def redis_program() -> Path:
 def rabbit_broker() -> RabbitBroker:
     """RabbitMQ, where it runs."""
     if not rabbitmq_answers():
-        unavailable(
+        raise NotThere(
             f"no RabbitMQ at {AMQP_URL.rpartition('@')[2]}: start one (rabbitmq-server -detached), "
             f"or name another with {AMQP_VARIABLE}"
         )
@@ -122,26 +127,49 @@ def redis_broker(redis_server: RedisServer) -> RedisBroker:
     return RedisBroker(redis_server)
 
 
-def _databases(kind: str, directories: pytest.TempPathFactory) -> Iterator[Database]:
-    made = Database(kind, directories.mktemp("sql"))
-    yield made
-    made.drop()
-
-
 @pytest.fixture(scope="session", params=[POSTGRESQL, MYSQL, "sqlite"])
 def database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Database]:
-    """Each kind of SQL database in turn, one for the whole run: a test empties what it uses."""
-    yield from _databases(request.param, tmp_path_factory)
+    """Each kind of SQL database in turn, one for the whole run: a test empties what it uses.
+
+    A test that is marked with ``ON_SERVERS`` runs on those behind a network only.
+    """
+    made = Database(request.param, tmp_path_factory.mktemp("sql"))
+    yield made
+    made.drop()
 
 
-@pytest.fixture(scope="session", params=[POSTGRESQL, MYSQL])
-def database_server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Database]:
-    """A database behind a network, each kind in turn."""
-    yield from _databases(request.param, tmp_path_factory)
+@pytest.fixture
+def own_postgresql(tmp_path: Path) -> Iterator[Database]:
+    """An empty PostgreSQL database for this test alone: to be set up in its own way."""
+    made = Database("postgresql", tmp_path)
+    yield made
+    made.drop()
+
+
+@pytest.fixture
+def sql_store(database: Database) -> Iterator[SqlStore]:
+    """An SQL store on each kind of database, without a record."""
+    made = emptied(SqlStore.from_url(database.url))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def books(database: Database) -> Iterator[Books]:
+    """What bodies write into the store's own database: see ``tests.support.bookings``."""
+    made = Books(database.url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Iterator[Chromium]:
+    """A headless Chromium."""
+    window = Chromium(tmp_path / "chromium")
+    yield window
+    window.close()
 
 
 def _systems(
@@ -189,11 +217,28 @@ def make_rabbit_system(
     yield from _systems(request, rabbit_broker, redis_server, tmp_path)
 
 
-def unavailable(reason: str) -> NoReturn:
-    """Skip on a laptop; fail under CI=true, where everything has to be there."""
-    if IN_CI:
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None]:
+    """Skip what needs something that is not there; fail under CI=true, which has to have all."""
+    with skipping_what_is_not_there():
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """The same, where a test finds it out."""
+    with skipping_what_is_not_there():
+        return (yield)
+
+
+@contextmanager
+def skipping_what_is_not_there() -> Iterator[None]:
+    try:
+        yield
+    except NotThere as exc:
+        if IN_CI:
+            pytest.fail(str(exc), pytrace=False)
+        pytest.skip(str(exc))
 
 
 #: Every test in these folders has more than one process.

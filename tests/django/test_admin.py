@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
 from celery_idempotent.testing.contract.kit import replace
-from celery_idempotent.testing.servers import RedisServer
 from tests.support.chromium import Chromium
 from tests.support.django_system import DjangoSystem
-from tests.support.djangos import database_of
 from tests.support.waiting import eventually
 from tests.support.webshop import free_port
 
-pytestmark = pytest.mark.system
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.parametrize("system", ["postgresql"], indirect=True),
+]
 
 #: What somebody tries who may only look.
 TRY = """
@@ -38,26 +37,6 @@ print([client.get(page + what + "/").status_code for what in ("forget", "delete"
 add = "/admin/celery_idempotent/record/add/"
 print([Client().post(page + "forget/").status_code, client.get(add).status_code])
 """
-
-
-@pytest.fixture
-def system(redis_server: RedisServer, tmp_path: Path) -> Iterator[DjangoSystem]:
-    """A project on PostgreSQL."""
-    with database_of("postgresql", tmp_path) as alias:
-        from tests.django_project.shop.models import Account
-
-        Account.objects.using(alias).create(name="ann")
-        made = DjangoSystem(redis_server, alias, tmp_path)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def chromium(tmp_path: Path) -> Iterator[Chromium]:
-    """A headless Chromium."""
-    window = Chromium(tmp_path / "chromium")
-    yield window
-    window.close()
 
 
 def leave_unknown(alias: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,6 @@ from celery_idempotent.django import checks, models  # noqa: E402
 from celery_idempotent.django.store import DjangoStore  # noqa: E402
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database("postgresql", tmp_path)
-    yield made
-    made.drop()
 
 
 def raise_level_of(database: Database, level: str) -> None:
@@ -64,13 +56,13 @@ def _another_name_for(alias: str, **settings: Any) -> str:
 @pytest.mark.parametrize("level", ["REPEATABLE_READ", "SERIALIZABLE"])
 @pytest.mark.parametrize("place", ["settings", "database"])
 def test_a_level_above_is_refused_with_the_setting_to_write(
-    database: Database, monkeypatch: pytest.MonkeyPatch, level: str, place: str
+    own_postgresql: Database, monkeypatch: pytest.MonkeyPatch, level: str, place: str
 ) -> None:
     """By ``manage.py check``, which asks the database itself where it may, and at the first use."""
     # Given
     if place == "database":
-        raise_level_of(database, level.replace("_", " ").lower())
-    with database_at(database.url) as alias:
+        raise_level_of(own_postgresql, level.replace("_", " ").lower())
+    with database_at(own_postgresql.url) as alias:
         app = make_app(alias, monkeypatch)
         if place == "settings":
             connections[alias].close()
@@ -100,12 +92,12 @@ def test_a_level_above_is_refused_with_the_setting_to_write(
 
 
 def test_with_that_setting_a_body_that_outlives_its_lease_commits(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    own_postgresql: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though the database's own default is higher: the renewals are seen."""
     # Given
-    raise_level_of(database, "serializable")
-    with database_at(database.url) as alias:
+    raise_level_of(own_postgresql, "serializable")
+    with database_at(own_postgresql.url) as alias:
         options = {"isolation_level": IsolationLevel.READ_COMMITTED}
         # A name that the heartbeat's thread has not connected by yet.
         alias = _another_name_for(alias, OPTIONS=options)
@@ -131,11 +123,11 @@ def test_with_that_setting_a_body_that_outlives_its_lease_commits(
 
 
 def test_a_worker_does_not_start(
-    database: Database, redis_server: RedisServer, tmp_path: Path
+    own_postgresql: Database, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     """It says why, and takes no message."""
-    with database_at(database.url) as alias:
-        raise_level_of(database, "repeatable read")
+    with database_at(own_postgresql.url) as alias:
+        raise_level_of(own_postgresql, "repeatable read")
         system = DjangoSystem(redis_server, alias, tmp_path)
         # When
         worker = system.start("-m", "celery", "-A", "tests.django_project.celery_app", "worker")

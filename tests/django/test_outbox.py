@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from celery_idempotent.testing.servers import RedisServer
 from tests.support.django_system import DjangoSystem
-from tests.support.djangos import database_of
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
@@ -33,20 +29,6 @@ try:
 except transaction.TransactionManagementError as exc:
     print(exc)
 """
-
-
-@pytest.fixture(params=["postgresql", "sqlite"])
-def system(
-    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path: Path
-) -> Iterator[DjangoSystem]:
-    """A project with an empty database of each kind."""
-    with database_of(request.param, tmp_path) as alias:
-        from tests.django_project.shop.models import Account
-
-        Account.objects.using(alias).create(name="ann")
-        made = DjangoSystem(redis_server, alias, tmp_path)
-        yield made
-        made.close()
 
 
 def test_what_commits_is_sent_and_what_rolls_back_is_not(system: DjangoSystem) -> None:

@@ -15,7 +15,6 @@ from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.bookings import Books
-from tests.support.databases import emptied
 from tests.support.django_system import DjangoSystem
 from tests.support.djangos import database_at
 from tests.support.sql_servers import MariaDB, PostgreSQL, SqlServer
@@ -35,16 +34,14 @@ def sql_server(request: pytest.FixtureRequest) -> Iterator[SqlServer]:
 
 
 @pytest.fixture
-def books(sql_server: SqlServer) -> Iterator[Books]:
-    made = Books(sql_server.url)
-    yield made
-    made.close()
+def database(sql_server: SqlServer) -> SqlServer:
+    """The database of ``sql_store`` and ``books``."""
+    return sql_server
 
 
 @pytest.fixture
-def system(make_faulty: MakeSystem, sql_server: SqlServer) -> System:
+def system(make_faulty: MakeSystem, sql_store: SqlStore, sql_server: SqlServer) -> System:
     """A worker whose records are in that server, and which has run one task."""
-    emptied(SqlStore.from_url(sql_server.url)).close()
     made = make_faulty(
         idempotency_store_url=sql_server.url, idempotency_lease=LEASE, test_bookings=True
     )

@@ -11,7 +11,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from celery_idempotent import ClaimLost
 from celery_idempotent.fencing import fenced_update
-from tests.support.databases import Database
+from tests.support.databases import ON_SERVERS, Database
 
 
 class Base(DeclarativeBase):
@@ -33,7 +33,8 @@ class Run:
     token: int | None
 
 
-def _orders(database: Database) -> Iterator[Engine]:
+@pytest.fixture
+def engine(database: Database) -> Iterator[Engine]:
     made = create_engine(database.url)
     Base.metadata.create_all(made)
     with Session(made) as session, session.begin():
@@ -41,16 +42,6 @@ def _orders(database: Database) -> Iterator[Engine]:
         session.add_all([Order(id=1, status="new"), Order(id=2, status="new", fence=17)])
     yield made
     made.dispose()
-
-
-@pytest.fixture
-def engine(database: Database) -> Iterator[Engine]:
-    yield from _orders(database)
-
-
-@pytest.fixture
-def served_engine(database_server: Database) -> Iterator[Engine]:
-    yield from _orders(database_server)
 
 
 def write(engine: Engine, run: Run, status: str, *orders: int) -> int:
@@ -94,17 +85,18 @@ def test_a_late_run_writes_nothing(engine: Engine, orders: tuple[int, ...]) -> N
     assert rows(engine) == [("new", None), ("new", 17)]
 
 
-def test_a_late_run_is_told_whatever_it_has_read(served_engine: Engine) -> None:
+@ON_SERVERS
+def test_a_late_run_is_told_whatever_it_has_read(engine: Engine) -> None:
     """A transaction that began before the later run wrote does not see the row as it was."""
     # Given
-    with Session(served_engine) as late:
+    with Session(engine) as late:
         late.execute(select(Order.status)).all()
-        write(served_engine, Run(30), "paid", 1)
+        write(engine, Run(30), "paid", 1)
         statement = update(Order).where(Order.id == 1).values(status="late")
         # Then
         with pytest.raises(ClaimLost):
             fenced_update(late, statement, run=Run(20), fence=Order.fence)
-    assert rows(served_engine)[0] == ("paid", 30)
+    assert rows(engine)[0] == ("paid", 30)
 
 
 def test_a_row_that_is_not_there_is_no_later_run(engine: Engine) -> None:

@@ -29,6 +29,7 @@ _SERVERS = {
 #: The marks of a test that needs a server of databases. Every version has to pass it, too.
 ON_A_SERVER = (pytest.mark.system, pytest.mark.matrix)
 POSTGRESQL, MYSQL = (pytest.param(kind, marks=ON_A_SERVER) for kind in _SERVERS)
+ON_SERVERS = pytest.mark.parametrize("database", [POSTGRESQL, MYSQL], indirect=True)
 
 
 class Database:

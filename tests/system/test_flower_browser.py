@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from celery_idempotent.core.record import State
@@ -13,14 +10,6 @@ from tests.support.chromium import Chromium
 from tests.support.flowers import NEWEST, VERSIONS
 from tests.support.waiting import eventually
 from tests.system.conftest import StartFlower
-
-
-@pytest.fixture
-def chromium(tmp_path: Path) -> Iterator[Chromium]:
-    """A headless Chromium."""
-    window = Chromium(tmp_path / "chromium")
-    yield window
-    window.close()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

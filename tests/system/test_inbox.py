@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,7 +12,7 @@ from celery_idempotent.core.record import State
 from celery_idempotent.stores.sql.store import SqlStore
 from tests.conftest import MakeSystem
 from tests.support.bookings import POINTS, Books
-from tests.support.databases import Database, emptied
+from tests.support.databases import Database
 from tests.support.system import System, answers
 
 #: Far longer than any test: a lease that ends sooner was ended by somebody.
@@ -24,21 +23,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
-def store(database: Database) -> Iterator[SqlStore]:
-    made = emptied(SqlStore.from_url(database.url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def books(database: Database) -> Iterator[Books]:
-    made = Books(database.url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def make(make_redis_system: MakeSystem, store: SqlStore, database: Database) -> MakeSystem:
+def make(make_redis_system: MakeSystem, sql_store: SqlStore, database: Database) -> MakeSystem:
     def make(**options: object) -> System:
         return make_redis_system(idempotency_store_url=database.url, test_bookings=True, **options)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,23 +24,16 @@ OFTEN = 8
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database("postgresql", tmp_path)
-    yield made
-    made.drop()
-
-
-@pytest.fixture
-def pooler(database: Database) -> Iterator[Pooler]:
-    made = Pooler(database.url)
+def pooler(own_postgresql: Database) -> Iterator[Pooler]:
+    made = Pooler(own_postgresql.url)
     yield made
     made.close()
 
 
 @pytest.fixture
-def engine(database: Database) -> Iterator[Engine]:
+def engine(own_postgresql: Database) -> Iterator[Engine]:
     """The application's own way to the database, past the pooler."""
-    made = create_engine(database.url)
+    made = create_engine(own_postgresql.url)
     outbox.create_schema(made)
     yield made
     made.dispose()
@@ -88,11 +80,11 @@ def use(stores: list[Store]) -> None:
 
 
 def test_the_stores_option_lets_it_share_a_poolers_connections(
-    database: Database, pooler: Pooler
+    own_postgresql: Database, pooler: Pooler
 ) -> None:
     """``?prepare_threshold=0``, as the error without it says."""
     # Given
-    store: Any = store_from_url(database.url)
+    store: Any = store_from_url(own_postgresql.url)
     store.create_schema()
     stores: list[Any] = [store_from_url(f"{pooler.url}?prepare_threshold=0") for _ in range(3)]
     runs: list[int] = []
@@ -116,10 +108,10 @@ def test_the_stores_option_lets_it_share_a_poolers_connections(
 
 
 def test_without_its_option_the_store_says_which_one_it_is(
-    database: Database, pooler: Pooler
+    own_postgresql: Database, pooler: Pooler
 ) -> None:
     """The error of the database names a prepared statement, and nothing that can be done."""
-    store: Any = store_from_url(database.url)
+    store: Any = store_from_url(own_postgresql.url)
     store.create_schema()
     stores: list[Any] = [store_from_url(pooler.url) for _ in range(3)]
     with pytest.raises(StoreUnavailable, match=r"\?prepare_threshold=0"):
@@ -128,7 +120,7 @@ def test_without_its_option_the_store_says_which_one_it_is(
         one.close()
 
 
-def test_django_needs_no_option(database: Database, pooler: Pooler, sent: list[str]) -> None:
+def test_django_needs_no_option(own_postgresql: Database, pooler: Pooler, sent: list[str]) -> None:
     """Its store, its outbox and its relay prepare nothing."""
     with database_at(pooler.url) as alias:
         from django.db import transaction

@@ -58,23 +58,8 @@ from celery_idempotent.testing.contract.kit import (
     replace,
     stored,
 )
-from tests.support.databases import Database, emptied
+from tests.support.databases import ON_SERVERS, Database, emptied
 from tests.support.proxy import Proxy
-
-
-@pytest.fixture
-def store(database: Database) -> Iterator[SqlStore]:
-    made = emptied(SqlStore.from_url(database.url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def served(database_server: Database) -> Iterator[SqlStore]:
-    """A store on a server."""
-    made = emptied(SqlStore.from_url(database_server.url))
-    yield made
-    made.close()
 
 
 def statements(store: SqlStore, work: Callable[[], Any]) -> int:
@@ -180,17 +165,18 @@ def test_an_ending_waits_for_a_lock_that_is_let_go(store: SqlStore, database: Da
         assert answer.result(timeout=30) == Recorded(held.token)
 
 
+@ON_SERVERS
 def test_one_lease_that_is_locked_keeps_no_other_from_being_renewed(
-    served: SqlStore, database_server: Database
+    store: SqlStore, database: Database
 ) -> None:
     """The heartbeat gets an error for the one, and an answer for the other."""
     # Given
-    held = hold(served, FIRST)
+    held = hold(store, FIRST)
     other = replace(FIRST.candidate(), token=17)
     both = [Renewal(key, one, LEASE_MS, KEEP_MS) for key, one in ((KEY, held), ("other", other))]
-    with locked(database_server):
+    with locked(database):
         # When
-        first, second = served.renew(both)
+        first, second = store.renew(both)
     # Then
     assert isinstance(first, StoreUnavailable)
     assert second == Recorded(17)
@@ -346,17 +332,18 @@ def test_what_expired_is_deleted_a_little_at_a_time(store: SqlStore) -> None:
     assert store.get("new") is not None
 
 
-def test_purging_waits_for_no_lock(served: SqlStore, database_server: Database) -> None:
+@ON_SERVERS
+def test_purging_waits_for_no_lock(store: SqlStore, database: Database) -> None:
     """A row that somebody is writing is left for the next time."""
     # Given
     for key in (KEY, "other"):
-        served.abandon(key, FIRST.candidate(), HORIZON_MS)
-    with served.engines.own.connect() as connection:
+        store.abandon(key, FIRST.candidate(), HORIZON_MS)
+    with store.engines.own.connect() as connection:
         connection.execute(records.update().values(expires_ms=1))
-    with locked(database_server):
+    with locked(database):
         # Then
-        assert served.purge() == 1
-    assert served.purge() == 1
+        assert store.purge() == 1
+    assert store.purge() == 1
 
 
 # --- the schema ---
@@ -493,10 +480,10 @@ def test_a_database_without_tables_says_what_to_run(store: SqlStore) -> None:
 
 
 @pytest.fixture
-def line(database_server: Database) -> Iterator[tuple[Proxy, SqlStore]]:
+def line(database: Database) -> Iterator[tuple[Proxy, SqlStore]]:
     """A store whose connections go through a proxy."""
-    emptied(SqlStore.from_url(database_server.url)).close()
-    url = database_server.parsed()
+    emptied(SqlStore.from_url(database.url)).close()
+    url = database.parsed()
     proxy = Proxy(str(url.host), int(url.port or 0))
     through = url.set(host="127.0.0.1", port=proxy.port)
     store = SqlStore.from_url(through.render_as_string(hide_password=False))
@@ -505,6 +492,7 @@ def line(database_server: Database) -> Iterator[tuple[Proxy, SqlStore]]:
     proxy.close()
 
 
+@ON_SERVERS
 def test_a_connection_that_was_cut_is_not_noticed(line: tuple[Proxy, SqlStore]) -> None:
     """The database was started anew: the next operation makes a new connection."""
     # Given
@@ -515,6 +503,7 @@ def test_a_connection_that_was_cut_is_not_noticed(line: tuple[Proxy, SqlStore]) 
     assert complete(store, held) == Recorded(held.token)
 
 
+@ON_SERVERS
 def test_a_database_that_is_away_is_unavailable(line: tuple[Proxy, SqlStore]) -> None:
     """It says so, without a password, and works again as soon as the database does."""
     # Given
@@ -533,15 +522,16 @@ def test_a_database_that_is_away_is_unavailable(line: tuple[Proxy, SqlStore]) ->
 _SLEEP = {"postgresql": "SELECT pg_sleep(20)", "mysql": "SELECT sleep(20)"}
 
 
-def test_a_database_that_hangs_hangs_nobody(database_server: Database) -> None:
+@ON_SERVERS
+def test_a_database_that_hangs_hangs_nobody(database: Database) -> None:
     """After its timeout an answer is waited for no longer, and may have been on its way."""
     # Given
-    store = SqlStore.from_url(database_server.url, {"timeout": 1})
+    store = SqlStore.from_url(database.url, {"timeout": 1})
     seen = []
 
     def work(connection: Connection) -> None:
         seen.append(connection)
-        connection.execute(text(_SLEEP[database_server.kind]))
+        connection.execute(text(_SLEEP[database.kind]))
 
     # When
     with pytest.raises(StoreUnavailable) as caught:
@@ -556,12 +546,13 @@ class _Interrupt(Exception):
     """What a soft time limit raises, wherever the process is."""
 
 
+@ON_SERVERS
 def test_an_answer_that_was_cut_off_is_not_read_by_the_next(
-    served: SqlStore, database_server: Database
+    store: SqlStore, database: Database
 ) -> None:
     """A soft time limit that comes while the database works closes that connection."""
     # Given
-    hold(served, FIRST)
+    hold(store, FIRST)
 
     def interrupted(*_: Any) -> None:
         raise _Interrupt
@@ -571,12 +562,12 @@ def test_an_answer_that_was_cut_off_is_not_read_by_the_next(
     # When
     try:
         with pytest.raises(_Interrupt):
-            served.rows.operate(lambda c: c.execute(text(_SLEEP[database_server.kind])))
+            store.rows.operate(lambda c: c.execute(text(_SLEEP[database.kind])))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     # Then
-    assert stored(served).owner == FIRST.owner
+    assert stored(store).owner == FIRST.owner
 
 
 def test_a_deadlock_is_tried_again(store: SqlStore) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -39,35 +38,7 @@ from celery_idempotent.testing.contract.kit import (
     stored,
 )
 from tests.support.bookings import Books, bookings
-from tests.support.databases import Database, emptied
-
-
-@pytest.fixture
-def store(database: Database) -> Iterator[SqlStore]:
-    made = emptied(SqlStore.from_url(database.url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def served(database_server: Database) -> Iterator[SqlStore]:
-    made = emptied(SqlStore.from_url(database_server.url))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def books(database: Database) -> Iterator[Books]:
-    made = Books(database.url)
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def served_books(database_server: Database) -> Iterator[Books]:
-    made = Books(database_server.url)
-    yield made
-    made.close()
+from tests.support.databases import ON_SERVERS, Database, emptied
 
 
 class Booking:
@@ -201,22 +172,22 @@ def test_what_the_database_refuses_is_raised(store: SqlStore, books: Books) -> N
     assert complete(store, held) == Recorded(held.token)
 
 
-def test_a_lease_may_be_renewed_while_the_body_writes(
-    served: SqlStore, served_books: Books
-) -> None:
+@ON_SERVERS
+def test_a_lease_may_be_renewed_while_the_body_writes(store: SqlStore, books: Books) -> None:
     """On a server the record's row is free until the end: the heartbeat goes on."""
     # Given
-    held = hold(served, FIRST)
-    transaction = begin(served)
+    held = hold(store, FIRST)
+    transaction = begin(store)
     book(transaction.session)
     assert not transaction.is_lease
     # Then
-    assert renew(served, held) == Recorded(held.token)
+    assert renew(store, held) == Recorded(held.token)
     assert transaction.lost(KEY, held.token) is None
     assert commit(transaction, held) == Recorded(held.token)
 
 
-def test_heartbeats_and_commits_do_not_meet(served: SqlStore, served_books: Books) -> None:
+@ON_SERVERS
+def test_heartbeats_and_commits_do_not_meet(store: SqlStore, books: Books) -> None:
     """However a renewal and a commit come together, the commit is accepted."""
     # Given
     done = threading.Event()
@@ -226,7 +197,7 @@ def test_heartbeats_and_commits_do_not_meet(served: SqlStore, served_books: Book
     def beat() -> None:
         while not done.is_set():
             for held in current[-1:]:
-                answer = renew(served, held)
+                answer = renew(store, held)
                 if isinstance(answer, Lost) and answer.record.token == held.token:
                     lost.append(answer)
 
@@ -235,17 +206,17 @@ def test_heartbeats_and_commits_do_not_meet(served: SqlStore, served_books: Book
     # When
     try:
         for _ in range(25):
-            held = hold(served, FIRST)
+            held = hold(store, FIRST)
             current.append(held)
-            transaction = begin(served)
+            transaction = begin(store)
             book(transaction.session)
             assert commit(transaction, held) == Recorded(held.token)
-            served.forget(KEY, KEEP_MS)
+            store.forget(KEY, KEEP_MS)
     finally:
         done.set()
         thread.join()
     # Then
-    assert served_books.count(1) == 25
+    assert books.count(1) == 25
     assert not lost
 
 
@@ -317,13 +288,14 @@ def test_a_step_joins_the_transaction(store: SqlStore, books: Books) -> None:
             assert store.steps(KEY) == {"one": b"step"}
 
 
+@ON_SERVERS
 def test_it_is_read_committed_whatever_the_server_prefers(
-    database_server: Database, served: SqlStore, served_books: Books
+    database: Database, store: SqlStore, books: Books
 ) -> None:
     """A session that has read before the lease was renewed can still settle its record."""
     # Given
-    url = database_server.parsed()
-    if database_server.kind == "postgresql":
+    url = database.parsed()
+    if database.kind == "postgresql":
         strict = "-c default_transaction_isolation=serializable"
         url = url.update_query_dict({"options": strict})
     store = SqlStore(Engines(url.render_as_string(hide_password=False)))
@@ -331,22 +303,23 @@ def test_it_is_read_committed_whatever_the_server_prefers(
     transaction = begin(store)
     assert transaction.lost(KEY, held.token) is None
     # When
-    renew(served, held)
+    renew(store, held)
     answer = commit(transaction, held)
     # Then
     assert answer == Recorded(held.token)
     store.close()
 
 
+@ON_SERVERS
 def test_another_transaction_that_has_the_row_is_not_waited_for_for_ever(
-    served: SqlStore, served_books: Books
+    store: SqlStore, books: Books
 ) -> None:
     """The row is somebody else's: nothing is committed, for certain, and the run begins anew."""
     # Given
-    held = hold(served, FIRST)
-    other = begin(served)
+    held = hold(store, FIRST)
+    other = begin(store)
     other.step(Renewal(KEY, held, LEASE_MS, KEEP_MS), "one", b"step")
-    transaction = begin(served)
+    transaction = begin(store)
     book(transaction.session)
     transaction.flush()
     # When
@@ -355,8 +328,8 @@ def test_another_transaction_that_has_the_row_is_not_waited_for_for_ever(
     # Then
     assert caught.value.sure
     other.rollback()
-    assert served_books.count(1) == 0
-    assert complete(served, held) == Recorded(held.token)
+    assert books.count(1) == 0
+    assert complete(store, held) == Recorded(held.token)
 
 
 # --- the answer to COMMIT is lost ---
@@ -383,55 +356,58 @@ def lose_the_answer(store: SqlStore, monkeypatch: pytest.MonkeyPatch, how: str) 
     return kept
 
 
+@ON_SERVERS
 def test_a_lost_answer_of_a_commit_that_arrived(
-    served: SqlStore, served_books: Books, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The token is read back: it is committed, and counts."""
     # Given
-    held = hold(served, FIRST)
-    transaction = begin(served)
+    held = hold(store, FIRST)
+    transaction = begin(store)
     book(transaction.session)
     transaction.flush()
-    lose_the_answer(served, monkeypatch, "committed")
+    lose_the_answer(store, monkeypatch, "committed")
     # When
     answer = transaction.commit(KEY, success(held))
     # Then
     assert answer == Recorded(held.token)
-    assert served_books.count(1) == 1
+    assert books.count(1) == 1
 
 
+@ON_SERVERS
 def test_a_lost_answer_of_a_commit_that_did_not_arrive(
-    served: SqlStore, served_books: Books, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The token is read back: nothing was committed, for certain."""
     # Given
-    held = hold(served, FIRST)
-    transaction = begin(served)
+    held = hold(store, FIRST)
+    transaction = begin(store)
     book(transaction.session)
     transaction.flush()
-    lose_the_answer(served, monkeypatch, "rolled back")
+    lose_the_answer(store, monkeypatch, "rolled back")
     # When
     with pytest.raises(NotCommitted) as caught:
         transaction.commit(KEY, success(held))
     # Then
     assert caught.value.sure
-    assert served_books.count(1) == 0
-    assert stored(served).state is State.RUNNING
+    assert books.count(1) == 0
+    assert stored(store).state is State.RUNNING
 
 
+@ON_SERVERS
 def test_a_commit_of_which_nobody_knows(
-    served: SqlStore, served_books: Books, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the row is locked it may still be committed: the run says so, and nobody runs."""
     # Given
-    held = hold(served, FIRST)
-    transaction = begin(served)
+    held = hold(store, FIRST)
+    transaction = begin(store)
     book(transaction.session)
     transaction.flush()
     monkeypatch.setattr("celery_idempotent.stores.sql.transaction._ASK_S", 0.3)
-    kept = lose_the_answer(served, monkeypatch, "nobody knows")
+    kept = lose_the_answer(store, monkeypatch, "nobody knows")
     # What is given up here is kept open, as by a server that is far away.
-    dialect = served.engines.sessions.dialect
+    dialect = store.engines.sessions.dialect
     monkeypatch.setattr(dialect, "is_disconnect", lambda *_: True)
     monkeypatch.setattr(dialect, "do_terminate", lambda _: None)
     # When
@@ -439,34 +415,35 @@ def test_a_commit_of_which_nobody_knows(
         transaction.commit(KEY, success(held))
     # Then
     assert not caught.value.sure
-    assert isinstance(claim(served, SECOND), Busy)
+    assert isinstance(claim(store, SECOND), Busy)
     # When it arrives after all
     kept[0].commit()
     kept[0].close()
     # Then
-    assert isinstance(claim(served, SECOND), Replay)
-    assert served_books.count(1) == 1
+    assert isinstance(claim(store, SECOND), Replay)
+    assert books.count(1) == 1
 
 
-def test_a_stale_connection_is_not_noticed(served: SqlStore, database_server: Database) -> None:
+@ON_SERVERS
+def test_a_stale_connection_is_not_noticed(store: SqlStore, database: Database) -> None:
     """The database was started anew since the last session: the next one has a new connection."""
     # Given
-    begin(served).rollback()
+    begin(store).rollback()
     end = {
         "postgresql": "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
         "WHERE datname = current_database() AND pid <> pg_backend_pid()",
         "mysql": "SELECT id FROM information_schema.processlist "
         "WHERE db = database() AND id <> connection_id()",
-    }[database_server.kind]
-    engine = create_engine(database_server.url, isolation_level="AUTOCOMMIT")
+    }[database.kind]
+    engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         for (process,) in connection.exec_driver_sql(end).all():
-            if database_server.kind == "mysql":
+            if database.kind == "mysql":
                 connection.exec_driver_sql(f"KILL {process}")
     engine.dispose()
     # When
-    held = hold(served, FIRST)
-    transaction = begin(served)
+    held = hold(store, FIRST)
+    transaction = begin(store)
     # Then
     assert commit(transaction, held) == Recorded(held.token)
 
@@ -481,16 +458,17 @@ def test_a_database_that_is_away_begins_nothing() -> None:
         store.begin()
 
 
+@ON_SERVERS
 def test_a_deferred_constraint_is_the_bodys_failure(
-    served: SqlStore, served_books: Books, monkeypatch: pytest.MonkeyPatch
+    store: SqlStore, books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database refuses at the COMMIT: the error is raised, and all of it is rolled back."""
     # Given
-    held = hold(served, FIRST)
-    transaction = begin(served)
+    held = hold(store, FIRST)
+    transaction = begin(store)
     book(transaction.session)
     transaction.flush()
-    dialect: Any = served.engines.sessions.dialect
+    dialect: Any = store.engines.sessions.dialect
 
     class Refused(dialect.loaded_dbapi.IntegrityError):
         sqlstate = "23503"
@@ -504,5 +482,5 @@ def test_a_deferred_constraint_is_the_bodys_failure(
     with pytest.raises(IntegrityError):
         transaction.commit(KEY, success(held))
     # Then
-    assert served_books.count(1) == 0
-    assert complete(served, held) == Recorded(held.token)
+    assert books.count(1) == 0
+    assert complete(store, held) == Recorded(held.token)
