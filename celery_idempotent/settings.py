@@ -94,6 +94,8 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
             value = app.conf.get(option)
         return value
 
+    _refuse_endless(cls, app, where)
+
     options = Options.from_lookup(lookup, where)
     scheme = KeyScheme(
         task_name=name,
@@ -104,6 +106,19 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
         redact=options.redact_key,
     )
     return TaskSetup(app, options, scheme)
+
+
+def _refuse_endless(cls: type, app: Any, where: str) -> None:
+    """Refuse a window of ``None``: elsewhere that means no end, here it would mean a day."""
+    name = "idempotency_ttl"
+    # The last class that has it is the base class, where None is the default.
+    *chosen, _ = [vars(it)[name] for it in cls.__mro__ if name in vars(it)] or [0]
+    missing = object()
+    if (chosen and chosen[0] is None) or app.conf.get(name, missing) is None:
+        raise ConfigurationError(
+            f"{where}: {name} is None, and there is no window without an end: set seconds, for "
+            "instance 30 * 86400, or 0 to free the key when the run ends, or leave it out for a day"
+        )
 
 
 #: The apps whose settings were looked at when their first task was bound.

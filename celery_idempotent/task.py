@@ -21,7 +21,7 @@ from celery_idempotent.core.options import (
     check_call,
     option_names,
 )
-from celery_idempotent.core.record import Record
+from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.delivery import Delivery, RequestState, identify, state_of
 from celery_idempotent.delivery.guard import guard
@@ -309,9 +309,12 @@ class IdempotentTask(RetryingTask):
             call_key = self._key_of(request, request.args or (), request.kwargs or {}, task_id)
         except (TypeError, KeyDerivationError):
             call_key = None
+        setup, began = self._setup(), ""
+        if setup is not None and not setup.options.ttl:
+            began = Owner(task_id).pack().hex()
         return RunContext(
             key=None if call_key is None else call_key.key,
-            identity=task_id if call_key is None else identity_of(call_key),
+            identity=task_id if call_key is None else identity_of(call_key, began),
             owner_id=request.id,
             retries=request.retries if type(request.retries) is int else 0,
             why=self._why_unguarded(request),

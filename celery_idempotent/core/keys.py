@@ -81,9 +81,14 @@ class CallKey(NamedTuple):
         return self.label or self.key
 
 
-def identity_of(call_key: CallKey) -> str:
-    """Return what keys for downstream APIs are derived from: the same wherever the call runs."""
-    return record_key("effect", call_key)
+def identity_of(call_key: CallKey, began: str = "") -> str:
+    """Return what keys for downstream APIs are derived from: the same wherever the call runs.
+
+    Args:
+        began: with a window of 0, the owner that first claimed the key since its last end.
+    """
+    identity = record_key("effect", call_key)
+    return f"{identity}|{began}" if began else identity
 
 
 def record_key(prefix: str, call_key: CallKey) -> str:

@@ -82,6 +82,16 @@ def _seconds(least: float) -> Check:
     return check
 
 
+def _window(value: Any) -> float:
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if number == 0 and not isinstance(number, bool):
+        return 0.0
+    try:
+        return float(_seconds(SHORTEST)(value))
+    except _Wrong as exc:
+        raise _Wrong(f"0, or {exc}; with 0 the key is free when the run ends") from None
+
+
 def _integer(least: int, most: int | None = None) -> Check:
     def check(value: Any) -> int:
         number = isinstance(value, int) and not isinstance(value, bool)
@@ -225,11 +235,13 @@ class Options(_FromLookup):
     #: A digest hides, but does not protect, what can be guessed: a number of four digits, say.
     redact_key: bool = field(default=False, metadata=_checked(_flag))
 
-    #: How long a finished call answers for its duplicates, from the moment it completed. Seconds or
-    #: a timedelta, at least 0.1 s. Default: 86400 (a day). Raise it where duplicates come later
-    #: than that; it should be longer than the broker's visibility timeout. Each key takes some
-    #: hundred bytes and its result until then.
-    ttl: float = field(default=86400.0, metadata=_checked(_seconds(SHORTEST)))
+    #: How long a finished call answers for its duplicates, from the moment it completed: the
+    #: window. Seconds or a timedelta, 0 or at least 0.1 s. Default: 86400 (a day). Raise it if
+    #: duplicates come later than that; it should be longer than the broker's visibility timeout.
+    #: Each key takes some hundred bytes and its result until then. With 0 the key is free when the
+    #: run ends: calls that waited for the run get its outcome, and the next call runs. Set that to
+    #: forbid only two runs at once. A window without an end can't be had: ``None`` is an error.
+    ttl: float = field(default=86400.0, metadata=_checked(_window))
 
     #: How long a key stays taken when the process that runs its task is gone without a trace; a
     #: living one renews its lease three times in that time, so it does not limit how long a task

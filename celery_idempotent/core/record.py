@@ -23,6 +23,7 @@ import struct
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from celery_idempotent.core.codec import Kind
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 
 __all__ = ["VERSION", "Label", "Owner", "Process", "Record", "State", "still_given_up"]
@@ -63,7 +64,8 @@ class State(enum.IntEnum):
     RUNNING = 1
     #: The run asked to be retried; its next message is due at ``until_ms``.
     RETRYING = 2
-    #: The key is free. With an outcome: the last run failed, and this is its failure.
+    #: The key is free. An outcome is that of the last run, for its own call and those that waited
+    #: for it: a failure, or with a window of 0 any outcome.
     RELEASED = 3
     #: The run's result is the key's outcome.
     SUCCEEDED = 4
@@ -78,6 +80,8 @@ class State(enum.IntEnum):
         return self._name_.lower()
 
 
+#: What the outcome of a success begins with.
+_SUCCESSES: Final = frozenset(bytes((kind,)) for kind in (Kind.RESULT, Kind.NOT_KEPT))
 _STATES: Final = {int(state): state for state in State}
 
 
@@ -136,17 +140,26 @@ class Label(NamedTuple):
     trace: str = ""
     #: Whether its run's call may end without a result, so that no other call waits for it.
     is_alone: bool = False
+    #: Who began what its run goes on with, if that is another call and the key's window is 0: the
+    #: packed owner that first claimed the key since its last end, as hexadecimal digits.
+    origin: str = ""
 
     def text(self) -> str:
         """Return the text that is kept in a record."""
-        lines = (self.task, self.readable, self.trace, _ALONE if self.is_alone else "")
+        alone = _ALONE if self.is_alone else ""
+        lines = (self.task, self.readable, self.trace, alone, self.origin)
         return "\n".join(lines).rstrip("\n")
 
     @classmethod
     def of(cls, record: Record) -> Label:
         """Read a record's label."""
-        task, readable, trace, alone, *_ = (*record.label.split("\n"), "", "", "", "")
-        return cls(task, readable, trace, alone == _ALONE)
+        return cls.read(record.label)
+
+    @classmethod
+    def read(cls, text: str) -> Label:
+        """Read the text that is kept in a record."""
+        task, readable, trace, alone, origin, *_ = (*text.split("\n"), "", "", "", "", "")
+        return cls(task, readable, trace, alone == _ALONE, origin)
 
 
 class Process(NamedTuple):
@@ -213,6 +226,13 @@ class Record(NamedTuple):
         """The task id of the owner; ``None`` for a key that was forgotten."""
         owner = Owner.unpack(self.owner)
         return None if owner is None else owner.task_id
+
+    @property
+    def status(self) -> str:
+        """The state as commands and pages show it: a success is *succeeded*, also with a window of
+        0, which leaves the key *released*."""
+        succeeded = self.outcome[:1] in _SUCCESSES and self.state is State.RELEASED
+        return str(State.SUCCEEDED if succeeded else self.state)
 
     @property
     def is_done(self) -> bool:

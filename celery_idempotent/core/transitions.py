@@ -7,7 +7,7 @@ test compares the two. ``now_us`` is always the store's clock, in microseconds s
 
 from __future__ import annotations
 
-from celery_idempotent.core.record import Record, State, still_given_up
+from celery_idempotent.core.record import Label, Record, State, still_given_up
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
@@ -97,7 +97,8 @@ def claim(
     if new.nonce and record.nonce == new.nonce:
         # This is our own claim: its answer was lost on the wire, or we gave it up.
         if record.state is State.RUNNING:
-            return Claimed(record.token, record.interruptions), None
+            origin = Label.of(record).origin
+            return Claimed(record.token, record.interruptions, origin=origin), None
         if record.state is State.COMPENSATING and record.process:
             return Claimed(record.token, record.interruptions, record), None
         if record.is_done and record.until_ms:
@@ -125,7 +126,7 @@ def claim(
             return _replay_other(record, slip, ask, now_ms, noted)
         if awaited is not None and awaited.answered and awaited.outcome:
             return _replay_other(awaited.as_record(ask.awaited), slip, ask, now_ms, noted)
-        if ask.checked and record.fingerprint != new.fingerprint:
+        if ask.checked and record.fingerprint != new.fingerprint and not _is_free_for(record, ask):
             return Mismatch(record), None
     if record.state is State.RUNNING:
         if mine and new.retries < record.retries:
@@ -158,11 +159,23 @@ def claim(
     return _leased(Unknown(record, noted), slip, ask, now_ms, noted)
 
 
+def _is_free_for(record: Record, ask: Claim) -> bool:
+    """Whether a key without a window no longer says which arguments its calls have."""
+    if not ask.frees:
+        return False
+    return record.state is State.UNKNOWN or (
+        record.state is State.RELEASED and ask.awaited != record.owner
+    )
+
+
 def _take(
     record: Record | None, ask: Claim, now_us: int, interruptions: int, slip: Slip | None
 ) -> tuple[Claimed, Write]:
     token = now_us if record is None else max(record.token + 1, now_us)
     now_ms = now_us // 1000
+    origin, label = _origin(record, ask), ask.candidate.label
+    if origin:
+        label = Label.read(label)._replace(origin=origin).text()
     taken = ask.candidate._replace(
         state=State.RUNNING,
         token=token,
@@ -170,10 +183,24 @@ def _take(
         interruptions=interruptions,
         has_steps=record is not None and record.has_steps,
         given_up=b"" if record is None else still_given_up(record.given_up, now_ms),
+        label=label,
     )
     # The old answer belongs to an earlier attempt, which nobody asks for any more.
     slip_ttl_ms = KEEP_TTL if slip is None else 0
-    return Claimed(token, interruptions), Write(taken, ask.keep_ms, None, slip_ttl_ms)
+    claimed = Claimed(token, interruptions, origin=origin)
+    return claimed, Write(taken, ask.keep_ms, None, slip_ttl_ms)
+
+
+def _origin(record: Record | None, ask: Claim) -> str:
+    """Return who began what a claim goes on with; empty: its own call, or the key has a window."""
+    if record is None or not ask.frees or not record.owner or record.is_done:
+        return ""
+    origin = Label.of(record).origin
+    # A released key with a count is one whose claim was given up: the run before it was cut off.
+    cut_off = record.state is not State.RELEASED or (record.nonce and record.interruptions)
+    if not origin and cut_off:
+        origin = record.owner.hex()
+    return "" if origin == ask.candidate.owner.hex() else origin
 
 
 def _interrupted(
@@ -326,7 +353,7 @@ def settle(
         token=token,
         until_ms=now_ms + event.delay_ms if timed and not answered else 0,
         interruptions=0 if record is None or begins else record.interruptions,
-        has_steps=new.has_steps if record is None else record.has_steps,
+        has_steps=(new if record is None else record).has_steps and not event.clears_steps,
         given_up=b"" if record is None else record.given_up,
     )
     write = Write(written, event.ttl_ms)
@@ -534,6 +561,7 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
         process=b"",
         nonce=b"",
         interruptions=0,
+        has_steps=record.has_steps and not event.clears_steps,
     )
     if event.state is State.RELEASED:
         resolved = resolved._replace(owner=b"")  # as if forgotten: no copy was answered

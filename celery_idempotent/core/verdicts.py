@@ -67,6 +67,8 @@ class Claimed:
     failed: Record | None = None
     #: The packed steps that earlier runs finished, by name; the store adds them.
     steps: Mapping[str, bytes] = field(default_factory=dict)
+    #: Who began what this run goes on with: see :attr:`.Label.origin`.
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +168,24 @@ class Claim(NamedTuple):
     #: Until then no lease that ran out is taken over, on the store's clock (``NEVER_MS``: not now).
     #: The store was away during this delivery, and live runs have to renew first.
     patient_until_ms: int = 0
+    #: Whether the key is free when its run ends (a window of 0).
+    frees: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Resolve:
     """An operator settles a run whose outcome is unknown."""
 
-    #: SUCCEEDED, FAILED (undo its steps, then free the key) or RELEASED (free it for a rerun).
+    #: SUCCEEDED, FAILED (undo its steps, then free the key, and keep the outcome for its own call)
+    #: or RELEASED (free it for a rerun).
     state: State
     #: The result, or the failure; empty for a rerun.
     outcome: bytes
     ttl_ms: int
     #: Whether finished steps are to be compensated.
     compensate: bool = False
+    #: Whether the next run of the key begins without the steps that are finished.
+    clears_steps: bool = False
 
 
 class Settle(NamedTuple):
@@ -194,6 +201,8 @@ class Settle(NamedTuple):
     slip_ttl_ms: int = 0
     #: The key of the owner's slip; empty: none is kept.
     slip_key: str = ""
+    #: Whether the next run of the key begins without the steps that are finished.
+    clears_steps: bool = False
 
 
 class Note(NamedTuple):

@@ -234,9 +234,13 @@ def _context(
     steps: Steps | None,
     why: str,
 ) -> RunContext:
+    began = ""
+    if claimant.terms.frees:
+        origin = "" if run is None else Label.of(run.lease.record).origin
+        began = origin or claimant.owner.hex()
     return RunContext(
         key=call_key.key,
-        identity=identity_of(call_key),
+        identity=identity_of(call_key, began),
         owner_id=task_id,
         retries=claimant.retries,
         run=run,

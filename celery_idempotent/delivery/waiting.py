@@ -123,12 +123,13 @@ def pause_of(
     """Give the seconds to wait: short at first, growing, with jitter.
 
     Args:
-        ttl: the window; a wait of more than half of it could miss the outcome.
+        ttl: the window; a wait of more than half of it could miss the outcome. With a window of 0
+            the outcome is kept for who waits, however long that is.
         count: how often the message has waited before.
         until: when what it waits for ends by itself, in seconds from now, if that is known.
         wanted: how long it should be, where that doesn't depend on ``count``.
     """
-    most = min(environment.longest_wait, ttl / 2)
+    most = min(environment.longest_wait, ttl / 2) if ttl else environment.longest_wait
     grown = _FIRST_S * 2.0 ** min(count, 10) if wanted is None else wanted
     grown = min(most, grown) * random.uniform(0.75, 1.0)
     if until is not None:

@@ -207,7 +207,7 @@ class DjangoRows(Rows[Any]):
         values: dict[str, Any] = {
             "task": task[:255],
             "key": readable,
-            "state": str(record.state),
+            "state": record.status,
             "owner_id": _owner_id(record)[:255],
             "token": record.token,
             # By chance: a row that was deleted and made anew must never look as it did before.

@@ -118,7 +118,7 @@ def _forget(app: Any, environment: Environment, key: str, token: int | None) -> 
     if len(found) > 1:
         return {"error": f"{key} may mean {', '.join(view.name for view in found)}: name one"}
     view = found[0]
-    if view.owner_id is None and view.state == str(State.RELEASED):
+    if view.owner_id is None and view.is_free:
         return {"ok": f"{view.name} is free"}
     # Every worker gets the command. One that gets it late must not free what was claimed since.
     if token is not None and view.token != token:

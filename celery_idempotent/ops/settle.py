@@ -98,7 +98,11 @@ def resolve(
     compensate = how is State.FAILED and has_compensations(environment, name)
     if compensate:
         ttl_s = max(options.ttl, environment.horizon)
-    event = Resolve(how, outcome, int(ttl_s * 1000), compensate)
+    state = how
+    if how is State.SUCCEEDED and not options.ttl:
+        state, ttl_s = State.FAILED, environment.horizon  # free, with this outcome
+    clears_steps = how is not State.RELEASED and not (options.ttl or compensate)
+    event = Resolve(state, outcome, int(ttl_s * 1000), compensate, clears_steps)
     if not environment.store.resolve(name, event):
         raise _not_unknown(view, environment.store.get(name))
     environment.journal.write("resolved", name, view.task, None, how=_HOW[how], via=via)

@@ -61,6 +61,8 @@ class RecordView:
     outcome: str | None = None
     #: Why it cannot be read; empty otherwise.
     problem: str = ""
+    #: Whether the next call with the key runs.
+    is_free: bool = False
 
     @property
     def stored_key(self) -> str:
@@ -199,7 +201,7 @@ def view_of(name: str, namespace: str, key: str, record: Record | StoreError) ->
         namespace=namespace,
         key=label.readable or key,
         task=label.task or namespace,
-        state=str(record.state),
+        state=record.status,
         owner_id=None if owner is None else owner.task_id,
         host=None if process is None else process.host,
         pid=None if process is None else process.pid,
@@ -208,4 +210,5 @@ def view_of(name: str, namespace: str, key: str, record: Record | StoreError) ->
         interruptions=record.interruptions,
         until_ms=record.until_ms,
         outcome=kind_of(record.outcome),
+        is_free=record.state is State.RELEASED,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.transitions import NEVER_MS, Claim, Claimed, ClaimVerdict, Replay
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.claimant import Claimant
@@ -75,10 +75,14 @@ class ClaimAttempt:
             claimant.slip_key,
             claimant.is_new,
             claimant.patient_until_ms,
+            terms.frees,
         )
         self.may_hold = True
         verdict = _claim(claimant, request, patience_s)
         if isinstance(verdict, Claimed):
+            label = claimant.label
+            if verdict.origin:
+                label = Label.read(label)._replace(origin=verdict.origin).text()
             held = verdict.failed or Record(
                 State.RUNNING,
                 verdict.token,
@@ -89,7 +93,7 @@ class ClaimAttempt:
                 candidate.process,
                 candidate.nonce,
                 claimant.fingerprint,
-                claimant.label,
+                label,
                 b"",
                 bool(verdict.steps),
             )

@@ -25,6 +25,11 @@ class Terms(NamedTuple):
     max_interruptions: int
     max_compensations: int
 
+    @property
+    def frees(self) -> bool:
+        """Whether a key is free when its run ends: there is no window."""
+        return not self.ttl_ms
+
     @classmethod
     def of(
         cls,

@@ -78,6 +78,9 @@ class RunContext:
     def key_for(self, name: str) -> str:
         """Derive a key for a downstream API that takes one: the same for every run of this key.
 
+        With ``idempotency_ttl = 0`` it is the same for every run since the key was last free: the
+        next call gets another one, and a call that takes over a run that was cut off keeps it.
+
         Args:
             name: which effect it is for (``"stripe"``, ``"receipt-mail"``).
 

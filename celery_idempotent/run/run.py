@@ -9,7 +9,7 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
 
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import UNKNOWN_TTL_MS, Lost, Note, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreError, StoreUnavailable
@@ -151,6 +151,8 @@ class Run:
         state, terms, delay_ms = ending.state, claimant.terms, ending.delay_ms
         delivery = claimant.callbacks and _has_outcome(ending)
         kept = delivery or state in _WITH_PROCESS
+        if terms.frees and state in _WITH_OUTCOME:
+            state = State.RELEASED  # with its outcome, for this call and those that waited for it
         if state in _WITH_OUTCOME:
             ttl_ms = terms.ttl_ms
         elif state is State.RETRYING:
@@ -163,6 +165,10 @@ class Run:
             delay_ms = terms.lease_ms
             ttl_ms = max(ttl_ms, delay_ms)
         held = self.lease.record
+        answers = state is State.RELEASED and ending.answers
+        is_over, label = terms.frees and answers, held.label
+        if is_over:
+            label = Label.read(label)._replace(origin="").text()
         record = Record(
             state,
             held.token,
@@ -173,18 +179,19 @@ class Run:
             held.process if kept else b"",
             b"",  # a nonce is of a claim
             held.fingerprint,
-            held.label,
+            label,
             ending.outcome,
             held.has_steps,
         )
         slip: Slip | None = None
-        frees = state is State.RELEASED and ending.answers
-        if claimant.slip_key and (frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
+        if claimant.slip_key and (
+            answers or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)
+        ):
             slip = claimant.message._replace(answered=True, digests=b"", outcome=ending.outcome)
             if delivery:
                 holder = self.lease.record.nonce.ljust(8, b"\0") + self.lease.record.process
                 slip = slip._replace(holder=holder[:255])
-        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, claimant.slip_key)
+        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, claimant.slip_key, is_over)
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
         if isinstance(answer, Lost):

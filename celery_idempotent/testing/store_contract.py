@@ -35,6 +35,7 @@ from celery_idempotent.testing.contract.answers import AnswerRows
 from celery_idempotent.testing.contract.claims import ClaimRows
 from celery_idempotent.testing.contract.deliveries import DeadProcessRows, DeliveryRows
 from celery_idempotent.testing.contract.endings import EndingRows
+from celery_idempotent.testing.contract.freed import FreedRows
 from celery_idempotent.testing.contract.given_up import GivenUpRows
 from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
@@ -68,7 +69,7 @@ class StoreContractAtRest(
     """
 
 
-class StoreContract(StoreContractAtRest, AnsweredInTimeRows, InstantRows, WindowRows):
+class StoreContract(StoreContractAtRest, AnsweredInTimeRows, InstantRows, WindowRows, FreedRows):
     """The whole contract, with the instants at which things run out.
 
     A subclass gives the fixtures ``store`` (empty) and ``clock`` (:class:`StoreClock`), and the

@@ -63,6 +63,8 @@ def test_nothing_set_gives_the_defaults() -> None:
     [
         ("ttl", 60, 60.0),
         ("ttl", 0.1, 0.1),
+        ("ttl", 0, 0.0),
+        ("ttl", timedelta(0), 0.0),
         ("ttl", timedelta(hours=1), 3600.0),
         ("ttl", timedelta(days=3650), 315360000.0),
         ("lease", 0.1, 0.1),
@@ -100,10 +102,12 @@ def test_a_right_value_is_kept_in_one_form(name: str, value: Any, kept: Any) -> 
     ("name", "value", "may_be"),
     [
         *[
-            (name, value, "must be seconds (a number) or a timedelta, at least 0.1 s")
-            for name in ("ttl", "lease")
-            for value in (0, -1, 0.09, True, "30", float("nan"), float("inf"), timedelta(0), 4e8)
+            (name, value, f"must be {zero}seconds (a number) or a timedelta, at least 0.1 s")
+            for name, zero in (("ttl", "0, or "), ("lease", ""))
+            for value in (-1, 0.09, True, False, "30", float("nan"), float("inf"), 4e8)
         ],
+        ("lease", 0, "at least 0.1 s"),
+        ("lease", timedelta(0), "at least 0.1 s"),
         ("wait_timeout", -1, "at least 0 s"),
         ("wait_timeout", timedelta(days=3651), "at most ten years"),
         ("on_running", "queue", 'must be "wait" or "raise" or "drop"'),

@@ -158,7 +158,7 @@ def _waiters() -> list[Mutant]:
             "an end is known though the copy that answers dies",
             ("if event.slip is not None and not slip.answered:", "if False:"),
             "settle",
-            ("if ARGV[4] and not told then", "if false then"),
+            ("if left and not told then", "if false then"),
         )
         + pair(
             "what a copy has told stands",
@@ -417,14 +417,14 @@ _DELIVERIES = [
     _answer(
         "of a body that was ignored",
         "run/run.py",
-        "frees = state is State.RELEASED and ending.answers",
-        "frees = state is State.RELEASED and bool(ending.outcome)",
+        "answers = state is State.RELEASED and ending.answers",
+        "answers = state is State.RELEASED and bool(ending.outcome)",
     ),
     _answer(
         "of a body that failed",
         "run/run.py",
-        "frees = state is State.RELEASED and ending.answers",
-        "frees = state is State.RELEASED and ending.answers and not ending.outcome",
+        "answers = state is State.RELEASED and ending.answers",
+        "answers = state is State.RELEASED and ending.answers and not ending.outcome",
     ),
     _answer(
         "none of a body that is put back as it is",
@@ -435,8 +435,8 @@ _DELIVERIES = [
     _answer(
         "kept for longer than a short window",
         "run/run.py",
-        "frees or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)",
-        "frees",
+        "answers or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)",
+        "answers",
     ),
     _answer(
         "of a duplicate that was refused",

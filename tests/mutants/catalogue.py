@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants.answered import ANSWERED
 from tests.mutants.decisions import DECISIONS
 from tests.mutants.edges import EDGES
+from tests.mutants.freed import FREED
 from tests.mutants.keys import KEYS
 from tests.mutants.mutant import Mutant
 from tests.mutants.outboxes import OUTBOXES
@@ -17,6 +18,7 @@ __all__ = ["MUTANTS"]
 MUTANTS: list[Mutant] = [
     *DECISIONS,
     *ANSWERED,
+    *FREED,
     *USUAL,
     *STORES,
     *RUNS,

@@ -8,9 +8,14 @@ __all__ = ["DECISIONS"]
 
 #: What follows it in ``claim`` are the states, in turn.
 _LIVE = "    live = now_ms < record.until_ms"
-_CHECKED = "    if ask.checked and record.fingerprint != new.fingerprint:\n"
+_CHECKED = (
+    "    if ask.checked and record.fingerprint != new.fingerprint "
+    "and not _is_free_for(record, ask):\n"
+)
 _CHECKED_IN_LUA = (
-    "if checked and record.fingerprint ~= new.fingerprint then return answer(5, 0, raw) end"
+    "if checked and record.fingerprint ~= new.fingerprint and not is_free() then\n"
+    "    return answer(5, 0, raw)\n"
+    "  end"
 )
 
 _SETTLED = {

@@ -302,6 +302,7 @@ def test_a_good_configuration_is_not_spoken_of(
             {"broker_transport_options": {"visibility_timeout": 700}},
             {"default_retry_delay": 700, "max_retries": 1},
         ),
+        ("tiny-window", {}, {"idempotency_ttl": 0.1}),
         ("window-below-visibility", {}, {"idempotency_ttl": timedelta(seconds=7199)}),
         ("window-below-run", AMQP, {"idempotency_ttl": 599}),
         ("window-below-retries", AMQP, {"idempotency_ttl": 899, "max_retries": 5}),
@@ -315,6 +316,11 @@ def test_each_fault_of_a_configuration_is_named(
 ) -> None:
     """That one, and no other."""
     assert found(patient(made, conf, **options)) == {name}
+
+
+def test_no_window_is_no_fault(made: list[Celery]) -> None:
+    """Who sets 0 wants the next call to run."""
+    assert found(patient(made, {}, idempotency_ttl=0)) == set()
 
 
 def test_a_pool_that_shares_memory_may_keep_records_there(made: list[Celery]) -> None:

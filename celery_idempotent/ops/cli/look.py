@@ -131,7 +131,7 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str]) -> None
         [
             ("key", view.key),
             ("task", view.task),
-            ("state", view.state),
+            ("state", f"{view.state}, the key is free" if view.is_free else view.state),
             ("owner", view.owner_id or "nobody"),
             ("process", f"{view.pid} on {view.host}" if view.pid else ""),
             (held.get(view.state, "delivery lease left"), duration(left) if left else ""),

@@ -25,6 +25,8 @@ _SOCKET_TIMEOUT_S: Final = 2.0
 _SHORTEST_LEASE_S: Final = 3.0
 #: What RabbitMQ allows a consumer to hold a message for, unless it is configured otherwise.
 _CONSUMER_TIMEOUT_S: Final = 1800.0
+#: What no duplicate comes later than that does not come at the same time.
+_SHORTEST_WINDOW_S: Final = 1.0
 _LIMIT_S: Final = 1200.0
 
 
@@ -128,7 +130,23 @@ def _visibility(patient: Patient) -> Iterator[Finding]:
 
 def _window(patient: Patient) -> Iterator[Finding]:
     visibility = patient.environment.visibility
-    late = _those(patient, lambda task: task.options.ttl < 2 * visibility)
+    tiny = _those(patient, lambda task: 0 < task.options.ttl < _SHORTEST_WINDOW_S)
+    if tiny:
+        yield Finding(
+            "tiny-window",
+            WARNING,
+            f"outcomes are kept for {seconds(_shortest_window(tiny))} ({about(tiny)})",
+            "It is too short to answer a duplicate that comes later, and duplicates that wait ask "
+            "again that often.",
+            "Use 0: the key is free when the run ends, and who waited for it gets its outcome",
+            "idempotency_ttl = 0",
+        )
+
+    def is_below(task: Task, least: float) -> bool:
+        # Without a window, what would come after it is meant to run.
+        return _SHORTEST_WINDOW_S <= task.options.ttl < least
+
+    late = _those(patient, lambda task: is_below(task, 2 * visibility))
     if late:
         yield Finding(
             "window-below-visibility",
@@ -139,7 +157,7 @@ def _window(patient: Patient) -> Iterator[Finding]:
             "Lengthen idempotency_ttl",
             f"idempotency_ttl = {max(86_400.0, 4 * visibility):g}",
         )
-    runs = _those(patient, lambda task: task.options.ttl < (patient.time_limit(task) or 0))
+    runs = _those(patient, lambda task: is_below(task, patient.time_limit(task) or 0))
     if runs:
         most = max(patient.time_limit(task) or 0 for task in runs)
         yield Finding(
@@ -152,7 +170,7 @@ def _window(patient: Patient) -> Iterator[Finding]:
             "Lengthen idempotency_ttl",
             f"idempotency_ttl = {max(86_400.0, 4 * most):g}",
         )
-    retried = _those(patient, lambda task: task.options.ttl < retries_horizon(task))
+    retried = _those(patient, lambda task: is_below(task, retries_horizon(task)))
     if retried:
         most = max(retries_horizon(task) for task in retried)
         yield Finding(

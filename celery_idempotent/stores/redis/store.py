@@ -108,7 +108,8 @@ class RedisStore(RedisJournals, RedisServers):
                 return Claimed(answer)
             if type(answer) is list:
                 failed = Record.unpack(answer[2]) if answer[2] else None
-                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]))
+                origin = answer[4].decode("utf-8", "replace")
+                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]), origin)
             code, flags, now_ms = _ANSWER.unpack_from(answer)
             self._learn(key, now_ms)
             if code != 9:
@@ -127,6 +128,7 @@ class RedisStore(RedisJournals, RedisServers):
 
     def _claiming(self, key: str, ask: Claim, deadline_ms: int, broke: bool) -> Call:
         flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
+        flags += 16 * ask.frees
         numbers = _ASK.pack(
             ask.lease_ms,
             UNKNOWN_TTL_MS,
@@ -143,6 +145,8 @@ class RedisStore(RedisJournals, RedisServers):
         args: tuple[bytes | int, ...] = (event.record.pack(), event.delay_ms, event.ttl_ms)
         if event.slip is not None:
             args += (event.slip.pack(), event.slip_ttl_ms)
+        if event.clears_steps:
+            args += (1,) if event.slip is not None else (b"", 0, 1)
         call = Call(self._settle, _keys(key, event.slip_key), args)
         if self._wait[0]:
             return _recorded(self._wire.call_replicated(call, *self._wait))
@@ -168,7 +172,8 @@ class RedisStore(RedisJournals, RedisServers):
         return _recorded(self._wire.call(Call(self._step, _keys(one.key, one.slip_key), args)))
 
     def resolve(self, key: str, event: Resolve) -> bool:
-        args = (int(event.state), event.outcome, event.ttl_ms, int(event.compensate))
+        switches = int(event.compensate), int(event.clears_steps)
+        args = (int(event.state), event.outcome, event.ttl_ms, *switches)
         answer = self._wire.call(Call(self._resolve, _keys(key), args))
         if answer[0] == 0:
             raise _unreadable(answer)

@@ -143,7 +143,7 @@ class SqlRows(Rows[Connection]):
         self, at: Connection, key: str, row: Row, record: Record, expires_ms: int
     ) -> bool:
         values: dict[str, Any] = {
-            "state": str(record.state),
+            "state": record.status,
             "token": record.token,
             "expires_ms": expires_ms,
             # By chance: a row that was deleted and made anew must never look as it did before.

@@ -168,6 +168,7 @@ def settle(
     ttl_ms: int,
     *,
     answers: Message | None = None,
+    clears_steps: bool = False,
     **changes: Any,
 ) -> Recorded | Lost:
     """Let a run end; ``answers``: the message whose slip is written with it."""
@@ -175,7 +176,7 @@ def settle(
     record = replace(held, state=state, **changes)
     owner = Owner.unpack(held.owner)
     key = "" if owner is None else owner.slip_key(KEY)
-    event = Settle(record, delay_ms, ttl_ms, slip_key=key)
+    event = Settle(record, delay_ms, ttl_ms, slip_key=key, clears_steps=clears_steps)
     if answers is not None:
         slip = replace(answers.slip, answered=True, digests=b"", outcome=record.outcome)
         event = replace(event, slip=slip, slip_ttl_ms=HORIZON_MS)

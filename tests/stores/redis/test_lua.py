@@ -18,7 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.record import Label, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
     Claim,
@@ -153,6 +153,7 @@ class Twins(RuleBasedStateMachine):
         has_slip=st.sampled_from((True, True, False)),
         is_new=st.booleans(),
         patience=st.sampled_from((0, 0, 1_000)),
+        frees=st.booleans(),
     )
     def claim(
         self,
@@ -169,6 +170,7 @@ class Twins(RuleBasedStateMachine):
         has_slip: bool,
         is_new: bool,
         patience: int,
+        frees: bool,
     ) -> Any:
         ask = Claim(
             candidate,
@@ -184,6 +186,7 @@ class Twins(RuleBasedStateMachine):
             slip_key=_slip_key(key, candidate.owner) if has_slip else "",
             is_new=is_new,
             patient_until_ms=patience and self.memory_clock.now_us() // 1000 + patience,
+            frees=frees,
         )
         before = self.record(key)
         verdict = self.both(lambda store: store.claim(key, ask))
@@ -200,6 +203,7 @@ class Twins(RuleBasedStateMachine):
             token=verdict.token,
             interruptions=verdict.interruptions,
             has_steps=bool(verdict.steps),
+            label=Label.read(candidate.label)._replace(origin=verdict.origin).text(),
         )
 
     @rule(
@@ -211,6 +215,7 @@ class Twins(RuleBasedStateMachine):
         keeps_process=st.booleans(),
         slip=st.none() | slips(),
         slip_ttl_ms=spans,
+        clears_steps=st.booleans(),
     )
     def settle(
         self,
@@ -222,6 +227,7 @@ class Twins(RuleBasedStateMachine):
         keeps_process: bool,
         slip: Slip | None,
         slip_ttl_ms: int,
+        clears_steps: bool,
     ) -> None:
         key, record = run
         event = Settle(
@@ -238,11 +244,15 @@ class Twins(RuleBasedStateMachine):
             slip and replace(slip, answered=True, digests=b"", outcome=outcome),
             slip_ttl_ms,
             _slip_key(key, record.owner),
+            clears_steps,
         )
         answer = self.both(lambda store: store.settle(key, event))
         if isinstance(answer, Recorded):
             self.highest[key] = max(self.highest.get(key, 0), answer.token)
-            if state in (State.SUCCEEDED, State.FAILED):
+            settled = self.record(key)
+            # An end that is told again is accepted again, also after another run has the key.
+            written = settled is not None and settled.token == record.token
+            if written and state in (State.SUCCEEDED, State.FAILED):
                 assert self.accepted.setdefault(key, record.token) == record.token
 
     @rule(
@@ -301,11 +311,18 @@ class Twins(RuleBasedStateMachine):
         outcome=st.sampled_from((b"", RESULT, FAILURE)),
         ttl_ms=spans,
         compensate=st.booleans(),
+        clears_steps=st.booleans(),
     )
     def resolve(
-        self, key: str, state: State, outcome: bytes, ttl_ms: int, compensate: bool
+        self,
+        key: str,
+        state: State,
+        outcome: bytes,
+        ttl_ms: int,
+        compensate: bool,
+        clears_steps: bool,
     ) -> None:
-        event = Resolve(state, outcome, ttl_ms, compensate)
+        event = Resolve(state, outcome, ttl_ms, compensate, clears_steps)
         if self.both(lambda store: store.resolve(key, event)):
             resolved = self.record(key)
             assert resolved is not None

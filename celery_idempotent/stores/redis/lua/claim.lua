@@ -2,9 +2,9 @@
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
 --   max_compensations:4 flags:1 deadline_ms:8 patient_until_ms:8, keep_ms, the message as a packed
---   slip; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new
+--   slip; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 frees
 -- Returns: the token, where it is claimed and nothing was before
---   | {token, interruptions, record to compensate or '', steps}: claimed
+--   | {token, interruptions, record to compensate or '', steps, origin}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
 --     4 superseded (no record), 5 mismatch, 6 unknown (2 noted), 7 replay of a slip (1 mine,
 --     2 noted), 8 busy: the slip's callbacks are being sent, 9 too late (no record)
@@ -14,7 +14,7 @@ local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, deadlin
   patient_until_ms = struct.unpack('>I8I8I4I4BI8I8', ARGV[3])
 local keep_ms, message = ARGV[4], ARGV[5]
 local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked % 8 >= 4
-local is_new = asked >= 8
+local is_new, frees = asked % 16 >= 8, asked % 32 >= 16
 local now = now_us()
 local now_ms = math.floor(now / 1000)
 local function answer(code, flags, it) return struct.pack('>BBI8', code, flags, now_ms) .. it end
@@ -37,15 +37,32 @@ local is_copy = told and not is_new and told.publication == own.publication
   and (told.succeeded or #told.outcome > 0
     or own.retries <= told.retries and own.deaths <= told.deaths) or false
 
-local function claimed(token, interruptions, failed)
+local function claimed(token, interruptions, failed, origin)
   local kept = record and has_steps(record.flags)
-  if not kept and not failed and interruptions == 0 then return token end
-  return {token, interruptions, failed or '', kept and redis.call('HGETALL', KEYS[2]) or {}}
+  if not kept and not failed and interruptions == 0 and origin == '' then return token end
+  return {
+    token, interruptions, failed or '', kept and redis.call('HGETALL', KEYS[2]) or {}, origin or '',
+  }
+end
+
+-- Who began what a claim goes on with; empty: its own call, or the key has a window.
+local function find_origin()
+  if not record or not frees or #record.owner == 0 or record.done then return '' end
+  local function hex(bytes)
+    return (string.gsub(bytes, '.', function(it) return string.format('%02x', string.byte(it)) end))
+  end
+  local origin = label_of(record)[5]
+  -- A released key with a count is one whose claim was given up: the run before it was cut off.
+  local cut_off = record.state ~= RELEASED or (#record.nonce > 0 and record.interruptions > 0)
+  if origin == '' and cut_off then origin = hex(record.owner) end
+  return origin ~= hex(new.owner) and origin or ''
 end
 
 local function take(interruptions)
   local token = record and math.max(record.token + 1, now) or now
   local flags = record and record.flags or 0
+  local origin = find_origin()
+  if origin ~= '' then candidate = with_origin(new, origin) end
   local taken = with_header(candidate, RUNNING, interruptions, token, now_ms + lease_ms, flags)
   if record and #record.given_up > 0 then
     new.raw, new.given_up = taken, still_given_up(record.given_up, now_ms)
@@ -53,7 +70,7 @@ local function take(interruptions)
   end
   save(taken, keep_ms)
   if slip then redis.call('DEL', KEYS[3]) end
-  return claimed(token, interruptions)
+  return claimed(token, interruptions, nil, origin)
 end
 
 -- Whether somebody else sends the callbacks of this message at this moment.
@@ -92,6 +109,12 @@ local function become_unknown(interruptions)
   return answer(6, 0, unknown)
 end
 
+-- Whether a key without a window no longer says which arguments its calls have.
+local function is_free()
+  return frees and (record.state == UNKNOWN
+    or record.state == RELEASED and ARGV[2] ~= record.owner)
+end
+
 local function busy() return answer(2, mine and 1 or 0, raw) end
 
 -- Whatever this delivery would become: somebody tells the call's answer at this moment.
@@ -103,7 +126,9 @@ if not record then
 end
 
 if #new.nonce > 0 and record.nonce == new.nonce then
-  if record.state == RUNNING then return claimed(record.token, record.interruptions) end
+  if record.state == RUNNING then
+    return claimed(record.token, record.interruptions, nil, label_of(record)[5])
+  end
   if record.state == COMPENSATING and #record.process > 0 then
     return claimed(record.token, record.interruptions, raw)
   end
@@ -129,7 +154,9 @@ if not mine then
   end
   local awaited = load_slip(KEYS[4])
   if awaited and awaited.answered and #awaited.outcome > 0 then return leased(7, 0, awaited.raw) end
-  if checked and record.fingerprint ~= new.fingerprint then return answer(5, 0, raw) end
+  if checked and record.fingerprint ~= new.fingerprint and not is_free() then
+    return answer(5, 0, raw)
+  end
 end
 if record.state == RUNNING then
   if mine and new.retries < record.retries then return superseded() end

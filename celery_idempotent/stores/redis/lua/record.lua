@@ -83,6 +83,24 @@ local function with_holder(record, process, nonce)
     .. string.sub(record.raw, record.tail_at)
 end
 
+-- The lines of a record's label: task, readable key, trace, alone, origin.
+local function label_of(record)
+  local at, lines = record.tail_at, {}
+  local text = string.sub(record.raw, at + 2, at + 1 + struct.unpack('>I2', record.raw, at))
+  for line in string.gmatch(text .. '\n', '([^\n]*)\n') do lines[#lines + 1] = line end
+  for i = #lines + 1, 5 do lines[i] = '' end
+  return lines
+end
+
+-- The same record with who began what its run goes on with.
+local function with_origin(record, origin)
+  local at, raw, lines = record.tail_at, record.raw, label_of(record)
+  lines[5] = origin
+  local label = table.concat(lines, '\n', 1, 5)
+  return string.sub(raw, 1, at - 1) .. struct.pack('>I2', #label) .. label
+    .. string.sub(raw, at + 2 + struct.unpack('>I2', raw, at))
+end
+
 -- Steps live as long as their record.
 local function save(raw, ttl_ms)
   redis.call('SET', KEYS[1], raw, 'PX', ttl_ms)

@@ -1,6 +1,6 @@
 -- Settle an unknown outcome by a person's word: transitions.resolve, restated.
 -- KEYS: record, steps
--- ARGV: state, outcome, ttl_ms, compensate
+-- ARGV: state, outcome, ttl_ms, compensate, clears_steps
 -- Returns: {1} resolved | {2} it is not unknown | {0, raw} unreadable
 local now = now_us()
 local state = tonumber(ARGV[1])
@@ -14,7 +14,12 @@ if state == FAILED then
 end
 -- For a rerun the owner goes, as if it were forgotten: no copy was answered.
 if state == RELEASED and ARGV[1] ~= tostring(FAILED) then record.owner = '' end
-record.raw = with_header(raw, state, 0, math.max(record.token + 1, now), until_ms)
+local flags = record.flags
+if ARGV[5] == '1' and has_steps(flags) then
+  flags = 0
+  redis.call('DEL', KEYS[2])
+end
+record.raw = with_header(raw, state, 0, math.max(record.token + 1, now), until_ms, flags)
 local resolved = with_holder(record, '', '')
 local label_at = #resolved - (#raw - record.tail_at)
 local label_end = label_at + 1 + struct.unpack('>I2', string.sub(resolved, label_at, label_at + 1))

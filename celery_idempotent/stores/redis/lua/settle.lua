@@ -1,11 +1,13 @@
 -- Write what a run became, if it still holds its key: transitions.settle, restated.
 -- KEYS: record, steps [, the owner's slip]
--- ARGV: new record (its token is the run's), delay_ms, ttl_ms [, the slip to write, its ttl_ms]
+-- ARGV: new record (its token is the run's), delay_ms, ttl_ms [, the slip to write or '', its ttl_ms
+--   [, 1: the next run begins without the steps]]
 -- Returns: the token, where it is recorded | {2, record} lost | {0, raw} unreadable
 --   | {3, token}: recorded, and a copy of the message answers the call
 --   | {4, record}: lost, and the call was answered without this run
 local new = parse(ARGV[1])
 local delay_ms, ttl_ms = tonumber(ARGV[2]), ARGV[3]
+local left = ARGV[4] and #ARGV[4] > 0 and parse_slip(ARGV[4]) or nil
 local now_ms = math.floor(now_us() / 1000)
 local record, raw = load_record()
 local slip = load_slip(KEYS[3])
@@ -24,8 +26,7 @@ if new.state == RELEASED then token = token + 1 end
 -- left for it to answer, or for the next.
 local function keep_slip()
   local ttl = math.max(tonumber(ttl_ms), tonumber(ARGV[5] or 0))
-  if ARGV[4] and not told then
-    local left = parse_slip(ARGV[4])
+  if left and not told then
     left.token, left.sending_ms = new.token, slip.sending_ms
     left.holder, left.digests = slip.holder, slip.digests
     slip = left
@@ -74,6 +75,10 @@ if timed and not answered then until_ms = now_ms + delay_ms end
 local interruptions = record and record.interruptions or 0
 if new.state == COMPENSATING and record and record.state ~= COMPENSATING then interruptions = 0 end
 local flags = record and record.flags or new.flags
+if ARGV[6] and has_steps(flags) then
+  flags = 0
+  redis.call('DEL', KEYS[2])
+end
 new.raw = with_header(ARGV[1], new.state, interruptions, token, until_ms, flags)
 new.given_up = record and record.given_up or ''
 save(with_holder(new, new.process, new.nonce), ttl_ms)
@@ -81,8 +86,7 @@ if answered then
   keep_slip()
   return {3, token}
 end
-if ARGV[4] then
-  local left = parse_slip(ARGV[4])
+if left then
   left.token = new.token
   if delay_ms > 0 then left.sending_ms = now_ms + delay_ms end
   save_slip(KEYS[3], left, ARGV[5])

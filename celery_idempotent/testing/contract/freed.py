@@ -1,0 +1,266 @@
+"""The store contract: a window of 0, with which a key is free when its run ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.transitions import (
+    Busy,
+    Claimed,
+    Lost,
+    Mismatch,
+    Recorded,
+    Replay,
+    Resolve,
+    Unknown,
+)
+from celery_idempotent.stores.base import Store
+from celery_idempotent.testing.contract.kit import (
+    FAILURE,
+    FIRST,
+    HORIZON_MS,
+    KEEP_MS,
+    KEY,
+    LEASE_MS,
+    PROCESS,
+    RESULT,
+    SECOND,
+    STRANGER,
+    THIRD,
+    StoreClock,
+    claim,
+    hold,
+    interrupt,
+    lives_ms,
+    release,
+    replace,
+    retry,
+    settle,
+    step,
+    stored,
+    unknown,
+)
+
+
+class FreedRows:
+    """The record is released with its outcome, for its own call and those that waited for it."""
+
+    @pytest.mark.parametrize("outcome", [RESULT, FAILURE])
+    def test_only_its_own_call_and_who_waited_are_answered(
+        self, store: Store, outcome: bytes
+    ) -> None:
+        """A leftover copy and a call that waited share the outcome; the next call runs."""
+        # Given
+        _end(store, hold(store, FIRST, frees=True), outcome)
+        # Then
+        for verdict in (
+            claim(store, FIRST, frees=True),
+            claim(store, SECOND, awaited=FIRST, frees=True),
+        ):
+            assert isinstance(verdict, Replay)
+            assert verdict.record.outcome == outcome
+        assert isinstance(claim(store, SECOND, frees=True), Claimed)
+        # Whoever has the key since:
+        assert isinstance(claim(store, FIRST, frees=True), Replay)
+        assert isinstance(claim(store, THIRD, awaited=FIRST, frees=True), Replay)
+        assert isinstance(claim(store, THIRD, frees=True), Busy)
+
+    def test_an_end_that_is_told_again_is_accepted_again(self, store: Store) -> None:
+        """Its answer was lost; also if the next call has the key by then."""
+        # Given
+        held = hold(store, FIRST, frees=True)
+        first = _end(store, held)
+        # Then
+        assert _end(store, held) == first == Recorded(held.token + 1)
+        # When
+        hold(store, SECOND, frees=True)
+        # Then
+        assert isinstance(_end(store, held), Recorded)
+
+    def test_the_next_call_runs_while_callbacks_are_sent(self, store: Store) -> None:
+        """The delivery lease keeps out the owner's own copies only."""
+        # Given
+        held = hold(store, FIRST, noted=True, frees=True)
+        _end(store, held, delivery_ms=LEASE_MS)
+        # Then
+        assert isinstance(claim(store, FIRST, noted=True, frees=True), Busy)
+        assert isinstance(claim(store, SECOND, frees=True), Claimed)
+        assert isinstance(claim(store, FIRST, noted=True, frees=True), Busy)
+
+    def test_the_next_call_begins_without_steps(self, store: Store) -> None:
+        """What a run has finished belongs to it, once it has ended."""
+        # Given
+        held = hold(store, FIRST, frees=True)
+        step(store, held)
+        _end(store, held)
+        # Then
+        assert store.steps(KEY) == {}
+        assert not stored(store).has_steps
+        verdict = claim(store, SECOND, frees=True)
+        assert isinstance(verdict, Claimed)
+        assert verdict.steps == {}
+
+    def test_a_resolved_key_can_be_freed_without_steps(self, store: Store) -> None:
+        """An operator's word ends a run as its own end would have."""
+        # Given
+        held = hold(store, FIRST, frees=True)
+        step(store, held)
+        interrupt(store, held)
+        assert isinstance(claim(store, SECOND, max_interruptions=0, frees=True), Unknown)
+        # When
+        store.resolve(KEY, Resolve(State.FAILED, RESULT, HORIZON_MS, clears_steps=True))
+        # Then
+        assert store.steps(KEY) == {}
+        assert isinstance(claim(store, FIRST, frees=True), Replay)
+        verdict = claim(store, SECOND, frees=True)
+        assert isinstance(verdict, Claimed)
+        assert verdict.steps == {}
+
+    # --- fingerprints ---
+
+    def test_other_arguments_are_refused_while_it_runs_or_retries(self, store: Store) -> None:
+        """They are another call, which must not share the outcome."""
+        # Given
+        held = hold(store, FIRST, frees=True)
+        # Then
+        assert isinstance(claim(store, STRANGER, checked=True, frees=True), Mismatch)
+        # When
+        retry(store, held)
+        # Then
+        assert isinstance(claim(store, STRANGER, checked=True, frees=True), Mismatch)
+
+    def test_other_arguments_run_once_the_key_is_free(self, store: Store) -> None:
+        """The end of the run ends what its key stood for; with a window it does not."""
+        # Given
+        _end(store, hold(store, FIRST, frees=True))
+        # Then
+        assert isinstance(claim(store, STRANGER, checked=True), Mismatch)
+        assert isinstance(claim(store, STRANGER, checked=True, frees=True), Claimed)
+
+    def test_an_outcome_is_not_shared_by_other_arguments(self, store: Store) -> None:
+        """Whoever says that it waited for the run is still checked."""
+        # Given: the run's slip is gone, and its record is left
+        _end(store, hold(store, FIRST, frees=True), answers=False)
+        # Then
+        verdict = claim(store, STRANGER, checked=True, frees=True, awaited=FIRST)
+        assert isinstance(verdict, Mismatch)
+
+    def test_an_unknown_outcome_is_told_whatever_the_arguments(self, store: Store) -> None:
+        """Nothing runs until it is resolved, and every call is told so."""
+        # Given
+        unknown(store)
+        # Then
+        assert isinstance(claim(store, STRANGER, checked=True, frees=True), Unknown)
+
+    # --- who began ---
+
+    def test_a_takeover_is_told_who_began(self, store: Store) -> None:
+        """The first call since the last end stays known over every takeover, until the end."""
+        # Given
+        first = FIRST.owner.hex()
+        interrupt(store, hold(store, FIRST, frees=True))
+        # When
+        second = claim(store, SECOND, nonce=b"second", frees=True)
+        # Then
+        assert isinstance(second, Claimed)
+        assert (second.origin, second.interruptions) == (first, 1)
+        assert claim(store, SECOND, nonce=b"second", frees=True) == second
+        # When
+        held = replace(SECOND.candidate(b"second"), token=second.token, label=stored(store).label)
+        retry(store, held)
+        again = claim(store, SECOND.retried(), nonce=b"again", frees=True)
+        # Then
+        assert isinstance(again, Claimed)
+        assert again.origin == first
+        # When: the call that began takes over, and then another one
+        store.end_lease(KEY, SECOND.owner, PROCESS)
+        mine = claim(store, FIRST, frees=True, nonce=b"mine")
+        store.end_lease(KEY, FIRST.owner, PROCESS)
+        third = claim(store, THIRD, frees=True)
+        # Then
+        assert isinstance(mine, Claimed)
+        assert isinstance(third, Claimed)
+        assert (mine.origin, third.origin) == ("", first)
+
+    def test_an_end_lets_the_next_call_begin(self, store: Store) -> None:
+        """After each end, also without an outcome, the next call is the first."""
+        # Given
+        _end(store, hold(store, FIRST, frees=True))
+        # Then
+        second = claim(store, SECOND, frees=True, nonce=b"second")
+        assert isinstance(second, Claimed)
+        assert second.origin == ""
+        # When
+        release(store, replace(SECOND.candidate(b"second"), token=second.token), SECOND)
+        third = claim(store, THIRD, frees=True)
+        # Then
+        assert isinstance(third, Claimed)
+        assert third.origin == ""
+
+    def test_a_claim_that_was_given_up_does_not_hide_who_began(self, store: Store) -> None:
+        """Its body never ran: the run before it was cut off all the same."""
+        # Given
+        interrupt(store, hold(store, FIRST, frees=True))
+        given_up = FIRST.candidate(b"given up")
+        assert isinstance(claim(store, FIRST, nonce=b"given up", frees=True), Claimed)
+        # When
+        store.abandon(KEY, given_up, HORIZON_MS)
+        verdict = claim(store, SECOND, frees=True)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.origin == FIRST.owner.hex()
+
+    def test_a_forgotten_key_is_begun_anew(self, store: Store) -> None:
+        """Nothing is known of who had it."""
+        # Given
+        hold(store, FIRST, frees=True)
+        store.forget(KEY, HORIZON_MS)
+        # When
+        verdict = claim(store, SECOND, frees=True)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.origin == ""
+
+    def test_with_a_window_nobody_asks_who_began(self, store: Store) -> None:
+        """The key itself says which call it is."""
+        # Given
+        interrupt(store, hold(store, FIRST))
+        # When
+        verdict = claim(store, SECOND)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.origin == ""
+        assert stored(store).label == SECOND.label
+
+    def test_the_outcome_lives_for_the_horizon(self, store: Store, clock: StoreClock) -> None:
+        """Copies may come for that long; then nothing is left."""
+        # Given
+        _end(store, hold(store, FIRST, frees=True))
+        assert lives_ms(store) <= HORIZON_MS < KEEP_MS + HORIZON_MS
+        # When
+        clock.advance(HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, FIRST, frees=True), Claimed)
+
+
+def _end(
+    store: Store,
+    held: Record,
+    outcome: bytes = RESULT,
+    *,
+    delivery_ms: int = 0,
+    answers: bool = True,
+) -> Recorded | Lost:
+    """Let a run of FIRST end as with a window of 0."""
+    return settle(
+        store,
+        held,
+        State.RELEASED,
+        delivery_ms,
+        HORIZON_MS,
+        answers=FIRST if answers else None,
+        clears_steps=True,
+        outcome=outcome,
+        process=PROCESS if delivery_ms else b"",
+    )
