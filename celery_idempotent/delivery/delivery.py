@@ -188,16 +188,24 @@ class Delivery:
         """The key, for messages."""
         return f"{self.call_key.namespace}:{self.call_key.readable}"
 
-    def show(self, run: Run | None = None, steps: Steps | None = None, why: str = "") -> None:
+    def show(
+        self,
+        run: Run | None = None,
+        steps: Steps | None = None,
+        why: str = "",
+        *,
+        replayed: bool = False,
+    ) -> None:
         """Let the body ask for ``self.idempotency``; it is made when the body does.
 
         Args:
             why: why there is no run.
+            replayed: whether the delivery is answered with the outcome of a run that has ended.
         """
         # Nothing in it leads back to the request: each delivery would be a cycle, and wait for the
         # garbage collector.
         self.state.context = partial(
-            _context, self.call_key, self.claimant, self.request.id, run, steps, why
+            _context, self.call_key, self.claimant, self.request.id, run, steps, why, replayed
         )
 
 
@@ -233,10 +241,11 @@ def _context(
     run: Run | None,
     steps: Steps | None,
     why: str,
+    replayed: bool,
 ) -> RunContext:
     began = ""
     if claimant.terms.frees:
-        origin = "" if run is None else Label.of(run.lease.record).origin
+        origin = "" if run is None else run.origin
         began = origin or claimant.owner.hex()
     return RunContext(
         key=call_key.key,
@@ -247,4 +256,5 @@ def _context(
         steps=steps,
         why=why,
         store=lambda: claimant.terms.store,
+        replayed=replayed,
     )

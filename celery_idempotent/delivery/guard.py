@@ -110,6 +110,7 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     if verdict.noted:
         silence(delivery.request)
     delivery.telling.tell("answered again" if verdict.mine else "deduplicated", record)
+    delivery.show(why="its body did not run: the call has an outcome already", replayed=True)
     if not verdict.mine:
         show_duplicate(delivery, record)
     kept = record.state in (State.SUCCEEDED, State.FAILED)

@@ -38,6 +38,7 @@ class RunContext:
         "attempt",
         "key",
         "owner_id",
+        "replayed",
     )
 
     def __init__(
@@ -51,6 +52,7 @@ class RunContext:
         steps: Steps | None = None,
         why: str = "",
         store: Callable[[], Store] | None = None,
+        replayed: bool = False,
     ) -> None:
         #: The key of this call, as operators see it; ``None`` where it has none.
         self.key = key
@@ -58,6 +60,10 @@ class RunContext:
         self.owner_id = owner_id
         #: Which run of the call this is, from 1: its retries, and the runs that were cut off since.
         self.attempt = 1 + retries + (run.interruptions if run is not None else 0)
+        #: For handlers (``on_success``, ``after_return``, signals): whether this delivery did not
+        #: run the body, and is answered with the outcome of a run that has ended. Celery calls them
+        #: for such a delivery, too.
+        self.replayed = replayed
         self._identity = identity
         self._run = run
         self._steps = steps

@@ -43,6 +43,8 @@ class Run:
         self.failed = b""
         #: How many earlier runs were cut off.
         self.interruptions = 0
+        #: Who began what it goes on with: see :attr:`.Label.origin`.
+        self.origin = ""
         #: What earlier runs of the key have finished.
         self.steps: Mapping[str, bytes] = _NO_STEPS
         #: Set where there is an outcome already, and only its callbacks have to be sent.
@@ -76,6 +78,8 @@ class Run:
         if held.state is State.COMPENSATING:
             self.failed = held.outcome
         self.interruptions = held.interruptions
+        if self.claimant.terms.frees:
+            self.origin = Label.of(held).origin
         self.steps = steps
         self.replay = replay
         self.lease.record = held

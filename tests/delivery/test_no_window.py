@@ -278,6 +278,34 @@ def test_a_key_for_others_is_of_the_runs_since_the_last_end(
     assert began == took_over == again != tomorrow
 
 
+def test_a_handler_asks_for_the_key_of_its_run(
+    sync: Callable[..., Any], app: Celery, store: MovableStore
+) -> None:
+    """The run has ended by then, and it took over from another call."""
+    # Given
+    keys: list[str] = []
+
+    class Base(IdempotentTask):
+        abstract = True
+
+        def on_success(self, *_: Any) -> None:
+            keys.append(self.idempotency.key_for("bank"))
+
+    @app.task(base=Base, bind=True)
+    def pay(self: Any, account: int) -> str:
+        if self.request.id == "begins":
+            keys.append(self.idempotency.key_for("bank"))
+            store.advance(LEASE_S + 1)
+            deliver(self, (account,), task_id="takes over", link=app.signature("tail"))
+        return "paid"
+
+    app.task(name="tail")(print)
+    # When
+    deliver(pay, (1,), task_id="begins")
+    # Then
+    assert keys[0] == keys[1]
+
+
 def test_steps_are_of_one_call(sync: Callable[..., Any]) -> None:
     """What a run has finished is done again by the next call, and not by its own retry."""
     # Given

@@ -648,6 +648,7 @@ def test_a_handler_is_told_why_nothing_is_held(app, mode, key, why):
     # Then
     with pytest.raises(ClaimLost, match=why):
         asked[-1].check()
+    assert [it.replayed for it in asked] == [False, (mode, key) == ("enforce", "order")]
 
 
 def test_what_is_asked_outside_of_a_call_is_not_kept_for_one(app, ran):

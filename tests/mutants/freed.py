@@ -124,6 +124,20 @@ FREED: list[Mutant] = [
         _DELIVERIES,
     ),
     Mutant(
+        "a handler is told of a duplicate",
+        "delivery/guard.py",
+        ", replayed=True)",
+        ")",
+        (("tests/delivery/test_seam.py", "-k", "handler"),),
+    ),
+    Mutant(
+        "window of 0: a handler has the key of its run",
+        "run/run.py",
+        "            self.origin = Label.of(held).origin\n",
+        "            pass\n",
+        _DELIVERIES,
+    ),
+    Mutant(
         "a window without an end is refused",
         "settings.py",
         "    _refuse_endless(cls, app, where)\n",
