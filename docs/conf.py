@@ -18,6 +18,7 @@ extensions = [
     "_ext.diagrams",
     "_ext.options",
     "_ext.scenarios",
+    "_ext.tables",
     "myst_parser",  # the changelog is Markdown
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",

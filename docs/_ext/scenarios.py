@@ -36,19 +36,16 @@ class ScenariosDirective(SphinxDirective):
         lines = [
             ".. list-table::",
             "   :header-rows: 1",
-            "   :widths: 4 30 36 30",
+            "   :widths: 34 66",
             "",
-            "   * - ",
-            "     - Fault",
-            "     - Outcome",
-            "     - Shown by, in ``tests/``",
+            "   * - Fault",
+            "     - Outcome, and the tests in ``tests/`` that show it",
         ]
         for it in _scenarios():
-            lines += [f"   * - {it.number}", f"     - {it.fault}", f"     - {it.outcome}"]
-            tests = [
-                f"``{node.rpartition('::')[2]}`` ({node.partition('::')[0]})" for node in it.tests
-            ]
-            lines += [f"     - | {tests[0]}", *(f"       | {test}" for test in tests[1:])]
+            lines += [f"   * - {it.number}. {it.fault}", f"     - {it.outcome}", ""]
+            for node in it.tests:
+                path, _, name = node.rpartition("::")
+                lines.append(f"       | ``{name}`` ({path})")
         content = StringList(lines, source=str(_SOURCE))
         parent = nodes.Element()
         self.state.nested_parse(content, self.content_offset, parent)

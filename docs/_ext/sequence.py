@@ -77,11 +77,11 @@ def draw(title: str, steps: list[Step]) -> str:
                 parties.append(name)
     at = {name: _MARGIN + number * _GAP for number, name in enumerate(parties)}
     width = 2 * _MARGIN + (len(parties) - 1) * _GAP
-    rows = Drawing(title, "; ".join(map(str, steps)))
+    rows = Drawing(title)
     y = float(_HEAD_HEIGHT + 14)
     for step in steps:
         y = _row(rows, step, at, width, y)
-    page = Drawing(title, "; ".join(map(str, steps)))
+    page = Drawing(title, [str(step) for step in steps])
     for name, x in at.items():
         page.line(x, _HEAD_HEIGHT, x, y + 4, "lifeline")
         page.box(x - 66, 1, 132, _HEAD_HEIGHT, "party")

@@ -146,7 +146,7 @@ def edges_of() -> set[tuple[str, str]]:
 def draw() -> str:
     """Draw it."""
     words = [f"{e.source} to {e.target}: {' '.join(e.label.split())}" for e in EDGES]
-    chart = Drawing("The states of a record", "; ".join(words))
+    chart = Drawing("The states of a record", words)
     for edge in EDGES:
         chart.arrow(list(edge.points))
         x, y = edge.at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from html import escape
 
 __all__ = ["CHARACTER_WIDTH", "LINE_HEIGHT", "Drawing", "wrapped"]
@@ -23,12 +24,13 @@ class Drawing:
 
     Args:
         title: what it shows, for those who can't see it.
-        description: the same at length.
+        words: the same, one sentence for each part, for those who can't see it and for narrow
+            screens.
     """
 
-    def __init__(self, title: str, description: str) -> None:
+    def __init__(self, title: str, words: Sequence[str] = ()) -> None:
         self._title = title
-        self._description = description
+        self._words = words
         self._shapes: list[str] = []
 
     def box(self, x: float, y: float, width: float, height: float, kind: str = "box") -> None:
@@ -77,6 +79,7 @@ class Drawing:
         return (
             f'<figure class="diagram"><svg xmlns="http://www.w3.org/2000/svg" role="img" '
             f'viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}px">'
-            f"<title>{escape(self._title)}</title><desc>{escape(self._description)}</desc>"
-            f"{''.join(self._shapes)}</svg></figure>"
+            f"<title>{escape(self._title)}</title><desc>{escape('; '.join(self._words))}</desc>"
+            f"{''.join(self._shapes)}</svg>"
+            f"<ol>{''.join(f'<li>{escape(line)}</li>' for line in self._words)}</ol></figure>"
         )

@@ -15,7 +15,7 @@ FILES = [
 
 
 def test_each_row_is_shown_by_a_test() -> None:
-    """And each has an outcome for each adapter."""
+    """And each says what happens."""
     # Given
     table = PAGE[PAGE.index("What each adapter does") :]
     rows = re.findall(r"   \* - (.+)\n((?:     - .+\n?)+)", table)
@@ -23,6 +23,6 @@ def test_each_row_is_shown_by_a_test() -> None:
     # Then
     assert len(rows) > 20
     for situation, rest in rows[1:]:
-        *outcomes, shown = re.findall(r"     - (.+)", rest)
-        assert len(outcomes) == 4, situation
+        outcome, shown = re.findall(r"     - (.+)", rest)
+        assert outcome, situation
         assert f"def {shown.strip('`')}(" in source, situation

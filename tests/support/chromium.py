@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -103,6 +104,22 @@ class Chromium:
         """Which page is there; none, while one goes and the next has not come."""
         roots = self._driver.find_elements(By.TAG_NAME, "html")
         return roots[0].id if roots else None
+
+    def show_as(self, width: int, height: int = 900, *, dark: bool = False) -> None:
+        """Show pages from now on in a window of this size, light or dark."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+    def evaluate(self, script: str, *arguments: Any) -> Any:
+        """Run a script in the page, and return what it returns, once that is known."""
+        return self._driver.execute_async_script(
+            f"const done = arguments[arguments.length - 1];"
+            f"Promise.resolve((function () {{ {script} }}).apply(null, arguments))"
+            ".then(done, (error) => done('failed: ' + error));",
+            *arguments,
+        )
 
     def errors(self) -> list[str]:
         """What went wrong in the page's scripts and what it could not load."""
