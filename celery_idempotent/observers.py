@@ -16,7 +16,7 @@ __all__ = [
     "observers",
     "span_name",
     "stop_observing",
-    "tell",
+    "notify",
 ]
 
 #: Lines for machines: the fields are on each log record as ``idempotency``, a dict.
@@ -84,7 +84,7 @@ def is_heard(what: str) -> bool:
     return bool(observers) or outcomes.isEnabledFor(_LEVELS.get(what, logging.INFO))
 
 
-def tell(
+def notify(
     what: str,
     task: str,
     key: str,

@@ -218,6 +218,7 @@ class Edge:
             return HeldRequest(self, self._app, context)
         environment = environment_of(self._app)
         claimant, call_key = self._call(environment, request, digest, key)
+        began = time.perf_counter()
         try:
             verdict = self._outage.claim_key(claimant)
         except (StoreUnavailable, RecordTooNew) as exc:
@@ -237,6 +238,7 @@ class Edge:
             call_key.readable,
             call_key.label,
         )
+        telling.measure("claim", began)
         if not isinstance(verdict, Run):
             return self._answer(telling, verdict)
         held = HeldRequest(self, self._app, context, call_key, ToldRun(telling, verdict))

@@ -85,13 +85,13 @@ class Telling:
         return UnsentEntry(at, what, self.key, self.task, self.task_id, told)
 
     def observe(self, what: str, original: str | None = None, **details: Any) -> None:
-        """Tell the observers and the log only."""
-        observers.tell(
+        """Notify the observers and the log only."""
+        observers.notify(
             what, self.task, self.readable, self.task_id, original, self.sender, **details
         )
 
     def measure(self, what: str, began: float) -> None:
-        """Tell observers how long the store took; ``began``: when, by ``time.perf_counter()``."""
+        """Notify observers how long the store took; ``began``: when, by ``time.perf_counter()``."""
         if observers.observers:
             self.observe(what, seconds=perf_counter() - began)
 
