@@ -424,6 +424,10 @@ def renew(
         return Recorded(held.token), Write(record._replace(until_ms=until_ms), keep_ms)
     if record.is_done and record.until_ms:
         return Recorded(held.token), Write(record._replace(until_ms=until_ms), KEEP_TTL)
+    unknown = record.state is State.UNKNOWN
+    if unknown and slip is not None and (slip.answered or now_us // 1000 < slip.sending_ms):
+        # A copy has answered the call, or is about to: known for as long as its run lives.
+        return Recorded(held.token, True), Write(None, slip=slip, slip_ttl_ms=keep_ms)
     return Recorded(held.token), None
 
 

@@ -97,6 +97,10 @@ def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
         return lost(attempt, verdict, exc)
     if isinstance(exc, Exception) and _was_answered(attempt, verdict):
         _leave_to_answer(attempt.delivery)
+    doubtful = verdict is None and attempt.run.lease.is_doubtful
+    if doubtful and isinstance(exc, Retry) and not attempt.delivery.eager:
+        # The next attempt may have answered, and RETRY be stored over that: a copy repeats it.
+        wait_as_copy(attempt.delivery, None, outage=True)
     raise exc
 
 

@@ -164,3 +164,15 @@ class RunContext:
                 f"{self.key} is no longer this run's: another delivery has taken over, or the key "
                 "was forgotten; stop before the effect"
             )
+
+    def check_unanswered(self) -> None:
+        """:meth:`check`, and whether this call has no answer yet: another task is to give it one.
+
+        Raises:
+            ClaimLost, StoreUnavailable: as :meth:`check`.
+        """
+        self.check()
+        if self._run is not None and self._run.lease.answered:
+            raise ClaimLost(
+                f"{self.key}: a copy of the message has answered this call: nobody knew its outcome"
+            )

@@ -211,7 +211,7 @@ class Heartbeat:
                     if isinstance(exc, StoreUnavailable):
                         # Soon again: what is left of the lease is the time there is.
                         pause = min(_RETRY_S * 2, lease.lease_ms / 10_000)
-                    lease.renewed = now + pause - lease.third
+                    lease.postponed = now + pause
                     self._next_turn = 0.0
                     log.warning("cannot renew the lease of %s, trying again: %s", lease.key, exc)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import Lost
+from celery_idempotent.core.transitions import Lost, Recorded
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store
 
@@ -24,11 +24,13 @@ class Lease:
     __slots__ = (
         "__weakref__",
         "_lost",
+        "answered",
         "keep_ms",
         "key",
         "lease_ms",
         "number",
         "on_lost",
+        "postponed",
         "record",
         "renewed",
         "slip_key",
@@ -61,12 +63,21 @@ class Lease:
         self.slip_key = slip_key
         #: When it was last known to be held, on this process's monotonic clock.
         self.renewed = time.monotonic()
+        #: Until when it is not tried again, on that clock: the store was away.
+        self.postponed = 0.0
+        #: Whether a copy of the run's message has answered its call, so far as is known.
+        self.answered = False
         self._lost: Record | None = None
 
     @property
     def due(self) -> float:
         """When it is to be renewed: after a third of its length."""
-        return self.renewed + self.third
+        return max(self.renewed + self.third, self.postponed)
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether another run may have its key: it was not renewed in time, or is lost."""
+        return self._lost is not None or time.monotonic() >= self.renewed + 3 * self.third
 
     @property
     def lost(self) -> Record | None:
@@ -109,6 +120,7 @@ class Lease:
             raise answer
         else:
             self.renewed = asked
+            self.answered = isinstance(answer, Recorded) and answer.answered
 
     def is_own_end(self, record: Record) -> bool:
         """Whether its run released the key itself, while a renewal was under way."""

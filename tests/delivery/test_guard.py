@@ -15,7 +15,7 @@ from kombu.exceptions import OperationalError
 
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask
 from celery_idempotent.core.record import Record
-from celery_idempotent.delivery import waiting
+from celery_idempotent.delivery import outcome, waiting
 from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.errors import OutcomeUnknown, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
@@ -180,6 +180,66 @@ def test_a_run_that_lost_to_a_failure_stays_answered(
     for one in (done, again):
         with pytest.raises(ValueError, match="first"):
             one.get()
+
+
+def test_a_run_whose_call_a_copy_has_answered_replaces_nothing(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """A copy has told that nobody knows: what replaces the run would give another answer."""
+    # Given
+    app.task(name="other")(print)
+    seen: list[Delivered] = []
+
+    def replaces(self: Any, order: int) -> Any:
+        store.advance(LEASE_S + 1)
+        seen.append(message.deliver(redelivered=True))
+        return self.replace(app.signature("other"))
+
+    task = guarded(replaces, idempotency_on_interrupted="unknown")
+    message = message_of(task, (1,), task_id="zombie")
+    # When
+    done = message.deliver()
+    # Then
+    assert [one.state for one in seen] == ["FAILURE"]
+    assert [message.task for message in done.published] == [task.name]
+    with pytest.raises(OutcomeUnknown):
+        done.published[0].deliver().get()
+
+
+@pytest.mark.parametrize("doubtful", [True, False])
+def test_a_retry_that_could_not_be_recorded_hides_no_answer(
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    doubtful: bool,
+) -> None:
+    """RETRY may be stored over what its next attempt has answered: a copy comes and repeats it."""
+
+    # Given a run that is retried, and stands still before that is stored
+    def retries(self: Any, order: int) -> Any:
+        raise self.retry(countdown=0)
+
+    seen: list[Delivered] = []
+
+    def stands_still(*args: Any, **more: Any) -> None:
+        if doubtful:
+            store.advance(LEASE_S + 1)
+            seen.append(deliver(task, (1,), task_id="t", retries=1))
+            now = time.monotonic()
+            monkeypatch.setattr(time, "monotonic", lambda: now + LEASE_S + 1)
+        monkeypatch.setattr(store, "settle", away_for(1, store.settle))
+        said(*args, **more)
+
+    said = outcome.say_retry
+    monkeypatch.setattr(outcome, "say_retry", stands_still)
+    task = guarded(retries, lambda self, order: fails(self))
+    # When
+    done = deliver(task, (1,), task_id="t")
+    # Then
+    again = [message for message in done.published if not message.retries]
+    assert done.state == ("IGNORED" if doubtful else "RETRY")
+    assert len(again) == doubtful
+    assert [message.deliver().state for message in again] == [one.state for one in seen]
 
 
 @pytest.mark.parametrize("then", [late, fails])

@@ -161,6 +161,21 @@ def _waiters() -> list[Mutant]:
             ("if left and not told then", "if false then"),
         )
         + pair(
+            "an answer is known for as long as its run lives",
+            ("Write(None, slip=slip, slip_ttl_ms=keep_ms)", "None"),
+            "renew",
+            ("    save_slip(KEYS[3], slip, tonumber(ARGV[3]))\n", ""),
+        )
+        + pair(
+            "a run hears that a copy has answered its call",
+            (
+                "(slip.answered or now_us // 1000 < slip.sending_ms)",
+                "now_us // 1000 < slip.sending_ms",
+            ),
+            "renew",
+            ("slip.answered or math.floor", "math.floor"),
+        )
+        + pair(
             "what a copy has told stands",
             ("(self.sending_ms or not self.outcome)", "not self.outcome"),
             "note",
@@ -465,6 +480,18 @@ _DELIVERIES = [
         "record.state is State.RELEASED or terms.ttl_ms < terms.horizon_ms",
         "record.state is State.RELEASED",
     ),
+    _answer(
+        "is given once: a run whose call a copy has answered replaces nothing",
+        "delivery/retrying.py",
+        "context.check_unanswered()",
+        "context.check()",
+    ),
+    _answer(
+        "is repeated where RETRY may be stored over it",
+        "delivery/outcome.py",
+        "doubtful = verdict is None and attempt.run.lease.is_doubtful",
+        "doubtful = False",
+    ),
     _answer("that nobody knows", "delivery/guard.py", "leave_answer(delivery, unknown)", "pass"),
     _answer(
         "of a call whose body never began",
@@ -526,7 +553,7 @@ _DELIVERIES = [
     _answer(
         "a run that lost its key replaces nothing",
         "delivery/retrying.py",
-        "                context.check()",
+        "                context.check_unanswered()",
         "                pass",
     ),
     _answer(

@@ -355,6 +355,25 @@ def test_only_a_store_that_is_away_is_asked_again_soon(store, beat, error, secon
     beat._renew(now)
     # Then
     assert lease.due - now == pytest.approx(seconds)
+    assert lease.renewed < now
+
+
+def test_a_lease_that_was_not_renewed_in_time_is_doubtful(store):
+    """Another run may have its key then, or once it is known to be lost."""
+    # Given
+    lease = hold(store, lease_ms=30_000)
+    assert not lease.is_doubtful
+    # When it can't be renewed
+    lease.postponed = time.monotonic() + 60
+    assert not lease.is_doubtful
+    lease.renewed -= 30
+    # Then
+    assert lease.is_doubtful
+    # When it is renewed after all, and then lost
+    assert lease.renew()
+    assert not lease.is_doubtful
+    lease.lose(lease.record)
+    assert lease.is_doubtful
 
 
 def test_what_need_not_be_told_keeps_nothing_else_from_being_told(beat):

@@ -549,6 +549,27 @@ class AnsweredInTimeRows:
         assert isinstance(verdict, Replay)
         assert verdict.record.outcome == OTHER_RESULT
 
+    def test_an_answer_is_known_for_as_long_as_its_run_lives(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """A copy has told that nobody knows: each sign of life of the run keeps that in mind."""
+        # Given
+        held = unknown(store)
+        assert renew(store, held) == Recorded(held.token)
+        claim(store, FIRST, noted=True)
+        assert renew(store, held) == Recorded(held.token, True)
+        note(store, FIRST, succeeded=False, outcome=OTHER_RESULT)
+        before = stored(store)
+        clock.advance(HORIZON_MS - 1)
+        # When
+        assert renew(store, held) == Recorded(held.token, True)
+        # Then
+        clock.advance(KEEP_MS - 1)
+        assert stored(store) == before
+        answer = complete(store, held)
+        assert isinstance(answer, Recorded)
+        assert answer.answered
+
     def test_callbacks_are_known_for_the_copy_that_a_run_leaves_which_retries_nothing(
         self, store: Store, clock: StoreClock
     ) -> None:

@@ -173,6 +173,14 @@ class _History:
         ends = [one.until for one in self["settled"] if one.call == run.began.call and one.until]
         return min(ends, default=math.inf) < run.began.at
 
+    def is_replaced_at(self, call: str, at: float) -> bool:
+        """Whether a run may not have heard of its call's answer before another task replaced it."""
+        return any(
+            self.how_ended(run.began.run) == "replaced"
+            and self.stood_still_at(run.began.process, at)
+            for run in self.of_call(call, nested=True)
+        )
+
     def may_answer_alone(self, run: _Run) -> bool:
         """Whether a run's own outcome may answer its caller: not where it has lost its key."""
         if run.ended is None:
@@ -276,13 +284,14 @@ def _answer_changed(known: _History) -> _Found:
                 continue
             if 0 < min(memories, default=0.0) < one.at:
                 continue  # so late that nobody remembers
-            if one.state in _FINAL and one.by in late:
+            if one.state in _FINAL and (one.by in late or known.is_replaced_at(call, first.at)):
                 continue  # a run that could not be recorded answers its own caller
             if not is_recorded and known.was_cut_off_soon(first, one.at):
                 continue  # before it could record that the call has its answer
             last = left.get(call)
             stays = last is None or last.state == first.state
-            if stays and known.stood_still_at(one.process, first.at):
+            died = known.died(one.process, one.at, one.at + known.lease_s)
+            if (stays or died) and known.stood_still_at(one.process, first.at):
                 continue  # decided before the answer, written after it, and answered again
             if stays and known.met_outage(one):
                 continue  # it could not ask, and is answered again

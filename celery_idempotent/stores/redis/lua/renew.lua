@@ -2,6 +2,7 @@
 -- KEYS: record, steps [, the owner's slip]
 -- ARGV: record as its holder knows it, lease_ms, keep_ms
 -- Returns: {1, token} renewed | {2, record} lost | {0, raw} unreadable
+--   | {3, token}: it still holds its key, and a copy of the message answers the call
 --   | {4, record}: lost, and the call was answered without this run
 local held = parse(ARGV[1])
 local until_ms = math.floor(now_us() / 1000) + tonumber(ARGV[2])
@@ -22,5 +23,11 @@ if record.state == RUNNING or record.state == COMPENSATING then
   save(renewed, tonumber(ARGV[3]))
 elseif record.done and record.until_ms > 0 then
   save_keep_ttl(renewed)
+elseif record.state == UNKNOWN then
+  local slip = load_slip(KEYS[3])
+  if slip and (slip.answered or math.floor(now_us() / 1000) < slip.sending_ms) then
+    save_slip(KEYS[3], slip, tonumber(ARGV[3]))
+    return {3, held.token}
+  end
 end
 return {1, held.token}
