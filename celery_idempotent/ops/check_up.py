@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ from celery.utils.log import get_logger
 from celery_idempotent.core.options import Settings
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.ops import remote
-from celery_idempotent.ops.doctor import Finding, examine
+from celery_idempotent.ops.doctor import ERROR, HINT, WARNING, Finding, examine
 from celery_idempotent.settings import environment_of
 
 __all__ = ["CheckUpStep"]
@@ -22,6 +23,10 @@ log = get_logger("celery_idempotent")
 _PATIENCE_S: Final = 5.0
 #: What a store that is away is called: tasks wait for it, and so can the checks.
 _AWAY: Final = frozenset(("store-away", "result-backend-away"))
+
+
+#: A worker's log shows hints where it is asked for INFO.
+_LEVELS: Final = {ERROR: logging.ERROR, WARNING: logging.WARNING, HINT: logging.INFO}
 
 
 class CheckUpStep(bootsteps.StartStopStep):
@@ -38,10 +43,15 @@ class CheckUpStep(bootsteps.StartStopStep):
         remote.register()
         found = _examine(parent.app, getattr(parent.pool_cls, "__module__", ""))
         for finding in found:
-            tell = log.error if finding.level == "error" else log.warning
-            tell("%s", finding)
+            # Not one template for all: whoever groups log records has a group for each finding.
+            log.log(
+                _LEVELS[finding.level],
+                f"check-up: {finding.name}: %s",
+                finding.sentence,
+                extra={"idempotency": {"finding": finding.name, **finding.as_dict()}},
+            )
         strict = Settings.from_lookup(parent.app.conf.get, "this app").strict
-        wrong = [finding.name for finding in found if finding.name not in _AWAY]
+        wrong = [it.name for it in found if it.name not in _AWAY and it.level != HINT]
         if strict and wrong:
             raise ConfigurationError(
                 f"idempotency_strict is set, and the check-up found {', '.join(wrong)}: put it "

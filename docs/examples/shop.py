@@ -7,7 +7,11 @@ from celery import Celery
 from celery_idempotent import IdempotentTask
 
 app = Celery("shop", broker="redis://localhost:6379/0", backend="redis://localhost:6379/1")
-app.conf.idempotency_store_url = "redis://localhost:6379/2"
+app.conf.update(
+    idempotency_store_url="redis://localhost:6379/2",
+    task_time_limit=600,  # a body that hangs would hold its key for ever
+    worker_eta_task_limit=1000,  # calls that wait for a key are held in memory
+)
 
 
 def pay(order_id, amount, idempotency_key):

@@ -199,7 +199,13 @@ def test_the_page_of_the_doctor_shows_what_it_writes(
         examination, "check_store", lambda environment, _: check_server(server, "redis://cache/2")
     )
 
-    @app.task(base=IdempotentTask, name="shop.charge", acks_late=False, shared=False)
+    @app.task(
+        base=IdempotentTask,
+        name="shop.charge",
+        acks_late=False,
+        shared=False,
+        idempotency_key="{order}",
+    )
     def charge(order: int) -> int:
         return order
 

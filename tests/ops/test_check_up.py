@@ -27,6 +27,7 @@ Threads.__module__ = "celery.concurrency.thread"
 
 FAULT = Finding("eviction", "error", "the server evicts", "Because.", "Set", "noeviction")
 ADVICE = Finding("no-time-limit", "warning", "there is none", "Because.", "Set", "1200")
+HINTED = Finding("late-redelivery", "hint", "it comes late", "Because.", "Set", "1")
 AWAY = Finding("store-away", "error", "it does not answer", "Because.", "Start it", "it")
 
 
@@ -70,9 +71,27 @@ def test_a_worker_says_what_is_found(
         start(app)
     # Then
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("ERROR", str(FAULT)),
-        ("WARNING", str(ADVICE)),
+        ("ERROR", f"check-up: {FAULT}"),
+        ("WARNING", f"check-up: {ADVICE}"),
     ]
+    assert [vars(record)["idempotency"] for record in caplog.records] == [
+        {"finding": finding.name, **finding.as_dict()} for finding in (FAULT, ADVICE)
+    ]
+    assert len({record.msg for record in caplog.records}) == 2  # groups of their own
+
+
+def test_a_hint_stops_no_worker_and_is_logged_as_information(
+    app: Celery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even a strict one."""
+    # Given
+    find(monkeypatch, HINTED)
+    app.conf.idempotency_strict = True
+    # When
+    with caplog.at_level(logging.INFO, "celery_idempotent"):
+        start(app)
+    # Then
+    assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
 def test_a_strict_worker_does_not_start(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:

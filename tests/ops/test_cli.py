@@ -14,8 +14,9 @@ from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.message import OWN
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.ops.cli import idempotency
+from celery_idempotent.ops.cli import check, idempotency
 from celery_idempotent.ops.cli.console import duration
+from celery_idempotent.ops.doctor import Finding
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.memory import MemoryStore
@@ -523,6 +524,32 @@ def test_doctor_exits_with_nought_where_nothing_is_found(run: Commands, app: Cel
     assert "Nothing found: 1 tasks" in run("doctor", "--text").out
 
 
+@pytest.mark.parametrize(
+    ("level", "fail_on", "code"),
+    [
+        ("hint", "warning", 0),
+        ("hint", "hint", 1),
+        ("warning", "warning", 1),
+        ("warning", "error", 0),
+        ("error", "error", 1),
+        ("error", "never", 0),
+    ],
+)
+def test_doctor_fails_from_a_level_on(
+    run: Commands, monkeypatch: pytest.MonkeyPatch, level: str, fail_on: str, code: int
+) -> None:
+    """The default is a warning; what is found is written in any case."""
+    # Given
+    finding = Finding("late-redelivery", level, "it comes late", "Because.", "Set", "1")
+    monkeypatch.setattr(check, "examine", lambda app: [finding])
+    # When
+    done = run("doctor", "--fail-on", fail_on)
+    # Then
+    assert done.code == code
+    assert [it["name"] for it in done.lines] == ["late-redelivery"]
+    assert run("doctor").code == (0 if level == "hint" else 1)
+
+
 def test_init_db_is_for_databases(run: Commands) -> None:
     """Another store needs no tables."""
     done = run("init-db")
@@ -567,7 +594,7 @@ def test_an_app_without_a_store_is_told_so(
     done = Commands(app, capsys)(command)
     app.close()
     # Then
-    assert done.code == 1
+    assert done.code == (3 if command == "doctor" else 1)
     assert "idempotency_store_url" in done.err
     assert "hunter2" not in done.err
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
-from collections.abc import Iterator
-from datetime import timedelta
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from celery_idempotent import MESSAGE_ID, IdempotentTask
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.doctor import Finding, examination, examine, tenants
 from celery_idempotent.ops.doctor.beat import check_beat, shortest_interval
+from celery_idempotent.ops.doctor.broker import CelerysServers, check_broker
 from celery_idempotent.ops.doctor.findings import Patient, Task
+from celery_idempotent.ops.doctor.keys import check_keys
 from celery_idempotent.ops.doctor.store import check_clock, check_server
 from celery_idempotent.ops.doctor.times import check_times
 from celery_idempotent.ops.doctor.trial import try_run
@@ -38,8 +41,14 @@ GOOD: dict[str, Any] = {
     "task_time_limit": 600,
     "worker_eta_task_limit": 1000,
     "worker_prefetch_multiplier": 1,
+    "broker_transport_options": {"unacked_restore_throttle": 1},
 }
-AMQP = {"broker_url": "amqp://localhost:1//"}
+AMQP = {
+    "broker_url": "amqp://localhost:1//",
+    "broker_transport_options": {"confirm_publish": True},
+}
+#: kombu looks for messages that are due again each time it can.
+OFTEN = {"unacked_restore_throttle": 1}
 GOOD_INFO = {
     "redis_version": "7.2.4",
     "role": "master",
@@ -83,8 +92,31 @@ def patient(
 
 def found(patient: Patient) -> set[str]:
     """The names of what is found without asking a server."""
-    checks = (check_worker, check_times, check_beat)
-    return {finding.name for check in checks for finding in check(patient)}
+    checks = (check_worker, check_keys, check_times, check_beat)
+    told = [finding for check in checks for finding in check(patient)]
+    told += check_broker(patient, NoServers())
+    return {finding.name for finding in told}
+
+
+def _broker(patient: Patient) -> Iterator[Finding]:
+    return check_broker(patient, NoServers())
+
+
+ALL_CHECKS: tuple[Callable[[Patient], Iterator[Finding]], ...] = (
+    check_worker,
+    check_times,
+    _broker,
+)
+
+
+class NoServers(CelerysServers):
+    """Stands for Celery's servers, which say ``said`` of themselves; ``None``: there are none."""
+
+    def __init__(self, said: Server | None = None) -> None:
+        self.said = said
+
+    def at(self, url: str, tls: Any = None) -> list[Server]:
+        return [self.said] if self.said else []
 
 
 def found_at(info: dict[str, str], config: dict[str, str] | None = None) -> set[str]:
@@ -242,8 +274,11 @@ def test_a_trial_run_tells_what_the_store_refused(
         ({}, {}),
         ({"task_time_limit": None}, {"time_limit": 60}),
         (AMQP, {"time_limit": 1800}),
-        ({"broker_transport_options": {"visibility_timeout": 601}}, {}),
-        ({"broker_transport_options": {"visibility_timeout": 3600}}, {"idempotency_ttl": 7200}),
+        ({"broker_transport_options": {"visibility_timeout": 601, **OFTEN}}, {}),
+        (
+            {"broker_transport_options": {"visibility_timeout": 3600, **OFTEN}},
+            {"idempotency_ttl": 7200},
+        ),
         ({}, {"max_retries": 9, "default_retry_delay": 300}),
         ({}, {"autoretry_for": (OSError,), "retry_backoff": True, "max_retries": 10}),
         ({"result_backend": None}, {"ignore_result": True}),
@@ -270,8 +305,14 @@ def test_a_good_configuration_is_not_spoken_of(
         ("switched-off", {}, {"idempotency_mode": "off"}),
         ("shadow", {"idempotency_mode": "shadow"}, {}),
         ("memory-with-processes", {"idempotency_store_url": "memory://doctor"}, {}),
-        ("memory", {"idempotency_store_url": "memory://doctor", "worker_pool": "solo"}, {}),
+        ("memory", {"idempotency_store_url": "memory://doctor", "worker_pool": "gevent"}, {}),
         ("acks-early", {}, {"acks_late": False}),
+        ("always-eager", {"task_always_eager": True}, {}),
+        ("unconfirmed-publish", {"broker_url": "amqp://localhost:1//"}, {}),
+        ("late-redelivery", {"broker_transport_options": {}}, {}),
+        ("time-limit-not-enforced", {"worker_pool": "threads"}, {}),
+        ("time-limit-not-enforced", {"worker_pool": "solo", "task_time_limit": None}, {}),
+        ("key-not-chosen", {}, {"idempotency_key": None}),
         ("lost-with-its-process", {}, {"reject_on_worker_lost": False}),
         ("no-result-backend", {"result_backend": None}, {}),
         ("no-result-backend", {"result_backend": "disabled://"}, {}),
@@ -291,15 +332,19 @@ def test_a_good_configuration_is_not_spoken_of(
         (
             "visibility-below-lease",
             {
-                "broker_transport_options": {"visibility_timeout": 30},
+                "broker_transport_options": {"visibility_timeout": 30, **OFTEN},
                 "task_time_limit": 20,
             },
             {},
         ),
-        ("visibility-below-run", {"broker_transport_options": {"visibility_timeout": 600}}, {}),
+        (
+            "visibility-below-run",
+            {"broker_transport_options": {"visibility_timeout": 600, **OFTEN}},
+            {},
+        ),
         (
             "visibility-below-countdown",
-            {"broker_transport_options": {"visibility_timeout": 700}},
+            {"broker_transport_options": {"visibility_timeout": 700, **OFTEN}},
             {"default_retry_delay": 700, "max_retries": 1},
         ),
         ("tiny-window", {}, {"idempotency_ttl": 0.1}),
@@ -326,9 +371,109 @@ def test_no_window_is_no_fault(made: list[Celery]) -> None:
 def test_a_pool_that_shares_memory_may_keep_records_there(made: list[Celery]) -> None:
     """What the worker's pool is outranks what the app would use."""
     conf = {"idempotency_store_url": "memory://doctor"}
-    assert found(patient(made, conf, pool="celery.concurrency.thread")) == {"memory"}
+    assert found(patient(made, conf, pool="celery.concurrency.gevent")) == {"memory"}
     assert found(patient(made, conf, pool="celery.concurrency.prefork")) == {
         "memory-with-processes"
+    }
+
+
+@pytest.mark.parametrize(
+    ("info", "config", "levels"),
+    [
+        ({}, GOOD_CONFIG, []),
+        ({"maxmemory_policy": "allkeys-lru"}, GOOD_CONFIG, ["error"]),
+        ({"maxmemory_policy": "volatile-lru"}, GOOD_CONFIG, ["warning"]),
+        ({"aof_enabled": "0"}, GOOD_CONFIG, ["error"]),
+        ({"aof_enabled": "0"}, {**GOOD_CONFIG, "save": "3600 1"}, []),
+    ],
+    ids=str,
+)
+def test_a_broker_that_loses_calls_is_named(
+    made: list[Celery], info: dict[str, str], config: dict[str, str], levels: list[str]
+) -> None:
+    """One that evicts, or keeps nothing on disk; snapshots are the user's choice."""
+    told = check_broker(patient(made), NoServers(Server({**GOOD_INFO, **info}, config)))
+    assert [(it.name, it.level) for it in told] == [("forgetful-broker", it) for it in levels]
+
+
+def timed(order: int, sent_at: datetime) -> int: ...
+def traced(order: int, requestId: str) -> int: ...  # noqa: N803
+def numbered(order: int, id: uuid.UUID = uuid.uuid4()) -> int: ...  # noqa: B008
+def stamped(order: int, timestamp: float = 0) -> int: ...
+def planned(order: int, day: date, created_at: str = "") -> int: ...
+def due(order: int, due: datetime) -> int: ...
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (timed, ["sent_at"]),
+        (traced, ["requestId"]),
+        (numbered, ["id"]),
+        (stamped, ["timestamp"]),
+        (planned, []),
+        (due, []),
+    ],
+)
+def test_an_argument_that_differs_each_time_is_named(
+    made: list[Celery], body: Callable[..., int], names: list[str]
+) -> None:
+    """By its name, or by a default that is made anew in each process; and the key without it."""
+    # Given
+    app = Celery("shop", set_as_current=False)
+    made.append(app)
+    app.conf.update(GOOD)
+    app.task(body, base=IdempotentTask, name="shop.charge", shared=False)
+    app.finalize()
+    tasks = [Task(task.name, task, setup) for task, setup in setups(app)]
+    # When
+    (finding,) = check_keys(Patient(app, environment_of(app), tasks))
+    # Then
+    assert finding.name == ("volatile-argument" if names else "key-not-chosen")
+    if names:
+        assert names[0] in finding.what
+        assert finding.value == "idempotency_key = ('order',)"
+
+
+@pytest.mark.parametrize("conf", [{}, {"broker_url": "amqp://localhost:1//"}], ids=str)
+def test_who_follows_the_advice_is_given_no_other(made: list[Celery], conf: dict[str, Any]) -> None:
+    """Each fix is a setting that can be written as it stands, and leads to no other finding."""
+    # Given
+    plain = {name: None for name in GOOD if name.startswith(("task_", "worker_eta"))}
+    settings = {**plain, "worker_prefetch_multiplier": 4, "broker_transport_options": {}, **conf}
+    # When
+    for _ in range(10):
+        examined = patient(made, settings)
+        told = [it for check in ALL_CHECKS for it in check(examined)]
+        if not told:
+            break
+        before = len(told)
+        name, _, value = told[0].value.partition(" = ")
+        settings[name] = ast.literal_eval(value)
+        examined = patient(made, settings)
+        after = [it.name for check in ALL_CHECKS for it in check(examined)]
+        # Then
+        assert len(after) == before - 1, (told[0], after)
+    assert told == []
+
+
+def test_a_project_with_a_prefix_is_told_its_own_names(
+    made: list[Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Django's settings begin with CELERY_; what stands on a task does not."""
+    # Given
+    monkeypatch.setattr(examination, "check_store", lambda *_: iter(()))
+    app = patient(
+        made, {"task_time_limit": None, "broker_transport_options": {}}, acks_late=False
+    ).app
+    monkeypatch.setattr(examination, "prefix_of", lambda app: "CELERY_")
+    # When
+    told = {finding.name: finding.value for finding in examine(app)}
+    # Then
+    assert told == {
+        "acks-early": "acks_late = True",
+        "no-time-limit": "CELERY_TASK_TIME_LIMIT = 1200",
+        "late-redelivery": "CELERY_BROKER_TRANSPORT_OPTIONS = {'unacked_restore_throttle': 1}",
     }
 
 

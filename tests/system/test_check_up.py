@@ -30,12 +30,15 @@ def app_of(store: RedisServer, **settings: Any) -> Celery:
         task_time_limit=600,
         worker_eta_task_limit=1000,
         worker_prefetch_multiplier=1,
+        broker_transport_options={"unacked_restore_throttle": 1},
     )
     app.conf.update(settings)
     return app
 
 
 def add_task(app: Celery, **options: Any) -> None:
+    options = {"idempotency_key": "order:{order}", **options}
+
     @app.task(base=IdempotentTask, name="shop.charge", shared=False, **options)
     def charge(order: int = 1) -> int:
         return order
@@ -60,6 +63,7 @@ def test_each_fault_of_a_bad_configuration_is_named() -> None:
         app = app_of(
             server,
             result_backend=results.url(),
+            broker_url="amqp://localhost:1//",
             broker_transport_options={"visibility_timeout": 20},
             task_time_limit=None,
             worker_eta_task_limit=None,
@@ -86,6 +90,7 @@ def test_each_fault_of_a_bad_configuration_is_named() -> None:
         "eviction",
         "no-persistence",
         "forgetful-result-backend",
+        "unconfirmed-publish",
         "acks-early",
         "task-serializer",
         "pickle",
@@ -156,7 +161,12 @@ def test_a_strict_worker_starts_with_a_good_store(
     system = make_redis_system(
         store=own_server,
         idempotency_strict=True,
-        idempotency_accept=["forgetful-result-backend"],
+        idempotency_accept=[
+            "forgetful-broker",
+            "forgetful-result-backend",
+            "key-not-chosen",
+            "late-redelivery",
+        ],
         task_time_limit=600,
         worker_eta_task_limit=1000,
     )
@@ -173,7 +183,12 @@ def test_a_store_that_hangs_holds_up_no_start(
 ) -> None:
     """The worker starts, strict or not; its tasks wait, and run when the store is back."""
     # Given
-    accepted = ["forgetful-result-backend", "no-time-limit", "eta-unlimited"]
+    accepted = [
+        "forgetful-broker",
+        "forgetful-result-backend",
+        "no-time-limit",
+        "eta-unlimited",
+    ]
     system = make_redis_system(
         store=own_server, idempotency_strict=strict, idempotency_accept=accepted
     )

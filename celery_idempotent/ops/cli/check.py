@@ -7,29 +7,46 @@ from typing import Final
 
 import click
 
+from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops.cli.console import Console, command, format_option
-from celery_idempotent.ops.doctor import Finding, examine
+from celery_idempotent.ops.doctor import LEVELS, WARNING, Finding, examine
 from celery_idempotent.ops.lookup import setups
 
 __all__ = ["doctor_command"]
 
 _WIDTH: Final = 96
+#: The exit code where the configuration is so wrong that nothing can be examined.
+_NOT_EXAMINED: Final = 3
 
 
 @click.command("doctor")
+@click.option(
+    "--fail-on",
+    type=click.Choice([*LEVELS, "never"]),
+    default=WARNING,
+    show_default=True,
+    help="Exit with 1 where something of this level is found, or worse.",
+)
 @format_option
 @click.pass_context
 @command
-def doctor_command(ctx: click.Context, as_json: bool | None) -> None:
+def doctor_command(ctx: click.Context, fail_on: str, as_json: bool | None) -> None:
     """Say what is wrong with the configuration, why that matters, and what to set.
 
     Looks at the app's settings and tasks, at its periodic tasks, and at the servers that hold
-    records and results. Workers check the same when they start. Exits with 1 where something is
-    found; what you accept goes into idempotency_accept, by the name of the finding.
+    records, results and messages, and makes a trial run with a key of its own. Workers check the
+    same when they start. What you accept goes into idempotency_accept, by the name of the finding.
+
+    Exit codes: 0, nothing of that level was found; 1, something was; 2, wrongly asked; 3, the app
+    could not be examined.
     """
     console = Console(ctx.obj, as_json)
-    environment = console.environment()
-    found = examine(console.app)
+    try:
+        environment = console.environment()
+        found = examine(console.app)
+    except IdempotencyError as exc:
+        console.remark(f"Error: {exc}")
+        ctx.exit(_NOT_EXAMINED)
     if console.as_json:
         console.write_lines(finding.as_dict() for finding in found)
     elif not found:
@@ -39,7 +56,8 @@ def doctor_command(ctx: click.Context, as_json: bool | None) -> None:
         if number:
             console.say()
         _say(console, finding)
-    if found:
+    failing = LEVELS[: LEVELS.index(fail_on) + 1] if fail_on in LEVELS else ()
+    if any(finding.level in failing for finding in found):
         ctx.exit(1)
 
 

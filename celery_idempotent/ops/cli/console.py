@@ -35,6 +35,7 @@ _COLOURS: Final = {
     "unreadable": "red",
     "error": "red",
     "warning": "yellow",
+    "hint": "cyan",
 }
 
 Row = Mapping[str, Any]

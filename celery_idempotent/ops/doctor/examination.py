@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from redis.exceptions import AuthenticationError, ResponseError
 
 from celery_idempotent.core.options import Settings
-from celery_idempotent.errors import ConfigurationError, StoreError
+from celery_idempotent.errors import StoreError
 from celery_idempotent.ops.doctor.beat import check_beat
+from celery_idempotent.ops.doctor.broker import CelerysServers, check_broker
 from celery_idempotent.ops.doctor.findings import ERROR, LEVELS, WARNING, Finding, Patient, Task
+from celery_idempotent.ops.doctor.keys import check_keys
+from celery_idempotent.ops.doctor.prefix import prefix_of, with_prefix
 from celery_idempotent.ops.doctor.store import check_clock, check_server, keeps_nothing
 from celery_idempotent.ops.doctor.tenants import check_tenants
 from celery_idempotent.ops.doctor.times import check_times
@@ -20,7 +22,7 @@ from celery_idempotent.ops.doctor.trial import Refusal, told_of_refusals, try_ru
 from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
 from celery_idempotent.settings import Environment, environment_of
-from celery_idempotent.stores.base import Store, mask_url, store_from_url
+from celery_idempotent.stores.base import Store, mask_url
 from celery_idempotent.stores.redis.servers import AskableStore
 from celery_idempotent.worker.boot import check_names
 
@@ -47,16 +49,21 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
     tasks = [Task(task.name, task, setup) for task, setup in setups(app)]
     patient = Patient(app, environment, tasks, pool)
     settings = Settings.from_lookup(app.conf.get, "this app")
+    servers = CelerysServers(environment.where)
     found = [
         *check_store(environment, settings.wait_replicas),
-        *check_results_server(app, environment.where),
+        *check_results_server(app, servers),
+        *check_broker(patient, servers),
         *check_worker(patient),
+        *check_keys(patient),
         *check_times(patient),
         *check_beat(patient),
         *check_tenants(patient),
     ]
     kept = [finding for finding in found if finding.name not in settings.accept]
-    return _without_doubles(sorted(kept, key=lambda finding: LEVELS.index(finding.level)))
+    kept.sort(key=lambda finding: LEVELS.index(finding.level))
+    prefix = prefix_of(app)
+    return [with_prefix(finding, prefix) for finding in _without_doubles(kept)]
 
 
 def _without_doubles(findings: list[Finding]) -> list[Finding]:
@@ -123,20 +130,14 @@ def _away(error: StoreError, where: str) -> Finding:
     )
 
 
-def check_results_server(app: Any, store_where: str) -> Iterator[Finding]:
+def check_results_server(app: Any, servers: CelerysServers) -> Iterator[Finding]:
     """Check the server that holds the results, where it is a Redis other than the store's."""
     url = app.conf.result_backend
     if not isinstance(url, str) or not url.startswith(("redis://", "rediss://")):
         return
     where = mask_url(url)
-    if _place(where) == _place(store_where):
-        return
     try:
-        store = store_from_url(url)
-    except ConfigurationError:
-        return  # Celery knows options here that a store doesn't
-    try:
-        servers = store.servers() if isinstance(store, AskableStore) else []
+        found = servers.at(url, app.conf.redis_backend_use_ssl)
     except StoreError as exc:
         yield Finding(
             "result-backend-away",
@@ -147,9 +148,7 @@ def check_results_server(app: Any, store_where: str) -> Iterator[Finding]:
             f"result_backend, which is {where}",
         )
         return
-    finally:
-        store.close()
-    for server in servers:
+    for server in found:
         policy = server.info.get("maxmemory_policy", "noeviction")
         if policy != "noeviction" or keeps_nothing(server):
             does = f"evicts ({policy})" if policy != "noeviction" else "keeps nothing on disk"
@@ -162,11 +161,3 @@ def check_results_server(app: Any, store_where: str) -> Iterator[Finding]:
                 "Set, in that server's configuration",
                 "maxmemory-policy noeviction and appendonly yes",
             )
-
-
-def _place(url: str) -> tuple[str | None, int | None]:
-    try:
-        parts = urlsplit(url)
-        return parts.hostname, parts.port or 6379
-    except ValueError:
-        return None, None

@@ -44,8 +44,13 @@ class Finding:
         """Return what goes into JSON."""
         return asdict(self)
 
+    @property
+    def sentence(self) -> str:
+        """The problem, why it matters, and what to write, in a line."""
+        return f"{self.what}. {self.why} {self.fix}: {self.value}"
+
     def __str__(self) -> str:
-        return f"{self.name}: {self.what}. {self.why} {self.fix}: {self.value}"
+        return f"{self.name}: {self.sentence}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +76,50 @@ class Patient:
     #: The module of the pool's class in a worker; ``None``: what the app would use.
     pool: str | None = None
 
+    @property
+    def pool_name(self) -> str:
+        """What the pool is called: ``prefork``, ``threads``, ``solo``, ``gevent``, ..."""
+        pool = self.pool if self.pool is not None else str(self.app.conf.worker_pool)
+        name = pool.rpartition(".")[2].partition(":")[0]
+        return "threads" if name == "thread" else name
+
+    @property
+    def broker_scheme(self) -> str:
+        """The beginning of the broker's URL; an app without one uses AMQP."""
+        conf = self.app.conf
+        url = conf.broker_write_url or conf.broker_url or "amqp"
+        if isinstance(url, (list, tuple)):
+            url = url[0] if url else "amqp"
+        return str(url).split(";")[0].partition(":")[0].lower()
+
+    @property
+    def speaks_amqp(self) -> bool:
+        """Whether the broker is RabbitMQ, or another one that speaks AMQP."""
+        return self.broker_scheme in ("amqp", "amqps", "pyamqp", "librabbitmq")
+
+    def transport_options(self, **more: Any) -> str:
+        """Return the setting of the transport's options, with these beside those that are set."""
+        options = {**(self.app.conf.broker_transport_options or {}), **more}
+        shown = {name: "..." if _is_secret(name) else value for name, value in options.items()}
+        return f"broker_transport_options = {shown!r}"
+
     def time_limit(self, task: Task) -> float | None:
         """How long a run of a task may take; ``None``: as long as it likes."""
         hard = task.task.time_limit or self.app.conf.task_time_limit
         return float(hard) if hard else None
 
 
+def _is_secret(name: str) -> bool:
+    return any(word in name.lower() for word in ("pass", "secret", "token", "kwargs"))
+
+
 def about(tasks: Iterable[Task]) -> str:
-    """Name some tasks: the first few, and how many more."""
+    """Return the names of the first few tasks, and how many more there are."""
     names = sorted(task.name for task in tasks)
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
 
 
 def seconds(number: float) -> str:
-    """Give a time as it stands in a setting."""
+    """Return a time as it stands in a setting."""
     return f"{number:g} s"

@@ -27,7 +27,10 @@ _SHORTEST_LEASE_S: Final = 3.0
 _CONSUMER_TIMEOUT_S: Final = 1800.0
 #: What no duplicate comes later than that does not come at the same time.
 _SHORTEST_WINDOW_S: Final = 1.0
-_LIMIT_S: Final = 1200.0
+#: Time limits that are advised, the longest first.
+_LIMITS_S: Final = (1200.0, 600.0, 300.0, 120.0, 60.0, 30.0, 10.0)
+#: Pools that can't stop a body.
+_ENFORCE_NONE: Final = ("threads", "solo", "eventlet")
 
 
 def check_times(patient: Patient) -> Iterator[Finding]:
@@ -60,19 +63,29 @@ def _lease(patient: Patient) -> Iterator[Finding]:
 
 def _limits(patient: Patient) -> Iterator[Finding]:
     endless = _those(patient, lambda task: patient.time_limit(task) is None)
-    if endless:
+    enforces = patient.pool_name not in _ENFORCE_NONE
+    if not enforces and _those(patient, lambda _: True):
+        yield Finding(
+            "time-limit-not-enforced",
+            WARNING,
+            f"the pool {patient.pool_name} enforces no time limit, whatever task_time_limit says",
+            "A body that hangs holds its key for ever: its process lives and renews the lease.",
+            "Give each call to another service a timeout of its own, or take another pool",
+            'worker_pool = "prefork"',
+        )
+    elif endless:
         yield Finding(
             "no-time-limit",
             WARNING,
             f"there is no time limit ({about(endless)})",
             "A body that hangs holds its key for ever: its process lives and renews the lease.",
             "Set a limit that no healthy run reaches",
-            f"task_time_limit = {_LIMIT_S:g}",
+            f"task_time_limit = {_fitting_limit(patient, endless):g}",
         )
     if patient.environment.visibility:
         return
     long = _those(patient, lambda task: (patient.time_limit(task) or 0) > _CONSUMER_TIMEOUT_S)
-    if long and _speaks_amqp(patient):
+    if long and patient.speaks_amqp:
         most = max(patient.time_limit(task) or 0 for task in long)
         yield Finding(
             "consumer-timeout",
@@ -83,6 +96,24 @@ def _limits(patient: Patient) -> Iterator[Finding]:
             "Set, in rabbitmq.conf, in milliseconds (and accept this finding then)",
             f"consumer_timeout = {int(2 * most * 1000)}",
         )
+
+
+def _fitting_limit(patient: Patient, tasks: list[Task]) -> float:
+    """Return a time limit that leads to no other finding."""
+    visibility = patient.environment.visibility
+    turns = 1 + max(1, int(patient.app.conf.worker_prefetch_multiplier))
+
+    def fits(limit: float) -> bool:
+        return all(
+            (not task.options.ttl or limit <= task.options.ttl)
+            and (
+                task.options.on_running == "raise"
+                or limit + retries_horizon(task) <= task.options.wait_timeout
+            )
+            for task in tasks
+        ) and not (visibility and limit * turns >= visibility)
+
+    return next(filter(fits, _LIMITS_S), _LIMITS_S[-1])
 
 
 def _visibility(patient: Patient) -> Iterator[Finding]:
@@ -98,7 +129,7 @@ def _visibility(patient: Patient) -> Iterator[Finding]:
             "Every message comes again before its process can be known dead: its copies circle, "
             "and crashed runs are counted that never were.",
             "Lengthen it, at the broker",
-            _visibility_of(max(3600.0, least)),
+            _visibility_of(patient, max(3600.0, least)),
         )
     runs = _those(patient, lambda task: (patient.time_limit(task) or 0) >= visibility)
     if runs:
@@ -111,7 +142,7 @@ def _visibility(patient: Patient) -> Iterator[Finding]:
             "The message of a run that takes longer comes again while it runs; its copies wait, "
             "and go round until it ends.",
             "Lengthen it, at the broker, or shorten the time limit",
-            _visibility_of(2 * most),
+            _visibility_of(patient, 2 * most),
         )
     delayed = _those(patient, lambda task: longest_delay(task) >= visibility)
     if delayed:
@@ -124,7 +155,7 @@ def _visibility(patient: Patient) -> Iterator[Finding]:
             "A worker holds such a message until it is due, and the broker gives it to another "
             "one meanwhile: it multiplies.",
             "Lengthen it, at the broker, or shorten the delay",
-            _visibility_of(2 * most),
+            _visibility_of(patient, 2 * most),
         )
 
 
@@ -217,23 +248,18 @@ def _shortest_window(tasks: list[Task]) -> float:
     return min(task.options.ttl for task in tasks)
 
 
-def _visibility_of(timeout: float) -> str:
-    return f"broker_transport_options = {{'visibility_timeout': {int(timeout)}}}"
-
-
-def _speaks_amqp(patient: Patient) -> bool:
-    url = str(patient.app.conf.broker_read_url or patient.app.conf.broker_url or "amqp")
-    return url.partition(":")[0] in ("amqp", "amqps", "pyamqp", "librabbitmq")
+def _visibility_of(patient: Patient, timeout: float) -> str:
+    return patient.transport_options(visibility_timeout=int(timeout))
 
 
 def longest_delay(task: Task) -> float:
-    """Give the longest that one retry of a task is put off for, as far as its options tell."""
+    """Return the longest delay of a retry of a task, as far as its options tell."""
     delays = _delays(task)
     return max(delays) if delays else 0.0
 
 
 def retries_horizon(task: Task) -> float:
-    """Give how long all retries of a task are put off for, as far as its options tell."""
+    """Return how long all retries of a task are put off for, as far as its options tell."""
     return sum(_delays(task))
 
 

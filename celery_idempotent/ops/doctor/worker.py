@@ -29,6 +29,7 @@ _ETA_LIMIT: Final = 1000
 def check_worker(patient: Patient) -> Iterator[Finding]:
     """Check what workers do with messages and results."""
     yield from _mode(patient)
+    yield from _eager(patient)
     yield from _pool(patient)
     yield from _acknowledging(patient)
     yield from _results(patient)
@@ -60,11 +61,23 @@ def _mode(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _eager(patient: Patient) -> Iterator[Finding]:
+    if patient.app.conf.task_always_eager:
+        yield Finding(
+            "always-eager",
+            WARNING,
+            "each call runs at once where it is made (task_always_eager)",
+            "No worker gets a message: a crash of the caller loses the call, and nothing is run "
+            "again.",
+            "Leave it to tests",
+            "task_always_eager = False",
+        )
+
+
 def _pool(patient: Patient) -> Iterator[Finding]:
     if not isinstance(patient.environment.store, MemoryStore):
         return
-    pool = patient.pool if patient.pool is not None else str(patient.app.conf.worker_pool)
-    if pool.endswith("prefork"):
+    if patient.pool_name == "prefork":
         yield Finding(
             "memory-with-processes",
             ERROR,
