@@ -279,9 +279,13 @@ def _answer_changed(known: _History) -> _Found:
             and known.stood_still_at(run.began.process, first.at)
         ]
         memories = [one.until for one in known["settled"] if _id_of(one.call) == call]
+        earlier = [run for run in runs if run.began.at < first.at]
+        retried = [run.began.at for run in runs if known.is_retried_by_hand(run, earlier)]
         for one in later:
             if (one.state, one.value) == (first.state, first.value):
                 continue
+            if min(retried, default=math.inf) <= one.at:
+                continue  # by the retry of a run that left no result, or after it
             if 0 < min(memories, default=0.0) < one.at:
                 continue  # so late that nobody remembers
             if one.state in _FINAL and (one.by in late or known.is_replaced_at(call, first.at)):
