@@ -1,4 +1,4 @@
-"""How to test your own tasks without a broker and without Redis."""
+"""test_mail.py: how to test your own tasks without a broker and without Redis."""
 
 import pytest
 from celery import Celery

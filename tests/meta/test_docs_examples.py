@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
-from tests.support.printed import END, samples
+from tests.support.printed import END, samples, steps_of_the_readme
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
@@ -97,66 +97,81 @@ def test_what_is_not_encrypted_is_found_in_the_store(
     assert "AssertionError: (['Ann', 'Miller'" in done.stderr or "'finding'" in done.stderr
 
 
-@pytest.fixture
-def shop(redis_server: RedisServer, tmp_path: Path) -> Iterator[Path]:
-    """The quick start in a folder, on a private server, with its worker running."""
-    for name in QUICK_START:
-        put(name, (EXAMPLES / name).read_text(encoding="utf-8"), tmp_path, redis_server)
+def test_the_readme_can_be_followed(redis_server: RedisServer, tmp_path: Path) -> None:
+    """From its top to its end in an empty folder: each file is saved, each command is typed."""
+    # Given
+    programs = str(Path(sys.executable).parent)
+    env = {**environment(), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    written: dict[str, str] = {}
+    workers: list[subprocess.Popen[bytes]] = []
     log_path = tmp_path / "worker.log"
+    # When
+    try:
+        for name, text in steps_of_the_readme():
+            if name:
+                put(name, text, tmp_path, redis_server)
+            elif text == "pip install .":
+                pass  # it is what the tests themselves were installed by
+            elif " worker " in text:
+                workers.append(worker_of(text, tmp_path, env, log_path))
+            else:
+                written[text] = typed(text, tmp_path, env)
+
+        def duplicates() -> list[str]:
+            shown = typed("celery -A shop idempotency show order:42", tmp_path, env)
+            found: list[str] = json.loads(shown)["duplicates"]
+            return found
+
+        # Then
+        listed = written["celery -A shop idempotency list"].splitlines()
+        assert {json.loads(line)["key"] for line in listed} == {"order:42", "req-7f3a"}
+        assert "order:42 was used before" in written["python mismatch.py"]
+        assert "1 passed" in written["pytest test_mail.py"]
+        # And what was not refused made two charges, as the comments say
+        log = log_path.read_text()
+        assert log.count("outcome='deduplicated'") == 3  # two in calls.py, one in mismatch.py
+        # And what workers add to the journal, a moment later
+        eventually(lambda: len(duplicates()) == 2, "the duplicates are in the journal", timeout=60)
+    finally:
+        for worker in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGKILL)
+            worker.wait()
+
+
+def typed(command: str, directory: Path, env: dict[str, str]) -> str:
+    """Type a command; what it writes."""
+    done = subprocess.run(
+        shlex.split(command),
+        cwd=directory,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, (command, done.stdout, done.stderr)
+    return done.stdout
+
+
+def worker_of(
+    command: str, directory: Path, env: dict[str, str], log_path: Path
+) -> subprocess.Popen[bytes]:
+    """Start a worker as it is typed, and wait until it is ready."""
     with open(log_path, "wb") as log:
         worker = subprocess.Popen(
-            [sys.executable, "-m", "celery", "-A", "shop", "worker", "-c", "2", "-l", "INFO"],
-            cwd=tmp_path,
-            env=environment(),
+            shlex.split(command),
+            cwd=directory,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-    try:
-        eventually(
-            lambda: b" ready." in log_path.read_bytes() or worker.poll() is not None,
-            "the worker is ready",
-            timeout=60,
-        )
-        assert worker.poll() is None, log_path.read_text()
-        yield tmp_path
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
-
-
-def test_the_quick_start_works(shop: Path) -> None:
-    """Its calls are answered as it says, and the same key for something else is refused."""
-    # When
-    calls, mismatch = run("calls.py", shop), run("mismatch.py", shop)
-    # Then
-    assert calls.returncode == 0, calls.stderr + (shop / "worker.log").read_text()
-    assert mismatch.returncode == 0, mismatch.stderr
-    assert "order:42 was used before" in mismatch.stdout
-    # And the calls that were not refused made two charges, as the comments say
-    log = (shop / "worker.log").read_text()
-    assert log.count("outcome='deduplicated'") == 3  # two in calls.py, one in mismatch.py
-
-
-def test_a_duplicate_can_be_seen_from_another_terminal(shop: Path) -> None:
-    """The commands of the README name the keys, and the duplicates of one."""
-    # Given
-    assert run("calls.py", shop).returncode == 0
-    # When
-    commands = ("-m", "celery", "-A", "shop", "idempotency")
-    listed = run("list", shop, *commands)
-    # Then
-    assert {json.loads(line)["key"] for line in listed.stdout.splitlines()} == {
-        "order:42",
-        "req-7f3a",
-    }
-
-    def duplicates() -> list[str]:
-        shown = run("order:42", shop, *commands, "show")
-        found: list[str] = json.loads(shown.stdout)["duplicates"]
-        return found
-
-    # And what workers add to the journal, a moment later
-    eventually(lambda: len(duplicates()) == 1, "the duplicate is in the journal", timeout=60)
+    eventually(
+        lambda: b" ready." in log_path.read_bytes() or worker.poll() is not None,
+        "the worker is ready",
+        timeout=60,
+    )
+    assert worker.poll() is None, log_path.read_text()
+    return worker
