@@ -8,6 +8,8 @@ ARGS ?=
 # Tests mostly wait; more than this many at once and the deadlines of some come near.
 JOBS ?= 3
 STAMP = $(VENV)/.stamp
+# Tests start hundreds of processes: each would compile all of the library again.
+export PYTHONDONTWRITEBYTECODE :=
 DECLARED := setup.cfg setup.py pyproject.toml Makefile
 
 .DEFAULT_GOAL := help
