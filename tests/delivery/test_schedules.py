@@ -120,23 +120,24 @@ def _forgetful() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("fault", "rule"),
+    ("fault", "rule", "likely"),
     [
-        pytest.param(_stolen, "overlap", id="a live lease is taken over"),
-        pytest.param(_unfenced, "accepted twice", id="a late end is taken"),
-        pytest.param(_unnoted, "callbacks twice", id="no note is set"),
-        pytest.param(_dropped, "lost", id="a waiting message is dropped"),
-        pytest.param(_mistaken, "wrong answer", id="a wrong outcome is replayed"),
-        pytest.param(_forgetful, "ran again", id="what is done is forgotten"),
+        pytest.param(_stolen, "overlap", 2, id="a live lease is taken over"),
+        pytest.param(_unfenced, "accepted twice", 196, id="a late end is taken"),
+        pytest.param(_unnoted, "callbacks twice", 8, id="no note is set"),
+        pytest.param(_dropped, "lost", 2, id="a waiting message is dropped"),
+        pytest.param(_mistaken, "wrong answer", 1, id="a wrong outcome is replayed"),
+        pytest.param(_forgetful, "ran again", 29, id="what is done is forgotten"),
     ],
 )
 def test_schedules_notice_a_fault(
-    fault: Callable[[], AbstractContextManager[None]], rule: str
+    fault: Callable[[], AbstractContextManager[None]], rule: str, likely: int
 ) -> None:
     """With a guard taken out of the library, a schedule breaks the promise that it held."""
     # Given a library without that guard
     with fault():
-        # When schedules are played
-        found = any(one.startswith(rule) for seed in range(1, 200) for one in broken(play(seed)))
+        # When schedules are played, first the one that has shown it before
+        seeds = (likely, *range(1, 250))
+        found = any(one.startswith(rule) for seed in seeds for one in broken(play(seed)))
     # Then one of them shows it
     assert found
