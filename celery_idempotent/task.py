@@ -28,7 +28,12 @@ from celery_idempotent.delivery.guard import guard
 from celery_idempotent.delivery.retrying import RetryingTask
 from celery_idempotent.delivery.task_checks import check_class, watch_body
 from celery_idempotent.delivery.waiting import StartedLater, say_started
-from celery_idempotent.errors import ConfigurationError, KeyDerivationError
+from celery_idempotent.errors import (
+    ConfigurationError,
+    IdempotencyInProgress,
+    IdempotencyKeyMismatch,
+    KeyDerivationError,
+)
 from celery_idempotent.publishing import first_call, id_of_call, with_key
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.transaction import run_without_claim
@@ -103,6 +108,7 @@ class IdempotentTask(RetryingTask):
                 cls._idempotency = task_setup(cls, app, _METHODS, name)
                 cls._idempotency_of = name
                 cls.track_started = StartedLater(bool(cls.track_started))
+                cls.throws = _with_expected(cls.throws)
                 install(app)
         return bound
 
@@ -400,6 +406,12 @@ class IdempotentTask(RetryingTask):
         return setup.scheme.derive(args, kwargs, explicit=explicit, task=self)
 
 
+def _with_expected(throws: Any) -> tuple[Any, ...]:
+    """Add to a task's ``throws`` what Celery is to log in one line, without a traceback."""
+    known = throws if isinstance(throws, tuple) else (throws,) if throws else ()
+    return (*known, *(it for it in _EXPECTED if it not in known))
+
+
 def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether a call of exactly this function gets as far as its body."""
     try:
@@ -410,6 +422,9 @@ def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         pass  # it has no readable signature
     return True
 
+
+#: Errors that are no fault of the task: its caller is told what another call does, or did.
+_EXPECTED = (IdempotencyInProgress, IdempotencyKeyMismatch)
 
 #: With any of these a call is a part of something else, which needs its message.
 _COMPOSED = (

@@ -252,8 +252,8 @@ class Options(_FromLookup):
 
     #: What a duplicate does that finds its key running. Default: ``"wait"``: it is put back with a
     #: delay, without holding a worker, until it can give the first call's answer. ``"raise"``: it
-    #: fails with ``IdempotencyInProgress``. ``"drop"``: it is ignored, without a result; a message
-    #: that others depend on (a chord's, a chain's, one with a link) waits all the same.
+    #: fails with ``IdempotencyInProgress``. ``"drop"``: it ends as REVOKED, with its reason; a
+    #: message that others depend on (a chord's, a chain's, one with a link) waits all the same.
     on_running: str = field(default="wait", metadata=_checked(_one_of("wait", "raise", "drop")))
 
     #: How long a duplicate waits in all before it fails with ``IdempotencyInProgress``. Seconds or

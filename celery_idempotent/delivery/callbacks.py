@@ -20,6 +20,7 @@ __all__ = [
     "AFTER_TRACE",
     "AfterTrace",
     "after_trace",
+    "duplicate_of",
     "hand_over",
     "send_tail",
     "show_duplicate",
@@ -67,10 +68,16 @@ def silence(request: Any) -> None:
 
 def show_duplicate(delivery: Delivery, record: Record, *, shadow: bool = False) -> None:
     """Let the worker's events name the original of a duplicate, once the duplicate succeeded."""
+    after_trace().duplicate = duplicate_of(delivery, record, shadow=shadow)
+
+
+def duplicate_of(delivery: Delivery, record: Record, *, shadow: bool = False) -> Duplicate | None:
+    """Return what the worker's events say of a duplicate; ``None``: nobody hears them."""
     # An eager call is inside another's tracer.
-    if delivery.environment.events and not delivery.eager and were_sent(delivery.request):
-        original, key = record.owner_id or "", delivery.call_key.readable
-        after_trace().duplicate = Duplicate(key, original, delivery.claimant.key, shadow)
+    if delivery.eager or not (delivery.environment.events and were_sent(delivery.request)):
+        return None
+    original, key = record.owner_id or "", delivery.call_key.readable
+    return Duplicate(key, original, delivery.claimant.key, shadow)
 
 
 def hand_over(delivery: Delivery, result: Any) -> Any:

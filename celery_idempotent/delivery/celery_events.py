@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
 from celery_idempotent.core.keys import record_key
@@ -19,6 +20,7 @@ from celery_idempotent.settings import environment_of
 __all__ = [
     "SHADOW_STATE",
     "STATE",
+    "Dropped",
     "Duplicate",
     "MarkedRepr",
     "follow_up",
@@ -74,6 +76,28 @@ class Duplicate(NamedTuple):
             "idempotency_record": self.record,
         }
         return "task-shadow-duplicate" if self.shadow else "task-deduplicated", fields
+
+
+class Dropped(Ignore):  # type: ignore[misc, unused-ignore]
+    """Leaves a duplicate that was dropped: its call has ended as REVOKED.
+
+    Args:
+        reason: what its caller is told.
+        duplicate: the fields of the :class:`Duplicate`, for the events; none: nobody hears them.
+    """
+
+    def __init__(self, reason: str, *duplicate: Any) -> None:
+        super().__init__(reason, *duplicate)
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        """Return the events of its end: their types and fields."""
+        reason, *duplicate = self.args
+        if not duplicate:
+            return []
+        kind, fields = Duplicate(*duplicate).event("")
+        fields["result"] = reason
+        revoked = {"terminated": False, "signum": None, "expired": False}
+        return [("task-revoked", revoked), (kind, fields)]
 
 
 class MarkedRepr(str):

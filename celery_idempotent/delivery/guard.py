@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
-from celery_idempotent.core.record import State
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import (
     NEVER_MS,
     Busy,
@@ -23,13 +23,26 @@ from celery_idempotent.core.verdicts import (
     Unknown,
 )
 from celery_idempotent.delivery.attempt import Attempt
-from celery_idempotent.delivery.callbacks import after_trace, hand_over, show_duplicate, silence
+from celery_idempotent.delivery.callbacks import (
+    after_trace,
+    duplicate_of,
+    hand_over,
+    show_duplicate,
+    silence,
+)
+from celery_idempotent.delivery.celery_events import Dropped
 from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.execution import execute
 from celery_idempotent.delivery.outcome import leave_answer
 from celery_idempotent.delivery.results import replay
 from celery_idempotent.delivery.shadow import run_in_shadow
-from celery_idempotent.delivery.waiting import is_answered, say_started, wait, wait_as_copy
+from celery_idempotent.delivery.waiting import (
+    is_answered,
+    say_revoked,
+    say_started,
+    wait,
+    wait_as_copy,
+)
 from celery_idempotent.errors import (
     IdempotencyInProgress,
     IdempotencyKeyMismatch,
@@ -141,9 +154,7 @@ def _busy(delivery: Delivery, verdict: Busy) -> NoReturn:
         delivery.telling.tell("refused", record)
         _refuse(delivery, f"is being run by task {record.owner_id}")
     if policy == "drop" and not _is_awaited(delivery.request):
-        delivery.telling.tell("dropped", record)
-        leave_answer(delivery)
-        raise Ignore("dropped")
+        _drop(delivery, record)
     since_ms = waits.since_ms or verdict.now_ms
     if verdict.now_ms - since_ms >= options.wait_timeout * 1000:
         delivery.telling.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
@@ -167,6 +178,20 @@ def _be_patient(delivery: Delivery, now_ms: int) -> float:
 
 def _is_awaited(request: Any) -> bool:
     return bool(request.chord or request.chain or request.callbacks)
+
+
+def _drop(delivery: Delivery, record: Record) -> None:
+    """End a call as revoked, with its reason; where that can't be stored, it has to wait instead.
+
+    Raises:
+        Ignore: it is done.
+    """
+    reason = f"dropped: {delivery.name} is being run by task {record.owner_id}"
+    if not say_revoked(delivery.task, delivery.request, reason):
+        return
+    delivery.telling.tell("dropped", record)
+    leave_answer(delivery)
+    raise Dropped(reason, *(duplicate_of(delivery, record) or ()))
 
 
 def _refuse(delivery: Delivery, why: str) -> NoReturn:

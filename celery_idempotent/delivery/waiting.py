@@ -36,6 +36,7 @@ __all__ = [
     "pause_of",
     "put_back",
     "say_retry",
+    "say_revoked",
     "say_started",
     "wait",
     "wait_as_copy",
@@ -189,6 +190,17 @@ def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = Non
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
     after_trace().retry_stored = True
+
+
+def say_revoked(task: Any, request: Any, reason: str) -> bool:
+    """Store REVOKED as the final state of a call that is dropped; whether that could be done."""
+    keeps = not ignores_result(task, request) or task.store_errors_even_if_ignored
+    try:
+        task.backend.mark_as_revoked(request.id, reason, request=request, store_result=keeps)
+    except Exception as exc:
+        log.warning("%s[%s]: could not store that it is dropped: %s", task.name, request.id, exc)
+        return False
+    return True
 
 
 def is_answered(task: Any, request: Any) -> bool:

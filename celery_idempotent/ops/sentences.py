@@ -175,7 +175,7 @@ _SENTENCES: Final[dict[str, Callable[[JournalEntry], str]]] = {
     "waiting": _waiting,
     "dropped": lambda told: (
         f"It was dropped, because {_other(told)} held the key {told.key} "
-        "(idempotency_on_running): it was not run, and has no result."
+        "(idempotency_on_running): it was not run, and ended as REVOKED."
     ),
     "refused": _refused,
     "mismatch": lambda told: (

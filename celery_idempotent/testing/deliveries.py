@@ -57,9 +57,11 @@ class Message:
         trace = callbacks.traced(build_tracer(task.name, task, app=self.app))
         with published_by(self.app, published), _results_in(task, results_of(self.app)):
             returned, info, _, _ = trace(self.task_id, args, kwargs, request)
+            stored = task.AsyncResult(self.task_id)
+            if info is not None and str(info.state) == "IGNORED" and stored.state == "REVOKED":
+                return Delivered(self, "REVOKED", stored.result, tuple(published))
             if info is not None:
                 return Delivered(self, str(info.state), info.retval, tuple(published))
-            stored = task.AsyncResult(self.task_id)
             result = stored.result if stored.state == "SUCCESS" else returned
         return Delivered(self, "SUCCESS", result, tuple(published))
 
@@ -100,7 +102,7 @@ class Delivered:
     """What a delivery came to."""
 
     message: Message = field(repr=False)
-    #: As in Celery: SUCCESS, FAILURE, RETRY, IGNORED or REJECTED.
+    #: As in Celery: SUCCESS, FAILURE, RETRY, IGNORED, REJECTED or REVOKED (dropped).
     state: str
     #: What the task returned, as ``AsyncResult.get()`` gives it; else the exception.
     result: Any

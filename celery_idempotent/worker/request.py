@@ -16,7 +16,7 @@ from celery.worker.state import revoked as revoked_tasks
 from celery_idempotent.core.message import owner_of
 from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.verdicts import Recorded, Settle
-from celery_idempotent.delivery.celery_events import follow_up, name_key, say_whether_sent
+from celery_idempotent.delivery.celery_events import Dropped, follow_up, name_key, say_whether_sent
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
@@ -91,7 +91,11 @@ class IdempotentRequest(Request):
             except Exception as problem:
                 # Its lease ends by itself; the parent has other tasks to care for.
                 log.warning("could not free the key of lost task %s: %s", self.id, problem)
-        return super().on_failure(exc_info, *args, **kwargs)
+        answer = super().on_failure(exc_info, *args, **kwargs)
+        if isinstance(exc, Dropped):
+            for kind, fields in exc.events():
+                self.send_event(kind, **fields)
+        return answer
 
     def revoked(self) -> bool:
         """As Celery's; a call that is discarded in its back-off keeps no key.

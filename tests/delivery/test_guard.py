@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from celery import Celery, Signature
-from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.backends.base import Backend
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskRevokedError
 from kombu.exceptions import OperationalError
 
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask
@@ -383,7 +384,55 @@ def test_who_does_not_wait(
         with pytest.raises(IdempotencyInProgress):
             duplicate.get()
     else:
-        assert (duplicate.state, duplicate.published) == ("IGNORED", ())
+        assert (duplicate.state, duplicate.published) == ("REVOKED", ())
+        first = task.idempotency_record(1).owner_id
+        with pytest.raises(
+            TaskRevokedError, match=rf"dropped: .*order:1 is being run by task {first}"
+        ):
+            duplicate.get()
+
+
+def test_a_call_whose_end_can_not_be_stored_is_not_dropped(
+    guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result backend is away: it waits, so that its caller is told something."""
+
+    # Given
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(Backend, "mark_as_revoked", away)
+    seen: list[Delivered] = []
+    task = guarded(meets(seen), idempotency_on_running="drop")
+    # When
+    deliver(task, (1,))
+    # Then
+    assert seen[0].state == "RETRY"
+    assert seen[0].published[0].deliver().state == "SUCCESS"
+
+
+def test_expected_errors_are_one_line_in_the_log(
+    app: Celery, guarded: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What another call does is no fault of the task: no traceback, whatever else it throws."""
+    # Given
+    seen: list[Delivered] = []
+    task = guarded(meets(seen), idempotency_on_running="raise", throws=(LookupError,))
+    caplog.set_level("INFO", "celery.app.trace")
+
+    @app.task(base=IdempotentTask)
+    def pay(amount: int) -> int:
+        return amount
+
+    # When
+    deliver(task, (1,))
+    deliver(pay, (1,), idempotency_key="k")
+    deliver(pay, (2,), idempotency_key="k")
+    # Then
+    told = [it for it in caplog.records if "raised expected" in it.getMessage()]
+    assert len(told) == 2
+    assert not any(it.exc_info for it in told)
+    assert LookupError in task.throws
 
 
 def test_a_message_that_has_waited_goes_on_waiting(guarded: Callable[..., Any]) -> None:
@@ -776,7 +825,7 @@ def test_an_answer_outlives_a_short_window(
     assert first.again().get() == "winner"
 
 
-@pytest.mark.parametrize(("policy", "state"), [("raise", "FAILURE"), ("drop", "IGNORED")])
+@pytest.mark.parametrize(("policy", "state"), [("raise", "FAILURE"), ("drop", "REVOKED")])
 def test_a_duplicate_that_did_not_wait_keeps_its_answer(
     guarded: Callable[..., Any], policy: str, state: str
 ) -> None:

@@ -463,6 +463,12 @@ _DELIVERIES = [
         "of a duplicate that was dropped", "delivery/guard.py", "leave_answer(delivery)\n", "pass\n"
     ),
     _answer(
+        "a call is not dropped if that can't be stored",
+        "delivery/guard.py",
+        "    if not say_revoked(delivery.task, delivery.request, reason):\n        return\n",
+        "    say_revoked(delivery.task, delivery.request, reason)\n",
+    ),
+    _answer(
         "of a call with other arguments",
         "delivery/guard.py",
         "leave_answer(delivery, mismatch)",

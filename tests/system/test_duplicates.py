@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from celery import group as celery_group
+from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
 from celery_idempotent import IdempotencyInProgress
@@ -85,22 +87,26 @@ def test_raise_answers_with_an_error_at_once(make_system: MakeSystem) -> None:
     assert system.ledger.count("start") == 1
 
 
-def test_drop_leaves_without_a_trace(make_system: MakeSystem) -> None:
-    """With on_running="drop" a duplicate is executed once and never answered."""
+def test_a_dropped_duplicate_ends_as_revoked(make_system: MakeSystem) -> None:
+    """With on_running="drop" a duplicate is executed once and told why; a group does not hang."""
     # Given
     system = make_system(idempotency_on_running="drop")
     system.start_worker()
     first = running_call(system)
     # When
     dropped = system.task("charge").delay(1, gate="go")
-    system.ledger.wait_for("finished", id=dropped.id)
+    with pytest.raises(TaskRevokedError, match=f"is being run by task {first.id}"):
+        dropped.get(timeout=30)
+    charge = system.task("charge")
+    group = celery_group(charge.s(1, gate="go"), charge.s(2)).apply_async()
+    with pytest.raises(TaskRevokedError):
+        group.get(timeout=30)
     system.ledger.open("go")
     first.get(timeout=30)
     system.wait_until_quiet()
     # Then
-    assert not dropped.ready()
     assert system.ledger.count("executed", id=dropped.id) == 1
-    assert system.ledger.count("start") == 1
+    assert system.ledger.count("start") == 2
 
 
 def test_a_dropped_duplicate_with_a_callback_waits_instead(make_system: MakeSystem) -> None:

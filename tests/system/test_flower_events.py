@@ -115,6 +115,33 @@ def test_a_duplicate_that_had_to_wait_is_shown_as_deduplicated(
     assert events(browser, "task-succeeded") == 2
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_dropped_duplicate_is_shown_as_deduplicated(
+    make_redis_system: MakeSystem, start_flower: StartFlower, pool: str
+) -> None:
+    """It ends as REVOKED, and what it was dropped for stands in its result."""
+    # Given
+    system = make_redis_system(idempotency_on_running="drop")
+    browser = start_flower(system.settings).browser()
+    system.start_worker(pool=pool, options=["-E"])
+    charge = system.task("charge")
+    original = charge.delay(42, gate="go")
+    system.ledger.wait_for("start", id=original.id)
+    # When
+    dropped = charge.delay(42, gate="go")
+    # Then
+    wait_for_states(browser, {dropped.id: "DEDUPLICATED"})
+    found = browser.get("/api/tasks", state="DEDUPLICATED").json
+    assert f"is being run by task {original.id}" in found[dropped.id]["result"]
+    assert dropped.state == "REVOKED"
+    # When
+    system.ledger.open("go")
+    original.get(timeout=30)
+    # Then
+    wait_for_states(browser, {original.id: "SUCCESS", dropped.id: "DEDUPLICATED"})
+    assert events(browser, "task-revoked") == 1
+
+
 def test_a_redelivery_of_the_original_is_no_duplicate(
     make_redis_system: MakeSystem, start_flower: StartFlower
 ) -> None:
