@@ -152,6 +152,13 @@ BROKEN = {
         90 left call=a state=SUCCESS value=1
         90 left call=b state=SUCCESS value=2""",
     ),
+    "RETRY is left over an answer by a process that lives": (
+        "answer changed",
+        f"""{BEGAN}{FAILED.replace("90 left call=a state=FAILURE value=oops", "")}
+        2 stalled by=q until=20
+        20 stored call=a state=RETRY value=busy by=q/2
+        90 left call=a state=RETRY""",
+    ),
     "a call has no answer": ("lost", f"{BEGAN}90 left call=a state=PENDING"),
     "a call waits for ever": ("lost", f"{BEGAN}2 stored call=a state=RETRY by=p/1"),
     "a duplicate gets something else": (
@@ -275,6 +282,27 @@ EXCUSED = {
         20 stored call=a state=SUCCESS value=1 by=q/2
         90 left call=a state=SUCCESS value=1
         90 left call=b state=SUCCESS value=1""",
+    "who stored RETRY over an answer had stood still before that, and died after it": f"""{BEGAN}
+        3 ended call=a key=k run=1 state=raised value=oops by=p/1
+        3 settled call=a key=k run=1 state=released by=p/1
+        4 stored call=a state=FAILURE value=oops by=p/1
+        2 stalled by=q until=20
+        20 stored call=a state=RETRY value=busy by=q/2
+        20.1 killed by=q
+        90 left call=a state=RETRY""",
+    "a retry that a run had published comes after a copy that left no result": f"""{BEGAN}
+        2 ended call=a key=k run=1 state=retried value=Retry by=p/1
+        2.1 killed by=p
+        15 began call=a key=k run=2 value=0 by=q/2
+        16 ended call=a key=k run=2 state=rejected value=Reject by=q/2
+        16 settled call=a key=k run=2 state=released by=q/2
+        17 stored call=a state=FAILURE value=Reject by=q/2
+        30 began call=a key=k run=3 value=1 by=q/3
+        31 ended call=a key=k run=3 state=returned value=3 by=q/3
+        31 accepted call=a key=k run=3 by=q/3
+        31 settled call=a key=k run=3 state=succeeded by=q/3
+        31 stored call=a state=SUCCESS value=3 by=q/3
+        90 left call=a state=SUCCESS value=3""",
     "nobody knew, who told that died before noting it, and the run settles it": f"""{BEGAN}
         1.5 stalled by=p until=30
         20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
