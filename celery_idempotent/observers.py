@@ -22,8 +22,14 @@ __all__ = [
 #: Lines for machines: the fields are on each log record as ``idempotency``, a dict.
 outcomes: Final = logging.getLogger("celery_idempotent.outcomes")
 
-#: What happens all the time is logged at level DEBUG only, all else at INFO.
-_LEVELS: Final = dict.fromkeys(("claimed", "succeeded", "claim", "complete"), logging.DEBUG)
+#: What happens all the time is logged at level DEBUG only, what needs a person as a WARNING, all
+#: else at INFO.
+_LEVELS: Final = {
+    **dict.fromkeys(("claimed", "succeeded", "claim", "complete"), logging.DEBUG),
+    "unknown": logging.WARNING,
+}
+#: What a line adds for a person.
+_HINTS: Final = {"unknown": " (somebody has to settle it: docs/unknown-outcomes.rst)"}
 
 log = logging.getLogger("celery_idempotent")
 
@@ -100,6 +106,7 @@ def notify(
         if original_id is not None:
             fields["original_id"] = original_id
         text = " ".join(f"{name}={str(value)!r}" for name, value in fields.items())
+        text += _HINTS.get(what, "")
         outcomes.log(level, "idempotency %s", text, extra={"idempotency": {**fields, **details}})
     if not observers:
         return

@@ -224,8 +224,9 @@ def _unknown(delivery: Delivery, verdict: Unknown) -> NoReturn:
         silence(delivery.request)
     unknown = OutcomeUnknown(
         f"a run of {delivery.name} (task {record.owner_id}) was cut off, or could not "
-        "be undone, and nobody knows what it did: look there, then resolve the key, or "
-        "forget it to run it again"
+        f"be undone, and nobody knows what it did. Look there, then settle the key "
+        f"{delivery.telling.readable} with `celery idempotency resolve`: "
+        "docs/unknown-outcomes.rst says how"
     )
     leave_answer(delivery, unknown)
     raise unknown

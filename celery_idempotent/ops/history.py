@@ -119,6 +119,15 @@ class History:
                 seen.add(told.name)
                 yield told.name
 
+    def claimed_ms(self, name: str) -> int | None:
+        """Return when a record's last run began; ``None``: the journal doesn't say."""
+        for told in self.events():
+            if told.name == name and told.what == "claimed":
+                return told.at_ms
+            if told.name == name and "took" in told.more:
+                return told.at_ms - int(1000 * float(told.more["took"]))
+        return None
+
     def reaches_back_to(self) -> int | None:
         """Give the time of the oldest event; ``None``: there is none."""
         oldest = None

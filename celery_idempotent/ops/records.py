@@ -109,9 +109,11 @@ def show(store: Store, prefix: str, name: str) -> RecordDetail | None:
     if isinstance(record, Record):
         result = text_of(record.outcome)
         steps = _steps(store, name) if record.has_steps else ()
+    now_ms = store.now_ms()
     return RecordDetail(
         view=view,
-        lease_left=view.lease_left(store.now_ms()),
+        is_lease_over=view.is_lease_over(now_ms),
+        lease_left=view.lease_left(now_ms),
         window_left=store.ttl(name),
         result=result,
         steps=steps,

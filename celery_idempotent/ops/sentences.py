@@ -95,8 +95,7 @@ def _interrupted(told: JournalEntry) -> str:
 def _unknown(told: JournalEntry) -> str:
     return (
         f"It failed with OutcomeUnknown: a run of {_other(told, 'the key')} was cut off, or "
-        "could not be undone, and nobody knows what it did. `celery idempotency resolve` settles "
-        "it."
+        "could not be undone, and nobody knows what it did."
     )
 
 

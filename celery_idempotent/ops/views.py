@@ -79,6 +79,10 @@ class RecordView:
         left = (self.until_ms - now_ms) / 1000
         return left if self.until_ms and left > 0 else None
 
+    def is_lease_over(self, now_ms: int) -> bool:
+        """Whether it counts as running though nobody keeps it alive any more."""
+        return self.state in ("running", "compensating") and self.until_ms <= now_ms
+
     def as_dict(self) -> dict[str, Any]:
         """Give what goes into JSON."""
         # Not asdict(), which copies in depth: lists are long, and nothing here is deep.
@@ -109,12 +113,15 @@ class RecordDetail:
     #: The result or the failure, bounded.
     result: str
     steps: tuple[StepView, ...] = ()
+    #: Whether it counts as running though its lease has ended.
+    is_lease_over: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Give what goes into JSON."""
         return {
             **self.view.as_dict(),
             "lease_left": self.lease_left,
+            "is_lease_over": self.is_lease_over,
             "window_left": self.window_left,
             "result": self.result,
             "steps": [asdict(step) for step in self.steps],

@@ -9,6 +9,7 @@ from typing import Any, Final
 from celery_idempotent.ops.history import History, JournalEntry, when
 from celery_idempotent.ops.records import batches
 from celery_idempotent.ops.sentences import sentence, times
+from celery_idempotent.ops.unsettled import advice, cut_off
 from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
 from celery_idempotent.settings import Environment
 
@@ -49,6 +50,8 @@ class Account:
     duplicates: tuple[str, ...]
     #: The record as it is now; ``None``: there is none any more.
     record: RecordView | None
+    #: What to do, where the outcome is unknown: a line each.
+    advice: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Give what goes into JSON."""
@@ -61,6 +64,7 @@ class Account:
             "story": [{"at": at, "text": text} for at, text in self.story],
             "duplicates": list(self.duplicates),
             "record": None if self.record is None else self.record.as_dict(),
+            "advice": list(self.advice),
         }
 
 
@@ -93,15 +97,22 @@ def why(
     since = own[0].at_ms
     own += [told for told in by_hand if told.name in names and told.at_ms >= since]
     own.sort(key=lambda told: told.at_ms)
+    record, summary = _record(environment, last.name), _summary(own)
+    unknown = next((told for told in own[::-1] if told.what == "unknown"), None)
+    if unknown is not None:
+        events = History(environment.store, environment.prefix).events()
+        run = cut_off(events, unknown.name, unknown.at_ms)
+        summary += f" {run}" if run else ""
     return Account(
         task_id=task_id,
         task=last.task,
         name=last.name,
         key=last.key,
-        summary=_summary(own),
+        summary=summary,
         story=tuple(_story(own)),
         duplicates=tuple(duplicates),
-        record=_record(environment, last.name),
+        record=record,
+        advice=advice(record) if record is not None and record.state == "unknown" else (),
     )
 
 
@@ -126,6 +137,7 @@ def _of_record(
                     story=(),
                     duplicates=duplicates,
                     record=view,
+                    advice=advice(view) if view.state == "unknown" else (),
                 )
     return None
 

@@ -9,7 +9,7 @@ from celery_idempotent.ops import metrics
 app = Celery("shop", broker="memory://", backend="cache+memory://")
 app.conf.update(idempotency_store_url="memory://metrics", task_always_eager=True)
 
-metrics.install()  # in a worker: metrics.install(port=9808), when it starts
+metrics.install()  # with port=9808 a worker serves them; no other process opens the port
 
 
 @app.task(base=IdempotentTask, name="shop.charge", idempotency_key="order:{order_id}")

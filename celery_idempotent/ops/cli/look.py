@@ -19,9 +19,10 @@ from celery_idempotent.ops.cli.console import (
     format_option,
     plain,
 )
-from celery_idempotent.ops.history import History, newest_first
+from celery_idempotent.ops.history import History, newest_first, when
 from celery_idempotent.ops.lookup import look_up
 from celery_idempotent.ops.records import STATES, Filter, RecordDetail, Stats, batches, show
+from celery_idempotent.ops.unsettled import advice
 from celery_idempotent.ops.views import RecordView
 from celery_idempotent.ops.why import why
 from celery_idempotent.settings import Environment
@@ -85,8 +86,14 @@ def _columns(now_ms: int) -> tuple[Column, ...]:
         ("KEY", lambda view: view.key),
         ("OWNER", lambda view: view.owner_id or "-"),
         ("CLAIMED", lambda view: f"{age(view)} ago" if view.claimed_at else ""),
-        ("LEFT", lambda view: duration(view.lease_left(now_ms))),
+        ("LEFT", lambda view: _left(view, now_ms)),
     )
+
+
+def _left(view: RecordView, now_ms: int) -> str:
+    if view.is_lease_over(now_ms):
+        return "lease over"
+    return duration(view.lease_left(now_ms))
 
 
 @click.command("show")
@@ -115,7 +122,7 @@ def show_command(context: Any, text: str, as_json: bool | None) -> None:
             continue
         if number:
             console.say()
-        _show(console, detail, duplicates)
+        _show(console, detail, duplicates, _claimed(environment, detail.view))
 
 
 def _duplicates(environment: Environment, name: str) -> list[str]:
@@ -123,7 +130,7 @@ def _duplicates(environment: Environment, name: str) -> list[str]:
     return [one.task_id or "" for one in told]
 
 
-def _show(console: Console, detail: RecordDetail, duplicates: list[str]) -> None:
+def _show(console: Console, detail: RecordDetail, duplicates: list[str], claimed: str) -> None:
     view = detail.view
     left = detail.lease_left
     held = {"running": "lease left", "compensating": "lease left", "retrying": "due in"}
@@ -135,8 +142,10 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str]) -> None
             ("owner", view.owner_id or "nobody"),
             ("process", f"{view.pid} on {view.host}" if view.pid else ""),
             (held.get(view.state, "delivery lease left"), duration(left) if left else ""),
+            ("lease", "over: the next delivery takes over" if detail.is_lease_over else ""),
             ("attempt", str(view.attempt) if view.owner_id else ""),
             ("interruptions", str(view.interruptions or "")),
+            ("claimed", claimed),
             ("token", str(view.token)),
             ("kept for", duration(detail.window_left)),
             (view.outcome or "result", detail.result or ("" if view.outcome is None else "-")),
@@ -148,6 +157,18 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str]) -> None
     for step in detail.steps:
         undo = ", can be undone" if step.compensated_by and step.state == "done" else ""
         console.tell(f"  step {step.name}: {step.state}{undo}: {step.result}")
+    if view.state == "unknown":
+        for line in advice(view):
+            console.tell(line)
+
+
+def _claimed(environment: Environment, view: RecordView) -> str:
+    """Say when the key was claimed: a token that a person gave it since tells another time."""
+    if view.claimed_at is None or view.owner_id is None:
+        return ""
+    journal = History(environment.store, environment.prefix)
+    by_journal = journal.claimed_ms(view.name)
+    return when(int(view.claimed_at * 1000) if by_journal is None else by_journal)
 
 
 @click.command("why")
@@ -184,6 +205,8 @@ def why_command(context: Any, task_id: str, as_json: bool | None) -> None:
     else:
         by = "this call" if record.owner_id == task_id else f"task {plain(record.owner_id)}"
         console.say(f"The key is {console.coloured(record.state)} now, by {by}.")
+    for line in account.advice:
+        console.tell(line)
 
 
 def _nothing_known(environment: Environment, task_id: str) -> str:

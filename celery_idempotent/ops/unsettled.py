@@ -1,0 +1,86 @@
+"""What needs a person: records whose outcome is unknown, and what to do about one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from celery_idempotent.ops.history import History, JournalEntry, when
+from celery_idempotent.ops.views import RecordView, parse_name, view_of
+from celery_idempotent.settings import Environment
+
+__all__ = ["RUNBOOK", "Unsettled", "advice", "cut_off", "unsettled"]
+
+#: The page that says what to do.
+RUNBOOK: Final = "docs/unknown-outcomes.rst"
+
+_BATCH: Final = 200
+#: What the journal tells of a run, up to where it was cut off.
+_RUNS: Final = frozenset(("claimed", "retrying", "interrupted", "process lost"))
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """A record whose outcome is unknown."""
+
+    view: RecordView
+    #: Since when, on the store's clock.
+    since_ms: int
+
+
+def unsettled(environment: Environment) -> list[Unsettled]:
+    """Return the records whose outcome is unknown, as far as the journal reaches back.
+
+    It reads the journal, and of the records only those that it calls unknown: a store with
+    millions of records is asked for a few.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    since: dict[str, int] = {}
+    for told in History(environment.store, environment.prefix).events():
+        if told.what == "unknown" and told.name and not told.more.get("shadow"):
+            since[told.name] = told.at_ms  # the last one that is read came first
+    names = list(since)
+    found = []
+    for at in range(0, len(names), _BATCH):
+        batch = names[at : at + _BATCH]
+        for name, record in zip(batch, environment.store.get_many(batch), strict=True):
+            parts = parse_name(environment.prefix, name)
+            if record is None or parts is None:
+                continue
+            view = view_of(name, *parts, record)
+            if view.state == "unknown":
+                found.append(Unsettled(view, since[name]))
+    return sorted(found, key=lambda one: one.since_ms)
+
+
+def cut_off(history: Iterable[JournalEntry], name: str, before_ms: int) -> str | None:
+    """Say which run of a record was cut off, when it began, and where; ``None``: it isn't known.
+
+    Args:
+        history: the journal, newest first.
+        before_ms: when the outcome became unknown.
+    """
+    for told in history:
+        if told.name == name and told.at_ms <= before_ms and told.what in _RUNS:
+            place = f" on {told.node}" if told.node else ""
+            process = f", process {told.pid}" if told.pid else ""
+            did = "began" if told.what == "claimed" else f"was {told.what} last"
+            return f"The run of task {told.task_id} {did} at {when(told.at_ms)}{place}{process}."
+    return None
+
+
+def advice(view: RecordView) -> tuple[str, ...]:
+    """Return what to do about an unknown outcome, with the three commands to choose from."""
+    # By its name in the store: another task may have the same key.
+    resolve = f"celery -A ... idempotency resolve {shlex.quote(view.name)}"
+    return (
+        "Look whether the effect happened, then choose one of these:",
+        f"  it happened:               {resolve} --succeeded '<its result as JSON>'",
+        f"  it did not, run it again:  {resolve} --rerun",
+        f"  it failed, or undo it:     {resolve} --failed '<why>'",
+        f"What to look for, and what each does: {RUNBOOK}",
+    )
