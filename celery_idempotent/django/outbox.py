@@ -100,7 +100,15 @@ class DjangoOutbox(Outbox):
 
     def _due(self, _: None, most: int, *, lock: bool) -> Sequence[models.Message]:
         rows = self._rows.select_for_update(skip_locked=True) if lock else self._rows
-        return list(rows.filter(due__lte=Now()).order_by("id")[:most])
+        rows = rows.filter(due__lte=Now()).order_by("id")[:most]
+        connection = connections[self.using]
+        if connection.vendor == "mysql":
+            # Sorting would lock every due row, and leave none for another relay.
+            sql, values = rows.query.get_compiler(self.using).as_sql()
+            table = f"FROM {connection.ops.quote_name(models.Message._meta.db_table)}"
+            sql = sql.replace(table, f"{table} FORCE INDEX (PRIMARY)", 1)
+            rows = models.Message._base_manager.using(self.using).raw(sql, values)
+        return list(rows)
 
     def _write(self, _: None, sent: Sequence[int], failed: Sequence[Failure]) -> None:
         if sent:

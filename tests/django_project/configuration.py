@@ -16,8 +16,15 @@ def database(url: str) -> dict[str, Any]:
             "NAME": parts.database,
             "OPTIONS": {"timeout": 20},
         }
+    is_mysql = parts.drivername.startswith("mysql")
+    if is_mysql:
+        # PyMySQL takes the place of mysqlclient, of which Django asks for a later version.
+        import pymysql
+
+        pymysql.version_info = (2, 2, 8, "final", 0)
+        pymysql.install_as_MySQLdb()
     return {
-        "ENGINE": "django.db.backends.postgresql",
+        "ENGINE": f"django.db.backends.{'mysql' if is_mysql else 'postgresql'}",
         "NAME": parts.database,
         "USER": parts.username or "",
         "PASSWORD": parts.password or "",

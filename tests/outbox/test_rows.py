@@ -47,6 +47,7 @@ KINDS = [
     pytest.param("sqlalchemy-mysql", marks=ON_A_SERVER),
     "sqlalchemy-sqlite",
     pytest.param("django-postgresql", marks=ON_A_SERVER),
+    pytest.param("django-mysql", marks=ON_A_SERVER),
     "django-sqlite",
 ]
 
