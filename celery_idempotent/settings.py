@@ -22,8 +22,9 @@ from celery_idempotent.core.options import (
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.run.claimant import Terms
 from celery_idempotent.run.journal import Journal
-from celery_idempotent.stores.base import Store, mask_url, store_from_url
+from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import journal_key
+from celery_idempotent.stores.urls import mask_url, store_class, store_from_url
 
 __all__ = ["Environment", "TaskSetup", "check_conf", "environment_of", "everywhere", "task_setup"]
 
@@ -193,7 +194,7 @@ def _make_environment(app: Any) -> Environment:
         url, found = _redis_of(app)
         options = {**found, **options}
     if settings.wait_replicas and _instead is None:
-        if _scheme(url) not in (*_REDIS, "redis+cluster", "rediss+cluster"):
+        if not store_class(url).waits_for_replicas:
             raise ConfigurationError(
                 "this app: idempotency_wait_replicas is for a store in Redis, and this one is "
                 f"{mask_url(url)!r}: leave it at 0"

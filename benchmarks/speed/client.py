@@ -8,7 +8,8 @@ import time
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import Claim, Claimed, Settle
-from celery_idempotent.stores.base import Store, store_from_url
+from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.urls import store_from_url
 
 __all__ = ["DAY_MS", "execute"]
 

@@ -17,7 +17,7 @@ import redis
 from benchmarks.speed.client import execute
 from benchmarks.speed.measure import Goal, Say, Section, ratio
 from benchmarks.speed.paper import Load, on_paper
-from celery_idempotent.stores.base import store_from_url
+from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.clusters import Cluster
 

@@ -29,7 +29,7 @@ from celery_idempotent.delivery.waiting import say_started
 from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import Run
-from celery_idempotent.stores.transactions import NotCommitted
+from celery_idempotent.stores.base import NotCommitted
 
 __all__ = ["execute"]
 
@@ -51,7 +51,7 @@ def execute(
     _say_started(delivery, run)
     delivery.show(run, attempt.steps)
     try:
-        if getattr(delivery.environment.store, "opens_with_body", False):
+        if delivery.environment.store.opens_with_body:
             run.transaction.open_with_body()
     except NotCommitted as exc:
         claim.keep()

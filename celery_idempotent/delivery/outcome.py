@@ -18,7 +18,7 @@ from celery_idempotent.delivery.waiting import is_answered, say_retry, wait, wai
 from celery_idempotent.errors import ConfigurationError, IdempotencyInProgress, OutcomeUnknown
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import write_slip
-from celery_idempotent.stores.transactions import NotCommitted
+from celery_idempotent.stores.base import NotCommitted
 
 __all__ = [
     "ending_of",

@@ -11,7 +11,9 @@ from celery_idempotent.django.journal import DjangoJournals
 from celery_idempotent.django.rows import DjangoRows
 from celery_idempotent.django.transaction import DjangoTransaction
 from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.stores.base import TransactionalStore
 from celery_idempotent.stores.deciding import DecidingStore
+from celery_idempotent.stores.journal import JournalStore
 
 __all__ = ["DjangoStore"]
 
@@ -53,6 +55,14 @@ class DjangoStore(DjangoJournals, DecidingStore[Any]):
         if parts.path not in ("", "/") or parts.query:
             raise ConfigurationError(f"{url!r}: write django:// or django://alias")
         return cls(parts.netloc or "default", atomic=atomic)
+
+    @property
+    def journals(self) -> JournalStore:
+        return self
+
+    @property
+    def transactions(self) -> TransactionalStore:
+        return self
 
     def begin(self) -> DjangoTransaction:
         """Begin the transaction of a body.

@@ -13,9 +13,8 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
 from celery_idempotent.django.rows import DjangoRows, is_cut, is_passing, unavailable
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.base import NotCommitted, Renewal
 from celery_idempotent.stores.deciding import DecidingStore
-from celery_idempotent.stores.transactions import NotCommitted
 
 __all__ = ["DjangoTransaction"]
 

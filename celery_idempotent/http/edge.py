@@ -51,7 +51,7 @@ from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.telling import Telling, ToldRun
 from celery_idempotent.run.transaction import PlainWork
 from celery_idempotent.settings import Environment, environment_of
-from celery_idempotent.stores.transactions import NotCommitted
+from celery_idempotent.stores.base import NotCommitted
 
 __all__ = ["Edge", "HeldRequest", "keeps_by_default"]
 

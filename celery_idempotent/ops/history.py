@@ -14,7 +14,7 @@ from celery_idempotent.errors import RecordCorrupt, StoreError
 from celery_idempotent.ops.records import batches
 from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
 from celery_idempotent.stores.base import Store
-from celery_idempotent.stores.journal import JournalStore, StoredEvent, journal_key
+from celery_idempotent.stores.journal import StoredEvent, journal_key
 
 __all__ = ["History", "JournalEntry", "newest_first", "when"]
 
@@ -71,7 +71,7 @@ class History:
     """
 
     def __init__(self, store: Store, prefix: str) -> None:
-        self._store = store if isinstance(store, JournalStore) else None
+        self._store = store.journals
         self._prefix = prefix
         self._journal = journal_key(prefix)
 

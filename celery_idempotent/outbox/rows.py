@@ -24,13 +24,13 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.outbox import relay
 from celery_idempotent.outbox.schema import outbox
 from celery_idempotent.outbox.waiting import Backlog, DatabaseAway, Failure, Outbox
-from celery_idempotent.stores.base import mask_url
 from celery_idempotent.stores.sql.engines import (
     answer_in_time,
     connect_args,
     take_prepare_threshold,
 )
 from celery_idempotent.stores.sql.flavours import Flavour, Trouble, flavour_of, hint_of, trouble_of
+from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["Relay", "SqlOutbox", "backlog", "engine_of", "flavour_for"]
 

@@ -221,13 +221,14 @@ class Heartbeat:
         if now >= self._tends_at:
             self._tends_at = _NEVER
         for store in stores:
-            tend: Callable[[], bool] | None = getattr(store, "tend", None)
+            if not store.needs_tending:
+                continue
             # The first turn is not at once: the processes of a worker begin together.
-            if tend is None or now < self._turns.setdefault(store, now + _until_next_turn()):
+            if now < self._turns.setdefault(store, now + _until_next_turn()):
                 continue
             more = False
             try:
-                more = tend()
+                more = store.tend()
             except StoreError as exc:
                 log.info("what expired is deleted later: %s", exc)
             now = time.monotonic()

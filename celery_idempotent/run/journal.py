@@ -27,7 +27,6 @@ from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.stores.base import Store
-from celery_idempotent.stores.journal import JournalStore
 
 __all__ = ["Journal", "Running", "UnsentEntry"]
 
@@ -101,7 +100,7 @@ class Journal:
     """
 
     def __init__(self, store: Store, name: str, most: int) -> None:
-        self._store = store if isinstance(store, JournalStore) else None
+        self._store = store.journals
         self.name = name
         #: About how many entries are kept; 0: it is off, or this store keeps no journals.
         self.most = most if self._store is not None else 0

@@ -12,8 +12,7 @@ from celery_idempotent.core.transitions import Lost, Recorded, Settle
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
-from celery_idempotent.stores.base import Renewal, Store
-from celery_idempotent.stores.transactions import NotCommitted, Transaction, TransactionalStore
+from celery_idempotent.stores.base import NotCommitted, Renewal, Store, Transaction
 
 __all__ = ["BodyTransaction", "PlainWork", "plain_session", "run_without_claim"]
 
@@ -21,14 +20,15 @@ T = TypeVar("T")
 
 
 def _begin(store: Store) -> Transaction:
-    if not isinstance(store, TransactionalStore):
+    transactions = store.transactions
+    if transactions is None:
         raise ConfigurationError(
             "self.idempotency.session is a session on the store's database, and this store is "
             "none: set idempotency_store_url = 'postgresql://...' (or mysql://, mariadb://, "
             "sqlite:////...), to the database that holds your data; pip install "
             "'celery-idempotent[sql]'"
         )
-    return store.begin()
+    return transactions.begin()
 
 
 class BodyTransaction:

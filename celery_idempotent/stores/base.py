@@ -1,4 +1,4 @@
-"""What a store is: the protocol every kind of store keeps, and how one is made from a URL.
+"""What a store is: the protocol that every kind of store keeps.
 
 A store keeps one record a key, and slips: what is known of the answer of one owner, wherever the
 key has gone since (:mod:`celery_idempotent.core.slip`). Each operation reads, decides and writes
@@ -17,10 +17,9 @@ is then not known, and it may be sent again: each is idempotent.
 
 from __future__ import annotations
 
-import importlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from celery_idempotent.core.record import Record
@@ -34,16 +33,20 @@ from celery_idempotent.core.transitions import (
     Resolve,
     Settle,
 )
-from celery_idempotent.errors import ConfigurationError, StoreError
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.stores.journal import JournalStore
 
 __all__ = [
     "GIVEN_UP_MS",
     "STEPS",
+    "AskableStore",
+    "NotCommitted",
     "Renewal",
+    "Server",
     "Store",
+    "Transaction",
+    "TransactionalStore",
     "is_beside_a_record",
-    "mask_url",
-    "store_from_url",
 ]
 
 
@@ -59,14 +62,175 @@ class Renewal:
     slip_key: str = ""
 
 
-class Store(Protocol):
-    """Where records live. ``key`` is the whole key of a record, as ``record_key`` gives it."""
+class NotCommitted(StoreUnavailable):
+    """A transaction was not committed, through no fault of what is in it: the run begins anew."""
+
+    #: Whether that is certain; else it may have been committed all the same.
+    sure = True
+
+
+class Transaction(Protocol):
+    """A transaction that is under way."""
 
     @property
+    def session(self) -> Any:
+        """What the body writes with: a session of SQLAlchemy, or the ORM's connection."""
+
+    @property
+    def is_lease(self) -> bool:
+        """Whether it keeps everybody else from writing the record, so that no lease has to."""
+
+    def flush(self) -> None:
+        """Have the database see all that the body wrote, before :meth:`commit`.
+
+        Raises:
+            NotCommitted, Exception: as :meth:`commit`.
+        """
+
+    def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        """Write a step of the run as a part of it."""
+
+    def lost(self, key: str, token: int) -> Record | None:
+        """Give what took the place of the run with this token; ``None``: it still holds its key."""
+
+    def commit(self, key: str, event: Settle) -> Recorded | Lost:
+        """Settle the record and commit; where the run has lost its key, roll back.
+
+        Raises:
+            NotCommitted: it could not be, or nobody knows whether it was.
+            Exception: the database refused what the body wrote; all of it was rolled back.
+        """
+
+    def commit_alone(self) -> None:
+        """Commit what a body wrote that holds no claim."""
+
+    def rollback(self) -> None:
+        """Undo all that the body wrote. Never raises."""
+
+
+class TransactionalStore(Protocol):
+    """A store in the users' database, which has transactions for their data and its records.
+
+    A run opens one at its first use of ``self.idempotency.session``. What the body wrote and the
+    run's completion are then committed as one, or neither is.
+    """
+
+    def begin(self) -> Transaction:
+        """Begin a transaction.
+
+        Raises:
+            StoreUnavailable: the database does not answer.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One Redis or Valkey server."""
+
+    #: What INFO says; empty where this user may not ask for it.
+    info: Mapping[str, str]
+    #: What CONFIG GET says, as far as it does.
+    config: Mapping[str, str] = field(default_factory=dict)
+
+    def number(self, name: str) -> int:
+        """Return a number that INFO says; 0 where it doesn't."""
+        try:
+            return int(self.info.get(name, 0))
+        except ValueError:
+            return 0
+
+
+class AskableStore(Protocol):
+    """A store whose servers can be asked how they are set up."""
+
+    def servers(self) -> list[Server]:
+        """Ask each server that holds records.
+
+        Raises:
+            StoreUnavailable: one does not answer.
+        """
+
+    def one_key_each(self, make: Callable[[], str]) -> list[str]:
+        """Return keys that ``make`` makes: one on each server that holds records."""
+
+    def try_script(self) -> None:
+        """Send a script's source to each server, as after a restart, which forgets scripts.
+
+        Raises:
+            StoreUnavailable: one refused it.
+        """
+
+    def missing_slots(self) -> int:
+        """Return how many slots of a cluster no server has; 0: it is complete, or no cluster."""
+
+
+class Store(Protocol):
+    """Where records live. ``key`` is the whole key of a record, as ``record_key`` gives it.
+
+    A store inherits from this class, and has then none of the abilities that it does not declare.
+    """
+
+    # --- abilities -------------------------------------------------------------------------------
+
+    #: Whether all processes that name the store's URL see the same records.
+    is_shared: bool = True
+    #: Whether it deletes nothing by itself, so that :meth:`tend` has to be called now and then.
+    needs_tending: bool = False
+    #: Whether its tables have to be made by :meth:`create_schema`, before it is used.
+    needs_schema: bool = False
+    #: Whether it takes the option ``wait_replicas`` (``idempotency_wait_replicas``).
+    waits_for_replicas: bool = False
+    #: Whether the transaction of a body is opened before the body, and not when it asks for one.
+    opens_with_body: bool = False
+
+    @property
+    def journals(self) -> JournalStore | None:
+        """What keeps journals; ``None``: this store keeps none."""
+        return None
+
+    @property
+    def transactions(self) -> TransactionalStore | None:
+        """What begins transactions for the bodies of tasks; ``None``: this store has none."""
+        return None
+
+    @property
+    def askable(self) -> AskableStore | None:
+        """What asks the servers that hold the records; ``None``: this store can't ask them."""
+        return None
+
+    def tend(self) -> bool:
+        """Delete what expired, for a moment; return whether there is more."""
+        return False
+
+    def create_schema(self) -> None:
+        """Make the tables where they are not there yet.
+
+        Raises:
+            StoreUnavailable: the database can't be reached, or doesn't allow it.
+        """
+        return
+
+    # --- operations ------------------------------------------------------------------------------
+
+    @classmethod
+    @abstractmethod
+    def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> Store:
+        """Make the store that a URL names; it connects at its first operation.
+
+        Args:
+            options: ``idempotency_store_options``.
+
+        Raises:
+            ConfigurationError: the URL or an option is wrong.
+        """
+
+    @property
+    @abstractmethod
     def failed_at(self) -> float:
         """When it last did not answer, or a connection was found broken, on this process's
         monotonic clock; minus infinity: never."""
 
+    @abstractmethod
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         """Ask for a key.
 
@@ -75,36 +239,47 @@ class Store(Protocol):
             RecordCorrupt, RecordTooNew: the record cannot be read, and was left as it is.
         """
 
+    @abstractmethod
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         """Write what a run became: completed, failed, released, retrying or interrupted."""
 
+    @abstractmethod
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         """Prolong leases, in one round trip a node; answers or errors in the same order."""
 
+    @abstractmethod
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         """Write a step of a run, and prolong its lease; ``name`` again replaces what it was."""
 
+    @abstractmethod
     def resolve(self, key: str, event: Resolve) -> bool:
         """Settle an unknown outcome by a person's word; ``False``: it isn't unknown."""
 
+    @abstractmethod
     def note(self, key: str, event: Note) -> None:
         """Write a message's slip, and end the delivery lease of its run."""
 
+    @abstractmethod
     def slip(self, slip_key: str) -> Slip | None:
         """Read a slip, and change nothing."""
 
+    @abstractmethod
     def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
         """End what a dead process held for ``owner``; whether there was something."""
 
+    @abstractmethod
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
         """Undo a claim that was given up, or see to it that it gets nothing if it comes late."""
 
+    @abstractmethod
     def forget(self, key: str, ttl_ms: int) -> bool:
         """Free a key; whether there was a record."""
 
+    @abstractmethod
     def get(self, key: str) -> Record | None:
         """Read a record, and change nothing."""
 
+    @abstractmethod
     def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
         """Read records for a list, in one round trip a node; errors are given in their places.
 
@@ -112,21 +287,27 @@ class Store(Protocol):
         wire for a list that doesn't show them: ``get`` reads it whole.
         """
 
+    @abstractmethod
     def now_ms(self) -> int:
         """Give the store's clock, in milliseconds since 1970."""
 
+    @abstractmethod
     def peek(self, key: str) -> tuple[Record | None, int]:
         """Read a record together with the store's clock, in milliseconds."""
 
+    @abstractmethod
     def steps(self, key: str) -> dict[str, bytes]:
         """Give the (packed) steps of a record by name."""
 
+    @abstractmethod
     def ttl(self, key: str) -> float | None:
         """How many seconds a record still lives; ``None`` where there is none."""
 
+    @abstractmethod
     def scan(self, pattern: str) -> Iterator[str]:
         """Give the keys of records that match a glob pattern, in no order, as they come."""
 
+    @abstractmethod
     def ping(self) -> None:
         """Raise :class:`.StoreUnavailable` where the store does not answer."""
 
@@ -145,86 +326,3 @@ STEPS: Final = ":steps"
 def is_beside_a_record(key: str) -> bool:
     """Whether a store's key is no record's own: those end with their hash tag."""
     return "}:" in key
-
-
-def mask_url(url: str) -> str:
-    """Give a URL that may be logged or shown: without its password.
-
-    Several URLs joined by ``;`` (Sentinel) are masked one by one. A password is found even where
-    it is written so that the URL cannot be read (with a ``/``, ``?``, ``#`` or ``;`` in it).
-    """
-    return ";".join(_mask_one(part) for part in re.split(r";(?=[\w+.-]+://)", url))
-
-
-def _mask_one(url: str) -> str:
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    login, at, place = rest.rpartition("@")
-    user, colon, _ = login.partition(":")
-    if re.search("[/?#]", user):
-        return f"{scheme}{mark}**"  # whatever the @ belongs to: better to show too little
-    place, asked, query = place.partition("?")
-    shown = "&".join(
-        re.sub("=.*", "=**", item) if "pass" in item.lower() else item for item in query.split("&")
-    )
-    return f"{scheme}{mark}{user}{colon and ':**'}{at}{place}{asked}{shown}"
-
-
-def store_from_url(url: str, options: Mapping[str, Any] | None = None) -> Store:
-    """Make the store that a URL names; nothing is connected yet.
-
-    Args:
-        url: ``redis://``, ``rediss://``, ``redis+socket://``, ``sentinel://``,
-            ``redis+cluster://``, ``rediss+cluster://``, ``postgresql://``, ``mysql://``,
-            ``mariadb://``, ``sqlite:///``, ``django://`` or ``memory://``.
-        options: passed on to the client (``socket_timeout``, ``master_name``, ``pool_size``, ...).
-
-    Raises:
-        ConfigurationError: there is no such kind of store, the URL cannot be read, or the package
-            that it needs is not installed.
-    """
-    scheme = url.partition(":")[0].lower()
-    if scheme == "memory":
-        from celery_idempotent.stores.memory import MemoryStore
-
-        return MemoryStore.shared(url)
-    if scheme in ("redis", "rediss", "redis+socket", "unix", "sentinel"):
-        from celery_idempotent.stores.redis.store import RedisStore
-
-        return RedisStore.from_url(url, options)
-    if scheme in ("redis+cluster", "rediss+cluster"):
-        from celery_idempotent.stores.redis.cluster import ClusterStore
-
-        return ClusterStore.from_url(url, options)
-    if scheme.partition("+")[0] in ("postgresql", "postgres", "mysql", "mariadb", "sqlite"):
-        try:
-            from celery_idempotent.stores.sql.store import SqlStore
-        except ImportError as exc:
-            raise ConfigurationError(
-                f"the store {mask_url(url)!r} needs {exc.name}: "
-                "pip install 'celery-idempotent[sql]'"
-            ) from exc
-        return SqlStore.from_url(url, options)
-    if scheme == "django":
-        return _django_store(url, options)
-    raise ConfigurationError(
-        f"there is no store for {mask_url(url)!r}: idempotency_store_url may begin with redis://, "
-        "rediss://, redis+socket://, sentinel://, redis+cluster://, postgresql://, mysql://, "
-        "mariadb://, sqlite:///, django:// or memory://"
-    )
-
-
-def _django_store(url: str, options: Mapping[str, Any] | None) -> Store:
-    try:
-        # By name: this layer knows nothing of what stands above it.
-        module = importlib.import_module("celery_idempotent.django.store")
-    except ImportError as exc:
-        raise ConfigurationError(
-            f"the store {url!r} needs {exc.name}: pip install 'celery-idempotent[django]'"
-        ) from exc
-    except Exception as exc:
-        raise ConfigurationError(
-            f"the store {url!r} needs Django set up, and 'celery_idempotent.django' among "
-            f"INSTALLED_APPS: {exc}"
-        ) from exc
-    store: Store = module.DjangoStore.from_url(url, options)
-    return store

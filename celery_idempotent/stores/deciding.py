@@ -38,7 +38,7 @@ from celery_idempotent.core.transitions import (
     Write,
 )
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal
+from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal, Store
 
 __all__ = ["LONGEST", "DecidingStore", "Row", "Rows", "fit"]
 
@@ -236,8 +236,8 @@ class Rows(ABC, Generic[C]):
         """
 
 
-class DecidingStore(Generic[C]):
-    """A :class:`~celery_idempotent.stores.base.Store` whose records are rows."""
+class DecidingStore(Store, Generic[C]):
+    """A store whose records are rows."""
 
     def __init__(self, rows: Rows[C]) -> None:
         self.rows = rows

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.stores.deciding import DecidingStore, Row, Rows
-from celery_idempotent.stores.journal import MemoryJournals
+from celery_idempotent.stores.journal import JournalStore, MemoryJournals
 
 __all__ = ["MemoryStore"]
 
@@ -33,6 +33,7 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
     """
 
     _shared: ClassVar[dict[str, MemoryStore]] = {}
+    is_shared = False
     #: It never was away.
     failed_at = -math.inf
 
@@ -50,6 +51,15 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
     def shared(cls, url: str) -> MemoryStore:
         """Return the store of that URL in this process: every app that names it gets the same."""
         return cls._shared.setdefault(url, cls())
+
+    @classmethod
+    def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> MemoryStore:
+        """Return the store of that URL in this process; it takes no options."""
+        return cls.shared(url)
+
+    @property
+    def journals(self) -> JournalStore:
+        return self
 
     def operate(self, work: Callable[[int], T]) -> T:
         with self._lock:

@@ -23,7 +23,6 @@ from celery_idempotent.core.transitions import (
 )
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store
-from celery_idempotent.stores.transactions import TransactionalStore
 
 __all__ = ["Killed", "Script", "mortal"]
 
@@ -155,10 +154,14 @@ class _Mortal:
 class _MortalTransactional(_Mortal):
     """The same, of a store with transactions."""
 
+    @property
+    def transactions(self) -> _MortalTransactional:
+        return self
+
     def begin(self) -> Any:
         if self.dead:
             raise Killed("a transaction was begun after the process had died")
-        return _MortalTransaction(self, self._store.begin())  # type: ignore[attr-defined]
+        return _MortalTransaction(self, self._store.transactions.begin())  # type: ignore[union-attr]
 
     def committing(self, event: Settle, commit: Any, rollback: Any) -> Any:
         """Commit, and come by the points before and after that; the dead commit nothing."""
@@ -196,5 +199,5 @@ class _MortalTransaction:
 
 def mortal(store: Store, script: Script) -> Any:
     """Give a store as one delivery sees it, by a script that says when that dies."""
-    kind = _MortalTransactional if isinstance(store, TransactionalStore) else _Mortal
+    kind = _Mortal if store.transactions is None else _MortalTransactional
     return kind(store, script)

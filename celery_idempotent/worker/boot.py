@@ -11,7 +11,6 @@ from celery_idempotent.core.options import check_plain
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import check_conf, environment_of
-from celery_idempotent.stores.memory import MemoryStore
 
 __all__ = ["IdempotencyStep", "NamesStep", "check_names", "install", "watch_workers"]
 
@@ -72,10 +71,10 @@ class IdempotencyStep(bootsteps.StartStopStep):
         """
         environment = environment_of(parent.app)
         pool = getattr(parent.pool_cls, "__module__", "")
-        if isinstance(environment.store, MemoryStore) and pool.endswith("prefork"):
+        if not environment.store.is_shared and pool.endswith("prefork"):
             raise ConfigurationError(
-                "idempotency_store_url is memory://, which the processes of a prefork pool can't "
-                "share: use Redis, or the pool 'solo' or 'threads'"
+                f"idempotency_store_url is {environment.where}, which the processes of a prefork "
+                "pool can't share: use Redis, or the pool 'solo' or 'threads'"
             )
         if pool.startswith("celery_aio_pool"):
             raise ConfigurationError(

@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 
 from celery_idempotent import ConfigurationError, IdempotentTask
-from celery_idempotent.stores.base import store_from_url
+from celery_idempotent.stores.urls import store_from_url
 from tests.support.djangos import database_of, set_up
 
 set_up()

@@ -23,8 +23,7 @@ from celery_idempotent.core.transitions import (
 )
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores import deciding
-from celery_idempotent.stores.base import Renewal
-from celery_idempotent.stores.transactions import NotCommitted
+from celery_idempotent.stores.base import NotCommitted, Renewal
 from celery_idempotent.testing.contract import kit
 from celery_idempotent.testing.contract.kit import replace
 from tests.support.databases import POSTGRESQL

@@ -14,9 +14,9 @@ from celery_idempotent import State
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.stores.sql.transaction import SqlTransaction
-from celery_idempotent.stores.transactions import NotCommitted
 from tests.support.http_app import HTTP_APPS, Handler, HttpApp, Reply, make_celery
 
 

@@ -32,8 +32,8 @@ from celery_idempotent.ops.doctor.store import check_server
 from celery_idempotent.run import journal as run_journal
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.memory import MemoryStore
-from celery_idempotent.stores.redis.servers import Server
 from tests.ops.test_doctor import GOOD, GOOD_CONFIG, GOOD_INFO, names_in
 from tests.support.commands import Commands
 

@@ -18,8 +18,9 @@ from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, St
 from celery_idempotent.ops import records
 from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of
 from celery_idempotent.ops.records import Filter, RecordView
-from celery_idempotent.stores.base import Renewal, store_from_url
+from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.memory import MemoryStore
+from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.records import JSON, TTL_MS, StoredRecords
 

@@ -399,6 +399,8 @@ def test_what_need_not_be_told_keeps_nothing_else_from_being_told(beat):
 class TendedStore(MemoryStore):
     """A store that has to be tended."""
 
+    needs_tending = True
+
     def __init__(self):
         super().__init__()
         self.turns = 0

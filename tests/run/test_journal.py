@@ -447,8 +447,12 @@ def test_it_can_be_turned_off(store: CountingStore, turns: Turns, most: int) -> 
 
 def test_a_store_without_journals_is_no_error(turns: Turns) -> None:
     """A store of the user's own may keep none."""
+
     # Given
-    journal = Journal(object(), NAME, 100)  # type: ignore[arg-type]
+    class Unwritten(MemoryStore):
+        journals = None
+
+    journal = Journal(Unwritten(), NAME, 100)
     # When
     journal.add("succeeded", "k", "shop.charge", "id-1")
     journal.write("forgotten", "k", "shop.charge", None)

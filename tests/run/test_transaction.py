@@ -14,9 +14,9 @@ from sqlalchemy import insert
 from celery_idempotent import ConfigurationError, IdempotentTask, State, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.stores.sql.transaction import SqlTransaction
-from celery_idempotent.stores.transactions import NotCommitted
 from tests.support.bookings import Books, bookings
 
 

@@ -13,9 +13,9 @@ from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnecti
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.transitions import Claim, Claimed
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
-from celery_idempotent.stores.base import mask_url, store_from_url
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.redis.store import RedisStore
+from celery_idempotent.stores.urls import mask_url, store_from_url
 from celery_idempotent.testing.servers import RedisServer
 
 KEY = "idempotent:{urls:1}"

@@ -15,7 +15,7 @@ import redis
 
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import State
-from celery_idempotent.stores.base import store_from_url
+from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.flowers import NEWEST, VERSIONS, Answer, Browser, Flower

@@ -9,7 +9,7 @@ from celery import Celery
 from celery_idempotent import IdempotentTask, State, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.settings import everywhere
-from celery_idempotent.stores.base import store_from_url
+from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.deliveries import deliver
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem

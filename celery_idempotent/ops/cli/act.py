@@ -107,10 +107,9 @@ def init_db_command(context: Any) -> None:
     """
     console = Console(context, None)
     environment = console.environment()
-    create_schema = getattr(environment.store, "create_schema", None)
-    if create_schema is None:
+    if not environment.store.needs_schema:
         raise click.ClickException(f"The store at {environment.where} needs no tables.")
-    create_schema()
+    environment.store.create_schema()
     console.remark(f"The tables are there, at {environment.where}.")
 
 

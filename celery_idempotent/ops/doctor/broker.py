@@ -11,8 +11,8 @@ from kombu.transport import redis as kombu_redis
 from celery_idempotent.errors import ConfigurationError, StoreError
 from celery_idempotent.ops.doctor.findings import ERROR, HINT, WARNING, Finding, Patient
 from celery_idempotent.ops.doctor.store import keeps_nothing
-from celery_idempotent.stores.base import mask_url, store_from_url
-from celery_idempotent.stores.redis.servers import AskableStore, Server
+from celery_idempotent.stores.base import Server
+from celery_idempotent.stores.urls import mask_url, store_from_url
 
 __all__ = ["CelerysServers", "check_broker"]
 
@@ -50,7 +50,7 @@ def _ask(url: str, options: dict[str, Any]) -> list[Server] | StoreError:
     except ConfigurationError:
         return []  # Celery knows options here that a store doesn't
     try:
-        return store.servers() if isinstance(store, AskableStore) else []
+        return store.askable.servers() if store.askable is not None else []
     except StoreError as exc:
         return exc
     finally:

@@ -22,8 +22,8 @@ from celery_idempotent.ops.doctor.trial import Refusal, told_of_refusals, try_ru
 from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
 from celery_idempotent.settings import Environment, environment_of
-from celery_idempotent.stores.base import Store, mask_url
-from celery_idempotent.stores.redis.servers import AskableStore
+from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.urls import mask_url
 from celery_idempotent.worker.boot import check_names
 
 __all__ = ["check_results_server", "check_store", "examine"]
@@ -96,8 +96,8 @@ def check_store(environment: Environment, wait_replicas: int = 0) -> Iterator[Fi
 
 
 def _servers_of(store: Store, where: str, wait_replicas: int) -> Iterator[Finding]:
-    if isinstance(store, AskableStore):
-        for server in store.servers():
+    if store.askable is not None:
+        for server in store.askable.servers():
             yield from check_server(server, where, wait_replicas)
     asked = time.time()
     try:

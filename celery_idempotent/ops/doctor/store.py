@@ -7,7 +7,7 @@ from typing import Final
 
 from celery_idempotent.ops.doctor.findings import ERROR, HINT, WARNING, Finding
 from celery_idempotent.ops.doctor.trial import cluster_node
-from celery_idempotent.stores.redis.servers import Server
+from celery_idempotent.stores.base import Server
 
 __all__ = ["check_clock", "check_server", "keeps_nothing"]
 

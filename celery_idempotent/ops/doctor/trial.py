@@ -26,8 +26,6 @@ from celery_idempotent.ops.doctor.rights import (
 from celery_idempotent.run.process import this_process
 from celery_idempotent.settings import Environment
 from celery_idempotent.stores.base import Renewal, Store
-from celery_idempotent.stores.journal import JournalStore
-from celery_idempotent.stores.redis.servers import AskableStore
 
 __all__ = ["TRIAL_NAMESPACE", "Refusal", "cluster_node", "told_of_refusals", "try_run"]
 
@@ -59,15 +57,16 @@ def try_run(environment: Environment) -> Iterator[Finding]:
     """
     store, prefix = environment.store, environment.prefix
     names = [_new_name(prefix)]
-    if isinstance(store, AskableStore):
-        missing = store.missing_slots()
+    servers = store.askable
+    if servers is not None:
+        missing = servers.missing_slots()
         if missing:
             yield _incomplete(environment, missing)
             return  # what a run meets then is what is said already
-        names = store.one_key_each(lambda: _new_name(prefix))
+        names = servers.one_key_each(lambda: _new_name(prefix))
     refusals: dict[str, Refusal] = {}
-    if isinstance(store, AskableStore):
-        load = (("load a script", store.try_script),)
+    if servers is not None:
+        load = (("load a script", servers.try_script),)
         refusals.update((it.operation, it) for it in _refused(load, is_vital=True))
     for name in names:
         for refusal in _try_life(store, name):
@@ -171,17 +170,17 @@ def _try_looking(environment: Environment, names: list[str]) -> Iterator[Refusal
 
 def _try_journal(environment: Environment) -> Iterator[Refusal]:
     """Write and read the journal, where it is on."""
-    store, journal = environment.store, environment.journal
-    if not (journal.most and isinstance(store, JournalStore)):
+    journals, journal = environment.store.journals, environment.journal
+    if not journal.most or journals is None:
         return
     yield from _refused(
         (
             # No reader takes this for an event.
             (
                 "write the journal",
-                lambda: store.append_events(journal.name, [b"{}"], journal.most),
+                lambda: journals.append_events(journal.name, [b"{}"], journal.most),
             ),
-            ("read the journal", lambda: store.read_events(journal.name, None, 1)),
+            ("read the journal", lambda: journals.read_events(journal.name, None, 1)),
         ),
         is_vital=False,
     )

@@ -16,7 +16,6 @@ from celery_idempotent.ops.doctor.findings import (
     about,
     seconds,
 )
-from celery_idempotent.stores.memory import MemoryStore
 
 __all__ = ["check_worker"]
 
@@ -75,13 +74,13 @@ def _eager(patient: Patient) -> Iterator[Finding]:
 
 
 def _pool(patient: Patient) -> Iterator[Finding]:
-    if not isinstance(patient.environment.store, MemoryStore):
+    if patient.environment.store.is_shared:
         return
     if patient.pool_name == "prefork":
         yield Finding(
             "memory-with-processes",
             ERROR,
-            "records are kept in memory:// and the pool is prefork",
+            f"records are kept in {patient.environment.where} and the pool is prefork",
             "Each process of the pool has records of its own: duplicates run.",
             "Use a store that processes share",
             'idempotency_store_url = "redis://localhost:6379/2"',

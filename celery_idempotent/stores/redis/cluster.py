@@ -11,10 +11,11 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_idempotent.stores.base import mask_url
-from celery_idempotent.stores.redis.servers import SCRIPT, Server, server_of
+from celery_idempotent.stores.base import Server
+from celery_idempotent.stores.redis.servers import SCRIPT, server_of
 from celery_idempotent.stores.redis.store import RedisStore, connector, patience_of
 from celery_idempotent.stores.redis.wire import Argument, Call, Connection, Timed, Wire
+from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["ClusterStore", "ClusterWire"]
 

@@ -1,63 +1,21 @@
-"""What the servers behind a store say of themselves, for whoever checks how they are set up."""
+"""Asks Redis and Valkey servers how they are set up, for whoever checks that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Final, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Final
 
 from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.redis.wire import Wire
 
-__all__ = ["SCRIPT", "AskableStore", "RedisServers", "Server", "server_of"]
+__all__ = ["SCRIPT", "RedisServers", "server_of"]
 
 #: What is asked of a server's configuration: managed ones may not tell.
 _ASKED: Final = ("save", "appendfsync", "min-replicas-to-write")
 
 #: A command that loads a script which does nothing.
 SCRIPT: Final = ("EVAL", "return 1", "0")
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """One Redis or Valkey server."""
-
-    #: What INFO says; empty where this user may not ask for it.
-    info: Mapping[str, str]
-    #: What CONFIG GET says, as far as it does.
-    config: Mapping[str, str] = field(default_factory=dict)
-
-    def number(self, name: str) -> int:
-        """Give a number that INFO says; 0 where it doesn't."""
-        try:
-            return int(self.info.get(name, 0))
-        except ValueError:
-            return 0
-
-
-@runtime_checkable
-class AskableStore(Protocol):
-    """A store whose servers can be asked how they are set up."""
-
-    def servers(self) -> list[Server]:
-        """Ask each server that holds records.
-
-        Raises:
-            StoreUnavailable: one does not answer.
-        """
-
-    def one_key_each(self, make: Callable[[], str]) -> list[str]:
-        """Return keys that ``make`` makes: one on each server that holds records."""
-
-    def try_script(self) -> None:
-        """Send a script's source to each server, as after a restart, which forgets scripts.
-
-        Raises:
-            StoreUnavailable: one refused it.
-        """
-
-    def missing_slots(self) -> int:
-        """Return how many slots of a cluster no server has; 0: it is complete, or no cluster."""
 
 
 def server_of(wire: Wire) -> Server:
@@ -73,7 +31,7 @@ def server_of(wire: Wire) -> Server:
 
 
 class RedisServers:
-    """An :class:`AskableStore` over the wire to one server."""
+    """An :class:`.AskableStore` over the wire to one server."""
 
     _wire: Wire
 

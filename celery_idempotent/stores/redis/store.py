@@ -36,13 +36,16 @@ from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreErr
 from celery_idempotent.stores.base import (
     GIVEN_UP_MS,
     STEPS,
+    AskableStore,
     Renewal,
+    Store,
     is_beside_a_record,
-    mask_url,
 )
+from celery_idempotent.stores.journal import JournalStore
 from celery_idempotent.stores.redis.journal import RedisJournals
 from celery_idempotent.stores.redis.servers import RedisServers
 from celery_idempotent.stores.redis.wire import Call, Wire, load_script, not_done
+from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["RedisStore"]
 
@@ -71,8 +74,10 @@ _ASK: Final = struct.Struct(">QQIIBQQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 
 
-class RedisStore(RedisJournals, RedisServers):
-    """A :class:`~celery_idempotent.stores.base.Store` on one Redis or Valkey server."""
+class RedisStore(RedisJournals, RedisServers, Store):
+    """A store on one Redis or Valkey server."""
+
+    waits_for_replicas = True
 
     def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
         super().__init__(wire)
@@ -99,6 +104,14 @@ class RedisStore(RedisJournals, RedisServers):
             Wire(lambda: connection_class(**kwargs), mask_url(url), 2 * patience_of(kwargs)),
             (replicas, patience_of(kwargs)),
         )
+
+    @property
+    def journals(self) -> JournalStore:
+        return self
+
+    @property
+    def askable(self) -> AskableStore:
+        return self
 
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         for _ in range(_LATE_TURNS):

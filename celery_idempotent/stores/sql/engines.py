@@ -15,8 +15,8 @@ from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import SQLAlchemyError
 
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.stores.base import mask_url
 from celery_idempotent.stores.sql.flavours import Flavour, flavour_of
+from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["Engines", "answer_in_time", "connect_args", "take_prepare_threshold"]
 

@@ -8,14 +8,15 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from celery_idempotent.stores.base import Transaction, TransactionalStore
 from celery_idempotent.stores.deciding import DecidingStore
+from celery_idempotent.stores.journal import JournalStore
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.journal import SqlJournals
 from celery_idempotent.stores.sql.purge import PURGED_AT_ONCE, purge, tend
 from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.schema import create_schema
 from celery_idempotent.stores.sql.transaction import SqlTransaction
-from celery_idempotent.stores.transactions import Transaction
 
 __all__ = ["SqlStore"]
 
@@ -23,6 +24,8 @@ __all__ = ["SqlStore"]
 class SqlStore(SqlJournals, DecidingStore[Connection]):
     """A :class:`~celery_idempotent.stores.base.Store` in a relational database."""
 
+    needs_tending = True
+    needs_schema = True
     rows: SqlRows
 
     def __init__(self, engines: Engines) -> None:
@@ -44,6 +47,14 @@ class SqlStore(SqlJournals, DecidingStore[Connection]):
             create_schema(self.engines.sessions)
         except SQLAlchemyError as exc:
             raise self.rows.unavailable(exc) from exc
+
+    @property
+    def journals(self) -> JournalStore:
+        return self
+
+    @property
+    def transactions(self) -> TransactionalStore:
+        return self
 
     def begin(self) -> Transaction:
         """Begin a transaction on this database, for a body's effects and its completion."""

@@ -14,11 +14,10 @@ from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Lost, Recorded, Settle
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.base import NotCommitted, Renewal
 from celery_idempotent.stores.deciding import DecidingStore
 from celery_idempotent.stores.sql.flavours import Trouble, is_refusal, trouble_of
 from celery_idempotent.stores.sql.rows import SqlRows
-from celery_idempotent.stores.transactions import NotCommitted
 
 __all__ = ["SqlTransaction"]
 

@@ -19,8 +19,9 @@ def read(
 
 
 def journals_of(store: Store) -> JournalStore:
-    assert isinstance(store, JournalStore), "this store keeps no journals"
-    return store
+    journals = store.journals
+    assert journals is not None, "this store keeps no journals"
+    return journals
 
 
 class JournalRows:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from celery_idempotent.stores.base import store_from_url
 from celery_idempotent.stores.redis.cluster import ClusterStore
+from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.store_contract import StoreContractAtRest
 from tests.support.clusters import Cluster
 from tests.support.replicas import tell

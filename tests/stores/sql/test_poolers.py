@@ -12,7 +12,8 @@ from sqlalchemy import Engine, create_engine
 from celery_idempotent import IdempotentTask, StoreUnavailable, outbox
 from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.rows import engine_of
-from celery_idempotent.stores.base import Store, store_from_url
+from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.urls import store_from_url
 from tests.support.databases import Database
 from tests.support.djangos import database_at
 from tests.support.poolers import Pooler

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy.pool import NullPool
 
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
-from celery_idempotent.stores.base import store_from_url
 from celery_idempotent.stores.deciding import fit
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.store import SqlStore
+from celery_idempotent.stores.urls import store_from_url
 
 
 @pytest.mark.parametrize(
