@@ -335,7 +335,7 @@ class Settings(_FromLookup):
     #: project (with the extra ``django``); or ``memory://`` for tests in one process. Default: the
     #: result backend if it is Redis, else the broker if it is Redis. Set it to keep records apart
     #: from both, on a server that persists and does not evict, or beside your data, so that effects
-    #: and records can be committed together.
+    #: and records can be committed together. Another package may add a store, and its URL's scheme.
     store_url: str | None = field(default=None, metadata=_checked(_url, secret=True))
 
     #: More options for the store's client by name, such as timeouts and certificates. Default:

@@ -32,6 +32,10 @@ def has_checks(script: str) -> bool:
     return END in (EXAMPLES / script).read_text(encoding="utf-8")
 
 
+def _is_tests(text: str) -> bool:
+    return "def test_" in text or "\nclass Test" in text
+
+
 def run(script: str, directory: Path, *how: str) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader would, from the folder that it is in."""
     return subprocess.run(
@@ -62,7 +66,7 @@ def test_a_sample_runs_as_printed(script: str, redis_server: RedisServer, tmp_pa
     text = PRINTED[script]
     put(script, text, tmp_path, redis_server)
     # When
-    how = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if "def test_" in text else []
+    how = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if _is_tests(text) else []
     done = run(script, tmp_path, *how)
     # Then
     assert done.returncode == 0, done.stdout + done.stderr

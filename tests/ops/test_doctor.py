@@ -30,8 +30,8 @@ from celery_idempotent.ops.doctor.worker import check_worker
 from celery_idempotent.ops.lookup import setups
 from celery_idempotent.run.journal import Journal
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.base import Server
+from celery_idempotent.stores.memory import MemoryStore
 
 #: A configuration in which nothing is to be found; nothing listens there, and nothing is asked.
 GOOD: dict[str, Any] = {
