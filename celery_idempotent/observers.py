@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 __all__ = [
     "Observation",
+    "OncePerSecond",
     "Observer",
     "is_heard",
     "name_spans",
     "observe",
     "observers",
+    "outage_lines",
     "span_name",
     "stop_observing",
     "notify",
@@ -32,6 +36,34 @@ _LEVELS: Final = {
 _HINTS: Final = {"unknown": " (somebody has to settle it: docs/unknown-outcomes.rst)"}
 
 log = logging.getLogger("celery_idempotent")
+
+
+class OncePerSecond:
+    """Lets one log line a second through in this process, and counts those that it leaves out.
+
+    An outage of the store meets every delivery: a worker with hundreds of greenlets would write
+    hundreds of lines a second, all of which say the same.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = -math.inf
+        self._left_out = 0
+
+    def turn(self) -> str | None:
+        """Return what the line ends with; ``None``: leave this line out."""
+        now = self._clock()
+        if now < self._next:
+            self._left_out += 1
+            return None
+        self._next = now + 1.0
+        left_out, self._left_out = self._left_out, 0
+        return f" (and {left_out} more like this before it)" if left_out else ""
+
+
+#: For lines that say that the store is away.
+outage_lines: Final = OncePerSecond()
+_store_away: Final = OncePerSecond()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +133,13 @@ def notify(
 ) -> None:
     """Call all observers, and write the log line; no error of theirs reaches the task."""
     level = _LEVELS.get(what, logging.INFO)
-    if outcomes.isEnabledFor(level):
+    end = _store_away.turn() if what == "store away" else _HINTS.get(what, "")
+    if end is not None and outcomes.isEnabledFor(level):
         fields = {"outcome": what, "task": task, "key": key, "task_id": task_id}
         if original_id is not None:
             fields["original_id"] = original_id
         text = " ".join(f"{name}={str(value)!r}" for name, value in fields.items())
-        text += _HINTS.get(what, "")
+        text += end
         outcomes.log(level, "idempotency %s", text, extra={"idempotency": {**fields, **details}})
     if not observers:
         return

@@ -51,6 +51,7 @@ from celery_idempotent.errors import (
     StoreError,
     StoreUnavailable,
 )
+from celery_idempotent.observers import outage_lines
 from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.transaction import run_without_claim
@@ -258,7 +259,9 @@ def _store_away(
         say_started(task, request)
         delivery.show(why="the store is away")
         return run_without_claim(task.run, *args, **kwargs)
-    log.warning("%s waits, its body was not run: %s", delivery.name, exc)
+    end = outage_lines.turn()
+    if end is not None:
+        log.warning("%s waits, its body was not run: %s%s", delivery.name, exc, end)
     # The store can't say it, but the result backend may: the call has its answer.
     if copy or is_answered(task, request):
         wait_as_copy(delivery, None, outage=True)

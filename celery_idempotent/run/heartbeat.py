@@ -23,12 +23,14 @@ from weakref import WeakKeyDictionary, ref
 
 from celery_idempotent.core.transitions import Lost
 from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.observers import OncePerSecond
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.base import Store
 
 __all__ = ["Heartbeat", "heartbeat"]
 
 log = logging.getLogger("celery_idempotent")
+_renewal_lines: Final = OncePerSecond()
 
 _NEVER: Final = float("inf")
 _RETRY_S: Final = 0.5
@@ -213,7 +215,10 @@ class Heartbeat:
                         pause = min(_RETRY_S * 2, lease.lease_ms / 10_000)
                     lease.postponed = now + pause
                     self._next_turn = 0.0
-                    log.warning("cannot renew the lease of %s, trying again: %s", lease.key, exc)
+                    end = _renewal_lines.turn()
+                    if end is not None:
+                        text = "cannot renew the lease of %s, trying again: %s%s"
+                        log.warning(text, lease.key, exc, end)
 
     def tend(self, stores: Iterable[Store]) -> None:
         """Tend those of these stores that need it and whose turn has come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,9 +15,9 @@ from celery.backends.base import Backend
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskRevokedError
 from kombu.exceptions import OperationalError
 
-from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask
+from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, observers
 from celery_idempotent.core.record import Record
-from celery_idempotent.delivery import outcome, waiting
+from celery_idempotent.delivery import guard, outcome, waiting
 from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.errors import OutcomeUnknown, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
@@ -585,6 +586,38 @@ def test_without_the_store_a_body_is_not_run(
     assert waiting.state == "RETRY"
     (again,) = waiting.published
     assert again.deliver().get() == "winner"
+
+
+def test_an_outage_is_one_log_line_a_second(
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """However many deliveries it meets; the next line says how many were left out."""
+
+    # Given
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    now = [0.0]
+    for module, name in ((guard, "outage_lines"), (observers, "_store_away")):
+        monkeypatch.setattr(module, name, observers.OncePerSecond(lambda: now[0]))
+    monkeypatch.setattr(guard, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(store, "claim", away)
+    task = guarded(winner)
+    # When
+    with caplog.at_level(logging.INFO, "celery_idempotent"):
+        for second in range(3):
+            now[0] = float(second)
+            for number in range(20):
+                assert deliver(task, (number,)).state == "RETRY"
+    # Then
+    lines = [it.getMessage() for it in caplog.records if "store away" in it.getMessage()]
+    waits = [it.getMessage() for it in caplog.records if "waits, its body" in it.getMessage()]
+    assert len(lines) == len(waits) == 3
+    assert "more like this" not in waits[0] + lines[0]
+    assert all("(and 19 more like this before it)" in text for text in (*waits[1:], *lines[1:]))
 
 
 # --- callbacks -----------------------------------------------------------------------------------
