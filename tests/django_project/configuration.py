@@ -18,10 +18,9 @@ def database(url: str) -> dict[str, Any]:
         }
     is_mysql = parts.drivername.startswith("mysql")
     if is_mysql:
-        # PyMySQL takes the place of mysqlclient, of which Django asks for a later version.
+        # PyMySQL takes the place of mysqlclient.
         import pymysql
 
-        pymysql.version_info = (2, 2, 8, "final", 0)
         pymysql.install_as_MySQLdb()
     return {
         "ENGINE": f"django.db.backends.{'mysql' if is_mysql else 'postgresql'}",

@@ -1,4 +1,4 @@
-"""``celery -A app idempotency relay``: sends what the outbox holds."""
+"""``celery -A app idempotency relay``: sends the calls of the outbox."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["relay_command", "relay_options", "send", "show_status"]
 
-#: How often a line tells of progress, in seconds: on a terminal, and in a log.
+#: The time between two lines on progress, in seconds: on a terminal, and in a log.
 _MOVING_S: Final = 1.0
 _LOGGED_S: Final = 60.0
 
@@ -44,7 +44,7 @@ _OPTIONS: Final = (
 
 
 def relay_options(command: Any) -> Any:
-    """Give a command the options that every relay has, whichever library reads its outbox."""
+    """Add the options of every relay to a command, whichever library reads its outbox."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -86,7 +86,7 @@ def relay_command(
         if status:
             show_status(relay)
             return
-        # The app's own logging, so that an outage is told where its operators look.
+        # The app's own logging, so that an outage is logged where its operators look.
         app.log.setup(loglevel="INFO", redirect_stdouts=False)
         send(relay, once=once)
     except (IdempotencyError, ImportError) as exc:
@@ -125,7 +125,7 @@ def _init_db(engine: Engine) -> None:
 
 
 def show_status(relay: Relay) -> None:
-    """Say what waits, and send nothing."""
+    """Print how many calls wait, and for how long; send nothing."""
     from celery_idempotent.outbox.waiting import DatabaseAway
 
     try:
@@ -135,7 +135,7 @@ def show_status(relay: Relay) -> None:
 
 
 def send(relay: Relay, *, once: bool) -> None:
-    """Send what waits: what is there now, or until a signal ends it."""
+    """Send the calls that wait: those that are there now, or all until a signal ends it."""
     from celery_idempotent.outbox.broker import BrokerAway
     from celery_idempotent.outbox.waiting import DatabaseAway
 
@@ -160,7 +160,7 @@ def send(relay: Relay, *, once: bool) -> None:
 
 
 class _Progress:
-    """A line that moves on a terminal; in a log, one a minute where there is something to say."""
+    """Shows progress: a changing line on a terminal, or at most one line a minute in a log."""
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
@@ -182,6 +182,6 @@ class _Progress:
             click.echo(f"relay: sent {self._told}, {waiting}", err=True)
 
     def end(self) -> None:
-        """Say how it ended."""
+        """Print how many were sent in all."""
         start = "\r\x1b[K" if self._moving else ""
         click.echo(f"{start}relay: stopped, sent {self._relay.sent}", err=True)
