@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connections
+from django.db import connections, transaction
 
 from celery_idempotent.testing.store_contract import StoreContract, StoreContractAtRest
 from tests.stores.stores_under_test import START_US
@@ -54,8 +54,9 @@ class VirtualClock:
 
 
 def empty(alias: str) -> DjangoStore:
-    for model in (models.Record, models.Step, models.Note, models.Event):
-        model._base_manager.using(alias).all().delete()
+    with transaction.atomic(alias):
+        for model in (models.Record, models.Step, models.Note, models.Event):
+            model._base_manager.using(alias).all()._raw_delete(alias)
     return DjangoStore.from_url(f"django://{alias}")
 
 

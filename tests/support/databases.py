@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, create_engine, delete, text
+from sqlalchemy import URL, Engine, Executable, create_engine, delete, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
@@ -30,6 +30,10 @@ _SERVERS = {
 ON_A_SERVER = (pytest.mark.system, pytest.mark.matrix)
 POSTGRESQL, MYSQL = (pytest.param(kind, marks=ON_A_SERVER) for kind in _SERVERS)
 ON_SERVERS = pytest.mark.parametrize("database", [POSTGRESQL, MYSQL], indirect=True)
+
+
+#: The connections by which databases are emptied.
+_emptying: dict[URL, Engine] = {}
 
 
 class Database:
@@ -71,6 +75,8 @@ class Database:
 
     def drop(self) -> None:
         """Remove it, whoever is still connected."""
+        for url in [url for url in _emptying if url.database == self.parsed().database]:
+            _emptying.pop(url).dispose()
         if self.kind == "postgresql":
             self._tell(f"DROP DATABASE IF EXISTS {self._name} WITH (FORCE)")
         elif self.kind == "mysql":
@@ -85,15 +91,19 @@ class Database:
             engine.dispose()
 
 
-_made: set[str] = set()
+def emptied(store: SqlStore, *then: Executable) -> SqlStore:
+    """Give the store with its tables, which are empty; ``then`` is executed with that.
 
-
-def emptied(store: SqlStore) -> SqlStore:
-    """Give the store with its tables, which are empty."""
-    if store.engines.where not in _made:
+    All of it is one transaction: a commit may have to wait for a disk.
+    """
+    url = store.engines.own.url
+    if url not in _emptying:
         store.create_schema()
-        _made.add(store.engines.where)
-    with store.engines.own.connect() as connection:
+        # A server may have been killed since.
+        _emptying[url] = create_engine(url, pool_pre_ping=True)
+    with _emptying[url].begin() as connection:
         for table in reversed(metadata.sorted_tables):
             connection.execute(delete(table))
+        for statement in then:
+            connection.execute(statement)
     return store

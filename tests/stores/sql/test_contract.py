@@ -19,6 +19,8 @@ from tests.support.databases import Database, emptied
 
 _tables = MetaData()
 _clock = Table("virtual_clock", _tables, Column("now_us", BigInteger, nullable=False))
+#: Every virtual clock begins at this instant.
+START = (delete(_clock), insert(_clock).values(now_us=START_US))
 
 
 class VirtualClock:
@@ -30,8 +32,8 @@ class VirtualClock:
     def reset(self) -> None:
         _tables.create_all(self._engine)
         with self._engine.connect() as connection:
-            connection.execute(delete(_clock))
-            connection.execute(insert(_clock).values(now_us=START_US))
+            for statement in START:
+                connection.execute(statement)
 
     def now_us(self) -> int:
         with self._engine.connect() as connection:
@@ -64,6 +66,24 @@ def read_raw(store: Any, key: str) -> bytes | None:
         return None if packed is None else bytes(packed)
 
 
+@pytest.fixture(scope="module")
+def engines(database: Database) -> Iterator[Engines]:
+    """The connections of all tests: making one takes longer than a test."""
+    engines = Engines(database.url)
+    yield engines
+    engines.close()
+
+
+@pytest.fixture(scope="module")
+def virtual_engines(database: Database) -> Iterator[Engines]:
+    """The same, with the virtual clock."""
+    engines = Engines(database.url)
+    engines.flavour = replace(engines.flavour, now_us=select(_clock.c.now_us).scalar_subquery())
+    _tables.create_all(engines.own)
+    yield engines
+    engines.close()
+
+
 class TestSqlByAVirtualClock(StoreContract):
     """The SQL store, at instants that a test chooses."""
 
@@ -71,13 +91,8 @@ class TestSqlByAVirtualClock(StoreContract):
     read_raw = staticmethod(read_raw)
 
     @pytest.fixture
-    def store(self, database: Database) -> Iterator[SqlStore]:
-        engines = Engines(database.url)
-        engines.flavour = replace(engines.flavour, now_us=select(_clock.c.now_us).scalar_subquery())
-        store = emptied(SqlStore(engines))
-        VirtualClock(store).reset()
-        yield store
-        store.close()
+    def store(self, virtual_engines: Engines) -> SqlStore:
+        return emptied(SqlStore(virtual_engines), *START)
 
     @pytest.fixture
     def clock(self, store: SqlStore) -> VirtualClock:
@@ -91,7 +106,5 @@ class TestSqlAsItIs(StoreContractAtRest, JournalRows):
     read_raw = staticmethod(read_raw)
 
     @pytest.fixture
-    def store(self, database: Database) -> Iterator[SqlStore]:
-        store = emptied(SqlStore.from_url(database.url))
-        yield store
-        store.close()
+    def store(self, engines: Engines) -> SqlStore:
+        return emptied(SqlStore(engines))
