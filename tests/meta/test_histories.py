@@ -297,10 +297,13 @@ EXCUSED = {
         16 ended call=a key=k run=2 state=rejected value=Reject by=q/2
         16 settled call=a key=k run=2 state=released by=q/2
         17 stored call=a state=FAILURE value=Reject by=q/2
+        17 sent call=a state=errback by=q/2
+        29.9 stored call=a state=STARTED by=q/3
         30 began call=a key=k run=3 value=1 by=q/3
         31 ended call=a key=k run=3 state=returned value=3 by=q/3
         31 accepted call=a key=k run=3 by=q/3
         31 settled call=a key=k run=3 state=succeeded by=q/3
+        31 sent call=a state=link by=q/3
         31 stored call=a state=SUCCESS value=3 by=q/3
         90 left call=a state=SUCCESS value=3""",
     "nobody knew, who told that died before noting it, and the run settles it": f"""{BEGAN}

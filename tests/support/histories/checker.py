@@ -168,6 +168,16 @@ class _History:
         least = min(map(_retry_of, earlier), default=math.inf)
         return run.began.call in self.retried_by_hand and _retry_of(run) > least
 
+    def comes_of_a_retry(self, call: str, first: Operation, later: Operation) -> bool:
+        """Whether something is done by the retry of a run that left no result, or after that."""
+        runs = self.of_call(call)
+        earlier = [run for run in runs if run.began.at < first.at]
+        return any(
+            self.is_retried_by_hand(run, earlier)
+            and (run.began.by == later.by or run.began.at <= later.at)
+            for run in runs
+        )
+
     def is_forgotten(self, run: _Run) -> bool:
         """Whether a run came so late that nobody remembers its call's answer."""
         ends = [one.until for one in self["settled"] if one.call == run.began.call and one.until]
@@ -279,13 +289,11 @@ def _answer_changed(known: _History) -> _Found:
             and known.stood_still_at(run.began.process, first.at)
         ]
         memories = [one.until for one in known["settled"] if _id_of(one.call) == call]
-        earlier = [run for run in runs if run.began.at < first.at]
-        retried = [run.began.at for run in runs if known.is_retried_by_hand(run, earlier)]
         for one in later:
             if (one.state, one.value) == (first.state, first.value):
                 continue
-            if min(retried, default=math.inf) <= one.at:
-                continue  # by the retry of a run that left no result, or after it
+            if known.comes_of_a_retry(call, first, one):
+                continue
             if 0 < min(memories, default=0.0) < one.at:
                 continue  # so late that nobody remembers
             if one.state in _FINAL and (one.by in late or known.is_replaced_at(call, first.at)):
@@ -374,6 +382,8 @@ def _callbacks(known: _History) -> _Found:
         windows = [one.until for one in known["accepted"] if one.call == call and one.until]
         for first, second in pairwise(ones):
             if 0 < first.until < second.at or known.retried_while_unknown(call, second.at):
+                continue
+            if known.comes_of_a_retry(call, first, second):
                 continue
             soon = min(second.at, first.at + known.lease_s)
             if known.died(first.process, first.at, soon):
