@@ -285,7 +285,7 @@ def is_cut(exc: Error) -> bool:
 
 
 def _words(key: str, record: Record) -> tuple[str, str]:
-    """Give what people call a record: its task, and its readable key."""
+    """Return what people call a record: its task, and its readable key."""
     name = _NAME.match(key)
     namespace, plain = name.groups() if name else ("", key)
     label = Label.of(record)

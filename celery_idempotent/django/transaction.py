@@ -79,7 +79,7 @@ class DjangoTransaction:
         return self._one_writer or self._nested or self._stepped
 
     def side_connection(self) -> Any:
-        """Give a connection of its own to this database, for what is no part of the body."""
+        """Return a connection of its own to this database, for what is no part of the body."""
         if self._side is None:
             self._side = self._connection.copy(self._alias)
         return self._side

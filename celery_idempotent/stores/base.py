@@ -81,7 +81,7 @@ class Transaction(Protocol):
         """Whether it keeps everybody else from writing the record, so that no lease has to."""
 
     def flush(self) -> None:
-        """Have the database see all that the body wrote, before :meth:`commit`.
+        """Send all that the body wrote to the database, before :meth:`commit`.
 
         Raises:
             NotCommitted, Exception: as :meth:`commit`.
@@ -91,7 +91,7 @@ class Transaction(Protocol):
         """Write a step of the run as a part of it."""
 
     def lost(self, key: str, token: int) -> Record | None:
-        """Give what took the place of the run with this token; ``None``: it still holds its key."""
+        """Return the record that replaced the run with this token; ``None``: it holds its key."""
 
     def commit(self, key: str, event: Settle) -> Recorded | Lost:
         """Settle the record and commit; where the run has lost its key, roll back.
@@ -165,7 +165,7 @@ class AskableStore(Protocol):
 
 
 class Store(Protocol):
-    """Where records live. ``key`` is the whole key of a record, as ``record_key`` gives it.
+    """Where records live. ``key`` is the whole key of a record, as ``record_key`` makes it.
 
     A store inherits from this class, and has then none of the abilities that it does not declare.
     """
@@ -281,7 +281,7 @@ class Store(Protocol):
 
     @abstractmethod
     def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
-        """Read records for a list, in one round trip a node; errors are given in their places.
+        """Read records for a list, in one round trip a node; errors are returned in their places.
 
         A long outcome may come cut short, so that a thousand large results do not come over the
         wire for a list that doesn't show them: ``get`` reads it whole.
@@ -289,7 +289,7 @@ class Store(Protocol):
 
     @abstractmethod
     def now_ms(self) -> int:
-        """Give the store's clock, in milliseconds since 1970."""
+        """Return the store's clock, in milliseconds since 1970."""
 
     @abstractmethod
     def peek(self, key: str) -> tuple[Record | None, int]:
@@ -297,7 +297,7 @@ class Store(Protocol):
 
     @abstractmethod
     def steps(self, key: str) -> dict[str, bytes]:
-        """Give the (packed) steps of a record by name."""
+        """Return the (packed) steps of a record by name."""
 
     @abstractmethod
     def ttl(self, key: str) -> float | None:
@@ -305,14 +305,14 @@ class Store(Protocol):
 
     @abstractmethod
     def scan(self, pattern: str) -> Iterator[str]:
-        """Give the keys of records that match a glob pattern, in no order, as they come."""
+        """Return the keys of records that match a glob pattern, in no order, as they come."""
 
     @abstractmethod
     def ping(self) -> None:
         """Raise :class:`.StoreUnavailable` where the store does not answer."""
 
     def close(self) -> None:
-        """Give back all connections."""
+        """Close all connections."""
 
 
 #: For how long a claim that its client gave up could still be carried out, in milliseconds: each

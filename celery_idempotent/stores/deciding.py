@@ -421,7 +421,7 @@ class DecidingStore(Store, Generic[C]):
         self._read("")
 
     def close(self) -> None:
-        """Give back all connections: as a rule there are none to give back."""
+        """Close all connections; by default there are none."""
 
     def _read(self, key: str, slip_key: str = "") -> Row:
         return self.rows.operate(lambda at: self.rows.read(at, key, slip_key))

@@ -39,7 +39,7 @@ class JournalStore(Protocol):
         """
 
     def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
-        """Give up to ``count`` events, newest first: from the newest, or from before a place."""
+        """Return up to ``count`` events, newest first: from the newest, or from before a place."""
 
 
 def journal_key(prefix: str) -> str:
@@ -56,7 +56,7 @@ class MemoryJournals:
         self._appending = threading.Lock()
 
     def now_ms(self) -> int:
-        """Give the store's clock, in milliseconds since 1970."""
+        """Return the store's clock, in milliseconds since 1970."""
         raise NotImplementedError
 
     def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:

@@ -12,9 +12,10 @@ from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Server
+from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.servers import SCRIPT, server_of
-from celery_idempotent.stores.redis.store import RedisStore, connector, patience_of
-from celery_idempotent.stores.redis.wire import Argument, Call, Connection, Timed, Wire
+from celery_idempotent.stores.redis.store import RedisStore
+from celery_idempotent.stores.redis.wire import Argument, Connection, ScriptCall, Timed, Wire
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["ClusterStore", "ClusterWire"]
@@ -46,7 +47,7 @@ class ClusterWire:
         self._wires: dict[Node, Wire] = {}
         self._owners: dict[int, Node] = {}
 
-    def call(self, call: Call) -> Any:
+    def call(self, call: ScriptCall) -> Any:
         """Call one script where its keys are."""
         return self._where_it_is(
             call.keys[0],
@@ -73,15 +74,15 @@ class ClusterWire:
         """When a node last did not answer, on the monotonic clock."""
         return max((wire.failed_at for wire in self._wires.values()), default=-math.inf)
 
-    def call_replicated(self, call: Call, replicas: int, timeout_ms: int) -> Any:
-        """Call one script, and give its answer once so many replicas have what it wrote."""
+    def call_replicated(self, call: ScriptCall, replicas: int, timeout_ms: int) -> Any:
+        """Call one script, and return its answer once so many replicas have what it wrote."""
         return self._where_it_is(
             call.keys[0],
             lambda wire: wire.call_replicated(call, replicas, timeout_ms),
             lambda wire: wire.call_replicated(call, replicas, timeout_ms, asking=True),
         )
 
-    def call_all(self, calls: Sequence[Call]) -> list[Any]:
+    def call_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """Call several scripts, in one round trip a node; an answer that is an error is one."""
         return self._together(
             calls, lambda call: call.keys[0], lambda wire, some: wire.call_all(some), self.call
@@ -107,7 +108,7 @@ class ClusterWire:
         )
 
     def wires(self) -> list[Wire]:
-        """Give the wire to each node that has slots."""
+        """Return the wire to each node that has slots."""
         self._look_up()
         return [self._wire(node) for node in sorted(set(self._owners.values()))]
 
@@ -216,7 +217,7 @@ class ClusterWire:
     def _anywhere(
         self, ask: Callable[[Wire], Any], doubted: Node | None = None
     ) -> tuple[Node, Any]:
-        """Give the first node that answers, and its answer; one that may be dead is asked last."""
+        """Return the first node that answers, and its answer; a doubted node is asked last."""
         last: StoreError = StoreUnavailable(f"the store at {self._where} names no node")
         nodes = dict.fromkeys([*self._owners.values(), *self._seeds])
         for node in sorted(nodes, key=lambda node: node == doubted):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from celery_idempotent.stores.journal import JOURNAL_TTL_MS, StoredEvent
-from celery_idempotent.stores.redis.wire import Call, Wire, load_script
+from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
 
 __all__ = ["RedisJournals"]
 
@@ -21,7 +21,7 @@ class RedisJournals:
         self._journal = load_script("journal")
 
     def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
-        self._wire.call(Call(self._journal, (journal,), (most, JOURNAL_TTL_MS, *events)))
+        self._wire.call(ScriptCall(self._journal, (journal,), (most, JOURNAL_TTL_MS, *events)))
 
     def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
         end = "+" if before is None else _just_before(before)

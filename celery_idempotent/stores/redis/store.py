@@ -1,4 +1,4 @@
-"""Records in Redis or Valkey: one server, by Sentinel, over TLS or a socket; one script each."""
+"""Records in Redis or Valkey: each operation is one script on the server."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
-from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit
-
-import redis
-import redis.sentinel
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from celery_idempotent.core.record import VERSION, Record
 from celery_idempotent.core.slip import Slip
@@ -32,7 +26,7 @@ from celery_idempotent.core.transitions import (
     Superseded,
     Unknown,
 )
-from celery_idempotent.errors import ConfigurationError, RecordCorrupt, StoreError
+from celery_idempotent.errors import RecordCorrupt, StoreError
 from celery_idempotent.stores.base import (
     GIVEN_UP_MS,
     STEPS,
@@ -42,30 +36,16 @@ from celery_idempotent.stores.base import (
     is_beside_a_record,
 )
 from celery_idempotent.stores.journal import JournalStore
+from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.journal import RedisJournals
 from celery_idempotent.stores.redis.servers import RedisServers
-from celery_idempotent.stores.redis.wire import Call, Wire, load_script, not_done
+from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script, not_done
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["RedisStore"]
 
-#: Seconds, unless ``idempotency_store_options`` says so: a server that hangs must hang no worker.
-_TIMEOUTS: Final = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
-#: How the wire reads answers, whatever the options say: as bytes, and by RESP2, in which no push
-#: message can come between a command and its answer.
-_OURS: Final = {"protocol": 2, "decode_responses": False}
-#: Options that are Sentinel's or Celery's, not a connection's.
-_SENTINEL_OPTIONS: Final = ("master_name", "sentinel_kwargs", "min_other_sentinels")
 #: How much of a record is read for a list: all but the tail of a long outcome, in bytes.
 _HEAD: Final = 2048
-#: Celery writes Python's names of these, redis-py wants its own.
-_CERT_REQS: Final = {
-    "CERT_REQUIRED": "required",
-    "CERT_OPTIONAL": "optional",
-    "CERT_NONE": "none",
-}
-
-
 #: How often a claim is asked for again that the server's clock found too late.
 _LATE_TURNS: Final = 3
 
@@ -139,7 +119,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
     def failed_at(self) -> float:
         return self._wire.failed_at
 
-    def _claiming(self, key: str, ask: Claim, deadline_ms: int, broke: bool) -> Call:
+    def _claiming(self, key: str, ask: Claim, deadline_ms: int, broke: bool) -> ScriptCall:
         flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
         flags += 16 * ask.frees
         numbers = _ASK.pack(
@@ -152,7 +132,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             NEVER_MS if broke else ask.patient_until_ms,
         )
         args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())
-        return Call(self._claim, _keys(key, ask.slip_key, ask.awaited_key), args)
+        return ScriptCall(self._claim, _keys(key, ask.slip_key, ask.awaited_key), args)
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         args: tuple[bytes | int, ...] = (event.record.pack(), event.delay_ms, event.ttl_ms)
@@ -160,7 +140,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             args += (event.slip.pack(), event.slip_ttl_ms)
         if event.clears_steps:
             args += (1,) if event.slip is not None else (b"", 0, 1)
-        call = Call(self._settle, _keys(key, event.slip_key), args)
+        call = ScriptCall(self._settle, _keys(key, event.slip_key), args)
         if self._wait[0]:
             return _recorded(self._wire.call_replicated(call, *self._wait))
         return _recorded(self._wire.call(call))
@@ -170,7 +150,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             return []
         answers = self._wire.call_all(
             [
-                Call(
+                ScriptCall(
                     self._renew,
                     _keys(one.key, one.slip_key),
                     (one.held.pack(), one.lease_ms, one.keep_ms),
@@ -182,33 +162,35 @@ class RedisStore(RedisJournals, RedisServers, Store):
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         args = (one.held.pack(), one.lease_ms, one.keep_ms, name, packed)
-        return _recorded(self._wire.call(Call(self._step, _keys(one.key, one.slip_key), args)))
+        return _recorded(
+            self._wire.call(ScriptCall(self._step, _keys(one.key, one.slip_key), args))
+        )
 
     def resolve(self, key: str, event: Resolve) -> bool:
         switches = int(event.compensate), int(event.clears_steps)
         args = (int(event.state), event.outcome, event.ttl_ms, *switches)
-        answer = self._wire.call(Call(self._resolve, _keys(key), args))
+        answer = self._wire.call(ScriptCall(self._resolve, _keys(key), args))
         if answer[0] == 0:
             raise _unreadable(answer)
         return bool(answer[0] == 1)
 
     def note(self, key: str, event: Note) -> None:
         args = (event.token, event.ttl_ms, event.slip.pack())
-        self._wire.call(Call(self._note, _keys(key, event.slip_key), args))
+        self._wire.call(ScriptCall(self._note, _keys(key, event.slip_key), args))
 
     def slip(self, slip_key: str) -> Slip | None:
         return Slip.unpack(self._wire.command("GET", slip_key))
 
     def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
-        call = Call(self._end_lease, _keys(key, slip_key), (owner, process))
+        call = ScriptCall(self._end_lease, _keys(key, slip_key), (owner, process))
         return bool(self._wire.call(call)[0])
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
         args = (given_up.pack(), ttl_ms, GIVEN_UP_MS)
-        self._wire.call(Call(self._abandon, _keys(key), args))
+        self._wire.call(ScriptCall(self._abandon, _keys(key), args))
 
     def forget(self, key: str, ttl_ms: int) -> bool:
-        return bool(self._wire.call(Call(self._forget, _keys(key), (ttl_ms,)))[0])
+        return bool(self._wire.call(ScriptCall(self._forget, _keys(key), (ttl_ms,)))[0])
 
     def get(self, key: str) -> Record | None:
         packed = self._wire.command("GET", key)
@@ -236,7 +218,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return int(seconds) * 1000 + int(micros) // 1000
 
     def peek(self, key: str) -> tuple[Record | None, int]:
-        packed, now_ms = self._wire.call(Call(self._peek, _keys(key), ()))
+        packed, now_ms = self._wire.call(ScriptCall(self._peek, _keys(key), ()))
         return (None if packed is None else Record.unpack(packed)), now_ms
 
     def steps(self, key: str) -> dict[str, bytes]:
@@ -328,100 +310,3 @@ def _unreadable(answer: Any) -> StoreError:
     except StoreError as exc:
         return exc
     return RecordCorrupt("a record cannot be read by the store's script: forget the key to free it")
-
-
-def connector(url: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Give the class of the connections that a URL asks for, and how each of them is made."""
-    pool = _pool(url, options)
-    return pool.connection_class, pool.connection_kwargs
-
-
-def patience_of(kwargs: Mapping[str, Any]) -> int:
-    """For how many milliseconds replicas are waited for: half of what the socket waits."""
-    return int((kwargs.get("socket_timeout") or _TIMEOUTS["socket_timeout"]) * 500)
-
-
-def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
-    sentinel_options = {name: options.pop(name, None) for name in _SENTINEL_OPTIONS}
-    kwargs: dict[str, Any] = {
-        **_TIMEOUTS,
-        "retry": Retry(NoBackoff(), 0),
-        "health_check_interval": 0,
-        **options,
-        **_OURS,
-    }
-    try:
-        if url.lower().startswith("sentinel://"):
-            pool = _sentinel_pool(url, kwargs, sentinel_options)
-        else:
-            pool = redis.ConnectionPool.from_url(_for_redis_py(url), **kwargs)
-        # Connects to nothing, but is where redis-py looks at what it was given.
-        pool.connection_class(**pool.connection_kwargs)
-    except (ValueError, TypeError, redis.RedisError) as exc:
-        raise ConfigurationError(
-            f"the store's URL {mask_url(url)!r} or its idempotency_store_options are wrong: {exc}"
-        ) from exc
-    return pool
-
-
-def _split(url: str) -> tuple[SplitResult, int]:
-    """Read one URL, and the number of its database."""
-    try:
-        parts = urlsplit(url)
-        is_path = parts.scheme.lower() in ("redis+socket", "unix")
-        database = 0 if is_path else int(parts.path.strip("/") or 0)
-        parts.port  # noqa: B018  it is looked at when it is asked for
-    except ValueError:
-        # Not chained: what could not be read as a number may be a part of the password.
-        raise ConfigurationError(
-            f"the store's URL {mask_url(url)!r} cannot be read: port and database are numbers, and "
-            "in a user name or a password / ? # @ : ; are written as %2F %3F %23 %40 %3A %3B"
-        ) from None
-    return parts, database
-
-
-def _for_redis_py(url: str) -> str:
-    """Turn what Celery writes otherwise into redis-py's words."""
-    parts, _ = _split(url)
-    query = {name: text for name, text in parse_qsl(parts.query) if name not in _OURS}
-    scheme = parts.scheme.lower()
-    if scheme == "redis+socket":
-        scheme = "unix"
-        if "virtual_host" in query:
-            query["db"] = query.pop("virtual_host").strip("/")
-    if "ssl_cert_reqs" in query:
-        query["ssl_cert_reqs"] = _CERT_REQS.get(query["ssl_cert_reqs"], query["ssl_cert_reqs"])
-    tail = f"?{urlencode(query)}" if query else ""
-    return f"{scheme}://{parts.netloc}{parts.path}{tail}"
-
-
-def _sentinel_pool(
-    url: str, kwargs: dict[str, Any], options: dict[str, Any]
-) -> redis.ConnectionPool:
-    sentinels: Any = redis.sentinel  # its constructors have no types
-
-    splits = [_split(part) for part in url.split(";") if part]
-    parts = [part for part, _ in splits]
-    first, database = splits[0]
-    if not options["master_name"]:
-        raise ConfigurationError(
-            "a sentinel:// store needs to know which master: set idempotency_store_options = "
-            "{'master_name': '...'}"
-        )
-    login = {"username": unquote(first.username or ""), "password": unquote(first.password or "")}
-    kwargs = {
-        **{name: value for name, value in login.items() if value},
-        "db": database,
-        **kwargs,
-    }
-    # Without retries, too: a client left to itself waits for seconds in front of a dead Sentinel.
-    timeouts = {name: kwargs[name] for name in (*_TIMEOUTS, "retry")}
-    sentinel = sentinels.Sentinel(
-        [(part.hostname or "localhost", part.port or 26379) for part in parts],
-        min_other_sentinels=options["min_other_sentinels"] or 0,
-        sentinel_kwargs={**timeouts, **(options["sentinel_kwargs"] or {})},
-    )
-    pool: redis.ConnectionPool = sentinels.SentinelConnectionPool(
-        options["master_name"], sentinel, **kwargs
-    )
-    return pool

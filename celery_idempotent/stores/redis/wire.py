@@ -1,4 +1,4 @@
-"""Scripts over redis-py's own connections: the few calls that a round trip really needs.
+"""Sends scripts over redis-py's own connections, without redis-py's client around each command.
 
 redis-py's client does much around each command (pools with locks, checks, callbacks, metrics). A
 guard that wants to cost two bare round trips takes the client's connections, with all that they
@@ -23,7 +23,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 
-__all__ = ["Call", "Connection", "Script", "Timed", "Wire", "load_script", "not_done"]
+__all__ = ["ScriptCall", "Connection", "Script", "Timed", "Wire", "load_script", "not_done"]
 
 Argument = bytes | str | int
 
@@ -48,7 +48,7 @@ class Script(NamedTuple):
     sha: bytes
 
 
-class Call(NamedTuple):
+class ScriptCall(NamedTuple):
     """One call of a script."""
 
     script: Script
@@ -57,7 +57,7 @@ class Call(NamedTuple):
 
 
 #: Makes a call of its deadline (by the server's clock) and of whether a connection broke just now.
-Timed = Callable[[int, bool], Call]
+Timed = Callable[[int, bool], ScriptCall]
 
 #: A clock that is behind by so much was set back, and didn't only answer late.
 _STEP_MS = 1000
@@ -95,7 +95,7 @@ def _parts(parts: Sequence[Argument]) -> bytes:
 _ASKING = _pack((b"ASKING",))
 
 
-def _pack_call(call: Call) -> bytes:
+def _pack_call(call: ScriptCall) -> bytes:
     script, keys, args = call
     return _beginning(script.sha, len(keys), len(args)) + _parts((*keys, *args))
 
@@ -105,8 +105,8 @@ def _beginning(sha: bytes, keys: int, args: int) -> bytes:
     return b"*%d\r\n%b" % (3 + keys + args, _parts((b"EVALSHA", sha, keys)))
 
 
-def _pack_source(call: Call) -> bytes:
-    """Give the command that runs a script which the server does not know, and loads it."""
+def _pack_source(call: ScriptCall) -> bytes:
+    """Return the command that runs, and loads, a script which the server does not know."""
     script, keys, args = call
     return _pack((b"EVAL", script.source, len(keys), *keys, *args))
 
@@ -125,7 +125,7 @@ class _NotConnected(Exception):
 
 
 def not_done(message: str) -> StoreUnavailable:
-    """Give the error of something that the server was asked for, and did not do."""
+    """Return the error of an operation that the server did not carry out."""
     return _unavailable(message, False)
 
 
@@ -157,13 +157,13 @@ class Wire:
         self._idle: deque[Connection] = deque()
         self._pid = os.getpid()
 
-    def call(self, call: Call) -> Any:
+    def call(self, call: ScriptCall) -> Any:
         """Call one script and return its answer."""
         answer = self._exchange([_pack_call(call)])[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
     def call_timed(self, timed: Timed, *, asking: bool = False) -> Any:
-        """Call a script that has to know until when it is waited for, and give its answer.
+        """Call a script that has to know until when it is waited for, and return its answer.
 
         Args:
             timed: makes the call, of the deadline by the server's clock (in milliseconds; 0: that
@@ -173,7 +173,7 @@ class Wire:
         if self._ahead_ms is None:
             self._learn_the_time()
 
-        made: list[Call] = []
+        made: list[ScriptCall] = []
 
         def packed(broke: bool) -> list[bytes]:
             made.append(timed(self._deadline_ms(), broke))
@@ -204,14 +204,14 @@ class Wire:
             return 0
         return int(time.monotonic() * 1000 + ahead_ms + self._patience_ms)
 
-    def call_asking(self, call: Call) -> Any:
+    def call_asking(self, call: ScriptCall) -> Any:
         """Call one script on a node of a cluster that its slot is being moved to."""
         return self._checked(self._amid([_ASKING], call, [])[1])
 
     def call_replicated(
-        self, call: Call, replicas: int, timeout_ms: int, asking: bool = False
+        self, call: ScriptCall, replicas: int, timeout_ms: int, asking: bool = False
     ) -> Any:
-        """Call one script, and give its answer once so many replicas have what it wrote.
+        """Call one script, and return its answer once so many replicas have what it wrote.
 
         Args:
             asking: on a node of a cluster that its slot is being moved to.
@@ -230,8 +230,8 @@ class Wire:
             )
         return answer
 
-    def call_all(self, calls: Sequence[Call]) -> list[Any]:
-        """Call several scripts in one round trip; an answer that is an error is given as one."""
+    def call_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
+        """Call several scripts in one round trip; errors are returned in their places."""
         packed = [_pack_call(call) for call in calls]
         answers: list[Any] = []
         for call, answer in zip(calls, self._exchange(packed), strict=True):
@@ -242,7 +242,7 @@ class Wire:
         return answers
 
     def command(self, *parts: Argument) -> Any:
-        """Send one plain command and give its answer."""
+        """Send one plain command and return its answer."""
         return self._checked(self._exchange([_pack(parts)])[0])
 
     def command_asking(self, *parts: Argument) -> Any:
@@ -250,7 +250,7 @@ class Wire:
         return self._checked(self._exchange([_ASKING, _pack(parts)])[1])
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        """Send plain commands in one round trip; an answer that is an error is given as one."""
+        """Send plain commands in one round trip; errors are returned in their places."""
         if not commands:
             return []
         answers: list[Any] = []
@@ -269,7 +269,7 @@ class Wire:
             except IndexError:
                 return
 
-    def _amid(self, before: list[bytes], call: Call, after: list[bytes]) -> list[Any]:
+    def _amid(self, before: list[bytes], call: ScriptCall, after: list[bytes]) -> list[Any]:
         """Call one script amid commands that are for its connection alone."""
         packed = _pack_call(call)
         answers = self._exchange([*before, packed, *after])
@@ -278,7 +278,7 @@ class Wire:
             answers = self._exchange([*before, packed, *after])
         return answers
 
-    def _answer(self, call: Call, answer: Any) -> Any:
+    def _answer(self, call: ScriptCall, answer: Any) -> Any:
         if isinstance(answer, NoScriptError):
             # Scripts were flushed, or a replica took over: EVAL runs it and loads it again.
             answer = self._exchange([_pack_source(call)])[0]
@@ -308,7 +308,7 @@ class Wire:
         """Send commands and read as many answers; once more where the connection was stale.
 
         Args:
-            again: gives what is to be sent the second time.
+            again: returns what is to be sent the second time.
 
         All that this library sends is idempotent (a claim by its nonce), so that sending it again
         after a broken connection is safe.

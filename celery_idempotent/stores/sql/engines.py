@@ -189,7 +189,7 @@ def take_prepare_threshold(url: URL) -> tuple[URL, dict[str, Any]]:
 
 
 def connect_args(flavour: Flavour, name: str, timeout_s: float) -> dict[str, Any]:
-    """Give what the driver is told about time limits."""
+    """Return the driver's arguments for time limits."""
     whole = max(2, math.ceil(timeout_s))
     if flavour.driver.startswith("postgresql"):
         return {"connect_timeout": whole, **_KEEPALIVE}
@@ -204,7 +204,7 @@ def connect_args(flavour: Flavour, name: str, timeout_s: float) -> dict[str, Any
 
 
 def _give_up_what_is_half_read(context: Any) -> None:
-    """Have a connection closed whose answer was cut off by something else than an error of its own.
+    """Close a connection whose answer was cut off by something other than the driver's own error.
 
     A soft time limit can cut in while an answer is under way: the next statement would read it.
     """

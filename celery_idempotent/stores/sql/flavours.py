@@ -1,4 +1,4 @@
-"""How PostgreSQL, MySQL, MariaDB and SQLite differ, as far as the SQL store has to know."""
+"""How PostgreSQL, MySQL, MariaDB and SQLite differ: clock, statements and errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ _SQLITE: Final = {
 
 
 def trouble_of(exc: SQLAlchemyError) -> Trouble:
-    """Say what an error means, whichever database it came from."""
+    """Return what an error means for the operation that met it."""
     if isinstance(exc, PoolTimeoutError) or not isinstance(exc, DBAPIError):
         return Trouble.AWAY
     original: Any = exc.orig
@@ -111,7 +111,7 @@ def is_refusal(exc: BaseException) -> bool:
 
 
 def hint_of(exc: BaseException) -> str:
-    """Say what to do about an error, where its own text doesn't; else nothing."""
+    """Return what to do about an error whose own text does not say it; else nothing."""
     state = getattr(getattr(exc, "orig", None), "sqlstate", None)
     if state in ("42P05", "26000"):  # a prepared statement that is there already, or isn't
         return (
@@ -135,7 +135,7 @@ class Flavour:
     one_writer: bool = False
 
     def insert(self, table: Table) -> Insert:
-        """Give a statement that writes a row where there is none, and nothing otherwise.
+        """Return a statement that writes a row where there is none, and nothing otherwise.
 
         Nor does it after ``deadline_us`` by the database's clock: it may have waited in a socket.
         """
@@ -176,7 +176,7 @@ class Flavour:
         return statement.where(records.c.record_key == free.c.record_key)
 
     def update_slip(self) -> Update:
-        """Give a statement that writes a slip if it is as it was read, and in time.
+        """Return a statement that writes a slip if it is as it was read, and in time.
 
         Its parameters: ``at``, ``seen`` and ``seen_ms`` (its key, bytes and expiry as read), and
         ``deadline_us``; ``slip`` and ``expires_ms`` are the new ones.
@@ -195,7 +195,7 @@ class Flavour:
         )
 
     def put(self, table: Table) -> Insert:
-        """Give a statement that writes a whole row, whether there is one or not.
+        """Return a statement that writes a whole row, whether there is one or not.
 
         Its parameters are the columns.
         """
@@ -242,7 +242,7 @@ _ALIASES: Final = {"postgres": "postgresql", "mariadb": "mysql"}
 
 
 def flavour_of(url: URL) -> Flavour:
-    """Give the flavour of a URL.
+    """Return the flavour of a URL.
 
     Raises:
         ConfigurationError: it names a driver that this store isn't tested with.

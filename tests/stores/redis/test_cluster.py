@@ -10,10 +10,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.redis.cluster import ClusterWire, Node
-from celery_idempotent.stores.redis.wire import Call, Script
+from celery_idempotent.stores.redis.wire import Script, ScriptCall
 
 SOURCE, TARGET = ("source", 1), ("target", 2)
-CALL = Call(Script("claim", b"", b""), ("{k}",), ())
+CALL = ScriptCall(Script("claim", b"", b""), ("{k}",), ())
 
 
 def unavailable(text: str, cause: Exception, *, arrived: bool) -> StoreUnavailable:
@@ -25,7 +25,7 @@ def unavailable(text: str, cause: Exception, *, arrived: bool) -> StoreUnavailab
 class Pointing:
     """The node that a slot leaves: it always points to the other."""
 
-    def call(self, call: Call) -> Any:
+    def call(self, call: ScriptCall) -> Any:
         raise unavailable("moved", AskError("1 target:2"), arrived=False)
 
 
@@ -35,7 +35,7 @@ class Answering:
     def __init__(self, *answers: object) -> None:
         self.answers = list(answers)
 
-    def call_asking(self, call: Call) -> object:
+    def call_asking(self, call: ScriptCall) -> object:
         answer = self.answers.pop(0) if self.answers else "late"
         if answer == "late":
             raise unavailable("too late", RedisTimeoutError(), arrived=True)
