@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 __all__ = [
+    "LEVELS",
     "Observation",
     "OncePerSecond",
     "Observer",
-    "is_heard",
     "name_spans",
     "observe",
     "observers",
     "outage_lines",
+    "outcomes",
     "span_name",
     "stop_observing",
     "notify",
@@ -28,7 +29,7 @@ outcomes: Final = logging.getLogger("celery_idempotent.outcomes")
 
 #: What happens all the time is logged at level DEBUG only, what needs a person as a WARNING, all
 #: else at INFO.
-_LEVELS: Final = {
+LEVELS: Final = {
     **dict.fromkeys(("claimed", "succeeded", "claim", "complete"), logging.DEBUG),
     "unknown": logging.WARNING,
 }
@@ -117,11 +118,6 @@ def name_spans(name: Callable[[], str] | None) -> None:
     span_name = name
 
 
-def is_heard(what: str) -> bool:
-    """Whether there is an observer, or a log, for it."""
-    return bool(observers) or outcomes.isEnabledFor(_LEVELS.get(what, logging.INFO))
-
-
 def notify(
     what: str,
     task: str,
@@ -132,7 +128,7 @@ def notify(
     **details: Any,
 ) -> None:
     """Call all observers, and write the log line; no error of theirs reaches the task."""
-    level = _LEVELS.get(what, logging.INFO)
+    level = LEVELS.get(what, logging.INFO)
     end = _store_away.turn() if what == "store away" else _HINTS.get(what, "")
     if end is not None and outcomes.isEnabledFor(level):
         fields = {"outcome": what, "task": task, "key": key, "task_id": task_id}

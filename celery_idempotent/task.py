@@ -280,9 +280,9 @@ class IdempotentTask(RetryingTask):
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any], task_id: str
     ) -> CallKey | None:
         own, setup = read_own(vars(request), request.id), self._setup()
-        if setup is None:
-            return None if own is None else own[0]
-        return identify(self, setup, request, own, args, kwargs, task_id)[0]
+        if own is None and setup is not None:
+            own = identify(self, setup, request, args, kwargs, task_id)
+        return None if own is None else own[0]
 
     def _record_key(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -9,7 +9,7 @@ import redis
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.stores.redis.store import _ASK
-from celery_idempotent.stores.redis.wire import load_script
+from celery_idempotent.stores.redis.wire import _TIMING, load_script
 
 __all__ = ["Bare"]
 
@@ -27,13 +27,13 @@ class Bare:
             self._client.script_load(script.source.decode())
         self._claim, self._settle = claim.sha.decode(), settle.sha.decode()
         self._trivial = self._client.script_load("return 1")
-        self._numbers = _ASK.pack(30_000, _MONTH_MS, 3, 3, 0, 0, 0)
+        self._asked = (_ASK.pack(30_000, _MONTH_MS, 3, 3, 0, 0), _DAY_MS, b"", _TIMING.pack(0, 0))
 
     def claim(self, key: str, owner: bytes) -> int | bytes:
         """Claim a key; return a token, or the record of its holder."""
         candidate = Record(State.RUNNING, 0, owner=owner, nonce=owner[:8], fingerprint=owner[:16])
         answer: Any = self._client.evalsha(
-            self._claim, 2, key, f"{key}:steps", candidate.pack(), b"", self._numbers, _DAY_MS
+            self._claim, 2, key, f"{key}:steps", candidate.pack(), b"", *self._asked
         )
         return answer  # type: ignore[no-any-return]
 
@@ -54,7 +54,7 @@ class Bare:
         for number in range(start, start + count):
             key, owner = f"bare:{{guard:s{number}}}", b"U" + number.to_bytes(16, "big")
             record = Record(State.RUNNING, 0, owner=owner, nonce=b"12345678", fingerprint=owner)
-            claims.append((key, f"{key}:steps", record.pack(), b"", self._numbers, _DAY_MS))
+            claims.append((key, f"{key}:steps", record.pack(), b"", *self._asked))
         claimed = self._timed(self._claim, claims)
         for (key, steps, packed, *_), token in zip(claims, claimed.answers, strict=True):
             owner = Record.unpack(packed).owner

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Awaitable
 from typing import Any
 
-__all__ = ["is_awaitable", "kind_of"]
+__all__ = ["FINISHED", "is_awaitable", "kind_of"]
 
-#: The types of nearly every result.
-_RESULTS = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))
+#: The types of nearly every result: none of them has to be run or awaited.
+FINISHED = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))
 
 
 def kind_of(function: Any) -> str:
@@ -25,7 +25,7 @@ def kind_of(function: Any) -> str:
 
 def is_awaitable(result: Any) -> bool:
     """Whether a result still has to be awaited; then close it, since nobody will await it."""
-    if type(result) in _RESULTS or not isinstance(result, Awaitable):
+    if type(result) in FINISHED or not isinstance(result, Awaitable):
         return False
     if hasattr(result, "close"):
         result.close()

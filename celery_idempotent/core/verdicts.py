@@ -204,6 +204,11 @@ class Settle(NamedTuple):
     #: Whether the next run of the key begins without the steps that are finished.
     clears_steps: bool = False
 
+    @property
+    def keeps_lease(self) -> bool:
+        """Whether the key is held on, for callbacks or for a compensation."""
+        return self.delay_ms > 0 and self.record.state not in (State.RETRYING, State.RUNNING)
+
 
 class Note(NamedTuple):
     """A delivery is over, and its message's slip changes."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from celery_idempotent.delivery.delivery import Delivery
+from functools import partial
+
+from celery_idempotent.delivery.delivery import Delivery, run_context
 from celery_idempotent.delivery.results import Codec
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
@@ -12,7 +14,11 @@ __all__ = ["Attempt"]
 
 
 class Attempt:
-    """One run of a key, for one delivery."""
+    """One run of a key, for one delivery; to make it tells that it begins.
+
+    Raises:
+        RecordCorrupt: a step that an earlier run finished can't be read.
+    """
 
     __slots__ = ("delivery", "run", "steps", "told")
 
@@ -21,15 +27,17 @@ class Attempt:
         self.run = run
         task = delivery.task
         self.steps = Steps(run, Codec(task, task.app, delivery.options.max_result_size))
+        if run.steps:
+            self.steps.take(run.steps)
+        if not (run.failed or delivery.telling.shadow):
+            # The body may ask for it; made of values that do not lead back to the request.
+            delivery.state.context = partial(
+                run_context,
+                delivery.call_key,
+                delivery.claimant,
+                delivery.request.id,
+                run,
+                self.steps,
+            )
         #: The same run, whose beginning and end are told.
         self.told = ToldRun(delivery.telling, run)
-
-    def begin(self) -> None:
-        """Take up the steps of earlier runs, and tell that this one begins.
-
-        Raises:
-            RecordCorrupt: a step that an earlier run finished can't be read.
-        """
-        if self.run.steps:
-            self.steps.take(self.run.steps)
-        self.told.begin()

@@ -21,12 +21,13 @@ from celery_idempotent.core.record import Label, Owner
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.run.claimant import Claimant, Terms
 from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.journal import Subject
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["Delivery", "RequestState", "identify", "ignores_result", "state_of"]
+__all__ = ["Delivery", "RequestState", "identify", "ignores_result", "run_context", "state_of"]
 
 
 class RequestState:
@@ -54,22 +55,16 @@ def identify(
     task: Any,
     setup: TaskSetup,
     request: Any,
-    own: tuple[CallKey | None, WaitState] | None,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     task_id: str | None = None,
 ) -> tuple[CallKey | None, WaitState]:
-    """Return a message's key, and how it has waited: from our header, else from its arguments.
-
-    Args:
-        own: what our header says; ``None``: there is none.
+    """Return the key of a message without our header: it is derived from its arguments.
 
     Raises:
         KeyDerivationError: no key can be derived.
         TypeError: the arguments do not fit the task.
     """
-    if own is not None:
-        return own
     explicit = explicit_key(vars(request))
     task_id = task_id or request.id
     key = setup.scheme.derive(args, kwargs, task_id=task_id, explicit=explicit, task=task)
@@ -124,7 +119,9 @@ class Delivery:
             TypeError: the arguments do not fit the task.
         """
         own, owner, retries, deaths, has_callbacks = read_request(request)
-        call_key, waits = state.call = identify(task, setup, request, own, args, kwargs)
+        if own is None:
+            own = identify(task, setup, request, args, kwargs)
+        call_key, waits = state.call = own
         if call_key is None:
             return None
         environment = setup.environment
@@ -133,6 +130,14 @@ class Delivery:
         terms = environment.terms.get(setup)
         if terms is None:
             terms = environment.terms[setup] = _terms(setup.options, environment)
+        label, options = call_key.label, setup.options
+        if (
+            label
+            or observers.span_name is not None
+            or options.on_enqueue == "attach"
+            or call_key.namespace != task.name
+        ):
+            label = _label(task, options, request, call_key)
         key = record_key(environment.prefix, call_key)
         called_back = has_callbacks and not eager
         claimant = Claimant(
@@ -142,7 +147,7 @@ class Delivery:
             retries,
             call_key.fingerprint,
             call_key.checked,
-            _label(task, setup.options, request, call_key),
+            label,
             "" if eager else owner.slip_key(key),
             Slip(
                 deaths=min(waits.deaths + deaths, MAX_DEATHS),
@@ -160,7 +165,7 @@ class Delivery:
             claimant = claimant._replace(awaited=awaited.pack(), awaited_key=awaited.slip_key(key))
         return cls(
             task,
-            setup.options,
+            options,
             environment,
             request,
             call_key,
@@ -171,15 +176,10 @@ class Delivery:
             claimant,
             Telling(
                 environment.journal,
-                task.name,
-                request.id,
-                key,
+                Subject(key, task.name, request.id, call_key.label, request.hostname, waits.count),
                 call_key.readable,
-                call_key.label,
-                request.hostname,
-                waits.count,
                 task,
-                setup.options.mode == "shadow",
+                options.mode == "shadow",
             ),
         )
 
@@ -188,37 +188,33 @@ class Delivery:
         """The key, for messages."""
         return f"{self.call_key.namespace}:{self.call_key.readable}"
 
-    def show(
-        self,
-        run: Run | None = None,
-        steps: Steps | None = None,
-        why: str = "",
-        *,
-        replayed: bool = False,
-    ) -> None:
-        """Let the body ask for ``self.idempotency``; it is made when the body does.
+    def show_unguarded(self, why: str, *, replayed: bool = False) -> None:
+        """Let a body, or a handler, that holds no claim ask for ``self.idempotency``.
 
         Args:
             why: why there is no run.
             replayed: whether the delivery is answered with the outcome of a run that has ended.
         """
-        # Nothing in it leads back to the request: each delivery would be a cycle, and wait for the
-        # garbage collector.
         self.state.context = partial(
-            _context, self.call_key, self.claimant, self.request.id, run, steps, why, replayed
+            run_context,
+            self.call_key,
+            self.claimant,
+            self.request.id,
+            None,
+            None,
+            why,
+            replayed,
         )
 
 
 def _label(task: Any, options: Options, request: Any, call_key: CallKey) -> str:
-    label = call_key.label
     traced = "" if observers.span_name is None else observers.span_name()
     # Whether the call may end without a result that others could have, too.
     alone = options.on_enqueue == "attach" and bool(
         request.expires or ignores_result(task, request)
     )
-    if label or traced or alone or call_key.namespace != task.name:
-        label = Label(task.name, label, traced, alone).text()
-    return label
+    named = call_key.label or traced or alone or call_key.namespace != task.name
+    return Label(task.name, call_key.label, traced, alone).text() if named else ""
 
 
 def _terms(options: Options, environment: Environment) -> Terms:
@@ -234,15 +230,20 @@ def _terms(options: Options, environment: Environment) -> Terms:
     )
 
 
-def _context(
+def run_context(
     call_key: CallKey,
     claimant: Claimant,
     task_id: str,
     run: Run | None,
     steps: Steps | None,
-    why: str,
-    replayed: bool,
+    why: str = "",
+    replayed: bool = False,
 ) -> RunContext:
+    """Make a body's ``self.idempotency``; ``why`` there is no run.
+
+    It is made when the body asks for it. Nothing in it leads back to the request: each delivery
+    would be a cycle, and wait for the garbage collector.
+    """
     began = ""
     if claimant.terms.frees:
         origin = "" if run is None else run.origin

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from inspect import signature
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
-
 from celery_idempotent.core.options import RERUN, UNKNOWN
 from celery_idempotent.core.record import State
-from celery_idempotent.core.unfinished import is_awaitable
+from celery_idempotent.core.unfinished import FINISHED, is_awaitable
 from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.delivery.compensation import compensate
-from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.outcome import (
+    SessionRefused,
     ending_of,
     failed,
     lost,
     not_committed,
-    record_result,
     returned,
     unknown,
 )
@@ -28,7 +24,6 @@ from celery_idempotent.delivery.task_checks import refuse_unfinished
 from celery_idempotent.delivery.waiting import say_started
 from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
-from celery_idempotent.run.run import Run
 from celery_idempotent.stores.base import NotCommitted
 
 __all__ = ["execute"]
@@ -44,25 +39,25 @@ def execute(
     """
     delivery, run = attempt.delivery, attempt.run
     task = delivery.task
-    attempt.begin()
     if run.failed:
-        claim.keep()
+        claim.may_hold = False
         return compensate(attempt, run.failed)
-    _say_started(delivery, run)
-    delivery.show(run, attempt.steps)
-    try:
-        if delivery.environment.store.opens_with_body:
+    if type(task).track_started and run.lease.is_live:
+        say_started(task, delivery.request)
+    if delivery.environment.store.opens_with_body:
+        try:
             run.transaction.open_with_body()
-    except NotCommitted as exc:
-        claim.keep()
-        return not_committed(attempt, exc)
-    claim.keep()
+        except NotCommitted as exc:
+            claim.may_hold = False
+            return not_committed(attempt, exc)
+    claim.may_hold = False
     try:
         if run.interruptions and delivery.options.reconcile is not None:
             result = _reconcile(attempt, args, kwargs)
         else:
             result = task.run(*args, **kwargs)
-        refuse_unfinished(task, result)
+        if type(result) not in FINISHED:
+            refuse_unfinished(task, result)
     except _NobodyKnows as exc:
         return unknown(
             attempt,
@@ -77,21 +72,9 @@ def execute(
     if run.is_elsewhere:
         return result
     try:
-        verdict = record_result(attempt, result)
-    except NotCommitted as exc:
-        return not_committed(attempt, exc)
-    except Exception as exc:
-        if run.transaction.undone or not isinstance(exc, SoftTimeLimitExceeded):
-            return _failed(attempt, exc)  # the database refused what the body wrote
-        verdict = record_result(attempt, result)  # it came once, and too late: the body is done
-    return returned(attempt, verdict, result)
-
-
-def _say_started(delivery: Delivery, run: Run) -> None:
-    """Store STARTED, where it is tracked and the run has still its lease."""
-    lease = run.lease
-    if time.monotonic() - lease.renewed < lease.lease_ms / 1000:
-        say_started(delivery.task, delivery.request)
+        return returned(attempt, result)
+    except SessionRefused as refused:
+        return _failed(attempt, refused.why)
 
 
 def _failed(attempt: Attempt, exc: BaseException) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
+from celery_idempotent import observers
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import (
     NEVER_MS,
@@ -84,7 +85,8 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         except (StoreUnavailable, RecordTooNew) as exc:
             claim.undo(exc)
             return _store_away(delivery, exc, args, kwargs)
-        delivery.telling.measure("claim", began)
+        if observers.observers:
+            delivery.telling.measure("claim", began)
         if not isinstance(verdict, Run):
             return _answer(delivery, verdict)
         if delivery.claimant.callbacks:
@@ -95,7 +97,8 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         try:
             return execute(attempt, claim, args, kwargs)
         finally:
-            attempt.told.let_go()
+            if not attempt.told.is_over:
+                attempt.told.let_go()
     except BaseException as exc:
         if claim.undo(exc) and isinstance(exc, Exception):
             leave_answer(delivery, exc)  # its body did not run, and its call fails all the same
@@ -124,7 +127,7 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     if verdict.noted:
         silence(delivery.request)
     delivery.telling.tell("answered again" if verdict.mine else "deduplicated", record)
-    delivery.show(why="its body did not run: the call has an outcome already", replayed=True)
+    delivery.show_unguarded("its body did not run: the call has an outcome already", replayed=True)
     if not verdict.mine:
         show_duplicate(delivery, record)
     kept = record.state in (State.SUCCEEDED, State.FAILED)
@@ -257,7 +260,7 @@ def _store_away(
     if policy == "run":
         log.error("%s runs unprotected, as idempotency_on_store_error says: %s", delivery.name, exc)
         say_started(task, request)
-        delivery.show(why="the store is away")
+        delivery.show_unguarded("the store is away")
         return run_without_claim(task.run, *args, **kwargs)
     end = outage_lines.turn()
     if end is not None:

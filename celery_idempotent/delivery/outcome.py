@@ -21,13 +21,13 @@ from celery_idempotent.run.run import write_slip
 from celery_idempotent.stores.base import NotCommitted
 
 __all__ = [
+    "SessionRefused",
     "ending_of",
     "failed",
     "final_state",
     "leave_answer",
     "lost",
     "not_committed",
-    "record_result",
     "returned",
     "unknown",
 ]
@@ -62,15 +62,6 @@ def final_state(delivery: Delivery, exc: BaseException) -> State:
     return State.RELEASED
 
 
-def record_result(attempt: Attempt, result: Any) -> object:
-    """Record what a body returned.
-
-    Raises:
-        NotCommitted, Exception: what the body wrote in its session was not committed.
-    """
-    return attempt.told.end(Ending(State.SUCCEEDED, _packed(attempt.delivery, result)))
-
-
 def _packed(delivery: Delivery, result: Any) -> bytes:
     return encode_result(delivery.task.backend, result, delivery.options.max_result_size)
 
@@ -78,13 +69,38 @@ def _packed(delivery: Delivery, result: Any) -> bytes:
 # --- ... and for its caller ----------------------------------------------------------------------
 
 
-def returned(attempt: Attempt, verdict: object, result: Any) -> Any:
-    """Answer the caller of a body that returned, after ``verdict`` of its record."""
+class SessionRefused(Exception):
+    """The database refused what a body wrote in its session, so that its run failed."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(str(why))
+        self.why = why
+
+
+def returned(attempt: Attempt, result: Any) -> Any:
+    """Record what a body returned, and answer its caller.
+
+    Raises:
+        SessionRefused: nothing is recorded yet.
+    """
+    delivery, run = attempt.delivery, attempt.run
+
+    def record() -> Recorded | Lost | None:
+        return attempt.told.end(Ending(State.SUCCEEDED, _packed(delivery, result)))
+
+    try:
+        verdict = record()
+    except NotCommitted as exc:
+        return not_committed(attempt, exc)
+    except Exception as exc:
+        if run.transaction.undone or not isinstance(exc, SoftTimeLimitExceeded):
+            raise SessionRefused(exc) from exc
+        verdict = record()  # it came once, and too late: the body is done
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, None, result)
-    if _was_answered(attempt, verdict):
-        _leave_to_answer(attempt.delivery)
-    return hand_over(attempt.delivery, result)
+    if (verdict is None or verdict.answered) and _was_answered(attempt, verdict):
+        _leave_to_answer(delivery)
+    return hand_over(delivery, result) if delivery.claimant.callbacks else result
 
 
 def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
@@ -208,12 +224,12 @@ def leave_answer(
     after_trace().on_return.append(write)
 
 
-def _was_answered(attempt: Attempt, verdict: object) -> bool:
+def _was_answered(attempt: Attempt, verdict: Recorded | None) -> bool:
     """Whether a copy of the message has answered the call of this run, which has ended."""
-    if isinstance(verdict, Recorded):
+    if verdict is not None:
         return verdict.answered
     # The store can't say it now, but the result backend may.
-    return verdict is None and is_answered(attempt.delivery.task, attempt.delivery.request)
+    return is_answered(attempt.delivery.task, attempt.delivery.request)
 
 
 def _leave_to_answer(delivery: Delivery) -> NoReturn:

@@ -39,7 +39,7 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     reaches the task.
     """
     task = delivery.task
-    delivery.show(why=_WHY)
+    delivery.show_unguarded(_WHY)
     say_started(task, delivery.request)
     claimant = delivery.claimant._replace(callbacks=False, slip_key="", awaited=b"", awaited_key="")
     try:
@@ -60,7 +60,6 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _recorded(attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     delivery = attempt.delivery
-    attempt.begin()
     try:
         result = delivery.task.run(*args, **kwargs)
     except BaseException as exc:

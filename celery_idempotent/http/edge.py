@@ -46,6 +46,7 @@ from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.run.claim import claim_key
 from celery_idempotent.run.claimant import Claimant, Ending, Terms
 from celery_idempotent.run.context import RunContext
+from celery_idempotent.run.journal import Subject
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.telling import Telling, ToldRun
@@ -232,11 +233,8 @@ class Edge:
             return self.problems.unreadable()
         telling = Telling(
             environment.journal,
-            _TASK,
-            _id_of(claimant.owner) or "",
-            claimant.key,
+            Subject(claimant.key, _TASK, _id_of(claimant.owner), call_key.label),
             call_key.readable,
-            call_key.label,
         )
         telling.measure("claim", began)
         if not isinstance(verdict, Run):
@@ -348,13 +346,12 @@ class HeldRequest:
         return self._edge.max_response_size
 
     def begin(self) -> None:
-        """Begin the run, with the steps that an earlier run of the request has finished.
+        """Take up the steps that an earlier run of the request has finished.
 
         Raises:
             RecordCorrupt: one can't be read.
         """
         if self._told is not None and self._steps is not None:
-            self._told.begin()
             self._steps.take(self._told.run.steps)
 
     @contextmanager

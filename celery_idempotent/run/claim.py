@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.transitions import NEVER_MS, Claim, Claimed, ClaimVerdict, Replay
 from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.run import process
 from celery_idempotent.run.claimant import Claimant
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
-from celery_idempotent.run.process import this_process
 from celery_idempotent.run.run import Run
 
 __all__ = ["ClaimAttempt", "claim_key"]
@@ -37,12 +37,12 @@ class ClaimAttempt:
             claimant.retries,
             0,
             claimant.owner,
-            this_process(),
+            process.packed,
             os.urandom(8),
             claimant.fingerprint,
             claimant.label,
         )
-        #: Whether the key may be held for a body that has not begun.
+        #: Whether the key may be held for a body that has not begun: only then it can be undone.
         self.may_hold = False
         self._run: Run | None = None
 
@@ -97,36 +97,31 @@ class ClaimAttempt:
                 b"",
                 bool(verdict.steps),
             )
-            return self._hold(self._begin(asked), held, verdict.steps)
-        self.may_hold = False
-        if (
-            isinstance(verdict, Replay)
-            and verdict.mine
-            and not verdict.noted
-            and not verdict.from_slip
-            and claimant.callbacks
-        ):
-            return self._begin(asked).hold(verdict.record, replay=verdict)
-        return verdict
-
-    def _begin(self, asked: float) -> Run:
-        run = self._run = Run(self._claimant, self._candidate, self._on_lost)
-        run.lease.renewed = asked  # however late the answer came
-        return run
-
-    def _hold(self, run: Run, held: Record, steps: Mapping[str, bytes]) -> Run:
+        else:
+            self.may_hold = False
+            if not (
+                isinstance(verdict, Replay)
+                and verdict.mine
+                and not verdict.noted
+                and not verdict.from_slip
+                and claimant.callbacks
+            ):
+                return verdict
+            held = verdict.record
+        run = self._run = Run(claimant, held, self._on_lost, asked)
         try:
-            return run.hold(held, steps=steps)
+            heartbeat.add(run.lease)
         except RuntimeError as exc:
             error = StoreUnavailable(
                 f"this process can't keep a lease alive, so the body is not run: {exc}"
             )
             error.may_have_arrived = True
             raise error from exc
-
-    def keep(self) -> None:
-        """Keep the claim from here on: it ends as what is done under it does."""
-        self.may_hold = False
+        if isinstance(verdict, Claimed):
+            run.steps = verdict.steps
+        else:
+            run.replay = verdict
+        return run
 
     def undo(self, why: BaseException) -> bool:
         """Undo a claim that was, or may have been, granted for a body that did not begin.

@@ -91,6 +91,11 @@ class Heartbeat:
         """Stop renewing a lease; a renewal that is under way still ends."""
         self._leases.pop(lease.number, None)
 
+    def drop(self, lease: Lease) -> None:
+        """Stop holding a lease: nobody is told of its loss any more."""
+        self.remove(lease)
+        lease.on_lost = None
+
     def later(
         self, do: Callable[[], object], what: str, for_s: float, *, must: bool = True
     ) -> None:

@@ -28,7 +28,7 @@ from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.stores.base import Store
 
-__all__ = ["Journal", "Running", "UnsentEntry"]
+__all__ = ["Journal", "Running", "Subject", "UnsentEntry"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -45,22 +45,39 @@ _NEVER: Final = float("inf")
 _STALE_S: Final = 120.0
 
 
+class Subject(NamedTuple):
+    """What an entry is about: one delivery."""
+
+    #: The record's name.
+    key: str
+    #: The task's name, and the call's id.
+    task: str
+    task_id: str | None
+    #: The key as operators read it, where that is another text than the key.
+    label: str = ""
+    #: The worker.
+    node: str | None = None
+    #: How often the message has waited.
+    waits: int = 0
+
+
 class UnsentEntry(NamedTuple):
     """An entry of the journal that is not sent yet."""
 
     #: When it happened, on this process's monotonic clock.
     at: float
     what: str
-    #: The record's name.
-    key: str
-    task: str
-    task_id: str | None
-    more: Mapping[str, Any]
+    subject: Subject
+    details: Mapping[str, Any]
+
+
+_NOBODY: Final = Subject("", "", None)
 
 
 def _as_json(entry: UnsentEntry) -> str:
     """Write an entry as JSON, open at its end; empty values are left out."""
-    _, what, key, task, task_id, more = entry
+    _, what, (key, task, task_id, label, node, waits), details = entry
+    more = {"label": label, "node": node, "waits": waits, **details}
     parts = [f'{{"event":{_json(what)},"key":{_json(key)},"task":{_json(task)}']
     parts.append(f',"id":{_json(task_id)}')
     if "pid" not in more:  # an entry of another process names it
@@ -130,18 +147,13 @@ class Journal:
         if now >= self._expected:
             self._expect(now)
 
-    def ended(self, run: Running, *, silently: bool = False) -> None:
-        """Note that a run ended; the entry of that is added by the caller.
-
-        Args:
-            silently: there is no such entry, so that the beginning becomes one.
-        """
-        if self._running.pop(id(run), None) is not None and silently:
-            self.put(run.claimed())
+    def ended(self, run: Running) -> bool:
+        """Note that a run ended; return whether there is no entry of its beginning."""
+        return self._running.pop(id(run), None) is not None
 
     def add(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
         """Add an entry of what happens now."""
-        self.put(UnsentEntry(monotonic(), what, key, task, task_id, more))
+        self.put(UnsentEntry(monotonic(), what, Subject(key, task, task_id), more))
 
     def put(self, entry: UnsentEntry) -> None:
         """Add an entry; another thread sends it later."""
@@ -165,7 +177,7 @@ class Journal:
         """Send an entry now, from this thread: for what a person does, once in a while."""
         if self._store is None or not self.most:
             return
-        entry = UnsentEntry(monotonic(), what, key, task, task_id, more)
+        entry = UnsentEntry(monotonic(), what, Subject(key, task, task_id), more)
         try:
             packed = self._packed(entry, entry.at, monotonic_ns())
             self._store.append_events(self.name, [packed], self.most)
@@ -188,7 +200,7 @@ class Journal:
                 raise
             except Exception:
                 # What can't be written now can't be written later: it is counted as missing.
-                self._dropped += sum(entry.more.get("events", 1) for _, entry in self._taken)
+                self._dropped += sum(entry.details.get("events", 1) for _, entry in self._taken)
                 self._taken = []
                 log.debug("entries could not be added to the journal", exc_info=True)
             self._expected = 0.0
@@ -209,7 +221,7 @@ class Journal:
         taken.sort(key=attrgetter("at"))
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            taken.insert(0, UnsentEntry(monotonic(), "missing", "", "", None, {"events": dropped}))
+            taken.insert(0, UnsentEntry(monotonic(), "missing", _NOBODY, {"events": dropped}))
         self._taken += [(next(self._numbers), entry) for entry in taken]
 
     def _send_batch(self) -> None:

@@ -80,6 +80,11 @@ class Lease:
         return self._lost is not None or time.monotonic() >= self.renewed + 3 * self.third
 
     @property
+    def is_live(self) -> bool:
+        """Whether it was held a moment ago, and has not run out since."""
+        return time.monotonic() < self.renewed + self.lease_ms / 1000
+
+    @property
     def lost(self) -> Record | None:
         """The record that replaced its own, once that is known."""
         return self._lost

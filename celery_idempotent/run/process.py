@@ -8,18 +8,19 @@ from typing import Final
 
 from celery_idempotent.core.record import Process
 
-__all__ = ["BOOT_ID", "this_process"]
+__all__ = ["BOOT_ID", "packed"]
 
 #: The worker's boot id: made once in the parent, and inherited by the children of its pool.
 BOOT_ID: Final = os.urandom(4).hex()
 
-_process: tuple[int, bytes] = (0, b"")
+#: The packed :class:`.Process` of this process.
+packed: bytes
 
 
-def this_process() -> bytes:
-    """Return the packed :class:`.Process` of this process."""
-    global _process
-    pid = os.getpid()
-    if _process[0] != pid:
-        _process = (pid, Process(socket.gethostname(), pid, BOOT_ID).pack())
-    return _process[1]
+def _name() -> None:
+    global packed
+    packed = Process(socket.gethostname(), os.getpid(), BOOT_ID).pack()
+
+
+_name()
+os.register_at_fork(after_in_child=_name)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import MappingProxyType
 from typing import Final
 
@@ -32,19 +33,22 @@ _NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
 class Run:
     """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery.
 
-    It holds the key from :meth:`hold` on.
+    Args:
+        held: the record that was granted.
+        on_lost: called with the lease when it is lost.
+        asked: when it was asked for, on this process's monotonic clock: its lease runs from then.
     """
 
     def __init__(
-        self, claimant: Claimant, candidate: Record, on_lost: Callable[[Lease], None]
+        self, claimant: Claimant, held: Record, on_lost: Callable[[Lease], None], asked: float
     ) -> None:
         self.claimant = claimant
         #: The outcome of a body that failed for good, and whose steps are to be compensated.
-        self.failed = b""
+        self.failed = held.outcome if held.state is State.COMPENSATING else b""
         #: How many earlier runs were cut off.
-        self.interruptions = 0
+        self.interruptions = held.interruptions
         #: Who began what it goes on with: see :attr:`.Label.origin`.
-        self.origin = ""
+        self.origin = Label.of(held).origin if claimant.terms.frees else ""
         #: What earlier runs of the key have finished.
         self.steps: Mapping[str, bytes] = _NO_STEPS
         #: Set where there is an outcome already, and only its callbacks have to be sent.
@@ -55,36 +59,18 @@ class Run:
         self._pid = os.getpid()
         #: Writes of steps that failed while the store was away: they come before the end.
         self.owed: list[Callable[[], object]] = []
+        self._transaction: BodyTransaction | None = None
         terms = claimant.terms
         self.lease = Lease(
             terms.store,
             claimant.key,
-            candidate,
+            held,
             terms.lease_ms,
             terms.keep_ms,
             on_lost,
             claimant.slip_key,
         )
-        self._transaction: BodyTransaction | None = None
-
-    def hold(
-        self,
-        held: Record,
-        *,
-        replay: Replay | None = None,
-        steps: Mapping[str, bytes] = _NO_STEPS,
-    ) -> Run:
-        """Begin to hold the key that was granted."""
-        if held.state is State.COMPENSATING:
-            self.failed = held.outcome
-        self.interruptions = held.interruptions
-        if self.claimant.terms.frees:
-            self.origin = Label.of(held).origin
-        self.steps = steps
-        self.replay = replay
-        self.lease.record = held
-        heartbeat.add(self.lease)
-        return self
+        self.lease.renewed = asked
 
     @property
     def token(self) -> int:
@@ -134,7 +120,10 @@ class Run:
             if isinstance(exc, Exception):
                 return None
             raise
-        self._ended(event, answer)
+        if isinstance(answer, Lost) or event.keeps_lease:
+            self._ended(event, answer)
+        else:
+            heartbeat.drop(self.lease)
         return answer
 
     def pay(self, write: Callable[[], object]) -> None:
@@ -201,10 +190,10 @@ class Run:
         if isinstance(answer, Lost):
             heartbeat.remove(self.lease)
             self.lease.lose(answer.record)
-        elif event.delay_ms and event.record.state not in (State.RETRYING, State.RUNNING):
+        elif event.keeps_lease:
             self.lease.record = event.record._replace(token=answer.token)
         else:
-            self._drop()
+            heartbeat.drop(self.lease)
 
     def _record_later(self, event: Settle, exc: BaseException) -> None:
         log.error(
@@ -224,15 +213,10 @@ class Run:
         what = f"{self.claimant.key} is {event.record.state}"
         heartbeat.later(write, what, self.claimant.terms.keep_ms / 1000)
 
-    def _drop(self) -> None:
-        """Stop holding the key."""
-        heartbeat.remove(self.lease)
-        self.lease.on_lost = None
-
     def let_go(self) -> None:
         """Stop renewing the lease of a run that was cut off before its end."""
         if not self._ending:
-            self._drop()
+            heartbeat.drop(self.lease)
 
     def delivered(self, sent: bool) -> None:
         """End the delivery lease, and note whether the message's callbacks were ``sent``."""
@@ -240,7 +224,8 @@ class Run:
         if sent or self.lease.record.is_done:
             kept = self.lease.record.state in _WITH_OUTCOME
             slip = self.claimant.message._replace(answered=sent, succeeded=sent and kept)
-            write_slip(self.claimant, slip, self.token, self._drop)
+            drop = partial(heartbeat.drop, self.lease)
+            write_slip(self.claimant, slip, self.token, drop)
 
 
 def write_slip(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import Any
@@ -10,7 +11,7 @@ from celery_idempotent import observers
 from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.transitions import Lost, Recorded
 from celery_idempotent.run.claimant import Ending
-from celery_idempotent.run.journal import Journal, UnsentEntry
+from celery_idempotent.run.journal import Journal, Subject, UnsentEntry
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
 
@@ -22,18 +23,9 @@ class Telling:
     """One delivery, as it is told of."""
 
     journal: Journal
-    #: The task's name, and the call's id.
-    task: str
-    task_id: str
-    #: The record's name.
-    key: str
-    #: The key, as operators read it; the journal keeps only its ``label``.
+    subject: Subject
+    #: The key, as operators read it; the journal keeps only the subject's label.
     readable: str
-    label: str
-    #: The worker.
-    node: str | None = None
-    #: How often the message has waited.
-    waits: int = 0
     #: The task, for Celery's signals; ``None``: it is no task that is run.
     sender: Any = None
     #: Whether nothing is suppressed: what is told is what would have been done.
@@ -55,7 +47,7 @@ class Telling:
             held: the record of the call that has the key; or ``original``: that call's id.
             reason: what went wrong, in words; the journal does not keep it.
         """
-        heard = observers.is_heard(what)
+        heard = _is_heard(what)
         if not (heard or self.journal.most):
             return
         trace = None
@@ -64,7 +56,8 @@ class Telling:
         if self.shadow:
             details["shadow"] = True
         if self.journal.most:
-            self.journal.put(self.entry(what, monotonic(), {**details, "original": original}))
+            told = {**details, "original": original}
+            self.journal.put(UnsentEntry(monotonic(), what, self.subject, told))
         if heard:
             if reason:
                 details["reason"] = reason
@@ -75,20 +68,10 @@ class Telling:
         if not lease.record.is_done:
             self.tell("lost", lease.lost, token=lease.record.token)
 
-    def entry(self, what: str, at: float, details: dict[str, Any]) -> UnsentEntry:
-        """Make an entry of the journal.
-
-        Args:
-            at: when it happened, on this process's monotonic clock.
-        """
-        told = {"label": self.label, "node": self.node, "waits": self.waits, **details}
-        return UnsentEntry(at, what, self.key, self.task, self.task_id, told)
-
     def observe(self, what: str, original: str | None = None, **details: Any) -> None:
         """Notify the observers and the log only."""
-        observers.notify(
-            what, self.task, self.readable, self.task_id, original, self.sender, **details
-        )
+        _, task, task_id, *_ = self.subject
+        observers.notify(what, task, self.readable, task_id or "", original, self.sender, **details)
 
     def measure(self, what: str, began: float) -> None:
         """Notify observers how long the store took; ``began``: when, by ``time.perf_counter()``."""
@@ -96,8 +79,14 @@ class Telling:
             self.observe(what, seconds=perf_counter() - began)
 
 
+def _is_heard(what: str) -> bool:
+    """Whether there is an observer, or a log, for it."""
+    level = observers.LEVELS.get(what, logging.INFO)
+    return bool(observers.observers) or observers.outcomes.isEnabledFor(level)
+
+
 class ToldRun:
-    """A run whose beginning and end are told."""
+    """A run whose beginning and end are told; to make it tells that it begins."""
 
     __slots__ = ("_began", "_telling", "_token", "is_over", "run")
 
@@ -108,16 +97,13 @@ class ToldRun:
         self._began = monotonic()
         #: Whether its end was told.
         self.is_over = False
-
-    def begin(self) -> None:
-        """Tell that it begins; the journal asks for that only if the run is not a short one."""
-        self._telling.journal.begin(self)
-        if observers.is_heard("claimed"):
-            self._telling.observe("claimed", trace=None, **self._claim())
+        telling.journal.begin(self)  # which keeps that only of a run that is not a short one
+        if observers.observers or observers.outcomes.isEnabledFor(logging.DEBUG):
+            telling.observe("claimed", trace=None, **self._claim())
 
     def claimed(self) -> UnsentEntry:
         """Make the journal's entry of its beginning."""
-        return self._telling.entry("claimed", self._began, self._claim())
+        return UnsentEntry(self._began, "claimed", self._telling.subject, self._claim())
 
     def end(self, ending: Ending, exc: BaseException | None = None) -> Recorded | Lost | None:
         """Record how it ended as :meth:`.Run.end` does, and tell that unless its key was lost.
@@ -125,38 +111,40 @@ class ToldRun:
         Args:
             exc: what its body raised.
         """
-        telling, at, began = self._telling, monotonic(), perf_counter()
-        verdict = self.run.end(ending)
-        telling.measure("complete", began)
-        if isinstance(verdict, Lost):
-            return verdict
-        state = ending.state
+        telling, journal, state = self._telling, self._telling.journal, ending.state
         # A run that ends without an end was cut off.
         what = "interrupted" if state is State.RUNNING else str(state)
-        details = self._details()
+        heard, details, at = _is_heard(what), self._details(), monotonic()
         details["took"] = at - self._began
         details["error"] = None if exc is None else type(exc).__name__
         if state is State.RETRYING:
             details["delay"] = ending.delay_ms / 1000
         elif state is State.UNKNOWN:
             details["interruptions"] = self.run.lease.record.interruptions
+        began = perf_counter()
+        verdict = self.run.end(ending)
+        if observers.observers:
+            telling.measure("complete", began)
+        if isinstance(verdict, Lost):
+            return verdict
         if verdict is None:
             details["unrecorded"] = True
-        telling.journal.ended(self)
-        if telling.journal.most:
-            telling.journal.put(telling.entry(what, at, details))
+        journal.ended(self)
+        if journal.most:
+            journal.put(UnsentEntry(at, what, telling.subject, details))
         self.is_over = True
-        if observers.is_heard(what):
-            if verdict is None:
-                details["reason"] = f"could not record that it is {state}"
-            telling.observe(what, trace=None, **details)
+        if heard:
+            more = {"reason": f"could not record that it is {state}"} if verdict is None else {}
+            telling.observe(what, trace=None, **details, **more)
         return verdict
 
     def let_go(self) -> None:
         """Stop keeping a run alive that was cut off before its end; tell that it began."""
         self.run.let_go()
         if not (self.is_over or self.run.is_elsewhere):
-            self._telling.journal.ended(self, silently=True)
+            journal = self._telling.journal
+            if journal.ended(self):
+                journal.put(self.claimed())
 
     def _claim(self) -> dict[str, Any]:
         details = self._details()

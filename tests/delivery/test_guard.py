@@ -939,7 +939,7 @@ def test_a_delivery_that_fails_before_its_body_leaves_the_key(
 
     task = guarded(winner)
     with monkeypatch.context() as patch:
-        patch.setattr(Attempt, "begin", broken)
+        patch.setattr(Attempt, "__init__", broken)
         first = deliver(task, (1,))
     # Then
     assert str(first.again().result) == "before the body"

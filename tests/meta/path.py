@@ -129,9 +129,11 @@ def _properties() -> Iterator[CodeType]:
             for kind in list(vars(module).values()):
                 if isinstance(kind, type):
                     yield from (
-                        one.fget.__code__
+                        access.__code__
                         for one in vars(kind).values()
-                        if isinstance(one, property) and inspect.isfunction(one.fget)
+                        if isinstance(one, property)
+                        for access in (one.fget, one.fset)
+                        if inspect.isfunction(access)
                     )
 
 

@@ -402,7 +402,7 @@ _DELIVERIES = [
     _answer(
         "a run that succeeds leaves that of its copy",
         "delivery/outcome.py",
-        "    if _was_answered(attempt, verdict):",
+        "    if (verdict is None or verdict.answered) and _was_answered(attempt, verdict):",
         "    if False:",
     ),
     _answer(
@@ -414,7 +414,7 @@ _DELIVERIES = [
     _answer(
         "a run that ends while the store is away leaves that of its copy",
         "delivery/outcome.py",
-        "return verdict is None and is_answered(",
+        "return is_answered(",
         "return False and is_answered(",
     ),
     _answer(
@@ -551,10 +551,9 @@ _DELIVERIES = [
     ),
     _answer(
         "a claim is not undone once its body has begun",
-        "run/claim.py",
-        "        self.may_hold = False",
-        "        pass",
-        after="def keep(",
+        "delivery/execution.py",
+        "claim.may_hold = False\n    try:",
+        "pass\n    try:",
     ),
     _answer(
         "a run that lost its key replaces nothing",
@@ -624,9 +623,9 @@ _LATE = [
     ),
     Mutant(
         "late: a connection that broke is an outage",
-        "stores/redis/store.py",
-        "NEVER_MS if broke else ask.patient_until_ms",
-        "ask.patient_until_ms",
+        "stores/redis/lua/claim.lua",
+        "if broke == 1 then",
+        "if false then",
         _LATE_WIRE,
     ),
     Mutant(

@@ -133,8 +133,8 @@ FREED: list[Mutant] = [
     Mutant(
         "window of 0: a handler has the key of its run",
         "run/run.py",
-        "            self.origin = Label.of(held).origin\n",
-        "            pass\n",
+        'Label.of(held).origin if claimant.terms.frees else ""',
+        '""',
         _DELIVERIES,
     ),
     Mutant(

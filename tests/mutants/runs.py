@@ -117,8 +117,8 @@ _RUNS = [
     ),
     Mutant(
         "heartbeat: a lease runs from when it was asked for",
-        "run/claim.py",
-        "        run.lease.renewed = asked",
+        "run/run.py",
+        "        self.lease.renewed = asked",
         "        pass",
         (("tests/delivery/test_seam.py", "-k", "lease_runs_from"),),
     ),

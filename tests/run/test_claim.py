@@ -22,10 +22,10 @@ from celery_idempotent.testing.memory import MovableStore, memory_store
 #: Where a delivery is after its key was granted, and before its body.
 PLACES: dict[str, tuple[Any, str]] = {
     "as the store answers": (MovableStore, "claim"),
-    "as the run is made": (Run, "hold"),
+    "as the run is made": (Run, "__init__"),
     "as the lease is kept": (type(heartbeat), "add"),
     "as the journal is told": (Journal, "begin"),
-    "as the body is about to begin": (Attempt, "begin"),
+    "as the body is about to begin": (Attempt, "__init__"),
 }
 #: A soft time limit, a SIGTERM to the process, and an error.
 CUTS = (SoftTimeLimitExceeded, SystemExit, ValueError)

@@ -23,7 +23,7 @@ from celery_idempotent.ops.doctor.rights import (
     WORKER_COMMANDS,
     rule_of,
 )
-from celery_idempotent.run.process import this_process
+from celery_idempotent.run import process
 from celery_idempotent.settings import Environment
 from celery_idempotent.stores.base import Renewal, Store
 
@@ -84,7 +84,7 @@ def _try_life(store: Store, name: str) -> Iterator[Refusal]:
     """Send all that workers send for one key, in the order of a run's life."""
     owner, other = Owner(f"doctor-{os.urandom(4).hex()}"), Owner("doctor-duplicate")
     slip = owner.slip_key(name)
-    held = Record(State.RUNNING, 0, 0, 0, 0, owner.pack(), this_process(), os.urandom(8))
+    held = Record(State.RUNNING, 0, 0, 0, 0, owner.pack(), process.packed, os.urandom(8))
 
     def claim(owner: Owner = owner) -> None:
         nonlocal held

@@ -15,7 +15,7 @@ from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.servers import SCRIPT, server_of
 from celery_idempotent.stores.redis.store import RedisStore
-from celery_idempotent.stores.redis.wire import Argument, Connection, ScriptCall, Timed, Wire
+from celery_idempotent.stores.redis.wire import Argument, Connection, ScriptCall, Wire
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["ClusterStore", "ClusterWire"]
@@ -55,19 +55,13 @@ class ClusterWire:
             lambda wire: wire.call_asking(call),
         )
 
-    def call_timed(self, timed: Timed) -> Any:
-        """Call a script that has to know until when it is waited for, where its keys are."""
+    def call_timed(self, call: ScriptCall) -> Any:
+        """Call a script that must not run later than it is waited for, where its keys are."""
         return self._where_it_is(
-            timed(0, False).keys[0],
-            lambda wire: wire.call_timed(timed),
-            lambda wire: wire.call_timed(timed, asking=True),
+            call.keys[0],
+            lambda wire: wire.call_timed(call),
+            lambda wire: wire.call_timed(call, asking=True),
         )
-
-    def learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
-        """Learn what the clock says of the node that has a key."""
-        node = self._owners.get(_slot(key))
-        if node is not None:
-            self._wire(node).learn(now_ms, at_most=at_most)
 
     @property
     def failed_at(self) -> float:
@@ -262,9 +256,6 @@ class ClusterStore(RedisStore):
 
         wire: Any = ClusterWire(nodes, connect, mask_url(url), 2 * patience_of(kwargs))
         return cls(wire, (replicas, patience_of(kwargs)))
-
-    def _learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
-        self._wire.learn(key, now_ms, at_most=at_most)
 
     def scan(self, pattern: str) -> Iterator[str]:
         for wire in self._wire.wires():

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Final
 
 from celery_idempotent.core.record import VERSION, Record
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.transitions import (
-    NEVER_MS,
     UNKNOWN_TTL_MS,
     Busy,
     Claim,
@@ -50,7 +48,7 @@ _HEAD: Final = 2048
 _LATE_TURNS: Final = 3
 
 #: What a claim asks for, and the head of what it is answered, as lua/claim.lua has them.
-_ASK: Final = struct.Struct(">QQIIBQQ")
+_ASK: Final = struct.Struct(">QQIIBQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 
 
@@ -94,32 +92,6 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return self
 
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
-        for _ in range(_LATE_TURNS):
-            answer = self._wire.call_timed(partial(self._claiming, key, ask))
-            if type(answer) is int:
-                self._learn(key, answer // 1000, at_most=True)
-                return Claimed(answer)
-            if type(answer) is list:
-                failed = Record.unpack(answer[2]) if answer[2] else None
-                origin = answer[4].decode("utf-8", "replace")
-                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]), origin)
-            code, flags, now_ms = _ANSWER.unpack_from(answer)
-            self._learn(key, now_ms)
-            if code != 9:
-                return _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
-        raise not_done(
-            f"the store has found each of {_LATE_TURNS} claims of {key} too late: its clock is "
-            "being moved, or this process stands still"
-        )
-
-    def _learn(self, key: str, now_ms: int, *, at_most: bool = False) -> None:
-        self._wire.learn(now_ms, at_most=at_most)
-
-    @property
-    def failed_at(self) -> float:
-        return self._wire.failed_at
-
-    def _claiming(self, key: str, ask: Claim, deadline_ms: int, broke: bool) -> ScriptCall:
         flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
         flags += 16 * ask.frees
         numbers = _ASK.pack(
@@ -128,22 +100,43 @@ class RedisStore(RedisJournals, RedisServers, Store):
             ask.max_interruptions,
             ask.max_compensations,
             flags,
-            deadline_ms,
-            NEVER_MS if broke else ask.patient_until_ms,
+            ask.patient_until_ms,
         )
+        keys = _keys(key, ask.slip_key, ask.awaited_key)
         args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())
-        return ScriptCall(self._claim, _keys(key, ask.slip_key, ask.awaited_key), args)
+        for _ in range(_LATE_TURNS):
+            answer = self._wire.call_timed(ScriptCall(self._claim, keys, args))
+            if type(answer) is int:
+                return Claimed(answer)
+            if type(answer) is list:
+                failed = Record.unpack(answer[2]) if answer[2] else None
+                origin = answer[4].decode("utf-8", "replace")
+                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]), origin)
+            code, flags, now_ms = _ANSWER.unpack_from(answer)
+            if code != 9:
+                return _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
+        raise not_done(
+            f"the store has found each of {_LATE_TURNS} claims of {key} too late: its clock is "
+            "being moved, or this process stands still"
+        )
+
+    @property
+    def failed_at(self) -> float:
+        return self._wire.failed_at
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
+        keys = _keys(key, event.slip_key)
         args: tuple[bytes | int, ...] = (event.record.pack(), event.delay_ms, event.ttl_ms)
         if event.slip is not None:
             args += (event.slip.pack(), event.slip_ttl_ms)
         if event.clears_steps:
             args += (1,) if event.slip is not None else (b"", 0, 1)
-        call = ScriptCall(self._settle, _keys(key, event.slip_key), args)
+        call = ScriptCall(self._settle, keys, args)
         if self._wait[0]:
-            return _recorded(self._wire.call_replicated(call, *self._wait))
-        return _recorded(self._wire.call(call))
+            answer = self._wire.call_replicated(call, *self._wait)
+        else:
+            answer = self._wire.call(call)
+        return Recorded(answer) if type(answer) is int else _recorded(answer)
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:

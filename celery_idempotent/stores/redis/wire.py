@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib import resources
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -23,7 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 
-__all__ = ["ScriptCall", "Connection", "Script", "Timed", "Wire", "load_script", "not_done"]
+__all__ = ["ScriptCall", "Connection", "Script", "Wire", "load_script", "not_done"]
 
 Argument = bytes | str | int
 
@@ -56,9 +57,11 @@ class ScriptCall(NamedTuple):
     args: tuple[Argument, ...]
 
 
-#: Makes a call of its deadline (by the server's clock) and of whether a connection broke just now.
-Timed = Callable[[int, bool], ScriptCall]
-
+#: The last argument of a script that must not run late: until when it is waited for, by the
+#: server's clock (0: that clock is not known), and whether the connection broke a moment ago.
+_TIMING: Final = struct.Struct(">QB")
+#: Where the server's time stands in an answer of such a script that is bytes.
+_TIME: Final = struct.Struct(">xxQ")
 #: A clock that is behind by so much was set back, and didn't only answer late.
 _STEP_MS = 1000
 
@@ -162,29 +165,39 @@ class Wire:
         answer = self._exchange([_pack_call(call)])[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
-    def call_timed(self, timed: Timed, *, asking: bool = False) -> Any:
-        """Call a script that has to know until when it is waited for, and return its answer.
+    def call_timed(self, call: ScriptCall, *, asking: bool = False) -> Any:
+        """Call a script that must not run later than it is waited for, and return its answer.
+
+        It gets one more argument, :data:`_TIMING`. Its answer tells the server's time: a number is
+        that in microseconds, or more; in bytes it stands as in :data:`_TIME`.
 
         Args:
-            timed: makes the call, of the deadline by the server's clock (in milliseconds; 0: that
-                clock is not known) and of whether the connection broke a moment ago.
             asking: on a node of a cluster that its slot is being moved to.
         """
         if self._ahead_ms is None:
             self._learn_the_time()
 
-        made: list[ScriptCall] = []
+        def timed(broke: bool) -> ScriptCall:
+            return ScriptCall(
+                call.script, call.keys, (*call.args, _TIMING.pack(self._deadline_ms(), broke))
+            )
 
-        def packed(broke: bool) -> list[bytes]:
-            made.append(timed(self._deadline_ms(), broke))
-            return [_ASKING, _pack_call(made[-1])] if asking else [_pack_call(made[-1])]
-
-        answer = self._exchange(packed(False), again=lambda: packed(True))[-1]
+        before = [_ASKING] if asking else []
+        made = timed(False)
+        answer = self._exchange(
+            [*before, _pack_call(made)], again=lambda: [*before, _pack_call(timed(True))]
+        )[-1]
         if isinstance(answer, NoScriptError) and asking:
-            answer = self._exchange([_ASKING, _pack_source(made[-1])])[-1]
-        return self._answer(made[-1], answer) if isinstance(answer, ResponseError) else answer
+            answer = self._exchange([_ASKING, _pack_source(made)])[-1]
+        if isinstance(answer, ResponseError):
+            answer = self._answer(made, answer)
+        if type(answer) is int:
+            self._learn(answer // 1000, at_most=True)
+        elif type(answer) is bytes:
+            self._learn(*_TIME.unpack_from(answer))
+        return answer
 
-    def learn(self, now_ms: int, *, at_most: bool = False) -> None:
+    def _learn(self, now_ms: int, *, at_most: bool = False) -> None:
         """Learn what the server's clock says at this moment; ``at_most``: it may say less."""
         ahead_ms = now_ms - time.monotonic() * 1000
         if at_most and self._ahead_ms is not None and ahead_ms > self._ahead_ms - _STEP_MS:
@@ -196,7 +209,7 @@ class Wire:
         if isinstance(answer, ResponseError):
             self._ahead_ms = math.nan  # whoever we are may not ask for it
         else:
-            self.learn(int(answer[0]) * 1000 + int(answer[1]) // 1000)
+            self._learn(int(answer[0]) * 1000 + int(answer[1]) // 1000)
 
     def _deadline_ms(self) -> int:
         ahead_ms = self._ahead_ms

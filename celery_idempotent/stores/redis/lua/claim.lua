@@ -1,8 +1,8 @@
 -- One message asks for its key: transitions.claim, restated.
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
---   max_compensations:4 flags:1 deadline_ms:8 patient_until_ms:8, keep_ms, the message as a packed
---   slip; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 frees
+--   max_compensations:4 flags:1 patient_until_ms:8, keep_ms, the message as a packed slip, packed:
+--   deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 frees
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps, origin}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
@@ -10,8 +10,11 @@
 --     2 noted), 8 busy: the slip's callbacks are being sent, 9 too late (no record)
 -- One string, or one number, costs the client less than an array does.
 local candidate = ARGV[1]
-local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, deadline_ms,
-  patient_until_ms = struct.unpack('>I8I8I4I4BI8I8', ARGV[3])
+local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, patient_until_ms =
+  struct.unpack('>I8I8I4I4BI8', ARGV[3])
+local deadline_ms, broke = struct.unpack('>I8B', ARGV[6])
+-- The store was away a moment ago: the runs that lived through that renew first.
+if broke == 1 then patient_until_ms = math.huge end
 local keep_ms, message = ARGV[4], ARGV[5]
 local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked % 8 >= 4
 local is_new, frees = asked % 16 >= 8, asked % 32 >= 16
