@@ -14,7 +14,7 @@ from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.message import OWN
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.ops.cli import check, idempotency
+from celery_idempotent.ops.cli import act, check, idempotency
 from celery_idempotent.ops.cli.console import duration
 from celery_idempotent.ops.doctor import Finding
 from celery_idempotent.settings import environment_of
@@ -462,6 +462,78 @@ def test_resolve_is_for_what_is_unknown(run: Commands, stored: StoredRecords) ->
     record = stored.store.get(name)
     assert record is not None
     assert record.state is State.SUCCEEDED
+
+
+def test_resolve_of_several_resolves_none_if_one_is_not_unknown(
+    run: Commands, stored: StoredRecords
+) -> None:
+    """Whichever is named first."""
+    # Given
+    unknown = stored.unknown("order:1")
+    done = stored.done("order:2")
+    # When
+    result = run("resolve", unknown, done, "--rerun", "--yes")
+    # Then
+    assert result.code == 1
+    assert stored.store.get(unknown).state is State.UNKNOWN
+    assert run("resolve", unknown, "--rerun", "--yes").code == 0
+
+
+@pytest.mark.parametrize("command", [("forget",), ("resolve", "--rerun")], ids=" ".join)
+def test_many_at_once_want_their_count(
+    run: Commands, stored: StoredRecords, command: tuple[str, ...]
+) -> None:
+    """A dry run shows them and does nothing; the count has to be what it said."""
+    # Given
+    names = [stored.unknown(f"order:{number}") for number in range(3)]
+    other = stored.unknown("bill:1")
+    state = ("--state", "unknown") if command[0] == "forget" else ()
+    asked = (*command, "--match", "order", *state)
+
+    def states() -> list[State]:
+        return [stored.store.get(name).state for name in names]
+
+    # When
+    dry = run(*asked, "--dry-run")
+    wrong = [run(*asked, *more) for more in ((), ("--yes",), ("--count", "2"))]
+    # Then
+    assert (dry.code, len(dry.lines)) == (0, 3)
+    assert "3 records. Nothing was done. To do it: --count 3." in dry.err
+    assert [done.code for done in wrong] == [2, 2, 2]
+    assert states() == [State.UNKNOWN] * 3
+    assert run(*asked, "--count", "3").code == 0
+    assert states() == [State.RELEASED] * 3
+    assert stored.store.get(other).state is State.UNKNOWN
+    assert "no such record" in run(*asked, "--count", "3").err
+
+
+def test_forget_of_many_leaves_what_has_changed_since(
+    run: Commands, stored: StoredRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key that was claimed between the look and the act is another one."""
+    # Given
+    name = stored.done("order:42")
+    meant = act._meant
+
+    def claimed_meanwhile(*args: Any) -> Any:
+        found = meant(*args)
+        stored.store.forget(name, 60_000)
+        stored.done("order:42")
+        return found
+
+    monkeypatch.setattr(act, "_meant", claimed_meanwhile)
+    # When
+    done = run("forget", "--task", "shop.*", "--count", "1")
+    # Then
+    assert "has changed since: left as it is" in done.err
+    assert stored.store.get(name).state is State.SUCCEEDED
+
+
+@pytest.mark.parametrize("command", [("forget",), ("resolve", "--rerun")], ids=" ".join)
+def test_keys_and_filters_are_not_mixed(run: Commands, command: tuple[str, ...]) -> None:
+    """And one of them is wanted."""
+    assert run(*command).code == 2
+    assert run(*command, "order:1", "--match", "order").code == 2
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_long_answers_are_streamed(
 def test_stats_say_how_far_they_are(run: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting takes a while: meanwhile stderr tells how many there were so far."""
     # Given
-    monkeypatch.setattr("celery_idempotent.ops.cli.look._SOON_S", 0.0)
+    monkeypatch.setattr("celery_idempotent.ops.cli.console._SOON_S", 0.0)
     # When
     done = run("stats")
     # Then

@@ -5,39 +5,94 @@ from __future__ import annotations
 import getpass
 import json
 import socket
-from typing import Any
+import sys
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 
-from celery_idempotent.core.record import State
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.errors import StoreError
 from celery_idempotent.ops import settle
-from celery_idempotent.ops.cli.console import Console, NotFound, command, format_option
+from celery_idempotent.ops.cli.console import (
+    Console,
+    NotFound,
+    command,
+    format_option,
+    plain,
+    with_progress,
+)
+from celery_idempotent.ops.history import newest_first
 from celery_idempotent.ops.lookup import look_up
-from celery_idempotent.ops.views import RecordView
+from celery_idempotent.ops.views import STATES, Filter, RecordView
 from celery_idempotent.settings import Environment
 
 __all__ = ["forget_command", "init_db_command", "resolve_command"]
 
+#: So many of the records that are meant are shown.
+_SHOWN: Final = 20
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 _yes = click.option("--yes", is_flag=True, help="Don't ask.")
 
 
+def _many(function: F) -> F:
+    """Add the options that mean many records at once."""
+    for option in (
+        click.option(
+            "--count",
+            type=click.IntRange(min=1),
+            help="Do it to what the filters find, if that is so many.",
+        ),
+        click.option("--dry-run", is_flag=True, help="Show what is meant, and do nothing."),
+        click.option("--match", help="All with all of these words in their key."),
+        click.option("--task", help="All of this task; a pattern such as 'shop.*' is one too."),
+    ):
+        function = option(function)
+    return function
+
+
 @click.command("forget")
-@click.argument("texts", metavar="KEY|TASK_ID...", nargs=-1, required=True)
+@click.argument("texts", metavar="[KEY|TASK_ID...]", nargs=-1)
+@_many
+@click.option("--state", type=click.Choice(STATES), help="All in this state.")
 @_yes
 @format_option
 @click.pass_obj
 @command
-def forget_command(context: Any, texts: tuple[str, ...], yes: bool, as_json: bool | None) -> None:
+def forget_command(
+    context: Any,
+    texts: tuple[str, ...],
+    task: str | None,
+    match: str | None,
+    dry_run: bool,
+    count: int | None,
+    state: str | None,
+    yes: bool,
+    as_json: bool | None,
+) -> None:
     """Free keys, so that the next call with each of them runs.
 
     A run that is under way goes on, but its outcome is refused. Asks on a terminal; elsewhere it
     wants --yes. Exits with 1 where one of them is not found, and then frees none.
+
+    --task, --state and --match mean all records that they find. Begin with --dry-run, which shows
+    them and how many they are; --count repeats that number, and nothing is done if it is another
+    by then.
     """
     console = Console(context, as_json)
     environment = console.environment()
-    found = {view.name: view for text in texts for view in [_the_one(console, environment, text)]}
-    for view in found.values():
-        console.confirm(f"Forget {_told(view)}?", yes)
+    wanted = Filter(task, state, match) if task or state or match else None
+    meant = _meant(console, environment, texts, wanted)
+    if _is_left(console, meant, "Forget", wanted, dry_run, count, yes):
+        return
+    for view in meant:
+        if wanted is None:
+            console.confirm(f"Forget {_told(view)}?", yes)
+        elif not _is_as_it_was(environment, view):
+            console.remark(plain(f"{view.name} has changed since: left as it is."))
+            continue
         done = settle.forget(environment, view, _via())
         if console.as_json:
             console.write_json({"name": view.name, "forgotten": done})
@@ -46,7 +101,7 @@ def forget_command(context: Any, texts: tuple[str, ...], yes: bool, as_json: boo
 
 
 @click.command("resolve")
-@click.argument("text", metavar="KEY|TASK_ID")
+@click.argument("texts", metavar="[KEY|TASK_ID...]", nargs=-1)
 @click.option("--succeeded", metavar="JSON", help="It happened, and this is its result.")
 @click.option(
     "--failed",
@@ -54,22 +109,32 @@ def forget_command(context: Any, texts: tuple[str, ...], yes: bool, as_json: boo
     help="It did not happen, or is to be undone: its finished steps are, then the key is free.",
 )
 @click.option("--rerun", is_flag=True, help="It may happen again: the next call with the key runs.")
+@_many
 @_yes
 @format_option
 @click.pass_obj
 @command
 def resolve_command(
     context: Any,
-    text: str,
+    texts: tuple[str, ...],
     succeeded: str | None,
     failed: str | None,
     rerun: bool,
+    task: str | None,
+    match: str | None,
+    dry_run: bool,
+    count: int | None,
     yes: bool,
     as_json: bool | None,
 ) -> None:
-    """Say how a run ended whose outcome is unknown.
+    """Say how runs ended whose outcome is unknown.
 
-    Only for records in the state "unknown". Exits with 1 for any other.
+    Only for records in the state "unknown". Exits with 1 for any other, and where one is not
+    found; then none is resolved.
+
+    --task and --match mean all unknown records that they find. Begin with --dry-run, which shows
+    them and how many they are; --count repeats that number, and nothing is done if it is another
+    by then.
     """
     if [succeeded is not None, failed is not None, rerun].count(True) != 1:
         raise click.UsageError("Say one of --succeeded JSON, --failed MESSAGE and --rerun.")
@@ -78,23 +143,100 @@ def resolve_command(
         how, answer = State.SUCCEEDED, _parsed(succeeded)
     elif failed is not None:
         how, answer = State.FAILED, failed
-    console = Console(context, as_json)
-    environment = console.environment()
-    view = _the_one(console, environment, text)
     words = {
         State.SUCCEEDED: f"as succeeded, with the result {succeeded}",
         State.FAILED: "as failed",
         State.RELEASED: "to be rerun",
     }
-    console.confirm(f"Resolve {_told(view)}, {words[how]}?", yes)
-    published = settle.resolve(console.app, environment, view, how, answer, _via())
-    if console.as_json:
-        console.write_json({"name": view.name, "resolved": str(how), "compensation": published})
+    console = Console(context, as_json)
+    environment = console.environment()
+    wanted = Filter(task, str(State.UNKNOWN), match) if task or match else None
+    meant = _meant(console, environment, texts, wanted)
+    meant.sort(key=lambda view: view.state == str(State.UNKNOWN))  # what can't be comes first
+    if _is_left(console, meant, f"Resolve {words[how]}", wanted, dry_run, count, yes):
         return
-    told = f"{view.key} of {view.task} is resolved {words[how]}."
-    if published:
-        told += f" Task {published} undoes its finished steps."
-    console.tell(told)
+    for view in meant:
+        if wanted is None:
+            console.confirm(f"Resolve {_told(view)}, {words[how]}?", yes)
+        try:
+            published = settle.resolve(console.app, environment, view, how, answer, _via())
+        except settle.NotUnknown as exc:
+            if wanted is None:
+                raise
+            console.remark(plain(f"{exc}: left as it is."))
+            continue
+        if console.as_json:
+            document = {"name": view.name, "resolved": str(how), "compensation": published}
+            console.write_json(document)
+            continue
+        told = f"{view.key} of {view.task} is resolved {words[how]}."
+        if published:
+            told += f" Task {published} undoes its finished steps."
+        console.tell(told)
+
+
+def _meant(
+    console: Console, environment: Environment, texts: tuple[str, ...], wanted: Filter | None
+) -> list[RecordView]:
+    """Find the records that are meant: by name, or all that a filter admits."""
+    if bool(texts) == (wanted is not None):
+        raise click.UsageError("Name keys or task ids, or say which by --task, --state or --match.")
+    if wanted is None:
+        found = [_the_one(console, environment, text) for text in texts]
+        return list({view.name: view for view in found}.values())
+    batches = newest_first(environment.store, environment.prefix, wanted)
+    return [view for batch in with_progress(console, batches) for view in batch if view.owner_id]
+
+
+def _is_left(
+    console: Console,
+    meant: list[RecordView],
+    what: str,
+    wanted: Filter | None,
+    dry_run: bool,
+    count: int | None,
+    yes: bool,
+) -> bool:
+    """Whether nothing is to be done: it was a dry run, or nothing is meant.
+
+    Raises:
+        UsageError: what the filters find is not as many as was said.
+    """
+    number = len(meant)
+    if dry_run and console.as_json:
+        console.write_lines(view.as_dict() for view in meant)
+    elif dry_run or (wanted is not None and number):
+        for view in meant[:_SHOWN]:
+            console.remark(plain(f"  {_told(view)}"))
+        if number > _SHOWN:
+            console.remark(f"  and {number - _SHOWN} more")
+    if dry_run:
+        again = f" To do it: --count {number}." if wanted is not None and number else ""
+        console.remark(f"{what}: {_records(number)}. Nothing was done.{again}")
+        return True
+    if wanted is None:
+        return False
+    if not number:
+        console.remark("There is no such record.")
+        return True
+    if count is None and sys.stdin.isatty() and not yes:
+        question = f"{what} {_records(number)}? Type how many they are"
+        count = click.prompt(question, type=int, err=True)
+    if count != number:
+        said = "say --count" if count is None else f"{count} was said"
+        raise click.UsageError(f"{_records(number)} meant, {said}: nothing was done.")
+    return False
+
+
+def _records(number: int) -> str:
+    return "1 record" if number == 1 else f"{number} records"
+
+
+def _is_as_it_was(environment: Environment, view: RecordView) -> bool:
+    (record,) = environment.store.get_many([view.name])
+    if view.problem:
+        return isinstance(record, StoreError)
+    return isinstance(record, Record) and record.token == view.token
 
 
 @click.command("init-db")

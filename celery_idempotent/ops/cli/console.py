@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any, Final, NoReturn, TypeVar
@@ -15,12 +16,23 @@ import click
 from celery_idempotent.errors import ConfigurationError, IdempotencyError
 from celery_idempotent.settings import Environment, environment_of
 
-__all__ = ["Column", "Console", "NotFound", "command", "duration", "format_option", "plain"]
+__all__ = [
+    "Column",
+    "Console",
+    "NotFound",
+    "command",
+    "duration",
+    "format_option",
+    "plain",
+    "with_progress",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: So many rows are looked at to see how wide a table's columns are.
 _MEASURED: Final = 100
+#: After so many seconds a command says how far it is.
+_SOON_S: Final = 1.0
 #: What would move a terminal's cursor, or hide what stands there, or can't be written at all.
 _UNSEEN: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -211,3 +223,14 @@ def duration(seconds: float | None) -> str:
 def first(rows: Iterator[Any], limit: int) -> Iterator[Any]:
     """Give up to ``limit`` rows; 0: all."""
     return islice(rows, limit or None)
+
+
+def with_progress(console: Console, found: Iterator[list[Any]]) -> Iterator[list[Any]]:
+    """Pass batches on, and say once a second how far it is."""
+    gone_through, next_word = 0, time.monotonic() + _SOON_S
+    for batch in found:
+        yield batch
+        gone_through += len(batch)
+        if time.monotonic() >= next_word:
+            console.remark(f"{gone_through} records so far ...")
+            next_word = time.monotonic() + _SOON_S

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Final
 
 import click
@@ -18,6 +16,7 @@ from celery_idempotent.ops.cli.console import (
     first,
     format_option,
     plain,
+    with_progress,
 )
 from celery_idempotent.ops.history import History, newest_first, when
 from celery_idempotent.ops.lookup import look_up
@@ -30,7 +29,6 @@ from celery_idempotent.settings import Environment
 __all__ = ["list_command", "show_command", "stats_command", "why_command"]
 
 _LIMIT: Final = 100
-_SOON_S: Final = 1.0
 _DUPLICATES: Final = 20
 
 
@@ -233,7 +231,7 @@ def stats_command(context: Any, as_json: bool | None) -> None:
     console = Console(context, as_json)
     environment = console.environment()
     stats = Stats()
-    for views in _with_progress(console, batches(environment.store, environment.prefix, Filter())):
+    for views in with_progress(console, batches(environment.store, environment.prefix, Filter())):
         stats.add(views)
     if console.as_json:
         console.write_json(
@@ -250,15 +248,3 @@ def stats_command(context: Any, as_json: bool | None) -> None:
 def _count_table(console: Console, title: str, counted: Counter[str]) -> None:
     columns: tuple[Column, ...] = ((title, lambda row: row[0]), ("RECORDS", lambda row: row[1]))
     console.table(columns, [(name, str(number)) for name, number in counted.most_common()])
-
-
-def _with_progress(
-    console: Console, found: Iterator[list[RecordView]]
-) -> Iterator[list[RecordView]]:
-    gone_through, next_word = 0, time.monotonic() + _SOON_S
-    for views in found:
-        yield views
-        gone_through += len(views)
-        if time.monotonic() >= next_word:
-            console.remark(f"{gone_through} records so far ...")
-            next_word = time.monotonic() + _SOON_S
