@@ -20,6 +20,7 @@ from celery_idempotent.core import transitions
 from celery_idempotent.core.options import Options, Settings, setting_names
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.transitions import Claim, ClaimVerdict, Settle
+from tests.meta.test_layers import RANKS
 from tests.support.printed import Sample, samples
 
 ROOT = Path(__file__).parents[2]
@@ -157,6 +158,25 @@ def test_the_readme_links_to_files_that_are_there() -> None:
     for text, target in re.findall(r"\[([^\]]+)\]\(([^)]+)\)", README):
         assert (ROOT / target).is_file(), target
         assert target.endswith(text) or text == "BSD-3-Clause", text
+
+
+def test_the_page_of_the_architecture_has_every_room_in_its_order() -> None:
+    """Each is there, as the test of the layers has it, with files that are in it."""
+    # Given
+    rooms = re.findall(
+        r"^   \* - (``.+)\n     - ((?:.+\n)+?)(?=   \* -|\n)", page("architecture"), re.M
+    )
+    package = ROOT / "celery_idempotent"
+    # When
+    named = []
+    for head, job in rooms:
+        names = [name.rstrip("/") for name in re.findall(r"``([\w/]+)``", head)]
+        named += [name for name in names if name in RANKS]
+        for file in re.findall(r"``(\w+\.py)``", job):
+            assert (package / names[0] / file).is_file(), (names, file)
+    # Then
+    assert set(named) == set(RANKS)
+    assert [RANKS[name] for name in named] == sorted(RANKS[name] for name in named)
 
 
 # --- how it works --------------------------------------------------------------------------------

@@ -12,8 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from tests.conftest import unavailable
-from tests.support.chromium import Chromium, NoChromium
+from tests.support.chromium import Chromium
 
 pytestmark = pytest.mark.system
 
@@ -98,10 +97,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
-    try:
-        browser = Chromium(tmp_path_factory.mktemp("browser"))
-    except NoChromium as exc:
-        unavailable(str(exc))
+    """One window for all pages of this file."""
+    browser = Chromium(tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
 
