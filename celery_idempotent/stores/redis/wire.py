@@ -177,16 +177,15 @@ class Wire:
         if self._ahead_ms is None:
             self._learn_the_time()
 
-        def timed(broke: bool) -> ScriptCall:
-            return ScriptCall(
-                call.script, call.keys, (*call.args, _TIMING.pack(self._deadline_ms(), broke))
-            )
+        made = call
 
-        before = [_ASKING] if asking else []
-        made = timed(False)
-        answer = self._exchange(
-            [*before, _pack_call(made)], again=lambda: [*before, _pack_call(timed(True))]
-        )[-1]
+        def packed(broke: bool) -> list[bytes]:
+            nonlocal made
+            timing = _TIMING.pack(self._deadline_ms(), broke)
+            made = ScriptCall(call.script, call.keys, (*call.args, timing))
+            return [_ASKING, _pack_call(made)] if asking else [_pack_call(made)]
+
+        answer = self._exchange(packed(False), again=lambda: packed(True))[-1]
         if isinstance(answer, NoScriptError) and asking:
             answer = self._exchange([_ASKING, _pack_source(made)])[-1]
         if isinstance(answer, ResponseError):
