@@ -7,6 +7,8 @@ PYTHON ?=
 ARGS ?=
 # Tests mostly wait; more than this many at once and the deadlines of some come near.
 JOBS ?= 3
+# The tests of a file share servers and workers; tests/conftest.py puts the files in order.
+SPREAD := --dist loadfile --no-loadscope-reorder
 STAMP = $(VENV)/.stamp
 # Tests start hundreds of processes: each would compile all of the library again.
 export PYTHONDONTWRITEBYTECODE :=
@@ -22,10 +24,10 @@ demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under fault
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs one at a time
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) $(SPREAD) $(ARGS)
 
 test-unit: $(STAMP)-test ## The tests that need no worker, no broker and no server of databases
-	@$(BIN)/python -m pytest -m unit -n $(JOBS) --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m unit -n $(JOBS) $(SPREAD) $(ARGS)
 
 fuzz: $(STAMP)-test ## Random schedules of deliveries, and histories of every store; MINUTES=60 SEED=1
 	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \

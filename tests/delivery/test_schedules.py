@@ -23,6 +23,7 @@ SCHEDULES = 50
 _SEEDS = (10, 24, 425)
 
 
+@pytest.mark.long(5)
 def test_schedules_keep_the_promises() -> None:
     """Whatever crash, copy, stall and lost answer falls where: the promises hold."""
     # Given schedules, each drawn from its seed

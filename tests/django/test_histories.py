@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.django import test_contract as contract
 from tests.stores.histories import run_histories
 
 alias = contract.alias
 
 
+@pytest.mark.long(5)
 def test_in_django(alias: str) -> None:
     """Whatever happens in whatever order, on each of Django's databases."""
     store = contract.empty(alias)

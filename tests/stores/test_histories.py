@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import replace
 
+import pytest
 from sqlalchemy import select
 
 from celery_idempotent.stores.memory import MemoryStore
@@ -22,6 +23,7 @@ from tests.stores.stores_under_test import (
 from tests.support.databases import Database, emptied
 
 
+@pytest.mark.long(5)
 def test_in_memory() -> None:
     """Whatever happens in whatever order, in the memory store."""
     clock = MemoryClock()
@@ -34,6 +36,7 @@ def test_in_memory() -> None:
     run_histories(store, clock, reset, 150)
 
 
+@pytest.mark.long(5)
 def test_in_redis(session_server: RedisServer) -> None:
     """Whatever happens in whatever order, in Redis."""
     with closing(VirtualRedisStore.from_url(session_server.url(4))) as store:
@@ -42,6 +45,7 @@ def test_in_redis(session_server: RedisServer) -> None:
         run_histories(store, clock, clock.reset, 50)
 
 
+@pytest.mark.long(5)
 def test_in_a_database(database: Database) -> None:
     """Whatever happens in whatever order, in each SQL database."""
     engines = Engines(database.url)

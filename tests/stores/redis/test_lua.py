@@ -498,6 +498,7 @@ def virtual_store(session_server: RedisServer) -> Iterator[VirtualRedisStore]:
     store.close()
 
 
+@pytest.mark.long(10)
 def test_memory_and_redis_are_the_same(virtual_store: VirtualRedisStore) -> None:
     """Whatever happens in whatever order: equal verdicts, equal bytes, equal times to live.
 
