@@ -111,10 +111,12 @@ class History:
         wanted = (t for t in self.events() if t.name == name and t.what == "deduplicated")
         return list(islice(wanted, limit))
 
-    def names(self) -> Iterator[str]:
+    def names(self, since_ms: int = 0) -> Iterator[str]:
         """Give the names of records, the ones that something happened to last come first."""
         seen: set[str] = set()
         for told in self.events():
+            if told.at_ms < since_ms:
+                return
             if told.name and told.name not in seen:
                 seen.add(told.name)
                 yield told.name
@@ -166,22 +168,23 @@ class History:
 
 
 def newest_first(
-    store: Store, prefix: str, wanted: Filter, *, rest: bool = True
+    store: Store, prefix: str, wanted: Filter, *, rest: bool = True, since_ms: int = 0
 ) -> Iterator[list[RecordView]]:
     """Give the records that are wanted, a list a batch: those of the journal, newest first.
 
     Args:
         rest: whether to go on with all others, which come in no order.
+        since_ms: give only those that something happened to since then, on the store's clock.
 
     Raises:
         StoreUnavailable: the store does not answer.
     """
     seen: set[str] = set()
-    names = History(store, prefix).names()
+    names = History(store, prefix).names(since_ms)
     while batch := list(islice(names, _BATCH)):
         seen.update(batch)
         yield _wanted(store, prefix, batch, wanted)
-    if rest:
+    if rest and not since_ms:
         for views in batches(store, prefix, wanted):
             yield [view for view in views if view.name not in seen]
 

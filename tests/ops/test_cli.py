@@ -572,9 +572,36 @@ def test_stats_counts_by_state_and_task(run: Commands, stored: StoredRecords) ->
             "records": 3,
             "states": {"succeeded": 2, "running": 1},
             "tasks": {"shop.charge": 2, "shop.refund": 1},
+            "journal_since": None,
         }
     ]
     assert "shop.refund  1" in run("stats", "--text").out
+
+
+def test_list_since_asks_the_journal_alone(
+    run: Commands, app: Celery, stored: StoredRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No record is gone through that nothing happened to lately."""
+    # Given
+    name = stored.done("order:1")
+    stored.done("order:2")
+    journal = environment_of(app).journal
+    journal.write("succeeded", name, "shop.charge", "first", took=1.0)
+
+    def forbidden(*_: Any) -> Any:
+        raise AssertionError("gone through")
+
+    monkeypatch.setattr(stored.store, "scan", forbidden)
+    # Then
+    assert [line["name"] for line in run("list", "--since", "1h").lines] == [name]
+    assert run("list", "--since", "soon").code == 2
+
+
+def test_stats_says_how_far_back_the_journal_reaches(run: Commands, app: Celery) -> None:
+    """What was before that, nobody knows."""
+    assert "journal  empty" in run("stats", "--text").out
+    environment_of(app).journal.write("succeeded", "idempotent:{shop:1}", "shop.charge", "first")
+    assert "journal  since 20" in run("stats", "--text").out
 
 
 def test_doctor_exits_with_one_where_something_is_found(run: Commands) -> None:

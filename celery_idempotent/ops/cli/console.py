@@ -20,6 +20,7 @@ __all__ = [
     "Column",
     "Console",
     "NotFound",
+    "as_seconds",
     "command",
     "duration",
     "format_option",
@@ -49,6 +50,17 @@ _COLOURS: Final = {
     "warning": "yellow",
     "hint": "cyan",
 }
+
+
+def as_seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    """Read an option that is a length of time, such as ``15m``: as many seconds."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no time: write 30s, 15m, 2h or 1d", ctx, param)
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[found[2]]
+
 
 Row = Mapping[str, Any]
 #: A column's title, and how its text is made of a row.

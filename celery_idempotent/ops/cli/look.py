@@ -11,6 +11,7 @@ from celery_idempotent.ops.cli.console import (
     Column,
     Console,
     NotFound,
+    as_seconds,
     command,
     duration,
     first,
@@ -43,6 +44,12 @@ _DUPLICATES: Final = 20
     show_default=True,
     help="At most so many; 0: all.",
 )
+@click.option(
+    "--since",
+    metavar="TIME",
+    callback=as_seconds,
+    help="Only what something happened to in this time, by the journal alone: 30s, 15m, 2h, 1d.",
+)
 @format_option
 @click.pass_obj
 @command
@@ -52,6 +59,7 @@ def list_command(
     state: str | None,
     match: str | None,
     limit: int,
+    since: float | None,
     as_json: bool | None,
 ) -> None:
     """List records, the latest first.
@@ -62,7 +70,8 @@ def list_command(
     console = Console(context, as_json)
     environment = console.environment()
     wanted = Filter(task, state, match)
-    found = newest_first(environment.store, environment.prefix, wanted)
+    since_ms = 0 if since is None else environment.store.now_ms() - int(1000 * since)
+    found = newest_first(environment.store, environment.prefix, wanted, since_ms=since_ms)
     rows = first((view for batch in found for view in batch), limit)
     if console.as_json:
         written = console.write_lines(view.as_dict() for view in rows)
@@ -226,19 +235,28 @@ def _nothing_known(environment: Environment, task_id: str) -> str:
 def stats_command(context: Any, as_json: bool | None) -> None:
     """Count the records, by state and by task.
 
-    All of them are gone through; meanwhile it says on stderr how far it is.
+    All of them are gone through; meanwhile it says on stderr how far it is. It also says how far
+    back the journal reaches, which is what `why` and `list --since` know of.
     """
     console = Console(context, as_json)
     environment = console.environment()
     stats = Stats()
     for views in with_progress(console, batches(environment.store, environment.prefix, Filter())):
         stats.add(views)
+    reaches_back = History(environment.store, environment.prefix).reaches_back_to()
+    since = None if reaches_back is None else when(reaches_back)
     if console.as_json:
         console.write_json(
-            {"records": stats.total, "states": dict(stats.states), "tasks": dict(stats.tasks)}
+            {
+                "records": stats.total,
+                "states": dict(stats.states),
+                "tasks": dict(stats.tasks),
+                "journal_since": since,
+            }
         )
         return
     console.say(f"{console.bold('records')}  {stats.total}")
+    console.say(f"{console.bold('journal')}  {'empty' if since is None else f'since {since}'}")
     for title, counted in (("STATE", stats.states), ("TASK", stats.tasks)):
         if counted:
             console.say()
