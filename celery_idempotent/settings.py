@@ -98,6 +98,11 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
     _refuse_endless(cls, app, where)
 
     options = Options.from_lookup(lookup, where)
+    if options.after_wait == "run" and options.ttl:
+        raise ConfigurationError(
+            f'{where}: idempotency_after_wait = "run" is for a window of 0, and idempotency_ttl is '
+            f"{options.ttl:g}: within a window a duplicate is answered. Set idempotency_ttl = 0"
+        )
     scheme = KeyScheme(
         task_name=name,
         signature=_signature(cls),

@@ -74,6 +74,7 @@ class IdempotentTask(RetryingTask):
     idempotency_lease: Seconds | None = None
     idempotency_on_running: str | None = None
     idempotency_wait_timeout: Seconds | None = None
+    idempotency_after_wait: str | None = None
     idempotency_on_interrupted: str | None = None
     idempotency_max_interruptions: int | None = None
     idempotency_reconcile: Callable[..., Any] | None = None

@@ -261,6 +261,12 @@ class Options(_FromLookup):
     #: for hours. A redelivery of the running call's own message waits as long as it takes.
     wait_timeout: float = field(default=3600.0, metadata=_checked(_seconds(0)))
 
+    #: What a duplicate does once the run that it waited for has ended. Default: ``"answer"``: it
+    #: gets that run's outcome. ``"run"``: it runs in its turn. The key is a mutex then: never two
+    #: runs at once, and each call runs; only with ``idempotency_ttl = 0``. Waits have no order, and
+    #: ``idempotency_wait_timeout`` holds.
+    after_wait: str = field(default="answer", metadata=_checked(_one_of("answer", "run")))
+
     #: What happens to a key whose run ended without an outcome: its worker was killed or shut down.
     #: Default: ``"rerun"``: the next delivery runs the task again, with
     #: ``self.idempotency.interrupted`` true. ``"unknown"``: nothing runs, every call fails with

@@ -195,7 +195,7 @@ def _origin(record: Record | None, ask: Claim) -> str:
     """Return who began what a claim goes on with; empty: its own call, or the key has a window."""
     if record is None or not ask.frees or not record.owner or record.is_done:
         return ""
-    origin = Label.of(record).origin
+    origin = "" if ask.in_turn else Label.of(record).origin
     # A released key with a count is one whose claim was given up: the run before it was cut off.
     cut_off = record.state is not State.RELEASED or (record.nonce and record.interruptions)
     if not origin and cut_off:

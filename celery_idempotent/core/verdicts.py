@@ -170,6 +170,8 @@ class Claim(NamedTuple):
     patient_until_ms: int = 0
     #: Whether the key is free when its run ends (a window of 0).
     frees: bool = False
+    #: Whether each call runs in its turn: another call's run is nothing that it goes on with.
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,8 @@ class Settle(NamedTuple):
     slip_key: str = ""
     #: Whether the next run of the key begins without the steps that are finished.
     clears_steps: bool = False
+    #: What the names of the run's steps begin with, if only those are deleted: others stay.
+    drops_steps_of: str = ""
 
     @property
     def keeps_lease(self) -> bool:

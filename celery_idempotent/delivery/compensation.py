@@ -59,7 +59,13 @@ def compensate(attempt: Attempt, failure: bytes, exc: BaseException | None = Non
     assert exc is not None
     if stuck:
         return unknown(attempt, exc, _what_is_left(attempt, stuck, exc))
-    return failed(attempt, Ending(final_state(delivery, exc), failure), exc)
+    ending = Ending(final_state(delivery, exc), failure)
+    if run.is_for_another and not delivery.eager:
+        verdict = attempt.told.end(ending, exc)
+        if isinstance(verdict, Lost):
+            return lost(attempt, verdict, exc)
+        return wait(delivery, run.lease.record, delivery.waits.since_ms, None, 0.0)
+    return failed(attempt, ending, exc)
 
 
 def _what_is_left(attempt: Attempt, stuck: list[str], exc: BaseException) -> str:

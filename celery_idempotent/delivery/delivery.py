@@ -160,7 +160,9 @@ class Delivery:
             waits.patient_until_ms,
             waits.compensates_only,
         )
-        if waits.awaited is not None:
+        if terms.in_turn:
+            claimant = claimant._replace(checked=False)
+        elif waits.awaited is not None:
             awaited = Owner(*waits.awaited)
             claimant = claimant._replace(awaited=awaited.pack(), awaited_key=awaited.slip_key(key))
         return cls(
@@ -227,6 +229,7 @@ def _terms(options: Options, environment: Environment) -> Terms:
         horizon_s=environment.horizon,
         max_interruptions=0 if unknown else options.max_interruptions,
         max_compensations=options.max_interruptions,
+        in_turn=options.after_wait == "run",
     )
 
 
@@ -246,7 +249,7 @@ def run_context(
     """
     began = ""
     if claimant.terms.frees:
-        origin = "" if run is None else run.origin
+        origin = "" if run is None or claimant.terms.in_turn else run.origin
         began = origin or claimant.owner.hex()
     return RunContext(
         key=call_key.key,

@@ -165,7 +165,10 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
         wait_as_copy(delivery, None)
     if verdict.answered and not delivery.eager:
         _leave_to_answer(delivery)
-    if record.state is State.RELEASED and not record.outcome:
+    if attempt.run.is_for_another:
+        return wait(delivery, record, delivery.waits.since_ms, None)
+    in_turn = delivery.claimant.terms.in_turn
+    if in_turn or (record.state is State.RELEASED and not record.outcome):
         if exc is None and attempt.run.transaction.undone and not delivery.eager:
             wait_as_copy(delivery, None)  # forgotten, and nothing of it happened: it runs again
         # No record keeps what its caller gets: without a slip, a copy of its message would run.

@@ -244,8 +244,8 @@ class DjangoRows(Rows[Any]):
             record_key=fit(key), step_key=fit(name), defaults={"name": name, "step": packed}
         )
 
-    def drop_steps(self, at: Any, key: str) -> None:
-        self.objects(models.Step).filter(record_key=fit(key)).delete()
+    def drop_steps(self, at: Any, key: str, start: str = "") -> None:
+        self.objects(models.Step).filter(record_key=fit(key), name__startswith=start).delete()
 
     def page(self, at: Any, start: str, after: str, count: int) -> list[str]:
         rows = self.objects(models.Record).filter(expires_ms__gt=self.read(at).now_ms)

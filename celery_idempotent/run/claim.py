@@ -76,6 +76,7 @@ class ClaimAttempt:
             claimant.is_new,
             claimant.patient_until_ms,
             terms.frees,
+            terms.in_turn,
         )
         self.may_hold = True
         verdict = _claim(claimant, request, patience_s)

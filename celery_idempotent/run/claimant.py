@@ -24,6 +24,8 @@ class Terms(NamedTuple):
     keep_ms: int
     max_interruptions: int
     max_compensations: int
+    #: Whether each call runs in its turn, whatever the run became that it waited for.
+    in_turn: bool = False
 
     @property
     def frees(self) -> bool:
@@ -40,12 +42,20 @@ class Terms(NamedTuple):
         horizon_s: float,
         max_interruptions: int,
         max_compensations: int,
+        in_turn: bool = False,
     ) -> Terms:
         """Make them from options and settings, whose times are in seconds."""
         lease_ms, ttl_ms, horizon_ms = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
         keep_ms = max(lease_ms, ttl_ms, horizon_ms)
         return cls(
-            store, lease_ms, ttl_ms, horizon_ms, keep_ms, max_interruptions, max_compensations
+            store,
+            lease_ms,
+            ttl_ms,
+            horizon_ms,
+            keep_ms,
+            max_interruptions,
+            max_compensations,
+            in_turn,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -10,8 +11,8 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from celery_idempotent.core.record import Label, Record, State
-from celery_idempotent.core.slip import Slip
+from celery_idempotent.core.record import Label, Owner, Record, State
+from celery_idempotent.core.slip import NO_SLIP, Slip
 from celery_idempotent.core.transitions import UNKNOWN_TTL_MS, Lost, Note, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.claimant import Claimant, Ending
@@ -53,6 +54,14 @@ class Run:
         self.steps: Mapping[str, bytes] = _NO_STEPS
         #: Set where there is an outcome already, and only its callbacks have to be sent.
         self.replay: Replay | None = None
+        #: What the names of its steps begin with in the store, where others' steps may be kept.
+        self.steps_of = ""
+        if claimant.terms.in_turn:
+            self.steps_of = hashlib.blake2b(held.owner, digest_size=8).hexdigest() + "/"
+            if self.origin:
+                self.interruptions = 0  # another call's run was cut off
+        #: Whether it only compensates the run of another call, and its own call runs after that.
+        self.is_for_another = claimant.terms.in_turn and held.owner != claimant.owner
         # Whether its callbacks went out; None until the tracer has returned.
         self._delivered: bool | None = None
         self._ending = False
@@ -142,7 +151,7 @@ class Run:
     def _settle(self, ending: Ending) -> Settle:
         claimant = self.claimant
         state, terms, delay_ms = ending.state, claimant.terms, ending.delay_ms
-        delivery = claimant.callbacks and _has_outcome(ending)
+        delivery = claimant.callbacks and _has_outcome(ending) and not self.is_for_another
         kept = delivery or state in _WITH_PROCESS
         if terms.frees and state in _WITH_OUTCOME:
             state = State.RELEASED  # with its outcome, for this call and those that waited for it
@@ -177,14 +186,27 @@ class Run:
             held.has_steps,
         )
         slip: Slip | None = None
-        if claimant.slip_key and (
-            answers or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)
-        ):
-            slip = claimant.message._replace(answered=True, digests=b"", outcome=ending.outcome)
+        slip_key, message = claimant.slip_key, claimant.message
+        if slip_key and self.is_for_another:
+            other = Owner.unpack(held.owner)
+            slip_key, message = "" if other is None else other.slip_key(claimant.key), NO_SLIP
+        if slip_key and (answers or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
+            slip = message._replace(answered=True, digests=b"", outcome=ending.outcome)
             if delivery:
                 holder = self.lease.record.nonce.ljust(8, b"\0") + self.lease.record.process
                 slip = slip._replace(holder=holder[:255])
-        return Settle(record, delay_ms, ttl_ms, slip, terms.horizon_ms, claimant.slip_key, is_over)
+        # Nobody else writes steps while this run has the key.
+        others = is_over and any(not name.startswith(self.steps_of) for name in self.steps)
+        return Settle(
+            record,
+            delay_ms,
+            ttl_ms,
+            slip,
+            terms.horizon_ms,
+            slip_key,
+            is_over and not others,
+            self.steps_of if others else "",
+        )
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
         if isinstance(answer, Lost):

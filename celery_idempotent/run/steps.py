@@ -54,7 +54,12 @@ class Steps:
         Raises:
             RecordCorrupt: one can't be read.
         """
-        self._steps = {name: Step.unpack(step) for name, step in packed.items()}
+        start = self._run.steps_of
+        self._steps = {
+            name.removeprefix(start): Step.unpack(step)
+            for name, step in packed.items()
+            if name.startswith(start)
+        }
 
     def do(
         self,
@@ -110,12 +115,12 @@ class Steps:
         store, lease = self._run.claimant.terms.store, self._run.lease
         lease.record = lease.record._replace(has_steps=True)
         if self._run.transaction.is_open:
-            self._run.transaction.step(renewal, name, packed)
+            self._run.transaction.step(renewal, self._run.steps_of + name, packed)
             self._check_held(name)
             return
 
         def write() -> None:
-            answer = store.step(renewal, name, packed)
+            answer = store.step(renewal, self._run.steps_of + name, packed)
             if isinstance(answer, Lost):
                 lease.lose(answer.record)
 

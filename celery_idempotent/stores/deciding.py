@@ -225,8 +225,8 @@ class Rows(ABC, Generic[C]):
         """Write a step; ``name`` again replaces what it was."""
 
     @abstractmethod
-    def drop_steps(self, at: C, key: str) -> None:
-        """Delete all steps of a record."""
+    def drop_steps(self, at: C, key: str, start: str = "") -> None:
+        """Delete the steps of a record whose names begin with ``start``: by default all."""
 
     @abstractmethod
     def page(self, at: C, start: str, after: str, count: int) -> list[str]:
@@ -283,12 +283,19 @@ class DecidingStore(Store, Generic[C]):
 
     def settle_in(self, at: C, key: str, event: Settle) -> Recorded | Lost:
         """Settle as a part of the transaction that ``at`` is in."""
+        is_written = False
 
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
+            nonlocal is_written
             record = row.held(event.record.token)
-            return transitions.settle(record, event, row.now_us, slip=row.slip)
+            answer, write = transitions.settle(record, event, row.now_us, slip=row.slip)
+            is_written = isinstance(answer, Recorded) and write is not None
+            return answer, write
 
-        return self._change(at, key, decide, slip_key=event.slip_key)[0]
+        answer = self._change(at, key, decide, slip_key=event.slip_key)[0]
+        if is_written and event.drops_steps_of:
+            self.rows.drop_steps(at, key, event.drops_steps_of)
+        return answer
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:

@@ -98,8 +98,9 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
     def write_step(self, at: int, key: str, name: str, packed: bytes) -> None:
         self._steps.setdefault(key, {})[name] = packed
 
-    def drop_steps(self, at: int, key: str) -> None:
-        self._steps.pop(key, None)
+    def drop_steps(self, at: int, key: str, start: str = "") -> None:
+        steps = self._steps.get(key, {})
+        self._steps[key] = {name: it for name, it in steps.items() if not name.startswith(start)}
 
     def page(self, at: int, start: str, after: str, count: int) -> list[str]:
         live = (key for key, (_, expires_ms) in self._records.items() if expires_ms > at // 1000)

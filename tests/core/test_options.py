@@ -215,7 +215,7 @@ def test_known_and_foreign_names_pass_the_check() -> None:
         ("idempotency_tll", "there is no option idempotency_tll: did you mean idempotency_ttl?"),
         ("idempotency_on_runing", "did you mean idempotency_on_running?"),
         ("idempotency_recrod", "did you mean idempotency_record?"),
-        ("idempotency_zebra", "there are idempotency_fingerprint, idempotency_key, "),
+        ("idempotency_zebra", "there are idempotency_after_wait, idempotency_fingerprint, "),
         ("idempotency_store_url", "can't be set on a task: set it on the app"),
         ("idempotent_key", "there is no option idempotent_key: did you mean idempotency_key?"),
         ("idempotencykey", "did you mean idempotency_key?"),

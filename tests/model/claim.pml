@@ -75,7 +75,8 @@
 #define LOST_VIA SLIP
 #endif
 
-/* failed: released with its outcome, that is free for others. ignored: an answer without outcome. */
+/* failed: released with its outcome, that is free for others: a failure, or any outcome where the window
+ * is 0. ignored: an answer without outcome. */
 mtype = { none, absent, running, retrying, released, failed, succeeded, unknown, ignored };
 mtype = { claimed, busy, replay, superseded, nobody_knows, recorded,
     answered_before, lost };

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import Mutant, Stages, pair
+from tests.mutants.mutant import LUA, PYTHON, Mutant, Stages, pair
 
 __all__ = ["FREED"]
+
+_MUTEX: Stages = (("tests/delivery/test_mutex.py",),)
 
 _DELIVERIES: Stages = (("tests/delivery/test_no_window.py",),)
 
@@ -35,9 +37,9 @@ FREED: list[Mutant] = [
     ),
     *pair(
         "window of 0: who began is kept over all takeovers",
-        ("origin = Label.of(record).origin\n    #", 'origin = ""\n    #'),
+        ("if ask.in_turn else Label.of(record).origin", 'if ask.in_turn else ""'),
         "claim",
-        ("local origin = label_of(record)[5]", "local origin = ''"),
+        ("in_turn and '' or label_of(record)[5]", "''"),
     ),
     *pair(
         "window of 0: an end ends who began",
@@ -73,7 +75,7 @@ FREED: list[Mutant] = [
         "window of 0: steps end with their run",
         (" and not event.clears_steps", "", "def settle("),
         "settle",
-        ("if ARGV[6] and has_steps(flags) then", "if false then"),
+        ("if ARGV[6] == '1' and has_steps(flags) then", "if false then"),
     ),
     *pair(
         "window of 0: steps end with an operator's word",
@@ -91,8 +93,8 @@ FREED: list[Mutant] = [
     Mutant(
         "window of 0: a run's steps end with it",
         "run/run.py",
-        ", is_over)",
-        ", False)",
+        "            is_over and not others,\n",
+        "            False,\n",
         _DELIVERIES,
     ),
     Mutant(
@@ -122,6 +124,90 @@ FREED: list[Mutant] = [
         "        if verdict.origin:\n",
         "        if False:\n",
         _DELIVERIES,
+    ),
+    *pair(
+        "in turn: who was cut off longer ago is not named",
+        ('"" if ask.in_turn else Label.of(record).origin', "Label.of(record).origin"),
+        "claim",
+        ("in_turn and '' or label_of(record)[5]", "label_of(record)[5]"),
+    ),
+    Mutant(
+        "in turn: an end leaves the steps of others",
+        "stores/redis/lua/settle.lua",
+        "if string.sub(name, 1, #ARGV[7]) == ARGV[7] then",
+        "if true then",
+        LUA,
+    ),
+    Mutant(
+        "in turn: an end deletes its own steps",
+        "stores/deciding.py",
+        "if is_written and event.drops_steps_of:",
+        "if False:",
+        PYTHON,
+    ),
+    Mutant(
+        "in turn: a run's end leaves the steps of others",
+        "run/run.py",
+        "others = is_over and any(not name.startswith(self.steps_of) for name in self.steps)",
+        "others = False",
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: only one's own steps are taken up",
+        "run/steps.py",
+        "            if name.startswith(start)\n",
+        "",
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: nobody shares an outcome",
+        "delivery/delivery.py",
+        "        if terms.in_turn:\n            claimant = claimant._replace(checked=False)\n"
+        "        elif waits.awaited",
+        "        if waits.awaited",
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: another call's interruption is not one's own",
+        "run/run.py",
+        "                self.interruptions = 0  #",
+        "                pass  #",
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: a run that lost its key answers its own call",
+        "delivery/outcome.py",
+        "    if in_turn or (record.state",
+        "    if False or (record.state",
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: who compensated for another call runs then",
+        "delivery/compensation.py",
+        "if run.is_for_another and not delivery.eager:",
+        "if False:",
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: a call whose steps were undone by another is answered",
+        "run/run.py",
+        "if slip_key and self.is_for_another:",
+        "if False:",
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: each call has its own key for others",
+        "delivery/delivery.py",
+        'origin = "" if run is None or claimant.terms.in_turn else run.origin',
+        'origin = "" if run is None else run.origin',
+        _MUTEX,
+    ),
+    Mutant(
+        "in turn: only with a window of 0",
+        "settings.py",
+        'if options.after_wait == "run" and options.ttl:',
+        "if False:",
+        _MUTEX,
     ),
     Mutant(
         "a handler is told of a duplicate",

@@ -127,6 +127,29 @@ def test_a_dropped_duplicate_with_a_callback_waits_instead(make_system: MakeSyst
     system.ledger.wait_for("tail")
 
 
+@pytest.mark.parametrize("ttl", [86400, 0])
+def test_a_window_of_0_costs_no_more_deliveries_than_a_day(
+    make_system: MakeSystem, ttl: int
+) -> None:
+    """Who waits waits longer each time, and gets the outcome; then the window counts."""
+    # Given
+    system = make_system(idempotency_ttl=ttl)
+    system.start_worker()
+    first = running_call(system)
+    # When
+    waits = system.task("charge").delay(1, gate="go")
+    system.ledger.wait_for("executed", times=4, id=waits.id)
+    system.ledger.open("go")
+    # Then: the next is in two seconds
+    assert waits.get(timeout=30) == first.get(timeout=30)
+    assert system.ledger.count("executed", id=waits.id) == 5
+    # When
+    later = system.task("charge").delay(1)
+    # Then
+    assert (later.get(timeout=30) == first.get()) is bool(ttl)
+    assert system.ledger.count("effect") == 1 + (not ttl)
+
+
 def test_waiting_spends_no_retries(make_system: MakeSystem) -> None:
     """A task that may not retry at all waits as often as it has to."""
     # Given

@@ -93,7 +93,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
 
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
-        flags += 16 * ask.frees
+        flags += 16 * ask.frees + 32 * ask.in_turn
         numbers = _ASK.pack(
             ask.lease_ms,
             UNKNOWN_TTL_MS,
@@ -129,8 +129,12 @@ class RedisStore(RedisJournals, RedisServers, Store):
         args: tuple[bytes | int, ...] = (event.record.pack(), event.delay_ms, event.ttl_ms)
         if event.slip is not None:
             args += (event.slip.pack(), event.slip_ttl_ms)
-        if event.clears_steps:
-            args += (1,) if event.slip is not None else (b"", 0, 1)
+        if event.clears_steps or event.drops_steps_of:
+            args += (
+                (int(event.clears_steps),) if len(args) > 3 else (b"", 0, int(event.clears_steps))
+            )
+        if event.drops_steps_of:
+            args += (event.drops_steps_of.encode(),)
         call = ScriptCall(self._settle, keys, args)
         if self._wait[0]:
             answer = self._wire.call_replicated(call, *self._wait)

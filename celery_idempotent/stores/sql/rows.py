@@ -183,8 +183,11 @@ class SqlRows(Rows[Connection]):
         values = {"step_key": fit(name), "name": name, "step": packed}
         at.execute(self._put_step, {"record_key": fit(key), **values})
 
-    def drop_steps(self, at: Connection, key: str) -> None:
-        at.execute(delete(steps).where(steps.c.record_key == fit(key)))
+    def drop_steps(self, at: Connection, key: str, start: str = "") -> None:
+        dropped = delete(steps).where(steps.c.record_key == fit(key))
+        if start:
+            dropped = dropped.where(steps.c.name.startswith(start, autoescape=True))
+        at.execute(dropped)
 
     def page(self, at: Connection, start: str, after: str, count: int) -> list[str]:
         key, now_ms = records.c.record_key, self.read(at).now_ms

@@ -101,6 +101,46 @@ class FreedRows:
         assert isinstance(verdict, Claimed)
         assert verdict.steps == {}
 
+    def test_a_run_can_leave_the_steps_of_others(self, store: Store) -> None:
+        """Each call's steps are its own where calls run in turn: an end deletes only those."""
+        # Given
+        held = hold(store, FIRST, frees=True, in_turn=True)
+        step(store, held, "first/charge")
+        interrupt(store, held)
+        second = hold(store, SECOND, frees=True, in_turn=True)
+        step(store, second, "second/charge")
+        step(store, second, "second/mail")
+        # When
+        settle(
+            store,
+            second,
+            State.RELEASED,
+            0,
+            HORIZON_MS,
+            answers=SECOND,
+            outcome=RESULT,
+            drops_steps_of="second/",
+        )
+        # Then
+        assert store.steps(KEY) == {"first/charge": b"42"}
+        verdict = claim(store, FIRST, frees=True, in_turn=True)
+        assert isinstance(verdict, Claimed)
+        assert verdict.steps == {"first/charge": b"42"}
+
+    def test_in_turn_a_takeover_is_told_only_of_the_run_before(self, store: Store) -> None:
+        """Who was cut off is another call; after its own interruption nobody else is named."""
+        # Given
+        interrupt(store, hold(store, FIRST, frees=True, in_turn=True))
+        second = claim(store, SECOND, frees=True, in_turn=True)
+        store.end_lease(KEY, SECOND.owner, PROCESS)
+        again = claim(store, SECOND, frees=True, in_turn=True)
+        store.end_lease(KEY, SECOND.owner, PROCESS)
+        third = claim(store, THIRD, frees=True, in_turn=True)
+        # Then
+        verdicts = (second, again, third)
+        origins = [it.origin for it in verdicts if isinstance(it, Claimed)]
+        assert origins == [FIRST.owner.hex(), "", SECOND.owner.hex()]
+
     def test_a_resolved_key_can_be_freed_without_steps(self, store: Store) -> None:
         """An operator's word ends a run as its own end would have."""
         # Given

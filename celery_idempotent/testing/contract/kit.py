@@ -169,6 +169,7 @@ def settle(
     *,
     answers: Message | None = None,
     clears_steps: bool = False,
+    drops_steps_of: str = "",
     **changes: Any,
 ) -> Recorded | Lost:
     """Let a run end; ``answers``: the message whose slip is written with it."""
@@ -177,6 +178,7 @@ def settle(
     owner = Owner.unpack(held.owner)
     key = "" if owner is None else owner.slip_key(KEY)
     event = Settle(record, delay_ms, ttl_ms, slip_key=key, clears_steps=clears_steps)
+    event = replace(event, drops_steps_of=drops_steps_of)
     if answers is not None:
         slip = replace(answers.slip, answered=True, digests=b"", outcome=record.outcome)
         event = replace(event, slip=slip, slip_ttl_ms=HORIZON_MS)

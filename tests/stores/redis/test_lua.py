@@ -154,6 +154,7 @@ class Twins(RuleBasedStateMachine):
         is_new=st.booleans(),
         patience=st.sampled_from((0, 0, 1_000)),
         frees=st.booleans(),
+        in_turn=st.booleans(),
     )
     def claim(
         self,
@@ -171,6 +172,7 @@ class Twins(RuleBasedStateMachine):
         is_new: bool,
         patience: int,
         frees: bool,
+        in_turn: bool,
     ) -> Any:
         ask = Claim(
             candidate,
@@ -187,6 +189,7 @@ class Twins(RuleBasedStateMachine):
             is_new=is_new,
             patient_until_ms=patience and self.memory_clock.now_us() // 1000 + patience,
             frees=frees,
+            in_turn=in_turn,
         )
         before = self.record(key)
         verdict = self.both(lambda store: store.claim(key, ask))
@@ -216,6 +219,7 @@ class Twins(RuleBasedStateMachine):
         slip=st.none() | slips(),
         slip_ttl_ms=spans,
         clears_steps=st.booleans(),
+        drops_steps_of=st.sampled_from(("", "a", "b")),
     )
     def settle(
         self,
@@ -228,6 +232,7 @@ class Twins(RuleBasedStateMachine):
         slip: Slip | None,
         slip_ttl_ms: int,
         clears_steps: bool,
+        drops_steps_of: str,
     ) -> None:
         key, record = run
         event = Settle(
@@ -245,6 +250,7 @@ class Twins(RuleBasedStateMachine):
             slip_ttl_ms,
             _slip_key(key, record.owner),
             clears_steps,
+            "" if clears_steps else drops_steps_of,
         )
         answer = self.both(lambda store: store.settle(key, event))
         if isinstance(answer, Recorded):

@@ -2,7 +2,8 @@
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
 --   max_compensations:4 flags:1 patient_until_ms:8, keep_ms, the message as a packed slip, packed:
---   deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 frees
+--   deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 frees,
+--   32 in turn
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps, origin}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
@@ -17,7 +18,7 @@ local deadline_ms, broke = struct.unpack('>I8B', ARGV[6])
 if broke == 1 then patient_until_ms = math.huge end
 local keep_ms, message = ARGV[4], ARGV[5]
 local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked % 8 >= 4
-local is_new, frees = asked % 16 >= 8, asked % 32 >= 16
+local is_new, frees, in_turn = asked % 16 >= 8, asked % 32 >= 16, asked >= 32
 local now = now_us()
 local now_ms = math.floor(now / 1000)
 local function answer(code, flags, it) return struct.pack('>BBI8', code, flags, now_ms) .. it end
@@ -54,7 +55,7 @@ local function find_origin()
   local function hex(bytes)
     return (string.gsub(bytes, '.', function(it) return string.format('%02x', string.byte(it)) end))
   end
-  local origin = label_of(record)[5]
+  local origin = in_turn and '' or label_of(record)[5]
   -- A released key with a count is one whose claim was given up: the run before it was cut off.
   local cut_off = record.state ~= RELEASED or (#record.nonce > 0 and record.interruptions > 0)
   if origin == '' and cut_off then origin = hex(record.owner) end

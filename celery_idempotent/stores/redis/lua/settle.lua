@@ -1,7 +1,8 @@
 -- Write what a run became, if it still holds its key: transitions.settle, restated.
 -- KEYS: record, steps [, the owner's slip]
 -- ARGV: new record (its token is the run's), delay_ms, ttl_ms [, the slip to write or '', its ttl_ms
---   [, 1: the next run begins without the steps]]
+--   [, 1: the next run begins without the steps
+--   [, what the names begin with of the steps that are deleted]]]
 -- Returns: the token, where it is recorded | {2, record} lost | {0, raw} unreadable
 --   | {3, token}: recorded, and a copy of the message answers the call
 --   | {4, record}: lost, and the call was answered without this run
@@ -75,13 +76,18 @@ if timed and not answered then until_ms = now_ms + delay_ms end
 local interruptions = record and record.interruptions or 0
 if new.state == COMPENSATING and record and record.state ~= COMPENSATING then interruptions = 0 end
 local flags = record and record.flags or new.flags
-if ARGV[6] and has_steps(flags) then
+if ARGV[6] == '1' and has_steps(flags) then
   flags = 0
   redis.call('DEL', KEYS[2])
 end
 new.raw = with_header(ARGV[1], new.state, interruptions, token, until_ms, flags)
 new.given_up = record and record.given_up or ''
 save(with_holder(new, new.process, new.nonce), ttl_ms)
+if ARGV[7] then
+  for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
+    if string.sub(name, 1, #ARGV[7]) == ARGV[7] then redis.call('HDEL', KEYS[2], name) end
+  end
+end
 if answered then
   keep_slip()
   return {3, token}

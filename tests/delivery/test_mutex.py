@@ -1,0 +1,215 @@
+"""``idempotency_after_wait = "run"``: a mutex: every call runs, and never two at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from celery_idempotent import ConfigurationError, IdempotentTask
+from celery_idempotent.testing.deliveries import Delivered, deliver
+from celery_idempotent.testing.memory import MovableStore, memory_store
+
+LEASE_S = 30
+Body = Callable[[Any, int], Any]
+
+
+@pytest.fixture
+def app() -> Celery:
+    app = Celery("mutex", broker="memory://", backend="cache+memory://")
+    app.conf.update(idempotency_lease=LEASE_S, idempotency_ttl=0, idempotency_after_wait="run")
+    app.task = functools.partial(app.task, shared=False)
+    return app
+
+
+#: What was compensated, after so many times at which the process was killed.
+undone: list[Any] = []
+kills: list[bool] = []
+
+
+@pytest.fixture
+def store() -> Iterator[MovableStore]:
+    undone.clear()
+    with memory_store() as made:
+        yield made
+
+
+@pytest.fixture
+def guarded(app: Celery, store: MovableStore) -> Callable[..., Any]:
+    """Make a task of what each of its runs does in turn."""
+
+    def make(*bodies: Body, **options: Any) -> Any:
+        turns = iter(bodies)
+
+        @app.task(base=IdempotentTask, bind=True, idempotency_key="account:{account}", **options)
+        def move(self: Any, account: int, amount: int = 0) -> Any:
+            return next(turns)(self, account)
+
+        return move
+
+    return make
+
+
+def second(self: Any, account: int) -> str:
+    return "second"
+
+
+def test_only_a_window_of_0_has_turns(app: Celery) -> None:
+    """Within a window a duplicate is answered."""
+    with pytest.raises(ConfigurationError, match=r"idempotency_ttl is 60: .* Set idempotency_ttl"):
+
+        @app.task(base=IdempotentTask, lazy=False, idempotency_ttl=60)
+        def pay(amount: int) -> int:
+            return amount
+
+
+def test_who_waited_runs(guarded: Callable[..., Any]) -> None:
+    """In its turn; its leftover copies get its own outcome."""
+    # Given
+    seen: list[Delivered] = []
+
+    def first(self: Any, account: int) -> str:
+        seen.append(deliver(self, (account,)))
+        return "first"
+
+    task = guarded(first, second)
+    # When
+    done = deliver(task, (1,))
+    waited = seen[0].published[0].deliver()
+    # Then
+    assert (seen[0].state, done.get(), waited.get()) == ("RETRY", "first", "second")
+    assert (done.again().get(), waited.again().get()) == ("first", "second")
+
+
+def test_arguments_are_never_checked(guarded: Callable[..., Any]) -> None:
+    """The key names what is locked, and not what is done."""
+    # Given
+    seen: list[Delivered] = []
+
+    def first(self: Any, account: int) -> str:
+        seen.append(deliver(self, (1, 2), idempotency_key="k"))
+        return "first"
+
+    task = guarded(first, second)
+    # When
+    deliver(task, (1, 1), idempotency_key="k")
+    # Then
+    assert seen[0].published[0].deliver().get() == "second"
+
+
+def crash(self: Any, account: int) -> Any:
+    """Be killed: nothing is recorded, and the lease ends."""
+    raise SystemExit
+
+
+@pytest.mark.parametrize("reconcile", [None, lambda account, amount=0: "happened"])
+def test_a_takeover_begins_clean(
+    guarded: Callable[..., Any], store: MovableStore, reconcile: Any
+) -> None:
+    """What was cut off is another call's: nothing of it is asked for, told or taken up."""
+    # Given
+    done: list[str] = []
+    asked: list[tuple[bool, int, str]] = []
+
+    def steps(self: Any, account: int) -> str:
+        context = self.idempotency
+        asked.append((context.interrupted, context.attempt, context.key_for("bank")))
+        context.step("withdraw", done.append, self.request.id)
+        if len(asked) == 1:
+            raise SystemExit
+        return self.request.id
+
+    task = guarded(steps, steps, steps, idempotency_reconcile=reconcile)
+    # When
+    with pytest.raises(SystemExit):
+        deliver(task, (1,), task_id="A")
+    other = deliver(task, (1,), task_id="B")
+    # Then
+    assert other.get() == "B"
+    assert done == ["A", "B"]
+    assert [it[:2] for it in asked] == [(False, 1), (False, 1)]
+    assert asked[0][2] != asked[1][2]
+    # When its message comes again
+    again = deliver(task, (1,), task_id="A", redelivered=True)
+    # Then its own step is not repeated, and its key for others is the same
+    assert again.get() == "A"
+    assert done == ["A", "B"]
+    assert asked[2][2] == asked[0][2]
+    assert store.steps(*store.scan("*")).keys() <= {"withdraw"}
+
+
+def test_its_own_takeover_is_interrupted(guarded: Callable[..., Any]) -> None:
+    """A message that comes again after its run was cut off is told so."""
+    # Given
+    asked: list[bool] = []
+
+    def tells(self: Any, account: int) -> str:
+        asked.append(self.idempotency.interrupted)
+        return "done"
+
+    task = guarded(crash, crash, tells)
+    # When
+    with pytest.raises(SystemExit):
+        deliver(task, (1,), task_id="A")
+    with pytest.raises(SystemExit):
+        deliver(task, (1,), task_id="B")
+    deliver(task, (1,), task_id="B", redelivered=True)
+    # Then
+    assert asked == [True]
+
+
+def test_a_compensation_is_finished_first(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """Another call undoes what a run has left, then runs; the run's own call gets its failure."""
+
+    # Given
+    def fails(self: Any, account: int) -> str:
+        self.idempotency.step("withdraw", lambda: 7, compensate=app.signature("undo"))
+        raise ValueError("closed")
+
+    @app.task(name="undo")
+    def undo(it: Any) -> None:
+        if kills:
+            raise SystemExit(kills.pop())
+        undone.append(it)
+
+    app.finalize()
+    task = guarded(fails, second)
+    kills.append(True)
+    with pytest.raises(SystemExit):
+        deliver(task, (1,), task_id="A")
+    # When
+    other = deliver(task, (1,), task_id="B")
+    # Then
+    assert (other.state, undone) == ("RETRY", [7])
+    assert other.published[0].deliver().get() == "second"
+    # And
+    with pytest.raises(ValueError, match="closed"):
+        deliver(task, (1,), task_id="A", redelivered=True).get()
+
+
+def test_a_run_that_lost_its_key_answers_its_own_call(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """Each call has its own outcome: unrecorded, and its leftover copy gets it."""
+    # Given
+    seen: list[Delivered] = []
+
+    def stalls(self: Any, account: int) -> str:
+        store.advance(LEASE_S + 1)
+        seen.append(deliver(self, (account,), task_id="B"))
+        return "late"
+
+    task = guarded(stalls, second)
+    # When
+    done = deliver(task, (1,), task_id="A")
+    # Then
+    assert (seen[0].get(), done.get()) == ("second", "late")
+    record = task.idempotency_record(1)
+    assert record is not None
+    assert record.owner_id == "B"
+    assert done.again().get() == "late"
