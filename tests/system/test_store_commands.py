@@ -142,7 +142,7 @@ def told_of(server: RedisServer, what: str) -> int:
     """How many events of a kind the journal has."""
     with redis.Redis.from_url(server.url(STORE_DB)) as client:
         events = [json.loads(fields[b"e"]) for _, fields in client.xrange("idempotent:journal")]
-    return sum(event["event"] == what for event in events)
+    return sum(event.get("event") == what for event in events)  # the check-up's trial has none
 
 
 def test_a_producer_asks_the_store_nothing(
@@ -180,6 +180,6 @@ def test_a_record_takes_three_hundred_bytes(
     assert system.task(task).delay("order-4711", answer=answer).get(timeout=30) == answer
     # Then
     with redis.Redis.from_url(own_server.url(STORE_DB)) as client:
-        (key,) = client.keys("*{*}")
+        (key,) = (key for key in client.keys("*{*}") if b"{celery_idempotent.doctor:" not in key)
         assert client.memory_usage(key) <= 300
         assert 0 < client.ttl(key) <= 86400
