@@ -8,6 +8,7 @@ from tests.mutants.edges import EDGES
 from tests.mutants.freed import FREED
 from tests.mutants.keys import KEYS
 from tests.mutants.mutant import Mutant
+from tests.mutants.operators import OPERATORS
 from tests.mutants.outboxes import OUTBOXES
 from tests.mutants.runs import RUNS
 from tests.mutants.stores import STORES
@@ -23,6 +24,7 @@ MUTANTS: list[Mutant] = [
     *STORES,
     *RUNS,
     *KEYS,
+    *OPERATORS,
     *OUTBOXES,
     *EDGES,
 ]
