@@ -7,7 +7,7 @@ import sys
 import time
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import Claim, Claimed, Settle
+from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.urls import store_from_url
 

@@ -11,7 +11,6 @@ from celery_idempotent.core.record import Label, Record, State, still_given_up
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
-    NEVER_MS,
     UNKNOWN_TTL_MS,
     Busy,
     Claim,
@@ -29,34 +28,7 @@ from celery_idempotent.core.verdicts import (
     Write,
 )
 
-__all__ = [
-    "KEEP_TTL",
-    "NEVER_MS",
-    "UNKNOWN_TTL_MS",
-    "Busy",
-    "Claim",
-    "ClaimVerdict",
-    "Claimed",
-    "Lost",
-    "Mismatch",
-    "Note",
-    "Recorded",
-    "Replay",
-    "Resolve",
-    "Settle",
-    "Superseded",
-    "Unknown",
-    "Write",
-    "abandon",
-    "claim",
-    "end_lease",
-    "forget",
-    "note",
-    "renew",
-    "resolve",
-    "settle",
-    "step",
-]
+__all__ = ["abandon", "claim", "end_lease", "forget", "note", "renew", "resolve", "settle", "step"]
 
 
 def claim(

@@ -10,7 +10,7 @@ from django.db import Error, connections, transaction
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.transitions import Lost, Recorded, Settle
+from celery_idempotent.core.verdicts import Lost, Recorded, Settle
 from celery_idempotent.django.rows import DjangoRows, is_cut, is_passing, unavailable
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.stores.base import NotCommitted, Renewal

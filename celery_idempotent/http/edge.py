@@ -23,7 +23,7 @@ from celery_idempotent.core.canonical import visible
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Owner, State
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     Busy,
     ClaimVerdict,
     Lost,

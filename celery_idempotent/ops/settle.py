@@ -12,7 +12,7 @@ from celery_idempotent.core.message import OWN, own_header
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.step import Step
-from celery_idempotent.core.transitions import Resolve
+from celery_idempotent.core.verdicts import Resolve
 from celery_idempotent.delivery.results import encode_failure, encode_result
 from celery_idempotent.errors import IdempotencyError, StoreError
 from celery_idempotent.ops import records

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from celery_idempotent.core.record import Label, Record, State
-from celery_idempotent.core.transitions import NEVER_MS, Claim, Claimed, ClaimVerdict, Replay
+from celery_idempotent.core.verdicts import NEVER_MS, Claim, Claimed, ClaimVerdict, Replay
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run import process
 from celery_idempotent.run.claimant import Claimant

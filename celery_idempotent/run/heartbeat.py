@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 from weakref import WeakKeyDictionary, ref
 
-from celery_idempotent.core.transitions import Lost
+from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.observers import OncePerSecond
 from celery_idempotent.run.lease import Lease

@@ -13,7 +13,7 @@ from typing import Final
 
 from celery_idempotent.core.record import Label, Owner, Record, State
 from celery_idempotent.core.slip import NO_SLIP, Slip
-from celery_idempotent.core.transitions import UNKNOWN_TTL_MS, Lost, Note, Recorded, Replay, Settle
+from celery_idempotent.core.verdicts import UNKNOWN_TTL_MS, Lost, Note, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.claimant import Claimant, Ending
 from celery_idempotent.run.heartbeat import heartbeat

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.transitions import Lost
 from celery_idempotent.core.unfinished import is_awaitable
+from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.errors import ClaimLost, ConfigurationError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.run import Run

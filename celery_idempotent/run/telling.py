@@ -9,7 +9,7 @@ from typing import Any
 
 from celery_idempotent import observers
 from celery_idempotent.core.record import Label, Record, State
-from celery_idempotent.core.transitions import Lost, Recorded
+from celery_idempotent.core.verdicts import Lost, Recorded
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.journal import Journal, Subject, UnsentEntry
 from celery_idempotent.run.lease import Lease

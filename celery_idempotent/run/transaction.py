@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from celery_idempotent.core.transitions import Lost, Recorded, Settle
+from celery_idempotent.core.verdicts import Lost, Recorded, Settle
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease

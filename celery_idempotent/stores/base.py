@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     Claim,
     ClaimVerdict,
     Lost,

@@ -24,7 +24,7 @@ from typing import Any, Final, Generic, TypeVar
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import OLD_NOTE, Slip
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     KEEP_TTL,
     Busy,
     Claim,

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from celery_idempotent.core.record import State
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     Claim,
     Claimed,
     ClaimVerdict,

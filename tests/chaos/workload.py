@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask, StoreUnavailable
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import Claimed, Recorded
+from celery_idempotent.core.verdicts import Claimed, Recorded
 from celery_idempotent.run.transaction import BodyTransaction
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.stores.sql.store import SqlStore

@@ -8,7 +8,7 @@ from hypothesis import given
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     KEEP_TTL,
     UNKNOWN_TTL_MS,
     Busy,

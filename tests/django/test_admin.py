@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import Claim, Claimed, Settle
+from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.testing.contract.kit import replace
 from tests.support.chromium import Chromium
 from tests.support.django_system import DjangoSystem

@@ -12,15 +12,7 @@ import pytest
 from celery_idempotent import ConfigurationError
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import (
-    Busy,
-    Claim,
-    Claimed,
-    Lost,
-    Recorded,
-    Replay,
-    Settle,
-)
+from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Lost, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores import deciding
 from celery_idempotent.stores.base import NotCommitted, Renewal

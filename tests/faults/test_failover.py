@@ -9,7 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_idempotent import ConfigurationError, StoreUnavailable
-from celery_idempotent.core.transitions import Claim, Recorded
+from celery_idempotent.core.verdicts import Claim, Recorded
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.contract.kit import FIRST, KEEP_MS, LEASE_MS, WRITES, hold, stored

@@ -13,7 +13,7 @@ from celery import Celery
 
 from celery_idempotent import IdempotentTask, State
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.transitions import Resolve
+from celery_idempotent.core.verdicts import Resolve
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.http import Edge
 from celery_idempotent.run.context import RunContext

@@ -19,7 +19,7 @@ from celery_idempotent import IdempotentTask, State, signals
 from celery_idempotent.core import transitions
 from celery_idempotent.core.options import Options, Settings, setting_names
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.transitions import Claim, ClaimVerdict, Settle
+from celery_idempotent.core.verdicts import Claim, ClaimVerdict, Settle
 from tests.meta.test_layers import RANKS
 from tests.support.printed import Sample, samples
 

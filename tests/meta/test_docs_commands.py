@@ -18,7 +18,7 @@ from celery import Celery
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import Owner, Process, Record, State
-from celery_idempotent.core.transitions import Claim, Claimed, Settle
+from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.ops import remote
 from celery_idempotent.ops.cli import act, idempotency
 from celery_idempotent.ops.doctor import examination

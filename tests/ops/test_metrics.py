@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import Claim, Settle
+from celery_idempotent.core.verdicts import Claim, Settle
 from celery_idempotent.observers import Observation, stop_observing
 from celery_idempotent.ops import metrics
 from celery_idempotent.ops.metrics import METRICS, Metrics, Unknown

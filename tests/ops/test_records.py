@@ -13,7 +13,7 @@ from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.transitions import Note
+from celery_idempotent.core.verdicts import Note
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, StoreUnavailable
 from celery_idempotent.ops import records
 from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of

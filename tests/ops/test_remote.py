@@ -15,7 +15,7 @@ from celery.worker.control import Panel
 
 from celery_idempotent import IdempotentTask, State
 from celery_idempotent.core.record import Owner, Process, Record
-from celery_idempotent.core.transitions import Claim, Claimed
+from celery_idempotent.core.verdicts import Claim, Claimed
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops import remote
 from celery_idempotent.run.process import BOOT_ID

@@ -20,7 +20,7 @@ from celery_idempotent import (
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.message import EXPLICIT, OWN, explicit_key
 from celery_idempotent.core.record import Owner, Record
-from celery_idempotent.core.transitions import Claim, Settle
+from celery_idempotent.core.verdicts import Claim, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore

@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.transitions import Claim, Settle
+from celery_idempotent.core.verdicts import Claim, Settle
 from celery_idempotent.errors import RecordTooNew, StoreUnavailable
 from celery_idempotent.run import heartbeat as module
 from celery_idempotent.run.heartbeat import Heartbeat

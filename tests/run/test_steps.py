@@ -23,7 +23,7 @@ from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.message import OWN
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.transitions import Resolve
+from celery_idempotent.core.verdicts import Resolve
 from celery_idempotent.delivery.results import Codec
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 from celery_idempotent.ops import records, settle

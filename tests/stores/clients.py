@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import Lost, Recorded
+from celery_idempotent.core.verdicts import Lost, Recorded
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract import kit
 from celery_idempotent.testing.contract.kit import TTL_MS, Message

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from celery_idempotent.core.record import Process, Record, State
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     Busy,
     Claim,
     Claimed,

@@ -11,7 +11,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import Claim, Claimed
+from celery_idempotent.core.verdicts import Claim, Claimed
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.redis.store import RedisStore

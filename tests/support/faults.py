@@ -19,7 +19,7 @@ from celery import Celery
 from celery_idempotent import ClaimLost, IdempotentTask, signals
 from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.transitions import Claimed
+from celery_idempotent.core.verdicts import Claimed
 from celery_idempotent.run import process
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.worker import request

@@ -15,7 +15,7 @@ from celery.worker.request import Request
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Process, Record, State
-from celery_idempotent.core.transitions import Claim, Claimed, Settle
+from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.request import IdempotentRequest

@@ -14,7 +14,7 @@ from redis.exceptions import AskError
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import Claim, Note, Resolve, Settle
+from celery_idempotent.core.verdicts import Claim, Note, Resolve, Settle
 from celery_idempotent.errors import RecordCorrupt, StoreError
 from celery_idempotent.ops.doctor.findings import ERROR, WARNING, Finding
 from celery_idempotent.ops.doctor.rights import (

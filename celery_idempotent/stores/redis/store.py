@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from celery_idempotent.core.record import VERSION, Record
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     UNKNOWN_TTL_MS,
     Busy,
     Claim,

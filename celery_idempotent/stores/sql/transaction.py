@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.transitions import Lost, Recorded, Settle
+from celery_idempotent.core.verdicts import Lost, Recorded, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import NotCommitted, Renewal
 from celery_idempotent.stores.deciding import DecidingStore

@@ -6,7 +6,7 @@ import pytest
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     NEVER_MS,
     Busy,
     Claimed,

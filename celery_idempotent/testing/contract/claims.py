@@ -7,12 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import (
-    Busy,
-    Claimed,
-    Superseded,
-    Unknown,
-)
+from celery_idempotent.core.verdicts import Busy, Claimed, Superseded, Unknown
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     FIRST,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import Busy, Claimed, Recorded, Replay, Superseded
+from celery_idempotent.core.verdicts import Busy, Claimed, Recorded, Replay, Superseded
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     FIRST,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import Lost, Recorded, Replay, Unknown
+from celery_idempotent.core.verdicts import Lost, Recorded, Replay, Unknown
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.testing.contract.kit import (
     ENDINGS,

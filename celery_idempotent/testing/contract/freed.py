@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     Busy,
     Claimed,
     Lost,

@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.transitions import (
-    Busy,
-    Claimed,
-    Lost,
-    Recorded,
-    Replay,
-    Superseded,
-)
+from celery_idempotent.core.verdicts import Busy, Claimed, Lost, Recorded, Replay, Superseded
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     ENDINGS,

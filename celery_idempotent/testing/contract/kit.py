@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     Claim,
     Claimed,
     ClaimVerdict,

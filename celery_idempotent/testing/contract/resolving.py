@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import (
-    Claimed,
-    Lost,
-    Replay,
-    Resolve,
-)
+from celery_idempotent.core.verdicts import Claimed, Lost, Replay, Resolve
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     FAILURE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import (
+from celery_idempotent.core.verdicts import (
     UNKNOWN_TTL_MS,
     Busy,
     Claimed,

@@ -20,14 +20,7 @@ from hypothesis.stateful import (
 
 from celery_idempotent.core.record import Label, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import (
-    Claim,
-    Claimed,
-    Note,
-    Recorded,
-    Resolve,
-    Settle,
-)
+from celery_idempotent.core.verdicts import Claim, Claimed, Note, Recorded, Resolve, Settle
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.stores.memory import MemoryStore

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, registry
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.transitions import Busy, Lost, Recorded, Replay, Settle
+from celery_idempotent.core.verdicts import Busy, Lost, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import NotCommitted, Renewal
 from celery_idempotent.stores.sql.engines import Engines

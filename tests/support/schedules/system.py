@@ -18,7 +18,7 @@ from kombu.utils.imports import symbol_by_name
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import State
-from celery_idempotent.core.transitions import Recorded
+from celery_idempotent.core.verdicts import Recorded
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.deliveries import Results
