@@ -51,12 +51,14 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
             r"    has_steps: bool = False\n",
             f"    has_steps: bool = False\n    more: bytes = {FIELD!r}\n",
         ),
-        (r"(?<!bool\()self\.outcome", "_with_field(self)"),
+        (r"\n            self\.outcome,\n", "\n            _with_field(self),\n"),
         (r"if version != VERSION:", f"if version not in ({VERSION}, VERSION):"),
         (r"outcome=packed\[outcome_at:\],", "**_rest(version, packed[outcome_at:]),"),
         (r"\Z", _PYTHON_FIELD),
     ],
-    "headers.py": [(r'"id": task_id, "key": None\}', f'"id": task_id, "key": None, "v": {NEXT}}}')],
+    "core/message.py": [
+        (r'"id": task_id, "key": None\}', f'"id": task_id, "key": None, "v": {NEXT}}}')
+    ],
     "stores/redis/lua/record.lua": [
         (rf"local VERSION = {VERSION}\n", f"local VERSION = {NEXT}\n"),
         (
