@@ -78,6 +78,8 @@ def redis_itself(redis_program: Path) -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.mark.system
+@pytest.mark.matrix
 class _OnRedis:
     @pytest.fixture
     def session_server(self, redis_itself: RedisServer) -> RedisServer:

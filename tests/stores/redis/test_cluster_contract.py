@@ -20,6 +20,8 @@ def cluster() -> Iterator[Cluster]:
     made.close()
 
 
+@pytest.mark.system
+@pytest.mark.matrix
 class TestClusterAsItIs(StoreContractAtRest):
     """The store on a cluster keeps the contract of every store."""
 
