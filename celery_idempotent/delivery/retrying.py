@@ -104,7 +104,7 @@ class RetryingTask(Task):
         context = self.idempotency
         if context.token is not None:
             with suppress(StoreUnavailable):  # nobody knows: as in plain Celery
-                context.check_unanswered()
+                context._check_unanswered()
         return super().replace(sig)
 
     def retry(

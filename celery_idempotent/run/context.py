@@ -165,7 +165,7 @@ class RunContext:
                 "was forgotten; stop before the effect"
             )
 
-    def check_unanswered(self) -> None:
+    def _check_unanswered(self) -> None:
         """:meth:`check`, and whether this call has no answer yet: another task is to give it one.
 
         Raises:
