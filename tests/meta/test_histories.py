@@ -71,7 +71,35 @@ FAILED = """
 """
 SECOND = "0 published call=b key=k by=caller\n"
 
+#: A run stands still; its copy is rejected, and another call runs.
+TAKEN_OVER = f"""{BEGAN}{SECOND}
+2 stalled by=p until=30
+15 began call=a key=k run=2 value=0 by=q/2
+16 ended call=a key=k run=2 state=rejected value=Reject by=q/2
+16 settled call=a key=k run=2 state=released by=q/2
+17 stored call=a state=FAILURE value=Reject by=q/2
+20 began call=b key=k run=3 value=0 by=q/3
+21 ended call=b key=k run=3 state=returned value=3 by=q/3
+21 accepted call=b key=k run=3 by=q/3
+21 settled call=b key=k run=3 state=succeeded by=q/3
+21 stored call=b state=SUCCESS value=3 by=q/3
+90 left call=b state=SUCCESS value=3
+90 left call=a state=SUCCESS value=3
+"""
+
 BROKEN = {
+    "a call gets an outcome over its answer before its run is retried": (
+        "answer changed",
+        f"""{TAKEN_OVER}
+        60 ended call=a key=k run=1 state=retried value=Retry by=p/1
+        50 stored call=a state=SUCCESS value=3 by=r/4""",
+    ),
+    "a call gets an outcome over its answer, and no run of it was retried": (
+        "answer changed",
+        f"""{TAKEN_OVER}
+        31 ended call=a key=k run=1 state=rejected value=Reject by=p/1
+        50 stored call=a state=SUCCESS value=3 by=r/4""",
+    ),
     "two runs of a key are accepted": (
         "accepted twice",
         f"""{BEGAN}{DONE}{LEFT}{SECOND}
@@ -306,6 +334,10 @@ EXCUSED = {
         31 sent call=a state=link by=q/3
         31 stored call=a state=SUCCESS value=3 by=q/3
         90 left call=a state=SUCCESS value=3""",
+    "a retry of a run that stood still gets another call's outcome": f"""{TAKEN_OVER}
+        31 ended call=a key=k run=1 state=retried value=Retry by=p/1
+        40 stored call=a state=RETRY value=busy by=r/4
+        50 stored call=a state=SUCCESS value=3 by=r/5""",
     "nobody knew, who told that died before noting it, and the run settles it": f"""{BEGAN}
         1.5 stalled by=p until=30
         20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2

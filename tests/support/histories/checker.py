@@ -172,10 +172,30 @@ class _History:
         """Whether something is done by the retry of a run that left no result, or after that."""
         runs = self.of_call(call)
         earlier = [run for run in runs if run.began.at < first.at]
-        return any(
+        return self.answers_a_retry(call, later) or any(
             self.is_retried_by_hand(run, earlier)
             and (run.began.by == later.by or run.began.at <= later.at)
             for run in runs
+        )
+
+    def answers_a_retry(self, call: str, later: Operation) -> bool:
+        """Whether something is done without a run, after a retry beside a run without a result.
+
+        The retry, which may have been published by hand, gets the outcome of another call.
+        """
+        runs = self.of_call(call)
+        left = {one.call: one.state for one in self["left"]}
+        if left.get(call, _FINAL[0]) not in _FINAL or later.by in {run.began.by for run in runs}:
+            return False
+        return any(
+            run.settled is not None
+            and self.how_ended(run.began.run) in _WITHOUT_RESULT
+            and run.settled.at <= later.at
+            and self.how_ended(other.began.run) == "retried"
+            and other.over <= later.at
+            and _retry_of(other) >= _retry_of(run)
+            for run in runs
+            for other in runs
         )
 
     def is_forgotten(self, run: _Run) -> bool:
