@@ -88,7 +88,7 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if observers.observers:
             delivery.telling.measure("claim", began)
         if not isinstance(verdict, Run):
-            return _answer(delivery, verdict)
+            return _answer(delivery, verdict, began)
         if delivery.claimant.callbacks:
             after_trace().on_return.append(verdict.delivered)
         if verdict.replay is not None:
@@ -108,11 +108,11 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 # --- verdicts ------------------------------------------------------------------------------------
 
 
-def _answer(delivery: Delivery, verdict: ClaimVerdict) -> Any:
+def _answer(delivery: Delivery, verdict: ClaimVerdict, asked: float) -> Any:
     if isinstance(verdict, Replay):
         return _replay(delivery, verdict)
     if isinstance(verdict, Busy):
-        return _busy(delivery, verdict)
+        return _busy(delivery, verdict, asked)
     if isinstance(verdict, Mismatch):
         return _mismatch(delivery, verdict)
     if isinstance(verdict, Unknown):
@@ -140,8 +140,12 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     return hand_over(delivery, replay(delivery.task.backend, record.outcome, delivery.name))
 
 
-def _busy(delivery: Delivery, verdict: Busy) -> NoReturn:
-    """Wait for the run that has the key, or refuse, as ``idempotency_on_running`` says."""
+def _busy(delivery: Delivery, verdict: Busy, asked: float) -> NoReturn:
+    """Wait for the run that has the key, or refuse, as ``idempotency_on_running`` says.
+
+    Args:
+        asked: when the store was asked for the key, by ``time.perf_counter()``.
+    """
     record, waits, options = verdict.record, delivery.waits, delivery.options
     if delivery.eager:
         raise IdempotencyInProgress(
@@ -150,7 +154,9 @@ def _busy(delivery: Delivery, verdict: Busy) -> NoReturn:
     left = (record.until_ms - verdict.now_ms) / 1000
     if left <= 0 and record.state in (State.RUNNING, State.COMPENSATING):
         left = _be_patient(delivery, verdict.now_ms)
-    if verdict.mine:
+    stale = time.perf_counter() - asked > options.lease / 3
+    if verdict.mine or (stale and is_answered(delivery.task, delivery.request)):
+        # This process may have stood still, while a copy of the message answered the call.
         wait_as_copy(delivery, left)
     first = not (delivery.claimant.retries or delivery.redelivered or waits.count)
     policy = options.on_running if first else "wait"

@@ -101,6 +101,8 @@ class Run:
     def end(self, ending: Ending) -> Recorded | Lost | None:
         """Record how the run ended. ``None``: the store is away, and the end is recorded later.
 
+        A run that is known to have lost its key is told so, whether or not the store is away.
+
         Where the message has callbacks and there is an outcome, a delivery lease is held until
         :meth:`delivered`.
 
@@ -122,12 +124,12 @@ class Run:
             answer = self._write_end(event) if self.owed else settle(self.claimant.key, event)
         except StoreError as exc:
             self._record_later(event, exc)
-            return None
+            return self._lost_before()
         except BaseException as exc:
             # A soft time limit, for instance: the body is done, and its outcome must not be lost.
             self._record_later(event, exc)
             if isinstance(exc, Exception):
-                return None
+                return self._lost_before()
             raise
         if isinstance(answer, Lost) or event.keeps_lease:
             self._ended(event, answer)
@@ -216,6 +218,11 @@ class Run:
             self.lease.record = event.record._replace(token=answer.token)
         else:
             heartbeat.drop(self.lease)
+
+    def _lost_before(self) -> Lost | None:
+        """Return what a renewal has told already, where the store can't tell it at the end."""
+        record = self.lease.lost
+        return None if record is None else Lost(record)
 
     def _record_later(self, event: Settle, exc: BaseException) -> None:
         log.error(

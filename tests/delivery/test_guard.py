@@ -245,6 +245,40 @@ def test_a_retry_that_could_not_be_recorded_hides_no_answer(
 
 
 @pytest.mark.parametrize("then", [late, fails])
+@pytest.mark.parametrize("away", [StoreUnavailable, SoftTimeLimitExceeded])
+def test_a_run_that_knows_that_it_lost_its_key_answers_nobody(
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    then: Callable[[Any], Any],
+    away: type[Exception],
+) -> None:
+    """A renewal told it; the store can't tell it at the end, and the call is still to be run."""
+
+    # Given a run that was taken over by one that is retried, and has heard of it
+    def stands_still(self: Any, order: int) -> Any:
+        store.advance(LEASE_S + 1)
+        seen.append(deliver(self, (order,), task_id="t"))
+        with pytest.raises(ClaimLost):
+            self.idempotency.check()
+        monkeypatch.setattr(store, "settle", away_for(1, store.settle, away))
+        return then(self)
+
+    def retries(self: Any, order: int) -> Any:
+        raise self.retry(countdown=0)
+
+    seen: list[Delivered] = []
+    task = guarded(stands_still, retries, winner)
+    # When it ends while the store is away
+    done = deliver(task, (1,), task_id="t")
+    # Then
+    assert done.state == "IGNORED"
+    (copy,) = done.published
+    ((retry,),) = [one.published for one in seen]
+    assert [message.deliver().get() for message in (retry, copy)] == ["winner", "winner"]
+
+
+@pytest.mark.parametrize("then", [late, fails])
 def test_a_run_that_lost_its_key_stays_answered_after_the_winners_window(
     guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]
 ) -> None:
@@ -548,6 +582,44 @@ def test_in_an_outage_no_retry_is_stored_over_an_answer(
     assert results.get_state("late") == ("FAILURE" if answered else "RETRY")
 
 
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("stalled", [False, True])
+def test_who_stood_still_stores_no_retry_over_an_answer(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    answered: bool,
+    stalled: bool,
+) -> None:
+    """Another run had the key; a copy has run since, and left an answer that nobody repeats."""
+    # Given a delivery that stands still after the store's answer
+    results, real, now = results_of(app), store.claim, time.perf_counter()
+
+    def stands_still(*args: Any) -> Any:
+        busy = real(*args)
+        if answered:
+            results.mark_as_failure("late", ValueError("rejected"))
+        if stalled:
+            monkeypatch.setattr(time, "perf_counter", lambda: now + LEASE_S)
+        return busy
+
+    def holds(self: Any, order: int) -> str:
+        monkeypatch.setattr(store, "claim", stands_still)
+        seen.append(deliver(self, (order,), task_id="late"))
+        return "held"
+
+    seen: list[Delivered] = []
+    # When
+    deliver(guarded(holds), (1,), task_id="first")
+    # Then it waits; without a stall nobody asks the result backend
+    (late_copy,) = seen
+    assert len(late_copy.published) == 1
+    assert late_copy.state == ("IGNORED" if answered and stalled else "RETRY")
+    if stalled:
+        assert results.get_state("late") == ("FAILURE" if answered else "RETRY")
+
+
 def test_a_result_backend_that_is_away_keeps_nobody_from_waiting(
     app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -708,14 +780,16 @@ def test_an_answer_is_stored_again_where_a_late_retry_hid_it(
 # --- what the store could not take at once -------------------------------------------------------
 
 
-def away_for(times: int, real: Callable[..., Any]) -> Callable[..., Any]:
+def away_for(
+    times: int, real: Callable[..., Any], error: type[Exception] = StoreUnavailable
+) -> Callable[..., Any]:
     """Be away so often, then do it."""
     left = [None] * times
 
     def asked(*args: Any) -> Any:
         if left:
             left.pop()
-            raise StoreUnavailable("away")
+            raise error("away")
         return real(*args)
 
     return asked

@@ -489,7 +489,7 @@ _DELIVERIES = [
     _answer(
         "is given once: a run whose call a copy has answered replaces nothing",
         "delivery/retrying.py",
-        "context.check_unanswered()",
+        "context._check_unanswered()",
         "context.check()",
     ),
     _answer(
@@ -497,6 +497,18 @@ _DELIVERIES = [
         "delivery/outcome.py",
         "doubtful = verdict is None and attempt.run.lease.is_doubtful",
         "doubtful = False",
+    ),
+    _answer(
+        "none of a run that knows that it lost its key, and can't record its end",
+        "run/run.py",
+        "return None if record is None else Lost(record)",
+        "return None",
+    ),
+    _answer(
+        "no RETRY over it by a delivery that stood still",
+        "delivery/guard.py",
+        "stale = time.perf_counter() - asked > options.lease / 3",
+        "stale = False",
     ),
     _answer("that nobody knows", "delivery/guard.py", "leave_answer(delivery, unknown)", "pass"),
     _answer(
@@ -558,7 +570,7 @@ _DELIVERIES = [
     _answer(
         "a run that lost its key replaces nothing",
         "delivery/retrying.py",
-        "                context.check_unanswered()",
+        "                context._check_unanswered()",
         "                pass",
     ),
     _answer(
