@@ -192,6 +192,37 @@ def test_a_compensation_is_finished_first(
         deliver(task, (1,), task_id="A", redelivered=True).get()
 
 
+def test_a_failure_undoes_only_its_own_steps(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """What a call that was cut off has done is undone, or gone on with, by that call alone."""
+
+    # Given
+    def cut_off(self: Any, account: int) -> None:
+        self.idempotency.step("withdraw", lambda: 7, compensate=app.signature("undo"))
+        raise SystemExit
+
+    def fails(self: Any, account: int) -> None:
+        raise ValueError("closed")
+
+    def goes_on(self: Any, account: int) -> Any:
+        return self.idempotency.step("withdraw", lambda: 8, compensate=app.signature("undo"))
+
+    @app.task(name="undo")
+    def undo(it: Any) -> None:
+        undone.append(it)
+
+    app.finalize()
+    task = guarded(cut_off, fails, goes_on)
+    with pytest.raises(SystemExit):
+        deliver(task, (1,), task_id="A")
+    # When
+    other = deliver(task, (1,), task_id="B")
+    # Then
+    assert (other.state, undone) == ("FAILURE", [])
+    assert deliver(task, (1,), task_id="A", redelivered=True).get() == 7
+
+
 def test_a_run_that_lost_its_key_answers_its_own_call(
     guarded: Callable[..., Any], store: MovableStore
 ) -> None:
