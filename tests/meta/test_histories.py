@@ -71,6 +71,24 @@ FAILED = """
 """
 SECOND = "0 published call=b key=k by=caller\n"
 
+
+#: A call shares the outcome of another one, and a copy of its message comes later.
+def _shared(window: int, memory: int) -> str:
+    return f"""{SECOND}
+    0 published call=a key=k by=caller
+    1 began call=a key=k run=1 by=p/1
+    3 ended call=a key=k run=1 state=returned value=1 by=p/1
+    3 accepted call=a key=k run=1 by=p/1 until={window}
+    3 settled call=a key=k run=1 state=succeeded by=p/1
+    4 stored call=a state=SUCCESS value=1 by=p/1
+    5 stored call=b state=SUCCESS value=1 by=q/2 until={memory}
+    40 began call=b key=k run=2 by=q/3
+    41 ended call=b key=k run=2 state=returned value=2 by=q/3
+    41 settled call=b key=k run=2 state=succeeded by=q/3 until=80
+    90 left call=a state=SUCCESS value=1
+    90 left call=b state=SUCCESS value=1"""
+
+
 #: A run stands still; its copy is rejected, and another call runs.
 TAKEN_OVER = f"""{BEGAN}{SECOND}
 2 stalled by=p until=30
@@ -88,6 +106,11 @@ TAKEN_OVER = f"""{BEGAN}{SECOND}
 """
 
 BROKEN = {
+    "a duplicate runs while its answer is to be remembered": (
+        "ran after its answer",
+        _shared(15, 41),
+    ),
+    "a duplicate runs while its key's window lasts": ("ran after its answer", _shared(41, 15)),
     "a call gets an outcome over its answer before its run is retried": (
         "answer changed",
         f"""{TAKEN_OVER}
@@ -338,6 +361,20 @@ EXCUSED = {
         31 ended call=a key=k run=1 state=retried value=Retry by=p/1
         40 stored call=a state=RETRY value=busy by=r/4
         50 stored call=a state=SUCCESS value=3 by=r/5""",
+    "a copy of a duplicate comes when nobody remembers its answer": _shared(15, 39),
+    "a run stood still before its body, and lost its key to one without an outcome": f"""
+        {BEGAN}{SECOND}
+        1.5 stalled by=q until=30
+        2 killed by=p
+        15 began call=a key=k run=2 value=0 by=r/2
+        16 ended call=a key=k run=2 state=rejected value=Reject by=r/2
+        16 settled call=a key=k run=2 state=released by=r/2
+        16 stored call=a state=FAILURE value=Reject by=r/2
+        30 began call=b key=k run=3 value=0 by=q/3
+        50 ended call=b key=k run=3 state=returned value=3 by=q/3
+        50 stored call=b state=SUCCESS value=3 by=q/3
+        90 left call=a state=FAILURE value=Reject
+        90 left call=b state=SUCCESS value=3""",
     "nobody knew, who told that died before noting it, and the run settles it": f"""{BEGAN}
         1.5 stalled by=p until=30
         20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2

@@ -200,8 +200,18 @@ class _History:
 
     def is_forgotten(self, run: _Run) -> bool:
         """Whether a run came so late that nobody remembers its call's answer."""
-        ends = [one.until for one in self["settled"] if one.call == run.began.call and one.until]
-        return min(ends, default=math.inf) < run.began.at
+        call, at = run.began.call, run.began.at
+        known = [one for one in self["settled"] if one.call == call and one.until and one.at < at]
+        return min((one.until for one in known), default=self.shared_until(call)) < at
+
+    def shared_until(self, call: str) -> float:
+        """Until when the answer is remembered of a call that has another one's outcome."""
+        answers = [one for one in self["stored"] if one.call == call and one.state in _FINAL]
+        if not answers or not answers[0].until:
+            return math.inf
+        key, first = self.keys.get(_id_of(call), ""), answers[0]
+        windows = [one.until for one in self["accepted"] if one.key == key and one.at <= first.at]
+        return max(first.until, *windows) if windows else first.until
 
     def is_replaced_at(self, call: str, at: float) -> bool:
         """Whether a run may not have heard of its call's answer before another task replaced it."""
@@ -220,7 +230,8 @@ class _History:
         if any(
             other.settled is not None
             and self.how_ended(other.began.run) in _WITHOUT_RESULT
-            and run.began.at < other.settled.at < run.ended.at
+            and other.settled.at < run.ended.at
+            and (run.began.at < other.settled.at or self.was_granted_before(run, other.settled.at))
             for other in self.of_key(run.began.key)
         ):
             return True  # it has lost its key to one that left no outcome

@@ -21,7 +21,8 @@ KINDS = {
     "accepted": "the store recorded a run's outcome (call, key, run; until: end of its window)",
     "settled": "the store recorded that a call has its final answer (call, key, run; state: how; "
     "until: for how long it is to remember that; 0: for ever)",
-    "stored": "the result backend stored a state (call, state, value, by)",
+    "stored": "the result backend stored a state (call, state, value, by; until: for how long an "
+    "answer is to be remembered; 0: for ever)",
     "left": "the last state that the result backend has, when all is over (call, state, value)",
     "sent": "a callback was sent (call; state: link or errback; value: its id; by; until: for how "
     "long that is to be remembered; 0: for ever)",

@@ -12,6 +12,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import WorkerLostError
+from celery.states import READY_STATES
 from kombu import serialization
 from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
@@ -540,7 +541,9 @@ class StatesSeen(Results):
         answer = super().store_result(task_id, result, state, *args, **kwargs)
         kept = self.get_task_meta(task_id, cache=False)
         if kept["status"] == state:
-            system.note("stored", call=task_id, state=state, value=shown(kept["result"]))
+            until = system.world.now + system.horizon - EPOCH_S if state in READY_STATES else 0.0
+            value = shown(kept["result"])
+            system.note("stored", call=task_id, state=state, value=value, until=until)
         system.point()
         return answer
 
