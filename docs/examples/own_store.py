@@ -62,8 +62,9 @@ class FileRows(Rows):
     def write_step(self, at, key, name, packed):
         at.execute("REPLACE INTO steps VALUES (?, ?, ?)", [fit(key), name, packed])
 
-    def drop_steps(self, at, key):
-        at.execute("DELETE FROM steps WHERE key = ?", [fit(key)])
+    def drop_steps(self, at, key, start=""):
+        some = "key = ? AND substr(name, 1, ?) = ?"
+        at.execute(f"DELETE FROM steps WHERE {some}", [fit(key), len(start), start])
 
     def page(self, at, start, after, count):
         live = "SELECT key FROM records WHERE key > ? AND substr(key, 1, ?) = ? AND expires_ms > ?"
