@@ -97,7 +97,7 @@ def test_an_operator_finds_frees_and_settles_keys(system: DjangoSystem, chromium
     chromium.leave_by(chromium.find("#forget input[type='submit']"))
     # Then its next call runs
     assert "The key is free" in chromium.text
-    assert chromium.find("#state").text == "released"
+    assert chromium.find("#state").text == "released, the key is free"
     assert system.send("shop.deposit", 7, 100).get(timeout=60) == 100
     assert system.ledger.count("start", key=7) == 2
     # And what is unknown can be settled, once

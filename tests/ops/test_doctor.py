@@ -462,7 +462,7 @@ def test_a_project_with_a_prefix_is_told_its_own_names(
 ) -> None:
     """Django's settings begin with CELERY_; what stands on a task does not."""
     # Given
-    monkeypatch.setattr(examination, "check_store", lambda *_: iter(()))
+    monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
     app = patient(
         made, {"task_time_limit": None, "broker_transport_options": {}}, acks_late=False
     ).app
@@ -648,7 +648,7 @@ def test_what_is_accepted_is_not_spoken_of(
 ) -> None:
     """By its name, in idempotency_accept; the rest is found as before."""
     # Given
-    monkeypatch.setattr(examination, "check_store", lambda *_: iter(()))
+    monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
     wrong = {"task_time_limit": None, "worker_eta_task_limit": None}
     app = patient(made, {**wrong, "idempotency_accept": ["no-time-limit"]}).app
     # Then
@@ -658,7 +658,7 @@ def test_what_is_accepted_is_not_spoken_of(
 def test_errors_come_before_warnings(made: list[Celery], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads only the first lines has read the worst."""
     # Given
-    monkeypatch.setattr(examination, "check_store", lambda *_: iter(()))
+    monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
     app = patient(made, {"worker_eta_task_limit": None, "task_serializer": "yaml"}).app
     # Then
     assert [finding.level for finding in examine(app)] == ["error", "warning"]

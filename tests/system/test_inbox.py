@@ -165,7 +165,7 @@ def test_processes_killed_at_random_leave_one_effect_each(make: MakeSystem, book
 
 
 def test_a_forgotten_run_is_undone_and_runs_again(
-    make: MakeSystem, books: Books, store: SqlStore
+    make: MakeSystem, books: Books, sql_store: SqlStore
 ) -> None:
     """Its key was forgotten while it ran: nothing of it is left, and its message runs again."""
     # Given

@@ -35,7 +35,8 @@ def doctor_command(ctx: click.Context, fail_on: str, as_json: bool | None) -> No
 
     Looks at the app's settings and tasks, at its periodic tasks, and at the servers that hold
     records, results and messages, and makes a trial run with a key of its own. Workers check the
-    same when they start. What you accept goes into idempotency_accept, by the name of the finding.
+    same when they start, without the trial run. What you accept goes into idempotency_accept, by
+    the name of the finding.
 
     Exit codes: 0, nothing of that level was found; 1, something was; 2, wrongly asked; 3, the app
     could not be examined.

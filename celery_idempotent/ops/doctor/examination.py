@@ -51,7 +51,8 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
     settings = Settings.from_lookup(app.conf.get, "this app")
     servers = CelerysServers(environment.where)
     found = [
-        *check_store(environment, settings.wait_replicas),
+        # A starting worker looks only: its first delivery tries the store.
+        *check_store(environment, settings.wait_replicas, tries=pool is None),
         *check_results_server(app, servers),
         *check_broker(patient, servers),
         *check_worker(patient),
@@ -77,14 +78,20 @@ def _without_doubles(findings: list[Finding]) -> list[Finding]:
     return kept
 
 
-def check_store(environment: Environment, wait_replicas: int = 0) -> Iterator[Finding]:
-    """Check the servers that hold the records, their clock, and that a run gets through."""
+def check_store(
+    environment: Environment, wait_replicas: int = 0, *, tries: bool = True
+) -> Iterator[Finding]:
+    """Check the servers that hold the records, their clock, and that a run gets through.
+
+    Args:
+        tries: whether to make a trial run, which writes to the store.
+    """
     store, where = environment.store, environment.where
     try:
-        told = list(_servers_of(store, where, wait_replicas))
+        told = list(_servers_of(store, where, wait_replicas, tries))
         yield from told
         names = {finding.name for finding in told}
-        for finding in try_run(environment):
+        for finding in try_run(environment) if tries else ():
             # A replica that comes back at this moment is late; how many there are was asked for.
             if finding.name != "too-few-replicas" or "server-not-seen" in names:
                 yield finding
@@ -95,7 +102,7 @@ def check_store(environment: Environment, wait_replicas: int = 0) -> Iterator[Fi
             yield _away(exc, where)
 
 
-def _servers_of(store: Store, where: str, wait_replicas: int) -> Iterator[Finding]:
+def _servers_of(store: Store, where: str, wait_replicas: int, tries: bool) -> Iterator[Finding]:
     if store.askable is not None:
         for server in store.askable.servers():
             yield from check_server(server, where, wait_replicas)
@@ -103,7 +110,7 @@ def _servers_of(store: Store, where: str, wait_replicas: int) -> Iterator[Findin
     try:
         now_s = store.now_ms() / 1000
     except StoreError as exc:
-        if isinstance(exc.__cause__, ResponseError):
+        if tries and isinstance(exc.__cause__, ResponseError):
             return  # the trial says what is refused
         raise
     answered = time.time()
