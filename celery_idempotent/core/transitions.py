@@ -493,7 +493,9 @@ def abandon(
         return Write(record.remembering(given_up.nonce, until_ms, now_ms), ttl_ms)
 
     if record is None:
-        left = given_up._replace(state=State.RELEASED, token=now_us, until_ms=0, process=b"")
+        left = given_up._replace(
+            state=State.RELEASED, token=now_us, until_ms=0, interruptions=0, process=b""
+        )
         return undone(left, ttl_ms)
     if record.has_given_up(given_up.nonce):
         return None
