@@ -144,10 +144,12 @@ def served() -> Iterator[Served]:
         worker_prefetch_multiplier=0,
     )
     made = Served(app)
+    level = logging.root.level  # which the worker changes, for every later test in this process
     logging.disable()  # a traceback for each, from Celery, takes most of the time
     with start_worker(app, pool="threads", perform_ping_check=False, loglevel="CRITICAL"):
         yield made
     logging.disable(logging.NOTSET)
+    logging.root.setLevel(level)
 
 
 # --- what is sent --------------------------------------------------------------------------------
