@@ -196,7 +196,7 @@ def test_the_page_of_the_doctor_shows_what_it_writes(
     app.conf.update({**GOOD, "task_time_limit": None})
     server = Server({**GOOD_INFO, "maxmemory_policy": "allkeys-lru"}, GOOD_CONFIG)
     monkeypatch.setattr(
-        examination, "check_store", lambda environment, _: check_server(server, "redis://cache/2")
+        examination, "check_store", lambda *_, **__: check_server(server, "redis://cache/2")
     )
 
     @app.task(
