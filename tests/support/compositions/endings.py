@@ -53,6 +53,7 @@ def terminated_while_it_runs(t: Tasks) -> Any:
     sent = t.hold.apply_async(("shut",), **links)
     t.ledger.wait_for("body", id=sent.id)
     assert t.app.control.revoke(sent.id, terminate=True, **ANSWERED)
+    t.ledger.wait_for("finished", id=sent.id)  # its process ends after it is told to be revoked
     return sent
 
 
