@@ -1,9 +1,13 @@
-"""What may happen to a record (events), what a store answers (verdicts), and what it writes."""
+"""What may happen to a record (events), what a store answers (verdicts), and what it writes.
+
+What nearly every delivery needs is a named tuple: a frozen dataclass takes thrice as long to make.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from celery_idempotent.core.record import Record, State
@@ -56,8 +60,10 @@ class Write(NamedTuple):
 # --- verdicts ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Claimed:
+_NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
+
+
+class Claimed(NamedTuple):
     """The key is this run's: run the body."""
 
     token: int
@@ -66,7 +72,7 @@ class Claimed:
     #: Set if the body has failed for good: then only run the compensations of this record.
     failed: Record | None = None
     #: The packed steps that earlier runs finished, by name; the store adds them.
-    steps: Mapping[str, bytes] = field(default_factory=dict)
+    steps: Mapping[str, bytes] = _NO_STEPS
     #: Who began what this run goes on with: see :attr:`.Label.origin`.
     origin: str = ""
 
@@ -81,8 +87,7 @@ class Busy:
     now_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(NamedTuple):
     """There is an outcome: answer with it."""
 
     record: Record
@@ -114,8 +119,7 @@ class Unknown:
     noted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """The write was accepted; the record now carries ``token``."""
 
     token: int

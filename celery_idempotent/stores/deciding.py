@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 from celery_idempotent.core import transitions
@@ -273,7 +273,7 @@ class DecidingStore(Store, Generic[C]):
             )
             if isinstance(verdict, Claimed) and (before := row.record) and before.has_steps:
                 # Nobody else can write one any more.
-                return replace(verdict, steps=self.rows.read_steps(at, key))
+                return verdict._replace(steps=self.rows.read_steps(at, key))
             return verdict
 
         return self.rows.operate(work)
