@@ -57,8 +57,8 @@ def claim(
     else:
         answer = slip
         is_copy = answer is not None and not (ask.is_new or answer.is_older_than(ask.message))
-    if slip is not None and ask.callbacks and not noted and _is_being_sent(slip, ask, now_ms):
-        # Another delivery is sending the callbacks of this call: wait, whatever this one would do.
+    if slip is not None and not noted and _is_being_sent(slip, ask, now_ms):
+        # Another delivery answers this call, or sends its callbacks: wait, whatever this would do.
         telling = slip.as_record(new.owner)._replace(until_ms=slip.sending_ms)
         return Busy(telling, True, now_ms), None
     if record is None:
@@ -96,10 +96,12 @@ def claim(
             ):
                 return _answer_again(answer, slip, ask, now_ms, noted)
             return _replay_other(record, slip, ask, now_ms, noted)
-        if awaited is not None and awaited.answered and awaited.outcome:
-            return _replay_other(awaited.as_record(ask.awaited), slip, ask, now_ms, noted)
+        is_kept = record.state in (State.SUCCEEDED, State.FAILED)
+        if awaited is not None and awaited.answered and awaited.outcome and not is_kept:
+            shared = Replay(awaited.as_record(ask.awaited), False, noted)
+            return _told(shared, record, slip, ask, now_ms, noted, awaited.outcome)
         if ask.checked and record.fingerprint != new.fingerprint and not _is_free_for(record, ask):
-            return Mismatch(record), None
+            return _told(Mismatch(record), record, slip, ask, now_ms, noted)
     if record.state is State.RUNNING:
         if mine and new.retries < record.retries:
             return Superseded(), None
@@ -121,14 +123,17 @@ def claim(
             if answer is not None and is_copy and answer.outcome:
                 return _answer_again(answer, slip, ask, now_ms, noted)
             return _replay_mine(record, ask, now_ms, noted)
-        if record.state is State.RELEASED and ask.awaited != record.owner:
-            return _take(record, ask, now_us, 0, slip)
+        if record.state is State.RELEASED:
+            if ask.awaited != record.owner:
+                return _take(record, ask, now_us, 0, slip)
+            shared = Replay(record, False, noted)
+            return _told(shared, record, slip, ask, now_ms, noted, record.outcome)
         return _replay_other(record, slip, ask, now_ms, noted)
     if record.state is State.COMPENSATING:
         if live:
             return Busy(record, mine, now_ms), None
         return _compensate(record, ask, now_us, slip)
-    return _leased(Unknown(record, noted), slip, ask, now_ms, noted)
+    return _told(Unknown(record, noted), record, slip, ask, now_ms, noted)
 
 
 def _is_free_for(record: Record, ask: Claim) -> bool:
@@ -210,8 +215,8 @@ def _become_unknown(
         state=State.UNKNOWN, until_ms=0, interruptions=interruptions, nonce=b""
     )
     write = Write(unknown, UNKNOWN_TTL_MS)
-    if ask.slip_key and ask.callbacks:
-        # While a copy sends callbacks for this outcome, the run can't record another one.
+    if ask.slip_key:
+        # While a copy tells this, the run can't tell another outcome.
         write = _with_sending(write, slip, ask, now_ms)
     return Unknown(unknown), write
 
@@ -259,6 +264,35 @@ def _leased(
     return verdict, _with_sending(Write(None), slip, ask, now_ms)
 
 
+def _told(
+    verdict: ClaimVerdict,
+    record: Record,
+    slip: Slip | None,
+    ask: Claim,
+    now_ms: int,
+    noted: bool,
+    outcome: bytes = b"",
+) -> tuple[ClaimVerdict, Write | None]:
+    """Return a verdict that the record does not keep; the message's slip does, from now.
+
+    The next copy of the message gets the same ``outcome``. Where there is none yet, the caller
+    makes an error, and has a lease for as long as that takes: meanwhile no copy of the message
+    answers, and neither does a run of its call. The record is written as it is: what changes it
+    at this moment comes before or after all of this.
+    """
+    if not ask.slip_key:
+        return verdict, None
+    write = Write(record)
+    is_told = slip is not None and slip.answered
+    if outcome:
+        told = ask.message._replace(answered=True, digests=b"", outcome=outcome)
+        slip = told if slip is None else slip.merged(told)
+        write = write._replace(slip=slip, slip_ttl_ms=ask.keep_ms)
+    if not noted if ask.callbacks else not (outcome or is_told):
+        write = _with_sending(write, slip, ask, now_ms)
+    return verdict, None if write.slip is None else write
+
+
 def _is_being_sent(slip: Slip, ask: Claim, now_ms: int) -> bool:
     if now_ms >= slip.sending_ms:
         return False
@@ -270,7 +304,8 @@ def _with_sending(write: Write, slip: Slip | None, ask: Claim, now_ms: int) -> W
     holder = (ask.candidate.nonce.ljust(8, b"\0") + ask.candidate.process)[:255]
     sending = kept._replace(sending_ms=now_ms + ask.lease_ms, holder=holder)
     # A slip without an answer has no meaning once the lease is over.
-    return write._replace(slip=sending, slip_ttl_ms=ask.lease_ms if slip is None else KEEP_TTL)
+    ttl_ms = ask.lease_ms if slip is None else write.slip_ttl_ms
+    return write._replace(slip=sending, slip_ttl_ms=ttl_ms)
 
 
 def settle(
@@ -292,10 +327,12 @@ def settle(
     if record is not None:
         again = record.token == token and record.state is new.state and record.owner == new.owner
         if again and new.state not in (State.RUNNING, State.COMPENSATING):
-            return Recorded(token), None  # the first answer was lost
+            # The first answer was lost.
+            return Recorded(token, _is_told_by_a_copy(slip, event, now_ms)), None
         if record.token != new.token:
             if slip is not None and slip.answered and slip.token == new.token:
-                return Recorded(token), None  # the answer was lost; the key is another's now
+                # The answer was lost; the key is another's now.
+                return Recorded(token, _is_told_by_a_copy(slip, event, now_ms)), None
             if slip is None or not slip.answered:
                 return Lost(record), None
             return Lost(record, True), _kept(slip, event)
@@ -339,6 +376,15 @@ def settle(
             left = left._replace(sending_ms=now_ms + event.delay_ms)
         write = write._replace(slip=left, slip_ttl_ms=event.slip_ttl_ms)
     return Recorded(token), write
+
+
+def _is_told_by_a_copy(slip: Slip | None, event: Settle, now_ms: int) -> bool:
+    """Whether a copy of a message answers its call, whose run is recorded and asks again."""
+    if slip is None:
+        return False
+    own = b"" if event.slip is None else event.slip.holder
+    is_telling = now_ms < slip.sending_ms and slip.holder != own
+    return is_telling or (slip.answered and slip.token != event.record.token)
 
 
 def _kept(slip: Slip, event: Settle) -> Write:

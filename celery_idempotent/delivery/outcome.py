@@ -218,11 +218,10 @@ def leave_answer(
 
     def write(sent: bool) -> None:
         # Not sent: what hangs on it is still to be sent, by the next copy.
-        if sent or ignored or claimant.callbacks:
-            slip = claimant.message._replace(
-                answered=sent or ignored, succeeded=in_record, outcome=outcome
-            )
-            write_slip(claimant, slip, at_once=at_once)
+        slip = claimant.message._replace(
+            answered=sent or ignored, succeeded=in_record, outcome=outcome
+        )
+        write_slip(claimant, slip, at_once=at_once)
 
     after_trace().on_return.append(write)
 

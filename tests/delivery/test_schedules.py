@@ -34,6 +34,21 @@ def test_schedules_keep_the_promises() -> None:
         assert not found, f"make fuzz SCHEDULE={seed}: {found}"
 
 
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(881004904, id="a failure is shared, and another run succeeds"),
+        pytest.param(870004547, id="a run ends while its copy tells that nobody knows"),
+    ],
+)
+def test_copies_get_one_answer_though_nothing_is_noted_yet(seed: int) -> None:
+    """Two copies of a message, milliseconds apart: the second gets what the first was told."""
+    # Given a schedule that has shown it: when it is played
+    found = broken(play(seed))
+    # Then nothing is broken
+    assert not found
+
+
 def test_a_seed_plays_the_same_schedule_each_time() -> None:
     """A schedule depends on its seed only: not on what was played before, nor on a hash's order."""
     # Given what was played here, in one order

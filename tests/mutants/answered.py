@@ -124,9 +124,15 @@ def _attempts() -> list[Mutant]:
 def _waiters() -> list[Mutant]:
     mutants = pair(
         "awaited: a failure is shared whoever has the key since",
-        ("if awaited is not None and awaited.answered and awaited.outcome:", "if False:"),
+        ("if awaited is not None and awaited.answered and awaited.outcome and", "if False and"),
         "claim",
-        ("if awaited and awaited.answered and #awaited.outcome > 0 then", "if false then"),
+        ("if awaited and awaited.answered and #awaited.outcome > 0 and", "if false and"),
+    )
+    mutants += pair(
+        "awaited: a result that the key has counts more than an older failure",
+        ("awaited.outcome and not is_kept:", "awaited.outcome:"),
+        "claim",
+        ("#awaited.outcome > 0 and not is_kept then", "#awaited.outcome > 0 then"),
     )
     return (
         mutants
@@ -178,7 +184,7 @@ def _waiters() -> list[Mutant]:
         + pair(
             "what a copy has told stands",
             ("(self.sending_ms or not self.outcome)", "not self.outcome"),
-            "note",
+            "record",
             ("(slip.sending_ms > 0 or #slip.outcome == 0)", "#slip.outcome == 0"),
             "core/slip.py",
         )
@@ -223,7 +229,76 @@ def _sending() -> list[Mutant]:
         "sending: one copy of a duplicate at a time",
         ("not noted and _is_being_sent(slip, ask, now_ms):", "False:"),
         "claim",
-        ("if callbacks and not noted and is_being_sent() then", "if false then"),
+        ("if not noted and is_being_sent() then", "if false then"),
+    )
+    mutants += pair(
+        "told: a copy waits for it, whatever hangs on it",
+        (
+            "if slip is not None and not noted and _is",
+            "if slip is not None and ask.callbacks and not noted and _is",
+        ),
+        "claim",
+        (
+            "if not noted and is_being_sent() then",
+            "if callbacks and not noted and is_being_sent() then",
+        ),
+    )
+    mutants += pair(
+        "told: a shared outcome is kept for the copies",
+        ("    if outcome:\n        told =", "    if False:\n        told ="),
+        "claim",
+        ("  if outcome and KEYS[3] then", "  if false then"),
+    )
+    mutants += pair(
+        "told: a shared outcome is kept beside what was known",
+        ("slip = told if slip is None else slip.merged(told)", "slip = told"),
+        "claim",
+        ("    if slip then left = merged(slip, left) end\n", ""),
+    )
+    mutants += pair(
+        "told: a verdict that nothing keeps is told alone",
+        (
+            "        write = _with_sending(write, slip, ask, now_ms)\n    return verdict, None if",
+            "        pass\n    return verdict, None if",
+        ),
+        "claim",
+        ("    send_alone(left, left and keep_ms)\n", ""),
+    )
+    mutants += pair(
+        "told: without callbacks, too",
+        (
+            "if not noted if ask.callbacks else not (outcome or is_told):",
+            "if not noted and ask.callbacks:",
+        ),
+        "claim",
+        ("callbacks and not noted or not callbacks and not is_told", "callbacks and not noted"),
+    )
+    mutants += pair(
+        "told: once it is, nobody waits for it",
+        ("else not (outcome or is_told):", "else not outcome:"),
+        "claim",
+        ("is_told = nil, slip and slip.answered or false", "is_told = nil, false"),
+    )
+    mutants += pair(
+        "told: an end that asks again hears that its copy answers",
+        (
+            "return is_telling or (slip.answered and slip.token != event.record.token)",
+            "return False",
+        ),
+        "settle",
+        ("  return is_telling or told and slip.token ~= new.token\n", "  return false\n"),
+    )
+    mutants += pair(
+        "told: its copy is about to answer",
+        ("return is_telling or (slip", "return (slip"),
+        "settle",
+        ("return is_telling or told", "return told"),
+    )
+    mutants += pair(
+        "told: its own delivery lease is no copy's",
+        (" and slip.holder != own\n", "\n"),
+        "settle",
+        (" and slip.holder ~= (left and left.holder or '')", ""),
     )
     mutants += pair(
         "sending: under a lease",
@@ -291,7 +366,7 @@ def _sending() -> list[Mutant]:
     mutants += pair(
         "sent: what went out before is known besides",
         ("digests = [*self.digest_list()]", "digests: list[bytes] = []"),
-        "note",
+        "record",
         ("local digests, known = slip.digests, {}", "local digests, known = '', {}"),
         _SLIP,
     )
@@ -305,7 +380,7 @@ def _sending() -> list[Mutant]:
     return mutants + pair(
         "note: the first answer stays",
         ("if not self.answered or (new.outcome and", "if True or (new.outcome and"),
-        "note",
+        "record",
         ("if not slip.answered or (#new.outcome", "if true or (#new.outcome"),
         _SLIP,
     )
@@ -332,9 +407,9 @@ def _runs() -> list[Mutant]:
     )
     mutants += pair(
         "answered: who tells Unknown tells it alone",
-        ("if ask.slip_key and ask.callbacks:", "if False:"),
+        ("if ask.slip_key:\n        # While", "if False:\n        # While"),
         "claim",
-        ("  if callbacks and KEYS[3] then send_alone() end\n", ""),
+        ("  if KEYS[3] then send_alone() end\n", ""),
     )
     mutants += pair(
         "answered: a zombie is told",

@@ -12,9 +12,10 @@ _CHECKED = (
     "    if ask.checked and record.fingerprint != new.fingerprint "
     "and not _is_free_for(record, ask):\n"
 )
+_MISMATCH = "_told(Mismatch(record), record, slip, ask, now_ms, noted)\n"
 _CHECKED_IN_LUA = (
     "if checked and record.fingerprint ~= new.fingerprint and not is_free() then\n"
-    "    return answer(5, 0, raw)\n"
+    "    return tell(5, raw)\n"
     "  end"
 )
 
@@ -105,8 +106,8 @@ def _claims() -> list[Mutant]:
     mutants += pair(
         "fingerprint: not of the owner's own message",
         (
-            f"    {_CHECKED}            return Mismatch(record), None\n",
-            f"{_CHECKED}        return Mismatch(record), None\n",
+            f"    {_CHECKED}            return {_MISMATCH}",
+            f"{_CHECKED}        return {_MISMATCH}",
         ),
         "claim",
         (f"  {_CHECKED_IN_LUA}\nend\n", f"end\n{_CHECKED_IN_LUA}\n"),
@@ -189,9 +190,9 @@ def _claims() -> list[Mutant]:
     )
     mutants += pair(
         "who waited for a run shares its failure",
-        (" and ask.awaited != record.owner:", ":"),
+        ("if ask.awaited != record.owner:", "if True:"),
         "claim",
-        (" and ARGV[2] ~= record.owner then", " then"),
+        ("    if ARGV[2] ~= record.owner then return", "    do return"),
     )
     mutants += pair(
         "a failure is replayed to its owner's copies",

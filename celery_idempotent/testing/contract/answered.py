@@ -162,7 +162,7 @@ class AnsweredRows:
         assert isinstance(verdict, Replay)
         assert (verdict.record.outcome, verdict.record.owner) == (FAILURE, FIRST.owner)
         assert not verdict.mine
-        assert isinstance(claim(store, THIRD, awaited=SECOND), Busy)
+        assert isinstance(claim(store, replace(THIRD, task_id="x"), awaited=SECOND), Busy)
 
     def test_a_waiter_shares_nothing_of_an_earlier_run(self, store: Store) -> None:
         """What the awaited task id was answered before counts no more once it has claimed anew."""
@@ -296,18 +296,90 @@ class AnsweredRows:
         assert claim(store, ANEW, noted=True) == Replay(stored(store), True, True)
         assert claim(store, FIRST, noted=True) == Replay(stored(store), True, True)
 
-    def test_a_run_whose_copy_is_answering_does_not(self, store: Store) -> None:
+    @pytest.mark.parametrize("noted", [False, True])
+    def test_a_run_whose_copy_is_answering_does_not(self, store: Store, noted: bool) -> None:
         """Its copy got Unknown, and tells that: the run's late end is recorded, and no more."""
         # Given
         held = unknown(store)
-        assert isinstance(claim(store, FIRST, noted=True), Unknown)
+        assert isinstance(claim(store, FIRST, noted=noted), Unknown)
+        delivery_ms = LEASE_MS if noted else 0
         # When
-        answer = complete(store, held, OTHER_RESULT, delivery_ms=LEASE_MS)
+        answer = complete(store, held, OTHER_RESULT, delivery_ms=delivery_ms)
         # Then
         assert isinstance(answer, Recorded)
         assert answer.answered
         assert stored(store).outcome == OTHER_RESULT
         assert stored(store).until_ms == 0
+        # When its answer was lost, and it asks again
+        assert complete(store, held, OTHER_RESULT, delivery_ms=delivery_ms) == answer
+        # Then
+        note(store, FIRST, succeeded=False, outcome=FAILURE)
+        assert complete(store, held, OTHER_RESULT, delivery_ms=delivery_ms) == answer
+
+    @pytest.mark.parametrize("noted", [False, True])
+    def test_a_failed_run_hears_again_that_its_copy_is_answering(
+        self, store: Store, noted: bool
+    ) -> None:
+        """Whether its key is free or another's, when the first answer was lost."""
+        # Given
+        held = unknown(store)
+        claim(store, FIRST, noted=noted)
+        delivery_ms = LEASE_MS if noted else 0
+        answer = release_failed(store, held, delivery_ms=delivery_ms, answers=FIRST)
+        assert isinstance(answer, Recorded)
+        # Then
+        assert answer.answered
+        assert release_failed(store, held, delivery_ms=delivery_ms, answers=FIRST) == answer
+        # When
+        hold(store, SECOND)
+        # Then
+        assert release_failed(store, held, delivery_ms=delivery_ms, answers=FIRST) == answer
+
+    @pytest.mark.parametrize("end", [complete, release_failed])
+    def test_a_run_that_is_recorded_answers_its_call(self, store: Store, end: Ending) -> None:
+        """Its own delivery lease is nobody else's, when the first answer was lost."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        about = (
+            {"delivery_ms": LEASE_MS}
+            if end is complete
+            else {"delivery_ms": LEASE_MS, "answers": replace(FIRST)}
+        )
+        answer = end(store, held, **about)
+        # Then
+        assert isinstance(answer, Recorded)
+        assert not answer.answered
+        assert end(store, held, **about) == answer
+
+    @pytest.mark.parametrize("message", [FIRST, SECOND])
+    def test_copies_that_hear_that_nobody_knows_tell_it_one_by_one(
+        self, store: Store, message: Message
+    ) -> None:
+        """The run ends while the first of them tells it: the next waits, and tells the same."""
+        # Given
+        held = unknown(store)
+        assert isinstance(claim(store, message), Unknown)
+        complete(store, held)
+        # Then
+        busy = claim(store, message)
+        assert isinstance(busy, Busy)
+        assert busy.mine
+        # When
+        note(store, message, succeeded=False, outcome=FAILURE)
+        # Then
+        verdict = claim(store, message)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+
+    def test_what_was_told_of_an_unknown_run_is_told_without_delay(self, store: Store) -> None:
+        """The call has its answer: its copies need not wait for one another."""
+        # Given
+        unknown(store)
+        claim(store, FIRST)
+        note(store, FIRST, succeeded=False, outcome=FAILURE)
+        # Then
+        for _ in range(2):
+            assert isinstance(claim(store, FIRST), Unknown)
 
     def test_a_run_that_ends_before_its_copy_answers(self, store: Store) -> None:
         """The copy's word was taken back: the run answers, and sends its callbacks."""
@@ -388,24 +460,98 @@ class AnsweredRows:
         assert isinstance(verdict, Replay)
         assert (verdict.noted, verdict.record.outcome) == (False, FAILURE)
 
-    def test_a_waiter_shares_the_failure_though_another_succeeded(self, store: Store) -> None:
-        """The run that it waited for failed, and the next one has a result since."""
+    def test_a_waiter_gets_the_result_if_another_succeeded_since(self, store: Store) -> None:
+        """The run that it waited for failed; the next one's result is the answer of all."""
         # Given
         release_failed(store, hold(store, FIRST), answers=FIRST)
         complete(store, hold(store, SECOND))
         # Then
-        verdict = claim(store, THIRD, awaited=FIRST)
-        assert isinstance(verdict, Replay)
-        assert verdict.record.outcome == FAILURE
+        for awaited in (FIRST, None):
+            verdict = claim(store, THIRD, awaited=awaited)
+            assert isinstance(verdict, Replay)
+            assert verdict.record.outcome == RESULT
 
-    def test_who_finds_that_nobody_knows_tells_it_alone(self, store: Store) -> None:
+    @pytest.mark.parametrize("noted", [False, True])
+    @pytest.mark.parametrize("is_taken", [False, True])
+    def test_copies_of_a_waiter_share_one_failure(
+        self, store: Store, noted: bool, is_taken: bool
+    ) -> None:
+        """One was told of the failure; the next, which awaited nothing, hears no newer result."""
+        # Given a waiter that shares the failure, and nothing is noted yet
+        release_failed(store, hold(store, FIRST), answers=FIRST)
+        held = hold(store, SECOND) if is_taken else None
+        shared = claim(store, THIRD, awaited=FIRST, noted=noted)
+        assert isinstance(shared, Replay)
+        # When
+        complete(store, held or hold(store, SECOND))
+        if noted:
+            assert isinstance(claim(store, THIRD, noted=True), Busy)
+            note(store, THIRD, succeeded=False, outcome=FAILURE)
+        # Then
+        verdict = claim(store, THIRD, noted=noted)
+        assert isinstance(verdict, Replay)
+        assert (verdict.record.outcome, verdict.mine, verdict.noted) == (FAILURE, True, noted)
+
+    def test_the_callbacks_of_a_shared_failure_are_sent_by_the_next_copy(
+        self, store: Store
+    ) -> None:
+        """The broker was away: what it fails with stays, and the errback is sent later."""
+        # Given
+        release_failed(store, hold(store, FIRST), answers=FIRST)
+        claim(store, SECOND, awaited=FIRST, noted=True)
+        # When
+        note(store, SECOND, sent=False)
+        hold(store, THIRD)
+        # Then
+        verdict = claim(store, SECOND, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.record.outcome, verdict.noted) == (FAILURE, False)
+
+    def test_a_shared_failure_takes_the_place_of_an_earlier_attempts_end(
+        self, store: Store
+    ) -> None:
+        """It was ignored; published anew, it waited for another call, which failed."""
+        # Given
+        release(store, hold(store, FIRST), FIRST)
+        release_failed(store, hold(store, SECOND), answers=SECOND)
+        hold(store, THIRD)
+        # When
+        assert isinstance(claim(store, ANEW, awaited=SECOND), Replay)
+        # Then
+        verdict = claim(store, ANEW)
+        assert isinstance(verdict, Replay)
+        assert (verdict.record.outcome, verdict.mine) == (FAILURE, True)
+
+    @pytest.mark.parametrize("noted", [False, True])
+    def test_copies_of_a_refused_call_are_refused_one_by_one(
+        self, store: Store, noted: bool
+    ) -> None:
+        """The first is refused, and not noted yet, when the key becomes free: the next waits."""
+        # Given
+        held = hold(store, FIRST)
+        assert isinstance(claim(store, STRANGER, checked=True, noted=noted), Mismatch)
+        # When
+        release(store, held)
+        # Then
+        busy = claim(store, STRANGER, checked=True, noted=noted)
+        assert isinstance(busy, Busy)
+        assert busy.mine
+        # When
+        note(store, STRANGER, succeeded=False, outcome=FAILURE)
+        # Then
+        verdict = claim(store, STRANGER, checked=True, noted=noted)
+        assert isinstance(verdict, Replay)
+        assert (verdict.record.outcome, verdict.noted) == (FAILURE, noted)
+
+    @pytest.mark.parametrize("noted", [False, True])
+    def test_who_finds_that_nobody_knows_tells_it_alone(self, store: Store, noted: bool) -> None:
         """The copy that gives the run up: while it tells that, its run can't tell otherwise."""
         # Given
-        held = hold(store, FIRST, noted=True)
+        held = hold(store, FIRST, noted=noted)
         interrupt(store, held)
-        assert isinstance(claim(store, FIRST, noted=True, max_interruptions=0), Unknown)
+        assert isinstance(claim(store, FIRST, noted=noted, max_interruptions=0), Unknown)
         # Then
-        assert isinstance(claim(store, FIRST, noted=True), Busy)
+        assert isinstance(claim(store, FIRST, noted=noted), Busy)
         answer = complete(store, held, delivery_ms=LEASE_MS)
         assert isinstance(answer, Recorded)
         assert answer.answered

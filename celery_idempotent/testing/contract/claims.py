@@ -10,6 +10,7 @@ from celery_idempotent.core.record import State
 from celery_idempotent.core.verdicts import Busy, Claimed, Superseded, Unknown
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
+    FAILURE,
     FIRST,
     KEY,
     SECOND,
@@ -19,6 +20,7 @@ from celery_idempotent.testing.contract.kit import (
     claim,
     hold,
     interrupt,
+    note,
     release,
     replace,
     retry,
@@ -195,6 +197,7 @@ class ClaimRows:
         assert record.token == held.token
         assert record.owner == held.owner
         assert record.interruptions == most + 1
+        note(store, FIRST, succeeded=False, outcome=FAILURE)
         for message in (FIRST, FIRST.retried(), SECOND):
             assert claim(store, message, max_interruptions=99) == Unknown(record)
 

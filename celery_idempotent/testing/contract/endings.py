@@ -199,7 +199,7 @@ class EndingRows:
         answer = complete(store, held)
         # Then
         assert answer == Recorded(held.token)
-        assert isinstance(claim(store, SECOND), Replay)
+        assert isinstance(claim(store, THIRD), Replay)
 
     @pytest.mark.parametrize("name", ["interrupt", "renew"])
     def test_an_unknown_outcome_stays_unknown_until_then(self, store: Store, name: str) -> None:

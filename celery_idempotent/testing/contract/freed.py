@@ -60,11 +60,12 @@ class FreedRows:
         ):
             assert isinstance(verdict, Replay)
             assert verdict.record.outcome == outcome
-        assert isinstance(claim(store, SECOND, frees=True), Claimed)
+        assert isinstance(claim(store, THIRD, frees=True), Claimed)
         # Whoever has the key since:
+        fourth, fifth = replace(THIRD, task_id="fourth"), replace(THIRD, task_id="fifth")
         assert isinstance(claim(store, FIRST, frees=True), Replay)
-        assert isinstance(claim(store, THIRD, awaited=FIRST, frees=True), Replay)
-        assert isinstance(claim(store, THIRD, frees=True), Busy)
+        assert isinstance(claim(store, fourth, awaited=FIRST, frees=True), Replay)
+        assert isinstance(claim(store, fifth, frees=True), Busy)
 
     def test_an_end_that_is_told_again_is_accepted_again(self, store: Store) -> None:
         """Its answer was lost; also if the next call has the key by then."""
@@ -147,7 +148,7 @@ class FreedRows:
         held = hold(store, FIRST, frees=True)
         step(store, held)
         interrupt(store, held)
-        assert isinstance(claim(store, SECOND, max_interruptions=0, frees=True), Unknown)
+        assert isinstance(claim(store, THIRD, max_interruptions=0, frees=True), Unknown)
         # When
         store.resolve(KEY, Resolve(State.FAILED, RESULT, HORIZON_MS, clears_steps=True))
         # Then
@@ -168,14 +169,16 @@ class FreedRows:
         # When
         retry(store, held)
         # Then
-        assert isinstance(claim(store, STRANGER, checked=True, frees=True), Mismatch)
+        another = replace(STRANGER, task_id="another stranger")
+        assert isinstance(claim(store, another, checked=True, frees=True), Mismatch)
 
     def test_other_arguments_run_once_the_key_is_free(self, store: Store) -> None:
         """The end of the run ends what its key stood for; with a window it does not."""
         # Given
         _end(store, hold(store, FIRST, frees=True))
         # Then
-        assert isinstance(claim(store, STRANGER, checked=True), Mismatch)
+        another = replace(STRANGER, task_id="another stranger")
+        assert isinstance(claim(store, another, checked=True), Mismatch)
         assert isinstance(claim(store, STRANGER, checked=True, frees=True), Claimed)
 
     def test_an_outcome_is_not_shared_by_other_arguments(self, store: Store) -> None:

@@ -10,6 +10,7 @@ from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.testing.contract.kit import (
     ENDINGS,
+    FAILURE,
     FIRST,
     HORIZON_MS,
     KEEP_MS,
@@ -212,6 +213,7 @@ class UpkeepRows:
         # Given
         interrupt(store, hold(store, FIRST))
         assert isinstance(claim(store, FIRST, max_interruptions=0), Unknown)
+        note(store, FIRST, succeeded=False, outcome=FAILURE)
         # When
         store.forget(KEY, HORIZON_MS)
         # Then

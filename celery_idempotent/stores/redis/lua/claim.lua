@@ -84,19 +84,36 @@ local function is_being_sent()
     and (#new.nonce == 0 or string.sub(slip.holder, 1, 8) ~= nonce)
 end
 
-local function send_alone()
-  local sending = slip or own
-  if not slip then sending.digests = '' end
+-- With a lease in a slip: by default in that of the message, which without one begins with it.
+local function send_alone(left, ttl_ms)
+  local sending = left or slip or own
+  if not left and not slip then sending.digests, ttl_ms = '', lease_ms end
   sending.sending_ms = now_ms + lease_ms
   local nonce = new.nonce .. string.sub(NO_NONCE, #new.nonce + 1)
   sending.holder = string.sub(nonce .. new.process, 1, 255)
-  save_slip(KEYS[3], sending, not slip and lease_ms or nil)
+  save_slip(KEYS[3], sending, ttl_ms)
 end
 
 -- A verdict; callbacks that are unsent are sent under a lease in the message's slip.
 local function leased(code, flags, it)
   if not noted and callbacks and KEYS[3] then send_alone() end
   return answer(code, flags + (noted and 2 or 0), it)
+end
+
+-- A verdict that the record does not keep, but the message's slip, from now: transitions._told.
+local function tell(code, it, outcome)
+  local left, is_told = nil, slip and slip.answered or false
+  if outcome and KEYS[3] then
+    left = parse_slip(message)
+    left.answered, left.digests, left.outcome, is_told = true, '', outcome, true
+    if slip then left = merged(slip, left) end
+  end
+  if KEYS[3] and (callbacks and not noted or not callbacks and not is_told) then
+    send_alone(left, left and keep_ms)
+  elseif left then
+    save_slip(KEYS[3], left, keep_ms)
+  end
+  return answer(code, noted and 2 or 0, it)
 end
 
 local function answer_again()
@@ -109,7 +126,7 @@ local function become_unknown(interruptions)
   local unknown = with_holder(record, record.process, '')
   save(unknown, unknown_ms)
   -- While a copy tells this, its run can't tell otherwise.
-  if callbacks and KEYS[3] then send_alone() end
+  if KEYS[3] then send_alone() end
   return answer(6, 0, unknown)
 end
 
@@ -122,7 +139,7 @@ end
 local function busy() return answer(2, mine and 1 or 0, raw) end
 
 -- Whatever this delivery would become: somebody tells the call's answer at this moment.
-if callbacks and not noted and is_being_sent() then return answer(8, 1, slip.raw) end
+if not noted and is_being_sent() then return answer(8, 1, slip.raw) end
 
 if not record then
   if is_copy then return answer_again() end
@@ -157,9 +174,12 @@ if not mine then
     return leased(3, 0, raw)
   end
   local awaited = load_slip(KEYS[4])
-  if awaited and awaited.answered and #awaited.outcome > 0 then return leased(7, 0, awaited.raw) end
+  local is_kept = record.state == SUCCEEDED or record.state == FAILED
+  if awaited and awaited.answered and #awaited.outcome > 0 and not is_kept then
+    return tell(7, awaited.raw, awaited.outcome)
+  end
   if checked and record.fingerprint ~= new.fingerprint and not is_free() then
-    return answer(5, 0, raw)
+    return tell(5, raw)
   end
 end
 if record.state == RUNNING then
@@ -187,7 +207,10 @@ if record.done then
     end
     return answer(3, 1 + (noted and 2 or 0), raw)
   end
-  if record.state == RELEASED and ARGV[2] ~= record.owner then return take(0) end
+  if record.state == RELEASED then
+    if ARGV[2] ~= record.owner then return take(0) end
+    return tell(3, raw, outcome_of(record))
+  end
   return leased(3, 0, raw)
 end
 if record.state == COMPENSATING then
@@ -200,4 +223,4 @@ if record.state == COMPENSATING then
   save(taken, keep_ms)
   return claimed(token, interruptions, taken)
 end
-return leased(6, 0, raw)
+return tell(6, raw)

@@ -10,22 +10,7 @@ if record and record.token == tonumber(ARGV[1]) and record.done and record.until
   save_keep_ttl(with_holder(record, '', ''))
 end
 if new.answered then
-  if slip then
-    local digests, known = slip.digests, {}
-    for at = 1, #digests, 8 do known[string.sub(digests, at, at + 7)] = true end
-    for at = 1, #new.digests, 8 do
-      local digest = string.sub(new.digests, at, at + 7)
-      if not known[digest] then digests = digests .. digest end
-    end
-    local told = slip
-    -- An outcome that was left while somebody told another one was not told.
-    if not slip.answered or (#new.outcome > 0 and (slip.sending_ms > 0 or #slip.outcome == 0)) then
-      told = new
-    end
-    told.sending_ms, told.holder, told.all_sent = 0, '', slip.all_sent
-    told.digests = string.sub(digests, -128)
-    new = told
-  end
+  if slip then new = merged(slip, new) end
   save_slip(KEYS[3], new, ARGV[2])
 elseif slip and slip.sending_ms > 0 then
   if slip.answered then

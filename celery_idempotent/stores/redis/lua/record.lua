@@ -92,6 +92,11 @@ local function label_of(record)
   return lines
 end
 
+local function outcome_of(record)
+  local at = record.tail_at
+  return string.sub(record.raw, at + 2 + struct.unpack('>I2', record.raw, at))
+end
+
 -- The same record with who began what its run goes on with.
 local function with_origin(record, origin)
   local at, raw, lines = record.tail_at, record.raw, label_of(record)
@@ -178,6 +183,24 @@ local function has_sent(slip, digest)
     if string.sub(slip.digests, at, at + 7) == digest then return true end
   end
   return false
+end
+
+-- A slip with another added: slip.merged.
+local function merged(slip, new)
+  local digests, known = slip.digests, {}
+  for at = 1, #digests, 8 do known[string.sub(digests, at, at + 7)] = true end
+  for at = 1, #new.digests, 8 do
+    local digest = string.sub(new.digests, at, at + 7)
+    if not known[digest] then digests = digests .. digest end
+  end
+  local told = slip
+  -- An outcome that was left while somebody told another one was not told.
+  if not slip.answered or (#new.outcome > 0 and (slip.sending_ms > 0 or #slip.outcome == 0)) then
+    told = new
+  end
+  told.sending_ms, told.holder, told.all_sent = 0, '', slip.all_sent
+  told.digests = string.sub(digests, -128)
+  return told
 end
 
 -- ttl_ms: nil leaves it as it is.

@@ -23,6 +23,13 @@ end
 local token = new.token
 if new.state == RELEASED then token = token + 1 end
 
+-- Whether a copy of the message answers its call, whose run is recorded and asks again.
+local function is_told_by_a_copy()
+  if not slip then return false end
+  local is_telling = now_ms < slip.sending_ms and slip.holder ~= (left and left.holder or '')
+  return is_telling or told and slip.token ~= new.token
+end
+
 -- A copy of the run's message answers its call: transitions._kept. What it has not answered yet is
 -- left for it to answer, or for the next.
 local function keep_slip()
@@ -43,13 +50,16 @@ local function lost()
     return {4, raw}
   end
   save_slip(KEYS[3], slip)
-  return token
+  return is_told_by_a_copy() and {3, token} or token
 end
 
 if record == false then return lost() end
 if record then
   local again = record.token == token and record.state == new.state and record.owner == new.owner
-  if again and new.state ~= RUNNING and new.state ~= COMPENSATING then return recorded() end
+  if again and new.state ~= RUNNING and new.state ~= COMPENSATING then
+    recorded()
+    return is_told_by_a_copy() and {3, token} or token
+  end
   if record.token ~= new.token then return lost() end
   if record.state == SUCCEEDED or record.state == FAILED then return recorded() end
   if record.state == UNKNOWN and new.state == RUNNING then return recorded() end
