@@ -36,7 +36,8 @@ _LENGTH = struct.Struct(">H")
 _UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
 _UUID_TEXT = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _TEXT_OWNER = 0x54  # "T"
-_HAS_STEPS = 1  # a bit of the flags
+_HAS_STEPS = 1  # bits of the flags
+_IS_AWAITED = 2
 _MAX_FIELD = 255
 _MAX_LABEL = 65535
 _MAX_INTERRUPTIONS = 255
@@ -220,6 +221,8 @@ class Record(NamedTuple):
     #: Claims that were given up and may still arrive; for each the nonce (8 bytes) and the instant
     #: (8 bytes, ms) from which it is refused in any case.
     given_up: bytes = b""
+    #: Whether somebody waits for its run, and is to be told of its end.
+    is_awaited: bool = False
 
     @property
     def owner_id(self) -> str | None:
@@ -266,7 +269,7 @@ class Record(NamedTuple):
         header = _HEADER.pack(
             VERSION,
             state,
-            _HAS_STEPS if self.has_steps else 0,
+            _HAS_STEPS * self.has_steps + _IS_AWAITED * self.is_awaited,
             min(interruptions, _MAX_INTERRUPTIONS),
             token,
             until_ms,
@@ -359,6 +362,7 @@ class Record(NamedTuple):
                 outcome=packed[outcome_at:],
                 has_steps=flags & _HAS_STEPS != 0,
                 given_up=given_up,
+                is_awaited=flags & _IS_AWAITED != 0,
             )
         except (struct.error, ValueError, LookupError) as exc:
             raise RecordCorrupt(

@@ -28,7 +28,18 @@ from celery_idempotent.core.verdicts import (
     Write,
 )
 
-__all__ = ["abandon", "claim", "end_lease", "forget", "note", "renew", "resolve", "settle", "step"]
+__all__ = [
+    "abandon",
+    "claim",
+    "end_lease",
+    "forget",
+    "note",
+    "renew",
+    "resolve",
+    "settle",
+    "step",
+    "with_mark",
+]
 
 
 def claim(
@@ -75,9 +86,9 @@ def claim(
             return Claimed(record.token, record.interruptions, record), None
         if record.is_done and record.until_ms:
             return Replay(record, mine, noted), None
-        return Busy(record, mine, now_ms), None
+        return _busy(record, mine, now_ms)
     if new.nonce and record.has_given_up(new.nonce):
-        return Busy(record, mine, now_ms), None
+        return _busy(record, mine, now_ms)
 
     # Runs that survived an outage may renew first. A lease that was ended has no nonce.
     live = now_ms < record.until_ms or (bool(record.nonce) and now_ms < ask.patient_until_ms)
@@ -106,7 +117,7 @@ def claim(
         if mine and new.retries < record.retries:
             return Superseded(), None
         if live:
-            return Busy(record, mine, now_ms), None
+            return _busy(record, mine, now_ms)
         if mine and new.retries > record.retries:
             return _take(record, ask, now_us, 0, slip)
         return _interrupted(record, ask, now_us, slip)
@@ -115,11 +126,11 @@ def claim(
             return Superseded(), None
         if mine or now_ms >= record.until_ms + ask.lease_ms:
             return _take(record, ask, now_us, 0, slip)
-        return Busy(record, mine, now_ms), None
+        return _busy(record, mine, now_ms)
     if record.is_done:
         if mine:
             if now_ms < record.until_ms:
-                return Busy(record, mine, now_ms), None
+                return _busy(record, mine, now_ms)
             if answer is not None and is_copy and answer.outcome:
                 return _answer_again(answer, slip, ask, now_ms, noted)
             return _replay_mine(record, ask, now_ms, noted)
@@ -131,9 +142,17 @@ def claim(
         return _replay_other(record, slip, ask, now_ms, noted)
     if record.state is State.COMPENSATING:
         if live:
-            return Busy(record, mine, now_ms), None
+            return _busy(record, mine, now_ms)
         return _compensate(record, ask, now_us, slip)
     return _told(Unknown(record, noted), record, slip, ask, now_ms, noted)
+
+
+def _busy(record: Record, mine: bool, now_ms: int) -> tuple[Busy, Write | None]:
+    """Return that the key is busy, and mark the record: its end is to be told."""
+    if record.is_awaited or not _keeps_waiting(record, 0):
+        return Busy(record, mine, now_ms), None
+    marked = record._replace(is_awaited=True)
+    return Busy(marked, mine, now_ms), Write(marked, only_marks=True)
 
 
 def _is_free_for(record: Record, ask: Claim) -> bool:
@@ -159,6 +178,7 @@ def _take(
         until_ms=now_ms + ask.lease_ms,
         interruptions=interruptions,
         has_steps=record is not None and record.has_steps,
+        is_awaited=record is not None and record.is_awaited,
         given_up=b"" if record is None else still_given_up(record.given_up, now_ms),
         label=label,
     )
@@ -364,6 +384,7 @@ def settle(
         interruptions=0 if record is None or begins else record.interruptions,
         has_steps=(new if record is None else record).has_steps and not event.clears_steps,
         given_up=b"" if record is None else record.given_up,
+        is_awaited=(new if record is None else record).is_awaited,
     )
     write = Write(written, event.ttl_ms)
     if answered and slip is not None:
@@ -593,3 +614,24 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
         # Its lease is over: the next delivery of the key, or a message made for it, continues.
         resolved = resolved._replace(state=State.COMPENSATING, until_ms=now_us // 1000)
     return Write(resolved, event.ttl_ms)
+
+
+def with_mark(before: Record | None, write: Write | None, now_us: int) -> Write | None:
+    """Return the write with what becomes of the mark that somebody waits for the record's run.
+
+    It stays as long as they have to wait: over renewals, a retry and a takeover, none of which
+    tells them anything. Otherwise they are told, and the mark goes.
+    """
+    if write is None or write.record is None or before is None or not before.is_awaited:
+        return write
+    wakes = _keeps_waiting(write.record, now_us // 1000) < _keeps_waiting(before, 0)
+    return write._replace(record=write.record._replace(is_awaited=not wakes), wakes=wakes)
+
+
+def _keeps_waiting(record: Record, now_ms: int) -> int:
+    """Return whom a record keeps waiting: 2 everybody, 1 copies of its own message, 0 nobody."""
+    if record.state is State.RETRYING:
+        return 2
+    if record.until_ms <= now_ms:
+        return 0
+    return 2 if record.state in (State.RUNNING, State.COMPENSATING) else 1

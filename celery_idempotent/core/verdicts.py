@@ -55,6 +55,10 @@ class Write(NamedTuple):
     slip_ttl_ms: int = KEEP_TTL
     #: Whether the slip may be written first: a reader that sees it alone waits for the record.
     slip_first: bool = False
+    #: Whether it only marks the record as awaited: a store that can't at once leaves it out.
+    only_marks: bool = False
+    #: Whether those who wait for the record's run are to be told that it is over.
+    wakes: bool = False
 
 
 # --- verdicts ------------------------------------------------------------------------------------

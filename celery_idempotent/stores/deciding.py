@@ -216,6 +216,12 @@ class Rows(ABC, Generic[C]):
         """Whether an error means that somebody has a row locked, and that nothing was written."""
         return False
 
+    def wake(self, at: C, key: str) -> None:
+        """Tell those who listen that the run of a key is over, once the transaction is committed.
+
+        By default nobody can listen.
+        """
+
     @abstractmethod
     def read_steps(self, at: C, key: str) -> dict[str, bytes]:
         """Read the (packed) steps of a record by name."""
@@ -249,9 +255,20 @@ class DecidingStore(Store, Generic[C]):
     # --- operations ------------------------------------------------------------------------------
 
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
+        marked = False
+
         def decide(row: Row) -> tuple[ClaimVerdict, Write | None]:
+            nonlocal marked
             record = row.record
-            return transitions.claim(record, ask, row.now_us, slip=row.slip, awaited=row.awaited)
+            verdict, write = transitions.claim(
+                record, ask, row.now_us, slip=row.slip, awaited=row.awaited
+            )
+            if write is not None and write.only_marks and isinstance(verdict, Busy):
+                if marked and record is not None:
+                    # Somebody has the row locked, or writes it all the time: without a mark, then.
+                    return Busy(record, verdict.mine, verdict.now_ms), None
+                marked = True
+            return verdict, write
 
         def if_locked(row: Row) -> ClaimVerdict | None:
             record = row.record
@@ -482,6 +499,7 @@ class DecidingStore(Store, Generic[C]):
             try:
                 row = self.rows.read(at, key, slip_key, awaited_key)
                 answer, write = decide(row)
+                write = transitions.with_mark(row.readable, write, row.now_us)
                 if write is None or self._write(at, key, row, write, slip_key):
                     return answer, row
             except Exception as exc:
@@ -515,6 +533,13 @@ class DecidingStore(Store, Generic[C]):
 
         if write.record is None:
             return write_slip()
+        if write.wakes:
+            with suppress(_NotAsRead), self.rows.transaction(at):
+                if not self._write(at, key, row, write._replace(wakes=False), slip_key):
+                    raise _NotAsRead
+                self.rows.wake(at, key)
+                return True
+            return False
         if write.slip is None and write.slip_ttl_ms != 0:
             return write_record(write.record)
         if write.slip_first:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from celery_idempotent.testing.contract.answered import AnsweredInTimeRows, AnsweredRows
 from celery_idempotent.testing.contract.answers import AnswerRows
+from celery_idempotent.testing.contract.awaited import AwaitedInTimeRows, AwaitedRows
 from celery_idempotent.testing.contract.claims import ClaimRows
 from celery_idempotent.testing.contract.deliveries import DeadProcessRows, DeliveryRows
 from celery_idempotent.testing.contract.endings import EndingRows
@@ -50,6 +51,7 @@ __all__ = ["StoreClock", "StoreContract", "StoreContractAtRest"]
 
 class StoreContractAtRest(
     AnsweredRows,
+    AwaitedRows,
     ClaimRows,
     AnswerRows,
     EndingRows,
@@ -69,7 +71,14 @@ class StoreContractAtRest(
     """
 
 
-class StoreContract(StoreContractAtRest, AnsweredInTimeRows, InstantRows, WindowRows, FreedRows):
+class StoreContract(
+    StoreContractAtRest,
+    AnsweredInTimeRows,
+    AwaitedInTimeRows,
+    InstantRows,
+    WindowRows,
+    FreedRows,
+):
     """The whole contract, with the instants at which things run out.
 
     A subclass gives the fixtures ``store`` (empty) and ``clock`` (:class:`StoreClock`), and the

@@ -13,6 +13,7 @@ from tests.mutants.outboxes import OUTBOXES
 from tests.mutants.runs import RUNS
 from tests.mutants.stores import STORES
 from tests.mutants.usual import USUAL
+from tests.mutants.waited import WAITED
 
 __all__ = ["MUTANTS"]
 
@@ -27,4 +28,5 @@ MUTANTS: list[Mutant] = [
     *OPERATORS,
     *OUTBOXES,
     *EDGES,
+    *WAITED,
 ]

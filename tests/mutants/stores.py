@@ -84,8 +84,8 @@ _REPLICAS = [
     Mutant(
         "an end that is told again is written again",
         "stores/redis/lua/settle.lua",
-        "  save_keep_ttl(raw)\n",
-        "",
+        "  redis.call('SET', KEYS[1], raw, 'KEEPTTL')\n  return record.token",
+        "  return record.token",
         (("tests/faults/test_failover.py", "-k", "told_again and complete"),),
     ),
 ]

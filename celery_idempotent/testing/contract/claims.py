@@ -104,7 +104,7 @@ class ClaimRows:
         # Then
         assert isinstance(verdict, Busy)
         assert verdict.mine
-        assert stored(store) == before
+        assert stored(store) == replace(before, is_awaited=True)
 
     def test_an_old_copy_is_superseded_while_its_retry_runs(self, store: Store) -> None:
         """A copy with fewer retries than the run that holds the key is out of date."""

@@ -54,7 +54,7 @@ class DeliveryRows:
         assert isinstance(verdict, Busy)
         assert verdict.mine
         assert before.until_ms > verdict.now_ms
-        assert stored(store) == before
+        assert stored(store) == replace(before, is_awaited=True)
 
     @pytest.mark.parametrize("name", OUTCOMES)
     def test_others_do_not_wait_for_a_delivery(self, store: Store, name: str) -> None:

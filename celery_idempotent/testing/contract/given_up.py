@@ -157,6 +157,8 @@ class GivenUpRows:
         assert isinstance(claim(store, SECOND, nonce=b"given up"), Busy)
         if ending in (release, release_failed):
             before = replace(before, interruptions=0)
+        # A late claim that finds a retry is busy, and marks it as awaited.
+        before = replace(before, is_awaited=ending is retry)
         assert replace(without_given_up(stored(store)), nonce=b"") == before
 
     def test_a_release_stays_a_fresh_start(self, store: Store) -> None:

@@ -136,7 +136,15 @@ local function is_free()
     or record.state == RELEASED and ARGV[2] ~= record.owner)
 end
 
-local function busy() return answer(2, mine and 1 or 0, raw) end
+-- The record is marked: the end of its run is to be told.
+local function busy()
+  if not is_awaited(record.flags) and keeps_waiting(record.state, record.until_ms, 0) > 0 then
+    raw = with_header(raw, record.state, record.interruptions, record.token, record.until_ms,
+      record.flags + AWAITED)
+    redis.call('SET', KEYS[1], raw, 'KEEPTTL')
+  end
+  return answer(2, mine and 1 or 0, raw)
+end
 
 -- Whatever this delivery would become: somebody tells the call's answer at this moment.
 if not noted and is_being_sent() then return answer(8, 1, slip.raw) end

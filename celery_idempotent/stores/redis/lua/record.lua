@@ -5,14 +5,27 @@ local VERSION = 1
 -- Numbers are doubles here: above this they would not be the ones that Python reads.
 local MAX_NUMBER = 2 ^ 53 - 1
 local NO_NONCE = string.rep('\0', 8)
+-- A bit of the flags: somebody waits for the record's run.
+local AWAITED = 2
+-- On a cluster: SPUBLISH.
+local PUBLISH = 'PUBLISH'
 
 local function now_us()
   local time = redis.call('TIME')
   return time[1] * 1000000 + time[2]
 end
 
--- The flags that this version knows: only whether there are steps.
-local function known_flags(raw) return string.byte(raw, 3) % 2 end
+-- The flags that this version knows: whether there are steps, and whether somebody waits.
+local function known_flags(raw) return string.byte(raw, 3) % 4 end
+
+local function is_awaited(flags) return flags % 4 >= AWAITED end
+
+-- Whom a record keeps waiting: transitions._keeps_waiting.
+local function keeps_waiting(state, until_ms, now_ms)
+  if state == RETRYING then return 2 end
+  if until_ms <= now_ms then return 0 end
+  return (state == RUNNING or state == COMPENSATING) and 2 or 1
+end
 
 -- A record as a table; false where the string is none that this version can read.
 local function parse(raw)
@@ -46,10 +59,32 @@ local function parse(raw)
   }
 end
 
+-- Whom the record keeps waiting that was found, if somebody waits for it.
+local waited_for = 0
+
 local function load_record()
   local raw = redis.call('GET', KEYS[1])
   if not raw then return nil, nil end
-  return parse(raw), raw
+  local record = parse(raw)
+  if record and is_awaited(record.flags) then
+    waited_for = keeps_waiting(record.state, record.until_ms, 0)
+  end
+  return record, raw
+end
+
+-- What is to be written, with the mark that somebody waits for its run, as long as it keeps them
+-- waiting; where it no longer does, they are told: transitions.with_mark.
+local function with_mark(raw)
+  if waited_for == 0 then return raw end
+  local _, state, flags, _, _, until_ms = struct.unpack('>BBBBI8I8', raw)
+  flags = flags % 2
+  if keeps_waiting(state, until_ms, math.floor(now_us() / 1000)) < waited_for then
+    -- Where this user may not publish, whoever waits looks by itself.
+    redis.pcall(PUBLISH, KEYS[1] .. ':ended', '')
+  else
+    flags = flags + AWAITED
+  end
+  return string.sub(raw, 1, 2) .. string.char(flags) .. string.sub(raw, 4)
 end
 
 -- Whether a newer release's record, which this one can't read, has another token than a run's. Token
@@ -108,12 +143,12 @@ end
 
 -- Steps live as long as their record.
 local function save(raw, ttl_ms)
-  redis.call('SET', KEYS[1], raw, 'PX', ttl_ms)
+  redis.call('SET', KEYS[1], with_mark(raw), 'PX', ttl_ms)
   if has_steps(string.byte(raw, 3)) then redis.call('PEXPIRE', KEYS[2], ttl_ms) end
 end
 
 local function save_keep_ttl(raw)
-  redis.call('SET', KEYS[1], raw, 'KEEPTTL')
+  redis.call('SET', KEYS[1], with_mark(raw), 'KEEPTTL')
 end
 
 -- Those of some given-up claims that have not reached the instant from which they are refused anyway.

@@ -17,7 +17,7 @@ if record == false and not is_lost(raw, new.token) then return {0, raw} end
 -- An end that is told again is written again: WAIT counts what its own connection wrote last, and
 -- would otherwise count something older, which a replica that lags has long since had.
 local function recorded()
-  save_keep_ttl(raw)
+  redis.call('SET', KEYS[1], raw, 'KEEPTTL')
   return record.token
 end
 local token = new.token
