@@ -26,8 +26,8 @@ from django.db.utils import ConnectionDoesNotExist
 from celery_idempotent.django import models
 from celery_idempotent.django.tenants import with_schema
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.outbox import relay
 from celery_idempotent.outbox.message import PendingCall
+from celery_idempotent.outbox.relay import OutboxRelay
 from celery_idempotent.outbox.waiting import Backlog, DatabaseAway, Failure, Outbox
 
 __all__ = ["DjangoOutbox", "Relay", "publish"]
@@ -153,7 +153,7 @@ class DjangoOutbox(Outbox):
         return code in ("42P01", "3F000") or number == 1146 or "no such table" in str(exc)
 
 
-class Relay(relay.Relay):
+class Relay(OutboxRelay):
     """Sends the rows of one outbox.
 
     Several relays may run at once: each row is sent by one of them. One relay alone sends rows in

@@ -98,10 +98,6 @@ class History:
                 return
             before = page[-1].place
 
-    def of_call(self, task_id: str) -> list[JournalEntry]:
-        """Give what happened to one call, oldest first."""
-        return [told for told in self.events() if told.task_id == task_id][::-1]
-
     def of_record(self, name: str) -> list[JournalEntry]:
         """Give what happened to one record, oldest first."""
         return [told for told in self.events() if told.name == name][::-1]

@@ -14,7 +14,7 @@ from celery_idempotent.outbox.broker import Broker, BrokerAway, NoAnswer
 from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.waiting import Backlog, Batch, DatabaseAway, Failure, Outbox
 
-__all__ = ["Relay"]
+__all__ = ["OutboxRelay"]
 
 log = get_logger("celery_idempotent")
 
@@ -24,8 +24,11 @@ _LONGEST_PAUSE_S: Final = 30.0
 _LONGEST_LATER_S: Final = 300.0
 
 
-class Relay:
-    """Sends the rows of one outbox, whichever library reads it; its subclasses are the public ones.
+class OutboxRelay:
+    """Sends the rows of one outbox, whichever library reads them.
+
+    Users make a ``Relay`` of their library: :class:`celery_idempotent.outbox.Relay` or
+    ``celery_idempotent.django.outbox.Relay``.
 
     Args:
         app: the Celery app, whose broker gets the messages.

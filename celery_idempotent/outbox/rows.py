@@ -21,7 +21,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.outbox import relay
+from celery_idempotent.outbox.relay import OutboxRelay
 from celery_idempotent.outbox.schema import outbox
 from celery_idempotent.outbox.waiting import Backlog, DatabaseAway, Failure, Outbox
 from celery_idempotent.stores.sql.engines import (
@@ -174,7 +174,7 @@ class SqlOutbox(Outbox):
             raise DatabaseAway(str(exc)) from exc
 
 
-class Relay(relay.Relay):
+class Relay(OutboxRelay):
     """Sends the rows of one outbox.
 
     Several relays may run at once: each row is sent by one of them. One relay alone sends rows in

@@ -5,8 +5,7 @@ all such leases in one round trip a node. A body that ends sooner costs nothing.
 soon after wait for the next turn, a third of a lease later, so that their number does not matter;
 none gets older than two thirds of its length.
 
-Now and then it tends the stores of these leases: one that deletes nothing by itself has a method
-``tend``, which deletes some of what expired and returns whether there is more.
+Now and then it tends those stores of these leases that need it (``Store.needs_tending``).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tests.support.databases import Database
 from tests.support.django_system import DjangoSystem
 from tests.support.djangos import database_of
 from tests.support.proxy import Proxy
-from tests.support.relays import Relay
+from tests.support.relays import RelayProcess
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.system
@@ -163,8 +163,8 @@ def _sqlalchemy(queue: Queue, database: Database, directory: Path, closing: list
         with engine.begin() as connection:
             return [outbox.publish(connection, one).id for one in calls]
 
-    def start_relay(*options: str) -> Relay:
-        relay = Relay(settings, database.url, options)
+    def start_relay(*options: str) -> RelayProcess:
+        relay = RelayProcess(settings, database.url, options)
         closing.append(relay.kill)
         return relay
 

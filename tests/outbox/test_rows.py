@@ -21,10 +21,10 @@ from celery_idempotent import (
     IdempotentTask,
     use_idempotency_key,
 )
-from celery_idempotent.outbox import relay as relay_module
 from celery_idempotent.outbox.broker import Broker, BrokerAway
 from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.publishing import publish as publish_sql
+from celery_idempotent.outbox.relay import OutboxRelay
 from celery_idempotent.outbox.rows import SqlOutbox
 from celery_idempotent.outbox.schema import create_schema
 from celery_idempotent.outbox.schema import outbox as table
@@ -378,9 +378,9 @@ def test_what_was_sent_is_not_sent_again_where_the_database_lost_its_mark(
     ids = side.publish(*calls(3))
     sent: list[str] = []
     monkeypatch.setattr(Broker, "send", lambda _, message: sent.append(message.task_id))
-    relay = relay_module.Relay(app, side.outbox(), batch=2)
+    relay = OutboxRelay(app, side.outbox(), batch=2)
     with monkeypatch.context() as broken:
-        broken.setattr(relay_module.Relay, "_send", _then_raise(relay_module.Relay._send, side))
+        broken.setattr(OutboxRelay, "_send", _then_raise(OutboxRelay._send, side))
         with pytest.raises(DatabaseAway):
             relay.turn()
     assert (sent, side.ids()) == (ids[:2], ids)
@@ -423,7 +423,7 @@ def test_the_broker_going_settles_what_was_sent(
     monkeypatch.setattr(Broker, "send", send)
     # When
     with pytest.raises(BrokerAway, match="gone"):
-        relay_module.Relay(app, side.outbox()).once()
+        OutboxRelay(app, side.outbox()).once()
     # Then
     assert (sent, side.ids()) == (ids[:1], ids[1:])
     assert side.outbox().backlog().failing == 0

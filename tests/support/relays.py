@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 _KILL_VARIABLE = "CELERY_IDEMPOTENT_TEST_RELAY_KILL"
 
 
-class Relay:
+class RelayProcess:
     """``celery idempotency relay`` as an operator starts it."""
 
     def __init__(

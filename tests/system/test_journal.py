@@ -33,7 +33,7 @@ def account(system: System, task_id: str, *words: str) -> Account:
 def events_of(system: System, task_id: str) -> list[str]:
     environment = environment_of(system.app)
     history = History(environment.store, environment.prefix)
-    return [told.what for told in history.of_call(task_id)]
+    return [told.what for told in history.events() if told.task_id == task_id][::-1]
 
 
 def test_a_call_and_its_duplicate(make_redis_system: MakeSystem) -> None:

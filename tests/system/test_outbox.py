@@ -15,7 +15,7 @@ from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.brokers import RedisBroker
 from tests.support.databases import Database
-from tests.support.relays import Relay
+from tests.support.relays import RelayProcess
 from tests.support.system import System
 from tests.support.waiting import eventually
 
@@ -41,15 +41,15 @@ class Shop:
         self.ledger = system.ledger
         self.engine = engine
         self._url = url
-        self.relays: list[Relay] = []
+        self.relays: list[RelayProcess] = []
 
     def publish(self, *calls: Any) -> list[str]:
         """Publish calls in one transaction, and give their task ids."""
         with Session(self.engine) as session, session.begin():
             return [outbox.publish(session, call).id for call in calls]
 
-    def start_relay(self, *options: str, killed_after: int | None = None) -> Relay:
-        relay = Relay(self.system.settings, self._url, options, killed_after=killed_after)
+    def start_relay(self, *options: str, killed_after: int | None = None) -> RelayProcess:
+        relay = RelayProcess(self.system.settings, self._url, options, killed_after=killed_after)
         self.relays.append(relay)
         return relay
 

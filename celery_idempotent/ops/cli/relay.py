@@ -14,7 +14,7 @@ from celery_idempotent.errors import IdempotencyError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from celery_idempotent.outbox.relay import Relay
+    from celery_idempotent.outbox.relay import OutboxRelay
 
 __all__ = ["relay_command", "relay_options", "send", "show_status"]
 
@@ -124,7 +124,7 @@ def _init_db(engine: Engine) -> None:
     click.echo(f"{outbox.name} is there")
 
 
-def show_status(relay: Relay) -> None:
+def show_status(relay: OutboxRelay) -> None:
     """Print how many calls wait, and for how long; send nothing."""
     from celery_idempotent.outbox.waiting import DatabaseAway
 
@@ -134,7 +134,7 @@ def show_status(relay: Relay) -> None:
         raise click.ClickException(f"the outbox can't be read: {exc}") from exc
 
 
-def send(relay: Relay, *, once: bool) -> None:
+def send(relay: OutboxRelay, *, once: bool) -> None:
     """Send the calls that wait: those that are there now, or all until a signal ends it."""
     from celery_idempotent.outbox.broker import BrokerAway
     from celery_idempotent.outbox.waiting import DatabaseAway
@@ -162,7 +162,7 @@ def send(relay: Relay, *, once: bool) -> None:
 class _Progress:
     """Shows progress: a changing line on a terminal, or at most one line a minute in a log."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: OutboxRelay) -> None:
         self._relay = relay
         self._moving = sys.stderr.isatty()
         self._every = _MOVING_S if self._moving else _LOGGED_S
