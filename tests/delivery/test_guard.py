@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskRevoked
 from kombu.exceptions import OperationalError
 
 from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, observers
-from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import guard, outcome, waiting
 from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.errors import OutcomeUnknown, StoreUnavailable
@@ -28,10 +27,10 @@ from celery_idempotent.testing.deliveries import (
     message_of,
     results_of,
 )
-from celery_idempotent.testing.memory import MovableStore, memory_store
+from celery_idempotent.testing.memory import MovableStore
+from tests.delivery.conftest import Body, record_of
 
 LEASE_S = 30
-Body = Callable[[Any, int], Any]
 
 
 @pytest.fixture
@@ -40,35 +39,6 @@ def app() -> Celery:
     app.conf.update(idempotency_lease=LEASE_S)
     app.task = functools.partial(app.task, shared=False)
     return app
-
-
-@pytest.fixture
-def store() -> Iterator[MovableStore]:
-    with memory_store() as made:
-        yield made
-
-
-@pytest.fixture
-def guarded(app: Celery, store: MovableStore) -> Callable[..., Any]:
-    """Make a task of what each of its runs does in turn."""
-
-    def make(*bodies: Body, **options: Any) -> Any:
-        turns = iter(bodies)
-
-        @app.task(base=IdempotentTask, bind=True, idempotency_key="order:{order}", **options)
-        def charge(self: Any, order: int) -> Any:
-            return next(turns)(self, order)
-
-        return charge
-
-    return make
-
-
-def record_of(store: MovableStore) -> Record:
-    (key,) = store.scan("*")
-    record = store.get(key)
-    assert record is not None
-    return record
 
 
 # --- runs that lost their key --------------------------------------------------------------------

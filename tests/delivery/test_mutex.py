@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +11,9 @@ from celery import Celery
 
 from celery_idempotent import ConfigurationError, IdempotentTask
 from celery_idempotent.testing.deliveries import Delivered, deliver
-from celery_idempotent.testing.memory import MovableStore, memory_store
+from celery_idempotent.testing.memory import MovableStore
 
 LEASE_S = 30
-Body = Callable[[Any, int], Any]
 
 
 @pytest.fixture
@@ -30,30 +29,12 @@ undone: list[Any] = []
 kills: list[bool] = []
 
 
-@pytest.fixture
-def store() -> Iterator[MovableStore]:
+@pytest.fixture(autouse=True)
+def nothing_is_undone() -> None:
     undone.clear()
-    with memory_store() as made:
-        yield made
 
 
-@pytest.fixture
-def guarded(app: Celery, store: MovableStore) -> Callable[..., Any]:
-    """Make a task of what each of its runs does in turn."""
-
-    def make(*bodies: Body, **options: Any) -> Any:
-        turns = iter(bodies)
-
-        @app.task(base=IdempotentTask, bind=True, idempotency_key="account:{account}", **options)
-        def move(self: Any, account: int, amount: int = 0) -> Any:
-            return next(turns)(self, account)
-
-        return move
-
-    return make
-
-
-def second(self: Any, account: int) -> str:
+def second(self: Any, order: int) -> str:
     return "second"
 
 
@@ -71,8 +52,8 @@ def test_who_waited_runs(guarded: Callable[..., Any]) -> None:
     # Given
     seen: list[Delivered] = []
 
-    def first(self: Any, account: int) -> str:
-        seen.append(deliver(self, (account,)))
+    def first(self: Any, order: int) -> str:
+        seen.append(deliver(self, (order,)))
         return "first"
 
     task = guarded(first, second)
@@ -89,7 +70,7 @@ def test_arguments_are_never_checked(guarded: Callable[..., Any]) -> None:
     # Given
     seen: list[Delivered] = []
 
-    def first(self: Any, account: int) -> str:
+    def first(self: Any, order: int) -> str:
         seen.append(deliver(self, (1, 2), idempotency_key="k"))
         return "first"
 
@@ -100,12 +81,12 @@ def test_arguments_are_never_checked(guarded: Callable[..., Any]) -> None:
     assert seen[0].published[0].deliver().get() == "second"
 
 
-def crash(self: Any, account: int) -> Any:
+def crash(self: Any, order: int) -> Any:
     """Be killed: nothing is recorded, and the lease ends."""
     raise SystemExit
 
 
-@pytest.mark.parametrize("reconcile", [None, lambda account, amount=0: "happened"])
+@pytest.mark.parametrize("reconcile", [None, lambda order, amount=0: "happened"])
 def test_a_takeover_begins_clean(
     guarded: Callable[..., Any], store: MovableStore, reconcile: Any
 ) -> None:
@@ -114,7 +95,7 @@ def test_a_takeover_begins_clean(
     done: list[str] = []
     asked: list[tuple[bool, int, str]] = []
 
-    def steps(self: Any, account: int) -> str:
+    def steps(self: Any, order: int) -> str:
         context = self.idempotency
         asked.append((context.interrupted, context.attempt, context.key_for("bank")))
         context.step("withdraw", done.append, self.request.id)
@@ -146,7 +127,7 @@ def test_its_own_takeover_is_interrupted(guarded: Callable[..., Any]) -> None:
     # Given
     asked: list[bool] = []
 
-    def tells(self: Any, account: int) -> str:
+    def tells(self: Any, order: int) -> str:
         asked.append(self.idempotency.interrupted)
         return "done"
 
@@ -167,7 +148,7 @@ def test_a_compensation_is_finished_first(
     """Another call undoes what a run has left, then runs; the run's own call gets its failure."""
 
     # Given
-    def fails(self: Any, account: int) -> str:
+    def fails(self: Any, order: int) -> str:
         self.idempotency.step("withdraw", lambda: 7, compensate=app.signature("undo"))
         raise ValueError("closed")
 
@@ -198,14 +179,14 @@ def test_a_failure_undoes_only_its_own_steps(
     """What a call that was cut off has done is undone, or gone on with, by that call alone."""
 
     # Given
-    def cut_off(self: Any, account: int) -> None:
+    def cut_off(self: Any, order: int) -> None:
         self.idempotency.step("withdraw", lambda: 7, compensate=app.signature("undo"))
         raise SystemExit
 
-    def fails(self: Any, account: int) -> None:
+    def fails(self: Any, order: int) -> None:
         raise ValueError("closed")
 
-    def goes_on(self: Any, account: int) -> Any:
+    def goes_on(self: Any, order: int) -> Any:
         return self.idempotency.step("withdraw", lambda: 8, compensate=app.signature("undo"))
 
     @app.task(name="undo")
@@ -230,9 +211,9 @@ def test_a_run_that_lost_its_key_answers_its_own_call(
     # Given
     seen: list[Delivered] = []
 
-    def stalls(self: Any, account: int) -> str:
+    def stalls(self: Any, order: int) -> str:
         store.advance(LEASE_S + 1)
-        seen.append(deliver(self, (account,), task_id="B"))
+        seen.append(deliver(self, (order,), task_id="B"))
         return "late"
 
     task = guarded(stalls, second)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,12 +17,12 @@ from celery_idempotent import (
     IdempotentTask,
     ResultNotKept,
 )
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import State
 from celery_idempotent.testing.deliveries import Delivered, deliver, message_of
-from celery_idempotent.testing.memory import MovableStore, memory_store
+from celery_idempotent.testing.memory import MovableStore
+from tests.delivery.conftest import Body, record_of
 
 LEASE_S = 30
-Body = Callable[[Any, int], Any]
 
 
 @pytest.fixture
@@ -33,53 +33,24 @@ def app() -> Celery:
     return app
 
 
-@pytest.fixture
-def store() -> Iterator[MovableStore]:
-    with memory_store() as made:
-        yield made
-
-
-@pytest.fixture
-def sync(app: Celery, store: MovableStore) -> Callable[..., Any]:
-    """Make a task of what each of its runs does in turn."""
-
-    def make(*bodies: Body, **options: Any) -> Any:
-        turns = iter(bodies)
-
-        @app.task(base=IdempotentTask, bind=True, idempotency_key="account:{account}", **options)
-        def sync(self: Any, account: int) -> Any:
-            return next(turns)(self, account)
-
-        return sync
-
-    return make
-
-
-def record_of(store: MovableStore) -> Record:
-    (key,) = store.scan("*")
-    record = store.get(key)
-    assert record is not None
-    return record
-
-
 def meets(seen: list[Delivered], **message: Any) -> Body:
     """Run while a duplicate of the call is delivered."""
 
-    def body(self: Any, account: int) -> str:
-        seen.append(deliver(self, (account,), **message))
+    def body(self: Any, order: int) -> str:
+        seen.append(deliver(self, (order,), **message))
         return "first"
 
     return body
 
 
-def second(self: Any, account: int) -> str:
+def second(self: Any, order: int) -> str:
     return "second"
 
 
-def test_the_next_call_runs(sync: Callable[..., Any], store: MovableStore) -> None:
+def test_the_next_call_runs(guarded: Callable[..., Any], store: MovableStore) -> None:
     """It is no duplicate: the run before it has ended."""
     # Given
-    task = sync(lambda self, account: "first", second)
+    task = guarded(lambda self, order: "first", second)
     # When
     first, later = deliver(task, (1,)), deliver(task, (1,))
     # Then
@@ -88,11 +59,11 @@ def test_the_next_call_runs(sync: Callable[..., Any], store: MovableStore) -> No
     assert (first.again().get(), later.again().get()) == ("first", "second")
 
 
-def test_who_waited_gets_the_outcome(sync: Callable[..., Any]) -> None:
+def test_who_waited_gets_the_outcome(guarded: Callable[..., Any]) -> None:
     """Whoever has the key since; its own copies then get that again."""
     # Given
     seen: list[Delivered] = []
-    task = sync(meets(seen), second)
+    task = guarded(meets(seen), second)
     # When
     deliver(task, (1,))
     next_call = deliver(task, (1,))
@@ -102,16 +73,16 @@ def test_who_waited_gets_the_outcome(sync: Callable[..., Any]) -> None:
     assert waited.again().get() == "first"
 
 
-def test_who_waited_shares_a_failure(sync: Callable[..., Any]) -> None:
+def test_who_waited_shares_a_failure(guarded: Callable[..., Any]) -> None:
     """A failure ends the run as a result does, also one that would be stored."""
     # Given
     seen: list[Delivered] = []
 
-    def fails(self: Any, account: int) -> str:
-        meets(seen)(self, account)
+    def fails(self: Any, order: int) -> str:
+        meets(seen)(self, order)
         raise ValueError("closed")
 
-    task = sync(fails, second, idempotency_store_failures=True)
+    task = guarded(fails, second, idempotency_store_failures=True)
     # When
     deliver(task, (1,))
     # Then
@@ -120,11 +91,11 @@ def test_who_waited_shares_a_failure(sync: Callable[..., Any]) -> None:
     assert deliver(task, (1,)).get() == "second"
 
 
-def test_a_result_that_is_not_kept_is_told_to_who_waited(sync: Callable[..., Any]) -> None:
+def test_a_result_that_is_not_kept_is_told_to_who_waited(guarded: Callable[..., Any]) -> None:
     """The run succeeded, so that nobody who waited for it runs."""
     # Given
     seen: list[Delivered] = []
-    task = sync(meets(seen), second, idempotency_max_result_size=1)
+    task = guarded(meets(seen), second, idempotency_max_result_size=1)
     # When
     first = deliver(task, (1,))
     # Then
@@ -136,19 +107,19 @@ def test_a_result_that_is_not_kept_is_told_to_who_waited(sync: Callable[..., Any
     assert deliver(task, (1,)).get() == "second"
 
 
-def test_waits_are_as_long_as_with_a_day(sync: Callable[..., Any]) -> None:
+def test_waits_are_as_long_as_with_a_day(guarded: Callable[..., Any]) -> None:
     """They grow: the outcome is there for who waits, however long that is."""
     # Given
     seen: list[Delivered] = []
 
-    def waits(self: Any, account: int) -> str:
-        waiting = deliver(self, (account,))
+    def waits(self: Any, order: int) -> str:
+        waiting = deliver(self, (order,))
         for _ in range(6):
             seen.append(waiting)
             waiting = waiting.published[0].deliver()
         return "first"
 
-    task = sync(waits)
+    task = guarded(waits)
     # When
     deliver(task, (1,))
     # Then
@@ -176,11 +147,11 @@ def test_other_arguments_are_refused_only_while_it_runs(app: Celery, store: Mova
     assert deliver(pay, (3,), idempotency_key="k").get() == 3
 
 
-def test_callbacks_are_sent_once(app: Celery, sync: Callable[..., Any]) -> None:
+def test_callbacks_are_sent_once(app: Celery, guarded: Callable[..., Any]) -> None:
     """The note of each call keeps its own callbacks, whoever has the key."""
     # Given
     app.task(name="tail")(print)
-    task = sync(lambda self, account: "first", second)
+    task = guarded(lambda self, order: "first", second)
     # When
     first = deliver(task, (1,), link=app.signature("tail"))
     later = deliver(task, (1,), link=app.signature("tail"))
@@ -224,14 +195,14 @@ def test_a_task_that_sets_its_window_may_have_a_base_that_does_not(app: Celery) 
 # --- what is shown, and keys for others ----------------------------------------------------------
 
 
-def test_a_success_is_shown_as_one(sync: Callable[..., Any], store: MovableStore) -> None:
+def test_a_success_is_shown_as_one(guarded: Callable[..., Any], store: MovableStore) -> None:
     """The record is released, and its status says how the run ended."""
 
     # Given
-    def fails(self: Any, account: int) -> str:
+    def fails(self: Any, order: int) -> str:
         raise ValueError("closed")
 
-    task = sync(second, fails)
+    task = guarded(second, fails)
     # When
     first = deliver(task, (1,))
     record = task.idempotency_record(1)
@@ -246,28 +217,28 @@ def test_a_success_is_shown_as_one(sync: Callable[..., Any], store: MovableStore
 
 
 def test_a_key_for_others_is_of_the_runs_since_the_last_end(
-    sync: Callable[..., Any], store: MovableStore
+    guarded: Callable[..., Any], store: MovableStore
 ) -> None:
     """A takeover keeps that of the call it took over from; the next call has another."""
     # Given
     keys: list[str] = []
     stuck: list[Delivered] = []
 
-    def asks(self: Any, account: int) -> str:
+    def asks(self: Any, order: int) -> str:
         keys.append(self.idempotency.key_for("bank"))
         return "done"
 
-    def stalls(self: Any, account: int) -> str:
-        asks(self, account)
+    def stalls(self: Any, order: int) -> str:
+        asks(self, order)
         store.advance(LEASE_S + 1)
-        stuck.append(deliver(self, (account,), task_id="takes over"))
+        stuck.append(deliver(self, (order,), task_id="takes over"))
         return "late"
 
-    def retries(self: Any, account: int) -> str:
-        asks(self, account)
+    def retries(self: Any, order: int) -> str:
+        asks(self, order)
         raise self.retry(countdown=1)
 
-    task = sync(stalls, retries, asks, asks)
+    task = guarded(stalls, retries, asks, asks)
     # When
     deliver(task, (1,), task_id="begins")
     (retried,) = stuck[0].published
@@ -279,7 +250,7 @@ def test_a_key_for_others_is_of_the_runs_since_the_last_end(
 
 
 def test_a_handler_asks_for_the_key_of_its_run(
-    sync: Callable[..., Any], app: Celery, store: MovableStore
+    guarded: Callable[..., Any], app: Celery, store: MovableStore
 ) -> None:
     """The run has ended by then, and it took over from another call."""
     # Given
@@ -292,11 +263,11 @@ def test_a_handler_asks_for_the_key_of_its_run(
             keys.append(self.idempotency.key_for("bank"))
 
     @app.task(base=Base, bind=True)
-    def pay(self: Any, account: int) -> str:
+    def pay(self: Any, order: int) -> str:
         if self.request.id == "begins":
             keys.append(self.idempotency.key_for("bank"))
             store.advance(LEASE_S + 1)
-            deliver(self, (account,), task_id="takes over", link=app.signature("tail"))
+            deliver(self, (order,), task_id="takes over", link=app.signature("tail"))
         return "paid"
 
     app.task(name="tail")(print)
@@ -306,18 +277,18 @@ def test_a_handler_asks_for_the_key_of_its_run(
     assert keys[0] == keys[1]
 
 
-def test_steps_are_of_one_call(sync: Callable[..., Any]) -> None:
+def test_steps_are_of_one_call(guarded: Callable[..., Any]) -> None:
     """What a run has finished is done again by the next call, and not by its own retry."""
     # Given
     done: list[str] = []
 
-    def pays(self: Any, account: int) -> str:
+    def pays(self: Any, order: int) -> str:
         self.idempotency.step("pay", done.append, self.request.id)
         if self.request.id == "first" and not self.request.retries:
             raise self.retry(countdown=1)
         return "paid"
 
-    task = sync(pays, pays, pays)
+    task = guarded(pays, pays, pays)
     # When
     first = deliver(task, (1,), task_id="first")
     first.published[0].deliver()
@@ -326,14 +297,14 @@ def test_steps_are_of_one_call(sync: Callable[..., Any]) -> None:
     assert done == ["first", "second"]
 
 
-def test_an_ignored_call_frees_its_key(sync: Callable[..., Any]) -> None:
+def test_an_ignored_call_frees_its_key(guarded: Callable[..., Any]) -> None:
     """As with a window, and its copies leave."""
 
     # Given
-    def ignores(self: Any, account: int) -> str:
+    def ignores(self: Any, order: int) -> str:
         raise Ignore
 
-    task = sync(ignores, second)
+    task = guarded(ignores, second)
     # When
     first = deliver(task, (1,))
     # Then
@@ -341,19 +312,19 @@ def test_an_ignored_call_frees_its_key(sync: Callable[..., Any]) -> None:
     assert first.again().state == "IGNORED"
 
 
-def test_a_call_attaches_only_to_what_is_not_done(app: Celery, sync: Callable[..., Any]) -> None:
+def test_a_call_attaches_only_to_what_is_not_done(app: Celery, guarded: Callable[..., Any]) -> None:
     """The key is free: the next call is published."""
     # Given
-    task = sync(second, second, idempotency_on_enqueue="attach")
+    task = guarded(second, second, idempotency_on_enqueue="attach")
     deliver(task, (1,))
     # Then
     assert message_of(task, (1,)).task == task.name
 
 
-def test_mode_shadow_reports_no_duplicate(sync: Callable[..., Any], store: MovableStore) -> None:
+def test_mode_shadow_reports_no_duplicate(guarded: Callable[..., Any], store: MovableStore) -> None:
     """What would run in its turn without shadow mode is no would-be duplicate."""
     # Given
-    task = sync(second, second, idempotency_mode="shadow")
+    task = guarded(second, second, idempotency_mode="shadow")
     # When
     first, later = deliver(task, (1,)), deliver(task, (1,))
     # Then
