@@ -13,7 +13,7 @@ from kombu import Exchange, Queue
 from kombu.common import Broadcast
 
 from celery_idempotent import IdempotentTask
-from tests.support import bookings, canvas, faults, locks
+from tests.support import canvas, faults
 from tests.support.ledger import Ledger
 
 Settings = dict[str, Any]
@@ -38,12 +38,17 @@ def make_app(settings: Settings) -> Celery:
     _define_idempotent(app, ledger, options)
     _define_plain(app, ledger, options)
     if settings.get("test_bookings"):
+        # Imported here: SQLAlchemy takes as long to import as all else, in each of the processes.
+        from tests.support import bookings
+
         bookings.define(app, ledger)
     if settings.get("test_faults"):
         faults.define(app, ledger)
     if settings.get("test_passing_by"):
         _define_passed_by(app, ledger)
     if settings.get("test_locks"):
+        from tests.support import locks
+
         locks.define(app, ledger)
     return app
 
