@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
-import sys
+import os
 from typing import Any
 
 import pytest
 
+from tests.support import warm
 from tests.support.samples import CASES
 from tests.support.workers import ROOT
 
@@ -34,14 +34,8 @@ EXPECTED: dict[str, tuple[list[int], list[str], int]] = {
 @functools.cache
 def results_of(sample: str) -> Any:
     """Every case of a sample, run once, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.support.samples", sample],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    command = ["-W", "ignore", "-m", "tests.support.samples", sample]
+    done = warm.run(command, cwd=ROOT, env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -305,8 +305,10 @@ def test_a_request_whose_process_is_killed_was_interrupted(
     """Once its lease is over the next one runs, and repeats no step that was done."""
     # Given
     process, port = served_alone.start(kind, tmp_path, streams)
-    with Client(port).begin("a"):
-        eventually((tmp_path / "begun").exists, "the work has begun", timeout=30)
+    try:
+        with Client(port).begin("a"):
+            eventually((tmp_path / "begun").exists, "the work has begun", timeout=30)
+    finally:
         # When
         process.kill()
         process.wait()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
+from tests.support import warm
 from tests.support.printed import END, samples, steps_of_the_readme
 from tests.support.waiting import eventually
 
@@ -38,15 +39,7 @@ def _is_tests(text: str) -> bool:
 
 def run(script: str, directory: Path, *how: str) -> subprocess.CompletedProcess[str]:
     """Run a script as a reader would, from the folder that it is in."""
-    return subprocess.run(
-        [sys.executable, *how, script],
-        cwd=directory,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    return warm.run([*how, script], cwd=directory, env=environment())
 
 
 def environment() -> dict[str, str]:

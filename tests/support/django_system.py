@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from django.db import connections
 from sqlalchemy.engine import make_url
 
 from celery_idempotent.testing.servers import RedisServer
+from tests.support import warm
 from tests.support.brokers import RedisBroker
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE
@@ -49,7 +49,7 @@ class DjangoSystem:
         }
         self.app = Celery("producer", set_as_current=False)
         self.app.conf.update({**celery, "idempotency_store_url": "memory://"})
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[warm.Process] = []
 
     @property
     def environment(self) -> dict[str, str]:
@@ -65,22 +65,14 @@ class DjangoSystem:
     def log(self) -> str:
         return "\n".join(path.read_text(errors="replace") for path in self.directory.glob("*.log"))
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, *command: str) -> warm.Process:
         """Start a process of the project."""
         with open(self.directory / f"{len(self.processes)}.log", "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = warm.start(command, cwd=ROOT, env=self.environment, stdout=log)
         self.processes.append(process)
         return process
 
-    def start_worker(self, concurrency: int = 2) -> subprocess.Popen[bytes]:
+    def start_worker(self, concurrency: int = 2) -> warm.Process:
         """Start a worker, and return once it consumes."""
         ready = self.ledger.count("ready")
         worker = self.start(
@@ -98,15 +90,7 @@ class DjangoSystem:
 
     def manage(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run ``manage.py``, in all but its name."""
-        return subprocess.run(
-            [sys.executable, "-m", "django", *command],
-            cwd=ROOT,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        return warm.run(["-m", "django", *command], cwd=ROOT, env=self.environment)
 
     def send(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Call a task by its name."""
@@ -127,7 +111,7 @@ class DjangoSystem:
         connections[self.alias].close()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: warm.Process) -> None:
     """SIGKILL a process and its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.support import warm
 from tests.support.missing import NotThere
 from tests.support.tasks import SETTINGS_VARIABLE
 from tests.support.waiting import eventually
@@ -151,9 +152,9 @@ class Flower:
             shutil.copy(_CONFIGURATION, self.directory)
         self._log = self.directory / "log"
         with open(self._log, "wb") as log:
-            self._process = subprocess.Popen(
+            self._process = warm.start(
                 [
-                    *(sys.executable, *program, "-A", "tests.support.app", *command),
+                    *(*program, "-A", "tests.support.app", *command),
                     *(f"--port={self.port}", "--address=127.0.0.1", *options),
                 ],
                 cwd=self.directory,
@@ -165,10 +166,7 @@ class Flower:
                     "PYTHONUNBUFFERED": "1",
                     **(environment or {}),
                 },
-                stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
-                start_new_session=True,
             )
 
     @property

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from typing import Any
 
 from celery import signals
 
+from tests.support import warm
 from tests.support.tasks import SETTINGS_VARIABLE
 from tests.support.waiting import eventually
 
@@ -39,9 +39,9 @@ class RelayProcess:
     ) -> None:
         directory = Path(settings["test_ledger"]).parent
         self.log_path = directory / f"relay-{uuid.uuid4().hex[:6]}.log"
-        command = [sys.executable, "-m", "tests.support.relays", "idempotency", "relay"]
+        command = ["-m", "tests.support.relays", "idempotency", "relay"]
         with open(self.log_path, "wb") as log:
-            self._process = subprocess.Popen(
+            self._process = warm.start(
                 [*command, "--database", database, *options],
                 cwd=ROOT,
                 env={
@@ -50,9 +50,7 @@ class RelayProcess:
                     _KILL_VARIABLE: str(killed_after or 0),
                     "PYTHONPATH": str(ROOT),
                 },
-                stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
             )
 
     @property

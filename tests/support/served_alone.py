@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,28 +11,29 @@ from typing import Any
 
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import environment_of
+from tests.support import warm
 from tests.support.http_app import HTTP_APPS, Reply, make_celery
 from tests.support.served import serving
+from tests.support.waiting import eventually
 from tests.support.workers import ROOT
 
 LEASE_S = 1.0
 
 
-def start(kind: str, directory: Path, streams: bool) -> tuple[subprocess.Popen[str], int]:
+def start(kind: str, directory: Path, streams: bool) -> tuple[warm.Process, int]:
     """Start one; gives its process and its port."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__, kind, str(directory), "stream" if streams else "whole"],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    return process, int(process.stdout.readline())
+    command = ["-m", __name__, kind, str(directory), "stream" if streams else "whole"]
+    path = directory / "port"
+    path.write_text("")
+    with open(directory / "log", "ab") as log:
+        process = warm.start(command, cwd=ROOT, env=dict(os.environ), stdout=log)
+    eventually(lambda: path.read_text() or process.poll() is not None, "it serves")
+    assert process.poll() is None, (directory / "log").read_text()
+    return process, int(path.read_text())
 
 
 def main(kind: str, directory: str, how: str) -> None:
-    """Serve until the other end of stdin is closed."""
+    """Serve until it is killed."""
     celery = make_celery(idempotency_lease=LEASE_S)
     celery.conf.idempotency_store_url = f"sqlite:///{directory}/records.db"
     store: Any = environment_of(celery).store
@@ -61,8 +62,8 @@ def main(kind: str, directory: str, how: str) -> None:
         raise AssertionError
 
     with serving(HTTP_APPS[kind](handler, celery, service="shop")) as client:
-        print(client.port, flush=True)  # noqa: T201
-        sys.stdin.read()
+        (Path(directory) / "port").write_text(str(client.port))
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

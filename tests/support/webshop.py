@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from celery import Celery
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask
 from celery_idempotent.http import IdempotencyASGIMiddleware
+from tests.support import warm
 from tests.support.tasks import SETTINGS_VARIABLE
 from tests.support.waiting import eventually
 from tests.support.workers import ROOT
@@ -96,18 +95,15 @@ class Process:
     def __init__(self, settings: dict[str, Any], directory: Path, *command: str) -> None:
         self.log_path = directory / f"{command[1]}-{len(list(directory.iterdir()))}.log"
         with open(self.log_path, "wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *command],
+            self._process = warm.start(
+                command,
                 cwd=ROOT,
                 env={
                     **os.environ,
                     SETTINGS_VARIABLE: json.dumps(settings),
                     "PYTHONPATH": str(ROOT),
                 },
-                stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
-                start_new_session=True,
             )
 
     @property

@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.support import warm
 from tests.support.ledger import Ledger
 from tests.support.tasks import SETTINGS_VARIABLE
 from tests.support.waiting import eventually
@@ -39,14 +38,14 @@ class Worker:
         self.node = f"{pool}-{uuid.uuid4().hex[:6]}@test"
         self.log_path = self.ledger.path.parent / f"{self.node}.log"
         command = [
-            *(sys.executable, "-m", "celery", "-A", app, "worker"),
+            *("-m", "celery", "-A", app, "worker"),
             *("--pool", pool, "--concurrency", str(concurrency), "--hostname", self.node),
             *("--loglevel", "INFO", "--without-gossip", "--without-mingle"),
             *(() if heartbeat else ("--without-heartbeat",)),
             *options,
         ]
         with open(self.log_path, "wb") as log:
-            self._process = subprocess.Popen(
+            self._process = warm.start(
                 command,
                 cwd=root,
                 env={
@@ -55,10 +54,9 @@ class Worker:
                     "PYTHONPATH": str(root),
                     **(environment or {}),
                 },
-                stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
-                start_new_session=True,
+                # These put their own functions in the place of Python's, before any import.
+                cold=pool in ("gevent", "eventlet"),
             )
         self._group_is_ended = False
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from celery_idempotent.testing.servers import RedisServer
+from tests.support import warm
 from tests.support.brokers import RedisBroker
 from tests.support.databases import Database
 from tests.support.ledger import Ledger
@@ -48,22 +48,14 @@ class Tenants:
             ),
         }
         self._log = directory / "worker.log"
-        self._worker: subprocess.Popen[bytes] | None = None
+        self._worker: warm.Process | None = None
 
     @property
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", *command],
-            cwd=ROOT,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        return warm.run(["-m", *command], cwd=ROOT, env=self._environment)
 
     def produce(self, what: str) -> Any:
         """Make the calls of north and south, twice each, and give their results; or the tables."""
@@ -73,15 +65,12 @@ class Tenants:
 
     def start_worker(self) -> None:
         with open(self._log, "wb") as log:
-            self._worker = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "tests.tenants_project.celery_app"]
+            self._worker = warm.start(
+                ["-m", "celery", "-A", "tests.tenants_project.celery_app"]
                 + ["worker", "--concurrency", "2", "--loglevel", "INFO"],
                 cwd=ROOT,
                 env=self._environment,
-                stdin=subprocess.DEVNULL,
                 stdout=log,
-                stderr=log,
-                start_new_session=True,
             )
         worker = self._worker
         eventually(
