@@ -28,6 +28,10 @@ EAGER = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in Q
 PRINTED = {sample.name: sample.text for sample in samples() if sample.name in EAGER}
 
 
+#: Without the plugin of Hypothesis, which is ours: it takes longer to import than most samples run.
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+
+
 def has_checks(script: str) -> bool:
     """Whether a file goes on after what is printed of it."""
     return END in (EXAMPLES / script).read_text(encoding="utf-8")
@@ -59,7 +63,7 @@ def test_a_sample_runs_as_printed(script: str, redis_server: RedisServer, tmp_pa
     text = PRINTED[script]
     put(script, text, tmp_path, redis_server)
     # When
-    how = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if _is_tests(text) else []
+    how = PYTEST if _is_tests(text) else ()
     done = run(script, tmp_path, *how)
     # Then
     assert done.returncode == 0, done.stdout + done.stderr
