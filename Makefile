@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 DECLARED := setup.cfg setup.py pyproject.toml Makefile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-unit fuzz chaos model mutants lint format types docs matrix build clean
+.PHONY: help demo bench test test-unit ecosystem fuzz chaos model mutants lint format types docs matrix build clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs o
 
 test-unit: $(STAMP)-test ## The tests that need no worker, no broker and no server of databases
 	@$(BIN)/python -m pytest -m unit -n $(JOBS) $(SPREAD) $(ARGS)
+
+ecosystem: $(STAMP)-venv ## Beside other packages, each group in an environment of its own; ALL=1 K=sentry
+	@$(BIN)/python -m tests.ecosystem $(if $(ALL),--all) $(if $(K),-k $(K)) $(ARGS)
 
 fuzz: $(STAMP)-test ## Random schedules of deliveries, and histories of every store; MINUTES=60 SEED=1
 	@$(BIN)/python -m tests.fuzz $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) \
@@ -68,7 +71,7 @@ build: $(STAMP)-venv ## The wheel, into dist
 	@ls dist/*.whl
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .tox build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .ecosystem .tox build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # An interpreter counts if it runs, is new enough and can make environments: a name on PATH may be a
 # stub that only prints an error.
