@@ -22,7 +22,7 @@ from django.db import (
 )
 from django.db.utils import ConnectionDoesNotExist
 
-from celery_idempotent.core.record import Label, Record
+from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.django import models
 from celery_idempotent.django.isolation import check_isolation
@@ -251,6 +251,11 @@ class DjangoRows(Rows[Any]):
         rows = self.objects(models.Record).filter(expires_ms__gt=self.read(at).now_ms)
         rows = rows.filter(record_key__startswith=start, record_key__gt=after)
         return list(rows.order_by("record_key").values_list("record_key", flat=True)[:count])
+
+    def unknown_keys(self, at: Any, start: str) -> list[str]:
+        rows = self.objects(models.Record).filter(expires_ms__gt=self.read(at).now_ms)
+        rows = rows.filter(state=str(State.UNKNOWN), record_key__startswith=start)
+        return list(rows.values_list("record_key", flat=True))
 
     def objects(self, model: Any) -> Any:
         """Return all rows of a model on this database."""

@@ -160,6 +160,13 @@ class AskableStore(Protocol):
             StoreUnavailable: one refused it.
         """
 
+    def try_listing(self, key: str) -> None:
+        """List a record as one whose outcome is unknown, as workers do.
+
+        Raises:
+            StoreUnavailable: the server that keeps the list refused it.
+        """
+
     def missing_slots(self) -> int:
         """Return how many slots of a cluster no server has; 0: it is complete, or no cluster."""
 
@@ -306,6 +313,14 @@ class Store(Protocol):
     @abstractmethod
     def scan(self, pattern: str) -> Iterator[str]:
         """Return the keys of records that match a glob pattern, in no order, as they come."""
+
+    @abstractmethod
+    def unknown(self, prefix: str) -> list[str]:
+        """Return the keys of the records with this prefix whose outcome is unknown.
+
+        It looks them up, and goes through no others. A record whose process died at the moment
+        when it became unknown may be missing until the next call with its key.
+        """
 
     @abstractmethod
     def ping(self) -> None:

@@ -241,6 +241,21 @@ class Rows(ABC, Generic[C]):
         They come after the key ``after``, in the order of their bytes.
         """
 
+    def unknown_keys(self, at: C, start: str) -> list[str]:
+        """Return the keys of live records in the state *unknown* that begin with ``start``.
+
+        By default all records are gone through.
+        """
+        found: list[str] = []
+        after = ""
+        while page := self.page(at, start, after, _PAGE):
+            for key, row in zip(page, self.read_many(at, page), strict=True):
+                record = row.readable
+                if record is not None and record.state is State.UNKNOWN:
+                    found.append(key)
+            after = page[-1]
+        return found
+
 
 class DecidingStore(Store, Generic[C]):
     """A store whose records are rows."""
@@ -437,6 +452,9 @@ class DecidingStore(Store, Generic[C]):
             if len(page) < _PAGE:
                 return
             after = page[-1]
+
+    def unknown(self, prefix: str) -> list[str]:
+        return self.rows.operate(lambda at: self.rows.unknown_keys(at, f"{prefix}:{{"))
 
     def _page(self, start: str, after: str) -> list[str]:
         return self.rows.operate(lambda at: self.rows.page(at, start, after, _PAGE))

@@ -11,10 +11,13 @@ __all__ = ["CLUSTER_COMMANDS", "OPERATOR_COMMANDS", "WORKER_COMMANDS", "rule_of"
 #: database other than 0, ``wait`` for ``idempotency_wait_replicas``.
 WORKER_COMMANDS: Final = (
     *("evalsha", "eval", "time", "get", "set", "exists", "del", "type", "pttl", "pexpire"),
-    *("hset", "hgetall", "xadd", "xtrim", "ping", "select", "wait"),
+    *("hset", "hgetall", "hkeys", "hdel", "xadd", "xtrim", "zadd", "zremrangebyscore"),
+    *("ping", "select", "wait"),
 )
 #: What lists, ``why``, Flower and the doctor send beyond that.
-OPERATOR_COMMANDS: Final = ("scan", "getrange", "xrevrange", "info", "config|get")
+OPERATOR_COMMANDS: Final = (
+    *("scan", "getrange", "xrevrange", "zrange", "zrem", "info", "config|get"),
+)
 #: What a store in a cluster needs beyond that.
 CLUSTER_COMMANDS: Final = ("cluster|slots", "asking")
 

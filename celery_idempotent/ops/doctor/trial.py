@@ -105,7 +105,8 @@ def _try_life(store: Store, name: str) -> Iterator[Refusal]:
     def settle(state: State) -> None:
         told = Slip(answered=True, token=held.token) if state is State.SUCCEEDED else None
         settled = held._replace(state=state, has_steps=True)
-        store.settle(name, Settle(settled, 0, _LEASE_MS, told, _LEFTOVER_MS, slip))
+        event = Settle(settled, 0, _LEASE_MS, told, _LEFTOVER_MS, slip, drops_steps_of="trial")
+        store.settle(name, event)
 
     def note() -> None:
         store.note(name, Note(slip, Slip(answered=True), held.token, _LEFTOVER_MS))
@@ -158,8 +159,14 @@ def _try_looking(environment: Environment, names: list[str]) -> Iterator[Refusal
     def scan() -> None:
         next(store.scan(f"{TRIAL_NAMESPACE}:*"), None)
 
+    def list_unknown() -> None:
+        if store.askable is not None and names:
+            store.askable.try_listing(names[0])
+
     yield from _refused(
         (
+            ("list an unknown outcome", list_unknown),
+            ("read the list of unknown outcomes", lambda: store.unknown(prefix)),
             ("read a list of records", read_many),
             ("read how long a record lives", lambda: store.ttl(names[0]) if names else None),
             ("go through all records", scan),
@@ -192,7 +199,9 @@ _SENT_BY: Final = {
     "claim a key": "TIME, EXISTS, GET or SET",
     "record a step": "HSET, DEL, PTTL or PEXPIRE",
     "read the steps": "HGETALL",
+    "record an outcome": "HKEYS or HDEL",
     "forget a key": "TYPE or DEL",
+    "list an unknown outcome": "ZADD, ZREMRANGEBYSCORE or PEXPIRE",
     "write the journal": "XADD, XTRIM or PEXPIRE",
 }
 

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from celery_idempotent.core.record import VERSION, Record
+from celery_idempotent.core.record import VERSION, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     UNKNOWN_TTL_MS,
@@ -37,6 +37,7 @@ from celery_idempotent.stores.journal import JournalStore
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.journal import RedisJournals
 from celery_idempotent.stores.redis.servers import RedisServers
+from celery_idempotent.stores.redis.unknown import UnknownRecords
 from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script, not_done
 from celery_idempotent.stores.urls import mask_url
 
@@ -71,6 +72,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         self._step = load_script("step")
         self._resolve = load_script("resolve")
         self._peek = load_script("peek")
+        self._unknown = UnknownRecords(wire)
 
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> RedisStore:
@@ -114,7 +116,10 @@ class RedisStore(RedisJournals, RedisServers, Store):
                 return Claimed(answer[0], answer[1], failed, _pairs(answer[3]), origin)
             code, flags, now_ms = _ANSWER.unpack_from(answer)
             if code != 9:
-                return _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
+                verdict = _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
+                if isinstance(verdict, Unknown):
+                    self._unknown.add(key, verdict.record.token)
+                return verdict
         raise not_done(
             f"the store has found each of {_LATE_TURNS} claims of {key} too late: its clock is "
             "being moved, or this process stands still"
@@ -140,7 +145,10 @@ class RedisStore(RedisJournals, RedisServers, Store):
             answer = self._wire.call_replicated(call, *self._wait)
         else:
             answer = self._wire.call(call)
-        return Recorded(answer) if type(answer) is int else _recorded(answer)
+        told = Recorded(answer) if type(answer) is int else _recorded(answer)
+        if event.record.state is State.UNKNOWN and isinstance(told, Recorded):
+            self._unknown.add(key, told.token)
+        return told
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
@@ -234,6 +242,12 @@ class RedisStore(RedisJournals, RedisServers, Store):
             cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
             if cursor == "0":
                 return
+
+    def try_listing(self, key: str) -> None:
+        self._unknown.try_to_add(key, 0)
+
+    def unknown(self, prefix: str) -> list[str]:
+        return self._unknown.read(prefix, self.get_many)
 
     def ping(self) -> None:
         self._wire.command("PING")

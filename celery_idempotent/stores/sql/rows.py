@@ -22,7 +22,7 @@ from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.deciding import Row, Rows, fit
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.flavours import Trouble, hint_of, trouble_of
-from celery_idempotent.stores.sql.schema import notes, records, steps
+from celery_idempotent.stores.sql.schema import is_unknown, notes, records, steps
 
 __all__ = ["SqlRows"]
 
@@ -196,6 +196,11 @@ class SqlRows(Rows[Connection]):
             # Up to where keys with another start begin, in the order of bytes.
             wanted &= key < start[:-1] + chr(ord(start[-1]) + 1)
         return list(at.scalars(select(key).where(wanted).order_by(key).limit(count)))
+
+    def unknown_keys(self, at: Connection, start: str) -> list[str]:
+        key, now_ms = records.c.record_key, self.read(at).now_ms
+        wanted = is_unknown & (records.c.expires_ms > now_ms)
+        return [name for name in at.scalars(select(key).where(wanted)) if name.startswith(start)]
 
 
 def _insert(connection: Connection, insert: Insert, values: dict[str, Any]) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from celery_idempotent.core.record import State
-from celery_idempotent.core.verdicts import Claimed, Lost, Replay, Resolve
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.verdicts import Claim, Claimed, Lost, Replay, Resolve
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     FAILURE,
     FIRST,
     HORIZON_MS,
+    KEEP_MS,
     KEY,
+    LEASE_MS,
     RESULT,
     SECOND,
     Ending,
@@ -20,12 +24,39 @@ from celery_idempotent.testing.contract.kit import (
     complete,
     hold,
     interrupt,
+    leave_unknown,
     lives_ms,
     release,
     retry,
     stored,
     unknown,
 )
+
+OTHER = "idempotent:{shop.charge:order:7}"
+PREFIX = "idempotent"
+
+Becomes = Callable[[Store], object]
+Settled = Callable[[Store, Record], object]
+
+
+def given_up_as_unknown(store: Store) -> None:
+    """A run says itself that nobody can know."""
+    leave_unknown(store, hold(store, FIRST))
+
+
+def resolved(store: Store, held: Record) -> None:
+    """A person says that it may run again."""
+    store.resolve(KEY, Resolve(State.RELEASED, b"", HORIZON_MS))
+
+
+def forgotten(store: Store, held: Record) -> None:
+    """A person frees the key."""
+    store.forget(KEY, HORIZON_MS)
+
+
+def completed_late(store: Store, held: Record) -> None:
+    """The run that was thought to be lost tells its result."""
+    complete(store, held)
 
 
 class ResolveRows:
@@ -102,3 +133,34 @@ class ResolveRows:
         # Then
         assert not store.resolve(KEY, event)
         assert stored(store) == before
+
+    @pytest.mark.parametrize("becomes", [unknown, given_up_as_unknown])
+    def test_what_is_unknown_is_found(self, store: Store, becomes: Becomes) -> None:
+        """A claim made it so, or the run itself; whoever looks for it needs no other key."""
+        # Given
+        store.claim(OTHER, Claim(SECOND.candidate(), LEASE_MS, KEEP_MS))
+        # When
+        becomes(store)
+        # Then
+        assert store.unknown(PREFIX) == [KEY]
+        assert store.unknown(f"{PREFIX}2") == []
+
+    @pytest.mark.parametrize("settled", [resolved, forgotten, completed_late])
+    def test_what_was_settled_is_found_no_more(self, store: Store, settled: Settled) -> None:
+        """By a person, or by the run that was thought to be lost."""
+        # Given
+        held = unknown(store)
+        # When
+        settled(store, held)
+        # Then
+        assert store.unknown(PREFIX) == []
+
+    def test_what_is_unknown_again_is_found_again(self, store: Store) -> None:
+        """Also where nobody looked between the first time and the second."""
+        # Given
+        resolved(store, unknown(store))
+        # When
+        unknown(store)
+        # Then
+        assert store.unknown(PREFIX) == [KEY]
+        assert store.unknown(PREFIX) == [KEY]
