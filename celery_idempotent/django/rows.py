@@ -27,6 +27,7 @@ from celery_idempotent.core.slip import Slip
 from celery_idempotent.django import models
 from celery_idempotent.django.isolation import check_isolation
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
+from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.deciding import Row, Rows, fit
 
 __all__ = ["DjangoRows", "is_cut", "is_passing", "unavailable"]
@@ -248,14 +249,26 @@ class DjangoRows(Rows[Any]):
         self.objects(models.Step).filter(record_key=fit(key), name__startswith=start).delete()
 
     def page(self, at: Any, start: str, after: str, count: int) -> list[str]:
-        rows = self.objects(models.Record).filter(expires_ms__gt=self.read(at).now_ms)
-        rows = rows.filter(record_key__startswith=start, record_key__gt=after)
+        rows = self._live(at, start).filter(record_key__gt=after)
         return list(rows.order_by("record_key").values_list("record_key", flat=True)[:count])
 
+    def draw(self, at: Any, start: str, most: int) -> Sample:
+        rows = self._live(at, start)
+        total = rows.count()
+        if total > most:
+            # Stamps are numbers by chance, below that.
+            rows = rows.filter(stamp__lt=(most << 63) // total)
+        keys = list(rows.values_list("record_key", flat=True))
+        return Sample(keys, total if total > most else len(keys))
+
     def unknown_keys(self, at: Any, start: str) -> list[str]:
-        rows = self.objects(models.Record).filter(expires_ms__gt=self.read(at).now_ms)
-        rows = rows.filter(state=str(State.UNKNOWN), record_key__startswith=start)
+        rows = self._live(at, start).filter(state=str(State.UNKNOWN))
         return list(rows.values_list("record_key", flat=True))
+
+    def _live(self, at: Any, start: str) -> Any:
+        """Return the rows that are not expired, and whose keys begin so."""
+        rows = self.objects(models.Record).filter(expires_ms__gt=self.read(at).now_ms)
+        return rows.filter(record_key__startswith=start)
 
     def objects(self, model: Any) -> Any:
         """Return all rows of a model on this database."""

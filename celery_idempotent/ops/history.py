@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, Final
 
-from celery_idempotent.core.record import Record
-from celery_idempotent.errors import RecordCorrupt, StoreError
-from celery_idempotent.ops.records import batches
-from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
+from celery_idempotent.errors import RecordCorrupt
+from celery_idempotent.ops.records import read
+from celery_idempotent.ops.views import Filter, RecordView, parse_name
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import StoredEvent, journal_key
 
@@ -164,35 +163,26 @@ class History:
 
 
 def newest_first(
-    store: Store, prefix: str, wanted: Filter, *, rest: bool = True, since_ms: int = 0
+    store: Store,
+    prefix: str,
+    wanted: Filter,
+    *,
+    since_ms: int = 0,
+    gone_through: Callable[[int], object] = lambda number: None,
 ) -> Iterator[list[RecordView]]:
-    """Give the records that are wanted, a list a batch: those of the journal, newest first.
+    """Give the records of the journal that are wanted, newest first, a list a batch.
 
     Args:
-        rest: whether to go on with all others, which come in no order.
         since_ms: give only those that something happened to since then, on the store's clock.
+        gone_through: called with the number of records in each batch, wanted or not.
 
     Raises:
         StoreUnavailable: the store does not answer.
     """
-    seen: set[str] = set()
     names = History(store, prefix).names(since_ms)
     while batch := list(islice(names, _BATCH)):
-        seen.update(batch)
-        yield _wanted(store, prefix, batch, wanted)
-    if rest and not since_ms:
-        for views in batches(store, prefix, wanted):
-            yield [view for view in views if view.name not in seen]
-
-
-def _wanted(store: Store, prefix: str, names: list[str], wanted: Filter) -> list[RecordView]:
-    parsed = {name: parts for name in names if (parts := parse_name(prefix, name))}
-    asked = [name for name, parts in parsed.items() if wanted.admits_name(parts[1])]
-    found: list[tuple[str, Record | StoreError | None]] = list(
-        zip(asked, store.get_many(asked), strict=True)
-    )
-    views = (view_of(name, *parsed[name], record) for name, record in found if record is not None)
-    return [view for view in views if wanted.admits(view)]
+        yield read(store, prefix, batch, wanted)
+        gone_through(len(batch))
 
 
 def when(at_ms: int) -> str:

@@ -7,31 +7,33 @@ from contextlib import suppress
 from typing import Any
 
 from celery_idempotent.core.keys import record_key
-from celery_idempotent.core.record import Record
-from celery_idempotent.errors import IdempotencyError, StoreError
-from celery_idempotent.ops.history import History
-from celery_idempotent.ops.records import batches
-from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
+from celery_idempotent.core.record import State
+from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.ops.history import History, newest_first
+from celery_idempotent.ops.records import batches, read
+from celery_idempotent.ops.unsettled import unsettled
+from celery_idempotent.ops.views import Filter, RecordView, parse_name
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["look_up", "setups"]
+__all__ = ["exactly", "look_up", "search", "setups"]
+
+
+Batches = Iterator[list[RecordView]]
+GoneThrough = Callable[[int], object]
 
 
 def look_up(
-    app: Any,
-    environment: Environment,
-    text: str,
-    before_scan: Callable[[], object] = lambda: None,
+    app: Any, environment: Environment, text: str, gone_through: GoneThrough | None = None
 ) -> list[RecordView]:
     """Find the records that are meant, where it is cheapest to find them.
 
     A record's whole name is asked for as it is. Else it is taken as a key of each task in turn,
-    then as what the journal calls a key or a task id; only if all that leads to nothing, all
-    records are gone through.
+    then as what the journal calls a key or a task id.
 
     Args:
         text: a record's name, a key, or the id of a call that had one.
-        before_scan: called before all records are gone through, which may take long.
+        gone_through: if all that leads to nothing, all records are gone through, and this is
+            called with the number in each batch; ``None``: they are not, which may take long.
 
     Raises:
         StoreUnavailable: the store does not answer.
@@ -42,15 +44,69 @@ def look_up(
     found = _read(environment, _named(app, prefix, text)) or _read(
         environment, _told_of(environment, text)
     )
-    if found:
+    if found or gone_through is None:
         return found
-    before_scan()
     return [
         view
-        for batch in batches(environment.store, prefix, Filter())
+        for batch in batches(environment.store, prefix, Filter(), gone_through)
         for view in batch
         if text in (view.key, view.owner_id)
     ]
+
+
+def exactly(app: Any, environment: Environment, wanted: Filter) -> list[RecordView]:
+    """Find what a filter's words name exactly: a key, or the id of a call.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    if not wanted.match:
+        return []
+    return [view for view in look_up(app, environment, wanted.match) if wanted.admits_kind(view)]
+
+
+def search(
+    app: Any,
+    environment: Environment,
+    wanted: Filter,
+    *,
+    since_ms: int = 0,
+    scan: bool = False,
+    gone_through: GoneThrough = lambda number: None,
+) -> Batches:
+    """Give the records that are wanted, a list a batch, those first that are found at once.
+
+    Exact keys and task ids come first, then those of the journal, newest first, then all others,
+    in no order. What is unknown is listed by the store: no others are gone through for it.
+
+    Args:
+        since_ms: give only those that something happened to since then, by the journal alone.
+        scan: go through all records for unknown ones, too.
+        gone_through: called with the number of records in each batch, wanted or not.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    store, prefix = environment.store, environment.prefix
+    seen: set[str] = set()
+
+    def new(views: list[RecordView]) -> list[RecordView]:
+        added = [view for view in views if view.name not in seen]
+        seen.update(view.name for view in added)
+        return added
+
+    if not since_ms:
+        yield new(exactly(app, environment, wanted))
+        if wanted.state == str(State.UNKNOWN):
+            listed = [one.view for one in reversed(unsettled(environment))]
+            yield new([view for view in listed if wanted.admits(view)])
+            if not scan:
+                return
+    for views in newest_first(store, prefix, wanted, since_ms=since_ms, gone_through=gone_through):
+        yield new(views)
+    if not since_ms:
+        for views in batches(store, prefix, wanted, gone_through):
+            yield new(views)
 
 
 def setups(app: Any) -> Iterator[tuple[Any, TaskSetup]]:
@@ -74,17 +130,11 @@ def _named(app: Any, prefix: str, key: str) -> list[str]:
 
 def _told_of(environment: Environment, text: str) -> list[str]:
     history = History(environment.store, environment.prefix)
-    names = (told.name for told in history.events() if text in (told.task_id, told.key))
+    names = (
+        told.name for told in history.events() if text in (told.task_id, told.key, told.original_id)
+    )
     return list(dict.fromkeys(name for name in names if name))
 
 
 def _read(environment: Environment, names: list[str]) -> list[RecordView]:
-    found: list[tuple[str, Record | StoreError | None]] = list(
-        zip(names, environment.store.get_many(names), strict=True)
-    )
-    views = []
-    for name, record in found:
-        parts = parse_name(environment.prefix, name)
-        if record is not None and parts is not None:
-            views.append(view_of(name, *parts, record))
-    return views
+    return read(environment.store, environment.prefix, names, Filter())

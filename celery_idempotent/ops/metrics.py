@@ -41,7 +41,7 @@ log = logging.getLogger("celery_idempotent")
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _PREFIX: Final = "celery_idempotency_"
-#: For how long what the journal says of unknown outcomes is kept.
+#: For how long what the store says of unknown outcomes is kept.
 _FRESH_S: Final = 30.0
 
 
@@ -152,9 +152,9 @@ class Metrics:
 
 
 class Unknown:
-    """A collector of the unknown outcomes of an app, as far as its journal reaches back.
+    """A collector of the unknown outcomes of an app.
 
-    The journal is read when somebody asks, and at most every half a minute. While the store is
+    The store's list is read when somebody asks, and at most every half a minute. While the store is
     away there are no figures.
     """
 

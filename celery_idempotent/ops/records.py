@@ -6,8 +6,7 @@ hold millions of records, and none of this asks it for more than a thousand at a
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -26,9 +25,10 @@ from celery_idempotent.ops.views import (
     parse_name,
     view_of,
 )
-from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.base import Store, quoted
 
 __all__ = [
+    "SAMPLED",
     "STATES",
     "UNREADABLE",
     "Filter",
@@ -41,30 +41,50 @@ __all__ = [
     "find",
     "forget",
     "parse_name",
+    "read",
     "show",
 ]
 
+#: So many records are looked at to say how many there are of which kind.
+SAMPLED: Final = 10_000
 _BATCH: Final = 1000
 
 
-def batches(store: Store, prefix: str, wanted: Filter) -> Iterator[list[RecordView]]:
+def _ignore(number: int) -> None:
+    """Take no notice of how far it is."""
+
+
+def batches(
+    store: Store, prefix: str, wanted: Filter, gone_through: Callable[[int], object] = _ignore
+) -> Iterator[list[RecordView]]:
     """Go through all records, in no order; give those that are wanted, a list a batch.
 
     As with any scan, a record that is written meanwhile may be missing or come twice. A list may
     be empty, so that whoever asks can stop when it has taken long enough.
 
+    Args:
+        gone_through: called with the number of records in each batch, wanted or not.
+
     Raises:
         StoreUnavailable: the store does not answer.
     """
-    names = store.scan(f"{_literal(prefix)}:{{*}}")
+    names = store.scan(f"{quoted(prefix)}:{{*}}")
     while batch := list(islice(names, _BATCH)):
-        parsed = {name: parts for name in batch if (parts := parse_name(prefix, name))}
-        asked = [name for name, parts in parsed.items() if wanted.admits_name(parts[1])]
-        found = zip(asked, store.get_many(asked), strict=True)
-        views = (
-            view_of(name, *parsed[name], record) for name, record in found if record is not None
-        )
-        yield [view for view in views if wanted.admits(view)]
+        yield read(store, prefix, batch, wanted)
+        gone_through(len(batch))
+
+
+def read(store: Store, prefix: str, names: Sequence[str], wanted: Filter) -> list[RecordView]:
+    """Read records by their names; give those that are there and wanted, in that order.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    parsed = {name: parts for name in names if (parts := parse_name(prefix, name))}
+    asked = [name for name, parts in parsed.items() if wanted.admits_name(parts[1])]
+    found = zip(asked, store.get_many(asked), strict=True)
+    views = (view_of(name, *parsed[name], record) for name, record in found if record is not None)
+    return [view for view in views if wanted.admits(view)]
 
 
 def find(
@@ -134,21 +154,36 @@ def forget(store: Store, prefix: str, name: str, horizon: float) -> bool:
     return store.forget(name, int(horizon * 1000))
 
 
-def count(store: Store, prefix: str) -> Stats:
-    """Go through all records and count them.
+def count(
+    store: Store,
+    prefix: str,
+    *,
+    exact: bool = False,
+    gone_through: Callable[[int], object] = _ignore,
+) -> Stats:
+    """Count the records: where there are many, by a sample of them, unless it has to be ``exact``.
+
+    What is unknown is counted exactly in any case.
+
+    Args:
+        gone_through: called with the number of records in each batch.
 
     Raises:
         StoreUnavailable: the store does not answer.
     """
     stats = Stats()
-    for batch in batches(store, prefix, Filter()):
-        stats.add(batch)
+    if exact:
+        for views in batches(store, prefix, Filter(), gone_through):
+            stats.add(views)
+        return stats
+    for sample in store.sample(prefix, SAMPLED):
+        for start in range(0, len(sample.keys), _BATCH):
+            names = sample.keys[start : start + _BATCH]
+            stats.add(read(store, prefix, names, Filter()), sample.weight)
+        stats.is_exact &= sample.of == len(sample.keys)
+    if not stats.is_exact:
+        stats.states["unknown"] = len(store.unknown(prefix))
     return stats
-
-
-def _literal(text: str) -> str:
-    """Quote what a glob pattern would take for more than itself."""
-    return re.sub(r"([*?\[\]\\])", r"\\\1", text)
 
 
 def _steps(store: Store, name: str) -> tuple[StepView, ...]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.history import History, JournalEntry, when
-from celery_idempotent.ops.views import RecordView, parse_name, view_of
+from celery_idempotent.ops.records import read
+from celery_idempotent.ops.views import Filter, RecordView
 from celery_idempotent.settings import Environment
 
 __all__ = ["RUNBOOK", "Unsettled", "advice", "cut_off", "unsettled"]
@@ -16,7 +19,7 @@ __all__ = ["RUNBOOK", "Unsettled", "advice", "cut_off", "unsettled"]
 #: The page that says what to do.
 RUNBOOK: Final = "docs/unknown-outcomes.rst"
 
-_BATCH: Final = 200
+_BATCH: Final = 1000
 #: What the journal tells of a run, up to where it was cut off.
 _RUNS: Final = frozenset(("claimed", "retrying", "interrupted", "process lost"))
 
@@ -26,34 +29,31 @@ class Unsettled:
     """A record whose outcome is unknown."""
 
     view: RecordView
-    #: Since when, on the store's clock.
+    #: Since when, on the store's clock; where the journal doesn't know, when the run began.
     since_ms: int
 
 
 def unsettled(environment: Environment) -> list[Unsettled]:
-    """Return the records whose outcome is unknown, as far as the journal reaches back.
+    """Return the records whose outcome is unknown, the oldest first.
 
-    It reads the journal, and of the records only those that it calls unknown: a store with
-    millions of records is asked for a few.
+    The store lists them (:meth:`.Store.unknown`), and the journal knows of those that an earlier
+    release left: a store with millions of records is asked for a few.
 
     Raises:
         StoreUnavailable: the store does not answer.
     """
+    store, prefix = environment.store, environment.prefix
     since: dict[str, int] = {}
-    for told in History(environment.store, environment.prefix).events():
+    for told in History(store, prefix).events():
         if told.what == "unknown" and told.name and not told.more.get("shadow"):
             since[told.name] = told.at_ms  # the last one that is read came first
     names = list(since)
-    found = []
+    with suppress(StoreUnavailable):  # whoever may read no list has the journal still
+        names = list(dict.fromkeys([*names, *store.unknown(prefix)]))
+    views: list[RecordView] = []
     for at in range(0, len(names), _BATCH):
-        batch = names[at : at + _BATCH]
-        for name, record in zip(batch, environment.store.get_many(batch), strict=True):
-            parts = parse_name(environment.prefix, name)
-            if record is None or parts is None:
-                continue
-            view = view_of(name, *parts, record)
-            if view.state == "unknown":
-                found.append(Unsettled(view, since[name]))
+        views += read(store, prefix, names[at : at + _BATCH], Filter(state="unknown"))
+    found = [Unsettled(view, since.get(view.name, view.token // 1000)) for view in views]
     return sorted(found, key=lambda one: one.since_ms)
 
 

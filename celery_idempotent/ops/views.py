@@ -132,16 +132,26 @@ class RecordDetail:
 class Stats:
     """How many records there are, of which state and which task."""
 
+    #: How many there are in all.
     total: int = 0
+    #: How many were looked at.
+    seen: int = 0
+    #: Whether all of them were; else the numbers are estimates.
+    is_exact: bool = True
     states: Counter[str] = field(default_factory=Counter)
     tasks: Counter[str] = field(default_factory=Counter)
 
-    def add(self, views: Iterable[RecordView]) -> None:
-        """Count more of them."""
+    def add(self, views: Iterable[RecordView], weight: float = 1.0) -> None:
+        """Count more of them; ``weight``: for how many each of them stands."""
+        states, tasks = Counter[str](), Counter[str]()
         for view in views:
-            self.total += 1
-            self.states[view.state] += 1
-            self.tasks[view.task] += 1
+            self.seen += 1
+            states[view.state] += 1
+            tasks[view.task] += 1
+        self.total += round(tasks.total() * weight)
+        for counted, added in ((self.states, states), (self.tasks, tasks)):
+            for name, number in added.items():
+                counted[name] += round(number * weight)
 
 
 class Filter:
@@ -159,6 +169,7 @@ class Filter:
     ) -> None:
         self.task = task or None
         self.state = state or None
+        self.match = (match or "").strip()
         self._words = [word.lower() for word in (match or "").split()]
         self._by_name = not any(_UUID.match(word) for word in self._words)
 
@@ -170,14 +181,18 @@ class Filter:
 
     def admits(self, view: RecordView) -> bool:
         """Whether a record is meant."""
-        if self.state is not None and view.state != self.state:
-            return False
-        if self.task is not None and not fnmatchcase(view.task, self.task):
+        if not self.admits_kind(view):
             return False
         if not self._words:
             return True
         texts = f"{view.key}\n{view.stored_key}".lower()
         return all(word in texts or word == view.owner_id for word in self._words)
+
+    def admits_kind(self, view: RecordView) -> bool:
+        """Whether a record is of the state and the task that are meant."""
+        if self.state is not None and view.state != self.state:
+            return False
+        return self.task is None or fnmatchcase(view.task, self.task)
 
 
 def parse_name(prefix: str, name: str) -> tuple[str, str] | None:

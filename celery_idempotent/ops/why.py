@@ -69,12 +69,13 @@ class Account:
 
 
 def why(
-    environment: Environment, task_id: str, before_scan: Callable[[], object] = lambda: None
+    environment: Environment, task_id: str, gone_through: Callable[[int], object] | None = None
 ) -> Account | None:
     """Tell what happened to a call; ``None``: nothing is known of it.
 
     Args:
-        before_scan: called where the journal knows nothing, before all records are gone through.
+        gone_through: where the journal knows nothing, all records are gone through, and this is
+            called with the number in each batch; ``None``: they are not.
 
     Raises:
         StoreUnavailable: the store does not answer.
@@ -91,7 +92,7 @@ def why(
             by_hand.append(told)
     own.reverse()
     if not own:
-        return _of_record(environment, task_id, tuple(duplicates), before_scan)
+        return _of_record(environment, task_id, tuple(duplicates), gone_through)
     last = own[-1]
     names = {told.name for told in own}
     since = own[0].at_ms
@@ -120,11 +121,12 @@ def _of_record(
     environment: Environment,
     task_id: str,
     duplicates: tuple[str, ...],
-    before_scan: Callable[[], object],
+    gone_through: Callable[[int], object] | None,
 ) -> Account | None:
     """Tell what its record says, where the journal doesn't reach back to it."""
-    before_scan()
-    for batch in batches(environment.store, environment.prefix, Filter(match=task_id)):
+    if gone_through is None:
+        return None
+    for batch in batches(environment.store, environment.prefix, Filter(), gone_through):
         for view in batch:
             if view.owner_id == task_id:
                 return Account(

@@ -17,10 +17,11 @@ is then not known, and it may be sent again: each is idempotent.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.slip import Slip
@@ -42,11 +43,13 @@ __all__ = [
     "AskableStore",
     "NotCommitted",
     "Renewal",
+    "Sample",
     "Server",
     "Store",
     "Transaction",
     "TransactionalStore",
     "is_beside_a_record",
+    "quoted",
 ]
 
 
@@ -169,6 +172,19 @@ class AskableStore(Protocol):
 
     def missing_slots(self) -> int:
         """Return how many slots of a cluster no server has; 0: it is complete, or no cluster."""
+
+
+class Sample(NamedTuple):
+    """Some of the records of one server, as if drawn by lot."""
+
+    keys: list[str]
+    #: About how many there are; exactly, where these are all.
+    of: int
+
+    @property
+    def weight(self) -> float:
+        """For how many records each of these stands."""
+        return self.of / len(self.keys) if self.keys else 0.0
 
 
 class Store(Protocol):
@@ -314,6 +330,14 @@ class Store(Protocol):
     def scan(self, pattern: str) -> Iterator[str]:
         """Return the keys of records that match a glob pattern, in no order, as they come."""
 
+    def sample(self, prefix: str, most: int) -> list[Sample]:
+        """Draw about ``most`` records with a prefix by lot, or take all where there are fewer.
+
+        By default all are taken.
+        """
+        keys = list(self.scan(f"{quoted(prefix)}:{{*}}"))
+        return [Sample(keys, len(keys))]
+
     @abstractmethod
     def unknown(self, prefix: str) -> list[str]:
         """Return the keys of the records with this prefix whose outcome is unknown.
@@ -341,3 +365,8 @@ STEPS: Final = ":steps"
 def is_beside_a_record(key: str) -> bool:
     """Whether a store's key is no record's own: those end with their hash tag."""
     return "}:" in key
+
+
+def quoted(text: str) -> str:
+    """Quote what a glob pattern would take for more than itself."""
+    return re.sub(r"([*?\[\]\\])", r"\\\1", text)

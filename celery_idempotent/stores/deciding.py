@@ -38,7 +38,7 @@ from celery_idempotent.core.verdicts import (
     Write,
 )
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal, Store
+from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal, Sample, Store
 
 __all__ = ["LONGEST", "DecidingStore", "Row", "Rows", "fit"]
 
@@ -240,6 +240,18 @@ class Rows(ABC, Generic[C]):
 
         They come after the key ``after``, in the order of their bytes.
         """
+
+    def draw(self, at: C, start: str, most: int) -> Sample:
+        """Draw about ``most`` keys of live records that begin with ``start``, by lot.
+
+        By default all are returned.
+        """
+        keys: list[str] = []
+        after = ""
+        while page := self.page(at, start, after, _PAGE):
+            keys += page
+            after = page[-1]
+        return Sample(keys, len(keys))
 
     def unknown_keys(self, at: C, start: str) -> list[str]:
         """Return the keys of live records in the state *unknown* that begin with ``start``.
@@ -452,6 +464,9 @@ class DecidingStore(Store, Generic[C]):
             if len(page) < _PAGE:
                 return
             after = page[-1]
+
+    def sample(self, prefix: str, most: int) -> list[Sample]:
+        return [self.rows.operate(lambda at: self.rows.draw(at, f"{prefix}:{{", most))]
 
     def unknown(self, prefix: str) -> list[str]:
         return self.rows.operate(lambda at: self.rows.unknown_keys(at, f"{prefix}:{{"))

@@ -181,4 +181,34 @@ _TRANSACTIONS = [
     ),
 ]
 
-STORES: list[Mutant] = [*_NOTHING_DELETES, *_REPLICAS, *_ROWS, *_SCHEMA, *_TRANSACTIONS]
+_UNKNOWN = [
+    Mutant(
+        "a claim that is told of an unknown outcome lists it",
+        "stores/redis/store.py",
+        "                if isinstance(verdict, Unknown):\n",
+        "                if False:\n",
+        LUA,
+    ),
+    Mutant(
+        "a run that leaves its outcome unknown lists it",
+        "stores/redis/store.py",
+        "        if event.record.state is State.UNKNOWN and isinstance(told, Recorded):\n",
+        "        if False:\n",
+        LUA,
+    ),
+    Mutant(
+        "a listed record is asked whether it is unknown still",
+        "stores/redis/unknown.py",
+        "if record is None or record.state is not State.UNKNOWN:",
+        "if record is None:",
+        LUA,
+    ),
+    Mutant(
+        "an entry is of one run: unknown again later is another",
+        "stores/redis/unknown.py",
+        'f"{token} {key}"',
+        'f"0 {key}"',
+        LUA,
+    ),
+]
+STORES: list[Mutant] = [*_NOTHING_DELETES, *_REPLICAS, *_ROWS, *_SCHEMA, *_TRANSACTIONS, *_UNKNOWN]

@@ -18,7 +18,7 @@ from celery_idempotent.ops.cli import act, check, idempotency
 from celery_idempotent.ops.cli.console import duration
 from celery_idempotent.ops.doctor import Finding
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.base import Renewal, Sample
 from celery_idempotent.stores.memory import MemoryStore
 from tests.support.commands import Commands
 from tests.support.records import JSON, StoredRecords
@@ -248,7 +248,7 @@ def test_show_gives_every_record_that_may_be_meant(run: Commands, stored: Stored
     stored.done("order:42", task="shop.refund")
     stored.done("order:42", task="shop.receipt")
     # Then
-    assert {record["task"] for record in run("show", "order:42").lines} == {
+    assert {record["task"] for record in run("show", "order:42", "--scan").lines} == {
         "shop.refund",
         "shop.receipt",
     }
@@ -301,10 +301,83 @@ def test_why_falls_back_on_the_record(run: Commands, stored: StoredRecords) -> N
     # Given
     stored.done("order:42", owner=FIRST)
     # When
-    done = run("why", FIRST)
+    done = run("why", FIRST, "--scan")
     # Then
     assert "does not reach back" in done.lines[0]["summary"]
-    assert "going through all records" in done.err
+
+
+def test_all_records_are_gone_through_only_if_asked(
+    run: Commands, stored: StoredRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may hold millions: without --scan the answer is that it isn't known at once."""
+    # Given
+    stored.done("order:42", task="shop.of_another_app", owner=FIRST)
+    scans: list[str] = []
+    scan = stored.store.scan
+    monkeypatch.setattr(stored.store, "scan", lambda it: scans.append(it) or scan(it))
+    # When
+    for text in ("order:42", FIRST):
+        for command in (["show"], ["forget", "--yes"], ["resolve", "--rerun", "--yes"]):
+            done = run(*command, text)
+            assert done.code == 1
+            assert "--scan" in done.err
+    assert "--scan" in run("why", FIRST).err
+    # Then
+    assert scans == []
+    assert run("show", "order:42", "--scan").code == 0
+    assert scans != []
+
+
+def test_unknown_ones_are_listed_without_a_search(
+    run: Commands, stored: StoredRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store lists them; --scan goes through all records, too."""
+    # Given
+    stored.done("order:1")
+    name = stored.unknown("order:2")
+    monkeypatch.setattr(stored.store, "scan", lambda it: pytest.fail("all were gone through"))
+    # Then
+    assert [one["name"] for one in run("list", "--state", "unknown").lines] == [name]
+    assert run("list", "--state", "unknown", "--task", "shop.refund").lines == []
+    assert run("resolve", "--rerun", "--task", "shop.charge", "--count", "1").code == 0
+    assert run("list", "--state", "unknown").lines == []
+
+
+def test_what_is_named_exactly_comes_first(
+    run: Commands, app: Celery, stored: StoredRecords
+) -> None:
+    """Before what the journal told of last, and before all that contains the words."""
+    # Given
+    names = [stored.done(f"order:4{number}") for number in ("2", "20", "21")]
+    for name in names:
+        tell(app, "succeeded", name, FIRST)
+    # When
+    found = [one["name"] for one in run("list", "--match", "order:42").lines]
+    # Then
+    assert found == [names[0], names[2], names[1]]
+
+
+def test_stats_of_many_are_estimates(
+    run: Commands, stored: StoredRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They say so; what is unknown is exact, and --exact counts all."""
+    # Given
+    for number in range(40):
+        stored.done(f"order:{number}")
+    stored.unknown("order:40")
+    keys = list(stored.store.scan("idempotent:{*}"))
+    sample = [Sample(keys[:10], 41)]
+    monkeypatch.setattr(stored.store, "sample", lambda prefix, most: sample)
+    # When
+    (told,) = run("stats").lines
+    # Then
+    assert not told["exact"]
+    assert told["records"] == 41
+    assert told["states"]["unknown"] == 1
+    assert "by a sample of 10" in run("stats", "--text").out
+    (told,) = run("stats", "--exact").lines
+    assert told["exact"]
+    assert told["states"] == {"succeeded": 40, "unknown": 1}
 
 
 def test_why_exits_with_one_where_nothing_is_known(run: Commands, app: Celery) -> None:
@@ -369,7 +442,7 @@ def test_forget_does_not_guess(run: Commands, stored: StoredRecords) -> None:
     # Given
     names = [stored.done("order:42", task=task) for task in ("shop.refund", "shop.receipt")]
     # When
-    done = run("forget", "--yes", "order:42")
+    done = run("forget", "--yes", "order:42", "--scan")
     # Then
     assert done.code == 1
     assert all(name in done.err for name in names)
@@ -570,6 +643,7 @@ def test_stats_counts_by_state_and_task(run: Commands, stored: StoredRecords) ->
     assert run("stats").lines == [
         {
             "records": 3,
+            "exact": True,
             "states": {"succeeded": 2, "running": 1},
             "tasks": {"shop.charge": 2, "shop.refund": 1},
             "journal_since": None,

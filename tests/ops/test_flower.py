@@ -59,6 +59,26 @@ def test_what_the_journal_knows_comes_first() -> None:
     assert not (found.more or found.cut_short or found.too_many)
 
 
+def test_what_is_named_exactly_is_the_first_page() -> None:
+    """Nothing else is read for it; whoever searches on gets the rest, and nothing twice."""
+    # Given
+    read: list[int] = []
+
+    def rest() -> Iterator[list[RecordView]]:
+        for batch in batches(range(1, 10)):
+            read.append(len(batch))
+            yield batch
+
+    listed = Listing(iter(()), rest(), [view(7)])
+    # When
+    found = listed.page(1)
+    # Then
+    assert numbers(found.views) == [7]
+    assert found.cut_short
+    assert read == []
+    assert numbers(listed.page(1).views) == [7, 9, 8, 6, 5, 4, 3, 2, 1]
+
+
 def test_a_large_store_is_listed_as_it_comes() -> None:
     """Behind what the journal knows, in no order, and the page says so."""
     # Given

@@ -32,7 +32,9 @@ from tests.support.tasks import SETTINGS_VARIABLE, make_app
 from tests.support.workers import ROOT
 
 MANY = 100_000
-STATES = (State.SUCCEEDED, State.SUCCEEDED, State.RELEASED, State.UNKNOWN)
+STATES = (State.SUCCEEDED, State.SUCCEEDED, State.RELEASED, State.SUCCEEDED)
+#: One in so many is unknown.
+UNKNOWN = 1000
 #: So many events are about records; the rest of the records the journal doesn't know.
 TOLD = 500
 
@@ -55,6 +57,10 @@ def large() -> Iterator[RedisServer]:
                 pipeline = client.pipeline(transaction=False)
                 for number in range(start, start + 10_000):
                     state = STATES[number % len(STATES)]
+                    if number % UNKNOWN == 995:
+                        state = State.UNKNOWN
+                        entry = f"{1_700_000_000_000_000 + number} {name_of(number)}"
+                        pipeline.zadd("idempotent:unknown", {entry: number})
                     record = Record(
                         state,
                         1_700_000_000_000_000 + number,
@@ -119,8 +125,10 @@ def counted(large: RedisServer) -> Iterator[Counted]:
     [
         (["list"], 200),
         (["list", "--text", "--limit", "20"], 200),
-        (["list", "--state", "unknown", "--limit", "20"], 200),
+        (["list", "--state", "unknown", "--limit", "0"], 2 * MANY // UNKNOWN),
         (["list", "--match", "order:499"], 200),
+        (["list", "--match", "order:99999"], 20),
+        (["stats"], 13_000),
         (["show", "order:99999"], 20),
         (["show", name_of(77_777)], 5),
         (["show", owner_of(321)], 20),
@@ -139,7 +147,7 @@ def test_what_is_asked_for_is_found_without_going_through_the_store(
     # Then
     assert done.code == 0, done.err
     assert done.out
-    assert counted.calls("scan") == 0
+    assert counted.calls("scan") <= (13 if command == ["stats"] else 0)
     assert counted.calls("getrange") + counted.calls("get") <= reads
 
 
@@ -148,7 +156,7 @@ def test_what_is_asked_for_is_found_without_going_through_the_store(
     [
         ["list", "--limit", "0"],
         ["list", "--match", "order:9999", "--limit", "0"],
-        ["list", "--state", "unknown", "--limit", "0"],
+        ["list", "--state", "unknown", "--scan", "--limit", "0"],
     ],
     ids=" ".join,
 )
@@ -169,7 +177,7 @@ def test_long_answers_are_streamed(
     done = run(*command)
     # Then
     assert done.code == 0
-    expected = {"--match": 11, "--state": MANY // 4 - 1}.get(command[1], MANY)
+    expected = {"--match": 11, "--state": MANY // UNKNOWN - 1}.get(command[1], MANY)
     assert len(done.out.splitlines()) == expected
     assert read_by_then[0] <= 3000
     # A thousand at a time, and so no server is kept from its other work for long.
@@ -181,18 +189,38 @@ def test_stats_say_how_far_they_are(run: Commands, monkeypatch: pytest.MonkeyPat
     # Given
     monkeypatch.setattr("celery_idempotent.ops.cli.console._SOON_S", 0.0)
     # When
-    done = run("stats")
+    done = run("stats", "--exact")
     # Then
     assert done.lines[0]["records"] == MANY
-    assert done.err.splitlines()[0].endswith("records so far ...")
+    assert done.err.splitlines()[0].endswith("records gone through so far ...")
     assert len(done.err.splitlines()) > 10
 
 
-def test_what_is_nowhere_is_looked_for_everywhere(run: Commands) -> None:
-    """And it says that this takes a while."""
-    done = run("why", str(uuid.uuid4()))
-    assert done.code == 1
-    assert "going through all records" in done.err
+def test_stats_are_estimated_by_a_sample(run: Commands) -> None:
+    """They are near; what is unknown is exact."""
+    # Given
+    (exact,) = run("stats", "--exact").lines
+    # When
+    (told,) = run("stats").lines
+    # Then
+    assert (exact["exact"], told["exact"]) == (True, False)
+    assert told["records"] == pytest.approx(exact["records"], rel=0.02)
+    assert told["states"]["unknown"] == exact["states"]["unknown"]
+    assert told["states"]["succeeded"] == pytest.approx(exact["states"]["succeeded"], rel=0.02)
+
+
+@pytest.mark.parametrize("command", [["show"], ["why"], ["forget", "--yes"]], ids=" ".join)
+def test_what_is_nowhere_is_said_at_once(
+    run: Commands, counted: Counted, command: list[str]
+) -> None:
+    """Only --scan looks for it everywhere."""
+    # Given
+    nowhere = str(uuid.uuid4())
+    # Then
+    assert run(*command, nowhere).code == 1
+    assert counted.calls("scan") == 0
+    assert run(*command, nowhere, "--scan").code == 1
+    assert counted.calls("scan") >= MANY // 2000
 
 
 # --- as Celery's own command ---------------------------------------------------------------------

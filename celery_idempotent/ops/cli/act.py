@@ -19,11 +19,11 @@ from celery_idempotent.ops.cli.console import (
     NotFound,
     command,
     format_option,
+    not_found,
     plain,
-    with_progress,
+    scan_option,
 )
-from celery_idempotent.ops.history import newest_first
-from celery_idempotent.ops.lookup import look_up
+from celery_idempotent.ops.lookup import look_up, search
 from celery_idempotent.ops.views import STATES, Filter, RecordView
 from celery_idempotent.settings import Environment
 
@@ -58,6 +58,7 @@ def _many(function: F) -> F:
 @_many
 @click.option("--state", type=click.Choice(STATES), help="All in this state.")
 @_yes
+@scan_option
 @format_option
 @click.pass_obj
 @command
@@ -70,6 +71,7 @@ def forget_command(
     count: int | None,
     state: str | None,
     yes: bool,
+    scan: bool,
     as_json: bool | None,
 ) -> None:
     """Free keys, so that the next call with each of them runs.
@@ -84,7 +86,7 @@ def forget_command(
     console = Console(context, as_json)
     environment = console.environment()
     wanted = Filter(task, state, match) if task or state or match else None
-    meant = _meant(console, environment, texts, wanted)
+    meant = _meant(console, environment, texts, wanted, scan)
     if _is_left(console, meant, "Forget", wanted, dry_run, count, yes):
         return
     for view in meant:
@@ -111,6 +113,7 @@ def forget_command(
 @click.option("--rerun", is_flag=True, help="It may happen again: the next call with the key runs.")
 @_many
 @_yes
+@scan_option
 @format_option
 @click.pass_obj
 @command
@@ -125,6 +128,7 @@ def resolve_command(
     dry_run: bool,
     count: int | None,
     yes: bool,
+    scan: bool,
     as_json: bool | None,
 ) -> None:
     """Say how runs ended whose outcome is unknown.
@@ -151,7 +155,7 @@ def resolve_command(
     console = Console(context, as_json)
     environment = console.environment()
     wanted = Filter(task, str(State.UNKNOWN), match) if task or match else None
-    meant = _meant(console, environment, texts, wanted)
+    meant = _meant(console, environment, texts, wanted, scan)
     meant.sort(key=lambda view: view.state == str(State.UNKNOWN))  # what can't be comes first
     if _is_left(console, meant, f"Resolve {words[how]}", wanted, dry_run, count, yes):
         return
@@ -176,16 +180,20 @@ def resolve_command(
 
 
 def _meant(
-    console: Console, environment: Environment, texts: tuple[str, ...], wanted: Filter | None
+    console: Console,
+    environment: Environment,
+    texts: tuple[str, ...],
+    wanted: Filter | None,
+    scan: bool,
 ) -> list[RecordView]:
     """Find the records that are meant: by name, or all that a filter admits."""
     if bool(texts) == (wanted is not None):
         raise click.UsageError("Name keys or task ids, or say which by --task, --state or --match.")
     if wanted is None:
-        found = [_the_one(console, environment, text) for text in texts]
+        found = [_the_one(console, environment, text, scan) for text in texts]
         return list({view.name: view for view in found}.values())
-    batches = newest_first(environment.store, environment.prefix, wanted)
-    return [view for batch in with_progress(console, batches) for view in batch if view.owner_id]
+    batches = search(console.app, environment, wanted, scan=scan, gone_through=console.gone_through)
+    return [view for batch in batches for view in batch if view.owner_id]
 
 
 def _is_left(
@@ -265,11 +273,11 @@ def _parsed(text: str) -> Any:
         ) from exc
 
 
-def _the_one(console: Console, environment: Environment, text: str) -> RecordView:
+def _the_one(console: Console, environment: Environment, text: str, scan: bool) -> RecordView:
     """Find the one record that is meant; what is not clear is not done."""
-    found = look_up(console.app, environment, text, console.before_scan)
+    found = look_up(console.app, environment, text, console.gone_through if scan else None)
     if not found:
-        raise NotFound(f"No record has the key, or belongs to the task, {text}.")
+        raise not_found(text, scan)
     if len(found) > 1:
         names = "\n".join(f"  {view.name}" for view in found[:20])
         raise NotFound(f"{text} may mean {len(found)} records. Name one of them:\n{names}")

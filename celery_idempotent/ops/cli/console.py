@@ -24,8 +24,9 @@ __all__ = [
     "command",
     "duration",
     "format_option",
+    "not_found",
     "plain",
-    "with_progress",
+    "scan_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -84,6 +85,8 @@ class Console:
     def __init__(self, context: Any, as_json: bool | None) -> None:
         self._context = context
         self.as_json = not sys.stdout.isatty() if as_json is None else as_json
+        self._gone_through = 0
+        self._next_word = time.monotonic() + _SOON_S
 
     @functools.cached_property
     def app(self) -> Any:
@@ -131,9 +134,13 @@ class Console:
             self.write_json(document)
         return written
 
-    def before_scan(self) -> None:
-        """Say why the answer will take a while."""
-        self.remark("The journal doesn't know it: going through all records ...")
+    def gone_through(self, number: int) -> None:
+        """Count records that were gone through, and say once a second how far it is."""
+        self._gone_through += number
+        now = time.monotonic()
+        if now >= self._next_word:
+            self.remark(f"{self._gone_through} records gone through so far ...")
+            self._next_word = now + _SOON_S
 
     def coloured(self, word: str) -> str:
         """Give a state in its colour."""
@@ -181,6 +188,12 @@ class Console:
         click.confirm(plain(question), abort=True, err=True)
 
 
+def not_found(text: str, scanned: bool) -> NotFound:
+    """Return the error of a key or a task id that no record was found for."""
+    hint = "" if scanned else " If the journal has forgotten it since, --scan finds it still."
+    return NotFound(f"No record has the key, or belongs to the task, {text}.{hint}")
+
+
 def plain(text: str) -> str:
     """Give a text with all that can't be seen escaped: results and failures may hold anything."""
     return _UNSEEN.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
@@ -218,6 +231,15 @@ def format_option(function: F) -> F:
     )(function)
 
 
+def scan_option(function: F) -> F:
+    """Add ``--scan``."""
+    return click.option(
+        "--scan",
+        is_flag=True,
+        help="Where neither the store's lists nor the journal know it, go through all records.",
+    )(function)
+
+
 def duration(seconds: float | None) -> str:
     """Give a length of time in its largest unit, as a person would."""
     if seconds is None:
@@ -235,14 +257,3 @@ def duration(seconds: float | None) -> str:
 def first(rows: Iterator[Any], limit: int) -> Iterator[Any]:
     """Give up to ``limit`` rows; 0: all."""
     return islice(rows, limit or None)
-
-
-def with_progress(console: Console, found: Iterator[list[Any]]) -> Iterator[list[Any]]:
-    """Pass batches on, and say once a second how far it is."""
-    gone_through, next_word = 0, time.monotonic() + _SOON_S
-    for batch in found:
-        yield batch
-        gone_through += len(batch)
-        if time.monotonic() >= next_word:
-            console.remark(f"{gone_through} records so far ...")
-            next_word = time.monotonic() + _SOON_S

@@ -16,12 +16,19 @@ from celery_idempotent.ops.cli.console import (
     duration,
     first,
     format_option,
+    not_found,
     plain,
-    with_progress,
+    scan_option,
 )
-from celery_idempotent.ops.history import History, newest_first, when
-from celery_idempotent.ops.lookup import look_up
-from celery_idempotent.ops.records import STATES, Filter, RecordDetail, Stats, batches, show
+from celery_idempotent.ops.history import History, when
+from celery_idempotent.ops.lookup import look_up, search
+from celery_idempotent.ops.records import (
+    STATES,
+    Filter,
+    RecordDetail,
+    count,
+    show,
+)
 from celery_idempotent.ops.unsettled import advice
 from celery_idempotent.ops.views import RecordView
 from celery_idempotent.ops.why import why
@@ -50,6 +57,7 @@ _DUPLICATES: Final = 20
     callback=as_seconds,
     help="Only what something happened to in this time, by the journal alone: 30s, 15m, 2h, 1d.",
 )
+@scan_option
 @format_option
 @click.pass_obj
 @command
@@ -60,18 +68,28 @@ def list_command(
     match: str | None,
     limit: int,
     since: float | None,
+    scan: bool,
     as_json: bool | None,
 ) -> None:
     """List records, the latest first.
 
     The journal says what happened last; what it doesn't reach back to follows in no order. Rows
     are written as they are found, and the store is never asked for more than a thousand at a time.
+    What --match names exactly comes first. What is unknown is listed by the store: all records
+    are gone through for it only with --scan.
     """
     console = Console(context, as_json)
     environment = console.environment()
     wanted = Filter(task, state, match)
     since_ms = 0 if since is None else environment.store.now_ms() - int(1000 * since)
-    found = newest_first(environment.store, environment.prefix, wanted, since_ms=since_ms)
+    found = search(
+        console.app,
+        environment,
+        wanted,
+        since_ms=since_ms,
+        scan=scan,
+        gone_through=console.gone_through,
+    )
     rows = first((view for batch in found for view in batch), limit)
     if console.as_json:
         written = console.write_lines(view.as_dict() for view in rows)
@@ -105,10 +123,11 @@ def _left(view: RecordView, now_ms: int) -> str:
 
 @click.command("show")
 @click.argument("text", metavar="KEY|TASK_ID")
+@scan_option
 @format_option
 @click.pass_obj
 @command
-def show_command(context: Any, text: str, as_json: bool | None) -> None:
+def show_command(context: Any, text: str, scan: bool, as_json: bool | None) -> None:
     """Show all that is known of a record.
 
     KEY is a key as the tasks use it (order:42), with its namespace (shop.charge:order:42), or a
@@ -117,11 +136,11 @@ def show_command(context: Any, text: str, as_json: bool | None) -> None:
     """
     console = Console(context, as_json)
     environment = console.environment()
-    found = look_up(console.app, environment, text, console.before_scan)
+    found = look_up(console.app, environment, text, console.gone_through if scan else None)
     details = [show(environment.store, environment.prefix, view.name) for view in found]
     told = [detail for detail in details if detail is not None]
     if not told:
-        raise NotFound(f"No record has the key, or belongs to the task, {text}.")
+        raise not_found(text, scan)
     for number, detail in enumerate(told):
         duplicates = _duplicates(environment, detail.view.name)
         if console.as_json:
@@ -180,19 +199,20 @@ def _claimed(environment: Environment, view: RecordView) -> str:
 
 @click.command("why")
 @click.argument("task_id")
+@scan_option
 @format_option
 @click.pass_obj
 @command
-def why_command(context: Any, task_id: str, as_json: bool | None) -> None:
+def why_command(context: Any, task_id: str, scan: bool, as_json: bool | None) -> None:
     """Say what happened to a call, in words.
 
     Exits with 1 where nothing is known of it.
     """
     console = Console(context, as_json)
     environment = console.environment()
-    account = why(environment, task_id, console.before_scan)
+    account = why(environment, task_id, console.gone_through if scan else None)
     if account is None:
-        raise NotFound(_nothing_known(environment, task_id))
+        raise NotFound(_nothing_known(environment, task_id, scan))
     if console.as_json:
         console.write_json(account.as_dict())
         return
@@ -216,7 +236,7 @@ def why_command(context: Any, task_id: str, as_json: bool | None) -> None:
         console.tell(line)
 
 
-def _nothing_known(environment: Environment, task_id: str) -> str:
+def _nothing_known(environment: Environment, task_id: str, scanned: bool) -> str:
     reason = (
         "the journal is off (idempotency_journal)"
         if not environment.journal.most
@@ -224,38 +244,41 @@ def _nothing_known(environment: Environment, task_id: str) -> str:
     )
     return (
         f"Nothing is known of {task_id}: it was not delivered yet, has no key, is no call of an "
-        f"IdempotentTask, or {reason}."
+        f"IdempotentTask, or {reason}.{'' if scanned else ' --scan looks for its record.'}"
     )
 
 
 @click.command("stats")
+@click.option("--exact", is_flag=True, help="Go through all records, however many there are.")
 @format_option
 @click.pass_obj
 @command
-def stats_command(context: Any, as_json: bool | None) -> None:
+def stats_command(context: Any, exact: bool, as_json: bool | None) -> None:
     """Count the records, by state and by task.
 
-    All of them are gone through; meanwhile it says on stderr how far it is. It also says how far
-    back the journal reaches, which is what `why` and `list --since` know of.
+    Where there are many, some of them are looked at, and the numbers are estimates; how many are
+    unknown is exact. --exact goes through all, and says meanwhile on stderr how far it is. It also
+    says how far back the journal reaches, which is what `why` and `list --since` know of.
     """
     console = Console(context, as_json)
     environment = console.environment()
-    stats = Stats()
-    for views in with_progress(console, batches(environment.store, environment.prefix, Filter())):
-        stats.add(views)
+    where = environment.store, environment.prefix
+    stats = count(*where, exact=exact, gone_through=console.gone_through)
     reaches_back = History(environment.store, environment.prefix).reaches_back_to()
     since = None if reaches_back is None else when(reaches_back)
     if console.as_json:
         console.write_json(
             {
                 "records": stats.total,
+                "exact": stats.is_exact,
                 "states": dict(stats.states),
                 "tasks": dict(stats.tasks),
                 "journal_since": since,
             }
         )
         return
-    console.say(f"{console.bold('records')}  {stats.total}")
+    by = "" if stats.is_exact else f"  by a sample of {stats.seen}: --exact counts all"
+    console.say(f"{console.bold('records')}  {stats.total}{by}")
     console.say(f"{console.bold('journal')}  {'empty' if since is None else f'since {since}'}")
     for title, counted in (("STATE", stats.states), ("TASK", stats.tasks)):
         if counted:

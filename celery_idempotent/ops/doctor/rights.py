@@ -16,7 +16,7 @@ WORKER_COMMANDS: Final = (
 )
 #: What lists, ``why``, Flower and the doctor send beyond that.
 OPERATOR_COMMANDS: Final = (
-    *("scan", "getrange", "xrevrange", "zrange", "zrem", "info", "config|get"),
+    *("scan", "getrange", "xrevrange", "zrange", "zrem", "dbsize", "info", "config|get"),
 )
 #: What a store in a cluster needs beyond that.
 CLUSTER_COMMANDS: Final = ("cluster|slots", "asking")

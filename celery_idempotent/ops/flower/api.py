@@ -95,7 +95,13 @@ class StatsApi(_Api):
         if stats is None:
             self.answer(202, error="Still counting: ask again")
         else:
-            self.answer(200, total=stats.total, states=stats.states, tasks=stats.tasks)
+            self.answer(
+                200,
+                total=stats.total,
+                exact=stats.is_exact,
+                states=stats.states,
+                tasks=stats.tasks,
+            )
 
 
 class ForgetApi(_Api):

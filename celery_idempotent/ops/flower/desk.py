@@ -10,8 +10,9 @@ from celery_idempotent.ops import records, settle
 from celery_idempotent.ops.flower.listing import Counts, Listing, Listings, Page
 from celery_idempotent.ops.flower.seams import PatchedLoader
 from celery_idempotent.ops.history import History, JournalEntry, newest_first
-from celery_idempotent.ops.lookup import look_up
+from celery_idempotent.ops.lookup import exactly, look_up
 from celery_idempotent.ops.records import Filter, RecordDetail, RecordView, Stats
+from celery_idempotent.ops.unsettled import unsettled
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = ["Desk", "Story"]
@@ -61,10 +62,17 @@ class Desk:
         listing = self.listings.get(name)
         if listing is None or name is None:
             wanted = Filter(asked["task"], asked["state"], asked["match"])
-            where = environment.store, environment.prefix, wanted
-            listing = Listing(newest_first(*where, rest=False), records.batches(*where))
+            listing = self._listing(app, environment, wanted)
             name = self.listings.open(listing)
         return name, listing.page(number)
+
+    def _listing(self, app: Any, environment: Environment, wanted: Filter) -> Listing:
+        if wanted.state == str(State.UNKNOWN):
+            listed = [one.view for one in reversed(unsettled(environment))]
+            return Listing(iter([[view for view in listed if wanted.admits(view)]]), iter(()))
+        where = environment.store, environment.prefix, wanted
+        exact = exactly(app, environment, wanted)
+        return Listing(newest_first(*where), records.batches(*where), exact)
 
     def counts(self, app: Any) -> Stats | None:
         """Count the records, or give what was counted a moment ago; ``None``: not yet counted.

@@ -183,4 +183,4 @@ class CountsView(OurPage):
             self.set_status(202)
             self.finish({})
             return
-        self.finish({"total": stats.total, "states": stats.states})
+        self.finish({"total": stats.total, "exact": stats.is_exact, "states": stats.states})

@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -51,12 +51,15 @@ class Listing:
     """One list of records, as far as it has been read.
 
     Args:
+        exact: what the filter's words name exactly. Where there is such a thing, the first page is
+            made of it, and nothing else is read for that.
         ordered: records in their order, the newest first.
         rest: all records in no order; those that came before are left out. Where there are few,
             they are read at once and put in order: the keys that were claimed last come first.
     """
 
-    def __init__(self, ordered: Batches, rest: Batches) -> None:
+    def __init__(self, ordered: Batches, rest: Batches, exact: Sequence[RecordView] = ()) -> None:
+        self._exact = list(exact)
         self._ordered = ordered
         self._rest = rest
         self._lock = threading.Lock()
@@ -89,6 +92,10 @@ class Listing:
 
     def _read(self, wanted: int) -> None:
         enough = time.monotonic() + _PATIENCE_S
+        if self._exact:
+            self._take(iter([self._exact]), 1, enough)
+            self._exact = []
+            return
         self._take(self._ordered, wanted, enough)
         if len(self._views) >= wanted or time.monotonic() >= enough:
             return

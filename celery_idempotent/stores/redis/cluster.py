@@ -11,7 +11,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_idempotent.stores.base import Server
+from celery_idempotent.stores.base import Sample, Server
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.servers import SCRIPT, server_of
 from celery_idempotent.stores.redis.store import RedisStore
@@ -260,6 +260,11 @@ class ClusterStore(RedisStore):
     def scan(self, pattern: str) -> Iterator[str]:
         for wire in self._wire.wires():
             yield from RedisStore(wire).scan(pattern)
+
+    def sample(self, prefix: str, most: int) -> list[Sample]:
+        wires = self._wire.wires()
+        share = -(-most // len(wires))
+        return [one for wire in wires for one in RedisStore(wire).sample(prefix, share)]
 
     def servers(self) -> list[Server]:
         return [server_of(wire) for wire in self._wire.wires()]

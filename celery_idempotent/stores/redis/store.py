@@ -30,6 +30,7 @@ from celery_idempotent.stores.base import (
     STEPS,
     AskableStore,
     Renewal,
+    Sample,
     Store,
     is_beside_a_record,
 )
@@ -242,6 +243,21 @@ class RedisStore(RedisJournals, RedisServers, Store):
             cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
             if cursor == "0":
                 return
+
+    def sample(self, prefix: str, most: int) -> list[Sample]:
+        seen, cursor, keys = 0, "0", []
+        while True:
+            answer = self._wire.command("SCAN", cursor, "COUNT", 1000)
+            seen += len(answer[1])
+            names = (key.decode("utf-8", "surrogateescape") for key in answer[1])
+            keys += [key for key in names if key.startswith(f"{prefix}:{{") and key[-1] == "}"]
+            cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
+            if cursor == "0":
+                return [Sample(keys, len(keys))]
+            if len(keys) >= most:
+                # The server gives its keys in the order of their hashes: that is by lot.
+                share = len(keys) / seen
+                return [Sample(keys, round(share * int(self._wire.command("DBSIZE"))))]
 
     def try_listing(self, key: str) -> None:
         self._unknown.try_to_add(key, 0)

@@ -37,7 +37,7 @@ class UnknownRecords:
         self._list = load_script("list_unknown")
 
     def add(self, key: str, token: int) -> None:
-        """Add a record; nothing fails for that: whoever is told of the outcome next adds it, too."""
+        """Add a record. If that fails, whoever is told of the outcome next adds it."""
         try:
             self.try_to_add(key, token)
         except StoreError as exc:

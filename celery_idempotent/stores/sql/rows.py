@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, Insert, bindparam, delete, select
+from sqlalchemy import ColumnElement, Connection, Insert, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.deciding import Row, Rows, fit
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.flavours import Trouble, hint_of, trouble_of
@@ -190,17 +191,29 @@ class SqlRows(Rows[Connection]):
         at.execute(dropped)
 
     def page(self, at: Connection, start: str, after: str, count: int) -> list[str]:
-        key, now_ms = records.c.record_key, self.read(at).now_ms
-        wanted = (key > after) & (key >= start) & (records.c.expires_ms > now_ms)
-        if start:
-            # Up to where keys with another start begin, in the order of bytes.
-            wanted &= key < start[:-1] + chr(ord(start[-1]) + 1)
+        key = records.c.record_key
+        wanted = self._live(at, start) & (key > after)
         return list(at.scalars(select(key).where(wanted).order_by(key).limit(count)))
 
+    def draw(self, at: Connection, start: str, most: int) -> Sample:
+        live = self._live(at, start)
+        total = at.scalar(select(func.count()).select_from(records).where(live)) or 0
+        if total > most:
+            # Stamps are numbers by chance, below that.
+            live &= records.c.stamp < (most << 63) // total
+        keys = list(at.scalars(select(records.c.record_key).where(live)))
+        return Sample(keys, total if total > most else len(keys))
+
+    def _live(self, at: Connection, start: str) -> ColumnElement[bool]:
+        """Return what holds for records that are not expired, and whose keys begin so."""
+        key = records.c.record_key
+        wanted = (key >= start) & (records.c.expires_ms > self.read(at).now_ms)
+        # Up to where keys with another start begin, in the order of bytes.
+        return wanted & (key < start[:-1] + chr(ord(start[-1]) + 1)) if start else wanted
+
     def unknown_keys(self, at: Connection, start: str) -> list[str]:
-        key, now_ms = records.c.record_key, self.read(at).now_ms
-        wanted = is_unknown & (records.c.expires_ms > now_ms)
-        return [name for name in at.scalars(select(key).where(wanted)) if name.startswith(start)]
+        wanted = is_unknown & self._live(at, start)
+        return list(at.scalars(select(records.c.record_key).where(wanted)))
 
 
 def _insert(connection: Connection, insert: Insert, values: dict[str, Any]) -> bool:

@@ -5,9 +5,19 @@ from __future__ import annotations
 import os
 
 from celery_idempotent.core.record import Record
+from celery_idempotent.core.verdicts import Claim
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 from celery_idempotent.stores.base import Store
-from celery_idempotent.testing.contract.kit import FIRST, KEY, complete, hold, replace, stored
+from celery_idempotent.testing.contract.kit import (
+    FIRST,
+    KEEP_MS,
+    KEY,
+    LEASE_MS,
+    complete,
+    hold,
+    replace,
+    stored,
+)
 from celery_idempotent.testing.contract.upkeep import UNREADABLE, Bytes
 
 __all__ = ["ReadingRows"]
@@ -64,3 +74,28 @@ class ReadingRows(Bytes):
         before = store.now_ms()
         token = hold(store, FIRST).token
         assert before <= token // 1000 <= store.now_ms()
+
+    def test_a_sample_is_of_this_prefix(self, store: Store) -> None:
+        """Where there are few it is all of them; each record counts once."""
+        # Given
+        for key in (KEY, _OTHER, "elsewhere:{shop.charge:order:7}"):
+            store.claim(key, Claim(FIRST.candidate(), LEASE_MS, KEEP_MS))
+        # When
+        samples = store.sample("idempotent", 1000)
+        # Then
+        assert sorted(key for one in samples for key in one.keys) == sorted((KEY, _OTHER))
+        assert sum(one.of for one in samples) == 2
+
+    def test_a_sample_stands_for_all(self, store: Store) -> None:
+        """Its keys are records, and weighed they are as many as there are, about."""
+        # Given
+        for number in range(300):
+            key = f"idempotent:{{shop.charge:order:{number}}}"
+            store.claim(key, Claim(FIRST.candidate(), LEASE_MS, KEEP_MS))
+        # When
+        samples = store.sample("idempotent", 100)
+        # Then
+        keys = [key for one in samples for key in one.keys]
+        assert len(set(keys)) == len(keys)
+        assert set(store.get_many(keys)).isdisjoint([None])
+        assert sum(one.of for one in samples) == 300
