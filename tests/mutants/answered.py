@@ -704,8 +704,8 @@ _LATE = [
     Mutant(
         "late: it is asked for again where the clock was moved",
         "stores/redis/store.py",
-        "            if code != 9:\n                return",
-        "            if True:\n                return",
+        "            if code != 9:\n                verdict",
+        "            if True:\n                verdict",
         _LATE_WIRE,
     ),
     Mutant(
