@@ -67,6 +67,13 @@ class ClaimLost(IdempotencyError):
     """This run does not hold its key (any more): whatever it writes now may be a second effect."""
 
 
+class StoppedAtCheckpoint(BaseException):
+    """A run stops behind its checkpoint, as its worker shuts down; its message comes again.
+
+    It is no :class:`Exception`, so that ``except Exception`` and ``autoretry_for`` let it pass.
+    """
+
+
 class StoreError(IdempotencyError):
     """Something is wrong with the store or with what it holds."""
 

@@ -78,6 +78,7 @@ class IdempotentTask(RetryingTask):
     idempotency_on_interrupted: str | None = None
     idempotency_max_interruptions: int | None = None
     idempotency_reconcile: Callable[..., Any] | None = None
+    idempotency_stop_at_checkpoint: bool | None = None
     idempotency_store_failures: bool | Exceptions | None = None
     idempotency_on_store_error: str | None = None
     idempotency_max_result_size: int | None = None

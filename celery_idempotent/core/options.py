@@ -288,6 +288,12 @@ class Options(_FromLookup):
     #: asked: a payment that is looked up by the key that it was made with.
     reconcile: Callable[..., Any] | None = field(default=None, metadata=_checked(_function))
 
+    #: Whether a run stops at its next checkpoint when its worker shuts down (warm or soft), instead
+    #: of holding up the shutdown until it has ended. Its message is put back, and the next run goes
+    #: on behind the checkpoint. Default: False. Set it for tasks that loop for longer than a worker
+    #: is given to stop; the pool must fork its processes, or have none.
+    stop_at_checkpoint: bool = field(default=False, metadata=_checked(_flag))
+
     #: Whether a failure is an outcome that duplicates get as well, instead of running the task
     #: again. Default: False: a failed key is free again. True: each failure is kept. A tuple of
     #: exception types: those are. Set it for failures that would only repeat, such as a declined

@@ -9,11 +9,15 @@ import enum
 import json
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 from celery_idempotent.core.codec import NOT_KEPT
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["Step", "StepState"]
+__all__ = ["CHECKPOINT", "Step", "StepState", "name_of"]
+
+#: What a checkpoint's name begins with among the names of steps; no step's own name does.
+CHECKPOINT: Final = "@"
 
 _HEAD = struct.Struct(">BHI")
 
@@ -76,3 +80,10 @@ class Step:
             raise RecordCorrupt(
                 f"a stored step cannot be read ({exc}): forget the key to free it"
             ) from exc
+
+
+def name_of(name: str) -> str:
+    """Return what people read of a stored name: ``step 'charge'``, ``checkpoint 'export'``."""
+    if name.startswith(CHECKPOINT):
+        return f"checkpoint {name.removeprefix(CHECKPOINT)!r}".removesuffix(" ''")
+    return f"step {name!r}"

@@ -26,7 +26,9 @@ class Attempt:
         self.delivery = delivery
         self.run = run
         task = delivery.task
-        self.steps = Steps(run, Codec(task, task.app, delivery.options.max_result_size))
+        options = delivery.options
+        codec = Codec(task, task.app, options.max_result_size)
+        self.steps = Steps(run, codec, stops=options.stop_at_checkpoint)
         if run.steps:
             self.steps.take(run.steps)
         if not (run.failed or delivery.telling.shadow):

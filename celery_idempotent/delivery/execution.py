@@ -13,15 +13,16 @@ from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.delivery.compensation import compensate
 from celery_idempotent.delivery.outcome import (
     SessionRefused,
+    begin_anew,
     ending_of,
     failed,
     lost,
-    not_committed,
     returned,
     unknown,
 )
 from celery_idempotent.delivery.task_checks import refuse_unfinished
 from celery_idempotent.delivery.waiting import say_started
+from celery_idempotent.errors import StoppedAtCheckpoint
 from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.stores.base import NotCommitted
@@ -49,7 +50,7 @@ def execute(
             run.transaction.open_with_body()
         except NotCommitted as exc:
             claim.may_hold = False
-            return not_committed(attempt, exc)
+            return begin_anew(attempt, exc)
     claim.may_hold = False
     try:
         if run.interruptions and delivery.options.reconcile is not None:
@@ -68,6 +69,8 @@ def execute(
     except BaseException as exc:
         if run.is_elsewhere:
             raise  # a process that the body forked ends, and not the run
+        if isinstance(exc, (StoppedAtCheckpoint, NotCommitted)):
+            return begin_anew(attempt, exc)
         return _failed(attempt, exc)
     if run.is_elsewhere:
         return result

@@ -15,19 +15,24 @@ from celery_idempotent.delivery.callbacks import after_trace, hand_over
 from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.results import encode_failure, encode_result, replay
 from celery_idempotent.delivery.waiting import is_answered, say_retry, wait, wait_as_copy
-from celery_idempotent.errors import ConfigurationError, IdempotencyInProgress, OutcomeUnknown
+from celery_idempotent.errors import (
+    ConfigurationError,
+    IdempotencyInProgress,
+    OutcomeUnknown,
+    StoppedAtCheckpoint,
+)
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import write_slip
 from celery_idempotent.stores.base import NotCommitted
 
 __all__ = [
     "SessionRefused",
+    "begin_anew",
     "ending_of",
     "failed",
     "final_state",
     "leave_answer",
     "lost",
-    "not_committed",
     "returned",
     "unknown",
 ]
@@ -91,7 +96,7 @@ def returned(attempt: Attempt, result: Any) -> Any:
     try:
         verdict = record()
     except NotCommitted as exc:
-        return not_committed(attempt, exc)
+        return begin_anew(attempt, exc)
     except Exception as exc:
         if run.transaction.undone or not isinstance(exc, SoftTimeLimitExceeded):
             raise SessionRefused(exc) from exc
@@ -131,11 +136,11 @@ def unknown(attempt: Attempt, why: BaseException, text: str) -> Any:
     raise unknown from why
 
 
-def not_committed(attempt: Attempt, exc: NotCommitted) -> Any:
-    """Requeue the message: the body is done, what it wrote is not, or nobody knows."""
+def begin_anew(attempt: Attempt, exc: NotCommitted | StoppedAtCheckpoint) -> Any:
+    """Put the message back: what the body wrote is not committed, or it stopped at a checkpoint."""
     delivery = attempt.delivery
     log.warning("%s has to begin anew: %s", delivery.name, exc)
-    if exc.sure:
+    if getattr(exc, "sure", True):
         attempt.told.end(Ending(State.RELEASED, answers=False), exc)
     if delivery.eager:
         raise exc

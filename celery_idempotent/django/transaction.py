@@ -92,6 +92,30 @@ class DjangoTransaction:
         self._stepped = True
         return answer
 
+    def commit_step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        if self._connection.atomic_blocks[-1] is not self._atomic:
+            raise ConfigurationError(
+                f"{one.key}: a checkpoint commits what the body wrote so far, and this one is in "
+                "an atomic() block of the body's own: end that block first"
+            )
+        try:
+            answer = self._store.step_in(self._connection, one, name, packed)
+            if isinstance(answer, Lost):
+                self.rollback()
+                return answer
+            self._end()
+            self._stepped = self._committed = False
+            self._begin()
+            self._rows.set_body(self)
+        except BaseException as exc:
+            gone = isinstance(exc, Error) and _is_gone(self._connection)
+            if self._connection.in_atomic_block and not self._nested:
+                self.rollback()
+            if isinstance(exc, StoreUnavailable) or is_passing(exc) or gone:
+                raise NotCommitted(f"{one.key} stopped at a checkpoint: {exc}") from exc
+            raise
+        return answer
+
     def lost(self, key: str, token: int) -> Record | None:
         try:
             record = self._rows.read(self._connection, key).record

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from celery_idempotent.errors import ClaimLost
+from celery_idempotent.run.checkpoints import checkpoint, resume
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.transaction import plain_session
@@ -124,6 +125,58 @@ class RunContext:
             return fn(*args, **kwargs)
         result: T = self._steps.do(name, fn, args, kwargs, compensate)
         return result
+
+    @property
+    def cursor(self) -> Any:
+        """The cursor of the last :meth:`checkpoint` of this key's runs; ``None``: there is none."""
+        return None if self._steps is None else self._steps.cursor("")
+
+    def checkpoint(self, cursor: Any) -> None:
+        """Record how far this run has come: a later run finds it in :attr:`cursor`.
+
+        It costs one round trip, prolongs the lease, and takes the place of the checkpoint before.
+        With :attr:`session`, what was written so far is committed together with the cursor.
+
+        Args:
+            cursor: an id or a position that the result serializer takes; not ``None``.
+
+        Raises:
+            ClaimLost: another run has the key by now: stop.
+            StoppedAtCheckpoint: with ``idempotency_stop_at_checkpoint``, as the worker shuts down.
+                Let it pass.
+            ValueError: the cursor can't be kept.
+        """
+        if self._steps is not None:
+            checkpoint(self._steps, "", cursor)
+
+    def resume(
+        self,
+        name: str,
+        items: Iterable[T] | Callable[[Any], Iterable[T]],
+        cursor: Callable[[T], Any] | None = None,
+        *,
+        every: int | None = None,
+        seconds: float = 1.0,
+    ) -> Iterator[T]:
+        """Yield the items that no earlier run of this key has finished, with checkpoints between.
+
+        An item is finished when the loop asks for the next one. A crash repeats what came after
+        the last checkpoint.
+
+        Args:
+            name: which loop it is; the same in every run.
+            items: the items in ascending order of their cursor; or a function that takes the last
+                cursor (``None`` at first) and returns the items behind it.
+            cursor: returns an item's cursor, such as its id. By default it is the item's position:
+                then the items must be the same ones in every run.
+            every: write a checkpoint after so many items.
+            seconds: without ``every``: write one as soon as the last one is so old.
+
+        Raises:
+            ClaimLost, StoppedAtCheckpoint: as :meth:`checkpoint`, at a checkpoint.
+            ValueError: the items are not in order, or a cursor can't be kept.
+        """
+        return resume(self._steps, name, items, cursor, every, seconds)
 
     @property
     def session(self) -> Session:

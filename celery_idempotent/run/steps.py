@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
-from celery_idempotent.core.step import Step, StepState
+from celery_idempotent.core.step import CHECKPOINT, Step, StepState
 from celery_idempotent.core.unfinished import is_awaitable
 from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.errors import ClaimLost, ConfigurationError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.run import Run
+from celery_idempotent.run.shutdown import shutdown
 
 __all__ = ["StepCodec", "Steps"]
 
@@ -38,10 +39,15 @@ class StepCodec(Protocol):
 
 
 class Steps:
-    """The steps that this run's key has finished, now or in an earlier run."""
+    """The steps that this run's key has finished, now or in an earlier run, and its checkpoints.
 
-    def __init__(self, run: Run, codec: StepCodec) -> None:
+    Args:
+        stops: whether the run may stop at a checkpoint when its worker shuts down.
+    """
+
+    def __init__(self, run: Run, codec: StepCodec, *, stops: bool = False) -> None:
         self._run = run
+        self._stops = stops
         self._codec = codec
         self._steps: dict[str, Step] = {}
         self._asked: set[str] = set()
@@ -116,7 +122,7 @@ class Steps:
         lease.record = lease.record._replace(has_steps=True)
         if self._run.transaction.is_open:
             self._run.transaction.step(renewal, self._run.steps_of + name, packed)
-            self._check_held(name)
+            self._check_held(f"step {name!r}")
             return
 
         def write() -> None:
@@ -138,14 +144,58 @@ class Steps:
             )
             if not isinstance(exc, StoreUnavailable):
                 raise
-        self._check_held(name)
+        self._check_held(f"step {name!r}")
 
-    def _check_held(self, name: str) -> None:
+    def _check_held(self, what: str) -> None:
         if self._run.lease.lost is not None:
             raise ClaimLost(
-                f"step {name!r} is not recorded: another delivery has taken over, or the key was "
+                f"{what} is not recorded: another delivery has taken over, or the key was "
                 "forgotten; stop"
             )
+
+    def cursor(self, name: str) -> Any:
+        """Return the cursor that was recorded last, or ``None``."""
+        step = self._steps.get(CHECKPOINT + name)
+        return None if step is None else self._codec.unpack(step.outcome)
+
+    def reach(self, name: str, cursor: Any) -> None:
+        """Record a cursor, and in a session commit what the body wrote so far with it.
+
+        Where the store is away, the cursor is not recorded: the next one will be.
+
+        Raises:
+            ClaimLost: another run has the key: the cursor is not recorded.
+            NotCommitted, Exception: as :meth:`.Transaction.commit`.
+            ValueError: the cursor can't be kept.
+        """
+        step = Step(StepState.DONE, 0, self._codec.pack(cursor))
+        if not step.is_kept:
+            raise ValueError(
+                f"the cursor {cursor!r:.80} can't be kept: use an id or a position, which the "
+                "result serializer takes"
+            )
+        run, lease = self._run, self._run.lease
+        what, stored = CHECKPOINT + name, run.steps_of + CHECKPOINT + name
+        self._steps[what] = step
+        if lease.lost is None:
+            renewal = lease.renewal()
+            lease.record = lease.record._replace(has_steps=True)
+            if run.transaction.is_open:
+                run.transaction.checkpoint(renewal, stored, step.pack())
+            else:
+                try:
+                    answer = run.claimant.terms.store.step(renewal, stored, step.pack())
+                except StoreUnavailable as exc:
+                    log.warning("could not record how far %s has come: %s", lease.key, exc)
+                    return
+                if isinstance(answer, Lost):
+                    lease.lose(answer.record)
+        self._check_held(f"checkpoint {cursor!r:.80}")
+
+    @property
+    def may_stop(self) -> bool:
+        """Whether the run is to stop at a checkpoint, since its worker shuts down."""
+        return self._stops and shutdown.is_announced()
 
     def to_compensate(self) -> Iterator[tuple[str, Step]]:
         """Yield the finished steps that have a compensation, the last one first."""
@@ -167,6 +217,8 @@ class Steps:
     def _check(self, name: str) -> None:
         if not isinstance(name, str) or not name or len(name) > _MAX_NAME:
             raise ValueError(f"a step's name is text of 1 to {_MAX_NAME} characters, not {name!r}")
+        if name.startswith(CHECKPOINT):
+            raise ValueError(f"a step's name can't begin with {CHECKPOINT}, as {name!r} does")
         if name in self._asked:
             raise ValueError(
                 f"step {name!r} was asked for before in this run, and would give that result: in a "

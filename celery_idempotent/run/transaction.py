@@ -79,6 +79,26 @@ class BodyTransaction:
             self._lease.lose(answer.record)
         self._rest()
 
+    def checkpoint(self, one: Renewal, name: str, packed: bytes) -> None:
+        """Write a step and commit it with what the body wrote so far; a new transaction begins.
+
+        Raises:
+            NotCommitted, Exception: as :meth:`.Transaction.commit`; all that came after the last
+                checkpoint was rolled back.
+        """
+        assert self._transaction is not None
+        transaction, self._transaction = self._transaction, None
+        heartbeat.remove(self._lease)  # the lock of the record's row is the lease
+        try:
+            answer = transaction.commit_step(one, name, packed)
+            if isinstance(answer, Lost):
+                self._lease.lose(answer.record)
+            else:
+                self._transaction = transaction
+        finally:
+            if self._transaction is None or not transaction.is_lease:
+                self._wake()
+
     def renew(self) -> None:
         """Check whether the run still has the key; prolong its lease where there is one."""
         if self._transaction is None or not self._transaction.is_lease:

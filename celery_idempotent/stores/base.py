@@ -93,6 +93,15 @@ class Transaction(Protocol):
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         """Write a step of the run as a part of it."""
 
+    def commit_step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        """Write a step and commit it with what the body wrote so far; go on in a new transaction.
+
+        Where the run has lost its key, roll back. What the body works with stays the same object.
+
+        Raises:
+            NotCommitted, Exception: as :meth:`commit`; this transaction is over then.
+        """
+
     def lost(self, key: str, token: int) -> Record | None:
         """Return the record that replaced the run with this token; ``None``: it holds its key."""
 

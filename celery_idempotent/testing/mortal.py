@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.step import Step, StepState
+from celery_idempotent.core.step import Step, StepState, name_of
 from celery_idempotent.core.verdicts import (
     Claim,
     Claimed,
@@ -120,11 +120,11 @@ class _Mortal:
         """Tell of a step, and come by the points before and after that."""
         if self.dead:
             if self._is_body:
-                raise Killed(f"step {name!r} was begun after the process had died")
+                raise Killed(f"{name_of(name)} was begun after the process had died")
             return Recorded(0)
         undone = Step.unpack(packed).state is StepState.COMPENSATED
-        what = f"{'undone ' if undone else ''}step {name!r}"
-        before = f"undoing step {name!r}" if undone else what
+        what = f"{'undone ' if undone else ''}{name_of(name)}"
+        before = f"undoing {name_of(name)}" if undone else what
         self._arrive(f"after {before}, before that is recorded")
         answer: Recorded | Lost = tell()
         self._script.ledger.append(what)
@@ -190,6 +190,15 @@ class _MortalTransaction:
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         return self._owner.passing(name, packed, lambda: self._real.step(one, name, packed))
+
+    def commit_step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        try:
+            return self._owner.passing(
+                name, packed, lambda: self._real.commit_step(one, name, packed)
+            )
+        except Killed:
+            self._real.rollback()
+            raise
 
     def commit(self, key: str, event: Settle) -> Any:
         return self._owner.committing(

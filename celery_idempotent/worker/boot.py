@@ -10,6 +10,7 @@ from kombu.utils.imports import symbol_by_name
 from celery_idempotent.core.options import check_plain
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.run.shutdown import shutdown
 from celery_idempotent.settings import check_conf, environment_of
 
 __all__ = ["IdempotencyStep", "NamesStep", "check_names", "install", "watch_workers"]
@@ -85,13 +86,16 @@ class IdempotencyStep(bootsteps.StartStopStep):
             task = parent.app.tasks[name]
             if _is_ours(type(task)) and task._idempotency is not None:
                 _check_request(task)
+        shutdown.watch()
+        signals.worker_shutting_down.connect(_announce, dispatch_uid="celery-idempotent-shutdown")
         # Only a worker has what this imports.
         from celery_idempotent.worker.request import watch_revokes
 
         watch_revokes()
 
     def stop(self, parent: Any) -> None:
-        """Write what the store has not taken yet."""
+        """Tell the pool that the worker shuts down; write what the store has not taken yet."""
+        shutdown.announce()
         _flush()
 
 
@@ -122,6 +126,10 @@ def watch_workers() -> None:
 
 def _add_names_step(instance: Any, **_: Any) -> None:
     instance.app.steps["worker"].add(NamesStep)
+
+
+def _announce(**_: Any) -> None:
+    shutdown.announce()
 
 
 def _flush(exitcode: int | None = None, **_: Any) -> None:

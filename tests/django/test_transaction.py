@@ -26,6 +26,7 @@ set_up()
 # Django has to be set up first.
 from django.db import OperationalError, close_old_connections, connections  # noqa: E402
 from django.db.models import F  # noqa: E402
+from django.db.transaction import atomic  # noqa: E402
 
 from celery_idempotent.django.models import Record as RecordRow  # noqa: E402
 from celery_idempotent.django.store import DjangoStore  # noqa: E402
@@ -290,3 +291,67 @@ def test_a_body_that_closed_its_connection_is_not_run_again(store: DjangoStore) 
     # Then
     assert balance(store) == 0
     assert store.get(KEY) is not None
+
+
+def test_a_checkpoint_commits_what_was_written_so_far(store: DjangoStore) -> None:
+    """What comes after it is a transaction of its own, on the same connection."""
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    pay(store)
+    # When
+    one = Renewal(KEY, record, 60_000, 3_600_000)
+    assert isinstance(transaction.commit_step(one, "@items", b"cursor"), Recorded)
+    pay(store)
+    transaction.rollback()
+    # Then
+    assert balance(store) == 100
+    assert store.steps(KEY) == {"@items": b"cursor"}
+
+
+def test_after_a_checkpoint_the_run_is_completed_as_ever(store: DjangoStore) -> None:
+    """Both parts are there, and the record is settled with the second one."""
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    pay(store)
+    one = Renewal(KEY, record, 60_000, 3_600_000)
+    transaction.commit_step(one, "@items", b"cursor")
+    # When
+    pay(store)
+    assert isinstance(transaction.commit(KEY, completed(record)), Recorded)
+    # Then
+    found = store.get(KEY)
+    assert found is not None
+    assert (found.state, balance(store)) == (State.SUCCEEDED, 200)
+
+
+def test_a_zombies_checkpoint_commits_nothing(store: DjangoStore) -> None:
+    """What it wrote is rolled back with it."""
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    pay(store)
+    stale = Renewal(KEY, replace(record, token=record.token - 1), 60_000, 3_600_000)
+    # When
+    answer = transaction.commit_step(stale, "@items", b"cursor")
+    # Then
+    assert isinstance(answer, Lost)
+    assert (balance(store), store.steps(KEY)) == (0, {})
+
+
+def test_a_checkpoint_inside_an_atomic_block_of_the_body_is_an_error(store: DjangoStore) -> None:
+    """It could not be committed there: the error says what to do."""
+    # Given
+    record = held(store)
+    transaction = store.begin()
+    one = Renewal(KEY, record, 60_000, 3_600_000)
+    # When
+    with (
+        pytest.raises(ConfigurationError, match="end that block first"),
+        atomic(using=store.alias),
+    ):
+        transaction.commit_step(one, "@items", b"cursor")
+    # Then
+    transaction.rollback()
+    assert store.steps(KEY) == {}

@@ -9,6 +9,7 @@ __all__ = ["RUNS"]
 _PARENT: Stages = (("tests/worker/test_lost_children.py",),)
 _SEAM: Stages = (("tests/delivery/test_seam.py",),)
 _STEPS: Stages = (("tests/run/test_steps.py",),)
+_POINTS: Stages = (("tests/run/test_checkpoints.py",),)
 _GUARDS: Stages = (("tests/delivery/test_guard.py",), *_SEAM)
 
 _PARENTS = [
@@ -39,6 +40,58 @@ _PARENTS = [
         "return Owner(str(request.id), ",
         "return Owner(str(request.id), 0 and ",
         _PARENT,
+    ),
+]
+
+_CHECKPOINTS = [
+    Mutant(
+        "checkpoint: an item is finished when the loop asks for the next one",
+        "run/checkpoints.py",
+        "        yield item\n        # The loop",
+        "        steps.reach(name, at)\n        yield item\n        # The loop",
+        _POINTS,
+    ),
+    Mutant(
+        "checkpoint: items come in order",
+        "run/checkpoints.py",
+        "if before is not None and not before < at:",
+        "if False:",
+        _POINTS,
+    ),
+    Mutant(
+        "checkpoint: the last item is followed by one",
+        "run/checkpoints.py",
+        "    if done:\n        steps.reach(name, at)\n",
+        "",
+        _POINTS,
+    ),
+    Mutant(
+        "checkpoint: a run that lost its key is told so",
+        "run/steps.py",
+        '        self._check_held(f"checkpoint {cursor!r:.80}")\n',
+        "",
+        _POINTS,
+    ),
+    Mutant(
+        "checkpoint: a cursor that is not kept is an error",
+        "run/steps.py",
+        "        if not step.is_kept:\n            raise ValueError(",
+        "        if False:\n            raise ValueError(",
+        _POINTS,
+    ),
+    Mutant(
+        "checkpoint: what the body wrote is committed with the cursor",
+        "run/steps.py",
+        "run.transaction.checkpoint(renewal, stored, step.pack())",
+        "run.transaction.step(renewal, stored, step.pack())",
+        _POINTS,
+    ),
+    Mutant(
+        "checkpoint: an outage stops no loop",
+        "run/steps.py",
+        "                except StoreUnavailable as exc:\n                    log.warning",
+        "                except ZeroDivisionError as exc:\n                    log.warning",
+        _POINTS,
     ),
 ]
 
@@ -424,4 +477,4 @@ _PUT_BACK = [
     ),
 ]
 
-RUNS: list[Mutant] = [*_PARENTS, *_RUNS, *_DELIVERIES, *_PUT_BACK]
+RUNS: list[Mutant] = [*_PARENTS, *_CHECKPOINTS, *_RUNS, *_DELIVERIES, *_PUT_BACK]

@@ -42,6 +42,10 @@ def make_app(settings: Settings) -> Celery:
         from tests.support import bookings
 
         bookings.define(app, ledger)
+    if settings.get("test_exports"):
+        from tests.support import exports
+
+        exports.define(app, ledger)
     if settings.get("test_faults"):
         faults.define(app, ledger)
     if settings.get("test_passing_by"):

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from celery_idempotent.core.step import CHECKPOINT
 from celery_idempotent.ops.cli.console import (
     Column,
     Console,
@@ -182,7 +183,11 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str], claimed
     )
     for step in detail.steps:
         undo = ", can be undone" if step.compensated_by and step.state == "done" else ""
-        console.tell(f"  step {step.name}: {step.state}{undo}: {step.result}")
+        if step.name.startswith(CHECKPOINT):
+            name = step.name.removeprefix(CHECKPOINT)
+            console.tell(f"  checkpoint{name and ' '}{name}: {step.result}")
+        else:
+            console.tell(f"  step {step.name}: {step.state}{undo}: {step.result}")
     if view.state == "unknown":
         for line in advice(view):
             console.tell(line)

@@ -77,6 +77,23 @@ class SqlTransaction:
         self._stepped = True
         return answer
 
+    def commit_step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
+        self.flush()
+        try:
+            answer = self._store.step_in(self._connection, one, name, packed)
+            if isinstance(answer, Lost):
+                self.rollback()
+                return answer
+            self._root.commit()
+            self._stepped = False
+            self._root = self._connection.begin()
+            self.session.connection()
+        except BaseException as exc:
+            # Whether the step was committed or not, so was what was written before it.
+            self._undo(exc)
+            raise
+        return answer
+
     def lost(self, key: str, token: int) -> Record | None:
         try:
             record = self._rows.read(self._connection, key).record
