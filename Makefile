@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?=
 ARGS ?=
-# Tests mostly wait; more than this many at once and the deadlines of some come near.
-JOBS ?= 3
+# How many tests run at once: those of whole systems mostly wait, and the others compute.
+JOBS ?=
 # The tests of a file share servers and workers; tests/conftest.py puts the files in order.
 SPREAD := --dist loadfile --no-loadscope-reorder
 STAMP = $(VENV)/.stamp
@@ -24,10 +24,10 @@ demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under fault
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs one at a time
-	@$(BIN)/python -m pytest -n $(JOBS) $(SPREAD) $(ARGS)
+	@$(BIN)/python -m pytest -n $(or $(JOBS),5) $(SPREAD) --durations=30 $(ARGS)
 
 test-unit: $(STAMP)-test ## The tests that need no worker, no broker and no server of databases
-	@$(BIN)/python -m pytest -m unit -n $(JOBS) $(SPREAD) $(ARGS)
+	@$(BIN)/python -m pytest -m unit -n $(or $(JOBS),2) $(SPREAD) $(ARGS)
 
 ecosystem: $(STAMP)-venv ## Beside other packages, each group in an environment of its own; ALL=1 K=sentry
 	@$(BIN)/python -m tests.ecosystem $(if $(ALL),--all) $(if $(K),-k $(K)) $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -246,11 +247,16 @@ def skipping_what_is_not_there() -> Iterator[None]:
 WHOLE_SYSTEMS = {"faults", "system"}
 
 
+@functools.cache
+def is_of_a_whole_system(path: Path) -> bool:
+    """Whether a module is in one of these folders."""
+    return path.relative_to(Path(__file__).parent).parts[0] in WHOLE_SYSTEMS
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark as ``unit`` whatever isn't marked as ``system``, by itself or by its folder."""
-    folder = item.path.relative_to(Path(__file__).parent).parts[0]
-    if folder in WHOLE_SYSTEMS:
+    if is_of_a_whole_system(item.path):
         item.add_marker("system")
         # A database brings this along; each version has to pass its contract, and not all systems.
         item.own_markers[:] = [it for it in item.own_markers if it is not ON_A_SERVER[1].mark]
@@ -263,9 +269,11 @@ def seconds_of(item: pytest.Item) -> float:
     long = item.get_closest_marker("long")
     if long is not None:
         return float(*long.args)
+    if is_of_a_whole_system(item.path):
+        return 5.0
     # The contract of the stores is written in classes, and its tests are short on each database.
     is_short = item.get_closest_marker("unit") or getattr(item, "cls", None)
-    return 0.1 if is_short else 4.0
+    return 0.1 if is_short else 1.0
 
 
 @pytest.hookimpl(trylast=True)

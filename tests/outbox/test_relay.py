@@ -24,7 +24,7 @@ from tests.support.proxy import Proxy
 from tests.support.relays import RelayProcess
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.long(10)]
 
 #: The app's own time limits: with those that the relay sets a test would take longer.
 LIMITS: dict[str, Any] = {"broker_connection_timeout": 1}

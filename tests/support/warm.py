@@ -241,7 +241,8 @@ def _run(wanted: dict[str, Any], installed: list[str]) -> None:
 def _main(fd: int) -> None:
     installed = sys.path[1:]
     for name in MODULES:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # not every environment has all of them
+            importlib.import_module(name)
     gc.collect()
     gc.freeze()
     wanted = _serve(fd)

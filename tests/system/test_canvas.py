@@ -16,6 +16,8 @@ from tests.support.comparison import ComparedSystem, differences
 from tests.support.compositions import ANYTHING, COMPOSITIONS, Composition, Tasks
 from tests.support.system import STORE_DB
 
+pytestmark = pytest.mark.long(0.5)
+
 
 @pytest.fixture(scope="module")
 def systems(

@@ -41,6 +41,9 @@ def settings_of(server: RedisServer, directory: Path) -> Settings:
     }
 
 
+pytestmark = pytest.mark.long(0.8)
+
+
 @pytest.fixture(scope="module", params=VERSIONS)
 def flower(
     request: pytest.FixtureRequest,
