@@ -68,7 +68,7 @@ class Renewal:
 class NotCommitted(StoreUnavailable):
     """A transaction was not committed, through no fault of what is in it: the run begins anew."""
 
-    #: Whether that is certain; else it may have been committed all the same.
+    #: Whether it is certain that nothing was committed.
     sure = True
 
 
@@ -141,11 +141,11 @@ class Server:
 
     #: What INFO says; empty where this user may not ask for it.
     info: Mapping[str, str]
-    #: What CONFIG GET says, as far as it does.
+    #: The settings that CONFIG GET returned.
     config: Mapping[str, str] = field(default_factory=dict)
 
     def number(self, name: str) -> int:
-        """Return a number that INFO says; 0 where it doesn't."""
+        """Return a number of INFO; 0 if it isn't there."""
         try:
             return int(self.info.get(name, 0))
         except ValueError:
@@ -180,7 +180,7 @@ class AskableStore(Protocol):
         """
 
     def missing_slots(self) -> int:
-        """Return how many slots of a cluster no server has; 0: it is complete, or no cluster."""
+        """Return how many slots of a cluster no server has; 0 also where there is no cluster."""
 
 
 class Sample(NamedTuple):
@@ -199,7 +199,7 @@ class Sample(NamedTuple):
 class Store(Protocol):
     """Where records live. ``key`` is the whole key of a record, as ``record_key`` makes it.
 
-    A store inherits from this class, and has then none of the abilities that it does not declare.
+    A store inherits from this class, and lacks each ability that it does not declare itself.
     """
 
     # --- abilities -------------------------------------------------------------------------------
@@ -281,11 +281,11 @@ class Store(Protocol):
 
     @abstractmethod
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
-        """Write a step of a run, and prolong its lease; ``name`` again replaces what it was."""
+        """Write a step of a run, and prolong its lease; a second one of that name replaces it."""
 
     @abstractmethod
     def resolve(self, key: str, event: Resolve) -> bool:
-        """Settle an unknown outcome by a person's word; ``False``: it isn't unknown."""
+        """Settle an unknown outcome as a person decided; ``False``: it isn't unknown."""
 
     @abstractmethod
     def note(self, key: str, event: Note) -> None:
@@ -297,15 +297,15 @@ class Store(Protocol):
 
     @abstractmethod
     def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
-        """End what a dead process held for ``owner``; whether there was something."""
+        """End what a dead process held for ``owner``; return whether it held something."""
 
     @abstractmethod
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
-        """Undo a claim that was given up, or see to it that it gets nothing if it comes late."""
+        """Undo a claim that its client gave up, or refuse it if it has not arrived yet."""
 
     @abstractmethod
     def forget(self, key: str, ttl_ms: int) -> bool:
-        """Free a key; whether there was a record."""
+        """Free a key; return whether there was a record."""
 
     @abstractmethod
     def get(self, key: str) -> Record | None:
@@ -372,7 +372,7 @@ STEPS: Final = ":steps"
 
 
 def is_beside_a_record(key: str) -> bool:
-    """Whether a store's key is no record's own: those end with their hash tag."""
+    """Whether a key is not a record's own: the key of a record ends with its hash tag."""
     return "}:" in key
 
 

@@ -48,15 +48,15 @@ C = TypeVar("C")
 #: How long the name of a row may be, in characters: longer than any record's key.
 LONGEST: Final = 400
 _PLAIN: Final = re.compile(rf"[!-~]{{1,{LONGEST}}}\Z")
-#: For how long a decision may be carried out, by the store's clock: a server that stood still must
-#: not find, when it goes on, what its clients have given up.
+#: How long after a row was read a decision on it may be written, by the store's clock. A server
+#: that stood still must not carry out later what its clients have given up.
 _FRESH_US: Final = 10_000_000
 _PAUSES_S: Final = (0.0, 0.002, 0.005, 0.01, 0.02)
 _LONGEST_PAUSE_S: Final = 0.04
-#: How long a lock that is only passing may take, in seconds.
+#: A lock that lasts longer than this, in seconds, is held by a transaction and not by a statement.
 _BUSY_S: Final = 0.2
-#: How long an operation looks again at a row that somebody has locked, in seconds; it is less where
-#: others wait for the caller: the heartbeat, and the worker's parent process.
+#: How long an operation waits for a row that is locked, in seconds. The second is for callers for
+#: whom others wait: the heartbeat, and the worker's parent process.
 _PATIENT_S: Final = 2.0
 _HASTY_S: Final = 0.25
 #: How many keys one statement names or returns.
@@ -70,10 +70,10 @@ class Row:
     now_us: int
     #: The packed record; ``stamp`` is ``None`` where there is no row.
     packed: bytes = b""
-    #: Another one with every write.
+    #: Changes with every write.
     stamp: int | None = None
     token: int = 0
-    #: From then on the record counts as absent.
+    #: The record counts as absent from this time on.
     expires_ms: int = 0
     #: The slip's bytes and expiry as they stand there; ``None`` where there is none.
     slip_bytes: bytes | None = None
@@ -118,7 +118,7 @@ class Row:
 
     @property
     def record(self) -> Record | None:
-        """The record; one that expired is as good as absent.
+        """The record; one that expired counts as absent.
 
         Raises:
             RecordCorrupt, RecordTooNew: it can't be read.
@@ -202,15 +202,15 @@ class Rows(ABC, Generic[C]):
         """Write a record, and another stamp, if nobody wrote it since ``row`` was read.
 
         Returns:
-            Whether it was written. Not written is also what somebody has locked, and what comes
-            after ``row.deadline_us``.
+            Whether it was written. Nothing is written where somebody has the row locked, or after
+            ``row.deadline_us``.
         """
 
     @abstractmethod
     def write_slip(
         self, at: C, slip_key: str, row: Row, slip: Slip | None, expires_ms: int
     ) -> bool:
-        """Write a slip (``None``: delete it) if it still is as ``row`` has it; whether it was."""
+        """Write a slip (``None``: delete it) if it is still as in ``row``; whether it was."""
 
     def is_locked(self, at: C, exc: Exception) -> bool:
         """Whether an error means that somebody has a row locked, and that nothing was written."""
@@ -228,7 +228,7 @@ class Rows(ABC, Generic[C]):
 
     @abstractmethod
     def write_step(self, at: C, key: str, name: str, packed: bytes) -> None:
-        """Write a step; ``name`` again replaces what it was."""
+        """Write a step; a second one of that name replaces it."""
 
     @abstractmethod
     def drop_steps(self, at: C, key: str, start: str = "") -> None:
@@ -292,7 +292,7 @@ class DecidingStore(Store, Generic[C]):
             )
             if write is not None and write.only_marks and isinstance(verdict, Busy):
                 if marked and record is not None:
-                    # Somebody has the row locked, or writes it all the time: without a mark, then.
+                    # The mark couldn't be written: the row is locked, or is written all the time.
                     return Busy(record, verdict.mine, verdict.now_ms), None
                 marked = True
             return verdict, write
@@ -300,8 +300,8 @@ class DecidingStore(Store, Generic[C]):
         def if_locked(row: Row) -> ClaimVerdict | None:
             record = row.record
             if record is None or record.state is State.RELEASED:
-                return None  # it is nobody's yet: no duplicate may be refused for that
-            # Whoever has it locked holds it, as if by a lease.
+                return None  # nobody owns the key yet, so no duplicate may be refused
+            # Whoever has the row locked holds the key, as if by a lease.
             until_ms = max(record.until_ms, row.now_ms + ask.lease_ms)
             mine = record.owner == ask.candidate.owner
             return Busy(record._replace(until_ms=until_ms), mine, row.now_ms)
@@ -316,7 +316,7 @@ class DecidingStore(Store, Generic[C]):
                 if_locked=if_locked,
             )
             if isinstance(verdict, Claimed) and (before := row.record) and before.has_steps:
-                # Nobody else can write one any more.
+                # Read after the claim: from now on nobody else can write a step.
                 return verdict._replace(steps=self.rows.read_steps(at, key))
             return verdict
 
@@ -493,7 +493,7 @@ class DecidingStore(Store, Generic[C]):
         slip_key: str = "",
         hasty: bool = False,
     ) -> bool:
-        """Write what is decided; whether there was something to write."""
+        """Write what is decided; return whether there was something to write."""
 
         def decided(row: Row) -> tuple[bool, Write | None]:
             write = decide(row)
@@ -517,7 +517,7 @@ class DecidingStore(Store, Generic[C]):
     ) -> tuple[T, Row]:
         """Read, decide, and write if the row is still as it was read; else begin again.
 
-        Where somebody has the row locked, ``if_locked`` is soon asked for an answer.
+        Where the row stays locked, ``if_locked`` may give the answer.
 
         Returns:
             The answer, and the row that was decided on.
@@ -527,7 +527,7 @@ class DecidingStore(Store, Generic[C]):
         """
         began = time.monotonic()
         row: Row | None = None
-        # Each pause is made, however slow the store is: what was slow need not be locked.
+        # At least as many attempts as there are pauses: a slow store need not have a locked row.
         for pause in itertools.chain(_PAUSES_S, itertools.repeat(_LONGEST_PAUSE_S)):
             try:
                 row = self.rows.read(at, key, slip_key, awaited_key)

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 __all__ = ["JOURNAL_TTL_MS", "JournalStore", "MemoryJournals", "StoredEvent", "journal_key"]
 
-#: A journal that nothing was added to for so long goes away: 30 days.
+#: A journal is deleted once nothing was added to it for 30 days.
 JOURNAL_TTL_MS: Final = 30 * 86_400_000
 
 
@@ -43,7 +43,7 @@ class JournalStore(Protocol):
 
 
 def journal_key(prefix: str) -> str:
-    """Where the journal of all records with this prefix lives: no record's name, nor beside one."""
+    """Return the key of the journal of all records with this prefix; no record can have it."""
     return f"{prefix}:journal"
 
 

@@ -34,7 +34,7 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
 
     _shared: ClassVar[dict[str, MemoryStore]] = {}
     is_shared = False
-    #: It never was away.
+    #: It was never unreachable.
     failed_at = -math.inf
 
     def __init__(self, clock: Callable[[], int] = _clock_us) -> None:
@@ -42,7 +42,7 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
         DecidingStore.__init__(self, self)
         self._clock = clock
         self._lock = threading.RLock()
-        # Packed, as everywhere: what a test sees here has been through the stored form.
+        # Packed as in every store, so that a test sees what the stored form keeps.
         self._records: dict[str, tuple[bytes, int]] = {}
         self._slips: dict[str, tuple[bytes, int]] = {}
         self._steps: dict[str, dict[str, bytes]] = {}

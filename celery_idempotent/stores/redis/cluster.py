@@ -23,7 +23,7 @@ __all__ = ["ClusterStore", "ClusterWire"]
 Node = tuple[str, int]
 Connect = Callable[[str, int], Connection]
 
-#: How often one call is sent on: a slot moves once, perhaps while it is asked where it is.
+#: How often one call is redirected: a slot may move once more while its place is looked up.
 _MOST_TURNS: Final = 5
 #: How many slots a cluster has.
 _SLOTS: Final = 16384
@@ -140,7 +140,7 @@ class ClusterWire:
             try:
                 given = several(self._wire(node), [asked[index] for index in indices])
             except StoreUnavailable as exc:
-                # Each by itself would wait as long again for a node that is dead.
+                # One by one they would each wait for a node that is dead.
                 given = [exc] * len(indices)
                 self._try_to_look_up(node)
             for index, answer in zip(indices, given, strict=True):
@@ -163,7 +163,7 @@ class ClusterWire:
             except StoreUnavailable as exc:
                 moved = exc.__cause__
                 if away is not None:
-                    # What one node may have done isn't undone by another's pointing to it again.
+                    # One node may have carried it out, even if another redirects to it again.
                     exc.may_have_arrived = exc.may_have_arrived or away.may_have_arrived
                 if away is None or not isinstance(moved, AskError):  # MovedError is one
                     away = exc

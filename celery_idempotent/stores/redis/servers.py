@@ -11,7 +11,7 @@ from celery_idempotent.stores.redis.wire import Wire
 
 __all__ = ["SCRIPT", "RedisServers", "server_of"]
 
-#: What is asked of a server's configuration: managed ones may not tell.
+#: The settings that are asked for; a managed server may refuse.
 _ASKED: Final = ("save", "appendfsync", "min-replicas-to-write")
 
 #: A command that loads a script which does nothing.

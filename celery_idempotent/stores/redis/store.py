@@ -46,10 +46,10 @@ __all__ = ["RedisStore"]
 
 #: How much of a record is read for a list: all but the tail of a long outcome, in bytes.
 _HEAD: Final = 2048
-#: How often a claim is asked for again that the server's clock found too late.
+#: How often a claim is sent again that was too late by the server's clock.
 _LATE_TURNS: Final = 3
 
-#: What a claim asks for, and the head of what it is answered, as lua/claim.lua has them.
+#: The numbers that a claim sends, and the head of its answer: see lua/claim.lua.
 _ASK: Final = struct.Struct(">QQIIBQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 

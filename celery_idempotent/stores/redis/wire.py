@@ -1,8 +1,8 @@
 """Sends scripts over redis-py's own connections, without redis-py's client around each command.
 
-redis-py's client does much around each command (pools with locks, checks, callbacks, metrics). A
-guard that wants to cost two bare round trips takes the client's connections, with all that they
-know of TLS, Sentinel, sockets and logins, and speaks over them by itself.
+redis-py's client does much around each command (pools with locks, checks, callbacks, metrics), and
+a guarded task may cost no more than two bare round trips. So this module takes the client's
+connections, which know TLS, Sentinel, sockets and logins, and writes to them itself.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class ScriptCall(NamedTuple):
     args: tuple[Argument, ...]
 
 
-#: The last argument of a script that must not run late: until when it is waited for, by the
-#: server's clock (0: that clock is not known), and whether the connection broke a moment ago.
+#: The last argument of a script that must not run late: the time until which its caller waits, by
+#: the server's clock (0: not known), and whether the connection broke a moment ago.
 _TIMING: Final = struct.Struct(">QB")
-#: Where the server's time stands in an answer of such a script that is bytes.
+#: The place of the server's time in the answer of such a script, where that is bytes.
 _TIME: Final = struct.Struct(">xxQ")
-#: A clock that is behind by so much was set back, and didn't only answer late.
+#: A clock that is behind by this much was set back; a late answer does not explain it.
 _STEP_MS = 1000
 
 
@@ -206,7 +206,7 @@ class Wire:
     def _learn_the_time(self) -> None:
         answer = self._exchange([_pack((b"TIME",))])[0]
         if isinstance(answer, ResponseError):
-            self._ahead_ms = math.nan  # whoever we are may not ask for it
+            self._ahead_ms = math.nan  # this user may not call TIME
         else:
             self._learn(int(answer[0]) * 1000 + int(answer[1]) // 1000)
 
@@ -326,7 +326,7 @@ class Wire:
         after a broken connection is safe.
         """
         if self._pid != os.getpid():
-            # After a fork: the sockets are the parent's, and are left to it.
+            # After a fork the sockets belong to the parent.
             self._idle = deque()
             self._pid = os.getpid()
         try:

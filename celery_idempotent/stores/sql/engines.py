@@ -25,16 +25,16 @@ _TIMEOUT_S: Final = 5.0
 #: How long SQLite itself waits for a lock, in seconds: the store looks again at what it wants to
 #: write each time, the user's session has nothing else to do.
 _SQLITE_WAIT_S: Final = {"own": 0.02, "sessions": 30.0}
-#: A host that is gone is noticed, though nothing says so: seconds, a number of probes, and, for
-#: what was sent and not received, milliseconds.
+#: How soon it is noticed that a host is gone without a word: seconds, a number of probes, and
+#: milliseconds for what was sent and not received.
 _KEEPALIVE: Final = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
 }
-#: Engines of the parent process. They are kept, so that nothing of them is ever closed here: a
-#: connection of SQLite must not be, in a child.
+#: Engines of the parent process. They are kept so that a child never closes their connections,
+#: which SQLite does not allow.
 _inherited: Final[list[Engine]] = []
 
 

@@ -34,13 +34,13 @@ __all__ = ["Flavour", "Trouble", "flavour_of", "hint_of", "is_refusal", "trouble
 class Trouble(enum.Enum):
     """What an error of the database means for the operation that met it."""
 
-    #: Somebody else holds a lock on what was to be written: nothing was changed.
+    #: Somebody else has the row locked; nothing was changed.
     LOCKED = enum.auto()
-    #: The transaction was undone so that others could go on (a deadlock): it may be tried again.
+    #: The transaction was undone because of a deadlock, and may be tried again.
     UNDONE = enum.auto()
     #: The row is there already.
     THERE = enum.auto()
-    #: The store's tables, or a column of them, are not.
+    #: A table of the store, or a column, is missing.
     NO_TABLES = enum.auto()
     #: The connection is gone, and with it the answer.
     CUT = enum.auto()
@@ -83,7 +83,7 @@ def trouble_of(exc: SQLAlchemyError) -> Trouble:
         return Trouble.AWAY
     original: Any = exc.orig
     if exc.connection_invalidated:
-        # PyMySQL says "lost connection" where it gave up waiting, and keeps why as context.
+        # PyMySQL says "lost connection" when it stops waiting; the reason is the error's context.
         late = any(isinstance(why, TimeoutError) for why in (original, original.__context__))
         return Trouble.AWAY if late else Trouble.CUT
     first = original.args[0] if original is not None and original.args else None
@@ -111,7 +111,7 @@ def is_refusal(exc: BaseException) -> bool:
 
 
 def hint_of(exc: BaseException) -> str:
-    """Return what to do about an error whose own text does not say it; else nothing."""
+    """Return what to do about an error whose own text does not say it, or an empty text."""
     state = getattr(getattr(exc, "orig", None), "sqlstate", None)
     if state in ("42P05", "26000"):  # a prepared statement that is there already, or isn't
         return (
@@ -229,7 +229,7 @@ _FLAVOURS: Final = {
     ),
     "sqlite": Flavour(
         "sqlite+pysqlite",
-        # It tells milliseconds, and unixepoch('subsec') is younger than many an installed SQLite.
+        # Milliseconds are all it has; many installed versions lack unixepoch('subsec').
         literal_column(
             "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000",
             BigInteger(),

@@ -15,7 +15,7 @@ from celery_idempotent.stores.sql.schema import journal as table
 
 __all__ = ["SqlJournals"]
 
-#: About this part of what is kept may be there beyond it.
+#: A journal may grow by about this part before its oldest rows are deleted.
 _SLACK: Final = 1 / 8
 
 
@@ -31,7 +31,7 @@ class SqlJournals:
         def work(connection: Connection) -> None:
             added = [{"journal_key": key, "at_ms": at_ms, "event": event} for event in events]
             connection.execute(insert(table).values(added))
-            # By chance, and so as often in all, however many processes add to it.
+            # By chance: so the whole number of deletions does not grow with the processes.
             if random.random() * most * _SLACK < len(events):
                 _cut(connection, key, most)
 

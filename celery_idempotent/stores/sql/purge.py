@@ -1,4 +1,4 @@
-"""Deletes what expired in the SQL store, a little at a time: nothing there goes by itself."""
+"""Deletes what expired in the SQL store, a little at a time: a database does not do it itself."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["PURGED_AT_ONCE", "purge", "tend"]
 
 #: Rows of a table that one transaction deletes.
 PURGED_AT_ONCE: Final = 200
-#: How long one turn goes on, in seconds: who takes it has leases to renew.
+#: How long one turn may take, in seconds: the thread that does it also renews leases.
 _TURN_S: Final = 0.1
 
 

@@ -46,7 +46,7 @@ class SqlRows(Rows[Connection]):
             records.c.token,
             records.c.expires_ms,
         )
-        # Where there is no record, the clock is told all the same.
+        # The clock is read even where there is no record.
         found = now.outerjoin(records, records.c.record_key == bindparam("key"))
         self._read = select(now.c.now_us, *columns).select_from(found)
         slips = [
@@ -115,7 +115,7 @@ class SqlRows(Rows[Connection]):
             f"the store at {self.engines.where} does not answer: {cause or type(cause).__name__}"
             f"{hint_of(exc)}"
         )
-        # Cut off, or not waited for any longer: what was asked may have been done.
+        # The connection broke, or the wait ended: the statement may have been carried out.
         error.may_have_arrived = isinstance(exc, DBAPIError) and exc.connection_invalidated
         return error
 
@@ -135,7 +135,7 @@ class SqlRows(Rows[Connection]):
         return [Row.found(*found[name]) if name in found else Row(0) for name in names]
 
     def read_locked(self, at: Connection, key: str) -> Row:
-        """Read a record under its lock, which nobody may have."""
+        """Lock a record and read it; fail at once if it is locked."""
         for _, *row in at.execute(self._read_locked, {"keys": [fit(key)]}):
             return Row.found(*row)
         return self.read(at, key)
@@ -147,7 +147,7 @@ class SqlRows(Rows[Connection]):
             "state": record.status,
             "token": record.token,
             "expires_ms": expires_ms,
-            # By chance: a row that was deleted and made anew must never look as it did before.
+            # Random, so that a row that was deleted and made anew never looks as it did before.
             "stamp": int.from_bytes(os.urandom(8), "big") >> 1,
             "record": record.pack(),
             "deadline_us": row.deadline_us,

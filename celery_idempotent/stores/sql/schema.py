@@ -104,7 +104,7 @@ notes = Table(
 journal = Table(
     "idempotency_journal",
     metadata,
-    # Not a sequence: whoever may write to the table needs no other rights.
+    # Not a sequence: that would need rights of its own.
     Column("id", BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True),
     Column("journal_key", _Key, nullable=False),
     Column("at_ms", BigInteger, nullable=False),
@@ -116,13 +116,13 @@ journal = Table(
 
 
 def create_schema(engine: Engine) -> None:
-    """Make the tables, and columns of theirs, that are not there yet; all else is left as it is."""
+    """Make the tables and columns that are missing; change nothing else."""
     create_missing(engine, metadata)
     _twice(lambda: _add_slip(engine))  # to tables that an earlier release made
 
 
 def create_missing(engine: Engine, tables: MetaData) -> None:
-    """Make the tables and indexes that are not there yet, though others make them at this moment.
+    """Make the tables and indexes that are missing, even if others do so at the same moment.
 
     Each is made by itself: a database may commit each of them (MySQL, MariaDB), and whoever makes
     them too may be anywhere between the first and the last.
@@ -138,7 +138,7 @@ def _twice(create: Callable[[], None]) -> None:
     try:
         create()
     except DBAPIError:
-        create()  # made by somebody else since the first look: nothing to do, and else it fails
+        create()  # somebody else has made it since the first look; else this fails again
 
 
 def _add_slip(engine: Engine) -> None:

@@ -23,10 +23,10 @@ __all__ = ["SqlTransaction"]
 
 log = logging.getLogger("celery_idempotent")
 
-#: How long the token is asked for after an answer to COMMIT was lost, in seconds.
+#: How long the token is looked up after the answer to COMMIT was lost, in seconds.
 _ASK_S: Final = 5.0
 _PAUSE_S: Final = 0.1
-#: What undid a transaction, and might not do so next time.
+#: Errors that may not happen again if the transaction is repeated.
 _PASSING: Final = (Trouble.LOCKED, Trouble.UNDONE, Trouble.CUT)
 
 
@@ -173,7 +173,7 @@ class SqlTransaction:
         until = time.monotonic() + _ASK_S
         while True:
             try:
-                # Under the row's lock: the transaction has ended then, in whichever way.
+                # Once the row can be locked, the transaction has ended, one way or the other.
                 row = self._rows.operate(lambda at: self._rows.read_locked(at, key))
                 if row.stamp is not None:
                     break
