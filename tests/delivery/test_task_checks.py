@@ -274,6 +274,49 @@ def test_one_that_reaches_the_guard_by_another_way_is_fine(
     assert ran == ([1] if mode == "enforce" else [1, 1]) + [2, 3]
 
 
+class PassingBy(Task):
+    """Runs the body past the guard, as classes of other libraries do."""
+
+    abstract = True
+
+    def __call__(self, *args: Any) -> Any:
+        return self.run(*args)
+
+
+def test_a_base_that_passes_by_the_guard_is_refused_when_the_task_is_bound(app: Celery) -> None:
+    """The error names it."""
+
+    class Base(PassingBy, IdempotentTask):
+        abstract = True
+
+    # When
+    with pytest.raises(ConfigurationError, match=r"PassingBy.__call__ calls self\.run"):
+        app.task(base=Base, idempotency_key="order:{order}")(nothing).bind(app)
+
+
+def test_such_a_base_is_fine_below_a_class_that_calls_the_guard(
+    app: Celery, ran: list[Any]
+) -> None:
+    """Then it isn't called, and what else it does stays: a lock at the enqueue, say."""
+
+    # Given
+    class Base(PassingBy, IdempotentTask):
+        abstract = True
+
+        def __call__(self, *args: Any) -> Any:
+            return IdempotentTask.__call__(self, *args)
+
+    @app.task(base=Base, idempotency_key="o:{order}")
+    def charge(order: int) -> None:
+        ran.append(order)
+
+    # When
+    answers = [deliver(charge, 1), deliver(charge, 1)]
+    # Then
+    assert [state for state, _ in answers] == ["SUCCESS"] * 2
+    assert ran == [1]
+
+
 def test_a_class_with_an_on_bound_of_its_own_is_guarded(app: Celery, ran: list[Any]) -> None:
     """It need not call anybody else's."""
 
