@@ -17,6 +17,8 @@ assert not missing, f"not inside the wheel: {missing}"
 scripts = [name for name in sources if name.endswith(".lua")]
 assert scripts
 assert metadata.version("celery-idempotent") == celery_idempotent.__version__
+shown = metadata.distribution("celery-idempotent").read_text("METADATA")
+assert "`docs/guarantees.rst`" in shown and "](docs/" not in shown, "links that lead nowhere"
 
 app = celery.Celery("stranger", broker="memory://", backend="cache+memory://")
 app.conf.task_always_eager = True

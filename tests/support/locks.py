@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import redis
 from celery import Celery, Task
+from celery_heimdall import HeimdallTask  # type: ignore[import-untyped]
 from celery_once import QueueOnce  # type: ignore[import-untyped]
 from celery_singleton import Singleton  # type: ignore[import-untyped]
 
@@ -14,7 +15,7 @@ from celery_idempotent import IdempotentTask
 from tests.support.ledger import Ledger
 
 #: The tasks ``shop.locked_<name>``.
-LOCKS = ("once", "singleton", "home_made")
+LOCKS = ("once", "singleton", "heimdall", "home_made")
 
 
 class Once(QueueOnce, IdempotentTask):
@@ -29,6 +30,16 @@ class Single(Singleton, IdempotentTask):
 
     abstract = True
     unique_on = "order"
+
+
+class Heimdall(HeimdallTask, IdempotentTask):
+    """celery-heimdall, whose own call would pass by the guard."""
+
+    abstract = True
+    heimdall: ClassVar = {"unique": True, "key": lambda args, kwargs: f"order:{args[0]}"}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return IdempotentTask.__call__(self, *args, **kwargs)
 
 
 class HomeMade(Task):
@@ -60,7 +71,7 @@ def define(app: Celery, ledger: Ledger) -> None:
     url = app.conf.result_backend
     app.conf.ONCE = {"backend": "celery_once.backends.Redis", "settings": {"url": url}}
     app.conf.singleton_backend_url = url
-    for name, base in zip(LOCKS, (Once, Single, Locked), strict=True):
+    for name, base in zip(LOCKS, (Once, Single, Heimdall, Locked), strict=True):
         app.task(
             name=f"shop.locked_{name}",
             base=base,
