@@ -12,6 +12,7 @@ from celery.utils.serialization import UnpickleableExceptionWrapper
 from kombu import serialization
 from kombu.exceptions import ContentDisallowed, DecodeError, SerializationError
 from kombu.utils import encoding
+from kombu.utils import json as kombu_json
 
 from celery_idempotent.core.codec import NOT_KEPT, Kind, Outcome
 from celery_idempotent.core.unfinished import kind_of
@@ -27,12 +28,9 @@ _safe_repr: Any = encoding.safe_repr
 _SHORT: Final = 500
 
 _JSON: Final = "application/json"
-# What most tasks give (nothing, yes or no, a number) takes neither an encoder nor a decoder: kombu
-# makes one each time, and that is a good part of what a guard takes.
-_WORDS: Final = {b"null": None, b"true": True, b"false": False}
-_TEXTS: Final = {value: word for word, value in _WORDS.items()}
-_DIGITS: Final = 15
-_PLAIN: Final = 10**_DIGITS
+# What kombu's own JSON uses. It makes both anew each time, which takes longer than what they do.
+_to_json: Final = kombu_json.JSONEncoder().encode
+_from_json: Final = json.JSONDecoder(object_hook=kombu_json.object_hook).decode
 
 
 def encode_result(backend: Any, result: Any, most: int) -> bytes:
@@ -109,23 +107,21 @@ def replay(backend: Any, packed: bytes, key: str) -> Any:
 
 
 def _encode(backend: Any, value: Any) -> bytes:
-    if backend.content_type == _JSON:
-        if value is None or value is True or value is False:
-            return _TEXTS[value]
-        if type(value) is int and 0 < value < _PLAIN:
-            return b"%d" % value
-    payload = backend.encoder(value)
+    encoder = _to_json if backend.encoder is kombu_json.dumps else backend.encoder
+    payload = encoder(value)
     return payload.encode("utf-8") if isinstance(payload, str) else bytes(payload)
 
 
 def _decode(outcome: Outcome, accept: Any) -> Any:
     _, content_type, encoding, payload = outcome
-    if content_type == _JSON and (accept is None or _JSON in accept):
-        if payload in _WORDS:
-            return _WORDS[payload]
-        if payload.isdigit() and len(payload) <= _DIGITS and not payload.startswith(b"0"):
-            return int(payload)
     text = payload if encoding in ("binary", "") else payload.decode(encoding, "replace")
+    is_json = content_type == _JSON and accept is not None and _JSON in accept
+    # A project may have registered a decoder of its own.
+    if is_json and text and _registry._decoders.get(_JSON) is kombu_json.loads:
+        try:
+            return _from_json(text)
+        except Exception as exc:
+            raise DecodeError(str(exc)) from exc
     return _registry.loads(text, content_type, encoding, accept=accept)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import pytest
 from celery import Celery
 from kombu.serialization import registry
+from kombu.utils import json as kombu_json
 
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.delivery.results import encode_result, replay
@@ -32,11 +36,13 @@ def packed(payload: bytes, content_type: str = JSON, encoding: str = "utf-8") ->
     [
         *(None, True, False, 0, 7, -7, 10**14, 10**15, 10**30, 1.5, 1e300, "", "null", "7", "ü"),
         *([], [None, 1], {}, {"null": None}, {"receipt": [7, "A-17"]}),
+        *(b"raw", b"\xff", Decimal("1.10"), UUID(int=7), date(2026, 5, 1)),
+        {"at": datetime(2026, 5, 1, tzinfo=timezone.utc)},
     ],
     ids=repr,
 )
 def test_a_replay_equals_the_first_result(backend: Any, result: Any) -> None:
-    """In type too: what is read without a decoder is what the decoder gives."""
+    """In type too: it is what kombu's decoder gives."""
     # When
     kept = encode_result(backend, result, 1024)
     given = replay(backend, kept, "order:42")
@@ -59,6 +65,25 @@ def test_what_is_no_json_is_corrupt(backend: Any, payload: bytes) -> None:
     """A number with zeros in front is none, whoever wrote it."""
     with pytest.raises(RecordCorrupt, match="order:42 can't be decoded"):
         replay(backend, packed(payload), "order:42")
+
+
+def test_a_coder_of_the_project_is_asked_for_json() -> None:
+    """A project may register its own, which reads and writes other things."""
+    registry.register("json", lambda value: "[1]", lambda text: "mine", JSON, "utf-8")
+    try:
+        backend = Celery("own", backend="cache+memory://", set_as_current=False).backend
+        kept = encode_result(backend, {"a": 1}, 1024)
+        assert Outcome.unpack(kept).payload == b"[1]"
+        assert replay(backend, kept, "order:42") == "mine"
+    finally:
+        registry.register("json", kombu_json.dumps, kombu_json.loads, JSON, "utf-8")
+
+
+def test_what_a_type_of_the_project_cannot_read_is_corrupt(backend: Any) -> None:
+    """Whatever its decoder raises."""
+    text = b'{"__type__": "uuid", "__value__": 7}'
+    with pytest.raises(RecordCorrupt, match="order:42 can't be decoded"):
+        replay(backend, packed(text), "order:42")
 
 
 def test_an_encoding_that_nobody_knows_is_corrupt(backend: Any) -> None:

@@ -178,8 +178,22 @@ _RUNS = [
     Mutant(
         "replay: nothing is read that the app does not accept",
         "delivery/results.py",
-        "content_type == _JSON and (accept is None or _JSON in accept)",
+        "content_type == _JSON and accept is not None and _JSON in accept",
         "content_type == _JSON",
+        (("tests/delivery/test_results.py",),),
+    ),
+    Mutant(
+        "replay: a decoder of the project's own is asked",
+        "delivery/results.py",
+        "if is_json and text and _registry._decoders.get(_JSON) is kombu_json.loads:",
+        "if is_json and text:",
+        (("tests/delivery/test_results.py",),),
+    ),
+    Mutant(
+        "results: an encoder of the project's own is asked",
+        "delivery/results.py",
+        "_to_json if backend.encoder is kombu_json.dumps else backend.encoder",
+        "_to_json",
         (("tests/delivery/test_results.py",),),
     ),
     Mutant(
