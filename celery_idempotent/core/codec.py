@@ -44,6 +44,9 @@ class Kind(enum.IntEnum):
     NOT_KEPT = 3
 
 
+_KINDS: Final = {int(kind): kind for kind in Kind}
+
+
 class Outcome(NamedTuple):
     """The result or failure of a run, encoded as the result backend did when it ended."""
 
@@ -79,7 +82,7 @@ class Outcome(NamedTuple):
             RecordCorrupt: it is no outcome, is cut short, or unpacks to more than 256 MiB.
         """
         try:
-            kind, code = Kind(packed[0]), packed[1]
+            kind, code = _KINDS[packed[0]], packed[1]
             if kind is Kind.NOT_KEPT:
                 return cls(kind)
             at = 2

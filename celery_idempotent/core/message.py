@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
@@ -173,12 +173,13 @@ def own_of(headers: Mapping[str, Any] | None, task_id: str | None) -> Mapping[st
     return None
 
 
-def _levels(headers: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    if headers:
-        yield headers
-        nested = headers.get("headers")
-        if nested and isinstance(nested, Mapping):
-            yield nested
+def _levels(headers: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:
+    if not headers:
+        return ()
+    nested = headers.get("headers")
+    if nested and isinstance(nested, Mapping):
+        return headers, nested
+    return (headers,)
 
 
 def read_own(
@@ -220,7 +221,16 @@ def _is_text(value: object, most: int) -> bool:
     return isinstance(value, str) and 0 < len(value) <= most
 
 
+#: What our header has that was made by ``apply_async``.
+_OF_A_NEW_CALL: Final = frozenset(("id", "ns", "key", "label", "fp", "checked", "pub"))
+
+
 def _read_waits(header: Mapping[str, Any]) -> WaitState:
+    publication = header.get("pub", "")
+    if not (publication == "" or _is_text(publication, _MAX_PUBLICATION)):
+        raise ValueError("pub")
+    if header.keys() <= _OF_A_NEW_CALL:
+        return WaitState(publication=publication)  # nearly always
     count, since, again = (
         header.get("waits", 0),
         header.get("since", 0),
@@ -235,9 +245,7 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
             raise ValueError("awaited")
     if to is not None and not isinstance(to, str):
         raise ValueError("to")
-    publication, deaths = header.get("pub", ""), header.get("deaths", 0)
-    if not (publication == "" or _is_text(publication, _MAX_PUBLICATION)):
-        raise ValueError("pub")
+    deaths = header.get("deaths", 0)
     if not (type(deaths) is int and 0 <= deaths <= MAX_DEATHS):
         raise ValueError("deaths")
     away = header.get("away", 0)
@@ -326,7 +334,7 @@ def ours_in(headers: Mapping[str, Any]) -> dict[str, Any]:
     """
     return {
         name: value
-        for level in reversed([*_levels(headers)])
+        for level in reversed(_levels(headers))
         for name, value in level.items()
         if name == OWN or _is_explicit(name)
     }

@@ -25,9 +25,8 @@ class Attempt:
     def __init__(self, delivery: Delivery, run: Run) -> None:
         self.delivery = delivery
         self.run = run
-        task = delivery.task
         options = delivery.options
-        codec = Codec(task, task.app, options.max_result_size)
+        codec = Codec(delivery.task, options.max_result_size)
         self.steps = Steps(run, codec, stops=options.stop_at_checkpoint)
         if run.steps:
             self.steps.take(run.steps)

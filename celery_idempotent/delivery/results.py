@@ -114,7 +114,7 @@ def _encode(backend: Any, value: Any) -> bytes:
 
 def _decode(outcome: Outcome, accept: Any) -> Any:
     _, content_type, encoding, payload = outcome
-    text = payload if encoding in ("binary", "") else payload.decode(encoding, "replace")
+    text: Any = payload if encoding in ("binary", "") else payload.decode(encoding, "replace")
     is_json = content_type == _JSON and accept is not None and _JSON in accept
     # A project may have registered a decoder of its own.
     if is_json and text and _registry._decoders.get(_JSON) is kombu_json.loads:
@@ -129,14 +129,12 @@ class Codec:
     """Steps: results as the result backend encodes them, signatures as JSON.
 
     Args:
-        owner: a task or an app: whoever has the ``backend``, which is made when it is needed.
-        app: knows the tasks that undo steps.
+        owner: a task or an app: has the ``backend``, and knows the tasks that undo steps.
         most: the largest result that is kept, in bytes.
     """
 
-    def __init__(self, owner: Any, app: Any, most: int) -> None:
+    def __init__(self, owner: Any, most: int) -> None:
         self._owner = owner
-        self._app = app
         self._most = most
 
     def pack(self, result: Any) -> bytes:
@@ -150,8 +148,9 @@ class Codec:
             raise TypeError(
                 f"compensate= takes the signature of a task, such as refund.s(), not {undo!r}"
             )
-        if undo.task not in self._app.tasks:
+        tasks = getattr(self._owner, "app", self._owner).tasks
+        if undo.task not in tasks:
             raise TypeError(f"compensate= names {undo.task!r}, which this app does not have")
-        if kind_of(self._app.tasks[undo.task].run):
+        if kind_of(tasks[undo.task].run):
             raise TypeError(f"compensate= names {undo.task!r}, whose body is async: nobody runs it")
         return json.dumps(undo).encode()

@@ -327,7 +327,7 @@ class HeldRequest:
         self._plain = PlainWork()
         self._steps = None
         if run is not None:
-            self._steps = Steps(run, _Codec(app, app, edge.max_response_size))
+            self._steps = Steps(run, _Codec(app, edge.max_response_size))
         #: The same for the application as ``self.idempotency`` is for a task.
         self.run = RunContext(
             key=context,

@@ -50,9 +50,8 @@ class Telling:
         heard = _is_heard(what)
         if not (heard or self.journal.most):
             return
-        trace = None
         if held is not None:
-            original, trace = held.owner_id, Label.of(held).trace or None
+            original = held.owner_id
         if self.shadow:
             details["shadow"] = True
         if self.journal.most:
@@ -61,6 +60,7 @@ class Telling:
         if heard:
             if reason:
                 details["reason"] = reason
+            trace = None if held is None else Label.of(held).trace or None
             self.observe(what, original, trace=trace, **details)
 
     def lost(self, lease: Lease) -> None:

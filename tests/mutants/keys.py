@@ -194,7 +194,7 @@ KEYS: list[Mutant] = [
     Mutant(
         "body: an async compensation undoes nothing",
         "delivery/results.py",
-        "if kind_of(self._app.tasks[undo.task].run):",
+        "if kind_of(tasks[undo.task].run):",
         "if False:",
         _STEPS,
     ),

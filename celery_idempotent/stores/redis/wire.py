@@ -90,7 +90,8 @@ def _parts(parts: Sequence[Argument]) -> bytes:
             part = part.encode("utf-8", "surrogatepass")
         elif isinstance(part, int):
             part = b"%d" % part
-        packed += (len(part), part)
+        packed.append(len(part))
+        packed.append(part)
     return (b"$%d\r\n%b\r\n" * len(parts)) % tuple(packed)
 
 
