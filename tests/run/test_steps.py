@@ -1,6 +1,5 @@
 """Steps are done once, and undone in reverse where the body fails for good."""
 
-from dataclasses import replace
 from functools import partial
 from uuid import uuid4
 
@@ -668,7 +667,7 @@ def test_a_step_that_cannot_be_read_stops_the_run_before_its_body(app, ledger, m
 
     def spoiled(*args):
         verdict = claim(*args)
-        return replace(verdict, steps=dict.fromkeys(verdict.steps, b"spoiled"))
+        return verdict._replace(steps=dict.fromkeys(verdict.steps, b"spoiled"))
 
     monkeypatch.setattr(store, "claim", spoiled)
     # When
