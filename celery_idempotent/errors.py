@@ -19,6 +19,10 @@ Each takes one message, so that a result backend which keeps only the type and t
 exception gives the same error back to the caller.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 __all__ = [
     "ClaimLost",
     "ConfigurationError",
@@ -52,7 +56,22 @@ class IdempotencyKeyMismatch(IdempotencyError):
 
 
 class IdempotencyInProgress(IdempotencyError):
-    """A call with the same key is running, and this one may not wait for it, or not any longer."""
+    """A call with the same key is under way, and this one may not wait for it, or not any longer.
+
+    Where ``apply_async`` raises it (``idempotency_on_enqueue = "raise"``), it names that call.
+    """
+
+    #: The task id of the call that is under way; ``None``: only the message says it.
+    task_id: str | None = None
+    #: Its ``AsyncResult``; ``None`` in a worker.
+    result: Any = None
+
+    @classmethod
+    def of(cls, message: str, task_id: str, result: Any) -> IdempotencyInProgress:
+        """Make the error of a call that is refused before it is published."""
+        error = cls(message)
+        error.task_id, error.result = task_id, result
+        return error
 
 
 class OutcomeUnknown(IdempotencyError):

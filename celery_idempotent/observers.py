@@ -73,8 +73,8 @@ class Observation:
 
     ``what`` is the journal's word for it: claimed, succeeded, failed, released, retrying,
     interrupted, unknown, compensating, deduplicated, answered again, waiting, dropped, refused,
-    mismatch, superseded, store away, lost; and, for the time that the store took, claim and
-    complete (``details["seconds"]``).
+    attached, mismatch, superseded, store away, lost; and, for the time that the store took, claim
+    and complete (``details["seconds"]``).
     """
 
     what: str

@@ -1,21 +1,23 @@
-"""A call before it is published: it gets its key, or is attached to its first call."""
+"""A call before it is published: it gets its key, and has it reserved, or attaches to another."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import datetime
 from hashlib import blake2b
 from threading import Lock
 from types import EllipsisType
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 from uuid import UUID
 
 from celery.states import READY_STATES, REVOKED
 from celery.utils.log import get_logger
+from celery.utils.time import maybe_make_aware
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, record_key
 from celery_idempotent.core.message import (
@@ -27,13 +29,26 @@ from celery_idempotent.core.message import (
     own_of,
     without_explicit,
 )
-from celery_idempotent.core.record import Label, State
-from celery_idempotent.errors import KeyDerivationError, StoreError
+from celery_idempotent.core.options import LONGEST
+from celery_idempotent.core.record import Owner, State
+from celery_idempotent.core.reservation import Reservation
+from celery_idempotent.core.verdicts import Reserve, Reserved
+from celery_idempotent.errors import IdempotencyInProgress, KeyDerivationError, StoreError
+from celery_idempotent.run.journal import Subject
+from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import TaskSetup, environment_of
+from celery_idempotent.stores.base import Store
 
-__all__ = ["first_call", "id_of_call", "published", "use_idempotency_key", "with_key"]
+__all__ = ["id_of_call", "publish_reserved", "published", "use_idempotency_key", "with_key"]
 
 log = get_logger("celery_idempotent")
+
+#: For how long a reservation is held that is not confirmed, in milliseconds.
+_HOLD_MS: Final = 10_000
+#: How many calls that are over a key is reserved over, before it is reserved in any case: that of
+#: the record, that of a reservation, and one that came in between.
+_MOST_OVER: Final = 3
+_LONGEST_MS: Final = int(LONGEST * 1000)
 
 
 class _Context:
@@ -171,39 +186,157 @@ def _named(headers: Mapping[str, Any] | None, key: str) -> dict[str, Any]:
     return {**without_explicit(headers), EXPLICIT: key}
 
 
-def first_call(task: Any, setup: TaskSetup | None, call_key: CallKey) -> str | None:
-    """Return the task id of the call that ``idempotency_on_enqueue`` attaches this one to.
+def publish_reserved(
+    task: Any,
+    setup: TaskSetup,
+    call_key: CallKey,
+    task_id: str,
+    options: Mapping[str, Any],
+    publish: Callable[[], Any],
+    *,
+    attaches: bool,
+) -> Any:
+    """Publish a call whose key is reserved for it, unless an earlier call takes its place.
 
-    This only reads: two calls that race both publish, and the worker deduplicates. A call is
-    attached to where it runs under a live lease, waits for a retry that isn't overdue, or is done
-    with its result still in the result backend; and it had the same arguments, if they are checked.
-    It is not where its result may never come: it was revoked, may expire, or keeps no result.
-    Shadow mode suppresses nothing, so it never attaches.
+    The key is reserved with one command before the message is published, for a moment, and with
+    one after it until the message must have come. Only then it stops other calls, so that a
+    producer that dies in between has lost none. Every call that could be published is carried out:
+    the worker deduplicates, whatever is reserved.
+
+    Args:
+        options: those of the call, as ``apply_async`` takes them.
+        publish: publishes the message.
+        attaches: whether an earlier call may take its place.
+
+    Returns:
+        Celery's result of this call, or of the one that takes its place.
+
+    Raises:
+        IdempotencyInProgress: ``idempotency_on_enqueue`` is ``"raise"``, and that one is not done.
     """
-    if setup is None or setup.options.on_enqueue != "attach" or setup.options.mode != "enforce":
-        return None
     environment = environment_of(task.app)
+    key, owner = record_key(environment.prefix, call_key), Owner(task_id).pack()
+    reservation = Reservation(
+        owner,
+        due_ms=_ms_until(task.app, options.get("countdown") or options.get("eta")) or 0,
+        expires_ms=_expires_ms(task, options),
+        keeps_result=not (
+            task.ignore_result if options.get("ignore_result") is None else options["ignore_result"]
+        ),
+        fingerprint=call_key.fingerprint,
+    )
+    in_turn = setup.options.after_wait == "run"
+    ask = Reserve(reservation, _HOLD_MS, attaches, call_key.checked and not in_turn)
     try:
-        record, now_ms = environment.store.peek(record_key(environment.prefix, call_key))
+        first = _reserve(task, environment.store, key, ask)
     except StoreError as exc:
-        log.warning("%s is published: its key can't be looked up: %s", task.name, exc)
-        return None
-    if record is None or (call_key.checked and record.fingerprint != call_key.fingerprint):
-        return None
-    first = record.owner_id
-    if first is None:
-        return None
-    if record.state in (State.RUNNING, State.RETRYING):
-        if now_ms >= record.until_ms or Label.of(record).is_alone:
-            return None
-        return None if _state_of(task, first) in (None, REVOKED) else first
-    done = record.state in (State.SUCCEEDED, State.FAILED)
-    return first if done and _state_of(task, first) in READY_STATES - {REVOKED} else None
-
-
-def _state_of(task: Any, task_id: str) -> str | None:
+        log.warning("%s is published unreserved: %s", task.name, exc)
+        return publish()
+    if first is not None:
+        return _instead(task, setup, call_key, key, *first)
     try:
-        state: str = task.AsyncResult(task_id).state
+        result = publish()
+    except BaseException:
+        _told(task, lambda: environment.store.unreserve(key, owner))
+        raise
+    ttl_ms = int(setup.options.queued_ttl * 1000)
+    _told(task, lambda: environment.store.confirm(key, owner, ttl_ms))
+    return result
+
+
+def _reserve(task: Any, store: Store, key: str, ask: Reserve) -> tuple[str, State | None] | None:
+    """Reserve a key; return the task id and state of the call that has it already, if one does.
+
+    Raises:
+        StoreError: it can't be reserved.
+    """
+    for _ in range(_MOST_OVER):
+        answer = store.reserve(key, ask)
+        if isinstance(answer, Reserved):
+            return None
+        first = Owner.unpack(answer.owner)
+        if first is not None and _will_answer(task, first.task_id, answer.state):
+            return first.task_id, answer.state
+        ask = ask._replace(over=(*ask.over, answer.owner))
+    store.reserve(key, ask._replace(attaches=False))
+    return None
+
+
+def _will_answer(task: Any, first: str, state: State | None) -> bool:
+    """Whether the call with the task id ``first`` has a result, or is to have one.
+
+    The result backend says so: the call may have been revoked, or have expired.
+    """
+    try:
+        shown = str(task.AsyncResult(first).state)
     except Exception:
-        return None  # no result backend, or it is away
-    return state
+        return False  # no result backend, or it is away
+    is_over = shown in READY_STATES
+    if state is None:
+        return not is_over  # else it was not carried out under its key
+    return shown != REVOKED and (is_over or state in (State.RUNNING, State.RETRYING))
+
+
+def _instead(
+    task: Any, setup: TaskSetup, call_key: CallKey, key: str, first: str, state: State | None
+) -> Any:
+    """Return the result of the call that is in this one's place, or refuse this one."""
+    environment, result = environment_of(task.app), task.AsyncResult(first)
+    done = state in (State.SUCCEEDED, State.FAILED)
+    refused = setup.options.on_enqueue == "raise" and not done
+    telling = Telling(
+        environment.journal,
+        Subject(key, task.name, None, call_key.label),
+        call_key.readable,
+        task,
+    )
+    telling.tell(
+        "refused" if refused else "attached",
+        original=first,
+        found="queued" if state is None else str(state),
+    )
+    if not refused:
+        return result
+    raise IdempotencyInProgress.of(
+        f"{call_key.namespace}:{call_key.readable} {_FOUND[state]} by task {first}: this call was "
+        "not published",
+        first,
+        result,
+    )
+
+
+#: What is said of the call in whose place another one is refused.
+_FOUND: Final = {
+    None: "is queued",
+    State.RUNNING: "is being run",
+    State.RETRYING: "waits for a retry",
+}
+
+
+def _told(task: Any, tell: Callable[[], None]) -> None:
+    """Tell the store what became of a reservation; where it is away, that ends by itself."""
+    try:
+        tell()
+    except StoreError as exc:
+        log.warning("what became of a reserved call of %s was not recorded: %s", task.name, exc)
+
+
+def _expires_ms(task: Any, options: Mapping[str, Any]) -> int:
+    expires = options.get("expires", task.expires)
+    after = None if expires is None else _ms_until(task.app, expires)
+    return 0 if after is None else max(1, after)
+
+
+def _ms_until(app: Any, when: Any) -> int | None:
+    """Return how many milliseconds it is until an instant, as Celery reads one.
+
+    ``None``: it is none, and Celery says so.
+    """
+    try:
+        if isinstance(when, str):
+            when = datetime.fromisoformat(when)
+        if isinstance(when, datetime):
+            when = (maybe_make_aware(when, app.timezone) - app.now()).total_seconds()
+        return max(0, min(int(when * 1000), _LONGEST_MS))
+    except (TypeError, ValueError, OverflowError):
+        return None

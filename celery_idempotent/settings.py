@@ -47,6 +47,11 @@ class TaskSetup:
     scheme: KeyScheme
 
     @property
+    def reserves(self) -> bool:
+        """Whether a call is reserved when it is published, and duplicates are stopped then."""
+        return self.options.on_enqueue != "publish" and self.options.mode == "enforce"
+
+    @property
     def environment(self) -> Environment:
         """What the settings of its app come to; errors as :func:`environment_of`."""
         return _environments.get(self.app) or environment_of(self.app)

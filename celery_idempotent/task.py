@@ -34,7 +34,7 @@ from celery_idempotent.errors import (
     IdempotencyKeyMismatch,
     KeyDerivationError,
 )
-from celery_idempotent.publishing import first_call, id_of_call, with_key
+from celery_idempotent.publishing import id_of_call, publish_reserved, with_key
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.transaction import run_without_claim
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
@@ -83,6 +83,7 @@ class IdempotentTask(RetryingTask):
     idempotency_on_store_error: str | None = None
     idempotency_max_result_size: int | None = None
     idempotency_on_enqueue: str | None = None
+    idempotency_queued_ttl: Seconds | None = None
     idempotency_mode: str | None = None
 
     _idempotency: ClassVar[TaskSetup | None] = None
@@ -142,12 +143,15 @@ class IdempotentTask(RetryingTask):
         """Publish a call, as Celery does; ``idempotency_key`` is an explicit key for this call.
 
         With ``idempotency_key=None`` the call is not deduplicated. With
-        ``idempotency_on_enqueue = "attach"`` a duplicate of a call that is under way or done is not
-        published, where that is safe: the first call's result is returned.
+        ``idempotency_on_enqueue`` ``"attach"`` or ``"raise"`` a duplicate of a call that is queued,
+        under way or done is not published, where that is safe: the first call's result is returned,
+        or, with ``"raise"`` and a first call that is not done, an error is raised.
 
         Raises:
             ConfigurationError: ``options`` has an unknown ``idempotency_*``.
             KeyDerivationError: no key can be derived; nothing is published.
+            IdempotencyInProgress: the first call is not done; the error has its ``task_id`` and its
+                ``result``. Nothing is published.
         """
         # What is given on is given by name: so other base classes take it.
         named = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
@@ -155,11 +159,14 @@ class IdempotentTask(RetryingTask):
         call_id, headers, call_key = self._addressed(
             args, kwargs, task_id, idempotency_key, headers, options
         )
-        if call_key is not None and task_id is None and not any(map(options.get, _COMPOSED)):
-            first = first_call(self, self._setup(), call_key)
-            if first is not None:
-                return self.AsyncResult(first)
-        return super().apply_async(args, kwargs, task_id=call_id, headers=headers, **options)
+        publish = functools.partial(
+            super().apply_async, args, kwargs, task_id=call_id, headers=headers, **options
+        )
+        setup = self._setup()
+        if call_key is None or setup is None or not setup.reserves or _is_again(options):
+            return publish()
+        attaches = task_id is None and not any(map(options.get, _COMPOSED))
+        return publish_reserved(self, setup, call_key, call_id, options, publish, attaches=attaches)
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
         """Publish a call once Django's transaction is committed: see ``apply_async_on_commit``."""
@@ -429,15 +436,13 @@ def _fits(run: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 _EXPECTED = (IdempotencyInProgress, IdempotencyKeyMismatch)
 
 #: With any of these a call is a part of something else, which needs its message.
-_COMPOSED = (
-    "link",
-    "link_error",
-    "chain",
-    "chord",
-    "group_id",
-    "retries",
-    "replaced_task_nesting",
-)
+_COMPOSED = ("link", "link_error", "chain", "chord", "group_id")
+
+
+def _is_again(options: Mapping[str, Any]) -> bool:
+    """Whether a call goes on with one that was delivered: it reserves no key."""
+    return bool(options.get("retries") or options.get("replaced_task_nesting"))
+
 
 #: What begins with ``idempotency_`` on a task, and is no option.
 _METHODS = frozenset(

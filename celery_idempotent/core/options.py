@@ -320,14 +320,25 @@ class Options(_FromLookup):
 
     #: Whether a call that is a duplicate already when it is made is published at all. Default:
     #: ``"publish"``: it is, and the worker answers it. ``"attach"``: where its first call is
-    #: running, waits for a retry, or is done with its result still in the result backend, nothing
-    #: is published, and the caller gets the first call's result. It saves messages, and costs a
-    #: look into the store for each call, and one into the result backend for a duplicate. A call
-    #: whose arguments are checked (see ``idempotency_fingerprint``) and differ is published, and
-    #: the worker refuses it. Members of groups, chains and chords, calls with a link or a task id
-    #: of their own, and retries are published all the same. So is a call whose first call may end
-    #: without a result: it was revoked, it may expire, or its result is ignored.
-    on_enqueue: str = field(default="publish", metadata=_checked(_one_of("publish", "attach")))
+    #: queued, is running, waits for a retry, or is done with its result still in the result
+    #: backend, nothing is published, and the caller gets the first call's result. ``"raise"``: the
+    #: same where the first call is done; else ``apply_async`` raises ``IdempotencyInProgress``,
+    #: which has the first call's ``task_id`` and ``result``. Both save messages. A call that is
+    #: published costs two commands in the store more: it is reserved before that, and confirmed
+    #: after it. A duplicate costs one, and a look into the result backend. Some calls are published
+    #: all the same: members of groups, chains and chords, those with a link or a task id of their
+    #: own, retries, and calls whose arguments are checked (see ``idempotency_fingerprint``) and
+    #: differ, which the worker refuses. So is a call whose first call was revoked, expires sooner,
+    #: is due later, or keeps no result; and each call while the store is away.
+    on_enqueue: str = field(
+        default="publish", metadata=_checked(_one_of("publish", "attach", "raise"))
+    )
+
+    #: How long a queued call stops others, after it is due, where its message doesn't expire; with
+    #: ``idempotency_on_enqueue`` ``"attach"`` or ``"raise"``. Its delivery ends that. So it matters
+    #: where the queue was purged, or is longer than that. Seconds or a timedelta, at least 0.1 s.
+    #: Default: 3600 (an hour).
+    queued_ttl: float = field(default=3600.0, metadata=_checked(_seconds(SHORTEST)))
 
     #: ``"enforce"``: duplicates don't run. ``"off"``: tasks run as plain Celery tasks, nothing is
     #: read or recorded: the switch for an emergency. ``"shadow"``: keys are derived and records

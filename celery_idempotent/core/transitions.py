@@ -8,6 +8,7 @@ test compares the two. ``now_us`` is always the store's clock, in microseconds s
 from __future__ import annotations
 
 from celery_idempotent.core.record import Label, Record, State, still_given_up
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
@@ -21,9 +22,12 @@ from celery_idempotent.core.verdicts import (
     Note,
     Recorded,
     Replay,
+    Reserve,
+    Reserved,
     Resolve,
     Settle,
     Superseded,
+    Taken,
     Unknown,
     Write,
 )
@@ -31,13 +35,16 @@ from celery_idempotent.core.verdicts import (
 __all__ = [
     "abandon",
     "claim",
+    "confirm",
     "end_lease",
     "forget",
     "note",
     "renew",
+    "reserve",
     "resolve",
     "settle",
     "step",
+    "unreserve",
     "with_mark",
 ]
 
@@ -49,13 +56,24 @@ def claim(
     *,
     slip: Slip | None = None,
     awaited: Slip | None = None,
+    queued: Reservation | None = None,
 ) -> tuple[ClaimVerdict, Write | None]:
     """Decide what a delivery may do.
 
     Args:
         slip: the slip of the message's owner.
         awaited: the slip of the run that this caller waited for last.
+        queued: the key's reservation, if this delivery has to end it.
     """
+    verdict, write = _decide(record, ask, now_us, slip, awaited)
+    if queued is not None and (isinstance(verdict, Claimed) or queued.owner == ask.candidate.owner):
+        write = (Write(None) if write is None else write)._replace(drops_queued=True)
+    return verdict, write
+
+
+def _decide(
+    record: Record | None, ask: Claim, now_us: int, slip: Slip | None, awaited: Slip | None
+) -> tuple[ClaimVerdict, Write | None]:
     now_ms = now_us // 1000
     new = ask.candidate
     mine = record is not None and record.owner == new.owner
@@ -329,7 +347,12 @@ def _with_sending(write: Write, slip: Slip | None, ask: Claim, now_ms: int) -> W
 
 
 def settle(
-    record: Record | None, event: Settle, now_us: int, *, slip: Slip | None = None
+    record: Record | None,
+    event: Settle,
+    now_us: int,
+    *,
+    slip: Slip | None = None,
+    queued: Reservation | None = None,
 ) -> tuple[Recorded | Lost, Write | None]:
     """Complete, fail, release, retry or interrupt a run, if it holds its key.
 
@@ -338,6 +361,7 @@ def settle(
 
     Args:
         slip: the slip of the run's owner.
+        queued: the key's reservation, if it ends with a release.
     """
     new = event.record
     now_ms = now_us // 1000
@@ -386,11 +410,10 @@ def settle(
         given_up=b"" if record is None else record.given_up,
         is_awaited=(new if record is None else record).is_awaited,
     )
-    write = Write(written, event.ttl_ms)
+    write = Write(written, event.ttl_ms, drops_queued=releases and queued is not None)
     if answered and slip is not None:
-        return Recorded(token, True), _kept(slip, event)._replace(
-            record=written, ttl_ms=event.ttl_ms
-        )
+        kept = _kept(slip, event)
+        return Recorded(token, True), write._replace(slip=kept.slip, slip_ttl_ms=kept.slip_ttl_ms)
     if event.slip is not None:
         left = event.slip._replace(token=new.token)
         if event.delay_ms:
@@ -587,11 +610,77 @@ def abandon(
     return undone(record._replace(nonce=given_up.nonce, interruptions=counted), KEEP_TTL)
 
 
-def forget(record: Record | None, ttl_ms: int, now_us: int) -> Write | None:
+def forget(
+    record: Record | None, ttl_ms: int, now_us: int, *, queued: Reservation | None = None
+) -> Write | None:
     """Free a key for the next call. Only a higher token stays, so that a late run is refused."""
     if record is None:
-        return None
-    return Write(Record(State.RELEASED, max(record.token + 1, now_us)), ttl_ms)
+        return None if queued is None else Write(None, drops_queued=True)
+    freed = Record(State.RELEASED, max(record.token + 1, now_us))
+    return Write(freed, ttl_ms, drops_queued=queued is not None)
+
+
+def reserve(
+    record: Record | None, queued: Reservation | None, ask: Reserve, now_us: int
+) -> tuple[Reserved | Taken, Write | None]:
+    """Decide whether a call is to be published, and reserve its key if so.
+
+    Args:
+        record: ``None``: there is none, or it can't be read; a worker says so.
+        queued: the key's reservation.
+    """
+    now_ms, new = now_us // 1000, ask.reservation
+    due_ms = now_ms + new.due_ms
+    expires_ms = now_ms + new.expires_ms if new.expires_ms else 0
+    if ask.attaches:
+        if record is not None and _is_ahead(record, ask, now_ms):
+            return Taken(record.owner, record.state), None
+        if (
+            queued is not None
+            and queued.is_confirmed
+            and queued.keeps_result
+            and queued.owner not in ask.over
+            and queued.due_ms <= due_ms
+            and (not queued.expires_ms or 0 < expires_ms <= queued.expires_ms)
+            and _is_alike(queued.fingerprint, ask)
+        ):
+            return Taken(queued.owner, None), None
+    reserved = new._replace(due_ms=due_ms, expires_ms=expires_ms, is_confirmed=False)
+    return Reserved(), Write(None, slip=reserved, slip_ttl_ms=ask.hold_ms)
+
+
+def _is_ahead(record: Record, ask: Reserve, now_ms: int) -> bool:
+    """Whether the record's call will have an outcome that another call can get."""
+    if not record.owner or record.owner in ask.over or not _is_alike(record.fingerprint, ask):
+        return False
+    if record.state in (State.RUNNING, State.RETRYING):
+        return now_ms < record.until_ms and not Label.of(record).is_alone
+    return record.state in (State.SUCCEEDED, State.FAILED)
+
+
+def _is_alike(fingerprint: bytes, ask: Reserve) -> bool:
+    """Whether a call has the arguments of the one that asks, or need not have them."""
+    return not ask.checked or fingerprint == ask.reservation.fingerprint
+
+
+def confirm(queued: Reservation | None, owner: bytes, ttl_ms: int, now_us: int) -> Write | None:
+    """Record that a reserved call was published: from now on it stops others.
+
+    Args:
+        owner: whose reservation it must be; packed.
+        ttl_ms: how long it lives after the call is due, if its message doesn't expire.
+    """
+    if queued is None or queued.owner != owner:
+        return None  # its message was delivered already, or another call is reserved
+    left_ms = (queued.expires_ms or queued.due_ms + ttl_ms) - now_us // 1000
+    if left_ms <= 0:
+        return Write(None, slip_ttl_ms=0)
+    return Write(None, slip=queued._replace(is_confirmed=True), slip_ttl_ms=left_ms)
+
+
+def unreserve(queued: Reservation | None, owner: bytes) -> Write | None:
+    """Undo the reservation of a call that could not be published."""
+    return Write(None, slip_ttl_ms=0) if queued is not None and queued.owner == owner else None
 
 
 def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import NO_SLIP, Slip
 
 __all__ = [
@@ -26,9 +27,12 @@ __all__ = [
     "Note",
     "Recorded",
     "Replay",
+    "Reserve",
+    "Reserved",
     "Resolve",
     "Settle",
     "Superseded",
+    "Taken",
     "Unknown",
     "Write",
 ]
@@ -42,7 +46,7 @@ UNKNOWN_TTL_MS: Final = 30 * 86_400_000
 
 
 class Write(NamedTuple):
-    """What to store: a record, a slip, or both as one step.
+    """What to store: a record, a slip, or both as one step; a reservation takes a slip's place.
 
     Times to live are from now; ``KEEP_TTL``: as before.
     """
@@ -50,7 +54,7 @@ class Write(NamedTuple):
     #: ``None``: the record is left as it is.
     record: Record | None
     ttl_ms: int = KEEP_TTL
-    slip: Slip | None = None
+    slip: Slip | Reservation | None = None
     #: With a slip: how long it is to live. Without one: 0 deletes the slip that is there.
     slip_ttl_ms: int = KEEP_TTL
     #: Whether the slip may be written first: a reader that sees it alone waits for the record.
@@ -59,6 +63,8 @@ class Write(NamedTuple):
     only_marks: bool = False
     #: Whether those who wait for the record's run are to be told that it is over.
     wakes: bool = False
+    #: Whether the key's reservation is deleted.
+    drops_queued: bool = False
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -140,6 +146,21 @@ class Lost:
     answered: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """The key is reserved for the call, which is to be published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Another call has the key: this one need not be published."""
+
+    #: The packed owner of that call.
+    owner: bytes
+    #: What it is: RUNNING, RETRYING, SUCCEEDED or FAILED; ``None``: it is queued.
+    state: State | None
+
+
 ClaimVerdict = Claimed | Busy | Replay | Superseded | Mismatch | Unknown
 
 
@@ -180,6 +201,24 @@ class Claim(NamedTuple):
     frees: bool = False
     #: Whether each call runs in its turn: another call's run is nothing that it goes on with.
     in_turn: bool = False
+    #: The key of the reservation, which a granted claim deletes, as any delivery of the call that
+    #: is reserved does. Empty: the task's calls are not reserved.
+    queued_key: str = ""
+
+
+class Reserve(NamedTuple):
+    """A call is about to be published."""
+
+    #: The reservation to write. Its times are from now.
+    reservation: Reservation
+    #: For how long it is kept unless it is confirmed.
+    hold_ms: int
+    #: Whether another call may take its place; if not, it is published in any case.
+    attaches: bool = True
+    #: Whether another fingerprint keeps the two calls apart.
+    checked: bool = False
+    #: Packed owners of calls that are over, as the result backend says.
+    over: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +254,8 @@ class Settle(NamedTuple):
     clears_steps: bool = False
     #: What the names of the run's steps begin with, if only those are deleted: others stay.
     drops_steps_of: str = ""
+    #: The key of the reservation, which is deleted with it. Empty: it is left as it is.
+    queued_key: str = ""
 
     @property
     def keeps_lease(self) -> bool:

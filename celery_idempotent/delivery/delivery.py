@@ -129,15 +129,15 @@ class Delivery:
         redelivered = bool((request.delivery_info or {}).get("redelivered"))
         terms = environment.terms.get(setup)
         if terms is None:
-            terms = environment.terms[setup] = _terms(setup.options, environment)
+            terms = environment.terms[setup] = _terms(setup, environment)
         label, options = call_key.label, setup.options
         if (
             label
             or observers.span_name is not None
-            or options.on_enqueue == "attach"
+            or setup.reserves
             or call_key.namespace != task.name
         ):
-            label = _label(task, options, request, call_key)
+            label = _label(task, setup, request, call_key)
         key = record_key(environment.prefix, call_key)
         called_back = has_callbacks and not eager
         claimant = Claimant(
@@ -209,17 +209,16 @@ class Delivery:
         )
 
 
-def _label(task: Any, options: Options, request: Any, call_key: CallKey) -> str:
+def _label(task: Any, setup: TaskSetup, request: Any, call_key: CallKey) -> str:
     traced = "" if observers.span_name is None else observers.span_name()
     # Whether the call may end without a result that others could have, too.
-    alone = options.on_enqueue == "attach" and bool(
-        request.expires or ignores_result(task, request)
-    )
+    alone = setup.reserves and bool(request.expires or ignores_result(task, request))
     named = call_key.label or traced or alone or call_key.namespace != task.name
     return Label(task.name, call_key.label, traced, alone).text() if named else ""
 
 
-def _terms(options: Options, environment: Environment) -> Terms:
+def _terms(setup: TaskSetup, environment: Environment) -> Terms:
+    options = setup.options
     # With reconcile, what cut a run off is looked into before anybody calls it unknown.
     unknown = options.on_interrupted == "unknown" and options.reconcile is None
     return Terms.of(
@@ -230,6 +229,7 @@ def _terms(options: Options, environment: Environment) -> Terms:
         max_interruptions=0 if unknown else options.max_interruptions,
         max_compensations=options.max_interruptions,
         in_turn=options.after_wait == "run",
+        reserves=setup.reserves,
     )
 
 

@@ -23,6 +23,7 @@ from django.db import (
 from django.db.utils import ConnectionDoesNotExist
 
 from celery_idempotent.core.record import Label, Record, State
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.django import models
 from celery_idempotent.django.isolation import check_isolation
@@ -155,16 +156,25 @@ class DjangoRows(Rows[Any]):
 
     # --- statements ------------------------------------------------------------------------------
 
-    def read(self, at: Any, key: str = "", slip_key: str = "", awaited_key: str = "") -> Row:
+    def read(
+        self,
+        at: Any,
+        key: str = "",
+        slip_key: str = "",
+        awaited_key: str = "",
+        queued_key: str = "",
+    ) -> Row:
         sql = (
             f"SELECT one.now_us, r.record, r.stamp, r.token, r.expires_ms, "
-            "own.slip, own.expires_ms, awaited.slip, awaited.expires_ms "
+            "own.slip, own.expires_ms, awaited.slip, awaited.expires_ms, "
+            "queued.slip, queued.expires_ms "
             f"FROM (SELECT {self.now_us} AS now_us) one "
             f"LEFT JOIN {self._table} r ON r.record_key = %s "
             f"LEFT JOIN {self._notes} own ON own.note_key = %s "
-            f"LEFT JOIN {self._notes} awaited ON awaited.note_key = %s"
+            f"LEFT JOIN {self._notes} awaited ON awaited.note_key = %s "
+            f"LEFT JOIN {self._notes} queued ON queued.note_key = %s"
         )
-        names = [fit(name) if name else "" for name in (key, slip_key, awaited_key)]
+        names = [fit(name) if name else "" for name in (key, slip_key, awaited_key, queued_key)]
         with at.cursor() as cursor:
             cursor.execute(sql, names)
             return Row.found(*cursor.fetchone())
@@ -182,7 +192,12 @@ class DjangoRows(Rows[Any]):
         return [Row.found(*found[name]) if name in found else Row(0) for name in names]
 
     def write_slip(
-        self, at: Any, slip_key: str, row: Row, slip: Slip | None, expires_ms: int
+        self,
+        at: Any,
+        slip_key: str,
+        row: Row,
+        slip: Slip | Reservation | None,
+        expires_ms: int,
     ) -> bool:
         if slip is None:
             sql = f"DELETE FROM {self._notes} WHERE note_key = %s"

@@ -77,6 +77,7 @@ class ClaimAttempt:
             claimant.patient_until_ms,
             terms.frees,
             terms.in_turn,
+            claimant.queued_key,
         )
         self.may_hold = True
         verdict = _claim(claimant, request, patience_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from celery_idempotent.core.record import State
+from celery_idempotent.core.reservation import queued_key
 from celery_idempotent.core.slip import NO_SLIP, Slip
 from celery_idempotent.stores.base import Store
 
@@ -26,6 +27,8 @@ class Terms(NamedTuple):
     max_compensations: int
     #: Whether each call runs in its turn, whatever the run became that it waited for.
     in_turn: bool = False
+    #: Whether the task's calls are reserved when they are published.
+    reserves: bool = False
 
     @property
     def frees(self) -> bool:
@@ -43,6 +46,7 @@ class Terms(NamedTuple):
         max_interruptions: int,
         max_compensations: int,
         in_turn: bool = False,
+        reserves: bool = False,
     ) -> Terms:
         """Make them from options and settings, whose times are in seconds."""
         lease_ms, ttl_ms, horizon_ms = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
@@ -56,6 +60,7 @@ class Terms(NamedTuple):
             max_interruptions,
             max_compensations,
             in_turn,
+            reserves,
         )
 
 
@@ -84,6 +89,11 @@ class Claimant(NamedTuple):
     #: The (packed) owner of the run that it waited for last, and the key of its slip.
     awaited: bytes = b""
     awaited_key: str = ""
+
+    @property
+    def queued_key(self) -> str:
+        """The key of the reservation that its claim ends; empty: the calls are not reserved."""
+        return queued_key(self.key) if self.terms.reserves else ""
 
 
 class Ending(NamedTuple):

@@ -208,6 +208,7 @@ class Run:
             slip_key,
             is_over and not others,
             self.steps_of if others else "",
+            claimant.queued_key if state is State.RELEASED else "",
         )
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:

@@ -1,12 +1,13 @@
 """What a store is: the protocol that every kind of store keeps.
 
 A store keeps one record a key, and slips: what is known of the answer of one owner, wherever the
-key has gone since (:mod:`celery_idempotent.core.slip`). Each operation reads, decides and writes
-record and slip as one step that nothing can come between, by the store's own clock; what is
-decided is said by :mod:`celery_idempotent.core.transitions`. The instants:
+key has gone since (:mod:`celery_idempotent.core.slip`). It may keep a reservation of the key, for a
+call that is published and not yet delivered (:mod:`celery_idempotent.core.reservation`). Each
+operation reads, decides and writes as one step that nothing can come between, by the store's own
+clock; what is decided is said by :mod:`celery_idempotent.core.transitions`. The instants:
 
 * a lease that ends at ``t`` is over at ``t`` (live: ``now < t``), and so is the wait for a retry;
-* a record that lives for ``d`` is gone at ``now + d``;
+* a record that lives for ``d`` is gone at ``now + d``, and so is a reservation;
 * a claim that was given up is refused from then on for :data:`GIVEN_UP_MS`, and not carried out
   by a server that finds it later;
 * tokens are the clock in microseconds, or one more than the last token, whichever is higher.
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
 from celery_idempotent.core.record import Record
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     Claim,
@@ -31,8 +33,11 @@ from celery_idempotent.core.verdicts import (
     Lost,
     Note,
     Recorded,
+    Reserve,
+    Reserved,
     Resolve,
     Settle,
+    Taken,
 )
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.journal import JournalStore
@@ -305,7 +310,27 @@ class Store(Protocol):
 
     @abstractmethod
     def forget(self, key: str, ttl_ms: int) -> bool:
-        """Free a key; return whether there was a record."""
+        """Free a key; return whether there was a record or a reservation."""
+
+    @abstractmethod
+    def reserve(self, key: str, ask: Reserve) -> Reserved | Taken:
+        """Reserve a key for a call that is about to be published, unless another one has it."""
+
+    @abstractmethod
+    def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
+        """Record that the reserved call of ``owner`` was published; another's stays as it is.
+
+        Args:
+            ttl_ms: how long it lives after the call is due, if its message doesn't expire.
+        """
+
+    @abstractmethod
+    def unreserve(self, key: str, owner: bytes) -> None:
+        """Undo the reservation of ``owner``'s call; another's stays as it is."""
+
+    @abstractmethod
+    def reservation(self, key: str) -> Reservation | None:
+        """Read a key's reservation, and change nothing."""
 
     @abstractmethod
     def get(self, key: str) -> Record | None:

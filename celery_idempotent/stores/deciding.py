@@ -23,6 +23,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.reservation import Reservation, queued_key
 from celery_idempotent.core.slip import OLD_NOTE, Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
@@ -33,8 +34,11 @@ from celery_idempotent.core.verdicts import (
     Lost,
     Note,
     Recorded,
+    Reserve,
+    Reserved,
     Resolve,
     Settle,
+    Taken,
     Write,
 )
 from celery_idempotent.errors import StoreError, StoreUnavailable
@@ -80,6 +84,8 @@ class Row:
     slip_expires_ms: int = 0
     #: The slip of the run that was waited for.
     awaited: Slip | None = None
+    #: The key's reservation.
+    queued: Reservation | None = None
 
     @classmethod
     def found(
@@ -93,6 +99,8 @@ class Row:
         slip_ms: int | None = None,
         awaited: Any = None,
         awaited_ms: int | None = None,
+        queued: Any = None,
+        queued_ms: int | None = None,
     ) -> Row:
         """Make a row of the columns of a statement, which are ``None`` where they are absent."""
         return cls(
@@ -104,6 +112,7 @@ class Row:
             None if slip_ms is None else bytes(slip or b""),
             slip_ms or 0,
             _slip(None if awaited_ms is None else awaited, awaited_ms or 0, now_us // 1000),
+            _reservation(queued, queued_ms or 0, now_us // 1000),
         )
 
     @property
@@ -144,11 +153,20 @@ class Row:
         """The owner's slip."""
         return _slip(self.slip_bytes, self.slip_expires_ms, self.now_ms)
 
+    @property
+    def reservation(self) -> Reservation | None:
+        """The reservation, where the row was read with its key in the place of a slip's."""
+        return _reservation(self.slip_bytes, self.slip_expires_ms, self.now_ms)
+
 
 def _slip(packed: Any, expires_ms: int, now_ms: int) -> Slip | None:
     if now_ms >= expires_ms:
         return None
     return Slip.unpack(bytes(packed or OLD_NOTE))
+
+
+def _reservation(packed: Any, expires_ms: int, now_ms: int) -> Reservation | None:
+    return None if now_ms >= expires_ms else Reservation.unpack(bytes(packed or b"\0"))
 
 
 def fit(key: str) -> str:
@@ -187,8 +205,16 @@ class Rows(ABC, Generic[C]):
         """Return a context in which all is written, or nothing where an exception leaves it."""
 
     @abstractmethod
-    def read(self, at: C, key: str = "", slip_key: str = "", awaited_key: str = "") -> Row:
-        """Read a record, its owner's slip, the slip that was waited for, and the clock, at once.
+    def read(
+        self,
+        at: C,
+        key: str = "",
+        slip_key: str = "",
+        awaited_key: str = "",
+        queued_key: str = "",
+    ) -> Row:
+        """Read a record, its owner's slip, the slip that was waited for, the key's reservation and
+        the clock, at once.
 
         An empty key names nothing.
         """
@@ -208,9 +234,12 @@ class Rows(ABC, Generic[C]):
 
     @abstractmethod
     def write_slip(
-        self, at: C, slip_key: str, row: Row, slip: Slip | None, expires_ms: int
+        self, at: C, slip_key: str, row: Row, slip: Slip | Reservation | None, expires_ms: int
     ) -> bool:
-        """Write a slip (``None``: delete it) if it is still as in ``row``; whether it was."""
+        """Write a slip (``None``: delete it) if it is still as in ``row``; whether it was.
+
+        A reservation is written in the same way.
+        """
 
     def is_locked(self, at: C, exc: Exception) -> bool:
         """Whether an error means that somebody has a row locked, and that nothing was written."""
@@ -288,7 +317,12 @@ class DecidingStore(Store, Generic[C]):
             nonlocal marked
             record = row.record
             verdict, write = transitions.claim(
-                record, ask, row.now_us, slip=row.slip, awaited=row.awaited
+                record,
+                ask,
+                row.now_us,
+                slip=row.slip,
+                awaited=row.awaited,
+                queued=row.queued,
             )
             if write is not None and write.only_marks and isinstance(verdict, Busy):
                 if marked and record is not None:
@@ -313,6 +347,7 @@ class DecidingStore(Store, Generic[C]):
                 decide,
                 slip_key=ask.slip_key,
                 awaited_key=ask.awaited_key,
+                queued_key=ask.queued_key,
                 if_locked=if_locked,
             )
             if isinstance(verdict, Claimed) and (before := row.record) and before.has_steps:
@@ -332,11 +367,15 @@ class DecidingStore(Store, Generic[C]):
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             nonlocal is_written
             record = row.held(event.record.token)
-            answer, write = transitions.settle(record, event, row.now_us, slip=row.slip)
+            answer, write = transitions.settle(
+                record, event, row.now_us, slip=row.slip, queued=row.queued
+            )
             is_written = isinstance(answer, Recorded) and write is not None
             return answer, write
 
-        answer = self._change(at, key, decide, slip_key=event.slip_key)[0]
+        answer = self._change(
+            at, key, decide, slip_key=event.slip_key, queued_key=event.queued_key
+        )[0]
         if is_written and event.drops_steps_of:
             self.rows.drop_steps(at, key, event.drops_steps_of)
         return answer
@@ -410,16 +449,39 @@ class DecidingStore(Store, Generic[C]):
                 record = row.record
             except StoreError:
                 record = Record(State.RELEASED, row.token)  # unreadable: freed all the same
-            write = transitions.forget(record, ttl_ms, row.now_us)
+            write = transitions.forget(record, ttl_ms, row.now_us, queued=row.queued)
             return write is not None, write
 
         def work(at: C) -> bool:
-            found = self._change(at, key, decide)[0]
+            found = self._change(at, key, decide, queued_key=queued_key(key))[0]
             if found:
                 self.rows.drop_steps(at, key)
             return found
 
         return self.rows.operate(work)
+
+    def reserve(self, key: str, ask: Reserve) -> Reserved | Taken:
+        def decide(row: Row) -> tuple[Reserved | Taken, Write | None]:
+            return transitions.reserve(row.readable, row.reservation, ask, row.now_us)
+
+        def work(at: C) -> Reserved | Taken:
+            return self._change(at, key, decide, slip_key=queued_key(key))[0]
+
+        return self.rows.operate(work)
+
+    def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
+        self._apply(
+            "",
+            lambda row: transitions.confirm(row.reservation, owner, ttl_ms, row.now_us),
+            slip_key=queued_key(key),
+        )
+
+    def unreserve(self, key: str, owner: bytes) -> None:
+        self._apply(
+            "",
+            lambda row: transitions.unreserve(row.reservation, owner),
+            slip_key=queued_key(key),
+        )
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -437,6 +499,9 @@ class DecidingStore(Store, Generic[C]):
 
     def slip(self, slip_key: str) -> Slip | None:
         return self._read("", slip_key).slip
+
+    def reservation(self, key: str) -> Reservation | None:
+        return self._read("", queued_key(key)).reservation
 
     def steps(self, key: str) -> dict[str, bytes]:
         def work(at: C) -> dict[str, bytes]:
@@ -512,6 +577,7 @@ class DecidingStore(Store, Generic[C]):
         *,
         slip_key: str = "",
         awaited_key: str = "",
+        queued_key: str = "",
         if_locked: Callable[[Row], T | None] | None = None,
         hasty: bool = False,
     ) -> tuple[T, Row]:
@@ -530,10 +596,10 @@ class DecidingStore(Store, Generic[C]):
         # At least as many attempts as there are pauses: a slow store need not have a locked row.
         for pause in itertools.chain(_PAUSES_S, itertools.repeat(_LONGEST_PAUSE_S)):
             try:
-                row = self.rows.read(at, key, slip_key, awaited_key)
+                row = self.rows.read(at, key, slip_key, awaited_key, queued_key)
                 answer, write = decide(row)
                 write = transitions.with_mark(row.readable, write, row.now_us)
-                if write is None or self._write(at, key, row, write, slip_key):
+                if write is None or self._write(at, key, row, write, slip_key, queued_key):
                     return answer, row
             except Exception as exc:
                 if not self.rows.is_locked(at, exc):
@@ -553,32 +619,40 @@ class DecidingStore(Store, Generic[C]):
         error.may_have_arrived = False
         raise error
 
-    def _write(self, at: C, key: str, row: Row, write: Write, slip_key: str) -> bool:
-        def write_record(record: Record) -> bool:
+    def _write(
+        self, at: C, key: str, row: Row, write: Write, slip_key: str, queued_key: str
+    ) -> bool:
+        def write_record() -> bool:
+            assert write.record is not None
             keeps_ttl = write.ttl_ms == KEEP_TTL
             expires_ms = row.expires_ms if keeps_ttl else row.now_ms + write.ttl_ms
-            return self.rows.write_record(at, key, row, record, expires_ms)
+            return self.rows.write_record(at, key, row, write.record, expires_ms)
 
         def write_slip() -> bool:
             keeps_ttl = write.slip_ttl_ms == KEEP_TTL
             expires_ms = row.slip_expires_ms if keeps_ttl else row.now_ms + write.slip_ttl_ms
             return self.rows.write_slip(at, slip_key, row, write.slip, expires_ms)
 
-        if write.record is None:
-            return write_slip()
-        if write.wakes:
-            with suppress(_NotAsRead), self.rows.transaction(at):
-                if not self._write(at, key, row, write._replace(wakes=False), slip_key):
-                    raise _NotAsRead
-                self.rows.wake(at, key)
-                return True
-            return False
-        if write.slip is None and write.slip_ttl_ms != 0:
-            return write_record(write.record)
-        if write.slip_first:
-            return write_slip() and write_record(write.record)
+        def drop_queued() -> bool:
+            return self.rows.write_slip(at, queued_key, row, None, 0)
+
+        def wake() -> bool:
+            self.rows.wake(at, key)
+            return True
+
+        writes = [write_record] if write.record is not None else []
+        if write.slip is not None or write.slip_ttl_ms == 0:
+            writes.append(write_slip)
+        if write.drops_queued:
+            writes.append(drop_queued)
+        if write.wakes and write.record is not None:
+            writes.append(wake)
+        if len(writes) == 1:
+            return writes[0]()
+        if write.slip_first and not write.wakes:
+            return all(do() for do in reversed(writes))
         with suppress(_NotAsRead), self.rows.transaction(at):
-            if not (write_record(write.record) and write_slip()):
+            if not all(do() for do in writes):
                 raise _NotAsRead
             return True
         return False

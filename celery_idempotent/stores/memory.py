@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, TypeVar
 
 from celery_idempotent.core.record import Record
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.stores.deciding import DecidingStore, Row, Rows
 from celery_idempotent.stores.journal import JournalStore, MemoryJournals
@@ -68,7 +69,14 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
     def transaction(self, at: int) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def read(self, at: int, key: str = "", slip_key: str = "", awaited_key: str = "") -> Row:
+    def read(
+        self,
+        at: int,
+        key: str = "",
+        slip_key: str = "",
+        awaited_key: str = "",
+        queued_key: str = "",
+    ) -> Row:
         record = self._records.get(key)
         if record is not None and at // 1000 >= record[1]:
             del self._records[key]
@@ -76,15 +84,17 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
             record = None
         packed, expires_ms = record or (None, None)
         stamp = None if record is None else 0
-        slips = (*self._slips.get(slip_key, (None, None)), *self._slips.get(awaited_key, ()))
-        return Row.found(at, packed, stamp, None, expires_ms, *slips)
+        beside: list[Any] = []
+        for name in (slip_key, awaited_key, queued_key):
+            beside += self._slips.get(name, (None, None))
+        return Row.found(at, packed, stamp, None, expires_ms, *beside)
 
     def write_record(self, at: int, key: str, row: Row, record: Record, expires_ms: int) -> bool:
         self._records[key] = (record.pack(), expires_ms)
         return True
 
     def write_slip(
-        self, at: int, slip_key: str, row: Row, slip: Slip | None, expires_ms: int
+        self, at: int, slip_key: str, row: Row, slip: Slip | Reservation | None, expires_ms: int
     ) -> bool:
         if slip is None:
             self._slips.pop(slip_key, None)

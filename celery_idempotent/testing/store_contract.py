@@ -41,6 +41,7 @@ from celery_idempotent.testing.contract.given_up import GivenUpRows
 from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
 from celery_idempotent.testing.contract.reading import ReadingRows
+from celery_idempotent.testing.contract.reserved import ReservedInTimeRows, ReservedRows
 from celery_idempotent.testing.contract.resolving import ResolveRows
 from celery_idempotent.testing.contract.steps import CompensationRows, StepRows
 from celery_idempotent.testing.contract.upkeep import StoredFormRows, UpkeepRows
@@ -61,6 +62,7 @@ class StoreContractAtRest(
     StepRows,
     CompensationRows,
     ResolveRows,
+    ReservedRows,
     StoredFormRows,
     UpkeepRows,
     ReadingRows,
@@ -78,6 +80,7 @@ class StoreContract(
     InstantRows,
     WindowRows,
     FreedRows,
+    ReservedInTimeRows,
 ):
     """The whole contract, with the instants at which things run out.
 

@@ -35,11 +35,11 @@ class FileRows(Rows):
     def transaction(self, at):
         return nullcontext()  # operate() has begun one
 
-    def read(self, at, key="", slip_key="", awaited_key=""):
+    def read(self, at, key="", slip_key="", awaited_key="", queued_key=""):
         record = "SELECT record, 0, 0, expires_ms FROM records WHERE key = ?"
         slip = "SELECT slip, expires_ms FROM slips WHERE key = ?"
         found = at.execute(record, [fit(key)]).fetchone() or (None,) * 4
-        for name in (slip_key, awaited_key):
+        for name in (slip_key, awaited_key, queued_key):
             found += at.execute(slip, [fit(name)]).fetchone() or (None, None)
         return Row.found(self.clock(), *found)
 

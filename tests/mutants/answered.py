@@ -77,7 +77,7 @@ def _copies() -> list[Mutant]:
         "answered: a claim begins anew",
         ("slip_ttl_ms = KEEP_TTL if slip is None else 0", "slip_ttl_ms = KEEP_TTL"),
         "claim",
-        ("  if slip then redis.call('DEL', KEYS[3]) end\n", ""),
+        ("  if slip then redis.call('DEL', slip_key) end\n", ""),
     )
 
 
@@ -146,7 +146,7 @@ def _waiters() -> list[Mutant]:
             "a copy that a late run leaves finds its answer",
             ("    return Write(None, slip=slip, slip_ttl_ms=ttl_ms)", "    return Write(None)"),
             "settle",
-            ("  save_slip(KEYS[3], slip, ttl)\n", ""),
+            ("  save_slip(slip_key, slip, ttl)\n", ""),
         )
         + pair(
             "a copy that a retried run leaves finds its answer",
@@ -247,7 +247,7 @@ def _sending() -> list[Mutant]:
         "told: a shared outcome is kept for the copies",
         ("    if outcome:\n        told =", "    if False:\n        told ="),
         "claim",
-        ("  if outcome and KEYS[3] then", "  if false then"),
+        ("  if outcome and slip_key then", "  if false then"),
     )
     mutants += pair(
         "told: a shared outcome is kept beside what was known",
@@ -304,7 +304,7 @@ def _sending() -> list[Mutant]:
         "sending: under a lease",
         ("return verdict, _with_sending(Write(None), slip, ask, now_ms)", "return verdict, None"),
         "claim",
-        ("  if not noted and callbacks and KEYS[3] then send_alone() end\n", ""),
+        ("  if not noted and callbacks and slip_key then send_alone() end\n", ""),
     )
     mutants += pair(
         "sending: that ends",
@@ -409,7 +409,7 @@ def _runs() -> list[Mutant]:
         "answered: who tells Unknown tells it alone",
         ("if ask.slip_key:\n        # While", "if False:\n        # While"),
         "claim",
-        ("  if KEYS[3] then send_alone() end\n", ""),
+        ("  if slip_key then send_alone() end\n", ""),
     )
     mutants += pair(
         "answered: a zombie is told",

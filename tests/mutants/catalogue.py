@@ -10,6 +10,7 @@ from tests.mutants.keys import KEYS
 from tests.mutants.mutant import Mutant
 from tests.mutants.operators import OPERATORS
 from tests.mutants.outboxes import OUTBOXES
+from tests.mutants.reserved import RESERVED
 from tests.mutants.runs import RUNS
 from tests.mutants.stores import STORES
 from tests.mutants.usual import USUAL
@@ -21,6 +22,7 @@ MUTANTS: list[Mutant] = [
     *DECISIONS,
     *ANSWERED,
     *FREED,
+    *RESERVED,
     *USUAL,
     *STORES,
     *RUNS,

@@ -122,20 +122,6 @@ KEYS: list[Mutant] = [
         _CHECKS,
     ),
     Mutant(
-        "attach: what is only remembered keeps no calls apart",
-        "publishing.py",
-        "(call_key.checked and record.fingerprint != call_key.fingerprint)",
-        "record.fingerprint != call_key.fingerprint",
-        _ENQUEUE,
-    ),
-    Mutant(
-        "attach: not where the arguments are checked and differ",
-        "publishing.py",
-        "record is None or (call_key.checked and record.fingerprint != call_key.fingerprint)",
-        "record is None",
-        _ENQUEUE,
-    ),
-    Mutant(
         "on commit: the key is the one that the call was made with",
         "task.py",
         "functools.partial(publish, args, kwargs, task_id, *more, headers=headers, **options)",

@@ -392,20 +392,6 @@ _DELIVERIES = [
 
 _PUT_BACK = [
     Mutant(
-        "nobody attaches to a call that was revoked",
-        "publishing.py",
-        "in (None, REVOKED) else first",
-        "in (None,) else first",
-        (("tests/publishing/test_publishing.py",),),
-    ),
-    Mutant(
-        "nobody attaches to a call that may end without a result",
-        "publishing.py",
-        "or Label.of(record).is_alone",
-        "or False",
-        (("tests/publishing/test_publishing.py",),),
-    ),
-    Mutant(
         "a discarded message frees only the key that waits for it",
         "worker/request.py",
         "if record.state is not State.RETRYING or attempt < record.retries:",

@@ -41,7 +41,11 @@ USUAL: list[Mutant] = [
     _claim("that no claim was given up for", "byte(raw, nonce_at) == 0", "true"),
     _claim("unchecked", "asked % 4 == 0", "asked % 4 < 2"),
     _claim("without callbacks", "asked % 4 == 0", "asked % 2 == 0"),
-    _claim("of a caller that has awaited no run", " and not KEYS[4] then", " then"),
+    _claim(
+        "of a caller that has awaited no run",
+        " and not KEYS[4] and asked < 64 then",
+        " and asked < 64 then",
+    ),
     _settle("a record of this version", r"sub(raw, 1, 3) == '\1\1\0'", r"sub(raw, 2, 3) == '\1\0'"),
     _settle(
         "of a run",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from celery_idempotent.core.record import VERSION, Record, State
+from celery_idempotent.core.reservation import Reservation, queued_key
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     UNKNOWN_TTL_MS,
@@ -19,9 +20,12 @@ from celery_idempotent.core.verdicts import (
     Note,
     Recorded,
     Replay,
+    Reserve,
+    Reserved,
     Resolve,
     Settle,
     Superseded,
+    Taken,
     Unknown,
 )
 from celery_idempotent.errors import RecordCorrupt, StoreError
@@ -70,6 +74,9 @@ class RedisStore(RedisJournals, RedisServers, Store):
         self._end_lease = load_script("end_lease")
         self._abandon = load_script("abandon")
         self._forget = load_script("forget")
+        self._reserve = load_script("reserve")
+        self._confirm = load_script("confirm")
+        self._unreserve = load_script("unreserve")
         self._step = load_script("step")
         self._resolve = load_script("resolve")
         self._peek = load_script("peek")
@@ -96,7 +103,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
 
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
-        flags += 16 * ask.frees + 32 * ask.in_turn
+        flags += 16 * ask.frees + 32 * ask.in_turn + 64 * bool(ask.queued_key)
         numbers = _ASK.pack(
             ask.lease_ms,
             UNKNOWN_TTL_MS,
@@ -105,7 +112,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             flags,
             ask.patient_until_ms,
         )
-        keys = _keys(key, ask.slip_key, ask.awaited_key)
+        keys = _keys(key, ask.slip_key, ask.awaited_key, ask.queued_key)
         args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())
         for _ in range(_LATE_TURNS):
             answer = self._wire.call_timed(ScriptCall(self._claim, keys, args))
@@ -131,7 +138,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return self._wire.failed_at
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
-        keys = _keys(key, event.slip_key)
+        keys = _keys(key, event.slip_key, queued=event.queued_key)
         args: tuple[bytes | int, ...] = (event.record.pack(), event.delay_ms, event.ttl_ms)
         if event.slip is not None:
             args += (event.slip.pack(), event.slip_ttl_ms)
@@ -196,7 +203,29 @@ class RedisStore(RedisJournals, RedisServers, Store):
         self._wire.call(ScriptCall(self._abandon, _keys(key), args))
 
     def forget(self, key: str, ttl_ms: int) -> bool:
-        return bool(self._wire.call(ScriptCall(self._forget, _keys(key), (ttl_ms,)))[0])
+        call = ScriptCall(self._forget, _keys(key, queued=queued_key(key)), (ttl_ms,))
+        return bool(self._wire.call(call)[0])
+
+    def reserve(self, key: str, ask: Reserve) -> Reserved | Taken:
+        flags = ask.attaches + 2 * ask.checked
+        args: tuple[bytes | int, ...] = (ask.reservation.pack(), ask.hold_ms, flags, *ask.over)
+        answer = self._wire.call(
+            ScriptCall(self._reserve, _keys(key, queued=queued_key(key)), args)
+        )
+        if type(answer) is int:
+            return Reserved()
+        return Taken(answer[1:], State(answer[0]) if answer[0] else None)
+
+    def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
+        keys = _keys(key, queued=queued_key(key))
+        self._wire.call(ScriptCall(self._confirm, keys, (owner, ttl_ms)))
+
+    def unreserve(self, key: str, owner: bytes) -> None:
+        keys = _keys(key, queued=queued_key(key))
+        self._wire.call(ScriptCall(self._unreserve, keys, (owner,)))
+
+    def reservation(self, key: str) -> Reservation | None:
+        return Reservation.unpack(self._wire.command("GET", queued_key(key)))
 
     def get(self, key: str) -> Record | None:
         packed = self._wire.command("GET", key)
@@ -272,7 +301,9 @@ class RedisStore(RedisJournals, RedisServers, Store):
         self._wire.close()
 
 
-def _keys(key: str, slip_key: str = "", awaited_key: str = "") -> tuple[str, ...]:
+def _keys(key: str, slip_key: str = "", awaited_key: str = "", queued: str = "") -> tuple[str, ...]:
+    if queued:
+        return *_keys(key, slip_key, awaited_key), queued
     if awaited_key:
         return key, key + STEPS, slip_key, awaited_key
     return (key, key + STEPS, slip_key) if slip_key else (key, key + STEPS)

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Connection, Insert, bindparam, delete, fun
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from celery_idempotent.core.record import Record
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Sample
@@ -51,7 +52,7 @@ class SqlRows(Rows[Connection]):
         self._read = select(now.c.now_us, *columns).select_from(found)
         slips = [
             select(column).where(notes.c.note_key == bindparam(name)).scalar_subquery()
-            for name in ("slip_key", "awaited_key")
+            for name in ("slip_key", "awaited_key", "queued_key")
             for column in (notes.c.slip, notes.c.expires_ms)
         ]
         self._read_with_slips = select(now.c.now_us, *columns, *slips).select_from(found)
@@ -119,13 +120,21 @@ class SqlRows(Rows[Connection]):
         error.may_have_arrived = isinstance(exc, DBAPIError) and exc.connection_invalidated
         return error
 
-    def read(self, at: Connection, key: str = "", slip_key: str = "", awaited_key: str = "") -> Row:
-        if not slip_key and not awaited_key:
+    def read(
+        self,
+        at: Connection,
+        key: str = "",
+        slip_key: str = "",
+        awaited_key: str = "",
+        queued_key: str = "",
+    ) -> Row:
+        if not (slip_key or awaited_key or queued_key):
             return Row.found(*at.execute(self._read, {"key": fit(key)}).one())
         wanted = {
             "key": fit(key),
             "slip_key": fit(slip_key) if slip_key else "",
             "awaited_key": fit(awaited_key) if awaited_key else "",
+            "queued_key": fit(queued_key) if queued_key else "",
         }
         return Row.found(*at.execute(self._read_with_slips, wanted).one())
 
@@ -158,7 +167,12 @@ class SqlRows(Rows[Connection]):
         return at.execute(self._update, values).rowcount > 0
 
     def write_slip(
-        self, at: Connection, slip_key: str, row: Row, slip: Slip | None, expires_ms: int
+        self,
+        at: Connection,
+        slip_key: str,
+        row: Row,
+        slip: Slip | Reservation | None,
+        expires_ms: int,
     ) -> bool:
         if slip is None:
             at.execute(delete(notes).where(notes.c.note_key == fit(slip_key)))

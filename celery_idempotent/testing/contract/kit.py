@@ -134,9 +134,13 @@ def claim(
     ask = Claim(
         message.candidate(nonce),
         message=message.slip,
-        slip_key=message.slip_key,
         callbacks=noted,
-        **{"lease_ms": LEASE_MS, "keep_ms": KEEP_MS, **options},
+        **{
+            "lease_ms": LEASE_MS,
+            "keep_ms": KEEP_MS,
+            "slip_key": message.slip_key,
+            **options,
+        },
     )
     if awaited is not None:
         ask = replace(ask, awaited=awaited.owner, awaited_key=awaited.slip_key)
@@ -170,15 +174,20 @@ def settle(
     answers: Message | None = None,
     clears_steps: bool = False,
     drops_steps_of: str = "",
+    queued_key: str = "",
     **changes: Any,
 ) -> Recorded | Lost:
-    """Let a run end; ``answers``: the message whose slip is written with it."""
+    """Let a run end; ``answers``: the message whose slip is written with it.
+
+    Args:
+        queued_key: of the reservation that ends with a release.
+    """
     changes = {"process": b"", "nonce": b"", **changes}
     record = replace(held, state=state, **changes)
     owner = Owner.unpack(held.owner)
     key = "" if owner is None else owner.slip_key(KEY)
     event = Settle(record, delay_ms, ttl_ms, slip_key=key, clears_steps=clears_steps)
-    event = replace(event, drops_steps_of=drops_steps_of)
+    event = replace(event, drops_steps_of=drops_steps_of, queued_key=queued_key)
     if answers is not None:
         slip = replace(answers.slip, answered=True, digests=b"", outcome=record.outcome)
         event = replace(event, slip=slip, slip_ttl_ms=HORIZON_MS)

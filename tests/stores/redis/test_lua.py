@@ -19,8 +19,17 @@ from hypothesis.stateful import (
 )
 
 from celery_idempotent.core.record import Label, Owner, Process, Record, State
+from celery_idempotent.core.reservation import Reservation, queued_key
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.verdicts import Claim, Claimed, Note, Recorded, Resolve, Settle
+from celery_idempotent.core.verdicts import (
+    Claim,
+    Claimed,
+    Note,
+    Recorded,
+    Reserve,
+    Resolve,
+    Settle,
+)
 from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Renewal, Store
 from celery_idempotent.stores.memory import MemoryStore
@@ -83,6 +92,19 @@ def slips(draw: st.DrawFn) -> Slip:
     )
 
 
+@st.composite
+def reservations(draw: st.DrawFn) -> Reservation:
+    """What a producer asks for; its times are from now."""
+    message = draw(st.sampled_from(MESSAGES))
+    return Reservation(
+        message.owner,
+        draw(st.sampled_from((0, 0, 1, 1_000))),
+        draw(st.sampled_from((0, 0, 1, 2, 1_000, 30_000))),
+        keeps_result=draw(st.sampled_from((True, True, False))),
+        fingerprint=message.fingerprint,
+    )
+
+
 # One look at all that a virtual store holds: the record and the end of each key, and the notes.
 _LOOK = """
 local seen = {}
@@ -91,9 +113,11 @@ for _, key in ipairs(KEYS) do
     redis.call('HGETALL', key .. ':steps')}
 end
 local slips = {}
-for _, key in ipairs(redis.call('KEYS', '*:sent:*')) do
-  slips[#slips + 1] = key
-  slips[#slips + 1] = redis.call('GET', key)
+for _, pattern in ipairs({'*:sent:*', '*:queued'}) do
+  for _, key in ipairs(redis.call('KEYS', pattern)) do
+    slips[#slips + 1] = key
+    slips[#slips + 1] = redis.call('GET', key)
+  end
 end
 seen[#seen + 1] = slips
 return seen
@@ -148,6 +172,7 @@ class Twins(RuleBasedStateMachine):
         patience=st.sampled_from((0, 0, 1_000)),
         frees=st.booleans(),
         in_turn=st.booleans(),
+        reserves=st.booleans(),
     )
     def claim(
         self,
@@ -166,6 +191,7 @@ class Twins(RuleBasedStateMachine):
         patience: int,
         frees: bool,
         in_turn: bool,
+        reserves: bool,
     ) -> Any:
         ask = Claim(
             candidate,
@@ -183,6 +209,7 @@ class Twins(RuleBasedStateMachine):
             patient_until_ms=patience and self.memory_clock.now_us() // 1000 + patience,
             frees=frees,
             in_turn=in_turn,
+            queued_key=queued_key(key) if reserves else "",
         )
         before = self.record(key)
         verdict = self.both(lambda store: store.claim(key, ask))
@@ -213,6 +240,7 @@ class Twins(RuleBasedStateMachine):
         slip_ttl_ms=spans,
         clears_steps=st.booleans(),
         drops_steps_of=st.sampled_from(("", "a", "b")),
+        reserves=st.booleans(),
     )
     def settle(
         self,
@@ -226,6 +254,7 @@ class Twins(RuleBasedStateMachine):
         slip_ttl_ms: int,
         clears_steps: bool,
         drops_steps_of: str,
+        reserves: bool,
     ) -> None:
         key, record = run
         event = Settle(
@@ -244,6 +273,7 @@ class Twins(RuleBasedStateMachine):
             _slip_key(key, record.owner),
             clears_steps,
             "" if clears_steps else drops_steps_of,
+            queued_key(key) if reserves else "",
         )
         answer = self.both(lambda store: store.settle(key, event))
         if isinstance(answer, Recorded):
@@ -374,6 +404,40 @@ class Twins(RuleBasedStateMachine):
     def forget(self, key: str, ttl_ms: int) -> None:
         self.both(lambda store: store.forget(key, ttl_ms))
         self.accepted.pop(key, None)
+
+    @rule(
+        key=keys,
+        reservation=reservations(),
+        hold_ms=spans,
+        attaches=st.sampled_from((True, True, False)),
+        checked=st.booleans(),
+        over=st.lists(owners, max_size=2),
+    )
+    def reserve(
+        self,
+        key: str,
+        reservation: Reservation,
+        hold_ms: int,
+        attaches: bool,
+        checked: bool,
+        over: list[bytes],
+    ) -> None:
+        ask = Reserve(reservation, hold_ms, attaches, checked, tuple(over))
+        self.both(lambda store: store.reserve(key, ask))
+
+    @rule(key=keys, owner=owners, ttl_ms=spans)
+    def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
+        self.both(lambda store: store.confirm(key, owner, ttl_ms))
+
+    @rule(key=keys, ttl_ms=spans)
+    def confirm_what_is_there(self, key: str, ttl_ms: int) -> None:
+        found = self.both(lambda store: store.reservation(key))
+        if found is not None:
+            self.confirm(key, found.owner, ttl_ms)
+
+    @rule(key=keys, owner=owners)
+    def unreserve(self, key: str, owner: bytes) -> None:
+        self.both(lambda store: store.unreserve(key, owner))
 
     @rule(key=keys)
     def get(self, key: str) -> None:

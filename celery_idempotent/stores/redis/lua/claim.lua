@@ -1,9 +1,10 @@
 -- One message asks for its key: transitions.claim, restated.
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
+--   [, the reservation]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
 --   max_compensations:4 flags:1 patient_until_ms:8, keep_ms, the message as a packed slip, packed:
 --   deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 frees,
---   32 in turn
+--   32 in turn, 64 there is the key of a reservation
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps, origin}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
@@ -18,7 +19,10 @@ local deadline_ms, broke = struct.unpack('>I8B', ARGV[6])
 if broke == 1 then patient_until_ms = math.huge end
 local keep_ms, message = ARGV[4], ARGV[5]
 local checked, callbacks, compensates_only = asked % 2 == 1, asked % 4 >= 2, asked % 8 >= 4
-local is_new, frees, in_turn = asked % 16 >= 8, asked % 32 >= 16, asked >= 32
+local is_new, frees, in_turn = asked % 16 >= 8, asked % 32 >= 16, asked % 64 >= 32
+local queued = asked >= 64 and KEYS[#KEYS] or nil
+local slip_key = KEYS[3] ~= queued and KEYS[3] or nil
+local awaited_key = KEYS[4] ~= queued and KEYS[4] or nil
 local now = now_us()
 local now_ms = math.floor(now / 1000)
 local function answer(code, flags, it) return struct.pack('>BBI8', code, flags, now_ms) .. it end
@@ -29,11 +33,14 @@ if deadline_ms > 0 and now_ms > deadline_ms then return answer(9, 0, '') end
 local new = parse(candidate)
 local record, raw = load_record()
 if record == false then return answer(0, 0, raw) end
+-- A delivery of the call that is reserved: it waits in no queue any more.
+local reserved = load_reservation(queued)
+if reserved and reserved.owner == new.owner then redis.call('DEL', queued) end
 local mine = record and record.owner == new.owner
 local function superseded() return answer(4, 0, '') end
 if compensates_only and not (record and record.state == COMPENSATING) then return superseded() end
 
-local slip, own = load_slip(KEYS[3]), KEYS[3] and parse_slip(message)
+local slip, own = load_slip(slip_key), slip_key and parse_slip(message)
 local noted = slip and callbacks and has_sent(slip, own.digests) or false
 -- What was answered, unless nobody has yet, or the key was forgotten since.
 local told = slip and slip.answered and not (record and #record.owner == 0) and slip or nil
@@ -42,6 +49,7 @@ local is_copy = told and not is_new and told.publication == own.publication
     or own.retries <= told.retries and own.deaths <= told.deaths) or false
 
 local function claimed(token, interruptions, failed, origin)
+  if reserved then redis.call('DEL', queued) end
   local kept = record and has_steps(record.flags)
   if not kept and not failed and interruptions == 0 and origin == '' then return token end
   return {
@@ -73,7 +81,7 @@ local function take(interruptions)
     taken = with_holder(new, new.process, new.nonce)
   end
   save(taken, keep_ms)
-  if slip then redis.call('DEL', KEYS[3]) end
+  if slip then redis.call('DEL', slip_key) end
   return claimed(token, interruptions, nil, origin)
 end
 
@@ -91,27 +99,27 @@ local function send_alone(left, ttl_ms)
   sending.sending_ms = now_ms + lease_ms
   local nonce = new.nonce .. string.sub(NO_NONCE, #new.nonce + 1)
   sending.holder = string.sub(nonce .. new.process, 1, 255)
-  save_slip(KEYS[3], sending, ttl_ms)
+  save_slip(slip_key, sending, ttl_ms)
 end
 
 -- A verdict; callbacks that are unsent are sent under a lease in the message's slip.
 local function leased(code, flags, it)
-  if not noted and callbacks and KEYS[3] then send_alone() end
+  if not noted and callbacks and slip_key then send_alone() end
   return answer(code, flags + (noted and 2 or 0), it)
 end
 
 -- A verdict that the record does not keep, but the message's slip, from now: transitions._told.
 local function tell(code, it, outcome)
   local left, is_told = nil, slip and slip.answered or false
-  if outcome and KEYS[3] then
+  if outcome and slip_key then
     left = parse_slip(message)
     left.answered, left.digests, left.outcome, is_told = true, '', outcome, true
     if slip then left = merged(slip, left) end
   end
-  if KEYS[3] and (callbacks and not noted or not callbacks and not is_told) then
+  if slip_key and (callbacks and not noted or not callbacks and not is_told) then
     send_alone(left, left and keep_ms)
   elseif left then
-    save_slip(KEYS[3], left, keep_ms)
+    save_slip(slip_key, left, keep_ms)
   end
   return answer(code, noted and 2 or 0, it)
 end
@@ -126,7 +134,7 @@ local function become_unknown(interruptions)
   local unknown = with_holder(record, record.process, '')
   save(unknown, unknown_ms)
   -- While a copy tells this, its run can't tell otherwise.
-  if KEYS[3] then send_alone() end
+  if slip_key then send_alone() end
   return answer(6, 0, unknown)
 end
 
@@ -181,7 +189,7 @@ if not mine then
     if #told.outcome > 0 or not (told.succeeded and kept) then return answer_again() end
     return leased(3, 0, raw)
   end
-  local awaited = load_slip(KEYS[4])
+  local awaited = load_slip(awaited_key)
   local is_kept = record.state == SUCCEEDED or record.state == FAILED
   if awaited and awaited.answered and #awaited.outcome > 0 and not is_kept then
     return tell(7, awaited.raw, awaited.outcome)

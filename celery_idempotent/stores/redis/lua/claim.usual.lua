@@ -10,9 +10,12 @@ if asked % 8 < 4 and (deadline_ms == 0 or now_ms <= deadline_ms)
 then
   local byte, sub = string.byte, string.sub
   local record = struct.pack('>BBBBI8I8', 1, 1, 0, 0, token, now_ms + lease_ms) .. sub(ARGV[1], 21)
-  if redis.call('SET', KEYS[1], record, 'PX', ARGV[4], 'NX') then return token end
+  if redis.call('SET', KEYS[1], record, 'PX', ARGV[4], 'NX') then
+    if asked >= 64 then redis.call('DEL', KEYS[#KEYS]) end
+    return token
+  end
   local raw = redis.call('GET', KEYS[1])
-  if raw and byte(raw, 2) == 4 and asked % 4 == 0 and not KEYS[4] then
+  if raw and byte(raw, 2) == 4 and asked % 4 == 0 and not KEYS[4] and asked < 64 then
     local owner_end = 25 + (byte(raw, 25) or 0)
     local nonce_at = owner_end + 2 + (byte(raw, owner_end + 1) or 0)
     -- Whether it can be read is left to whoever gets it.

@@ -1,11 +1,12 @@
 -- Free a key: only a higher token is kept, so that no late run is accepted. Frees unreadable ones too,
 -- and what another program put there.
--- KEYS: record, steps
+-- KEYS: record, steps, the reservation
 -- ARGV: ttl_ms
--- Returns: {1} freed | {0} there was no record
+-- Returns: {1} freed | {0} there was no record, and no reservation
 local now = now_us()
 local kind = redis.call('TYPE', KEYS[1]).ok
-if kind == 'none' then return {0} end
+local queued = redis.call('DEL', KEYS[3])
+if kind == 'none' then return {queued} end
 local record = kind == 'string' and load_record()
 redis.call('DEL', KEYS[2])
 local token = record and math.max(record.token + 1, now) or now

@@ -141,6 +141,39 @@ local function with_origin(record, origin)
     .. string.sub(raw, at + 2 + struct.unpack('>I2', raw, at))
 end
 
+-- The key of the reservation: the last one, where a script has to end it.
+local function queued_key()
+  local last = KEYS[#KEYS]
+  return last == KEYS[1] .. ':queued' and last or nil
+end
+
+-- A reservation as a table (core/reservation.py has the layout). One that can't be read stops nobody.
+local function parse_reservation(raw)
+  local none = {owner = '', fingerprint = '', due_ms = 0, expires_ms = 0}
+  if #raw < 20 or string.byte(raw, 1) ~= 1 then return none end
+  local _, flags, due_ms, expires_ms = struct.unpack('>BBI8I8', raw)
+  local at = 20 + string.byte(raw, 19)
+  local length = string.byte(raw, at)
+  if not length or at + length > #raw then return none end
+  return {
+    owner = string.sub(raw, 20, at - 1), fingerprint = string.sub(raw, at + 1, at + length),
+    due_ms = due_ms, expires_ms = expires_ms,
+    is_confirmed = flags % 2 == 1, keeps_result = flags % 4 >= 2,
+  }
+end
+
+local function load_reservation(key)
+  local raw = key and redis.call('GET', key)
+  return raw and parse_reservation(raw) or nil
+end
+
+local function pack_reservation(it)
+  local flags = (it.is_confirmed and 1 or 0) + (it.keeps_result and 2 or 0)
+  return struct.pack('>BBI8I8', 1, flags, it.due_ms, it.expires_ms)
+    .. struct.pack('B', #it.owner) .. it.owner
+    .. struct.pack('B', #it.fingerprint) .. it.fingerprint
+end
+
 -- Steps live as long as their record.
 local function save(raw, ttl_ms)
   redis.call('SET', KEYS[1], with_mark(raw), 'PX', ttl_ms)

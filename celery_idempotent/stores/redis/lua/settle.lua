@@ -1,5 +1,5 @@
 -- Write what a run became, if it still holds its key: transitions.settle, restated.
--- KEYS: record, steps [, the owner's slip]
+-- KEYS: record, steps [, the owner's slip] [, the reservation, which a release ends]
 -- ARGV: new record (its token is the run's), delay_ms, ttl_ms [, the slip to write or '', its ttl_ms
 --   [, 1: the next run begins without the steps
 --   [, what the names begin with of the steps that are deleted]]]
@@ -11,7 +11,9 @@ local delay_ms, ttl_ms = tonumber(ARGV[2]), ARGV[3]
 local left = ARGV[4] and #ARGV[4] > 0 and parse_slip(ARGV[4]) or nil
 local now_ms = math.floor(now_us() / 1000)
 local record, raw = load_record()
-local slip = load_slip(KEYS[3])
+local queued = queued_key()
+local slip_key = KEYS[3] ~= queued and KEYS[3] or nil
+local slip = load_slip(slip_key)
 local told = slip and slip.answered
 if record == false and not is_lost(raw, new.token) then return {0, raw} end
 -- An end that is told again is written again: WAIT counts what its own connection wrote last, and
@@ -39,7 +41,7 @@ local function keep_slip()
     left.holder, left.digests = slip.holder, slip.digests
     slip = left
   end
-  save_slip(KEYS[3], slip, ttl)
+  save_slip(slip_key, slip, ttl)
 end
 
 -- Another run has the key: was the run's own call answered, by this very end (its answer was lost)?
@@ -49,7 +51,7 @@ local function lost()
     keep_slip()
     return {4, raw}
   end
-  save_slip(KEYS[3], slip)
+  save_slip(slip_key, slip)
   return is_told_by_a_copy() and {3, token} or token
 end
 
@@ -93,6 +95,7 @@ end
 new.raw = with_header(ARGV[1], new.state, interruptions, token, until_ms, flags)
 new.given_up = record and record.given_up or ''
 save(with_holder(new, new.process, new.nonce), ttl_ms)
+if queued and new.state == RELEASED then redis.call('DEL', queued) end
 if ARGV[7] then
   for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
     if string.sub(name, 1, #ARGV[7]) == ARGV[7] then redis.call('HDEL', KEYS[2], name) end
@@ -105,6 +108,6 @@ end
 if left then
   left.token = new.token
   if delay_ms > 0 then left.sending_ms = now_ms + delay_ms end
-  save_slip(KEYS[3], left, ARGV[5])
+  save_slip(slip_key, left, ARGV[5])
 end
 return token

@@ -1,0 +1,16 @@
+-- Record that a reserved call was published: transitions.confirm, restated.
+-- KEYS: record, steps, the reservation
+-- ARGV: owner, ttl_ms after it is due, if its message doesn't expire
+-- Returns: {1}
+local queued = load_reservation(KEYS[3])
+if not queued or queued.owner ~= ARGV[1] then return {1} end
+local until_ms = queued.expires_ms
+if until_ms == 0 then until_ms = queued.due_ms + tonumber(ARGV[2]) end
+local left_ms = until_ms - math.floor(now_us() / 1000)
+if left_ms > 0 then
+  queued.is_confirmed = true
+  redis.call('SET', KEYS[3], pack_reservation(queued), 'PX', left_ms)
+else
+  redis.call('DEL', KEYS[3])
+end
+return {1}

@@ -1,0 +1,7 @@
+-- Undo the reservation of a call that could not be published: transitions.unreserve, restated.
+-- KEYS: record, steps, the reservation
+-- ARGV: owner
+-- Returns: {1}
+local queued = load_reservation(KEYS[3])
+if queued and queued.owner == ARGV[1] then redis.call('DEL', KEYS[3]) end
+return {1}
