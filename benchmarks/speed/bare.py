@@ -1,4 +1,4 @@
-"""The guard's round trips without the guard: a task sends them itself, with redis-py's client."""
+"""The guard's round trips without the guard: a task sends them itself."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import redis
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.stores.redis.store import _ASK
-from celery_idempotent.stores.redis.wire import _TIMING, load_script
+from celery_idempotent.stores.redis.store import _ASK, RedisStore
+from celery_idempotent.stores.redis.wire import _TIMING, Script, ScriptCall, load_script
 
 __all__ = ["Bare"]
 
@@ -17,32 +17,62 @@ _DAY_MS = 86_400_000
 _MONTH_MS = 30 * _DAY_MS
 
 
-class Bare:
-    """The two scripts of a first execution, sent as a plain task would send them with redis-py."""
+#: Scripts that only write a value, where there is none or in any case, and only read one.
+_SET_NEW = "return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2], 'NX')"
+_SET = "return redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])"
+_GET = "return redis.call('GET', KEYS[1])"
 
-    def __init__(self, url: str) -> None:
+
+class Bare:
+    """The round trips of a first execution and of a replay, by redis-py's client.
+
+    Args:
+        packed: send them over the library's own connections instead, without a client.
+    """
+
+    def __init__(self, url: str, *, packed: bool = False) -> None:
         self._client = redis.Redis.from_url(url)
-        claim, settle = load_script("claim"), load_script("settle")
-        for script in (claim, settle):
+        self._wire = RedisStore.from_url(url)._wire if packed else None
+        self._claim, self._settle = load_script("claim"), load_script("settle")
+        self._set_new, self._set, self._get, trivial = (
+            self._made(source) for source in (_SET_NEW, _SET, _GET, "return 1")
+        )
+        self._trivial = trivial.sha
+        for script in (self._claim, self._settle):
             self._client.script_load(script.source.decode())
-        self._claim, self._settle = claim.sha.decode(), settle.sha.decode()
-        self._trivial = self._client.script_load("return 1")
         self._asked = (_ASK.pack(30_000, _MONTH_MS, 3, 3, 0, 0), _DAY_MS, b"", _TIMING.pack(0, 0))
 
+    def _made(self, source: str) -> Script:
+        sha = str(self._client.script_load(source))
+        return Script("", source.encode(), sha.encode())
+
+    def _call(self, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
+        if self._wire is not None:
+            return self._wire.call(ScriptCall(script, keys, args))
+        return self._client.evalsha(script.sha.decode(), len(keys), *keys, *args)
+
+    def write_twice(self, key: str, value: bytes) -> None:
+        """Write a value where there is none, and again: two scripts that only ``SET``."""
+        self._call(self._set_new, (key,), value, _DAY_MS)
+        self._call(self._set, (key,), value, _DAY_MS)
+
+    def read(self, key: str) -> Any:
+        """Read a value: one script that only does ``GET``."""
+        return self._call(self._get, (key,))
+
     def claim(self, key: str, owner: bytes) -> int | bytes:
-        """Claim a key; return a token, or the record of its holder."""
+        """Claim a key by the library's script; return a token, or the record of its holder."""
         candidate = Record(State.RUNNING, 0, owner=owner, nonce=owner[:8], fingerprint=owner[:16])
-        answer: Any = self._client.evalsha(
-            self._claim, 2, key, f"{key}:steps", candidate.pack(), b"", *self._asked
-        )
+        keys = key, f"{key}:steps"
+        answer: Any = self._call(self._claim, keys, candidate.pack(), b"", *self._asked)
         return answer  # type: ignore[no-any-return]
 
     def complete(self, key: str, owner: bytes, token: int) -> None:
-        """Record a small result."""
+        """Record a small result by the library's script."""
         done = Record(
             State.SUCCEEDED, token, owner=owner, fingerprint=owner[:16], outcome=b"\1\1" + b"1"
         )
-        self._client.evalsha(self._settle, 2, key, f"{key}:steps", done.pack(), 0, _DAY_MS)
+        self._call(self._settle, (key, f"{key}:steps"), done.pack(), 0, _DAY_MS)
 
     def timed_scripts(self, count: int, start: int) -> tuple[float, float]:
         """Send both scripts for so many keys, in turns with a trivial one with the same arguments.
@@ -55,19 +85,19 @@ class Bare:
             key, owner = f"bare:{{guard:s{number}}}", b"U" + number.to_bytes(16, "big")
             record = Record(State.RUNNING, 0, owner=owner, nonce=b"12345678", fingerprint=owner)
             claims.append((key, f"{key}:steps", record.pack(), b"", *self._asked))
-        claimed = self._timed(self._claim, claims)
+        claimed = self._timed(self._claim.sha, claims)
         for (key, steps, packed, *_), token in zip(claims, claimed.answers, strict=True):
             owner = Record.unpack(packed).owner
             done = Record(
                 State.SUCCEEDED, token, owner=owner, fingerprint=owner, outcome=b"\1\0011"
             )
             settles.append((key, steps, done.pack(), 0, _DAY_MS))
-        settled = self._timed(self._settle, settles)
+        settled = self._timed(self._settle.sha, settles)
         assert settled.answers == claimed.answers
         real, trivial = claimed.real + settled.real, claimed.trivial + settled.trivial
         return real / count, trivial / count
 
-    def _timed(self, sha: str, calls: list[Any]) -> _Timed:
+    def _timed(self, sha: bytes, calls: list[Any]) -> _Timed:
         """Send each call to a script and to the trivial one, in alternating order."""
         real, trivial, answers = 0.0, 0.0, []
         for number, args in enumerate(calls):
@@ -80,9 +110,9 @@ class Bare:
                 trivial += self._send(self._trivial, args)[0]
         return _Timed(real, trivial, answers)
 
-    def _send(self, sha: str, args: Any) -> tuple[float, Any]:
+    def _send(self, sha: bytes, args: Any) -> tuple[float, Any]:
         began = time.perf_counter()
-        answer = self._client.evalsha(sha, 2, *args)
+        answer = self._client.evalsha(sha.decode(), 2, *args)
         return time.perf_counter() - began, answer
 
 

@@ -247,6 +247,7 @@ CONTESTANTS = (
         "worker",
         "the worker answers with the stored result",
         keeps_outcome=True,
-        note="a completion is a bare SET: a run that lost its claim overwrites the winner's",
+        note="its first record is written by SET NX, which a run holds for as long as Lambda would "
+        "leave it; a completion is a bare SET: a run that lost its claim overwrites the winner's",
     ),
 )

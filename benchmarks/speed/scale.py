@@ -14,10 +14,8 @@ from typing import Any
 
 import redis
 
-from benchmarks.speed.client import execute
 from benchmarks.speed.measure import Goal, Say, Section, ratio
 from benchmarks.speed.paper import Load, on_paper
-from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.clusters import Cluster
 
@@ -121,10 +119,8 @@ def measure_scale(server: RedisServer, quick: bool, say: Say) -> Section:
     finally:
         one.close()
         three.close()
-    say("bytes of a record")
-    each = _bytes_each(server, 20_000 if quick else 100_000)
     rates = {masters: 1 / statistics.median(found) for masters, found in seconds.items()}
-    paper = on_paper(loads[1], each)
+    paper = on_paper(loads[3])
     goals = [
         Goal(
             "7a",
@@ -159,16 +155,3 @@ def measure_scale(server: RedisServer, quick: bool, say: Say) -> Section:
         "paper": asdict(paper),
     }
     return Section(goals, {"scale": table})
-
-
-def _bytes_each(server: RedisServer, count: int) -> float:
-    """Return the server's whole memory for a finished record with a result of 64 bytes."""
-    client: Any = redis.Redis.from_url(server.url())
-    store = store_from_url(server.url())
-    execute(store, "warm", 0)
-    before = client.info("memory")["used_memory"]
-    for number in range(count):
-        execute(store, "bytes", number)
-    after = client.info("memory")["used_memory"]
-    store.close()
-    return float(after - before) / count

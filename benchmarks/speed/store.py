@@ -20,6 +20,7 @@ from celery import Celery
 
 from benchmarks.speed.bare import Bare
 from benchmarks.speed.measure import Effort, Goal, Ratio, Say, Section
+from benchmarks.speed.paper import memory_on_paper
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.run.heartbeat import Heartbeat
@@ -192,6 +193,7 @@ def _growth(
     return found, [
         Goal("5a", "bytes of a finished record, by MEMORY USAGE", largest, "<=", 300),
         Goal("5b", f"bytes of a record, by used_memory over {there:,}", each, "<=", 300),
+        memory_on_paper(each),
     ]
 
 
@@ -239,7 +241,7 @@ def _import_time(times: int) -> Goal:
         "from celery_idempotent import IdempotentTask; d = time.perf_counter();"
         "print((b - a) / (c - b), (d - c) / (c - b))"
     )
-    alone, with_task = [], []
+    looked_up, with_task = [], []
     for _ in range(times):
         out = subprocess.run(
             [sys.executable, "-c", program],
@@ -249,14 +251,14 @@ def _import_time(times: int) -> Goal:
             env={**os.environ, "PYTHONDONTWRITEBYTECODE": ""},
         )
         first, second = map(float, out.stdout.split())
-        alone.append(first)
+        looked_up.append(first)
         with_task.append(second)
     return Goal(
         "6c",
-        "import time of celery_idempotent to Celery's",
-        statistics.median(alone),
+        "time of `from celery_idempotent import IdempotentTask` after Celery, to Celery's import",
+        statistics.median(with_task),
         "<=",
-        0.1,
-        "it looks its names up when they are asked for; asking for IdempotentTask, after Celery, "
-        f"takes {statistics.median(with_task):.2f} of Celery's time",
+        0.3,
+        "`import celery_idempotent` alone, which looks its names up when they are asked for: "
+        f"{statistics.median(looked_up):.4f}",
     )

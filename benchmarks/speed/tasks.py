@@ -13,6 +13,10 @@ from celery_idempotent.core.record import Owner
 
 __all__ = ["app"]
 
+Result = dict[str, int | str]
+#: What every task returns.
+RESULT: Result = {"id": "ch_42", "status": "paid", "amount": 100}
+
 _URL = os.environ.get("SPEED_URL", "redis://127.0.0.1:1")
 
 app = Celery("speed", broker=f"{_URL}/0", backend=f"{_URL}/1")
@@ -33,33 +37,33 @@ def _bare(pid: int) -> Bare:
 
 
 @app.task(name="speed.plain")
-def plain(number: int, a: int, b: int) -> int:
+def plain(number: int, a: int, b: int) -> Result:
     """Do nothing."""
-    return 1
+    return RESULT
 
 
 @app.task(name="speed.two_trips", bind=True)
-def two_trips(self: object, number: int, a: int, b: int) -> int:
+def two_trips(self: object, number: int, a: int, b: int) -> Result:
     """Send the commands of a first execution."""
     bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
     key = f"bare:{{speed:{number}}}"
     token = bare.claim(key, owner)
     if isinstance(token, int):
         bare.complete(key, owner, token)
-    return 1
+    return RESULT
 
 
 @app.task(name="speed.one_trip", bind=True)
-def one_trip(self: object, number: int, a: int, b: int) -> int:
+def one_trip(self: object, number: int, a: int, b: int) -> Result:
     """Send the commands of a duplicate."""
     bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
     token = bare.claim("bare:{speed:same}", owner)
     if isinstance(token, int):
         bare.complete("bare:{speed:same}", owner, token)
-    return 1
+    return RESULT
 
 
 @app.task(base=IdempotentTask, name="speed.guarded", idempotency_key="order:{number}")
-def guarded(number: int, a: int, b: int) -> int:
+def guarded(number: int, a: int, b: int) -> Result:
     """Do nothing, once."""
-    return 1
+    return RESULT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from benchmarks.speed import report
 from benchmarks.speed.measure import Goal, Section
-from benchmarks.speed.paper import Paper
+from benchmarks.speed.paper import Paper, memory_on_paper
 
 HOLDS = Goal("1a", "a share", 0.97, ">=", 0.95, "97 of 100")
 FAILS = Goal("1b", "a share", 0.93, ">=", 0.95)
@@ -100,10 +101,26 @@ def test_a_goal_that_fails_is_said_on_the_page(tmp_path: Path) -> None:
     assert "12,346" in page
 
 
+def test_the_page_begins_with_what_a_reader_wants_to_know() -> None:
+    """Few figures, in words that need no other table; what was not measured is left out."""
+    goals = [Goal("4a", "commands", 2, "<=", 2), Goal("2b", "replay", 0.9, bounds=(0.88, 0.92))]
+
+    table = report.costs_as_rst(Section([HOLDS, *goals]))
+
+    assert re.findall(r"^   \* - (.+)\n     - (.+)$", table, re.M) == [
+        ("What it costs", "Figure"),
+        ("Commands to the store for a first execution", "2"),
+        (
+            "Time of one round trip by redis-py, to what a duplicate adds to a task",
+            "0.9 (0.88 to 0.92)",
+        ),
+    ]
+
+
 def test_paper_is_a_multiple_of_one_execution() -> None:
     """A million a minute at 60 µs are one busy core, or two that are half busy."""
-    paper = Paper(cpu_us=60, script_us=20, record_bytes=2**30 / 1_440_000_000, network_bytes=750)
+    paper = Paper(cpu_us=60, script_us=20, network_bytes=750)
 
     assert paper.cores == pytest.approx(2)
-    assert paper.day_gib == pytest.approx(1)
+    assert memory_on_paper(2**30 / 1_440_000_000).figure == pytest.approx(1)
     assert paper.megabits == pytest.approx(100)
