@@ -210,35 +210,48 @@ def test_a_broken_promise_ends_it_with_1(tmp_path: Path) -> None:
     assert {path.name for path in demo.directory.glob("*.log")} >= {"plain-1.log"}
 
 
-def test_it_leaves_no_files_unless_asked(tmp_path: Path) -> None:
-    """Where every promise held, the ledger and the logs are removed."""
-    # When
-    run = finished(start(tmp_path, "--act", "later"))
-    # Then
-    assert run.code == 0, run.err + run.out
-    assert not list(tmp_path.iterdir())
+@dataclass(frozen=True)
+class Screen:
+    """What a demo left that was played at a terminal."""
+
+    no_color: bool
+    code: int
+    err: str
+    shown: bytes
+    #: The files that are there after it.
+    files: tuple[Path, ...]
 
 
-@pytest.mark.parametrize("no_color", [False, True])
-def test_a_terminal_sees_it_move(tmp_path: Path, no_color: bool) -> None:
-    """On a terminal the table is drawn anew while it fills, in colour unless NO_COLOR is set."""
-    # Given
+@pytest.fixture(scope="module", params=[False, True], ids=["colour", "no colour"])
+def screen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Screen:
+    """One act, played at a terminal."""
+    directory = tmp_path_factory.mktemp("terminal")
     ours, theirs = pty.openpty()
-    environment = {"TERM": "xterm", **({"NO_COLOR": "1"} if no_color else {})}
-    # When
-    demo = start(tmp_path, "--act", "later", stdout=theirs, environment=environment)
+    environment = {"TERM": "xterm", **({"NO_COLOR": "1"} if request.param else {})}
+    demo = start(directory, "--act", "later", stdout=theirs, environment=environment)
     os.close(theirs)
     shown = b""
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
         while chunk := os.read(ours, 65536):
             shown += chunk
     os.close(ours)
-    # Then
     _, err = demo.process.communicate(timeout=60)
-    assert demo.process.returncode == 0, err
-    assert shown.count(b"What happens") > 2
-    assert b"\x1b[1A" in shown
-    assert (b"\x1b[1;32mheld" in shown) is not no_color
+    files = tuple(directory.iterdir())
+    return Screen(request.param, demo.process.returncode, err, shown, files)
+
+
+def test_it_leaves_no_files_unless_asked(screen: Screen) -> None:
+    """Where every promise held, the ledger and the logs are removed."""
+    assert screen.code == 0, screen.err
+    assert screen.files == ()
+
+
+def test_a_terminal_sees_it_move(screen: Screen) -> None:
+    """On a terminal the table is drawn anew while it fills, in colour unless NO_COLOR is set."""
+    assert screen.code == 0, screen.err
+    assert screen.shown.count(b"What happens") > 2
+    assert b"\x1b[1A" in screen.shown
+    assert (b"\x1b[1;32mheld" in screen.shown) is not screen.no_color
 
 
 @pytest.fixture
