@@ -19,10 +19,9 @@ from tests.chaos.limits import Limits
 from tests.chaos.plan import STALLS, VISIBILITY_TIMEOUT_S, Call, Fault, Plan
 from tests.chaos.system import System, is_alive
 
-#: Nothing is answered for so long after the last fault: nothing is going to be.
+#: If nothing is answered for this long after the last fault, nothing more will be.
 NO_PROGRESS_S = 45.0
-#: Nothing is answered for so long, and nothing is to be expected: longer than it takes Redis to
-#: deliver again.
+#: The same where all that is missing has been lost: longer than Redis takes to deliver again.
 GONE_S = 2.0 * VISIBILITY_TIMEOUT_S
 _TURN_S = 0.5
 
@@ -107,7 +106,7 @@ class Driver:
         seen, since = -1, time.monotonic()
         while time.monotonic() - since < NO_PROGRESS_S:
             self._turn(show)
-            # Deliveries don't count: what waits for what never comes is delivered for ever.
+            # Deliveries don't count: a call that waits for a lost one is delivered for ever.
             progress = self.answered + self.system.tail.ended
             if self.answered >= self.calls and not self._running():
                 return

@@ -13,10 +13,10 @@ from tests.chaos.evidence import Answer, Done, Entry, Evidence, Published, Verdi
 from tests.chaos.limits import Limits
 from tests.chaos.plan import LEASE_S, Act
 
-#: A lease is renewed at each third: when its process stops, this much of it is left at the least.
+#: A lease is renewed at each third. So when its process stops, at least this much of it is left.
 LEFT_S = LEASE_S / 2
-#: How long a heartbeat that goes on after a stall may need to learn that its key is another's, or
-#: to renew the lease if it is not.
+#: How long a heartbeat may need after a stall to renew its lease, or to learn that another run has
+#: taken the key.
 RECOVERY_S = 2.0
 
 
@@ -141,8 +141,8 @@ class _Judge:
     def _lease_was_lost(self, body: _Body, by: _Body) -> bool:
         """Whether a stall had cost a body its lease when the other one got it.
 
-        Not while something was left of the lease, and not once the stall was over for so long that
-        the lease was renewed, there being nobody yet who had taken over.
+        It had not where some of the lease was left, or where the stall had been over for long
+        enough that the lease was renewed before anybody took over.
         """
         return any(
             fault.is_long_stall

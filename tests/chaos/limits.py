@@ -7,15 +7,15 @@ import re
 from tests.chaos.evidence import Answer, Evidence, Published
 from tests.chaos.plan import Act
 
-#: What Celery answers a chord where, at the very moment, it could not publish the body, or count or
-#: read the parts, because the broker or the result backend was away. It does not try that again.
+#: How Celery fails a chord if broker or result backend are away at the moment at which it publishes
+#: the body, or counts or reads the parts. It does not try that again.
 _CHORD_GIVEN_UP = re.compile(
     r"(Callback error: |Join error: |Dependency \S+ raised )\S*(OperationalError|ConnectionError)"
 )
 
 
 class Limits:
-    """Which messages and chords of a run are gone by no fault of the library's."""
+    """The messages and chords of a run that Celery or kombu lost, and not this library."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._faults = evidence.faults

@@ -11,9 +11,9 @@ LEASE_S: Final = 5.0
 #: Longer than a lease, so that Redis delivers again when the key is free.
 VISIBILITY_TIMEOUT_S: Final = 9
 
-#: A lease is never older than two thirds when it is renewed: a stall of less than a third of it
-#: costs nobody a key, and one that is longer than all of it costs every key that it touches.
-#: Nothing is planned in between, where both would be right.
+#: A lease is never older than two thirds when it is renewed. So a stall of less than a third of it
+#: costs no key, and a stall that is longer than all of it costs each key that it touches. No stall
+#: in between is planned: either result would be right.
 SHORT_S: Final = (0.3, 0.8)
 LONG_S: Final = (LEASE_S + 0.8, LEASE_S + 2.5)
 #: Between two stalls leases are renewed: two short ones must not add up to a long one.
@@ -33,11 +33,11 @@ class Act(str, Enum):
     STOP_WORKER = "stop a worker"
     PAUSE_SERVER = "pause the server"
     KILL_SERVER = "kill the server"
-    #: Nobody's doing: kombu 5.7 ends a worker whose Redis goes away while it is reconnecting.
+    #: Not planned: kombu 5.7 ends a worker whose Redis goes away while it is reconnecting.
     ENDED = "a worker ended by itself"
 
 
-#: They take time from those whom they touch; the others end or cut something at once.
+#: These stop somebody for a time; the others end or cut something at once.
 STALLS: Final = frozenset({Act.STOP_CHILD, Act.STOP_WORKER, Act.PAUSE_SERVER, Act.KILL_SERVER})
 
 

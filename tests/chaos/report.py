@@ -28,7 +28,7 @@ REQUIRED = (
     ("failed", "calls that failed"),
     ("promise", "promises broken, by the history"),
 )
-#: Of each sort so many are told in full.
+#: How many of each sort are printed in full.
 TOLD = 5
 _PLAIN_EVERY_S = 5.0
 

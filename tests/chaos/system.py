@@ -136,7 +136,7 @@ class System:
             "result_backend_always_retry": True,
             "idempotency_store_url": self.server.url(STORE_DB),
             "idempotency_lease": LEASE_S,
-            # A key may be hit more often than any poison task: that is not what is asked here.
+            # Faults may hit one key this often; a poison task is not what is tested here.
             "idempotency_max_interruptions": 254,
             "broker_connection_retry_on_startup": True,
             "test_ledger": str(self.ledger.path),
@@ -145,8 +145,8 @@ class System:
             "broker_connection_max_retries": None,
         }
         if part.broker == "redis":
-            # Who looks for what to deliver again holds a lock, and may lose the server at it: by
-            # default nobody looks again for five minutes then.
+            # A worker locks the search for messages to deliver again. If the server dies meanwhile,
+            # the lock stays, by default for five minutes.
             settings["broker_transport_options"]["unacked_mutex_expire"] = VISIBILITY_TIMEOUT_S // 2
         else:
             settings["broker_transport_options"] = {"confirm_publish": True}

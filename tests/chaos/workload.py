@@ -194,7 +194,7 @@ def _define(app: Celery, work: Work) -> None:
 
 
 def _still_holds(task: Any) -> float:
-    """Return once the store has said that the run holds its key: when it was asked."""
+    """Ask the store until it says that the run holds its key; return when that was asked."""
     while True:
         asked = time.monotonic()
         try:

@@ -48,7 +48,7 @@
 #ifndef CUTS           /* something cuts a delivery off between the grant and its body */
 #define CUTS 0
 #endif
-#ifndef CALLBACKS      /* something hangs on the messages: delivery leases, and a note */
+#ifndef CALLBACKS      /* the messages have callbacks: delivery leases, and a note */
 #define CALLBACKS 0
 #endif
 #ifndef NOTES          /* the store refuses a note, which is told again */
@@ -329,7 +329,7 @@ inline claim_alone(who, r, w, n) {
     fi
 }
 
-/* Somebody tells the call's answer at this moment: whatever this delivery would become, it waits. */
+/* Another delivery is answering this call now: this one waits, whatever its verdict would be. */
 #ifdef NO_SENDING
 #define TOLD_NOW(n) false
 #else
@@ -389,7 +389,7 @@ inline decide(who, r, w, n) {
 #ifdef NO_SLIP_AT_THE_END
 #define ANSWERED_BY_COPY false
 #else
-/* Only while its outcome is unknown can a copy have answered a run's call. */
+/* A copy can have answered a run's call only while the outcome is unknown. */
 #define ANSWERED_BY_COPY (state == unknown && (slip[who] != none || sending[who] != 0))
 #endif
 
@@ -588,8 +588,8 @@ inline judge() {
 }
 
 inline note_at_once() {
-    /* An answer that writes no record, where nothing hangs on the message: the decision and its
-     * slip are one step here. In the code the tracer is between them. */
+    /* An answer that writes no record, to a message without callbacks: the decision and the slip
+     * are one step here. In the code the tracer runs between them. */
     if
     :: !CALLBACKS && via == SLIP ->
         via = 0;
