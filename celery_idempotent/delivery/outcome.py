@@ -89,6 +89,8 @@ def returned(attempt: Attempt, result: Any) -> Any:
         SessionRefused: nothing is recorded yet.
     """
     delivery, run = attempt.delivery, attempt.run
+    if run.steps:
+        attempt.steps.tell_unasked()
 
     def record() -> Recorded | Lost | None:
         return attempt.told.end(Ending(State.SUCCEEDED, _packed(delivery, result)))

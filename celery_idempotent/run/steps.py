@@ -51,6 +51,8 @@ class Steps:
         self._codec = codec
         self._steps: dict[str, Step] = {}
         self._asked: set[str] = set()
+        #: The names of steps that earlier runs have finished.
+        self._taken: frozenset[str] = frozenset()
         #: Results that the store does not keep, for this run's compensations.
         self._not_kept: dict[str, Any] = {}
 
@@ -66,6 +68,21 @@ class Steps:
             for name, step in packed.items()
             if name.startswith(start)
         }
+        self._taken = frozenset(
+            name
+            for name, step in self._steps.items()
+            if step.state is StepState.DONE and not name.startswith(CHECKPOINT)
+        )
+
+    def tell_unasked(self) -> None:
+        """Warn of steps that an earlier run has finished, and that the body never asked for."""
+        for name in sorted(self._taken - self._asked):
+            log.warning(
+                "%s: step %r was finished by an earlier run, and this run did not ask for it: if a "
+                "release renamed it, its effect may have happened again under the new name",
+                self._run.claimant.key,
+                name,
+            )
 
     def do(
         self,

@@ -45,6 +45,13 @@ _PARENTS = [
 
 _CHECKPOINTS = [
     Mutant(
+        "steps: one that was renamed is told of",
+        "delivery/outcome.py",
+        "attempt.steps.tell_unasked()",
+        "pass",
+        _STEPS,
+    ),
+    Mutant(
         "checkpoint: an item is finished when the loop asks for the next one",
         "run/checkpoints.py",
         "        yield item\n        # The loop",

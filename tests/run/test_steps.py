@@ -728,3 +728,45 @@ def test_a_step_that_could_not_be_recorded_at_once_is_recorded_before_the_run_en
     # Then
     assert answer.get() == "ok"
     assert ledger == [("charge",)]
+
+
+def test_a_step_that_no_run_asks_for_any_more_is_told_of(app, ledger, caplog):
+    """A release that renames a step while runs are under way repeats its effect: somebody is told."""
+    # Given
+    names = ["charge", "charge-card"]
+
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        self.idempotency.checkpoint(1)
+        self.idempotency.step(names.pop(0), ledger.does("charge"))
+        if names:
+            raise ValueError
+
+    # When
+    task.apply((1,))
+    assert "did not ask for it" not in caplog.text
+    task.apply((1,)).get()
+    # Then
+    told = [record.getMessage() for record in caplog.records if "did not ask" in record.msg]
+    assert len(told) == 1
+    assert "step 'charge' was finished" in told[0]
+
+
+def test_a_run_that_asks_for_all_of_them_tells_nothing(app, ledger, caplog):
+    """In whichever order, and with steps that are new."""
+    # Given
+    orders = [["one", "two"], ["two", "new", "one"]]
+
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        for name in orders.pop(0):
+            self.idempotency.step(name, ledger.does(name))
+        if orders:
+            raise ValueError
+
+    # When
+    task.apply((1,))
+    task.apply((1,)).get()
+    # Then
+    assert ledger == [("one",), ("two",), ("new",)]
+    assert "did not ask for it" not in caplog.text
