@@ -27,6 +27,7 @@ from celery_idempotent.delivery.results import Codec
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 from celery_idempotent.ops import records, settle
 from celery_idempotent.settings import environment_of
+from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 
 
@@ -731,7 +732,7 @@ def test_a_step_that_could_not_be_recorded_at_once_is_recorded_before_the_run_en
 
 
 def test_a_step_that_no_run_asks_for_any_more_is_told_of(app, ledger, caplog):
-    """A release that renames a step while runs are under way repeats its effect: somebody is told."""
+    """A release that renames a step repeats its effect in calls that are under way: it is told."""
     # Given
     names = ["charge", "charge-card"]
 
