@@ -27,7 +27,6 @@ from celery_idempotent.delivery.results import Codec
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 from celery_idempotent.ops import records, settle
 from celery_idempotent.settings import environment_of
-from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 
 
