@@ -29,6 +29,7 @@ from tests.peers.shared import (
     one_for_all,
     other_arguments,
     outlives_its_lock,
+    while_it_is_queued,
     while_it_runs,
 )
 from tests.support.ledger import Ledger
@@ -72,6 +73,8 @@ there("timeout", unique=True, unique_timeout=SHORT_S)
 here("timeout")
 there("key", unique=True, key=lambda args, kwargs: "generate_report")
 here("key", idempotency_key=lambda *args, **kwargs: "generate_report")
+there("raising", unique=True, unique_raises=True)
+here("raising", idempotency_on_enqueue="raise")
 there("interval", unique=True, unique_timeout=3600, unique_wait_for_expiry=True)
 here("interval", idempotency_ttl=3600)
 there("short", unique=True, unique_timeout=SHORT_S, unique_wait_for_expiry=True)
@@ -81,6 +84,18 @@ here("limited")
 here("once_an_hour", once_an_hour)
 here("block", block, idempotency_key=lambda: "block", idempotency_ttl=3600)
 theirs.task(name="once_an_hour", base=HeimdallTask, bind=True, shared=False)(once_an_hour)
+
+
+def names_the_first(side: Side) -> Seen:
+    """The error of a refused duplicate says which call came first."""
+    order = "raising-id"
+    first = side.call("raising", order)
+    side.wait_for_runs(order)
+    error: Any = side.call("raising", order).error
+    side.let(order)
+    side.wait_until_over(order)
+    named = error.task_id if side.is_ours else error.likely_culprit
+    return seen("it has the first call's id" if named == first.task_id else "it has another id")
 
 
 def interval_is_over(side: Side) -> Seen:
@@ -123,6 +138,7 @@ CASES = (
         "For the same arguments only one runs: a second call gets the first's ``AsyncResult``.",
         of(while_it_runs, "plain", "running"),
     ),
+    Case("Also while the first is queued.", of(while_it_is_queued, "plain", "queued")),
     Case("Calls with other arguments don't meet.", of(other_arguments, "plain", "others")),
     Case("Once the first has ended the next call runs.", of(after_its_end, "plain", "ended")),
     Case(
@@ -141,6 +157,11 @@ CASES = (
         '``"key"``: one report at a time, whoever the customer is.',
         of(one_for_all, "key", "all"),
     ),
+    Case(
+        '``"unique_raises": True``: ``apply_async`` raises.',
+        of(while_it_runs, "raising", "raising"),
+    ),
+    Case("Its error names the first call.", names_the_first),
     Case(
         '``"unique_wait_for_expiry": True``: once in an hour, also after it has ended.',
         of(after_its_end, "interval", "interval"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.peers.bench import Case, Peer, Seen
 
 #: The modules of the libraries.
-PEERS = ("singleton", "heimdall")
+PEERS = ("once", "singleton", "heimdall")
 DOCS = Path(__file__).parents[2] / "docs"
 
 

@@ -32,6 +32,7 @@ from tests.peers.shared import (
     other_argument_outside_the_key,
     other_arguments,
     outlives_its_lock,
+    while_it_is_queued,
     while_it_runs,
 )
 
@@ -55,8 +56,23 @@ there("plain")
 here("plain")
 there("unique_on", unique_on=["order"])
 here("unique_on", idempotency_key=("order",))
+there("raising", raise_on_duplicate=True)
+here("raising", idempotency_on_enqueue="raise")
 there("expiring", lock_expiry=SHORT_S)
 here("expiring")
+
+
+def names_the_first(side: Side) -> Seen:
+    """The error of a refused duplicate says which call came first."""
+    order = "raising-id"
+    first = side.call("raising", order)
+    side.wait_for_runs(order)
+    error: Any = side.call("raising", order).error
+    side.let(order)
+    side.wait_until_over(order)
+    return seen(
+        "it has the first call's id" if error.task_id == first.task_id else "it has another id"
+    )
 
 
 def unlocked(side: Side) -> Seen:
@@ -93,6 +109,10 @@ CASES = (
         "A second call gets the ``AsyncResult`` of the one that runs.",
         of(while_it_runs, "plain", "running"),
     ),
+    Case(
+        "Or of the one that is queued: it is queued once.",
+        of(while_it_is_queued, "plain", "queued"),
+    ),
     Case("Calls with other arguments don't meet.", of(other_arguments, "plain", "others")),
     Case("The lock ends with the run.", of(after_its_end, "plain", "ended")),
     Case("Also when it raised.", of(after_a_failure, "plain", "failed")),
@@ -100,6 +120,11 @@ CASES = (
         '``unique_on=["order"]``: the other arguments don\'t matter.',
         of(other_argument_outside_the_key, "unique_on", "unique-on"),
     ),
+    Case(
+        "``raise_on_duplicate=True``: ``apply_async`` raises.",
+        of(while_it_runs, "raising", "raising"),
+    ),
+    Case("Its error names the first call.", names_the_first),
     Case(
         "``lock_expiry``: the lock ends after it, even while the task runs.",
         of(outlives_its_lock, "expiring", "expiring"),

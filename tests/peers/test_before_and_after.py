@@ -139,6 +139,35 @@ def make_sample(tmp_path: Path) -> Iterator[Any]:
         sample.close()
 
 
+@pytest.mark.parametrize(
+    ("library", "duplicate", "later"),
+    [
+        ("once", "it is being built", "new"),
+        ("singleton", "first", "new"),
+        ("heimdall", "first", "first"),
+    ],
+)
+@pytest.mark.parametrize("side", ["before", "after"])
+def test_a_button_does_the_same_before_and_after(
+    make_sample: Any, library: str, side: str, duplicate: str, later: str
+) -> None:
+    """Pressed twice while its call is queued, and once more when it has run."""
+    # Given
+    sample = make_sample(f"{library}_{side}")
+    # When
+    first, second = sample.press("ann"), sample.press("bob")
+    sample.start_worker()
+    answer = sample.get(first)
+    third = sample.press("cid")
+    # Then
+    assert second == (first if duplicate == "first" else duplicate)
+    assert answer == "the report of customer 7"
+    assert (third == first) == (later == "first")
+    if later == "new":
+        assert sample.get(third) == answer
+    assert sample.results() == (1 if later == "first" else 2)
+
+
 @pytest.mark.parametrize(("side", "skipped"), [("before", None), ("after", "TaskRevokedError")])
 def test_a_call_is_skipped_while_another_runs(make_sample: Any, side: str, skipped: Any) -> None:
     """With a lock of one's own it ends as if it had run; with "drop" it says that it did not."""
