@@ -108,6 +108,13 @@ KEYS: list[Mutant] = [
         _CHECKS,
     ),
     Mutant(
+        "guard: a base that runs the body by itself is refused when the task is bound",
+        "delivery/task_checks.py",
+        'if "run" in names and "__call__" not in names:',
+        "if False:",
+        _CHECKS,
+    ),
+    Mutant(
         "guard: no strategy of one's own",
         "delivery/task_checks.py",
         'if not isinstance(inspect.getattr_static(cls, "Strategy"), str):',
