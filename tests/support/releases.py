@@ -67,9 +67,16 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
         ),
         (r"\n  local done =", _LUA_PARSE),
         (
-            r"return parse\(raw\), raw\n",
-            "local record = parse(raw)\n  return record, record and record.raw or raw\n",
+            r"return record, raw\n",
+            "return record, record and record.raw or raw\n",
         ),
+    ],
+    # A mark would write the older release's record so that its own run can't read it.
+    "stores/redis/lua/claim.lua": [
+        (
+            r"if not is_awaited\(",
+            "if string.byte(redis.call('GET', KEYS[1])) == VERSION and not is_awaited(",
+        )
     ],
     "stores/redis/lua/forget.lua": [
         (
