@@ -24,7 +24,7 @@ demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under fault
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs one at a time
-	@$(BIN)/python -m pytest -n $(or $(JOBS),5) $(SPREAD) --durations=30 $(ARGS)
+	@$(BIN)/python -m pytest -n $(or $(JOBS),6) $(SPREAD) --durations=30 $(ARGS)
 
 test-unit: $(STAMP)-test ## The tests that need no worker, no broker and no server of databases
 	@$(BIN)/python -m pytest -m unit -n $(or $(JOBS),2) $(SPREAD) $(ARGS)
