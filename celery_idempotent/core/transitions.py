@@ -39,6 +39,7 @@ __all__ = [
     "end_lease",
     "forget",
     "note",
+    "put",
     "renew",
     "reserve",
     "resolve",
@@ -681,6 +682,17 @@ def confirm(queued: Reservation | None, owner: bytes, ttl_ms: int, now_us: int) 
 def unreserve(queued: Reservation | None, owner: bytes) -> Write | None:
     """Undo the reservation of a call that could not be published."""
     return Write(None, slip_ttl_ms=0) if queued is not None and queued.owner == owner else None
+
+
+def put(record: Record | None, new: Record, left_ms: int, ttl_ms: int, now_us: int) -> Write | None:
+    """Write a record as another store had it, unless a newer one is here."""
+    if record is not None:
+        is_older = record.token < new.token
+        if not (is_older or (record.token == new.token and record.state is State.RUNNING)):
+            return None
+    until_ms = now_us // 1000 + left_ms if left_ms > 0 else 0
+    # Whoever waits for it waits at the other store.
+    return Write(new._replace(until_ms=until_ms, is_awaited=False), ttl_ms)
 
 
 def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:

@@ -333,6 +333,19 @@ class Store(Protocol):
         """Read a key's reservation, and change nothing."""
 
     @abstractmethod
+    def put(
+        self, key: str, record: Record, left_ms: int, ttl_ms: int, steps: Mapping[str, bytes]
+    ) -> bool:
+        """Write a record as another store had it; ``False``: a newer one is here, and is kept.
+
+        Newer is what has a higher token, or has the same and is not running any more.
+
+        Args:
+            left_ms: for how long its lease lives, or until its retry is due; 0: neither.
+            steps: its (packed) steps by name.
+        """
+
+    @abstractmethod
     def get(self, key: str) -> Record | None:
         """Read a record, and change nothing."""
 

@@ -16,7 +16,7 @@ import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -482,6 +482,24 @@ class DecidingStore(Store, Generic[C]):
             lambda row: transitions.unreserve(row.reservation, owner),
             slip_key=queued_key(key),
         )
+
+    def put(
+        self, key: str, record: Record, left_ms: int, ttl_ms: int, steps: Mapping[str, bytes]
+    ) -> bool:
+        def decide(row: Row) -> tuple[bool, Write | None]:
+            write = transitions.put(row.record, record, left_ms, ttl_ms, row.now_us)
+            return write is not None, write
+
+        def work(at: C) -> bool:
+            with self.rows.transaction(at):
+                is_written = self._change(at, key, decide)[0]
+                if is_written:
+                    self.rows.drop_steps(at, key)
+                    for name, packed in steps.items():
+                        self.rows.write_step(at, key, name, packed)
+            return is_written
+
+        return self.rows.operate(work)
 
     # --- reading ---------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
 from celery_idempotent.testing.contract.reading import ReadingRows
 from celery_idempotent.testing.contract.reserved import ReservedInTimeRows, ReservedRows
-from celery_idempotent.testing.contract.resolving import ResolveRows
+from celery_idempotent.testing.contract.resolving import MovedRows, ResolveRows
 from celery_idempotent.testing.contract.steps import CompensationRows, StepRows
 from celery_idempotent.testing.contract.upkeep import StoredFormRows, UpkeepRows
 from celery_idempotent.testing.contract.windows import WindowRows
@@ -63,6 +63,7 @@ class StoreContractAtRest(
     CompensationRows,
     ResolveRows,
     ReservedRows,
+    MovedRows,
     StoredFormRows,
     UpkeepRows,
     ReadingRows,

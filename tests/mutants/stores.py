@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import LUA, PYTHON, Mutant, Stages
+from tests.mutants.mutant import LUA, PYTHON, Mutant, Stages, pair
 
 __all__ = ["STORES"]
 
@@ -181,6 +181,41 @@ _TRANSACTIONS = [
     ),
 ]
 
+_WIRE = (("tests/stores/redis/test_wire.py",),)
+_AWAY = [
+    Mutant(
+        "one claim at a time asks whether the store is back",
+        "stores/redis/wire.py",
+        "not self._turn.acquire(blocking=False)",
+        "self._turn.acquire(blocking=False) is None",
+        _WIRE,
+    ),
+    Mutant(
+        "a store that was asked just now is left alone",
+        "stores/redis/wire.py",
+        "time.monotonic() - self.failed_at < _PAUSE_S or ",
+        "",
+        _WIRE,
+    ),
+    Mutant(
+        "an answer shows that the store is back",
+        "stores/redis/wire.py",
+        "        self._is_away = False\n        if is_replica:",
+        "        if is_replica:",
+        _WIRE,
+    ),
+]
+_MOVED = [
+    *pair(
+        "what is newer here stays",
+        (
+            "        if not (is_older or (record.token == new.token",
+            "        if False and (is_older or (record.token == new.token",
+        ),
+        "put",
+        ("if record and not (record.token < new.token", "if record and not (true"),
+    ),
+]
 _UNKNOWN = [
     Mutant(
         "a claim that is told of an unknown outcome lists it",
@@ -211,4 +246,13 @@ _UNKNOWN = [
         LUA,
     ),
 ]
-STORES: list[Mutant] = [*_NOTHING_DELETES, *_REPLICAS, *_ROWS, *_SCHEMA, *_TRANSACTIONS, *_UNKNOWN]
+STORES: list[Mutant] = [
+    *_NOTHING_DELETES,
+    *_REPLICAS,
+    *_ROWS,
+    *_SCHEMA,
+    *_TRANSACTIONS,
+    *_AWAY,
+    *_MOVED,
+    *_UNKNOWN,
+]

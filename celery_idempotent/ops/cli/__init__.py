@@ -10,6 +10,7 @@ from celery_idempotent.ops import remote
 from celery_idempotent.ops.cli.act import forget_command, init_db_command, resolve_command
 from celery_idempotent.ops.cli.check import doctor_command
 from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
+from celery_idempotent.ops.cli.move import export_command, import_command
 from celery_idempotent.ops.cli.relay import relay_command
 from celery_idempotent.ops.flower.command import flower_command
 from celery_idempotent.worker.boot import watch_workers
@@ -35,6 +36,8 @@ for _command in (
     resolve_command,
     stats_command,
     doctor_command,
+    export_command,
+    import_command,
     init_db_command,
     relay_command,
     flower_command,

@@ -79,6 +79,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         self._unreserve = load_script("unreserve")
         self._step = load_script("step")
         self._resolve = load_script("resolve")
+        self._put = load_script("put")
         self._peek = load_script("peek")
         self._unknown = UnknownRecords(wire)
 
@@ -226,6 +227,16 @@ class RedisStore(RedisJournals, RedisServers, Store):
 
     def reservation(self, key: str) -> Reservation | None:
         return Reservation.unpack(self._wire.command("GET", queued_key(key)))
+
+    def put(
+        self, key: str, record: Record, left_ms: int, ttl_ms: int, steps: Mapping[str, bytes]
+    ) -> bool:
+        pairs = (part for pair in steps.items() for part in pair)
+        call = ScriptCall(self._put, _keys(key), (record.pack(), left_ms, ttl_ms, *pairs))
+        is_written = bool(self._wire.call(call)[0])
+        if is_written and record.state is State.UNKNOWN:
+            self._unknown.add(key, record.token)
+        return is_written
 
     def get(self, key: str) -> Record | None:
         packed = self._wire.command("GET", key)

@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import struct
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -62,6 +63,8 @@ class ScriptCall(NamedTuple):
 _TIMING: Final = struct.Struct(">QB")
 #: The place of the server's time in the answer of such a script, where that is bytes.
 _TIME: Final = struct.Struct(">xxQ")
+#: How long after a server did not answer it is left alone.
+_PAUSE_S: Final = 0.04
 #: A clock that is behind by this much was set back; a late answer does not explain it.
 _STEP_MS = 1000
 
@@ -160,6 +163,9 @@ class Wire:
         self.failed_at = -math.inf
         self._idle: deque[Connection] = deque()
         self._pid = os.getpid()
+        # Whether it did not answer the last time, and the turn to ask whether it is back.
+        self._is_away = False
+        self._turn = threading.Lock()
 
     def call(self, call: ScriptCall) -> Any:
         """Call one script and return its answer."""
@@ -174,7 +180,22 @@ class Wire:
 
         Args:
             asking: on a node of a cluster that its slot is being moved to.
+
+        While the server is away, one such call at a time asks whether it is back. To all others it
+        is away without being asked: hundreds of greenlets that ask would keep a core busy.
         """
+        if not self._is_away:
+            return self._call_timed(call, asking)
+        if self._pid != os.getpid():
+            self._turn = threading.Lock()  # after a fork: whose turn it was is in the parent
+        if time.monotonic() - self.failed_at < _PAUSE_S or not self._turn.acquire(blocking=False):
+            raise not_done(f"the store at {self._where} does not answer: it was asked just now")
+        try:
+            return self._call_timed(call, asking)
+        finally:
+            self._turn.release()
+
+    def _call_timed(self, call: ScriptCall, asking: bool) -> Any:
         if self._ahead_ms is None:
             self._learn_the_time()
 
@@ -352,6 +373,7 @@ class Wire:
             return answers
         except (_NotConnected, RedisError, OSError) as exc:
             self.failed_at = time.monotonic()
+            self._is_away = True
             arrived = not isinstance(exc, _NotConnected)
             why = exc.why if isinstance(exc, _NotConnected) else exc
             raise _unavailable(
@@ -383,6 +405,7 @@ class Wire:
             # An answer may be under way (a soft time limit can cut in here): never use it again.
             connection.disconnect()
             raise
+        self._is_away = False
         if is_replica:
             connection.disconnect()
         else:

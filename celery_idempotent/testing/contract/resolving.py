@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.verdicts import Claim, Claimed, Lost, Replay, Resolve
+from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Lost, Replay, Resolve
 from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     FAILURE,
@@ -27,6 +27,7 @@ from celery_idempotent.testing.contract.kit import (
     leave_unknown,
     lives_ms,
     release,
+    replace,
     retry,
     stored,
     unknown,
@@ -34,6 +35,7 @@ from celery_idempotent.testing.contract.kit import (
 
 OTHER = "idempotent:{shop.charge:order:7}"
 PREFIX = "idempotent"
+TOKEN = 1_700_000_000_000_000
 
 Becomes = Callable[[Store], object]
 Settled = Callable[[Store, Record], object]
@@ -163,4 +165,60 @@ class ResolveRows:
         unknown(store)
         # Then
         assert store.unknown(PREFIX) == [KEY]
+        assert store.unknown(PREFIX) == [KEY]
+
+
+class MovedRows:
+    """A record of another store is written as it was there, unless it is known newer here."""
+
+    def test_a_record_is_put(self, store: Store) -> None:
+        """With its steps, and what is left of its life; it answers as it did there."""
+        # Given
+        done = replace(FIRST.candidate(b""), state=State.SUCCEEDED, token=TOKEN, outcome=RESULT)
+        done = replace(done, process=b"", has_steps=True)
+        # When
+        assert store.put(KEY, done, 0, HORIZON_MS, {"reserve": b"packed"})
+        # Then
+        assert stored(store) == done
+        assert store.steps(KEY) == {"reserve": b"packed"}
+        assert lives_ms(store) == about(HORIZON_MS)
+        verdict = claim(store, SECOND)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == RESULT
+
+    @pytest.mark.parametrize("left_ms", [0, LEASE_MS])
+    def test_what_is_left_of_a_lease_is_put(self, store: Store, left_ms: int) -> None:
+        """By this store's clock; a lease that is over is over."""
+        store.put(KEY, replace(FIRST.candidate(), token=TOKEN), left_ms, HORIZON_MS, {})
+        assert isinstance(claim(store, SECOND), Busy if left_ms else Claimed)
+
+    def test_what_is_newer_here_stays(self, store: Store) -> None:
+        """A key that was claimed here since, with a higher token, or that ended here."""
+        # Given
+        old = replace(FIRST.candidate(), token=TOKEN)
+        held = hold(store, SECOND)
+        # Then
+        assert not store.put(KEY, old, LEASE_MS, HORIZON_MS, {})
+        assert stored(store).token == held.token
+        complete(store, held)
+        before = stored(store)
+        assert not store.put(KEY, held, LEASE_MS, HORIZON_MS, {})
+        assert stored(store) == before
+
+    def test_the_end_of_a_run_is_put_over_it(self, store: Store) -> None:
+        """A second export has what ended since the first; steps that are gone there go."""
+        # Given
+        held = replace(FIRST.candidate(), token=TOKEN, has_steps=True)
+        store.put(KEY, held, LEASE_MS, HORIZON_MS, {"reserve": b"packed"})
+        done = replace(held, state=State.SUCCEEDED, outcome=RESULT, has_steps=False)
+        # When
+        assert store.put(KEY, done, 0, HORIZON_MS, {})
+        # Then
+        assert stored(store).state is State.SUCCEEDED
+        assert store.steps(KEY) == {}
+
+    def test_what_is_put_as_unknown_is_found(self, store: Store) -> None:
+        """It needs a person there, too."""
+        left = replace(FIRST.candidate(b""), state=State.UNKNOWN, token=TOKEN)
+        store.put(KEY, left, 0, HORIZON_MS, {})
         assert store.unknown(PREFIX) == [KEY]

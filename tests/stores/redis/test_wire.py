@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -189,6 +190,63 @@ class TestBrokenConnections:
         finally:
             server.restart()
         store.ping()
+
+    def test_one_claim_at_a_time_asks_whether_it_is_back(
+        self, store: RedisStore, server: RedisServer
+    ) -> None:
+        """While it is away the others are told so at once; once it is back nobody is refused."""
+        # Given
+        wire, connect = store._wire, store._wire._connect
+        asked, asking, go_on = [], threading.Event(), threading.Event()
+
+        def slowly() -> Any:
+            asked.append(threading.get_ident())
+            asking.set()
+            assert go_on.wait(30)
+            return connect()
+
+        def claim(_: int = 0) -> str:
+            try:
+                return type(store.claim(KEY, CLAIM)).__name__
+            except StoreUnavailable as exc:
+                assert not exc.may_have_arrived
+                return "away"
+
+        server.kill()
+        try:
+            store.close()
+            with pytest.raises(StoreUnavailable):
+                store.ping()
+            wire._connect = slowly
+            with ThreadPoolExecutor(21) as threads:
+                # When
+                wire.failed_at = -math.inf  # not just now
+                first = threads.submit(claim)
+                assert asking.wait(30)
+                others = list(threads.map(claim, range(20)))
+                # Then
+                assert others == ["away"] * 20
+                assert len(asked) == 1
+                go_on.set()
+                assert first.result(30) == "away"
+                assert claim() == "away"  # it was asked just now
+                assert len(asked) == 1
+        finally:
+            server.restart()
+        wire._connect = connect
+        store.ping()
+        assert {claim() for _ in range(3)} == {"Claimed"}
+
+    def test_a_child_asks_for_itself(self, store: RedisStore, server: RedisServer) -> None:
+        """Though its parent was asking when it forked."""
+        # Given
+        wire = store._wire
+        store.ping()
+        wire._is_away = True
+        wire._turn.acquire()
+        wire._pid = -1  # as in a child
+        # Then
+        assert isinstance(store.claim(KEY, CLAIM), Claimed)
 
     def test_a_connection_that_ends_is_no_proof(
         self, store: RedisStore, server: RedisServer

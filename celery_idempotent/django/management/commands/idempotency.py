@@ -18,7 +18,7 @@ from celery_idempotent.settings import environment_of
 
 __all__ = ["Command"]
 
-_OF_CELERY = ("list", "show", "why", "forget", "resolve", "stats", "doctor")
+_OF_CELERY = ("list", "show", "why", "forget", "resolve", "stats", "doctor", "export", "import")
 
 
 class Command(BaseCommand):
