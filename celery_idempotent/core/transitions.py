@@ -105,9 +105,9 @@ def _decide(
             return Claimed(record.token, record.interruptions, record), None
         if record.is_done and record.until_ms:
             return Replay(record, mine, noted), None
-        return _busy(record, mine, now_ms)
+        return _busy(record, mine, slip, ask, now_ms, noted)
     if new.nonce and record.has_given_up(new.nonce):
-        return _busy(record, mine, now_ms)
+        return _busy(record, mine, slip, ask, now_ms, noted)
 
     # Runs that survived an outage may renew first. A lease that was ended has no nonce.
     live = now_ms < record.until_ms or (bool(record.nonce) and now_ms < ask.patient_until_ms)
@@ -136,7 +136,7 @@ def _decide(
         if mine and new.retries < record.retries:
             return Superseded(), None
         if live:
-            return _busy(record, mine, now_ms)
+            return _busy(record, mine, slip, ask, now_ms, noted)
         if mine and new.retries > record.retries:
             return _take(record, ask, now_us, 0, slip)
         return _interrupted(record, ask, now_us, slip)
@@ -145,11 +145,11 @@ def _decide(
             return Superseded(), None
         if mine or now_ms >= record.until_ms + ask.lease_ms:
             return _take(record, ask, now_us, 0, slip)
-        return _busy(record, mine, now_ms)
+        return _busy(record, mine, slip, ask, now_ms, noted)
     if record.is_done:
         if mine:
             if now_ms < record.until_ms:
-                return _busy(record, mine, now_ms)
+                return _busy(record, mine, slip, ask, now_ms, noted)
             if answer is not None and is_copy and answer.outcome:
                 return _answer_again(answer, slip, ask, now_ms, noted)
             return _replay_mine(record, ask, now_ms, noted)
@@ -161,13 +161,17 @@ def _decide(
         return _replay_other(record, slip, ask, now_ms, noted)
     if record.state is State.COMPENSATING:
         if live:
-            return _busy(record, mine, now_ms)
+            return _busy(record, mine, slip, ask, now_ms, noted)
         return _compensate(record, ask, now_us, slip)
     return _told(Unknown(record, noted), record, slip, ask, now_ms, noted)
 
 
-def _busy(record: Record, mine: bool, now_ms: int) -> tuple[Busy, Write | None]:
-    """Return that the key is busy, and mark the record: its end is to be told."""
+def _busy(
+    record: Record, mine: bool, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
+) -> tuple[ClaimVerdict, Write | None]:
+    """Return that the key is busy, and mark the record: its end is to be told to who waits."""
+    if not mine and now_ms >= ask.refused_from_ms:
+        return _told(Busy(record, mine, now_ms), record, slip, ask, now_ms, noted)
     if record.is_awaited or not _keeps_waiting(record, 0):
         return Busy(record, mine, now_ms), None
     marked = record._replace(is_awaited=True)
@@ -723,7 +727,9 @@ def with_mark(before: Record | None, write: Write | None, now_us: int) -> Write 
     It stays as long as they have to wait: over renewals, a retry and a takeover, none of which
     tells them anything. Otherwise they are told, and the mark goes.
     """
-    if write is None or write.record is None or before is None or not before.is_awaited:
+    if write is None or before is None or not before.is_awaited:
+        return write
+    if write.record is None or write.record == before:
         return write
     wakes = _keeps_waiting(write.record, now_us // 1000) < _keeps_waiting(before, 0)
     return write._replace(record=write.record._replace(is_awaited=not wakes), wakes=wakes)

@@ -197,6 +197,9 @@ class Claim(NamedTuple):
     #: Until then no lease that ran out is taken over, on the store's clock (``NEVER_MS``: not now).
     #: The store was away during this delivery, and live runs have to renew first.
     patient_until_ms: int = 0
+    #: From then on, on the store's clock, a delivery that finds another call's run is refused, and
+    #: not put back (``NEVER_MS``: it waits).
+    refused_from_ms: int = NEVER_MS
     #: Whether the key is free when its run ends (a window of 0).
     frees: bool = False
     #: Whether each call runs in its turn: another call's run is nothing that it goes on with.

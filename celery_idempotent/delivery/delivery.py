@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from typing import Any
 
 from celery_idempotent import observers
@@ -19,6 +20,7 @@ from celery_idempotent.core.message import (
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Owner
 from celery_idempotent.core.slip import Slip
+from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.run.claimant import Claimant, Terms
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.journal import Subject
@@ -165,6 +167,9 @@ class Delivery:
         elif waits.awaited is not None:
             awaited = Owner(*waits.awaited)
             claimant = claimant._replace(awaited=awaited.pack(), awaited_key=awaited.slip_key(key))
+        if options.on_running != "wait" or waits.since_ms or not options.wait_timeout:
+            from_ms = _refused_from_ms(options, request, waits, not (retries or redelivered))
+            claimant = claimant._replace(refused_from_ms=from_ms)
         return cls(
             task,
             options,
@@ -184,6 +189,12 @@ class Delivery:
                 options.mode == "shadow",
             ),
         )
+
+    @property
+    def policy(self) -> str:
+        """What happens where another call's run has the key: see ``idempotency_on_running``."""
+        first = not (self.claimant.retries or self.redelivered)
+        return _policy(self.options, self.request, self.waits, first)
 
     @property
     def name(self) -> str:
@@ -207,6 +218,20 @@ class Delivery:
             why,
             replayed,
         )
+
+
+def _policy(options: Options, request: Any, waits: WaitState, first: bool) -> str:
+    if waits.count or not first:
+        return "wait"
+    if options.on_running == "drop" and (request.chord or request.chain or request.callbacks):
+        return "wait"  # what hangs on it needs an answer
+    return options.on_running
+
+
+def _refused_from_ms(options: Options, request: Any, waits: WaitState, first: bool) -> int:
+    if _policy(options, request, waits, first) != "wait" or not options.wait_timeout:
+        return 0
+    return waits.since_ms + ceil(options.wait_timeout * 1000) if waits.since_ms else NEVER_MS
 
 
 def _label(task: Any, setup: TaskSetup, request: Any, call_key: CallKey) -> str:

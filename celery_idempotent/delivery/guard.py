@@ -158,12 +158,11 @@ def _busy(delivery: Delivery, verdict: Busy, asked: float) -> NoReturn:
     if verdict.mine or (stale and is_answered(delivery.task, delivery.request)):
         # This process may have stood still, while a copy of the message answered the call.
         wait_as_copy(delivery, left)
-    first = not (delivery.claimant.retries or delivery.redelivered or waits.count)
-    policy = options.on_running if first else "wait"
+    policy = delivery.policy
     if policy == "raise":
         delivery.telling.tell("refused", record)
         _refuse(delivery, f"is being run by task {record.owner_id}")
-    if policy == "drop" and not _is_awaited(delivery.request):
+    if policy == "drop":
         _drop(delivery, record)
     since_ms = waits.since_ms or verdict.now_ms
     if verdict.now_ms - since_ms >= options.wait_timeout * 1000:
@@ -186,10 +185,6 @@ def _be_patient(delivery: Delivery, now_ms: int) -> float:
     return (delivery.waits.patient_until_ms - now_ms) / 1000
 
 
-def _is_awaited(request: Any) -> bool:
-    return bool(request.chord or request.chain or request.callbacks)
-
-
 def _drop(delivery: Delivery, record: Record) -> None:
     """End a call as revoked, with its reason; where that can't be stored, it has to wait instead.
 
@@ -198,6 +193,7 @@ def _drop(delivery: Delivery, record: Record) -> None:
     """
     reason = f"dropped: {delivery.name} is being run by task {record.owner_id}"
     if not say_revoked(delivery.task, delivery.request, reason):
+        leave_answer(delivery, told=False)
         return
     delivery.telling.tell("dropped", record)
     leave_answer(delivery)

@@ -207,6 +207,7 @@ def leave_answer(
     outcome: bytes = b"",
     *,
     in_record: bool = False,
+    told: bool = True,
     at_once: bool = True,
 ) -> None:
     """Write a slip once the tracer has returned: this call is answered, without a run of its own.
@@ -214,6 +215,7 @@ def leave_answer(
     Args:
         exc: what it fails with; ``outcome``: its answer, packed; empty where that is not kept.
         in_record: the record keeps the answer.
+        told: whether it gets that answer; if not, only the claim's lease on telling it ends.
         at_once: not in the background.
     """
     claimant = delivery.claimant
@@ -221,7 +223,7 @@ def leave_answer(
         return
     if exc is not None:
         outcome = encode_failure(delivery.task.backend, exc, delivery.options.max_result_size)
-    ignored = not outcome and not in_record
+    ignored = told and not outcome and not in_record
 
     def write(sent: bool) -> None:
         # Not sent: what hangs on it is still to be sent, by the next copy.

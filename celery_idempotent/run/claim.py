@@ -75,6 +75,7 @@ class ClaimAttempt:
             claimant.slip_key,
             claimant.is_new,
             claimant.patient_until_ms,
+            claimant.refused_from_ms,
             terms.frees,
             terms.in_turn,
             claimant.queued_key,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from celery_idempotent.core.record import State
 from celery_idempotent.core.reservation import queued_key
 from celery_idempotent.core.slip import NO_SLIP, Slip
+from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.stores.base import Store
 
 __all__ = ["Claimant", "Ending", "Terms"]
@@ -89,6 +90,8 @@ class Claimant(NamedTuple):
     #: The (packed) owner of the run that it waited for last, and the key of its slip.
     awaited: bytes = b""
     awaited_key: str = ""
+    #: See :attr:`.Claim.refused_from_ms`.
+    refused_from_ms: int = NEVER_MS
 
     @property
     def queued_key(self) -> str:

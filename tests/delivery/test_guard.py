@@ -915,6 +915,53 @@ def test_a_duplicate_that_did_not_wait_keeps_its_answer(
     assert seen[0].again().state == seen[0].state == state
 
 
+@pytest.mark.parametrize(
+    ("options", "state"),
+    [
+        pytest.param({"idempotency_on_running": "raise"}, "FAILURE", id="raise"),
+        pytest.param({"idempotency_on_running": "drop"}, "REVOKED", id="drop"),
+        pytest.param({"idempotency_wait_timeout": 0}, "FAILURE", id="no time to wait"),
+        pytest.param({"idempotency_wait_timeout": 1}, "FAILURE", id="has waited"),
+    ],
+)
+def test_a_copy_waits_while_its_call_is_refused(
+    guarded: Callable[..., Any], store: MovableStore, options: dict[str, Any], state: str
+) -> None:
+    """It comes before that is noted, and would run when the key is free: it is refused as well."""
+    # Given a call that is refused, and a copy of its message that comes just then
+    seen: list[Delivered] = []
+    copies: list[Delivered] = []
+
+    def copy_comes(it: observers.Observation) -> None:
+        if it.what in ("refused", "dropped"):
+            copies.append(seen[-1].published[0].deliver() if seen else message.deliver())
+
+    def meets_and_leaves(self: Any, order: int) -> Any:
+        if options.get("idempotency_wait_timeout"):
+            seen.append(message.deliver())
+            store.advance(1)
+            seen.append(seen[0].published[0].deliver())
+        else:
+            refused.append(message.deliver())
+        raise Ignore
+
+    task = guarded(meets_and_leaves, winner, **options)
+    message = message_of(task, (1,), link_error=task.app.signature("errback"))
+    refused: list[Delivered] = []
+    observers.observe(copy_comes)
+    # When
+    try:
+        deliver(task, (1,))
+    finally:
+        observers.stop_observing(copy_comes)
+    first = refused[0] if refused else seen[1]
+    # Then
+    assert first.state == state
+    (copy,) = copies
+    (left,) = copy.published
+    assert left.deliver().state == state
+
+
 def test_a_call_with_other_arguments_stays_refused(app: Celery, store: MovableStore) -> None:
     """The window is over when its copy comes."""
 

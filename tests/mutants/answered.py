@@ -274,6 +274,18 @@ def _sending() -> list[Mutant]:
         ("callbacks and not noted or not callbacks and not is_told", "callbacks and not noted"),
     )
     mutants += pair(
+        "told: a refusal",
+        ("if not mine and now_ms >= ask.refused_from_ms:", "if False:"),
+        "claim",
+        ("if not mine and now_ms >= refused_from_ms then", "if false then"),
+    )
+    mutants += pair(
+        "told: a refusal, of another call's run only",
+        ("if not mine and now_ms >= ask.refused", "if now_ms >= ask.refused"),
+        "claim",
+        ("if not mine and now_ms >= refused", "if now_ms >= refused"),
+    )
+    mutants += pair(
         "told: once it is, nobody waits for it",
         ("else not (outcome or is_told):", "else not outcome:"),
         "claim",
@@ -540,8 +552,20 @@ _DELIVERIES = [
     _answer(
         "a call is not dropped if that can't be stored",
         "delivery/guard.py",
-        "    if not say_revoked(delivery.task, delivery.request, reason):\n        return\n",
-        "    say_revoked(delivery.task, delivery.request, reason)\n",
+        "    if not say_revoked(delivery.task, delivery.request, reason):\n        leave",
+        "    say_revoked(delivery.task, delivery.request, reason)\n    if False:\n        leave",
+    ),
+    _answer(
+        "of a call that is not dropped after all, its copies need not wait",
+        "delivery/guard.py",
+        "leave_answer(delivery, told=False)",
+        "pass",
+    ),
+    _answer(
+        "of a call that is not dropped after all, nothing is told",
+        "delivery/outcome.py",
+        "ignored = told and not outcome",
+        "ignored = not outcome",
     ),
     _answer(
         "of a call with other arguments",
@@ -626,8 +650,8 @@ _DELIVERIES = [
     _answer(
         "what the broker delivers again is no new call",
         "delivery/delivery.py",
-        " or redelivered)",
-        ")",
+        "waits.count or redelivered)",
+        "waits.count)",
     ),
     _answer(
         "what is dead-lettered is counted",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from celery_idempotent.core.record import Record, State
@@ -523,25 +525,52 @@ class AnsweredRows:
         assert (verdict.record.outcome, verdict.mine) == (FAILURE, True)
 
     @pytest.mark.parametrize("noted", [False, True])
+    @pytest.mark.parametrize(
+        ("options", "refusal"),
+        [
+            pytest.param({"checked": True}, Mismatch, id="other arguments"),
+            pytest.param({"refused_from_ms": 0}, Busy, id="does not wait"),
+        ],
+    )
     def test_copies_of_a_refused_call_are_refused_one_by_one(
-        self, store: Store, noted: bool
+        self, store: Store, noted: bool, options: dict[str, Any], refusal: type
     ) -> None:
         """The first is refused, and not noted yet, when the key becomes free: the next waits."""
         # Given
         held = hold(store, FIRST)
-        assert isinstance(claim(store, STRANGER, checked=True, noted=noted), Mismatch)
+        refused = claim(store, STRANGER, noted=noted, **options)
+        assert isinstance(refused, refusal)
+        assert isinstance(refused, Mismatch | Busy)
+        assert refused.record == stored(store)
         # When
         release(store, held)
         # Then
-        busy = claim(store, STRANGER, checked=True, noted=noted)
+        busy = claim(store, STRANGER, noted=noted, **options)
         assert isinstance(busy, Busy)
         assert busy.mine
         # When
         note(store, STRANGER, succeeded=False, outcome=FAILURE)
         # Then
-        verdict = claim(store, STRANGER, checked=True, noted=noted)
+        verdict = claim(store, STRANGER, noted=noted, **options)
         assert isinstance(verdict, Replay)
         assert (verdict.record.outcome, verdict.noted) == (FAILURE, noted)
+
+    @pytest.mark.parametrize("busy", ["running", "retrying"])
+    def test_who_waits_has_nothing_to_tell(self, store: Store, busy: str) -> None:
+        """Neither a call that is put back, nor a copy of the run's own message."""
+        # Given
+        held = hold(store, FIRST)
+        if busy == "retrying":
+            retry(store, held)
+        # When
+        claim(store, SECOND, refused_from_ms=NEVER_MS)
+        claim(store, FIRST, refused_from_ms=0)
+        # Then
+        assert store.slip(SECOND.slip_key) is store.slip(FIRST.slip_key) is None
+        # When
+        claim(store, SECOND, refused_from_ms=0)
+        # Then
+        assert store.slip(SECOND.slip_key) is not None
 
     @pytest.mark.parametrize("noted", [False, True])
     def test_who_finds_that_nobody_knows_tells_it_alone(self, store: Store, noted: bool) -> None:

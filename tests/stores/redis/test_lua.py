@@ -22,6 +22,7 @@ from celery_idempotent.core.record import Label, Owner, Process, Record, State
 from celery_idempotent.core.reservation import Reservation, queued_key
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
+    NEVER_MS,
     Claim,
     Claimed,
     Note,
@@ -170,6 +171,7 @@ class Twins(RuleBasedStateMachine):
         has_slip=st.sampled_from((True, True, False)),
         is_new=st.booleans(),
         patience=st.sampled_from((0, 0, 1_000)),
+        refused=st.booleans(),
         frees=st.booleans(),
         in_turn=st.booleans(),
         reserves=st.booleans(),
@@ -189,6 +191,7 @@ class Twins(RuleBasedStateMachine):
         has_slip: bool,
         is_new: bool,
         patience: int,
+        refused: bool,
         frees: bool,
         in_turn: bool,
         reserves: bool,
@@ -207,6 +210,7 @@ class Twins(RuleBasedStateMachine):
             slip_key=_slip_key(key, candidate.owner) if has_slip else "",
             is_new=is_new,
             patient_until_ms=patience and self.memory_clock.now_us() // 1000 + patience,
+            refused_from_ms=0 if refused else NEVER_MS,
             frees=frees,
             in_turn=in_turn,
             queued_key=queued_key(key) if reserves else "",

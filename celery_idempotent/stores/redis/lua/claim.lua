@@ -2,9 +2,9 @@
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
 --   [, the reservation]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
---   max_compensations:4 flags:1 patient_until_ms:8, keep_ms, the message as a packed slip, packed:
---   deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks, 4 compensates only, 8 is new, 16 frees,
---   32 in turn, 64 there is the key of a reservation
+--   max_compensations:4 flags:1 patient_until_ms:8 refused_from_ms:8, keep_ms, the message as a
+--   packed slip, packed: deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks, 4 compensates only,
+--   8 is new, 16 frees, 32 in turn, 64 there is the key of a reservation
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps, origin}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
@@ -12,8 +12,8 @@
 --     2 noted), 8 busy: the slip's callbacks are being sent, 9 too late (no record)
 -- One string, or one number, costs the client less than an array does.
 local candidate = ARGV[1]
-local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, patient_until_ms =
-  struct.unpack('>I8I8I4I4BI8', ARGV[3])
+local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, patient_until_ms,
+  refused_from_ms = struct.unpack('>I8I8I4I4BI8I8', ARGV[3])
 local deadline_ms, broke = struct.unpack('>I8B', ARGV[6])
 -- The store was away a moment ago: the runs that lived through that renew first.
 if broke == 1 then patient_until_ms = math.huge end
@@ -144,8 +144,10 @@ local function is_free()
     or record.state == RELEASED and ARGV[2] ~= record.owner)
 end
 
--- The record is marked: the end of its run is to be told.
+-- The record is marked: the end of its run is to be told. Who is refused does not wait, but its copies
+-- do, until that is noted.
 local function busy()
+  if not mine and now_ms >= refused_from_ms then return tell(2, raw) end
   if not is_awaited(record.flags) and keeps_waiting(record.state, record.until_ms, 0) > 0 then
     raw = with_header(raw, record.state, record.interruptions, record.token, record.until_ms,
       record.flags + AWAITED)
