@@ -111,8 +111,12 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _answer(delivery: Delivery, verdict: ClaimVerdict, asked: float) -> Any:
     if isinstance(verdict, Replay):
         return _replay(delivery, verdict)
+    # This process may have stood still, while a copy of the message answered the call.
+    stale = time.perf_counter() - asked > delivery.options.lease / 3
     if isinstance(verdict, Busy):
-        return _busy(delivery, verdict, asked)
+        return _busy(delivery, verdict, stale)
+    if stale and isinstance(verdict, Mismatch | Unknown) and not delivery.eager:
+        wait_as_copy(delivery, None)  # the lease under which this would be told may be over
     if isinstance(verdict, Mismatch):
         return _mismatch(delivery, verdict)
     if isinstance(verdict, Unknown):
@@ -140,11 +144,11 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     return hand_over(delivery, replay(delivery.task.backend, record.outcome, delivery.name))
 
 
-def _busy(delivery: Delivery, verdict: Busy, asked: float) -> NoReturn:
+def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
     """Wait for the run that has the key, or refuse, as ``idempotency_on_running`` says.
 
     Args:
-        asked: when the store was asked for the key, by ``time.perf_counter()``.
+        stale: whether so long ago that it need not be so any more.
     """
     record, waits, options = verdict.record, delivery.waits, delivery.options
     if delivery.eager:
@@ -154,9 +158,8 @@ def _busy(delivery: Delivery, verdict: Busy, asked: float) -> NoReturn:
     left = (record.until_ms - verdict.now_ms) / 1000
     if left <= 0 and record.state in (State.RUNNING, State.COMPENSATING):
         left = _be_patient(delivery, verdict.now_ms)
-    stale = time.perf_counter() - asked > options.lease / 3
-    if verdict.mine or (stale and is_answered(delivery.task, delivery.request)):
-        # This process may have stood still, while a copy of the message answered the call.
+    refused = verdict.now_ms >= delivery.claimant.refused_from_ms
+    if verdict.mine or (stale and (refused or is_answered(delivery.task, delivery.request))):
         wait_as_copy(delivery, left)
     policy = delivery.policy
     if policy == "raise":

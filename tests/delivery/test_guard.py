@@ -590,6 +590,39 @@ def test_who_stood_still_stores_no_retry_over_an_answer(
         assert results.get_state("late") == ("FAILURE" if answered else "RETRY")
 
 
+@pytest.mark.parametrize("policy", ["raise", "drop", "unknown"])
+def test_who_stood_still_tells_no_error_that_it_made(
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+) -> None:
+    """Its lease on telling it may be over, and a copy may run: it looks again."""
+    # Given a delivery that stands still after the store's answer
+    real, now = store.claim, time.perf_counter()
+
+    def stands_still(*args: Any) -> Any:
+        verdict = real(*args)
+        monkeypatch.setattr(time, "perf_counter", lambda: now + LEASE_S)
+        return verdict
+
+    def holds(self: Any, order: int) -> str:
+        if policy == "unknown":
+            store.advance(LEASE_S + 1)
+        monkeypatch.setattr(store, "claim", stands_still)
+        seen.append(deliver(self, (order,)))
+        return "held"
+
+    seen: list[Delivered] = []
+    name = "idempotency_on_interrupted" if policy == "unknown" else "idempotency_on_running"
+    # When
+    deliver(guarded(holds, **{name: policy}), (1,))
+    # Then
+    (late_copy,) = seen
+    assert late_copy.state == "IGNORED"
+    assert len(late_copy.published) == 1
+
+
 def test_a_result_backend_that_is_away_keeps_nobody_from_waiting(
     app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -606,8 +606,20 @@ _DELIVERIES = [
     _answer(
         "no RETRY over it by a delivery that stood still",
         "delivery/guard.py",
-        "stale = time.perf_counter() - asked > options.lease / 3",
+        "stale = time.perf_counter() - asked > delivery.options.lease / 3",
         "stale = False",
+    ),
+    _answer(
+        "no refusal by a delivery that stood still",
+        "delivery/guard.py",
+        "(stale and (refused or is_answered",
+        "(stale and (is_answered",
+    ),
+    _answer(
+        "no error by a delivery that stood still",
+        "delivery/guard.py",
+        "if stale and isinstance(verdict, Mismatch | Unknown) and",
+        "if False and",
     ),
     _answer("that nobody knows", "delivery/guard.py", "leave_answer(delivery, unknown)", "pass"),
     _answer(

@@ -509,6 +509,23 @@ class AnsweredRows:
         assert isinstance(verdict, Replay)
         assert (verdict.record.outcome, verdict.noted) == (FAILURE, False)
 
+    def test_a_shared_failure_sends_no_callbacks_again(self, store: Store) -> None:
+        """Those of an earlier attempt went out, and are known beside the failure."""
+        # Given
+        release(store, hold(store, FIRST), FIRST)
+        note(store, FIRST, succeeded=False)
+        release_failed(store, hold(store, SECOND), answers=SECOND)
+        hold(store, THIRD)
+        # When
+        shared = claim(store, ANEW, awaited=SECOND, noted=True)
+        assert isinstance(shared, Replay)
+        assert not shared.noted
+        note(store, ANEW, succeeded=False, outcome=FAILURE)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.record.outcome, verdict.noted) == (FAILURE, True)
+
     def test_a_shared_failure_takes_the_place_of_an_earlier_attempts_end(
         self, store: Store
     ) -> None:

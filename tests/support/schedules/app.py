@@ -17,7 +17,7 @@ from celery_idempotent import IdempotentTask
 from tests.support.schedules.system import System
 from tests.support.schedules.world import World
 
-__all__ = ["LEASE_S", "MOST_RETRIES", "TASKS", "app", "played_in"]
+__all__ = ["LEASE_S", "MOST_RETRIES", "REFUSING", "TASKS", "app", "played_in"]
 
 LEASE_S = 10.0
 MOST_RETRIES = 2
@@ -32,6 +32,12 @@ TASKS: dict[str, dict[str, Any]] = {
     "unknown": {"idempotency_on_interrupted": "unknown"},
     "windowed": {"idempotency_ttl": WINDOW_S},
     "tracked-stored": {"track_started": True, "idempotency_store_failures": True},
+}
+#: Tasks whose duplicates do not wait, or not for long.
+REFUSING: dict[str, dict[str, Any]] = {
+    "raises": {"idempotency_on_running": "raise"},
+    "drops": {"idempotency_on_running": "drop"},
+    "impatient": {"idempotency_wait_timeout": 5.0},
 }
 
 app = Celery("schedules", broker="memory://", set_as_current=False)
@@ -62,7 +68,7 @@ def _define(name: str, options: dict[str, Any]) -> None:
         return _bodies(self, key)
 
 
-for _name, _options in TASKS.items():
+for _name, _options in {**TASKS, **REFUSING}.items():
     _define(_name, _options)
 
 
