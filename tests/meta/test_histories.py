@@ -341,6 +341,32 @@ EXCUSED = {
         20 stored call=a state=RETRY value=busy by=q/2
         20.1 killed by=q
         90 left call=a state=RETRY""",
+    "who stored RETRY over an answer stood still for a moment, and it is told again": f"""{BEGAN}
+        3 ended call=a key=k run=1 state=raised value=oops by=p/1
+        3 settled call=a key=k run=1 state=released by=p/1
+        3.9 stalled by=q until=4.5
+        4 stored call=a state=FAILURE value=oops by=p/1
+        4.5 stored call=a state=RETRY value=busy by=q/2
+        5 stored call=a state=FAILURE value=oops by=r/3
+        90 left call=a state=FAILURE value=oops""",
+    "who stored RETRY over a rejection had stood still while it was made": f"""{BEGAN}
+        2 ended call=a key=k run=1 state=retried value=Retry by=p/1
+        2 stalled by=p until=20
+        15 began call=a key=k run=2 value=1 by=q/2
+        16 ended call=a key=k run=2 state=rejected value=Reject by=q/2
+        16 settled call=a key=k run=2 state=released by=q/2
+        17 stored call=a state=FAILURE value=Reject by=q/2
+        20 stored call=a state=RETRY value=oops by=p/1
+        90 left call=a state=RETRY""",
+    "its own claim stood still, and the run before it had stood still before that": f"""{BEGAN}
+        2 stalled by=p until=14
+        13 stalled by=q until=26
+        26 began call=a key=k run=2 by=q/2
+        27 ended call=a key=k run=2 state=returned value=2 by=q/2
+        27 accepted call=a key=k run=2 by=q/2
+        27 settled call=a key=k run=2 state=succeeded by=q/2
+        40 ended call=a key=k run=1 state=returned value=1 by=p/1
+        90 left call=a state=SUCCESS value=2""",
     "a retry that a run had published comes after a copy that left no result": f"""{BEGAN}
         2 ended call=a key=k run=1 state=retried value=Retry by=p/1
         2.1 killed by=p

@@ -155,6 +155,27 @@ class _History:
         """Whether a process may have decided something before then, and done it after it."""
         return self.stood_still(process, at - self.lease_s / 3, at + self.lease_s / 3)
 
+    def decided_before(self, one: Operation, at: float) -> bool:
+        """Whether a process stood still at that instant, however shortly, and did this after it."""
+        return any(
+            stall.process == one.process
+            and stall.at <= at <= stall.until <= one.at + self.lease_s / 3
+            for stall in self["stalled"]
+        )
+
+    def granted_at(self, run: _Run) -> float:
+        """When a run can have got its key: before its process stood still, if it just did."""
+        began = run.began.at
+        return min(
+            (
+                stall.at
+                for stall in self["stalled"]
+                if stall.process == run.began.process
+                and stall.at <= began <= stall.until + self.lease_s / 3
+            ),
+            default=began,
+        )
+
     def was_granted_before(self, run: _Run, at: float) -> bool:
         """Whether a run may have had its key since before then, and stood still before its body."""
         return self.stood_still_at(run.began.process, at)
@@ -336,6 +357,10 @@ def _answer_changed(known: _History) -> _Found:
             died = known.died(one.process, one.at, one.at + known.lease_s)
             if (stays or died) and known.stood_still_at(one.process, first.at):
                 continue  # decided before the answer, written after it, and answered again
+            if one.state == "RETRY" and known.decided_before(one, first.at):
+                ends = {known.how_ended(run.began.run) for run in runs}
+                if stays or ends & {"ignored", "rejected"}:
+                    continue  # said after the answer; told again, unless no outcome is kept of it
             if stays and known.met_outage(one):
                 continue  # it could not ask, and is answered again
             answer = f"{first.state} {first.value}"
@@ -394,7 +419,7 @@ def _overlap(known: _History) -> _Found:
                 began = second.began.at
                 if first.over <= began:
                     break
-                process, late = first.began.process, began - known.lease_s
+                process, late = first.began.process, known.granted_at(second) - known.lease_s
                 if known.died(process, first.began.at, began):
                     break
                 if known.stood_still(process, late, began):
