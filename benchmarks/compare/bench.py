@@ -23,8 +23,9 @@ __all__ = ["Answer", "Bench", "Call", "BenchError"]
 
 #: An answer that has not come after this time counts as missing.
 PATIENCE_SECONDS = 30.0
-#: If nothing is queued, unacked or running for this long, no further answer will come.
-QUIET_SECONDS = 3.0
+#: If nothing is queued, unacked or running for this long, which is longer than every lease here, no
+#: further answer will come.
+QUIET_SECONDS = 8.0
 #: The same for a copy that nobody waits for.
 SETTLED_SECONDS = 0.5
 POLL_SECONDS = 0.05

@@ -103,7 +103,7 @@ def _measure(
     The closest of several peers had luck: it is measured again, and that figure counts. Then
     another peer may be the closest.
     """
-    short, long = (Effort(8, 2), Effort(40, 5)) if quick else (Effort(40), Effort(200))
+    short, long = (Effort(8, 1.5), Effort(40, 4)) if quick else (Effort(40), Effort(200))
     for name in names:
         _duel(what, name, players, rows, short, say)
     again: set[str] = set()
@@ -199,8 +199,7 @@ def _goals(rows: list[Row]) -> list[Goal]:
             "duplicate stopped at the enqueue: the best peer's time to ours with 'attach'",
             [row for row in peers if row.duplicate_at == "enqueue"],
             "enqueue",
-            "all while the first call runs: while it is queued only the peers see it, after its "
-            "end only we",
+            "all while the first call runs; after its end only ours finds it",
         ),
     ]
 

@@ -136,7 +136,10 @@ def test_the_readme_compares_what_was_measured() -> None:
     """Each row says how many others did what we did, in the run whose results are kept."""
     # Given
     measured = json.loads((DOCS / "comparison-results.json").read_text(encoding="utf-8"))
-    contenders = ["celery_setting", "once", "singleton", "heimdall", "heimdall_interval"]
+    contenders = [
+        *("celery_setting", "once", "singleton", "heimdall", "heimdall_interval"),
+        *("fencekit", "idemkit", "powertools"),
+    ]
     titles = {scenario.title: scenario.name for scenario in SCENARIOS}
     ours = measured["findings"]["idempotent"]
     # When

@@ -72,6 +72,26 @@ CONTENDERS = (
         ("order:*", "h-lock:*"),
     ),
     Contender(
+        "fencekit",
+        "fencekit",
+        "fencekit",
+        "A guard and a lock under a Celery task: one run of a key, its result kept, and a token "
+        "for the writes of its body.",
+    ),
+    Contender(
+        "idemkit",
+        "idemkit",
+        "idemkit",
+        "A record for each call of a function, with a lease that is renewed: a duplicate waits "
+        "for the result, or gets the one that is kept.",
+    ),
+    Contender(
+        "powertools",
+        "AWS Powertools",
+        "aws-lambda-powertools",
+        "A record for each call of a function on Lambda: a duplicate gets the result that is kept.",
+    ),
+    Contender(
         "idempotent",
         "celery-idempotent",
         "celery-idempotent",
