@@ -56,7 +56,10 @@ def _attempt(shown: Callable[[], None]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {found.metadata["Name"].lower(): found.version for found in metadata.distributions()}
+    return {
+        found.metadata["Name"].lower().replace("_", "-"): found.version
+        for found in metadata.distributions()
+    }
 
 
 if __name__ == "__main__":

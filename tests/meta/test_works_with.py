@@ -44,6 +44,20 @@ def test_a_row_was_run_and_all_of_it_held(row: Row) -> None:
     assert row.group in GROUPS
 
 
+def test_the_page_says_what_new_relic_has_to_ignore() -> None:
+    """In the words that were tried, and what it names is there."""
+    # Given
+    apm = (ROOT / "tests" / "ecosystem" / "adapters" / "apm.py").read_text("utf-8")
+    page_text = (ROOT / "docs" / "works-with.rst").read_text("utf-8")
+    # When
+    (ignored,) = re.findall(r"error_collector\.ignore_classes = (.+)", page_text)
+    # Then
+    for name in ignored.split():
+        module, _, kind = name.partition(":")
+        assert issubclass(getattr(importlib.import_module(module), kind), Exception)
+        assert name in apm
+
+
 def test_every_adapter_has_a_row() -> None:
     """A class that no row names would never run."""
     # Given
