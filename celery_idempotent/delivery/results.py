@@ -116,8 +116,9 @@ def _decode(outcome: Outcome, accept: Any) -> Any:
     _, content_type, encoding, payload = outcome
     text: Any = payload if encoding in ("binary", "") else payload.decode(encoding, "replace")
     is_json = content_type == _JSON and accept is not None and _JSON in accept
-    # A project may have registered a decoder of its own.
-    if is_json and text and _registry._decoders.get(_JSON) is kombu_json.loads:
+    # A project may have registered a decoder of its own; where kombu can't tell, it decodes.
+    decoders = getattr(_registry, "_decoders", {})
+    if is_json and text and decoders.get(_JSON) is kombu_json.loads:
         try:
             return _from_json(text)
         except Exception as exc:

@@ -14,6 +14,7 @@ from kombu.serialization import registry
 from kombu.utils import json as kombu_json
 
 from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.delivery import results
 from celery_idempotent.delivery.results import encode_result, replay
 from celery_idempotent.errors import RecordCorrupt
 
@@ -77,6 +78,21 @@ def test_a_coder_of_the_project_is_asked_for_json() -> None:
         assert replay(backend, kept, "order:42") == "mine"
     finally:
         registry.register("json", kombu_json.dumps, kombu_json.loads, JSON, "utf-8")
+
+
+def test_where_kombu_keeps_its_decoders_elsewhere_it_decodes(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is looked at there is private to it, and saves time only."""
+
+    # Given
+    class Registry:
+        loads = registry.loads
+
+    monkeypatch.setattr(results, "_registry", Registry())
+    kept = encode_result(backend, {"a": Decimal("1.10")}, 1024)
+    # Then
+    assert replay(backend, kept, "order:42") == {"a": Decimal("1.10")}
 
 
 def test_what_a_type_of_the_project_cannot_read_is_corrupt(backend: Any) -> None:

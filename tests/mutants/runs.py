@@ -192,7 +192,7 @@ _RUNS = [
     Mutant(
         "replay: a decoder of the project's own is asked",
         "delivery/results.py",
-        "if is_json and text and _registry._decoders.get(_JSON) is kombu_json.loads:",
+        "if is_json and text and decoders.get(_JSON) is kombu_json.loads:",
         "if is_json and text:",
         (("tests/delivery/test_results.py",),),
     ),
