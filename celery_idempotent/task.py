@@ -65,6 +65,8 @@ class IdempotentTask(RetryingTask):
     reject_on_worker_lost = True
     #: The seam in the worker's parent process.
     Request = "celery_idempotent.worker.request:IdempotentRequest"
+    #: How the worker takes its messages: those that wait for a key are held for it.
+    Strategy = "celery_idempotent.worker.strategy:strategy"
 
     idempotency_key: str | Names | Callable[..., str | None] | MessageId | None = None
     idempotency_namespace: str | Callable[..., str] | None = None

@@ -176,7 +176,7 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
             f"{options.wait_timeout:g} s (idempotency_wait_timeout)",
         )
     until = left + (options.lease if record.state is State.RETRYING else 0)
-    wait(delivery, record, since_ms, until)
+    wait(delivery, record, since_ms, until, now_ms=verdict.now_ms)
 
 
 def _be_patient(delivery: Delivery, now_ms: int) -> float:

@@ -38,13 +38,21 @@ __all__ = [
     "say_retry",
     "say_revoked",
     "say_started",
+    "say_whether_held",
     "wait",
     "wait_as_copy",
 ]
 
 log = get_logger("celery_idempotent")
 
+#: The first pause of a message that waits for the store, and of one that the worker holds.
 _FIRST_S: Final = 0.25
+_HELD_S: Final = 1.0
+#: Where nothing holds it: by which part of its age so far a run's end may be noticed late.
+_LATE_BY: Final = 0.1
+_SOONEST_S: Final = 0.1
+#: In ``delivery_info``, which no message can bring along: each worker writes its own.
+_HELD: Final = "task_held"
 _SHORTEST_S: Final = 0.05
 #: How long a message that can't be put back is held before it goes to the broker as it is.
 _LONGEST_HOLD_S: Final = 1.0
@@ -59,6 +67,7 @@ def wait(
     since_ms: int,
     until: float | None,
     delay: float | None = None,
+    now_ms: int = 0,
 ) -> NoReturn:
     """Requeue a message whose key is busy, or whose store is away; the caller's state is RETRY.
 
@@ -67,6 +76,7 @@ def wait(
         since_ms: since when it waits, on the store's clock.
         until: when what it waits for ends by itself, in seconds from now, if that is known.
         delay: how long it should wait, in seconds, whatever it has waited before.
+        now_ms: the store's clock, if it is known.
     """
     outage = record is None
     busy = _what_it_waits_for(delivery, record)
@@ -74,6 +84,9 @@ def wait(
     awaited = delivery.waits.awaited if owner is None else (owner.task_id, owner.nesting)
     say_retry(delivery.task, delivery.request, busy)
     waits = _again(delivery, outage, since_ms=since_ms, awaited=awaited)
+    if record is not None and delay is None and now_ms:
+        age_s = (now_ms - record.token / 1000) / 1000
+        delay = _pause_for_run(delivery, waits.count - 1, age_s)
     delay, signature = _requeue(delivery, waits, until, delay)
     raise Retry(exc=busy, when=delay, sig=signature)
 
@@ -98,6 +111,24 @@ def _again(delivery: Delivery, outage: bool, **changes: Any) -> WaitState:
         deaths=message.deaths,
         **changes,
     )
+
+
+def say_whether_held(request: dict[str, Any], held: bool) -> None:
+    """Tell the process that is to run a message whether its worker holds those that wait."""
+    request["delivery_info"][_HELD] = held
+
+
+def _pause_for_run(delivery: Delivery, count: int, age_s: float) -> float:
+    """Return how many seconds to wait for a run that has been under way for ``age_s``.
+
+    Where the worker holds the message, it lets it go when the run is over, and holds it longer than
+    that if need be: the pause is for the case that another kind of worker gets it. Elsewhere it is
+    a poll.
+    """
+    held = (delivery.request.delivery_info or {}).get(_HELD) is True
+    if held and not delivery.environment.whole_seconds:
+        return _HELD_S * 2.0 ** min(count, 10)
+    return max(_SOONEST_S, age_s * _LATE_BY)
 
 
 def _requeue(

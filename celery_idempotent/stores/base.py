@@ -51,6 +51,7 @@ __all__ = [
     "Sample",
     "Server",
     "Store",
+    "Subscription",
     "Transaction",
     "TransactionalStore",
     "is_beside_a_record",
@@ -201,6 +202,47 @@ class Sample(NamedTuple):
         return self.of / len(self.keys) if self.keys else 0.0
 
 
+class Subscription(Protocol):
+    """A connection of its own, on which a store tells that the runs of some keys are over.
+
+    What it tells is a hint: it may be lost, late, or about a key whose run goes on.
+    """
+
+    def sockets(self) -> Sequence[int]:
+        """Return the file descriptors that something can be read from."""
+
+    def follow(self, keys: Sequence[str]) -> None:
+        """Hear of these keys, too, from when this returns.
+
+        Raises:
+            StoreUnavailable: nobody will be told, or the store doesn't answer.
+        """
+
+    def unfollow(self, keys: Sequence[str]) -> None:
+        """Stop hearing of these keys.
+
+        Raises:
+            StoreUnavailable: the connection is broken.
+        """
+
+    def read(self) -> list[str]:
+        """Return the keys whose runs are over, as far as that has arrived; never wait.
+
+        Raises:
+            StoreUnavailable: the connection is broken.
+        """
+
+    def check(self) -> None:
+        """Find out whether the connection is alive, by what :meth:`read` has read since last time.
+
+        Raises:
+            StoreUnavailable: it was not.
+        """
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
 class Store(Protocol):
     """Where records live. ``key`` is the whole key of a record, as ``record_key`` makes it.
 
@@ -233,6 +275,14 @@ class Store(Protocol):
     @property
     def askable(self) -> AskableStore | None:
         """What asks the servers that hold the records; ``None``: this store can't ask them."""
+        return None
+
+    def subscribe(self) -> Subscription | None:
+        """Open a connection that tells of the ends of runs; ``None``: this store has none.
+
+        Raises:
+            StoreUnavailable: the store doesn't answer.
+        """
         return None
 
     def tend(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
@@ -17,10 +18,12 @@ from celery_idempotent.core.message import owner_of
 from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.verdicts import Recorded, Settle
 from celery_idempotent.delivery.celery_events import Dropped, follow_up, name_key, say_whether_sent
+from celery_idempotent.delivery.waiting import say_whether_held
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker.waiters import are_held
 
 __all__ = ["IdempotentRequest", "watch_revokes"]
 
@@ -60,10 +63,14 @@ def _held_until_due(consumer: Any) -> list[IdempotentRequest]:
 class IdempotentRequest(Request):
     """A request of an :class:`.IdempotentTask`, in the parent."""
 
+    #: Set while it is the first of those that waited for a key: called when it is over.
+    leads: Callable[[IdempotentRequest], None] | None = None
+
     @property
     def request_dict(self) -> Any:
         """As Celery's, which reads this when it hands the message to the pool."""
         say_whether_sent(self._request_dict, self._eventer)
+        say_whether_held(self._request_dict, are_held())
         return self._request_dict
 
     def send_event(self, kind: str, **fields: Any) -> None:
@@ -76,6 +83,23 @@ class IdempotentRequest(Request):
         super().send_event(kind, **fields)
         if followed_by is not None:
             super().send_event(followed_by[0], **followed_by[1])
+
+    def acknowledge(self) -> Any:
+        """As Celery's; those that wait for the same key hear that it is over."""
+        answer = super().acknowledge()
+        self._is_over()
+        return answer
+
+    def reject(self, requeue: bool = False) -> Any:
+        """As Celery's; those that wait for the same key hear that it is over."""
+        answer = super().reject(requeue=requeue)
+        self._is_over()
+        return answer
+
+    def _is_over(self) -> None:
+        leads, self.leads = self.leads, None
+        if leads is not None:
+            leads(self)
 
     def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
         """As Celery's, which puts the message back; a lost child's lease is ended before that.

@@ -134,6 +134,16 @@ class System:
         self.broker.close()
 
 
+def outlive_lease(task: Any, *args: Any) -> None:
+    """Return once a run's lease was renewed past the end that it has now, and some seconds more."""
+    record = task.idempotency_record(*args)
+    eventually(
+        lambda: task.idempotency_record(*args).until_ms > record.until_ms + 3000,
+        "the lease renewed past its first end",
+        timeout=60,
+    )
+
+
 def answers(results: Sequence[AsyncResult], timeout: float = PATIENCE_SECONDS) -> list[Any]:
     """What each call got: its result, or the exception it failed with."""
     return [result.get(timeout=timeout, propagate=False) for result in results]

@@ -131,18 +131,18 @@ def test_a_dropped_duplicate_with_a_callback_waits_instead(make_system: MakeSyst
 def test_a_window_of_0_costs_no_more_deliveries_than_a_day(
     make_system: MakeSystem, ttl: int
 ) -> None:
-    """Who waits waits longer each time, and gets the outcome; then the window counts."""
+    """Who waits gets the outcome by a second delivery; then the window counts."""
     # Given
     system = make_system(idempotency_ttl=ttl)
     system.start_worker()
     first = running_call(system)
     # When
     waits = system.task("charge").delay(1, gate="go")
-    system.ledger.wait_for("executed", times=4, id=waits.id)
+    system.ledger.wait_for("executed", id=waits.id)
     system.ledger.open("go")
-    # Then: the next is in two seconds
+    # Then
     assert waits.get(timeout=30) == first.get(timeout=30)
-    assert system.ledger.count("executed", id=waits.id) == 5
+    assert system.ledger.count("executed", id=waits.id) == 2
     # When
     later = system.task("charge").delay(1)
     # Then
@@ -151,18 +151,19 @@ def test_a_window_of_0_costs_no_more_deliveries_than_a_day(
 
 
 def test_waiting_spends_no_retries(make_system: MakeSystem) -> None:
-    """A task that may not retry at all waits as often as it has to."""
+    """A task that may not retry at all waits all the same."""
     # Given
     system = make_system(task_options={"shop.charge": {"max_retries": 0}})
     system.start_worker()
     first = running_call(system)
     # When
     second = system.task("charge").delay(1, gate="go")
-    tries = system.ledger.wait_for("executed", times=4, id=second.id)
+    system.ledger.wait_for("executed", id=second.id)
     system.ledger.open("go")
     # Then
     one, two = answers([first, second])
     assert one == two
+    tries = system.ledger.wait_for("executed", times=2, id=second.id)
     assert {entry["retries"] for entry in tries} == {0}
 
 
@@ -191,7 +192,7 @@ def test_a_waiting_duplicate_shares_the_failure(make_system: MakeSystem) -> None
     first = task.delay(1, gate="go")
     system.ledger.wait_for("start", id=first.id)
     waiter = task.delay(1, gate="go")
-    system.ledger.wait_for("executed", times=2, id=waiter.id)
+    system.ledger.wait_for("executed", id=waiter.id)
     # When
     system.ledger.open("go")
     # Then

@@ -13,7 +13,7 @@ from celery_idempotent.stores.sql.store import SqlStore
 from tests.conftest import MakeSystem
 from tests.support.bookings import POINTS, Books
 from tests.support.databases import Database
-from tests.support.system import System, answers
+from tests.support.system import System, answers, outlive_lease
 
 #: Far longer than any test: a lease that ends sooner was ended by somebody.
 LONG_LEASE = 300
@@ -184,7 +184,7 @@ def test_a_forgotten_run_is_undone_and_runs_again(
     assert record.state is State.SUCCEEDED
 
 
-def test_a_long_body_keeps_its_key(make: MakeSystem, books: Books) -> None:
+def test_a_long_body_keeps_its_key(make: MakeSystem, books: Books, database: Database) -> None:
     """A body that writes, and then takes longer than its lease, is not taken over."""
     # Given
     system = make(idempotency_lease=SHORT_LEASE)
@@ -193,7 +193,12 @@ def test_a_long_body_keeps_its_key(make: MakeSystem, books: Books) -> None:
     system.ledger.wait_for("stopped", key=1)
     # When
     second = system.task("sell").delay(1)
-    system.ledger.wait_for("executed", times=6, id=second.id)  # it waits longer each time
+    system.ledger.wait_for("executed", id=second.id)
+    if database.kind == "sqlite":
+        # Its write lock is the lease: the duplicate is let in now and then, and finds it locked.
+        system.ledger.wait_for("executed", times=3, id=second.id)
+    else:
+        outlive_lease(system.task("sell"), 1)
     system.ledger.open("1")
     # Then
     one, two = answers([first, second], timeout=60)

@@ -36,6 +36,7 @@ from celery_idempotent.stores.base import (
     Renewal,
     Sample,
     Store,
+    Subscription,
     is_beside_a_record,
 )
 from celery_idempotent.stores.journal import JournalStore
@@ -43,6 +44,7 @@ from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.journal import RedisJournals
 from celery_idempotent.stores.redis.servers import RedisServers
 from celery_idempotent.stores.redis.unknown import UnknownRecords
+from celery_idempotent.stores.redis.subscription import RedisSubscription
 from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script, not_done
 from celery_idempotent.stores.urls import mask_url
 
@@ -101,6 +103,9 @@ class RedisStore(RedisJournals, RedisServers, Store):
     @property
     def askable(self) -> AskableStore:
         return self
+
+    def subscribe(self) -> Subscription:
+        return RedisSubscription(self._wire)
 
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new

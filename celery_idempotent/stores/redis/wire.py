@@ -25,7 +25,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
 
-__all__ = ["ScriptCall", "Connection", "Script", "Wire", "load_script", "not_done"]
+__all__ = ["ScriptCall", "Connection", "Script", "Wire", "load_script", "not_done", "pack_command"]
 
 Argument = bytes | str | int
 
@@ -82,7 +82,8 @@ def load_script(name: str) -> Script:
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
-def _pack(parts: Sequence[Argument]) -> bytes:
+def pack_command(parts: Sequence[Argument]) -> bytes:
+    """Return a command as it goes over the wire."""
     return b"*%d\r\n%b" % (len(parts), _parts(parts))
 
 
@@ -99,7 +100,7 @@ def _parts(parts: Sequence[Argument]) -> bytes:
 
 
 #: In front of a command to a node of a cluster, which then answers for a slot that it gets.
-_ASKING = _pack((b"ASKING",))
+_ASKING = pack_command((b"ASKING",))
 
 
 def _pack_call(call: ScriptCall) -> bytes:
@@ -115,7 +116,7 @@ def _beginning(sha: bytes, keys: int, args: int) -> bytes:
 def _pack_source(call: ScriptCall) -> bytes:
     """Return the command that runs, and loads, a script which the server does not know."""
     script, keys, args = call
-    return _pack((b"EVAL", script.source, len(keys), *keys, *args))
+    return pack_command((b"EVAL", script.source, len(keys), *keys, *args))
 
 
 def _is_read_only(error: ResponseError) -> bool:
@@ -226,7 +227,7 @@ class Wire:
         self._ahead_ms = ahead_ms
 
     def _learn_the_time(self) -> None:
-        answer = self._exchange([_pack((b"TIME",))])[0]
+        answer = self._exchange([pack_command((b"TIME",))])[0]
         if isinstance(answer, ResponseError):
             self._ahead_ms = math.nan  # this user may not call TIME
         else:
@@ -254,7 +255,7 @@ class Wire:
             StoreUnavailable: fewer of them had it in time; this server has it all the same.
         """
         before = [_ASKING] if asking else []
-        *_, answer, had = self._amid(before, call, [_pack((b"WAIT", replicas, timeout_ms))])
+        *_, answer, had = self._amid(before, call, [pack_command((b"WAIT", replicas, timeout_ms))])
         answer = self._checked(answer)
         if self._checked(had) < replicas:
             raise _unavailable(
@@ -277,23 +278,36 @@ class Wire:
 
     def command(self, *parts: Argument) -> Any:
         """Send one plain command and return its answer."""
-        return self._checked(self._exchange([_pack(parts)])[0])
+        return self._checked(self._exchange([pack_command(parts)])[0])
 
     def command_asking(self, *parts: Argument) -> Any:
         """Send one plain command to a node of a cluster that its slot is being moved to."""
-        return self._checked(self._exchange([_ASKING, _pack(parts)])[1])
+        return self._checked(self._exchange([_ASKING, pack_command(parts)])[1])
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Send plain commands in one round trip; errors are returned in their places."""
         if not commands:
             return []
         answers: list[Any] = []
-        for answer in self._exchange([_pack(parts) for parts in commands]):
+        for answer in self._exchange([pack_command(parts) for parts in commands]):
             try:
                 answers.append(self._checked(answer))
             except (StoreUnavailable, RecordCorrupt) as exc:
                 answers.append(exc)
         return answers
+
+    def connect(self) -> Connection:
+        """Return a new connection, for the caller alone.
+
+        Raises:
+            StoreUnavailable: there is no server.
+        """
+        connection = self._connect()
+        try:
+            connection.connect()
+        except (RedisError, OSError) as exc:
+            raise _unavailable(f"the store at {self._where} does not answer: {exc}", False) from exc
+        return connection
 
     def close(self) -> None:
         """Close the idle connections."""
