@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
 
@@ -30,6 +30,7 @@ from celery_idempotent.django.isolation import check_isolation
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.deciding import Row, Rows, fit
+from celery_idempotent.stores.notifications import NOTIFY
 
 __all__ = ["DjangoRows", "is_cut", "is_passing", "unavailable"]
 
@@ -149,6 +150,15 @@ class DjangoRows(Rows[Any]):
 
     def transaction(self, at: Any) -> AbstractContextManager[Any]:
         return transaction.atomic(using=at.alias)
+
+    @property
+    def tells(self) -> bool:  # type: ignore[override]
+        """Whether the database tells those who listen."""
+        return self.vendor == "postgresql"
+
+    def tell(self, at: Any, key: str) -> None:
+        with suppress(ProgrammingError), transaction.atomic(using=at.alias):
+            self._execute(at, NOTIFY, [key])
 
     def is_locked(self, at: Any, exc: Exception) -> bool:
         locked = isinstance(exc, OperationalError) and is_passing(exc)

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.db import Error, connections
+
 from celery_idempotent.django import models
 from celery_idempotent.django.journal import DjangoJournals
-from celery_idempotent.django.rows import DjangoRows
+from celery_idempotent.django.rows import DjangoRows, unavailable
 from celery_idempotent.django.transaction import DjangoTransaction
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.stores.base import TransactionalStore
+from celery_idempotent.stores.base import Subscription, TransactionalStore
 from celery_idempotent.stores.deciding import DecidingStore
 from celery_idempotent.stores.journal import JournalStore
+from celery_idempotent.stores.notifications import PostgresSubscription
 
 __all__ = ["DjangoStore"]
 
@@ -63,6 +66,21 @@ class DjangoStore(DjangoJournals, DecidingStore[Any]):
     @property
     def transactions(self) -> TransactionalStore:
         return self
+
+    def subscribe(self) -> Subscription | None:
+        if not self.rows.tells:
+            return None
+
+        def tell(key: str) -> None:
+            self.rows.operate(lambda at: self.rows.tell(at, key))
+
+        try:
+            wrapper: Any = connections.create_connection(self.alias)
+            wrapper.ensure_connection()
+            wrapper.set_autocommit(True)
+            return PostgresSubscription(wrapper.connection, tell)
+        except Error as exc:
+            raise unavailable(self.alias, exc) from exc
 
     def begin(self) -> DjangoTransaction:
         """Begin the transaction of a body.

@@ -25,8 +25,9 @@ from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.observers import Observation, observe
 from celery_idempotent.ops.unsettled import unsettled
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker.waiters import waiting_messages
 
-__all__ = ["METRICS", "Metric", "Metrics", "Unknown", "install"]
+__all__ = ["METRICS", "Metric", "Metrics", "Unknown", "Waiting", "install"]
 
 try:
     import prometheus_client
@@ -101,6 +102,17 @@ _OLDEST: Final = Metric(
     "For how long the oldest of them has been unknown.",
     (),
 )
+_WAITERS: Final = Metric(
+    f"{_PREFIX}waiters",
+    "gauge",
+    "Messages that this worker holds until a key is free or answered.",
+)
+_LONGEST_WAIT: Final = Metric(
+    f"{_PREFIX}oldest_wait_seconds",
+    "gauge",
+    "For how long it has held the oldest of them.",
+    (),
+)
 #: All metrics.
 METRICS: Final = (
     *(Metric(_PREFIX + name, "counter", text) for name, text in _COUNTED.values()),
@@ -108,6 +120,8 @@ METRICS: Final = (
     *_LATENCY.values(),
     _UNKNOWN,
     _OLDEST,
+    _WAITERS,
+    _LONGEST_WAIT,
 )
 _ALSO = {"answered again": "deduplicated"}
 #: What shadow mode reports instead of doing it.
@@ -188,6 +202,25 @@ class Unknown:
         yield GaugeMetricFamily(_OLDEST.name, _OLDEST.text, value=max(ages, default=0.0))
 
 
+class Waiting:
+    """A collector of the messages that this worker's parent process holds for keys."""
+
+    def describe(self) -> list[Any]:
+        """Return nothing: it is asked for what there is."""
+        return []
+
+    def collect(self) -> Iterator[Any]:
+        """Make the gauges."""
+        held, now = waiting_messages(), time.monotonic()
+        tasks = [one.request.name for one in held]
+        waiters = GaugeMetricFamily(_WAITERS.name, _WAITERS.text, labels=_WAITERS.labels)
+        for task in sorted(set(tasks)):
+            waiters.add_metric([task], tasks.count(task))
+        yield waiters
+        oldest = max((now - one.since for one in held), default=0.0)
+        yield GaugeMetricFamily(_LONGEST_WAIT.name, _LONGEST_WAIT.text, value=oldest)
+
+
 _installed: Metrics | None = None
 #: What is to be served once this process is a worker.
 _to_serve: list[tuple[Any, int, str, Any]] = []
@@ -227,6 +260,7 @@ def _serve(registry: Any, port: int, address: str, app: Any) -> None:
         collector(served)
     served = prometheus_client.REGISTRY if served is None else served
     served.register(Unknown(app or current_app._get_current_object()))
+    served.register(Waiting())
     try:
         prometheus_client.start_http_server(port, addr=address, registry=served)
     except OSError as exc:

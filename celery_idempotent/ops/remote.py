@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -16,8 +17,9 @@ from celery_idempotent.ops import settle
 from celery_idempotent.ops.lookup import look_up
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import Environment, environment_of
+from celery_idempotent.worker.waiters import Waiter, waiting_messages
 
-__all__ = ["claims", "register"]
+__all__ = ["claims", "register", "waiting"]
 
 log = get_logger("celery_idempotent")
 
@@ -37,9 +39,12 @@ def register() -> None:
 
 
 def _inspect(state: Any, **_: Any) -> list[dict[str, Any]] | dict[str, str]:
-    """List the keys that this worker's tasks hold now."""
+    """List the keys that this worker's tasks hold now, and the messages that wait for a key."""
     try:
-        return claims(environment_of(state.app), worker_state.active_requests)
+        return [
+            *claims(environment_of(state.app), worker_state.active_requests),
+            *waiting(waiting_messages()),
+        ]
     except IdempotencyError as exc:
         return {"error": str(exc)}
 
@@ -80,6 +85,21 @@ def claims(environment: Environment, active: Iterable[Any]) -> list[dict[str, An
                 }
             )
     return sorted(held, key=lambda claim: -claim["age"])
+
+
+def waiting(messages: Iterable[Waiter]) -> list[dict[str, Any]]:
+    """Give the messages that a worker holds until a key is free or answered, oldest first."""
+    now = time.monotonic()
+    held = [
+        {
+            "waits_for": one.key,
+            "task": one.request.name,
+            "task_id": one.request.id,
+            "waiting": round(now - one.since, 3),
+        }
+        for one in messages
+    ]
+    return sorted(held, key=lambda one: -one["waiting"])
 
 
 def _name_of(request: Any) -> str | None:

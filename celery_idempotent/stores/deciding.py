@@ -192,6 +192,8 @@ class Rows(ABC, Generic[C]):
     where: str = "memory://"
     #: When the store last did not answer, on this process's monotonic clock.
     failed_at: float = -math.inf
+    #: Whether :meth:`tell` does something.
+    tells: bool = False
 
     @abstractmethod
     def operate(self, work: Callable[[C], T]) -> T:
@@ -245,10 +247,10 @@ class Rows(ABC, Generic[C]):
         """Whether an error means that somebody has a row locked, and that nothing was written."""
         return False
 
-    def wake(self, at: C, key: str) -> None:
+    def tell(self, at: C, key: str) -> None:
         """Tell those who listen that the run of a key is over, once the transaction is committed.
 
-        By default nobody can listen.
+        By default nobody can listen. What goes wrong with it must not undo the transaction.
         """
 
     @abstractmethod
@@ -654,8 +656,8 @@ class DecidingStore(Store, Generic[C]):
         def drop_queued() -> bool:
             return self.rows.write_slip(at, queued_key, row, None, 0)
 
-        def wake() -> bool:
-            self.rows.wake(at, key)
+        def tell() -> bool:
+            self.rows.tell(at, key)
             return True
 
         writes = [write_record] if write.record is not None else []
@@ -663,11 +665,11 @@ class DecidingStore(Store, Generic[C]):
             writes.append(write_slip)
         if write.drops_queued:
             writes.append(drop_queued)
-        if write.wakes and write.record is not None:
-            writes.append(wake)
+        if write.wakes and self.rows.tells:
+            writes.append(tell)
         if len(writes) == 1:
             return writes[0]()
-        if write.slip_first and not write.wakes:
+        if write.slip_first and tell not in writes:
             return all(do() for do in reversed(writes))
         with suppress(_NotAsRead), self.rows.transaction(at):
             if not all(do() for do in writes):

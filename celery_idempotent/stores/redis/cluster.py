@@ -11,10 +11,11 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_idempotent.stores.base import Sample, Server
+from celery_idempotent.stores.base import Sample, Server, Subscription
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.servers import SCRIPT, server_of
 from celery_idempotent.stores.redis.store import RedisStore
+from celery_idempotent.stores.redis.subscription import ClusterSubscription
 from celery_idempotent.stores.redis.wire import Argument, Connection, ScriptCall, Wire
 from celery_idempotent.stores.urls import mask_url
 
@@ -100,6 +101,17 @@ class ClusterWire:
             lambda wire, some: wire.commands(some),
             lambda parts: self.command(*parts),
         )
+
+    def by_node(self, keys: Sequence[str]) -> list[tuple[Wire, list[str]]]:
+        """Return the wire to each node that has some of these keys, and which."""
+        places: dict[Node, list[str]] = {}
+        for key in keys:
+            places.setdefault(self._owner(_slot(key)), []).append(key)
+        return [(self._wire(node), some) for node, some in places.items()]
+
+    def look_up(self) -> None:
+        """Ask again which node has which slot."""
+        self._look_up()
 
     def wires(self) -> list[Wire]:
         """Return the wire to each node that has slots."""
@@ -231,6 +243,8 @@ class ClusterWire:
 class ClusterStore(RedisStore):
     """A :class:`~celery_idempotent.stores.base.Store` on Redis Cluster."""
 
+    #: Ends of runs are told on the node that has their records.
+    _publish = "SPUBLISH"
     _wire: Any
 
     @classmethod
@@ -256,6 +270,10 @@ class ClusterStore(RedisStore):
 
         wire: Any = ClusterWire(nodes, connect, mask_url(url), 2 * patience_of(kwargs))
         return cls(wire, (replicas, patience_of(kwargs)))
+
+    def subscribe(self) -> Subscription:
+        self._wire.look_up()
+        return ClusterSubscription(self._wire)
 
     def scan(self, pattern: str) -> Iterator[str]:
         for wire in self._wire.wires():

@@ -64,25 +64,27 @@ class RedisStore(RedisJournals, RedisServers, Store):
     """A store on one Redis or Valkey server."""
 
     waits_for_replicas = True
+    #: The command that tells those who wait that a run is over.
+    _publish = "PUBLISH"
 
     def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
         super().__init__(wire)
         #: How many replicas must have the end of a run, and for how many milliseconds to wait.
         self._wait = wait
-        self._claim = load_script("claim")
-        self._settle = load_script("settle")
-        self._renew = load_script("renew")
-        self._note = load_script("note")
-        self._end_lease = load_script("end_lease")
-        self._abandon = load_script("abandon")
-        self._forget = load_script("forget")
-        self._reserve = load_script("reserve")
-        self._confirm = load_script("confirm")
-        self._unreserve = load_script("unreserve")
-        self._step = load_script("step")
-        self._resolve = load_script("resolve")
-        self._put = load_script("put")
-        self._peek = load_script("peek")
+        self._claim = load_script("claim", self._publish)
+        self._settle = load_script("settle", self._publish)
+        self._renew = load_script("renew", self._publish)
+        self._note = load_script("note", self._publish)
+        self._end_lease = load_script("end_lease", self._publish)
+        self._abandon = load_script("abandon", self._publish)
+        self._forget = load_script("forget", self._publish)
+        self._reserve = load_script("reserve", self._publish)
+        self._confirm = load_script("confirm", self._publish)
+        self._unreserve = load_script("unreserve", self._publish)
+        self._step = load_script("step", self._publish)
+        self._resolve = load_script("resolve", self._publish)
+        self._put = load_script("put", self._publish)
+        self._peek = load_script("peek", self._publish)
         self._unknown = UnknownRecords(wire)
 
     @classmethod

@@ -69,8 +69,10 @@ _PAUSE_S: Final = 0.04
 _STEP_MS = 1000
 
 
-def load_script(name: str) -> Script:
+def load_script(name: str, publish: str = "PUBLISH") -> Script:
     """Read ``lua/<name>.lua``, with what all scripts share in front of it.
+
+    ``publish`` is the command by which a script tells that a run is over.
 
     A script makes its functions anew each time it runs. Where there is a ``lua/<name>.usual.lua``,
     it comes first of all, and answers what comes all the time before any function is made.
@@ -78,7 +80,11 @@ def load_script(name: str) -> Script:
     folder = resources.files("celery_idempotent.stores.redis") / "lua"
     usual = folder / f"{name}.usual.lua"
     source = usual.read_bytes() if usual.is_file() else b""
-    source += (folder / "record.lua").read_bytes() + (folder / f"{name}.lua").read_bytes()
+    shared = (folder / "record.lua").read_bytes()
+    source += (
+        shared.replace(b"'PUBLISH'", f"'{publish}'".encode())
+        + (folder / f"{name}.lua").read_bytes()
+    )
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 

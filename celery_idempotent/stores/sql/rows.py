@@ -22,6 +22,7 @@ from celery_idempotent.core.slip import Slip
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.deciding import Row, Rows, fit
+from celery_idempotent.stores.notifications import NOTIFY
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.flavours import Trouble, hint_of, trouble_of
 from celery_idempotent.stores.sql.schema import is_unknown, notes, records, steps
@@ -186,6 +187,21 @@ class SqlRows(Rows[Connection]):
             return _insert(at, self._insert_slip, {"note_key": fit(slip_key), **values})
         seen = {"at": fit(slip_key), "seen": row.slip_bytes, "seen_ms": row.slip_expires_ms}
         return at.execute(self._update_slip, {**values, **seen}).rowcount > 0
+
+    @property
+    def tells(self) -> bool:  # type: ignore[override]
+        """Whether the database tells those who listen."""
+        return self.engines.flavour.driver.startswith("postgresql")
+
+    def tell(self, at: Connection, key: str) -> None:
+        at.exec_driver_sql("SAVEPOINT told")
+        try:
+            at.exec_driver_sql(NOTIFY, (key,))
+            at.exec_driver_sql("RELEASE SAVEPOINT told")
+        except DBAPIError as exc:
+            if exc.connection_invalidated:
+                raise
+            at.exec_driver_sql("ROLLBACK TO SAVEPOINT told")  # this user may not: they look
 
     def is_locked(self, at: Connection, exc: Exception) -> bool:
         return isinstance(exc, DBAPIError) and trouble_of(exc) is Trouble.LOCKED

@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from celery_idempotent.stores.base import Transaction, TransactionalStore
+from celery_idempotent.stores.base import Subscription, Transaction, TransactionalStore
 from celery_idempotent.stores.deciding import DecidingStore
 from celery_idempotent.stores.journal import JournalStore
+from celery_idempotent.stores.notifications import NOTIFY, PostgresSubscription
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.journal import SqlJournals
 from celery_idempotent.stores.sql.purge import PURGED_AT_ONCE, purge, tend
@@ -55,6 +56,23 @@ class SqlStore(SqlJournals, DecidingStore[Connection]):
     @property
     def transactions(self) -> TransactionalStore:
         return self
+
+    def subscribe(self) -> Subscription | None:
+        if not self.rows.tells:
+            return None
+
+        def tell(key: str) -> None:
+            with self.engines.own.connect() as connection:
+                connection.exec_driver_sql(NOTIFY, (key,))
+
+        try:
+            pooled: Any = self.engines.own.raw_connection()
+            raw = pooled.dbapi_connection
+            pooled.detach()  # it is never given back
+            raw.autocommit = True
+            return PostgresSubscription(raw, tell)
+        except SQLAlchemyError as exc:
+            raise self.rows.unavailable(exc) from exc
 
     def begin(self) -> Transaction:
         """Begin a transaction on this database, for a body's effects and its completion."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from celery_idempotent.core.record import State
 from celery_idempotent.core.verdicts import Busy, Resolve
-from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.base import Store, Subscription
 from celery_idempotent.testing.contract.kit import (
     FIRST,
     HORIZON_MS,
@@ -196,6 +198,46 @@ class AwaitedRows:
         complete(store, held, delivery_ms=LEASE_MS)
         # Then
         assert not stored(store).is_awaited
+
+    def test_the_end_is_told_to_those_who_listen(self, store: Store) -> None:
+        """Where the store tells it at all; a run that nobody waits for is not told of."""
+        # Given
+        subscription = store.subscribe()
+        if subscription is None:
+            return
+        subscription.follow([KEY])
+        _heard(subscription, until=False)
+        complete(store, hold(store, FIRST))
+        store.forget(KEY, HORIZON_MS)
+        assert not _heard(subscription, until=False)
+        # When
+        held = hold(store, FIRST)
+        claim(store, SECOND)
+        renew(store, held)
+        assert not _heard(subscription, until=False)
+        complete(store, held)
+        # Then
+        assert _heard(subscription, until=True)
+        # When nobody listens for it any more
+        subscription.check()
+        subscription.unfollow([KEY])
+        store.forget(KEY, HORIZON_MS)
+        hold(store, FIRST)
+        claim(store, SECOND)
+        store.forget(KEY, HORIZON_MS)
+        # Then
+        assert not _heard(subscription, until=False)
+        subscription.close()
+
+
+def _heard(subscription: Subscription, *, until: bool) -> bool:
+    """Whether something is heard: at once, or in the end."""
+    deadline = time.monotonic() + (10.0 if until else 0.05)
+    while time.monotonic() < deadline:
+        if subscription.read():
+            return True
+        time.sleep(0.01)
+    return False
 
 
 class AwaitedInTimeRows:
