@@ -28,6 +28,7 @@ from celery_idempotent.errors import IdempotencyError, IdempotencyInProgress, St
 from celery_idempotent.settings import Environment
 
 __all__ = [
+    "HELD",
     "StartedLater",
     "WithoutRetry",
     "back_to_broker",
@@ -52,7 +53,7 @@ _HELD_S: Final = 1.0
 _LATE_BY: Final = 0.1
 _SOONEST_S: Final = 0.1
 #: In ``delivery_info``, which no message can bring along: each worker writes its own.
-_HELD: Final = "task_held"
+HELD: Final = "task_held"
 _SHORTEST_S: Final = 0.05
 #: How long a message that can't be put back is held before it goes to the broker as it is.
 _LONGEST_HOLD_S: Final = 1.0
@@ -115,7 +116,8 @@ def _again(delivery: Delivery, outage: bool, **changes: Any) -> WaitState:
 
 def say_whether_held(request: dict[str, Any], held: bool) -> None:
     """Tell the process that is to run a message whether its worker holds those that wait."""
-    request["delivery_info"][_HELD] = held
+    if held:
+        request["delivery_info"][HELD] = True
 
 
 def _pause_for_run(delivery: Delivery, count: int, age_s: float) -> float:
@@ -125,7 +127,7 @@ def _pause_for_run(delivery: Delivery, count: int, age_s: float) -> float:
     that if need be: the pause is for the case that another kind of worker gets it. Elsewhere it is
     a poll.
     """
-    held = (delivery.request.delivery_info or {}).get(_HELD) is True
+    held = (delivery.request.delivery_info or {}).get(HELD) is True
     if held and not delivery.environment.whole_seconds:
         return _HELD_S * 2.0 ** min(count, 10)
     return max(_SOONEST_S, age_s * _LATE_BY)

@@ -14,6 +14,7 @@ from kombu import serialization
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.delivery import callbacks
+from celery_idempotent.delivery.waiting import HELD
 
 __all__ = ["Delivered", "Message", "deliver", "message_of", "published_by", "results_of"]
 
@@ -91,7 +92,11 @@ class Message:
             "errbacks": link_error or None,
             "chain": options.get("chain"),
             "chord": options.get("chord"),
-            "delivery_info": {"redelivered": redelivered, "routing_key": options.get("queue")},
+            "delivery_info": {
+                "redelivered": redelivered,
+                "routing_key": options.get("queue"),
+                HELD: True,  # as a worker says that holds what waits
+            },
             "hostname": "test",
             "is_eager": False,
         }

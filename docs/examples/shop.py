@@ -10,7 +10,6 @@ app = Celery("shop", broker="redis://localhost:6379/0", backend="redis://localho
 app.conf.update(
     idempotency_store_url="redis://localhost:6379/2",
     task_time_limit=600,  # a body that hangs would hold its key for ever
-    worker_eta_task_limit=1000,  # calls that wait for a key are held in memory
 )
 
 

@@ -42,7 +42,6 @@ GOOD: dict[str, Any] = {
     "result_backend": "redis://localhost:1/1",
     "idempotency_store_url": "redis://localhost:1/2",
     "task_time_limit": 600,
-    "worker_eta_task_limit": 1000,
     "worker_prefetch_multiplier": 1,
     "broker_transport_options": {"unacked_restore_throttle": 1},
 }
@@ -325,7 +324,7 @@ def test_a_good_configuration_is_not_spoken_of(
         ("result-serializer", {"result_serializer": "yaml"}, {}),
         ("result-serializer", {"result_accept_content": ["msgpack"]}, {}),
         ("pickle", {"accept_content": ["json", "pickle"]}, {}),
-        ("eta-unlimited", {"worker_eta_task_limit": None}, {}),
+        ("eta-limited", {"worker_eta_task_limit": 1000}, {}),
         ("prefetch-unlimited", {"worker_prefetch_multiplier": 0}, {}),
         ("prefetch", {"worker_prefetch_multiplier": 8}, {}),
         ("short-lease", {}, {"idempotency_lease": 2.9}),
@@ -641,11 +640,11 @@ def test_the_shortest_time_between_two_ticks_counts(
 def test_a_store_that_is_away_is_one_finding_and_no_error(made: list[Celery]) -> None:
     """All that can be checked without it is checked."""
     # Given
-    app = patient(made, {"worker_eta_task_limit": None}).app
+    app = patient(made, {"worker_eta_task_limit": 1000}).app
     # When
     names = {finding.name for finding in examine(app)}
     # Then
-    assert names == {"store-away", "eta-unlimited"}
+    assert names == {"store-away", "eta-limited"}
 
 
 def test_what_is_accepted_is_not_spoken_of(
@@ -654,17 +653,17 @@ def test_what_is_accepted_is_not_spoken_of(
     """By its name, in idempotency_accept; the rest is found as before."""
     # Given
     monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
-    wrong = {"task_time_limit": None, "worker_eta_task_limit": None}
+    wrong = {"task_time_limit": None, "worker_eta_task_limit": 1000}
     app = patient(made, {**wrong, "idempotency_accept": ["no-time-limit"]}).app
     # Then
-    assert [finding.name for finding in examine(app)] == ["eta-unlimited"]
+    assert [finding.name for finding in examine(app)] == ["eta-limited"]
 
 
 def test_errors_come_before_warnings(made: list[Celery], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads only the first lines has read the worst."""
     # Given
     monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
-    app = patient(made, {"worker_eta_task_limit": None, "task_serializer": "yaml"}).app
+    app = patient(made, {"worker_eta_task_limit": 1000, "task_serializer": "yaml"}).app
     # Then
     assert [finding.level for finding in examine(app)] == ["error", "warning"]
 

@@ -21,7 +21,7 @@ from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.verdicts import Claim, Settle
 from celery_idempotent.observers import Observation, stop_observing
 from celery_idempotent.ops import metrics
-from celery_idempotent.ops.metrics import METRICS, Metrics, Unknown
+from celery_idempotent.ops.metrics import METRICS, Metrics, Unknown, Waiting
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 
@@ -84,6 +84,7 @@ def test_the_list_of_metrics_is_what_is_exported(registry: CollectorRegistry, ap
     # Given
     Metrics(registry)
     registry.register(Unknown(app))
+    registry.register(Waiting())
     # When
     exported = {family.name: (family.type, family.documentation) for family in registry.collect()}
     # Then

@@ -28,7 +28,6 @@ def app_of(store: RedisServer, **settings: Any) -> Celery:
         result_backend=store.url(1),
         idempotency_store_url=store.url(2),
         task_time_limit=600,
-        worker_eta_task_limit=1000,
         worker_prefetch_multiplier=1,
         broker_transport_options={"unacked_restore_throttle": 1},
     )
@@ -66,7 +65,7 @@ def test_each_fault_of_a_bad_configuration_is_named() -> None:
             broker_url="amqp://localhost:1//",
             broker_transport_options={"visibility_timeout": 20},
             task_time_limit=None,
-            worker_eta_task_limit=None,
+            worker_eta_task_limit=1000,
             worker_prefetch_multiplier=0,
             task_serializer="yaml",
             result_serializer="pickle",
@@ -94,7 +93,7 @@ def test_each_fault_of_a_bad_configuration_is_named() -> None:
         "acks-early",
         "task-serializer",
         "pickle",
-        "eta-unlimited",
+        "eta-limited",
         "prefetch-unlimited",
         "no-time-limit",
         "visibility-below-lease",
@@ -168,7 +167,6 @@ def test_a_strict_worker_starts_with_a_good_store(
             "late-redelivery",
         ],
         task_time_limit=600,
-        worker_eta_task_limit=1000,
     )
     # When
     worker = system.start_worker(concurrency=1)
@@ -183,12 +181,7 @@ def test_a_store_that_hangs_holds_up_no_start(
 ) -> None:
     """The worker starts, strict or not; its tasks wait, and run when the store is back."""
     # Given
-    accepted = [
-        "forgetful-broker",
-        "forgetful-result-backend",
-        "no-time-limit",
-        "eta-unlimited",
-    ]
+    accepted = ["forgetful-broker", "forgetful-result-backend", "no-time-limit"]
     system = make_redis_system(
         store=own_server, idempotency_strict=strict, idempotency_accept=accepted
     )

@@ -56,7 +56,6 @@ def found_at(url: str, **settings: Any) -> list[Finding]:
         idempotency_store_url=url,
         task_time_limit=600,
         worker_prefetch_multiplier=1,
-        worker_eta_task_limit=1000,
     )
     app.conf.update(settings)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
+from kombu.common import QoS
 from kombu.serialization import registry
 
 from celery_idempotent.ops.doctor.findings import (
@@ -22,7 +23,6 @@ __all__ = ["check_worker"]
 _PICKLE: Final = "application/x-python-serialize"
 #: Result backends that forget what they are told, by the beginning of their URL.
 _FORGETFUL: Final = ("rpc", "amqp", "cache", "memory")
-_ETA_LIMIT: Final = 1000
 
 
 def check_worker(patient: Patient) -> Iterator[Finding]:
@@ -198,18 +198,26 @@ def _content_type(name: str) -> str:
     return types.get(name, name)
 
 
+def _loses_count() -> bool:
+    """Whether kombu takes one off for each message over the limit, which it had not added."""
+    qos = QoS(lambda prefetch_count: None, 2, max_prefetch=2)
+    qos.increment_eventually()
+    qos.decrement_eventually()
+    return bool(qos.value < 2)
+
+
 def _held_messages(patient: Patient) -> Iterator[Finding]:
     conf, visibility = patient.app.conf, patient.environment.visibility
-    unlimited = conf.get("worker_eta_task_limit", _ETA_LIMIT) is None
-    if unlimited and not patient.environment.whole_seconds:
+    if conf.get("worker_eta_task_limit") is not None and _loses_count():
         yield Finding(
-            "eta-unlimited",
+            "eta-limited",
             WARNING,
-            "a worker holds any number of messages that are not due yet",
-            "Duplicates that wait are such messages: while a key is busy, or the store is away, "
-            "they all gather in the memory of one worker.",
-            "Limit it",
-            f"worker_eta_task_limit = {_ETA_LIMIT}",
+            "a worker takes ever fewer messages (worker_eta_task_limit)",
+            "Duplicates that wait are messages with an ETA. With this kombu each one over the limit "
+            "takes one off what the worker takes at all, down to one at a time, until it is "
+            "started again.",
+            "Don't limit it: docs/operations.rst says what bounds the messages that wait",
+            "worker_eta_task_limit = None",
         )
     prefetched = int(conf.worker_prefetch_multiplier)
     if prefetched == 0:
