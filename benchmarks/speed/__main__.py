@@ -18,6 +18,7 @@ from benchmarks.speed.measure import Goal, Say, Section
 from benchmarks.speed.peers import measure_peers
 from benchmarks.speed.scale import measure_scale
 from benchmarks.speed.store import measure_store
+from benchmarks.speed.waiting import measure_waiting
 from benchmarks.speed.worker import measure_worker
 from celery_idempotent.testing.servers import RedisServer
 
@@ -27,6 +28,7 @@ _MEASURES: dict[str, Callable[[RedisServer, bool, Say], Section | list[Goal]]] =
     "peers": measure_peers,
     "store": measure_store,
     "scale": measure_scale,
+    "waiting": measure_waiting,
 }
 _FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 

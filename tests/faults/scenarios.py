@@ -598,6 +598,60 @@ _FOUND_BY_USE = (
             "faults/test_failover.py::test_an_end_on_no_replica_is_told_on",
         ),
     ),
+    Scenario(
+        71,
+        "The channel on which ends are told is cut",
+        "The worker subscribes again, and looks.",
+        ("faults/test_woken.py::test_the_channel_is_cut",),
+    ),
+    Scenario(
+        72,
+        "The store is restarted while calls wait",
+        "The worker subscribes again; all are answered, once.",
+        ("faults/test_woken.py::test_the_store_is_restarted",),
+    ),
+    Scenario(
+        73,
+        "The store's user may not publish or subscribe",
+        "Nothing fails; the worker looks.",
+        ("faults/test_woken.py::test_nobody_may_publish",),
+    ),
+    Scenario(
+        74,
+        "A run's end is told by nobody",
+        "A look finds it.",
+        ("faults/test_woken.py::test_an_end_is_told_by_nobody",),
+    ),
+    Scenario(
+        75,
+        "An end is told that is none",
+        "Nobody is let in.",
+        ("faults/test_woken.py::test_a_wake_up_for_nothing",),
+    ),
+    Scenario(
+        76,
+        "A run ends before its waiter is listened for",
+        "The worker looks once it has subscribed.",
+        ("faults/test_woken.py::test_the_run_ends_before_its_waiter_is_listened_for",),
+    ),
+    Scenario(
+        77,
+        "The worker that holds what waits is killed",
+        "Another worker takes it up.",
+        ("faults/test_woken.py::test_the_worker_that_holds_them_is_killed",),
+    ),
+    Scenario(
+        78,
+        "Two workers hold calls that wait for one key",
+        "Each lets its own in, one first where the key is free.",
+        ("faults/test_woken.py::test_two_workers_hold_those_that_wait",),
+    ),
+    Scenario(
+        79,
+        "The process is killed right after its end was recorded",
+        "Those who wait were told in the same step.",
+        ("faults/test_woken.py::test_the_process_is_killed_when_its_end_is_recorded",),
+    ),
 )
 
 SCENARIOS = (*_THOUGHT_OF, *sorted(_FOUND_BY_USE, key=lambda scenario: scenario.number))

@@ -63,7 +63,7 @@ def test_a_workers_clock_decides_nothing(
     (begun,) = system.ledger.wait_for("start")
     # When a duplicate waits for longer than the lease
     duplicate = pay.delay(1, gate="go")
-    system.ledger.wait_for("executed", id=duplicate.id)
+    system.ledger.wait_for("finished", id=duplicate.id)
     outlive_lease(pay, 1)
     store = RedisStore.from_url(system.settings["idempotency_store_url"])
     now_ms = store.now_ms()

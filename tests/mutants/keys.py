@@ -117,8 +117,8 @@ KEYS: list[Mutant] = [
     Mutant(
         "guard: no strategy of one's own",
         "delivery/task_checks.py",
-        'if not isinstance(inspect.getattr_static(cls, "Strategy"), str):',
-        "if False:",
+        "    if owner is not None:\n        raise ConfigurationError(\n",
+        "    if False:\n        raise ConfigurationError(\n",
         _CHECKS,
     ),
     Mutant(

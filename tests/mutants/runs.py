@@ -335,7 +335,7 @@ _DELIVERIES = [
     Mutant(
         "busy: a duplicate is put back",
         "delivery/guard.py",
-        "    wait(delivery, record, since_ms, until)",
+        "    wait(delivery, record, since_ms, until, now_ms=verdict.now_ms)",
         '    raise Ignore("busy")',
         _GUARDS,
     ),

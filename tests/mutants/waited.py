@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from tests.mutants.mutant import Mutant, pair
+from tests.mutants.mutant import Mutant, Stages, pair
 
 __all__ = ["WAITED"]
+
+_WAITERS: Stages = (("tests/worker/test_waiters.py",),)
+_LISTENING: Stages = (("tests/worker/test_listening.py",),)
+
+
+def _held(guard: str, old: str, new: str) -> Mutant:
+    return Mutant(guard, "worker/waiters.py", old, new, _WAITERS)
+
 
 WAITED: list[Mutant] = [
     *pair(
@@ -33,5 +41,66 @@ WAITED: list[Mutant] = [
         ("    if record.until_ms <= now_ms:\n        return 0\n", ""),
         "record",
         ("  if until_ms <= now_ms then return 0 end\n", ""),
+    ),
+    _held(
+        "a wake-up lets nobody in while the key is held",
+        "        return others.stage in (Stage.FREE, Stage.ANSWERED)",
+        "        return True",
+    ),
+    _held(
+        "one is let in first where the key is free",
+        "first = [it for it in gone if not it.mine][:1]",
+        "first = [it for it in gone if not it.mine]",
+    ),
+    _held(
+        "nobody else is let in while the first is on its way",
+        "                    first = []",
+        "                    pass",
+    ),
+    _held(
+        "a message is held past its pause while somebody holds the key",
+        "            return min(until, limit)",
+        "            pass",
+    ),
+    _held(
+        "a message is let in when its time to wait is over",
+        "limit = min(limit, (waiter.since_ms",
+        "limit = max(limit, (waiter.since_ms",
+    ),
+    _held(
+        "a copy is let in early only when it is told to",
+        "return sight.is_told and copies.stage is not Stage.HELD",
+        "return copies.stage is not Stage.HELD",
+    ),
+    _held(
+        "what came over a broken connection to the broker is forgotten",
+        "                self._waiters.clear()\n                self._keys.clear()\n",
+        "                pass\n",
+    ),
+    _held(
+        "a message that Celery gave up goes nowhere",
+        "gone = [it for it in gone if not _is_cancelled(it.entry)]",
+        "gone = list(gone)",
+    ),
+    Mutant(
+        "a key is looked at when the line breaks",
+        "worker/listening.py",
+        "                    post.is_followed, post.look_at = False, 0.0",
+        "                    post.is_followed = False",
+        _LISTENING,
+    ),
+    Mutant(
+        "a run whose end is not told is looked at again and again",
+        "worker/listening.py",
+        "            next_s = min(looks.for_s + _OFTENEST_S, late_s)",
+        "            next_s = looks.for_s + _OFTENEST_S",
+        _LISTENING,
+    ),
+    Mutant(
+        "what is told is looked at",
+        "worker/listening.py",
+        "                    post.look_at, post.is_told = 0.0, True",
+        "                    post.is_told = True",
+        _LISTENING,
     ),
 ]

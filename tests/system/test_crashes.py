@@ -50,7 +50,7 @@ def test_the_death_of_one_child_leaves_the_keys_of_the_others(make_system: MakeS
     system.ledger.open("one")
     dying.get(timeout=30)
     duplicate = charge.delay(2, gate="two")
-    system.ledger.wait_for("executed", id=duplicate.id)
+    system.ledger.wait_for("finished", id=duplicate.id)
     # Then
     assert system.ledger.count("start", key=2) == 1
     system.ledger.open("two")

@@ -138,7 +138,7 @@ def test_a_window_of_0_costs_no_more_deliveries_than_a_day(
     first = running_call(system)
     # When
     waits = system.task("charge").delay(1, gate="go")
-    system.ledger.wait_for("executed", id=waits.id)
+    system.ledger.wait_for("finished", id=waits.id)
     system.ledger.open("go")
     # Then
     assert waits.get(timeout=30) == first.get(timeout=30)
@@ -158,7 +158,7 @@ def test_waiting_spends_no_retries(make_system: MakeSystem) -> None:
     first = running_call(system)
     # When
     second = system.task("charge").delay(1, gate="go")
-    system.ledger.wait_for("executed", id=second.id)
+    system.ledger.wait_for("finished", id=second.id)
     system.ledger.open("go")
     # Then
     one, two = answers([first, second])
@@ -192,7 +192,7 @@ def test_a_waiting_duplicate_shares_the_failure(make_system: MakeSystem) -> None
     first = task.delay(1, gate="go")
     system.ledger.wait_for("start", id=first.id)
     waiter = task.delay(1, gate="go")
-    system.ledger.wait_for("executed", id=waiter.id)
+    system.ledger.wait_for("finished", id=waiter.id)
     # When
     system.ledger.open("go")
     # Then

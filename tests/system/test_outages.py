@@ -221,7 +221,7 @@ def test_a_wait_that_cannot_be_published_goes_back_to_the_broker(
     first = charge.delay(1, gate="go")
     system.ledger.wait_for("start", id=first.id)
     second = charge.delay(1, gate="go")
-    system.ledger.wait_for("executed", id=second.id)
+    system.ledger.wait_for("finished", id=second.id)
     # When
     broker.proxy.refuse()
     system.ledger.open("go")

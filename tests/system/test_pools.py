@@ -43,7 +43,7 @@ def test_a_lease_is_kept_while_the_body_runs(make_redis_system: MakeSystem, pool
     (begun,) = system.ledger.wait_for("start")
     # When a duplicate has waited for longer than the lease it saw at first
     second = charge.delay(1, gate="go")
-    system.ledger.wait_for("executed", id=second.id)
+    system.ledger.wait_for("finished", id=second.id)
     outlive_lease(charge, 1)
     system.ledger.open("go")
     # Then

@@ -41,7 +41,7 @@ def test_a_duplicate_waits_for_the_running_call(make_system: MakeSystem) -> None
     system.ledger.wait_for("start", id=first.id)
     # When
     second = charge.delay(1, gate="go")
-    system.ledger.wait_for("executed", id=second.id)
+    system.ledger.wait_for("finished", id=second.id)
     system.ledger.open("go")
     # Then
     one, two = answers([first, second])

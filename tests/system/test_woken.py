@@ -17,7 +17,7 @@ def run_with_duplicates(system: System, count: int = 20, order: int = 1) -> list
     system.ledger.wait_for("start", id=first.id)
     results = [charge.delay(order, gate="go") for _ in range(count)]
     for result in results:
-        system.ledger.wait_for("executed", id=result.id)
+        system.ledger.wait_for("finished", id=result.id)
     return [first, *results]
 
 

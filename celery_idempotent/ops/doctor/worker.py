@@ -20,6 +20,9 @@ from celery_idempotent.ops.doctor.findings import (
 
 __all__ = ["check_worker"]
 
+# kombu has no types for it.
+_qos: Any = QoS
+
 _PICKLE: Final = "application/x-python-serialize"
 #: Result backends that forget what they are told, by the beginning of their URL.
 _FORGETFUL: Final = ("rpc", "amqp", "cache", "memory")
@@ -200,7 +203,7 @@ def _content_type(name: str) -> str:
 
 def _loses_count() -> bool:
     """Whether kombu takes one off for each message over the limit, which it had not added."""
-    qos = QoS(lambda prefetch_count: None, 2, max_prefetch=2)
+    qos = _qos(lambda prefetch_count: None, 2, max_prefetch=2)
     qos.increment_eventually()
     qos.decrement_eventually()
     return bool(qos.value < 2)
@@ -213,9 +216,9 @@ def _held_messages(patient: Patient) -> Iterator[Finding]:
             "eta-limited",
             WARNING,
             "a worker takes ever fewer messages (worker_eta_task_limit)",
-            "Duplicates that wait are messages with an ETA. With this kombu each one over the limit "
-            "takes one off what the worker takes at all, down to one at a time, until it is "
-            "started again.",
+            "Duplicates that wait have an ETA. With this kombu each message over the limit takes "
+            "one off what the worker takes at all, down to one at a time, until it is started "
+            "again.",
             "Don't limit it: docs/operations.rst says what bounds the messages that wait",
             "worker_eta_task_limit = None",
         )
