@@ -43,8 +43,8 @@ from celery_idempotent.stores.journal import JournalStore
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.journal import RedisJournals
 from celery_idempotent.stores.redis.servers import RedisServers
-from celery_idempotent.stores.redis.unknown import UnknownRecords
 from celery_idempotent.stores.redis.subscription import RedisSubscription
+from celery_idempotent.stores.redis.unknown import UnknownRecords
 from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script, not_done
 from celery_idempotent.stores.urls import mask_url
 
