@@ -10,6 +10,7 @@ import tempfile
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,9 @@ class _Found:
     #: How long after the end of the run a duplicate was answered, in seconds.
     late_s: float
     latest_s: float
-    #: How long the pool takes for as many plain calls.
+    #: The same where the outcome is there: as many duplicates with an ETA, after that.
+    replayed_s: float
+    #: How long half of as many plain calls take that wait in the queue.
     plain_s: float
 
 
@@ -95,20 +98,28 @@ class _Workers:
             for _ in range(count):
                 self._tasks.sleeps.apply_async((name, run_s), **sent)
             self._until(f"answered:{name}", count + 1)
+            # Late enough that the worker holds all of them when they are due.
+            due = datetime.now(timezone.utc) + timedelta(seconds=2 + count / 100)
+            for _ in range(count):
+                self._tasks.sleeps.apply_async((name, run_s), eta=due, **sent)
+            self._until(f"answered:{name}", 2 * count + 1)
             plain = uuid.uuid4().hex
             began = time.time()
             for _ in range(count):
                 self._tasks.notes.apply_async((plain,), **sent)
             self._until(f"answered:{plain}", count)
         ended = float(self._client.get(f"ended:{name}"))
-        answered = [float(it) - ended for it in self._client.lrange(f"answered:{name}", 0, -1)]
+        times = [float(it) for it in self._client.lrange(f"answered:{name}", 0, -1)]
+        answered = [it - ended for it in times[: count + 1]]
+        replayed = [it - due.timestamp() for it in times[count + 1 :]]
         noted = [float(it) for it in self._client.lrange(f"answered:{plain}", 0, -1)]
         late = sorted(max(0.0, it) for it in answered)[1:]
-        delivered = int(self._client.get(f"delivered:{name}")) - 1
+        delivered = int(self._client.get(f"delivered:{name}")) - 1 - count
         return _Found(
             delivered / count,
             statistics.median(late),
             late[-1],
+            statistics.median(replayed),
             statistics.median(noted) - began,
         )
 
@@ -134,8 +145,8 @@ def measure_waiting(server: RedisServer, quick: bool, say: Say) -> Section:
     finally:
         workers.close()
     woken, polling = found["woken"], found["polling"]
-    # What the pool needs for as many plain calls that come at once is not lateness.
-    beyond = {it: one.late_s - one.plain_s for it, one in woken.items()}
+    # What the pool needs for as many of them that come at once is not lateness.
+    beyond = {it: one.late_s - one.replayed_s for it, one in woken.items()}
     worst = max(beyond, key=lambda it: beyond[it])
     late = {it: one.late_s / float(it.partition(" ")[0]) for it, one in polling.items()}
     latest = max(late, key=lambda it: late[it])
@@ -151,7 +162,7 @@ def measure_waiting(server: RedisServer, quick: bool, say: Say) -> Section:
         Goal(
             "8b",
             "seconds after the run's end until half of its duplicates are answered, beyond what "
-            "plain calls take",
+            "as many replays take",
             beyond[worst],
             "<=",
             0.1,

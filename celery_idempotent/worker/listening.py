@@ -230,11 +230,20 @@ class Listener:
             except StoreError:
                 return seen  # nothing can be said of them now
             for post, record in zip(posts, records, strict=True):
+                if isinstance(record, StoreError):
+                    record = self._alone(post.key)
                 if not isinstance(record, StoreError):
                     self._schedule(post, record, now_ms, at)
                     self.sights.append(Sight(post.key, record, now_ms, at, post.key in told))
                     seen = True
         return seen
+
+    def _alone(self, key: str) -> Record | StoreError | None:
+        """Read one record: a list takes a right that workers did not need before."""
+        try:
+            return self._store.get(key)
+        except StoreError as exc:
+            return exc
 
     def _schedule(self, post: _Post, record: Record | None, now_ms: int, at: float) -> None:
         looks = outlook(record, now_ms, post.lease_s)

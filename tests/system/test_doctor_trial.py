@@ -85,7 +85,7 @@ UNSEEN = {"server-not-seen"}
 @pytest.mark.parametrize(
     "rules",
     [
-        ("~idempotent:*", "+@all", "-@admin", "-@dangerous"),
+        ("~idempotent:*", "&idempotent:*", "+@all", "-@admin", "-@dangerous"),
         tuple(rule_of(PREFIX, WORKER_COMMANDS).split()),
     ],
     ids=["all-but-dangerous", "exactly-those"],
@@ -105,7 +105,7 @@ def test_operators_need_a_few_more_rights(server: RedisServer) -> None:
     set_user(server, *rule_of(PREFIX, WORKER_COMMANDS).split())
     (finding,) = (it for it in found_at(as_worker(server.url())) if it.level == "warning")
     assert finding.name == "no-permission-to-look"
-    for command in ("+scan", "+getrange", "+xrevrange"):
+    for command in ("+scan", "+zrange", "+xrevrange"):
         assert command in finding.value
 
 
@@ -121,8 +121,9 @@ def test_each_command_of_a_worker_is_needed(server: RedisServer, command: str) -
         idempotency_wait_replicas=1 if command == "wait" else 0,
     )
     (finding,) = (it for it in told if it.name.startswith("no-permission"))
-    # Then: a journal that is not written, or a list, stops no task
-    lists = ("xadd", "xtrim", "zadd", "zremrangebyscore")
+    # Then: a journal that is not written, a list, or an end that is not told stops no task
+    lists = ("xadd", "xtrim", "zadd", "zremrangebyscore", "getrange")
+    lists += ("publish", "subscribe", "unsubscribe")
     assert finding.level == ("warning" if command in lists else "error")
     assert command in finding.what.lower()
     assert f"+{command} " in finding.value + " "

@@ -12,17 +12,17 @@ __all__ = ["CLUSTER_COMMANDS", "OPERATOR_COMMANDS", "WORKER_COMMANDS", "rule_of"
 WORKER_COMMANDS: Final = (
     *("evalsha", "eval", "time", "get", "set", "exists", "del", "type", "pttl", "pexpire"),
     *("hset", "hgetall", "hkeys", "hdel", "xadd", "xtrim", "zadd", "zremrangebyscore"),
-    *("ping", "select", "wait"),
+    *("ping", "select", "wait", "getrange", "publish", "subscribe", "unsubscribe"),
 )
 #: What lists, ``why``, Flower and the doctor send beyond that.
 OPERATOR_COMMANDS: Final = (
-    *("scan", "getrange", "xrevrange", "zrange", "zrem", "dbsize", "info", "config|get"),
+    *("scan", "xrevrange", "zrange", "zrem", "dbsize", "info", "config|get"),
 )
 #: What a store in a cluster needs beyond that.
-CLUSTER_COMMANDS: Final = ("cluster|slots", "asking")
+CLUSTER_COMMANDS: Final = (*("cluster|slots", "asking", "spublish", "ssubscribe", "sunsubscribe"),)
 
 
 def rule_of(prefix: str, commands: Iterable[str]) -> str:
-    """Return the part of an ACL rule that grants commands on the keys of a prefix."""
+    """Return the part of an ACL rule that grants commands on keys and channels of a prefix."""
     pattern = "".join(f"\\{letter}" if letter in "*?[]\\" else letter for letter in prefix)
-    return " ".join([f"~{pattern}:*", *(f"+{command}" for command in commands)])
+    return " ".join([f"~{pattern}:*", f"&{pattern}:*", *(f"+{command}" for command in commands)])

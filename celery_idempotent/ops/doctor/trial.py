@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -170,9 +171,25 @@ def _try_looking(environment: Environment, names: list[str]) -> Iterator[Refusal
             ("read a list of records", read_many),
             ("read how long a record lives", lambda: store.ttl(names[0]) if names else None),
             ("go through all records", scan),
+            *((("hear that a run is over", lambda: _listen(store, names)),) if names else ()),
         ),
         is_vital=False,
     )
+
+
+def _listen(store: Store, names: list[str]) -> None:
+    """Subscribe as a worker's parent process does where calls wait."""
+    subscription = store.subscribe()
+    if subscription is None:
+        return
+    try:
+        subscription.follow(names)
+        subscription.read()
+        subscription.unfollow(names)
+        select.select(subscription.sockets(), (), (), _ANSWERS_WITHIN_S)
+        subscription.read()
+    finally:
+        subscription.close()
 
 
 def _try_journal(environment: Environment) -> Iterator[Refusal]:
@@ -283,8 +300,13 @@ def _command_of(refusal: Refusal) -> str:
     return f" ({found[1]})" if found else ""
 
 
+#: How long a server takes at most to answer a subscribed connection, in seconds.
+_ANSWERS_WITHIN_S: Final = 1.0
 _WAITS: Final = "Tasks wait for as long as that is so: none of them runs."
-_BLIND: Final = "Tasks run, but lists, `why` and Flower show nothing, or not all."
+_BLIND: Final = (
+    "Tasks run, but lists, `why` and Flower show nothing, or not all, or calls that wait are "
+    "answered late."
+)
 
 
 def _no_permission(environment: Environment, refused: list[Refusal], is_vital: bool) -> Finding:
