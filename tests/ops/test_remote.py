@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -150,6 +151,23 @@ def test_a_claim_is_what_the_store_says(
     )
     # Then
     assert ask(app, "idempotency") == []
+
+
+def test_a_worker_names_what_waits_there() -> None:
+    """Oldest first: the key that a message waits for, and for how long it is held."""
+    # Given
+    request = SimpleNamespace(name="shop.charge", id=SECOND)
+    now = time.monotonic()
+    held = [
+        SimpleNamespace(key=f"idempotent:{{shop.charge:{age}}}", request=request, since=now - age)
+        for age in (1, 60)
+    ]
+    # When
+    old, young = remote.waiting(held)  # type: ignore[arg-type]
+    # Then
+    assert old["waits_for"] == "idempotent:{shop.charge:60}"
+    assert (old["task"], old["task_id"]) == ("shop.charge", SECOND)
+    assert old["waiting"] >= 60 > young["waiting"] >= 1
 
 
 def test_a_worker_whose_store_is_away_says_so(
