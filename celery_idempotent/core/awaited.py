@@ -47,6 +47,8 @@ def outlook(record: Record | None, now_ms: int, lease_s: float, *, mine: bool = 
     left_s = (record.until_ms - now_ms) / 1000
     age_s = max(0.0, now_ms - record.token / 1000) / 1000
     if record.state is State.RETRYING:
+        if mine:
+            return Outlook(Stage.LAPSED)  # it may be the next attempt that came too early
         left_s += lease_s
     elif record.state not in (State.RUNNING, State.COMPENSATING) and not (mine and left_s > 0):
         free = record.state is State.RELEASED and not record.is_done

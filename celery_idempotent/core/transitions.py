@@ -724,15 +724,16 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
 def with_mark(before: Record | None, write: Write | None, now_us: int) -> Write | None:
     """Return the write with what becomes of the mark that somebody waits for the record's run.
 
-    It stays as long as they have to wait: over renewals, a retry and a takeover, none of which
-    tells them anything. Otherwise they are told, and the mark goes.
+    It stays as long as they have to wait: over renewals and a takeover, of which they are told
+    nothing, and over a retry, of which its own message has to hear. Otherwise it goes with its end.
     """
     if write is None or before is None or not before.is_awaited:
         return write
     if write.record is None or write.record == before:
         return write
-    wakes = _keeps_waiting(write.record, now_us // 1000) < _keeps_waiting(before, 0)
-    return write._replace(record=write.record._replace(is_awaited=not wakes), wakes=wakes)
+    over = _keeps_waiting(write.record, now_us // 1000) < _keeps_waiting(before, 0)
+    wakes = over or write.record.state is State.RETRYING
+    return write._replace(record=write.record._replace(is_awaited=not over), wakes=wakes)
 
 
 def _keeps_waiting(record: Record, now_ms: int) -> int:

@@ -23,7 +23,7 @@ from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
-from celery_idempotent.worker.waiters import are_held
+from celery_idempotent.worker.waiters import are_held, waiters_of
 
 __all__ = ["IdempotentRequest", "watch_revokes"]
 
@@ -48,6 +48,7 @@ def watch_revokes() -> None:
         for request in _held_until_due(state.consumer):
             if request.id in revoked_tasks:
                 request.free_key()
+                waiters_of(state.consumer).discard(request)
         return answer
 
     revoke_and_free.frees_keys = True  # type: ignore[attr-defined]

@@ -181,6 +181,16 @@ class Waiters:
                 key.leader = None
                 self._listener.watch(name, key.lease_s)
 
+    def discard(self, request: Any) -> None:
+        """Give a message to Celery, which discards it: its call was revoked."""
+        with self._lock:
+            waiter = self._waiters.get(id(request))
+            if waiter is None:
+                return
+            self._drop(waiter)
+        self._consumer.timer.cancel(waiter.entry)
+        self._consumer.apply_eta_task(request)
+
     def everyone(self) -> list[Waiter]:
         """Return all messages that are held."""
         with self._lock:
@@ -214,7 +224,7 @@ class Waiters:
             return min(until, limit)
         if key.ahead_ms is None and now < waiter.since + _FIRST_SIGHT_S:
             return min(now + _FIRST_SIGHT_S / 8, limit)
-        if key.lapsed and key.leader and now < key.led_at + key.lease_s:
+        if key.lapsed and key.leader and not waiter.mine and now < key.led_at + key.lease_s:
             return min(now + _NEXT_S, limit)
         return None
 

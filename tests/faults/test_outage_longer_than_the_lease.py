@@ -75,7 +75,6 @@ def test_no_duplicate_takes_over_from_a_run_that_lives(
     finally:
         for pid in runs:
             os.kill(pid, signal.SIGCONT)
-    tried(system, duplicates)
     system.ledger.open("go")
     # Then
     given = answers([*firsts, *duplicates], timeout=90)

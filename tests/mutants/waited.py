@@ -23,24 +23,31 @@ WAITED: list[Mutant] = [
     ),
     *pair(
         "the mark goes with the end of the run",
-        ("is_awaited=not wakes), wakes=wakes)", "is_awaited=True), wakes=wakes)"),
+        ("_replace(is_awaited=not over)", "_replace(is_awaited=True)"),
         "record",
         (
-            "  flags = flags % 2\n  if keeps_waiting",
-            "  flags = flags % 2 + AWAITED\n  if keeps_waiting",
+            "  if not over then flags = flags + AWAITED end",
+            "  flags = flags + AWAITED",
         ),
     ),
     *pair(
         "the mark stays while a run goes on",
-        ("_replace(is_awaited=not wakes)", "_replace(is_awaited=False)"),
+        ("_replace(is_awaited=not over)", "_replace(is_awaited=False)"),
         "record",
-        ("    flags = flags + AWAITED\n", ""),
+        ("  if not over then flags = flags + AWAITED end\n", ""),
     ),
     *pair(
         "the lease of a dead process keeps nobody waiting",
         ("    if record.until_ms <= now_ms:\n        return 0\n", ""),
         "record",
         ("  if until_ms <= now_ms then return 0 end\n", ""),
+    ),
+    Mutant(
+        "a next attempt that came too early does not wait for itself",
+        "core/awaited.py",
+        "        if mine:\n",
+        "        if False:\n",
+        _WAITERS,
     ),
     _held(
         "a wake-up lets nobody in while the key is held",

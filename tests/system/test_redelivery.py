@@ -51,7 +51,7 @@ def test_a_running_task_is_not_run_again(make_system: MakeSystem) -> None:
     """The second delivery waits: no overlap, one effect, and the state is the running call's."""
     # Given
     system = make_system(
-        visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=LEASE, task_track_started=True
+        visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=3, task_track_started=True
     )
     system.start_worker()
     result = system.task("charge").delay(1, gate="go")
@@ -139,7 +139,7 @@ def test_the_owners_copy_outwaits_every_timeout(make_system: MakeSystem) -> None
     # Given
     system = make_system(
         visibility_timeout=VISIBILITY_TIMEOUT,
-        idempotency_lease=LEASE,
+        idempotency_lease=3,
         idempotency_on_running="raise",
         idempotency_wait_timeout=0.5,
     )

@@ -225,6 +225,26 @@ def test_a_copy_waits_for_the_delivery_of_its_answer(shop: Shop) -> None:
     assert shop.gone == ["other", "copy"]
 
 
+def test_a_call_that_is_revoked_goes_at_once(shop: Shop) -> None:
+    """Celery discards it then, and its caller need not wait for the run."""
+    shop.waits("a", "b", due_s=60)
+    shop.seen(HELD)
+    shop.waiters.discard(shop.requests["b"])
+    assert shop.gone == ["b"]
+
+
+def test_a_next_attempt_that_came_too_early_goes_when_it_is_told(shop: Shop) -> None:
+    """Its message was there before its record: others wait for it."""
+    # Given
+    shop.waits("attempt", due_s=60, redelivery=True, awaited=None)
+    shop.waits("other", due_s=60)
+    shop.seen(HELD)
+    # When
+    shop.seen(HELD._replace(state=State.RETRYING), is_told=True)
+    # Then
+    assert shop.gone == ["attempt"]
+
+
 def test_what_came_over_an_earlier_connection_is_forgotten(shop: Shop) -> None:
     """It can't be acknowledged any more, and comes again."""
     # Given

@@ -78,12 +78,12 @@ local function with_mark(raw)
   if waited_for == 0 then return raw end
   local _, state, flags, _, _, until_ms = struct.unpack('>BBBBI8I8', raw)
   flags = flags % 2
-  if keeps_waiting(state, until_ms, math.floor(now_us() / 1000)) < waited_for then
+  local over = keeps_waiting(state, until_ms, math.floor(now_us() / 1000)) < waited_for
+  if over or state == RETRYING then
     -- Where this user may not publish, whoever waits looks by itself.
     redis.pcall(PUBLISH, KEYS[1] .. ':ended', '')
-  else
-    flags = flags + AWAITED
   end
+  if not over then flags = flags + AWAITED end
   return string.sub(raw, 1, 2) .. string.char(flags) .. string.sub(raw, 4)
 end
 
