@@ -278,8 +278,10 @@ class Waiters:
             key.held_until, key.mine_until = _until(others, sight), _until(copies, sight)
             key.lapsed = others.stage in (Stage.FREE, Stage.LAPSED)
             now = time.monotonic()
-            gone = [it for it in key.waiters.values() if self._goes(it, key, others, copies, sight)]
-            if others.stage is Stage.FREE or (key.in_turn and others.stage is Stage.ANSWERED):
+            gone = [
+                it for it in key.waiters.values() if _goes(it, others, copies, sight.is_told, now)
+            ]
+            if key.lapsed or (key.in_turn and others.stage is Stage.ANSWERED):
                 # One of them gets the key; the others would find it busy.
                 key.lapsed = True
                 first = [it for it in gone if not it.mine][:1]
@@ -293,14 +295,6 @@ class Waiters:
                 self._drop(waiter)
             return gone
 
-    @staticmethod
-    def _goes(waiter: Waiter, key: _Key, others: Outlook, copies: Outlook, sight: Sight) -> bool:
-        if waiter.mine:
-            # A copy may have to wait for more than its record tells: it is let in early only when
-            # it is told to.
-            return sight.is_told and copies.stage is not Stage.HELD
-        return others.stage in (Stage.FREE, Stage.ANSWERED)
-
     def _drop(self, waiter: Waiter) -> None:
         self._waiters.pop(id(waiter.request), None)
         key = self._keys[waiter.key]
@@ -308,6 +302,18 @@ class Waiters:
         if not key.waiters:
             del self._keys[waiter.key]
             self._listener.unwatch(waiter.key)
+
+
+def _goes(waiter: Waiter, others: Outlook, copies: Outlook, is_told: bool, now: float) -> bool:
+    """Whether a message may go to the pool, after what was seen of its key.
+
+    A lease that is over may be renewed after an outage, and a copy may wait for more than its
+    record tells: those go early only when they are told to.
+    """
+    early = is_told or now >= waiter.due
+    if waiter.mine:
+        return early and copies.stage is not Stage.HELD
+    return others.stage in (Stage.FREE, Stage.ANSWERED) or (early and others.stage is Stage.LAPSED)
 
 
 def _until(seen: Outlook, sight: Sight) -> float:

@@ -51,8 +51,8 @@ WAITED: list[Mutant] = [
     ),
     _held(
         "a wake-up lets nobody in while the key is held",
-        "        return others.stage in (Stage.FREE, Stage.ANSWERED)",
-        "        return True",
+        "    return others.stage in (Stage.FREE, Stage.ANSWERED) or (",
+        "    return True or (",
     ),
     _held(
         "one is let in first where the key is free",
@@ -76,8 +76,8 @@ WAITED: list[Mutant] = [
     ),
     _held(
         "a copy is let in early only when it is told to",
-        "return sight.is_told and copies.stage is not Stage.HELD",
-        "return copies.stage is not Stage.HELD",
+        "        return early and copies.stage is not Stage.HELD",
+        "        return copies.stage is not Stage.HELD",
     ),
     _held(
         "what came over a broken connection to the broker is forgotten",

@@ -187,6 +187,20 @@ def test_one_goes_when_it_is_due_and_the_lease_is_over(shop: Shop) -> None:
     assert shop.gone == ["a"]
 
 
+@pytest.mark.parametrize("how", [{"is_told": True}, {}], ids=["told", "seen when it was due"])
+def test_one_goes_when_a_lease_was_ended(shop: Shop, how: dict[str, bool]) -> None:
+    """A process died, and the end of its lease as it was known before does not count any more."""
+    # Given
+    shop.waits("a", "b")
+    shop.seen(HELD)
+    shop.due("a", "b")
+    assert shop.gone == []
+    # When
+    shop.seen(LAPSED, **how)
+    # Then
+    assert shop.gone == ["a"]
+
+
 def test_nobody_waits_longer_than_it_may() -> None:
     """``idempotency_wait_timeout`` counts on the store's clock."""
     # Given
