@@ -181,10 +181,11 @@ class Listener:
             elif now >= self._check_at:
                 self._check_at = now + _CHECKED_S
                 self._subscription.check()
-            if new:
-                self._subscription.follow([post.key for post in new])
+            # In this order: a key that was left may be one that is new.
             if left:
                 self._subscription.unfollow(left)
+            if new:
+                self._subscription.follow([post.key for post in new])
         except StoreError as exc:
             self._broke(now, exc)
             return

@@ -110,4 +110,15 @@ WAITED: list[Mutant] = [
         "                    post.is_told = True",
         _LISTENING,
     ),
+    Mutant(
+        "a key that is left and watched again is told of",
+        "worker/listening.py",
+        "            if left:\n                self._subscription.unfollow(left)\n"
+        "            if new:\n"
+        "                self._subscription.follow([post.key for post in new])\n",
+        "            if new:\n"
+        "                self._subscription.follow([post.key for post in new])\n"
+        "            if left:\n                self._subscription.unfollow(left)\n",
+        _LISTENING,
+    ),
 ]

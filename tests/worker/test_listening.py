@@ -164,6 +164,26 @@ def test_an_end_while_the_line_is_cut_is_seen(store: Telling, listener: Listener
     assert store.lines[1].keys == {KEY}
 
 
+def test_a_key_that_is_left_and_watched_again_is_told_of(
+    store: Telling, listener: Listener
+) -> None:
+    """As where the connection to the broker broke, and its messages came again at once."""
+    # Given
+    held = waited_for(store)
+    listener.watch(KEY, LEASE_S)
+    next_sight(listener, Stage.HELD)
+    # When
+    with listener._lock:
+        post = listener._posts.pop(KEY)
+        listener._left.append(KEY)
+        listener._posts[KEY] = type(post)(KEY, LEASE_S)
+        listener._attend()
+    next_sight(listener, Stage.HELD)
+    # Then
+    assert store.lines[0].keys == {KEY}
+    complete(store, held)
+
+
 def test_a_run_whose_end_is_told_is_hardly_looked_at(store: Telling, listener: Listener) -> None:
     """Unlike one that has lost its mark."""
     # Given
