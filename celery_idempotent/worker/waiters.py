@@ -188,7 +188,7 @@ class Waiters:
             if waiter is None:
                 return
             self._drop(waiter)
-        self._consumer.timer.cancel(waiter.entry)
+        self._cancel(waiter)
         self._consumer.apply_eta_task(request)
 
     def everyone(self) -> list[Waiter]:
@@ -263,7 +263,7 @@ class Waiters:
             except IndexError:
                 return
             for waiter in self._let_go(sight):
-                self._consumer.timer.cancel(waiter.entry)
+                self._cancel(waiter)
                 self._consumer.apply_eta_task(waiter.request)
 
     def _let_go(self, sight: Sight) -> list[Waiter]:
@@ -294,6 +294,12 @@ class Waiters:
             for waiter in gone:
                 self._drop(waiter)
             return gone
+
+    def _cancel(self, waiter: Waiter) -> None:
+        self._consumer.timer.cancel(waiter.entry)
+        # It stays in kombu's timer until its time: it must keep no request, and show none.
+        with suppress(AttributeError):
+            waiter.entry.args = ()
 
     def _drop(self, waiter: Waiter) -> None:
         self._waiters.pop(id(waiter.request), None)
