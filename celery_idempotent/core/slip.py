@@ -22,6 +22,7 @@ _VERSION: Final = 1
 _ANSWERED: Final = 1
 _SUCCEEDED: Final = 2
 _ALL_SENT: Final = 4
+_RELEASED: Final = 8
 _HEADER: Final = struct.Struct(">BBHIQQ")
 #: What an older release wrote where a slip is: all callbacks went out.
 OLD_NOTE: Final = b"1"
@@ -52,12 +53,27 @@ class Slip(NamedTuple):
     holder: bytes = b""
     #: Digests of the callbacks that went out; in a claim: of those that the message carries.
     digests: bytes = b""
-    #: The packed outcome; empty where none is kept.
+    #: The packed outcome; empty where none is kept. Where its run gave the key up and has not
+    #: ended: how many runs were cut off before it, in one byte; empty: none.
     outcome: bytes = b""
+    #: Whether its run gave the key up before its end (``self.idempotency.release()``). The lease of
+    #: that run is here then: ``sending_ms`` and ``holder``.
+    released: bool = False
+
+    @property
+    def interruptions(self) -> int:
+        """How many runs were cut off before the one that gave its key up."""
+        return self.outcome[0] if self.outcome else 0
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it stands for a run that gave its key up, and has not ended."""
+        return self.released and not self.answered
 
     def pack(self) -> bytes:
         """Return the stored form."""
         flags = _ANSWERED * self.answered + _SUCCEEDED * self.succeeded + _ALL_SENT * self.all_sent
+        flags += _RELEASED * self.released
         header = _HEADER.pack(
             _VERSION, flags, self.deaths, self.retries, self.token, self.sending_ms
         )
@@ -100,6 +116,7 @@ class Slip(NamedTuple):
             packed[holder_at + 1 : digests_at],
             packed[digests_at + 1 : outcome_at],
             packed[outcome_at:],
+            flags & _RELEASED != 0,
         )
 
     def has_sent(self, digest: bytes) -> bool:

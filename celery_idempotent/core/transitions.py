@@ -127,6 +127,8 @@ def _decide(
                 return _answer_again(answer, slip, ask, now_ms, noted)
             return _replay_other(record, slip, ask, now_ms, noted)
         is_kept = record.state in (State.SUCCEEDED, State.FAILED)
+        if awaited is not None and awaited.released:
+            awaited = None  # the key was free before that run ended
         if awaited is not None and awaited.answered and awaited.outcome and not is_kept:
             shared = Replay(awaited.as_record(ask.awaited), False, noted)
             return _told(shared, record, slip, ask, now_ms, noted, awaited.outcome)
@@ -189,9 +191,21 @@ def _is_free_for(record: Record, ask: Claim) -> bool:
 
 def _take(
     record: Record | None, ask: Claim, now_us: int, interruptions: int, slip: Slip | None
-) -> tuple[Claimed, Write]:
+) -> tuple[ClaimVerdict, Write | None]:
     token = now_us if record is None else max(record.token + 1, now_us)
     now_ms = now_us // 1000
+    if slip is not None and slip.is_run and ask.candidate.retries <= slip.retries:
+        # The run that had given its key up was cut off after that.
+        interruptions = slip.interruptions + 1
+        if interruptions > ask.max_interruptions:
+            left = ask.candidate._replace(token=token)
+            if record is not None:
+                left = left._replace(
+                    has_steps=record.has_steps,
+                    is_awaited=record.is_awaited,
+                    given_up=record.given_up,
+                )
+            return _become_unknown(left, ask, now_ms, interruptions, None)
     origin, label = _origin(record, ask), ask.candidate.label
     if origin:
         label = Label.read(label)._replace(origin=origin).text()
@@ -372,6 +386,8 @@ def settle(
     now_ms = now_us // 1000
     releases = new.state is State.RELEASED
     token = new.token + 1 if releases else new.token
+    if slip is not None and slip.released and slip.token == new.token:
+        return _settle_released(slip, event, now_ms)
     answered = slip is not None and (slip.answered or now_ms < slip.sending_ms)
     if record is not None:
         again = record.token == token and record.state is new.state and record.owner == new.owner
@@ -402,10 +418,9 @@ def settle(
     begins = new.state is State.COMPENSATING and (
         record is not None and record.state is not State.COMPENSATING
     )
-    timed = event.delay_ms > 0 or new.state in (
-        State.RUNNING,
-        State.RETRYING,
-        State.COMPENSATING,
+    # What a run gives up before its end has no lease: that is in its slip.
+    timed = (event.delay_ms > 0 and not (event.slip is not None and event.slip.is_run)) or (
+        new.state in (State.RUNNING, State.RETRYING, State.COMPENSATING)
     )
     written = new._replace(
         token=token,
@@ -425,6 +440,30 @@ def settle(
             left = left._replace(sending_ms=now_ms + event.delay_ms)
         write = write._replace(slip=left, slip_ttl_ms=event.slip_ttl_ms)
     return Recorded(token), write
+
+
+def _settle_released(
+    slip: Slip, event: Settle, now_ms: int
+) -> tuple[Recorded | Lost, Write | None]:
+    """Write what a run became that had given its key up: its own call is answered, nobody else."""
+    new = event.record
+    if event.slip is not None and event.slip.is_run:
+        return Recorded(new.token + 1), None  # the answer to its release was lost
+    if slip.answered:
+        return Recorded(new.token), None  # ... or to its end
+    if new.state is State.RUNNING:
+        return Recorded(new.token), Write(None, slip=slip._replace(sending_ms=now_ms))
+    if new.state is State.RELEASED and not new.outcome and event.slip is None:
+        return Recorded(new.token), Write(None, slip_ttl_ms=0)  # its message comes again
+    outcome = b"" if new.state is State.RETRYING else new.outcome
+    delivers = event.delay_ms > 0 and bool(outcome)
+    left = slip._replace(
+        answered=True,
+        outcome=outcome,
+        sending_ms=now_ms + event.delay_ms if delivers else 0,
+    )
+    ttl_ms = max(event.slip_ttl_ms, event.ttl_ms)
+    return Recorded(new.token), Write(None, slip=left, slip_ttl_ms=ttl_ms)
 
 
 def _is_told_by_a_copy(slip: Slip | None, event: Settle, now_ms: int) -> bool:
@@ -478,6 +517,14 @@ def renew(
         slip: the slip of the run's owner.
     """
     until_ms = now_us // 1000 + lease_ms
+    holds_no_key = record is None or record.token != held.token
+    if slip is not None and slip.released and slip.token == held.token and holds_no_key:
+        # It has given its key up: its lease is in its slip.
+        if slip.answered:
+            left = slip._replace(sending_ms=until_ms) if slip.sending_ms else None
+            return Recorded(held.token), None if left is None else Write(None, slip=left)
+        left = slip._replace(sending_ms=until_ms)
+        return Recorded(held.token), Write(None, slip=left, slip_ttl_ms=keep_ms)
     if record is None:
         if held.state not in (State.RUNNING, State.COMPENSATING):
             return Recorded(held.token), None

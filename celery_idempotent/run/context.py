@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from celery_idempotent.errors import ClaimLost
+from celery_idempotent.errors import ClaimLost, ConfigurationError
 from celery_idempotent.run.checkpoints import checkpoint, resume
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
@@ -123,6 +123,7 @@ class RunContext:
         """
         if self._steps is None:
             return fn(*args, **kwargs)
+        self._check_held("a step")
         result: T = self._steps.do(name, fn, args, kwargs, compensate)
         return result
 
@@ -147,6 +148,7 @@ class RunContext:
             ValueError: the cursor can't be kept.
         """
         if self._steps is not None:
+            self._check_held("a checkpoint")
             checkpoint(self._steps, "", cursor)
 
     def resume(
@@ -192,12 +194,38 @@ class RunContext:
             ConfigurationError: the records are not kept in an SQL database.
             StoreUnavailable: the database does not answer.
         """
+        self._check_held("self.idempotency.session")
         if self._run is not None:
             session: Session = self._run.transaction.session
             return session
         if self._plain is None:
             self._plain = plain_session(self._store)
         return self._plain
+
+    def release(self) -> None:
+        """Free the key at once, while the body goes on: the next call of it may run beside it.
+
+        This call stays answered once: its own copies wait, and get its outcome. If its process
+        dies now, a copy runs again. Calls that waited for this run do not get its outcome, they
+        run. In a run that holds no claim nothing happens.
+
+        Raises:
+            ClaimLost: the key is another run's already.
+            ConfigurationError: the body has used ``session`` or a step, which go with the key.
+            StoreUnavailable: the store does not answer; the key may be free all the same.
+        """
+        run = self._run
+        if run is None or run.is_released:
+            return
+        if run.transaction.is_open or (self._steps is not None and self._steps.are_kept):
+            raise ConfigurationError(
+                f"self.idempotency.release() of {self.key}: the body has used self.idempotency."
+                "session or a step, which are kept with the key: release it before them, or not "
+                "at all"
+            )
+        run.release()
+        if run.lease.lost is not None:
+            self.check()
 
     def check(self) -> None:
         """Ask the store, in one round trip, whether this run still holds its key.
@@ -216,6 +244,13 @@ class RunContext:
             raise ClaimLost(
                 f"{self.key} is no longer this run's: another delivery has taken over, or the key "
                 "was forgotten; stop before the effect"
+            )
+
+    def _check_held(self, what: str) -> None:
+        if self._run is not None and self._run.is_released:
+            raise ConfigurationError(
+                f"{what} is kept with the key {self.key}, which this run has released: use it "
+                "before self.idempotency.release(), or not at all"
             )
 
     def _check_unanswered(self) -> None:

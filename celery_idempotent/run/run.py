@@ -52,6 +52,8 @@ class Run:
         self.origin = Label.of(held).origin if claimant.terms.frees else ""
         #: What earlier runs of the key have finished.
         self.steps: Mapping[str, bytes] = _NO_STEPS
+        #: Whether its body has given the key up.
+        self.is_released = False
         #: Set where there is an outcome already, and only its callbacks have to be sent.
         self.replay: Replay | None = None
         #: What the names of its steps begin with in the store, where others' steps may be kept.
@@ -110,6 +112,8 @@ class Run:
             NotCommitted, Exception: what the body wrote in its session was not committed.
         """
         self._ending = True
+        if self.is_released and not self.claimant.slip_key:
+            return Recorded(self.token)  # an eager call: there is nobody to be answered by a record
         event = self._settle(ending)
         transaction = self._transaction
         if transaction is not None:
@@ -136,6 +140,39 @@ class Run:
         else:
             heartbeat.drop(self.lease)
         return answer
+
+    def release(self) -> None:
+        """Free the key, while the body goes on; the lease moves to the run's slip.
+
+        Raises:
+            ClaimLost: another run has the key.
+            StoreUnavailable: the store does not answer; the key may be free all the same.
+        """
+        claimant, terms, held = self.claimant, self.claimant.terms, self.lease.record
+        holder = (held.nonce.ljust(8, b"\0") + held.process)[:255]
+        count = min(held.interruptions, 255)
+        slip = claimant.message._replace(
+            digests=b"", holder=holder, outcome=bytes((count,)) if count else b"", released=True
+        )
+        event = Settle(
+            held._replace(state=State.RELEASED, process=b"", nonce=b"", outcome=b""),
+            terms.lease_ms,
+            terms.horizon_ms,
+            slip if claimant.slip_key else None,
+            max(terms.keep_ms, terms.horizon_ms),
+            claimant.slip_key,
+            queued_key=claimant.queued_key,
+        )
+        answer = terms.store.settle(claimant.key, event)
+        if isinstance(answer, Lost):
+            heartbeat.remove(self.lease)
+            self.lease.lose(answer.record)
+            return
+        self.is_released = True
+        # The store finds the lease by its token, and writes no record anew for it.
+        self.lease.record = held._replace(state=State.RELEASED)
+        if not claimant.slip_key:
+            heartbeat.drop(self.lease)
 
     def pay(self, write: Callable[[], object]) -> None:
         """Write a step that is owed to the store, unless that is done."""

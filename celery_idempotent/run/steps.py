@@ -214,6 +214,11 @@ class Steps:
         """Whether the run is to stop at a checkpoint, since its worker shuts down."""
         return self._stops and shutdown.is_announced()
 
+    @property
+    def are_kept(self) -> bool:
+        """Whether a step of this run, or of an earlier one, is kept with the key."""
+        return bool(self._steps)
+
     def to_compensate(self) -> Iterator[tuple[str, Step]]:
         """Yield the finished steps that have a compensation, the last one first."""
         waiting = [

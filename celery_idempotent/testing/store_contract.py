@@ -37,6 +37,7 @@ from celery_idempotent.testing.contract.claims import ClaimRows
 from celery_idempotent.testing.contract.deliveries import DeadProcessRows, DeliveryRows
 from celery_idempotent.testing.contract.endings import EndingRows
 from celery_idempotent.testing.contract.freed import FreedRows
+from celery_idempotent.testing.contract.given_back import GivenBackInTimeRows, GivenBackRows
 from celery_idempotent.testing.contract.given_up import GivenUpRows
 from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
@@ -64,6 +65,7 @@ class StoreContractAtRest(
     ResolveRows,
     ReservedRows,
     MovedRows,
+    GivenBackRows,
     StoredFormRows,
     UpkeepRows,
     ReadingRows,
@@ -82,6 +84,7 @@ class StoreContract(
     WindowRows,
     FreedRows,
     ReservedInTimeRows,
+    GivenBackInTimeRows,
 ):
     """The whole contract, with the instants at which things run out.
 

@@ -6,6 +6,7 @@ from tests.mutants.answered import ANSWERED
 from tests.mutants.decisions import DECISIONS
 from tests.mutants.edges import EDGES
 from tests.mutants.freed import FREED
+from tests.mutants.given_back import GIVEN_BACK
 from tests.mutants.keys import KEYS
 from tests.mutants.mutant import Mutant
 from tests.mutants.operators import OPERATORS
@@ -23,6 +24,7 @@ MUTANTS: list[Mutant] = [
     *ANSWERED,
     *FREED,
     *RESERVED,
+    *GIVEN_BACK,
     *USUAL,
     *STORES,
     *RUNS,

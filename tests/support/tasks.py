@@ -202,6 +202,17 @@ def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str,
             time.sleep(0.02)
         return charged(self, order, 100)
 
+    @task("shop.hand_back", idempotency_key="order:{order}")
+    def hand_back(self: Any, order: Any, before: str, after: str) -> Any:
+        """Wait at a gate, free the key, wait at another gate, charge."""
+        began(self, order)
+        ledger.hold(before)
+        self.idempotency.release()
+        ledger.write("released", name=self.name, key=order, id=self.request.id)
+        ledger.hold(after)
+        self.idempotency.check()
+        return charged(self, order, 100)
+
     @task("shop.calls_charge", idempotency_key="outer:{order}")
     def calls_charge(self: Any, order: Any) -> Any:
         """Call another idempotent task in the body, as a plain function."""

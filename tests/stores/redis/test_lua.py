@@ -289,6 +289,47 @@ class Twins(RuleBasedStateMachine):
                 assert self.accepted.setdefault(key, record.token) == record.token
 
     @rule(
+        run=held,
+        slip=slips(),
+        lease_ms=spans,
+        ttl_ms=spans,
+        slip_ttl_ms=spans,
+        count=st.integers(0, 2),
+        reserves=st.booleans(),
+    )
+    def give_the_key_up(
+        self,
+        run: tuple[str, Record],
+        slip: Slip,
+        lease_ms: int,
+        ttl_ms: int,
+        slip_ttl_ms: int,
+        count: int,
+        reserves: bool,
+    ) -> None:
+        key, record = run
+        left = replace(
+            slip,
+            retries=record.retries,
+            digests=b"",
+            holder=record.nonce.ljust(8, b"\0") + record.process,
+            outcome=bytes((count,)) if count else b"",
+            released=True,
+        )
+        event = Settle(
+            replace(record, state=State.RELEASED, outcome=b"", nonce=b"", process=b""),
+            lease_ms,
+            ttl_ms,
+            left,
+            slip_ttl_ms,
+            _slip_key(key, record.owner),
+            queued_key=queued_key(key) if reserves else "",
+        )
+        answer = self.both(lambda store: store.settle(key, event))
+        if isinstance(answer, Recorded):
+            self.highest[key] = max(self.highest.get(key, 0), answer.token)
+
+    @rule(
         runs=st.lists(held, max_size=3),
         lease_ms=spans,
         keep_ms=spans,

@@ -70,9 +70,22 @@ local function find_origin()
   return origin ~= hex(new.owner) and origin or ''
 end
 
+local become_unknown
+
 local function take(interruptions)
   local token = record and math.max(record.token + 1, now) or now
   local flags = record and record.flags or 0
+  if slip and slip.released and not slip.answered and new.retries <= slip.retries then
+    -- The run that had given its key up was cut off after that.
+    interruptions = (string.byte(slip.outcome) or 0) + 1
+    if interruptions > max_interruptions then
+      local given_up = record and record.given_up or ''
+      raw = with_header(candidate, RUNNING, 0, token, 0, flags)
+      record, slip = parse(raw), nil
+      record.given_up = given_up
+      return become_unknown(interruptions)
+    end
+  end
   local origin = find_origin()
   if origin ~= '' then candidate = with_origin(new, origin) end
   local taken = with_header(candidate, RUNNING, interruptions, token, now_ms + lease_ms, flags)
@@ -129,7 +142,7 @@ local function answer_again()
   return leased(7, 1, told.raw)
 end
 
-local function become_unknown(interruptions)
+function become_unknown(interruptions)
   record.raw = with_header(raw, UNKNOWN, interruptions, record.token, 0)
   local unknown = with_holder(record, record.process, '')
   save(unknown, unknown_ms)
@@ -192,6 +205,8 @@ if not mine then
     return leased(3, 0, raw)
   end
   local awaited = load_slip(awaited_key)
+  -- The key was free before that run ended.
+  if awaited and awaited.released then awaited = nil end
   local is_kept = record.state == SUCCEEDED or record.state == FAILED
   if awaited and awaited.answered and #awaited.outcome > 0 and not is_kept then
     return tell(7, awaited.raw, awaited.outcome)

@@ -132,6 +132,11 @@ local function outcome_of(record)
   return string.sub(record.raw, at + 2 + struct.unpack('>I2', record.raw, at))
 end
 
+local function outcome_of(record)
+  local at = record.tail_at
+  return string.sub(record.raw, at + 2 + struct.unpack('>I2', record.raw, at))
+end
+
 -- The same record with who began what its run goes on with.
 local function with_origin(record, origin)
   local at, raw, lines = record.tail_at, record.raw, label_of(record)
@@ -208,6 +213,7 @@ local function parse_slip(raw)
   local strange = {
     raw = raw, answered = true, succeeded = true, all_sent = true, deaths = 0, retries = 0,
     token = 0, sending_ms = 0, publication = '', holder = '', digests = '', outcome = '',
+    released = false,
   }
   if #raw < 27 or string.byte(raw, 1) ~= 1 then return strange end
   local _, flags, deaths, retries, token, sending_ms = struct.unpack('>BBI2I4I8I8', raw)
@@ -222,11 +228,13 @@ local function parse_slip(raw)
     raw = raw, answered = flags % 2 == 1, succeeded = flags % 4 >= 2, all_sent = flags % 8 >= 4,
     deaths = deaths, retries = retries, token = token, sending_ms = sending_ms,
     publication = fields[1], holder = fields[2], digests = fields[3], outcome = string.sub(raw, at),
+    released = flags % 16 >= 8,
   }
 end
 
 local function pack_slip(slip)
   local flags = (slip.answered and 1 or 0) + (slip.succeeded and 2 or 0) + (slip.all_sent and 4 or 0)
+    + (slip.released and 8 or 0)
   return struct.pack('>BBI2I4I8I8', 1, flags, slip.deaths, slip.retries, slip.token,
     slip.sending_ms) .. struct.pack('B', #slip.publication) .. slip.publication
     .. struct.pack('B', #slip.holder) .. slip.holder

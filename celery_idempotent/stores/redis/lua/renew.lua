@@ -8,6 +8,17 @@ local held = parse(ARGV[1])
 local until_ms = math.floor(now_us() / 1000) + tonumber(ARGV[2])
 local record, raw = load_record()
 if record == false then return {is_lost(raw, held.token) and 2 or 0, raw} end
+if not record or record.token ~= held.token then
+  local slip = load_slip(KEYS[3])
+  if slip and slip.released and slip.token == held.token then
+    -- It has given its key up: its lease is in its slip.
+    if not slip.answered or slip.sending_ms > 0 then
+      slip.sending_ms = until_ms
+      save_slip(KEYS[3], slip, not slip.answered and tonumber(ARGV[3]) or nil)
+    end
+    return {1, held.token}
+  end
+end
 if not record then
   if held.state == RUNNING or held.state == COMPENSATING then
     local lost = answered_since(load_slip(KEYS[3]), ARGV[1], held.token)

@@ -25,6 +25,24 @@ end
 local token = new.token
 if new.state == RELEASED then token = token + 1 end
 
+-- What a run became that had given its key up: transitions._settle_released.
+if slip and slip.released and slip.token == new.token then
+  if left and left.released and not left.answered then return new.token + 1 end
+  if told then return new.token end
+  if new.state == RUNNING then
+    slip.sending_ms = now_ms
+    save_slip(slip_key, slip)
+  elseif new.state == RELEASED and not new.done and not left then
+    redis.call('DEL', slip_key)
+  else
+    slip.answered, slip.outcome, slip.sending_ms = true, '', 0
+    if new.state ~= RETRYING then slip.outcome = outcome_of(new) end
+    if delay_ms > 0 and #slip.outcome > 0 then slip.sending_ms = now_ms + delay_ms end
+    save_slip(slip_key, slip, math.max(tonumber(ttl_ms), tonumber(ARGV[5] or 0)))
+  end
+  return new.token
+end
+
 -- Whether a copy of the message answers its call, whose run is recorded and asks again.
 local function is_told_by_a_copy()
   if not slip then return false end
@@ -82,7 +100,9 @@ end
 local answered = slip and record and record.state == UNKNOWN
   and (slip.answered or now_ms < slip.sending_ms)
 local until_ms = 0
-local timed = delay_ms > 0 or new.state == RUNNING or new.state == RETRYING
+-- What a run gives up before its end has no lease: that is in its slip.
+local gives_up = left and left.released and not left.answered
+local timed = delay_ms > 0 and not gives_up or new.state == RUNNING or new.state == RETRYING
   or new.state == COMPENSATING
 if timed and not answered then until_ms = now_ms + delay_ms end
 local interruptions = record and record.interruptions or 0
