@@ -285,7 +285,7 @@ def unknown(store: Store) -> Record:
     """Leave an unknown outcome; gives the run that may still be at it."""
     held = hold(store, FIRST)
     interrupt(store, held)
-    finds_it = Message("a call that asks once")
+    finds_it = Message(f"a call that asks once, {os.urandom(4).hex()}")
     assert isinstance(claim(store, finds_it, max_interruptions=0), Unknown)
     return held
 
