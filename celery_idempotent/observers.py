@@ -73,7 +73,7 @@ class Observation:
 
     ``what`` is the journal's word for it: claimed, succeeded, failed, released, retrying,
     interrupted, unknown, compensating, deduplicated, answered again, waiting, dropped, refused,
-    attached, mismatch, superseded, store away, lost; and, for the time that the store took, claim
+    stopped, mismatch, superseded, store away, lost; and, for the time that the store took, claim
     and complete (``details["seconds"]``).
     """
 

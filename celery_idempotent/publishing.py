@@ -290,11 +290,8 @@ def _instead(
         call_key.readable,
         task,
     )
-    telling.tell(
-        "refused" if refused else "attached",
-        original=first,
-        found="queued" if state is None else str(state),
-    )
+    found = "queued" if state is None else str(state)
+    telling.tell("stopped", original=first, found=found, refused=refused)
     if not refused:
         return result
     raise IdempotencyInProgress.of(

@@ -72,6 +72,7 @@ _COUNTED: Final = {
     "waiting": ("waits", "Deliveries that were put back to come again."),
     "refused": ("refusals", "Calls that failed with IdempotencyInProgress."),
     "dropped": ("drops", "Calls that were dropped (idempotency_on_running)."),
+    "stopped": ("stopped_calls", "Calls that were not published (idempotency_on_enqueue)."),
     "mismatch": ("mismatches", "Calls that brought a key with other arguments."),
     "failed": ("stored_failures", "Runs whose failure is the key's outcome."),
     "interrupted": ("interruptions", "Runs that were cut off."),

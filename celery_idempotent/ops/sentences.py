@@ -177,6 +177,10 @@ _SENTENCES: Final[dict[str, Callable[[JournalEntry], str]]] = {
         "(idempotency_on_running): it was not run, and ended as REVOKED."
     ),
     "refused": _refused,
+    "stopped": lambda told: (
+        f"It was not published (idempotency_on_enqueue): {_other(told)} had the key {told.key} and "
+        f"was {told.more.get('found', 'queued')}."
+    ),
     "mismatch": lambda told: (
         f"It failed with IdempotencyKeyMismatch: {_other(told)} had the key {told.key} with other "
         "arguments."

@@ -12,7 +12,10 @@ from celery import Celery
 from celery_idempotent import IdempotentTask, State
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.message import OWN
+from celery_idempotent.core.record import Owner
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step, StepState
+from celery_idempotent.core.verdicts import Reserve
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.cli import act, check, idempotency
 from celery_idempotent.ops.cli.console import duration
@@ -221,6 +224,19 @@ def test_show_tells_a_person_all_of_it(run: Commands, app: Celery, stored: Store
     assert told["process"] == "77 on host-1"
     assert told["duplicates"] == SECOND
     assert told["step"] == 'charge: done, can be undone: "pi_1"'
+
+
+def test_show_tells_of_a_call_that_is_queued(run: Commands, stored: StoredRecords) -> None:
+    """It was published with ``idempotency_on_enqueue``, and no worker has it yet."""
+    # Given
+    name, _ = stored.hold("order:42", owner=FIRST)
+    owner = Owner(SECOND).pack()
+    stored.store.reserve(name, Reserve(Reservation(owner), 10_000, attaches=False))
+    assert "queued" not in run("show", "order:42", "--text").out
+    # When
+    stored.store.confirm(name, owner, 60_000)
+    # Then
+    assert f"queued: {SECOND}" in run("show", "order:42", "--text").out
 
 
 def test_show_finds_a_key_that_is_no_name(run: Commands, app: Celery) -> None:

@@ -63,6 +63,7 @@ def seen(what: str, **details: Any) -> Observation:
     [
         ("unknown", "unknown_outcomes"),
         ("refused", "refusals"),
+        ("stopped", "stopped_calls"),
         ("dropped", "drops"),
         ("failed", "stored_failures"),
         ("interrupted", "interruptions"),

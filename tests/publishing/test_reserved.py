@@ -546,12 +546,12 @@ def test_to_forget_a_call_ends_its_reservation(charge, published):
     assert len(published) == 2
 
 
-@pytest.mark.parametrize("how", ["attached", "refused"])
-def test_what_becomes_of_a_duplicate_is_observed(charge, once, how):
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_becomes_of_a_duplicate_is_observed(charge, once, refused):
     """With the first call's id, and what that is doing."""
     # Given
     seen = []
-    task = charge if how == "attached" else once
+    task = once if refused else charge
     original = task.delay(42)
     # When
     observe(seen.append)
@@ -562,5 +562,5 @@ def test_what_becomes_of_a_duplicate_is_observed(charge, once, how):
         stop_observing(seen.append)
     # Then
     (told,) = seen
-    assert (told.what, told.original_id) == (how, original.id)
-    assert told.details["found"] == "queued"
+    assert (told.what, told.original_id) == ("stopped", original.id)
+    assert (told.details["found"], told.details["refused"]) == ("queued", refused)

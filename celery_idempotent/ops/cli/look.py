@@ -150,6 +150,9 @@ def show_command(context: Any, text: str, scan: bool, as_json: bool | None) -> N
         if number:
             console.say()
         _show(console, detail, duplicates, _claimed(environment, detail.view))
+        queued = environment.store.reservation(detail.view.name)
+        if queued is not None and queued.is_confirmed:
+            console.tell(f"  queued: {queued.task_id}, published and not delivered yet")
 
 
 def _duplicates(environment: Environment, name: str) -> list[str]:
