@@ -28,6 +28,7 @@ from tests.peers.bench import (
 from tests.peers.shared import (
     after_a_failure,
     after_its_end,
+    beside_it,
     directly,
     killed,
     of,
@@ -51,6 +52,12 @@ def plain(self: Any, order: str, by: str = "", fails: bool = False) -> str:
     return work(self, order, fails)
 
 
+def unlocking(self: Any, order: str) -> str:
+    """Free the key before the work begins."""
+    self.idempotency.release()
+    return work(self, order)
+
+
 def there(name: str, **once: Any) -> None:
     theirs.task(name=name, base=QueueOnce, bind=True, shared=False, once=once)(plain)
 
@@ -69,6 +76,8 @@ there("no_keys", keys=[])
 here("no_keys", idempotency_key=lambda *args, **kwargs: "all")
 there("timeout", timeout=SHORT_S)
 here("timeout")
+there("unlocking", unlock_before_run=True)
+here("unlocking", unlocking)
 there("blocking")
 here("blocking", idempotency_on_enqueue="publish", idempotency_after_wait="run")
 
@@ -154,6 +163,10 @@ CASES = (
         of(killed, "plain", "killed"),
         "better",
         "The lease of a dead worker ends after half a minute by default, not after an hour.",
+    ),
+    Case(
+        '``"unlock_before_run": True``: the next call is queued while the first runs.',
+        of(beside_it, "unlocking", "unlocking"),
     ),
     Case(
         '``"blocking": True``: the caller waits for the lock, then its call runs.',
