@@ -40,11 +40,11 @@ _FINAL = (None, "FAILURE")
 class AfterTrace:
     """What is to be done once the tracer of a delivery has returned."""
 
-    __slots__ = ("duplicate", "on_return", "retry_stored")
+    __slots__ = ("duplicate", "on_return", "stores_no_retry")
 
     def __init__(self) -> None:
-        #: Whether RETRY is stored already, so that the tracer must not store it.
-        self.retry_stored = False
+        #: Whether the tracer must not store RETRY: it is stored already, or must not be stored.
+        self.stores_no_retry = False
         #: Whose duplicate the delivery was, for Celery's events.
         self.duplicate: Duplicate | None = None
         #: Each is called with whether the tracer returned a final answer, so that what hangs on it

@@ -197,6 +197,11 @@ class Delivery:
         return _policy(self.options, self.request, self.waits, first)
 
     @property
+    def may_be_dropped(self) -> bool:
+        """Whether this message, or a copy of it, may be dropped as a duplicate."""
+        return _may_be_dropped(self.options, self.request)
+
+    @property
     def name(self) -> str:
         """The key, for messages."""
         return f"{self.call_key.namespace}:{self.call_key.readable}"
@@ -223,9 +228,16 @@ class Delivery:
 def _policy(options: Options, request: Any, waits: WaitState, first: bool) -> str:
     if waits.count or not first:
         return "wait"
-    if options.on_running == "drop" and (request.chord or request.chain or request.callbacks):
-        return "wait"  # what hangs on it needs an answer
+    if options.on_running == "drop" and not _may_be_dropped(options, request):
+        return "wait"
     return options.on_running
+
+
+def _may_be_dropped(options: Options, request: Any) -> bool:
+    if options.on_running != "drop":
+        return False
+    # What hangs on it needs an answer.
+    return not (request.chord or request.chain or request.callbacks)
 
 
 def _refused_from_ms(options: Options, request: Any, waits: WaitState, first: bool) -> int:

@@ -58,10 +58,10 @@ class RetryingTask(Task):
 
     @property
     def backend(self) -> Any:
-        """As Celery's; for a call whose RETRY is stored already, one that stores none."""
+        """As Celery's; while the tracer must not store RETRY, one that stores none."""
         backend = self.app.backend if self._backend is None else self._backend
         after = AFTER_TRACE.get()
-        return backend if after is None or not after.retry_stored else WithoutRetry(backend)
+        return backend if after is None or not after.stores_no_retry else WithoutRetry(backend)
 
     @backend.setter
     def backend(self, value: Any) -> None:

@@ -72,6 +72,9 @@ def wait(
 ) -> NoReturn:
     """Requeue a message whose key is busy, or whose store is away; the caller's state is RETRY.
 
+    Where a copy of the message may be dropped meanwhile, the state stays as it is: RETRY would be
+    stored over REVOKED, and no slip keeps that for the next delivery to store it again.
+
     Args:
         record: whose run it waits for; ``None``: the store is away.
         since_ms: since when it waits, on the store's clock.
@@ -83,7 +86,10 @@ def wait(
     busy = _what_it_waits_for(delivery, record)
     owner = None if record is None else Owner.unpack(record.owner)
     awaited = delivery.waits.awaited if owner is None else (owner.task_id, owner.nesting)
-    say_retry(delivery.task, delivery.request, busy)
+    if delivery.may_be_dropped:
+        after_trace().stores_no_retry = True
+    else:
+        say_retry(delivery.task, delivery.request, busy)
     waits = _again(delivery, outage, since_ms=since_ms, awaited=awaited)
     if record is not None and delay is None and now_ms:
         age_s = (now_ms - record.token / 1000) / 1000
@@ -222,7 +228,7 @@ def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = Non
         task.backend.mark_as_retry(request.id, why, text, request=request)
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
-    after_trace().retry_stored = True
+    after_trace().stores_no_retry = True
 
 
 def say_revoked(task: Any, request: Any, reason: str) -> bool:
@@ -247,7 +253,7 @@ def is_answered(task: Any, request: Any) -> bool:
 
 
 class WithoutRetry:
-    """A result backend that stores no RETRY: see :func:`say_retry`."""
+    """A result backend that stores no RETRY: see :func:`say_retry` and :func:`wait`."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend

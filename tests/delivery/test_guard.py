@@ -397,6 +397,53 @@ def test_who_does_not_wait(
             duplicate.get()
 
 
+@pytest.mark.parametrize("away", [False, True], ids=["busy", "the store is away"])
+def test_a_dropped_call_stays_revoked_though_its_copy_waits(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    away: bool,
+) -> None:
+    """No RETRY is stored over it, for no slip keeps what the next delivery could store again."""
+    # Given a copy that finds that it has to wait, and the message itself, which is dropped then
+    seen: list[Delivered] = []
+    claim, is_answered = store.claim, guard.is_answered
+
+    def is_away(*_: Any) -> Any:
+        raise StoreUnavailable("away")
+
+    def before_it_is_dropped(answer: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*args: Any) -> Any:
+            answered = answer(*args)
+            monkeypatch.setattr(store, "claim", claim)
+            monkeypatch.setattr(guard, "is_answered", is_answered)
+            seen.append(message.deliver())
+            return answered
+
+        return ask
+
+    def holds(self: Any, order: int) -> str:
+        if away:
+            monkeypatch.setattr(store, "claim", is_away)
+            monkeypatch.setattr(guard, "is_answered", before_it_is_dropped(is_answered))
+        else:
+            monkeypatch.setattr(store, "claim", before_it_is_dropped(claim))
+        seen.append(message.deliver(redelivered=not away))
+        return "held"
+
+    task = guarded(holds, idempotency_on_running="drop")
+    message = message_of(task, (1,))
+    # When
+    deliver(task, (1,))
+    # Then
+    dropped, waits = seen
+    assert dropped.state == "REVOKED"
+    assert results_of(app).get_state(message.task_id) == "REVOKED"
+    (again,) = waits.published
+    assert again.deliver().state == "REVOKED"
+
+
 def test_a_call_whose_end_can_not_be_stored_is_not_dropped(
     guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

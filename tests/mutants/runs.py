@@ -382,6 +382,20 @@ _DELIVERIES = [
         _GUARDS,
     ),
     Mutant(
+        "busy: no RETRY is stored where a copy may be dropped",
+        "delivery/waiting.py",
+        "if delivery.may_be_dropped:",
+        "if False:",
+        (("tests/delivery/test_guard.py", "-k", "stays_revoked"),),
+    ),
+    Mutant(
+        "busy: the tracer stores no RETRY either where a copy may be dropped",
+        "delivery/waiting.py",
+        "may_be_dropped:\n        after_trace().stores_no_retry = True",
+        "may_be_dropped:\n        after_trace().stores_no_retry = False",
+        (("tests/delivery/test_guard.py", "-k", "stays_revoked"),),
+    ),
+    Mutant(
         "busy: the store hears that it is to be refused at once",
         "delivery/delivery.py",
         '!= "wait" or not options.wait_timeout:\n        return 0',
