@@ -163,7 +163,6 @@ class Flower:
                     SETTINGS_VARIABLE: json.dumps(settings),
                     "PYTHONPATH": os.pathsep.join((str(folder), str(ROOT))),
                     "FLOWER_UNAUTHENTICATED_API": "true",
-                    "PYTHONUNBUFFERED": "1",
                     **(environment or {}),
                 },
                 stdout=log,

@@ -5,8 +5,8 @@ it needs. Here one process imports that, once a run, and forks for each process 
 for. It imports nothing of ours: each process imports what is tested by itself, as with
 ``python -m``.
 
-Run as a script this file is that process. Where there are no pidfds (Linux has them) each process
-is a new interpreter.
+Run as a script this file is that process. A process starts cold, as a new interpreter, if only that
+can give what it asks for (:func:`_needs_a_new_interpreter`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,12 @@ MODULES = (
     *("sqlalchemy.dialects.sqlite.pysqlite", "prometheus_client", "tornado.web", "uvicorn", "yaml"),
 )
 _MESSAGE_SIZE = 1 << 18
+#: What the warm process is started with. Its own folder and modules are no part of what it forks.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+#: How variables begin that are read while an interpreter starts, by the linker, libc or Python.
+_READ_AT_THE_START = ("LD_", "GLIBC_", "MALLOC_", "PYTHON", "LANG", "LC_")
+#: Those that a forked process heeds all the same.
+_HEEDED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 
 
 class Process(Protocol):
@@ -71,12 +78,12 @@ def start(
     """Start ``python ARGS`` in a session of its own, with nothing to read from stdin.
 
     Args:
-        args: ``-m MODULE`` or the path of a script, and its arguments.
+        args: what Python takes: ``-m MODULE`` or the path of a script, and its arguments.
         stderr: ``stdout`` unless given.
         cold: start a new interpreter, for what has to come before any import.
     """
     stderr = stderr or stdout
-    if cold or not hasattr(os, "pidfd_open"):
+    if cold or _needs_a_new_interpreter(args, env):
         return subprocess.Popen(
             [sys.executable, *args],
             cwd=cwd,
@@ -87,6 +94,21 @@ def start(
             start_new_session=True,
         )
     return _Forked({"args": list(args), "cwd": str(cwd), "env": env}, stdout, stderr)
+
+
+def _needs_a_new_interpreter(args: Sequence[str], env: dict[str, str]) -> bool:
+    """Whether only a new interpreter can be what is asked for.
+
+    That is so with other options of Python than those that :func:`_run` knows, with another value
+    of a variable that is read at the start, and where there are no pidfds (Linux has them).
+    """
+    if args[0].startswith("-") and args[0] not in ("-m", "-W"):
+        return True
+    return not hasattr(os, "pidfd_open") or any(
+        env.get(name) != _ENVIRONMENT.get(name)
+        for name in {*env, *_ENVIRONMENT} - {*_HEEDED}
+        if name.startswith(_READ_AT_THE_START)
+    )
 
 
 def run(
@@ -153,10 +175,9 @@ def _warm() -> socket.socket:
     global _asking
     if _asking is None:
         _asking, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Not among modules: its own folder and variables are no part of what it forks.
         process = subprocess.Popen(
             [sys.executable, __file__, str(theirs.fileno())],
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+            env=_ENVIRONMENT,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -220,6 +241,7 @@ def _run(wanted: dict[str, Any], installed: list[str]) -> None:
     os.chdir(wanted["cwd"])
     os.environ.clear()
     os.environ.update(wanted["env"])
+    time.tzset()
     tempfile.tempdir = None
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     args = wanted["args"]
