@@ -88,18 +88,30 @@ def locked(database: Database, key: str = KEY) -> Iterator[Connection]:
 
 
 def test_no_statement_too_many(store: SqlStore) -> None:
-    """A claim and a completion read and write; who only asks reads; a note costs one more."""
+    """A claim, a renewal and a completion read and write; a note costs one more; a replay reads."""
     # Given
     claim(store, FIRST)  # connections are made
     store.forget(KEY, HORIZON_MS)
     held = []
     # Then
     assert statements(store, lambda: held.append(hold(store, FIRST, noted=True))) == 2
-    assert statements(store, lambda: claim(store, SECOND)) == 1
     assert statements(store, lambda: renew(store, held[0])) == 2
     assert statements(store, lambda: complete(store, held[0], delivery_ms=LEASE_MS)) == 2
     assert statements(store, lambda: note(store, FIRST, held[0].token)) == 3
     assert statements(store, lambda: claim(store, SECOND)) == 1
+
+
+def test_only_the_first_who_waits_writes(store: SqlStore) -> None:
+    """It marks the record, whose end is told then, in one transaction, where the store can tell."""
+    # Given
+    held = hold(store, FIRST)
+    # Then
+    assert statements(store, lambda: claim(store, SECOND)) == 2
+    assert statements(store, lambda: claim(store, SECOND)) == 1
+    assert statements(store, lambda: claim(store, THIRD)) == 1
+    # BEGIN, SAVEPOINT, the notification, RELEASE, COMMIT
+    told = 5 if store.rows.tells else 0
+    assert statements(store, lambda: complete(store, held)) == 2 + told
 
 
 # --- locks ---
