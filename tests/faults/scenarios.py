@@ -659,6 +659,12 @@ _FOUND_BY_USE = (
         "Those who wait were told in the same step.",
         ("faults/test_woken.py::test_the_process_is_killed_when_its_end_is_recorded",),
     ),
+    Scenario(
+        80,
+        "A run ends while its worker, which holds what waits, has lost the broker",
+        "What came over the old connection goes nowhere; it comes again.",
+        ("faults/test_woken.py::test_the_broker_is_away_as_the_run_ends",),
+    ),
 )
 
 SCENARIOS = (*_THOUGHT_OF, *sorted(_FOUND_BY_USE, key=lambda scenario: scenario.number))

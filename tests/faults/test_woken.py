@@ -10,6 +10,7 @@ import redis
 
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
+from tests.support.brokers import RabbitBroker
 from tests.support.faults import kill_at
 from tests.support.proxy import Proxy
 from tests.support.system import STORE_DB, System, answers, outlive_lease
@@ -35,10 +36,15 @@ def listeners(server: RedisServer, channel: str = CHANNEL) -> int:
 
 def waiting(system: System, count: int = 10) -> list[object]:
     """A call whose body waits at the gate ``go``, and duplicates that wait for it."""
+    return waiting_for(system, 1, "go", count)
+
+
+def waiting_for(system: System, order: int, gate: str, count: int = 10) -> list[object]:
+    """The same for a given order and gate."""
     pay = system.task("pay")
-    first = pay.delay(1, gate="go")
+    first = pay.delay(order, gate=gate)
     system.ledger.wait_for("start", id=first.id)
-    results = [pay.delay(1, gate="go") for _ in range(count)]
+    results = [pay.delay(order, gate=gate) for _ in range(count)]
     for result in results:
         system.ledger.wait_for("finished", id=result.id)
     return [first, *results]
@@ -166,6 +172,32 @@ def test_the_worker_that_holds_them_is_killed(make_rabbit_system: MakeSystem) ->
     # Then
     assert len({answer["receipt"] for answer in answers(results, timeout=60)}) == 1
     assert system.ledger.count("effect") == 1
+
+
+def test_the_broker_is_away_as_the_run_ends(make_rabbit_system: MakeSystem) -> None:
+    """Scenario 80: what came over the old connection goes nowhere; it comes again, and is held."""
+    # Given
+    system = make_rabbit_system(test_faults=True, idempotency_lease=30)
+    worker = system.start_worker(concurrency=2)
+    results = waiting(system)
+    eventually(lambda: listeners(system.store) == 1, "the worker listens")
+    broker = system.broker
+    assert isinstance(broker, RabbitBroker)
+    # When the run ends while the worker makes its connection anew
+    broker.proxy.refuse()
+    eventually(lambda: broker.proxy.refused > 0, "the worker has lost its broker")
+    system.ledger.open("go")
+    system.ledger.wait_for("effect")
+    broker.proxy.accept()
+    # Then
+    assert len({answer["receipt"] for answer in answers(results, timeout=60)}) == 1
+    assert system.ledger.count("effect") == 1
+    # And when those that wait are held over the new connection
+    again = waiting_for(system, 2, "go-2")
+    system.ledger.open("go-2")
+    assert len({answer["receipt"] for answer in answers(again)}) == 1
+    assert deliveries(system, again) == [2] * 10
+    assert worker.running
 
 
 def test_two_workers_hold_those_that_wait(make_faulty: MakeSystem) -> None:

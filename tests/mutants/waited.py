@@ -7,6 +7,7 @@ from tests.mutants.mutant import Mutant, Stages, pair
 __all__ = ["WAITED"]
 
 _WAITERS: Stages = (("tests/worker/test_waiters.py",),)
+_STRATEGY: Stages = (("tests/worker/test_strategy.py",),)
 _LISTENING: Stages = (("tests/worker/test_listening.py",),)
 
 
@@ -88,6 +89,20 @@ WAITED: list[Mutant] = [
         "a message that Celery gave up goes nowhere",
         "gone = [it for it in gone if not _is_cancelled(it.entry)]",
         "gone = list(gone)",
+    ),
+    Mutant(
+        "a message that waits takes no token of a rate limit",
+        "worker/strategy.py",
+        "default(task, app, _Consumer(consumer, waiters), **options)",
+        "default(task, app, consumer, **options)",
+        _STRATEGY,
+    ),
+    Mutant(
+        "a message that waits for the store takes no token of a rate limit",
+        "worker/waiters.py",
+        "            return timer.call_at(due, apply, (request,), priority=_PRIORITY)",
+        "            return None",
+        _STRATEGY,
     ),
     Mutant(
         "a key is looked at when the line breaks",
