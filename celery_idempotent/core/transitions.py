@@ -12,6 +12,7 @@ from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
+    NEVER_MS,
     UNKNOWN_TTL_MS,
     Busy,
     Claim,
@@ -58,6 +59,7 @@ def claim(
     slip: Slip | None = None,
     awaited: Slip | None = None,
     queued: Reservation | None = None,
+    left_ms: int = NEVER_MS,
 ) -> tuple[ClaimVerdict, Write | None]:
     """Decide what a delivery may do.
 
@@ -65,15 +67,21 @@ def claim(
         slip: the slip of the message's owner.
         awaited: the slip of the run that this caller waited for last.
         queued: the key's reservation, if this delivery has to end it.
+        left_ms: for how long the record is still kept.
     """
-    verdict, write = _decide(record, ask, now_us, slip, awaited)
+    verdict, write = _decide(record, ask, now_us, slip, awaited, left_ms)
     if queued is not None and (isinstance(verdict, Claimed) or queued.owner == ask.candidate.owner):
         write = (Write(None) if write is None else write)._replace(drops_queued=True)
     return verdict, write
 
 
 def _decide(
-    record: Record | None, ask: Claim, now_us: int, slip: Slip | None, awaited: Slip | None
+    record: Record | None,
+    ask: Claim,
+    now_us: int,
+    slip: Slip | None,
+    awaited: Slip | None,
+    left_ms: int,
 ) -> tuple[ClaimVerdict, Write | None]:
     now_ms = now_us // 1000
     new = ask.candidate
@@ -125,7 +133,7 @@ def _decide(
                 answer.succeeded and record.state in (State.SUCCEEDED, State.FAILED)
             ):
                 return _answer_again(answer, slip, ask, now_ms, noted)
-            return _replay_other(record, slip, ask, now_ms, noted)
+            return _replay_other(record, slip, ask, now_ms, noted, left_ms)
         is_kept = record.state in (State.SUCCEEDED, State.FAILED)
         if awaited is not None and awaited.released:
             awaited = None  # the key was free before that run ended
@@ -160,7 +168,7 @@ def _decide(
                 return _take(record, ask, now_us, 0, slip)
             shared = Replay(record, False, noted)
             return _told(shared, record, slip, ask, now_ms, noted, record.outcome)
-        return _replay_other(record, slip, ask, now_ms, noted)
+        return _replay_other(record, slip, ask, now_ms, noted, left_ms)
     if record.state is State.COMPENSATING:
         if live:
             return _busy(record, mine, slip, ask, now_ms, noted)
@@ -293,9 +301,14 @@ def _replay_mine(
 
 
 def _replay_other(
-    record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
+    record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool, left_ms: int
 ) -> tuple[ClaimVerdict, Write | None]:
-    return _leased(Replay(record, False, noted), slip, ask, now_ms, noted)
+    shared = Replay(record, False, noted)
+    if record.outcome and left_ms < ask.horizon_ms:
+        # The record may be gone when the next copy of the message comes.
+        ttl_ms = ask.horizon_ms
+        return _told(shared, None, slip, ask, now_ms, noted, record.outcome, ttl_ms)
+    return _leased(shared, slip, ask, now_ms, noted)
 
 
 def _answer_again(
@@ -323,14 +336,15 @@ def _leased(
 
 def _told(
     verdict: ClaimVerdict,
-    record: Record,
+    record: Record | None,
     slip: Slip | None,
     ask: Claim,
     now_ms: int,
     noted: bool,
     outcome: bytes = b"",
+    ttl_ms: int = 0,
 ) -> tuple[ClaimVerdict, Write | None]:
-    """Return a verdict that the record does not keep; the message's slip does, from now.
+    """Return a verdict that the record does not keep, or not for long; the slip does, from now.
 
     The next copy of the message gets the same ``outcome``. Where there is none yet, the caller
     makes an error, and has a lease for as long as that takes: meanwhile no copy of the message
@@ -344,7 +358,7 @@ def _told(
     if outcome:
         told = ask.message._replace(answered=True, digests=b"", outcome=outcome)
         slip = told if slip is None else slip.merged(told)
-        write = write._replace(slip=slip, slip_ttl_ms=ask.keep_ms)
+        write = write._replace(slip=slip, slip_ttl_ms=ttl_ms or ask.keep_ms)
     if not noted if ask.callbacks else not (outcome or is_told):
         write = _with_sending(write, slip, ask, now_ms)
     return verdict, None if write.slip is None else write

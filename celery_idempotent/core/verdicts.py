@@ -207,6 +207,8 @@ class Claim(NamedTuple):
     #: The key of the reservation, which a granted claim deletes, as any delivery of the call that
     #: is reserved does. Empty: the task's calls are not reserved.
     queued_key: str = ""
+    #: How long copies of the message may come: a duplicate whose record ends sooner gets a slip.
+    horizon_ms: int = 0
 
 
 class Reserve(NamedTuple):

@@ -135,8 +135,9 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     if not verdict.mine:
         show_duplicate(delivery, record)
     kept = record.state in (State.SUCCEEDED, State.FAILED)
-    if not verdict.mine and kept and claimant.terms.ttl_ms >= claimant.terms.horizon_ms:
-        # The record answers each copy; only what hangs on this one is to be written down.
+    if not verdict.mine and kept:
+        # The record answers each copy, or the slip that the claim left; only what hangs on this one
+        # is to be written down.
         if claimant.callbacks:
             leave_answer(delivery, in_record=True)
     elif not verdict.mine or (verdict.from_slip and claimant.callbacks):

@@ -79,6 +79,7 @@ class ClaimAttempt:
             terms.frees,
             terms.in_turn,
             claimant.queued_key,
+            terms.horizon_ms,
         )
         self.may_hold = True
         verdict = _claim(claimant, request, patience_s)

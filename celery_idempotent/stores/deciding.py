@@ -325,6 +325,7 @@ class DecidingStore(Store, Generic[C]):
                 slip=row.slip,
                 awaited=row.awaited,
                 queued=row.queued,
+                left_ms=row.expires_ms - row.now_ms,
             )
             if write is not None and write.only_marks and isinstance(verdict, Busy):
                 if marked and record is not None:

@@ -982,6 +982,22 @@ def test_an_answer_outlives_a_short_window(
     assert first.again().get() == "winner"
 
 
+@pytest.mark.parametrize("window", [60, 3600, 7000])
+def test_a_duplicate_keeps_its_answer_when_the_window_ends(
+    guarded: Callable[..., Any], store: MovableStore, window: int
+) -> None:
+    """It is answered in the last moments of the window, and its copy comes after that."""
+    # Given
+    task = guarded(winner, declines, idempotency_ttl=window)
+    deliver(task, (1,))
+    store.advance(window - 1)
+    duplicate = deliver(task, (1,))
+    # When
+    store.advance(2)
+    # Then
+    assert duplicate.again().get() == duplicate.get() == "winner"
+
+
 @pytest.mark.parametrize(("policy", "state"), [("raise", "FAILURE"), ("drop", "REVOKED")])
 def test_a_duplicate_that_did_not_wait_keeps_its_answer(
     guarded: Callable[..., Any], policy: str, state: str

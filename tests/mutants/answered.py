@@ -20,6 +20,18 @@ def _copies() -> list[Mutant]:
         ("if is_copy then return answer_again() end\n  return take(0)", "return take(0)"),
     )
     mutants += pair(
+        "answered: a duplicate whose record ends before its copies leaves a slip",
+        ("if record.outcome and left_ms < ask.horizon_ms:", "if False:"),
+        "claim",
+        ("left_ms >= 0 and left_ms < horizon_ms then", "false then"),
+    )
+    mutants += pair(
+        "answered: and none where the record lives on",
+        ("if record.outcome and left_ms < ask.horizon_ms:", "if record.outcome:"),
+        "claim",
+        ("left_ms >= 0 and left_ms < horizon_ms then", "left_ms >= 0 then"),
+    )
+    mutants += pair(
         "answered: a leftover copy runs nothing where it gave its key up",
         ("if mine and is_copy and answer is not None:", "if False:"),
         "claim",
@@ -262,7 +274,7 @@ def _sending() -> list[Mutant]:
             "        pass\n    return verdict, None if",
         ),
         "claim",
-        ("    send_alone(left, left and keep_ms)\n", ""),
+        ("    send_alone(left, left and ttl_ms)\n", ""),
     )
     mutants += pair(
         "told: without callbacks, too",

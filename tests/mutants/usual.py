@@ -39,6 +39,11 @@ USUAL: list[Mutant] = [
         "true",
     ),
     _claim("that no claim was given up for", "byte(raw, nonce_at) == 0", "true"),
+    _claim(
+        "for as long as copies may come",
+        "redis.call('PTTL', KEYS[1]) < struct.unpack('>I8', ARGV[3], 42)",
+        "false",
+    ),
     _claim("unchecked", "asked % 4 == 0", "asked % 4 < 2"),
     _claim("without callbacks", "asked % 4 == 0", "asked % 2 == 0"),
     _claim(

@@ -56,7 +56,7 @@ _HEAD: Final = 2048
 _LATE_TURNS: Final = 3
 
 #: The numbers that a claim sends, and the head of its answer: see lua/claim.lua.
-_ASK: Final = struct.Struct(">QQIIBQQ")
+_ASK: Final = struct.Struct(">QQIIBQQQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 
 
@@ -120,6 +120,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             flags,
             ask.patient_until_ms,
             ask.refused_from_ms,
+            ask.horizon_ms,
         )
         keys = _keys(key, ask.slip_key, ask.awaited_key, ask.queued_key)
         args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())

@@ -127,6 +127,15 @@ class AnsweredRows:
         assert slip is not None
         assert (slip.answered, slip.token, slip.outcome) == (True, held.token, RESULT)
 
+    def test_a_duplicate_leaves_no_slip_while_its_record_lives_on(self, store: Store) -> None:
+        """The record answers its copies, too: nothing more is written."""
+        # Given
+        complete(store, hold(store, FIRST))
+        # When
+        claim(store, SECOND, horizon_ms=HORIZON_MS)
+        # Then
+        assert store.slip(SECOND.slip_key) is None
+
     def test_a_failed_call_that_is_published_anew_is_a_duplicate(self, store: Store) -> None:
         """The same task id under another publication: its answer stands, and others may run."""
         # Given
@@ -638,6 +647,26 @@ class AnsweredRows:
 
 class AnsweredInTimeRows:
     """Slips, and leases that are over."""
+
+    @pytest.mark.parametrize("callbacks", [False, True])
+    @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED])
+    def test_a_duplicate_keeps_its_answer_when_the_window_ends(
+        self, store: Store, clock: StoreClock, state: State, callbacks: bool
+    ) -> None:
+        """Its record lives for less time than its copies may come: its slip has the outcome."""
+        # Given
+        settle(store, hold(store, FIRST), state, 0, 2_000, outcome=RESULT)
+        answered = claim(store, SECOND, noted=callbacks, horizon_ms=HORIZON_MS)
+        assert isinstance(answered, Replay)
+        if callbacks:
+            note(store, SECOND)
+        # When
+        clock.advance(2_000)
+        # Then
+        again = claim(store, SECOND, noted=callbacks, horizon_ms=HORIZON_MS)
+        assert isinstance(again, Replay)
+        assert (again.record.outcome, again.noted) == (answered.record.outcome, callbacks)
+        assert isinstance(claim(store, THIRD, horizon_ms=HORIZON_MS), Claimed)
 
     def test_a_sender_that_stalled_is_replaced(self, store: Store, clock: StoreClock) -> None:
         """The lease on a duplicate's callbacks is over: the next copy sends them."""

@@ -175,6 +175,7 @@ class Twins(RuleBasedStateMachine):
         frees=st.booleans(),
         in_turn=st.booleans(),
         reserves=st.booleans(),
+        horizon_ms=st.sampled_from((0, 1, 1_000, 30_000)),
     )
     def claim(
         self,
@@ -195,6 +196,7 @@ class Twins(RuleBasedStateMachine):
         frees: bool,
         in_turn: bool,
         reserves: bool,
+        horizon_ms: int,
     ) -> Any:
         ask = Claim(
             candidate,
@@ -214,6 +216,7 @@ class Twins(RuleBasedStateMachine):
             frees=frees,
             in_turn=in_turn,
             queued_key=queued_key(key) if reserves else "",
+            horizon_ms=horizon_ms,
         )
         before = self.record(key)
         verdict = self.both(lambda store: store.claim(key, ask))

@@ -2,9 +2,9 @@
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
 --   [, the reservation]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
---   max_compensations:4 flags:1 patient_until_ms:8 refused_from_ms:8, keep_ms, the message as a
---   packed slip, packed: deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks, 4 compensates only,
---   8 is new, 16 frees, 32 in turn, 64 there is the key of a reservation
+--   max_compensations:4 flags:1 patient_until_ms:8 refused_from_ms:8 horizon_ms:8, keep_ms, the
+--   message as a packed slip, packed: deadline_ms:8 broke:1; flags: 1 checked, 2 callbacks,
+--   4 compensates only, 8 is new, 16 frees, 32 in turn, 64 there is the key of a reservation
 -- Returns: the token, where it is claimed and nothing was before
 --   | {token, interruptions, record to compensate or '', steps, origin}: claimed
 --   | code:1 flags:1 now_ms:8 record: 0 unreadable, 2 busy (1 mine), 3 replay (1 mine, 2 noted),
@@ -13,7 +13,7 @@
 -- One string, or one number, costs the client less than an array does.
 local candidate = ARGV[1]
 local lease_ms, unknown_ms, max_interruptions, max_compensations, asked, patient_until_ms,
-  refused_from_ms = struct.unpack('>I8I8I4I4BI8I8', ARGV[3])
+  refused_from_ms, horizon_ms = struct.unpack('>I8I8I4I4BI8I8I8', ARGV[3])
 local deadline_ms, broke = struct.unpack('>I8B', ARGV[6])
 -- The store was away a moment ago: the runs that lived through that renew first.
 if broke == 1 then patient_until_ms = math.huge end
@@ -121,8 +121,9 @@ local function leased(code, flags, it)
   return answer(code, flags + (noted and 2 or 0), it)
 end
 
--- A verdict that the record does not keep, but the message's slip, from now: transitions._told.
-local function tell(code, it, outcome)
+-- A verdict that the record does not keep, or not for long; the slip does: transitions._told.
+local function tell(code, it, outcome, ttl_ms)
+  ttl_ms = ttl_ms or keep_ms
   local left, is_told = nil, slip and slip.answered or false
   if outcome and slip_key then
     left = parse_slip(message)
@@ -130,11 +131,20 @@ local function tell(code, it, outcome)
     if slip then left = merged(slip, left) end
   end
   if slip_key and (callbacks and not noted or not callbacks and not is_told) then
-    send_alone(left, left and keep_ms)
+    send_alone(left, left and ttl_ms)
   elseif left then
-    save_slip(slip_key, left, keep_ms)
+    save_slip(slip_key, left, ttl_ms)
   end
   return answer(code, noted and 2 or 0, it)
+end
+
+-- Where the record may be gone when the next copy of the message comes, the slip has the outcome.
+local function replay_other()
+  local outcome, left_ms = outcome_of(record), redis.call('PTTL', KEYS[1])
+  if #outcome > 0 and left_ms >= 0 and left_ms < horizon_ms then
+    return tell(3, raw, outcome, horizon_ms)
+  end
+  return leased(3, 0, raw)
 end
 
 local function answer_again()
@@ -202,7 +212,7 @@ if not mine then
   if told and (is_copy or #told.outcome > 0) then
     local kept = record.state == SUCCEEDED or record.state == FAILED
     if #told.outcome > 0 or not (told.succeeded and kept) then return answer_again() end
-    return leased(3, 0, raw)
+    return replay_other()
   end
   local awaited = load_slip(awaited_key)
   -- The key was free before that run ended.
@@ -244,7 +254,7 @@ if record.done then
     if ARGV[2] ~= record.owner then return take(0) end
     return tell(3, raw, outcome_of(record))
   end
-  return leased(3, 0, raw)
+  return replay_other()
 end
 if record.state == COMPENSATING then
   if live then return busy() end

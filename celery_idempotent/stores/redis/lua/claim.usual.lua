@@ -21,6 +21,8 @@ then
     -- Whether it can be read is left to whoever gets it.
     if sub(raw, 25, owner_end) ~= sub(ARGV[1], 25, 25 + byte(ARGV[1], 25))
       and byte(raw, nonce_at) == 0
+      -- And for as long as copies of this message may come.
+      and not (KEYS[3] and redis.call('PTTL', KEYS[1]) < struct.unpack('>I8', ARGV[3], 42))
     then
       return struct.pack('>BBI8', 3, 0, now_ms) .. raw
     end

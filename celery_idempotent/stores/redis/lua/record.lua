@@ -132,11 +132,6 @@ local function outcome_of(record)
   return string.sub(record.raw, at + 2 + struct.unpack('>I2', record.raw, at))
 end
 
-local function outcome_of(record)
-  local at = record.tail_at
-  return string.sub(record.raw, at + 2 + struct.unpack('>I2', record.raw, at))
-end
-
 -- The same record with who began what its run goes on with.
 local function with_origin(record, origin)
   local at, raw, lines = record.tail_at, record.raw, label_of(record)
