@@ -22,7 +22,7 @@ COMMANDS = [
     for command in block.commands()
 ]
 #: What a page shows and nobody can run: a log line, a record of a session, settings in outline.
-FRAGMENTS = 11
+FRAGMENTS = 12
 
 
 def targets() -> set[str]:
