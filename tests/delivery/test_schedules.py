@@ -51,20 +51,25 @@ def test_copies_get_one_answer_though_nothing_is_noted_yet(seed: int) -> None:
 
 def test_a_seed_plays_the_same_schedule_each_time() -> None:
     """A schedule depends on its seed only: not on what was played before, nor on a hash's order."""
-    # Given what was played here, in one order
-    here = [_digest(seed) for seed in _SEEDS]
-    # When the same is played in another order, and in a process whose hashes are others
-    again = [_digest(seed) for seed in reversed(_SEEDS)][::-1]
-    code = f"from {__name__} import _SEEDS, _digest; print(*map(_digest, _SEEDS))"
-    elsewhere = subprocess.run(
+    # Given what was played in one order, in a process that has no threads of other tests
+    first = _digests("_SEEDS", hash_seed="1")
+    # When the same is played in another order, and where hashes are others
+    again = _digests("reversed(_SEEDS)", hash_seed="4711")
+    # Then it is the same
+    assert len(first) == len(_SEEDS)
+    assert first == again[::-1]
+
+
+def _digests(seeds: str, *, hash_seed: str) -> list[str]:
+    code = f"from {__name__} import _SEEDS, _digest; print(*map(_digest, {seeds}))"
+    played = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONHASHSEED": "4711"},
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
         capture_output=True,
         text=True,
         check=True,
     )
-    # Then it is the same
-    assert here == again == elsewhere.stdout.split()
+    return played.stdout.split()
 
 
 def _digest(seed: int) -> str:
