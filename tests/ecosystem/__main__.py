@@ -30,8 +30,12 @@ def main() -> int:
     chosen = [
         row
         for row in ROWS
-        if (options.all or options.k or row.usual) and (options.k or "") in row.adapter
+        if (options.all or options.k or row.usual)
+        and (options.k or "").lower() in f"{row.adapter} {row.title}".lower()
     ]
+    if not chosen:
+        print(f"no row has {options.k!r} in its name: {', '.join(row.adapter for row in ROWS)}")
+        return 2
     began = time.monotonic()
     pythons = _environments(sorted({row.group for row in chosen}))
     with ThreadPoolExecutor(options.jobs) as pool:
@@ -55,9 +59,7 @@ def _options() -> Any:
         "--all", action="store_true", help="also what is left out where time is short"
     )
     parser.add_argument("--record", action="store_true", help="write the page of the docs anew")
-    parser.add_argument(
-        "-k", metavar="TEXT", help="only the rows whose adapter has this in its name"
-    )
+    parser.add_argument("-k", metavar="TEXT", help="only the rows that have this in their name")
     parser.add_argument("--jobs", type=int, default=2, help="how many rows at once")
     return parser.parse_args()
 

@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "opentelemetry-instrumentation-celery",
         "opentelemetry-sdk",
         "pytest",
-        "python-memcached",
+        "pymemcache",
         "PyYAML",
         "sentry-sdk",
         "six",  # celery-once needs it, and does not say so
@@ -67,7 +67,7 @@ ROWS: list[Row] = [
     Row("backends:Rpc", "results by ``rpc``", "many", know="It has no chords."),
     Row("backends:InDatabase", "results in a database", "many", "sqlalchemy"),
     Row("backends:InFiles", "results in files", "many", usual=False),
-    Row("backends:InMemcached", "results in memcached", "many", "python-memcached"),
+    Row("backends:InMemcached", "results in memcached", "many", "pymemcache"),
     Row(
         "backends:Nowhere",
         "no results",
