@@ -28,7 +28,8 @@ class Contestant:
     #: Makes a line with its task, from the URL of a database of its own.
     make: Callable[[str], Line]
     #: ``"worker"``: a duplicate is executed and answered by the worker; ``"enqueue"``: it isn't
-    #: published while the first call is queued or runs; ``""``: there are no duplicates.
+    #: published while the first call is queued or runs (ours: or is done); ``""``: there are no
+    #: duplicates.
     duplicate_at: str = ""
     #: The fate of a duplicate, in words.
     duplicate: str = ""
@@ -187,11 +188,12 @@ CONTESTANTS = (
         "celery-idempotent",
         _attach,
         "enqueue",
-        "apply_async gives the AsyncResult of the first call while that runs, and afterwards "
-        "while its result is there (then with a look into the result backend)",
+        "apply_async gives the AsyncResult of the first call while that is queued or runs, and "
+        "afterwards while its result is there (with a look into the result backend each time)",
         keeps_outcome=True,
         fencing="a token with every claim, checked by every write to the record",
-        note="idempotency_on_enqueue='attach'",
+        note="idempotency_on_enqueue='attach': a call that is published costs two commands more, "
+        "one that reserves its key before that and one that confirms it after that",
     ),
     Contestant(
         "celery-once",
