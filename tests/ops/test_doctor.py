@@ -8,18 +8,20 @@ import importlib.util
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery import Celery
 from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, crontab
+from kombu.common import QoS
 from kombu.transport import redis as kombu_redis
 
 from celery_idempotent import MESSAGE_ID, IdempotentTask
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.ops.doctor import Finding, examination, examine, tenants
+from celery_idempotent.ops.doctor import Finding, examination, examine, tenants, worker
 from celery_idempotent.ops.doctor.beat import check_beat, shortest_interval
 from celery_idempotent.ops.doctor.broker import CelerysServers, check_broker
 from celery_idempotent.ops.doctor.findings import Patient, Task
@@ -35,6 +37,12 @@ from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.memory import MemoryStore
 
 #: Whether this kombu lets one choose how often its Redis transport looks for late messages.
+#: Where kombu knows a limit at all.
+LIMITED = (
+    [("eta-limited", {"worker_eta_task_limit": 1000}, {})]
+    if "max_prefetch" in signature(cast(Any, QoS.__init__)).parameters
+    else []
+)
 RESTORES_AT_CHOICE = hasattr(kombu_redis.Channel, "unacked_restore_throttle")
 #: A configuration in which nothing is to be found; nothing listens there, and nothing is asked.
 GOOD: dict[str, Any] = {
@@ -324,7 +332,7 @@ def test_a_good_configuration_is_not_spoken_of(
         ("result-serializer", {"result_serializer": "yaml"}, {}),
         ("result-serializer", {"result_accept_content": ["msgpack"]}, {}),
         ("pickle", {"accept_content": ["json", "pickle"]}, {}),
-        ("eta-limited", {"worker_eta_task_limit": 1000}, {}),
+        *LIMITED,
         ("prefetch-unlimited", {"worker_prefetch_multiplier": 0}, {}),
         ("prefetch", {"worker_prefetch_multiplier": 8}, {}),
         ("short-lease", {}, {"idempotency_lease": 2.9}),
@@ -640,11 +648,11 @@ def test_the_shortest_time_between_two_ticks_counts(
 def test_a_store_that_is_away_is_one_finding_and_no_error(made: list[Celery]) -> None:
     """All that can be checked without it is checked."""
     # Given
-    app = patient(made, {"worker_eta_task_limit": 1000}).app
+    app = patient(made, {"worker_prefetch_multiplier": 0}).app
     # When
     names = {finding.name for finding in examine(app)}
     # Then
-    assert names == {"store-away", "eta-limited"}
+    assert names == {"store-away", "prefetch-unlimited"}
 
 
 def test_what_is_accepted_is_not_spoken_of(
@@ -653,17 +661,33 @@ def test_what_is_accepted_is_not_spoken_of(
     """By its name, in idempotency_accept; the rest is found as before."""
     # Given
     monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
-    wrong = {"task_time_limit": None, "worker_eta_task_limit": 1000}
+    wrong = {"task_time_limit": None, "worker_prefetch_multiplier": 0}
     app = patient(made, {**wrong, "idempotency_accept": ["no-time-limit"]}).app
     # Then
-    assert [finding.name for finding in examine(app)] == ["eta-limited"]
+    assert [finding.name for finding in examine(app)] == ["prefetch-unlimited"]
+
+
+def test_where_kombu_knows_no_limit_nothing_is_said_of_it(
+    made: list[Celery], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The setting does nothing there."""
+
+    # Given
+    class OlderQoS:
+        def __init__(self, callback: Any, initial_value: int) -> None:
+            raise AssertionError("nobody makes one")
+
+    monkeypatch.setattr(worker, "_qos", OlderQoS)
+    # Then
+    found = list(check_worker(patient(made, {"worker_eta_task_limit": 1000})))
+    assert "eta-limited" not in {finding.name for finding in found}
 
 
 def test_errors_come_before_warnings(made: list[Celery], monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever reads only the first lines has read the worst."""
     # Given
     monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
-    app = patient(made, {"worker_eta_task_limit": 1000, "task_serializer": "yaml"}).app
+    app = patient(made, {"worker_prefetch_multiplier": 0, "task_serializer": "yaml"}).app
     # Then
     assert [finding.level for finding in examine(app)] == ["error", "warning"]
 
