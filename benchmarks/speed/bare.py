@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import redis
 
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.stores.redis.store import _ASK, RedisStore
 from celery_idempotent.stores.redis.wire import _TIMING, Script, ScriptCall, load_script
 
 __all__ = ["Bare"]
 
-_DAY_MS = 86_400_000
+_HOUR_MS = 3_600_000
+_DAY_MS = 24 * _HOUR_MS
 _MONTH_MS = 30 * _DAY_MS
 
 
@@ -40,7 +42,8 @@ class Bare:
         self._trivial = trivial.sha
         for script in (self._claim, self._settle):
             self._client.script_load(script.source.decode())
-        self._asked = (_ASK.pack(30_000, _MONTH_MS, 3, 3, 0, 0), _DAY_MS, b"", _TIMING.pack(0, 0))
+        numbers = 30_000, _MONTH_MS, 3, 3, 0, 0, NEVER_MS, 2 * _HOUR_MS  # in lua/claim.lua's order
+        self._asked = (_ASK.pack(*numbers), _DAY_MS, b"", _TIMING.pack(0, 0))
 
     def _made(self, source: str) -> Script:
         sha = str(self._client.script_load(source))

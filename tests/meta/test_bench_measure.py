@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from benchmarks.speed import measure, peers
+from benchmarks.speed.bare import Bare
 from benchmarks.speed.measure import Effort, Goal, Ratio, ratio, rounds
+from celery_idempotent.testing.servers import RedisServer
 
 
 def silent(text: str) -> None:
@@ -27,6 +29,23 @@ def silent(text: str) -> None:
 def test_a_ratio_lies_between_two_of_those_found(found: Any, expected: Ratio) -> None:
     """Of many rounds some in the middle say it, of few all do."""
     assert Ratio.of(found) == expected
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["by redis-py", "by our connections"])
+def test_the_bare_side_sends_what_the_scripts_take(packed: bool) -> None:
+    """A claim, its completion and a replay: the scripts' arguments are those of today."""
+    # Given
+    with RedisServer() as server:
+        bare = Bare(server.url(), packed=packed)
+        key, owner = "bare:{task:one}", b"U" + bytes(16)
+        # When
+        token = bare.claim(key, owner)
+        assert isinstance(token, int)
+        bare.complete(key, owner, token)
+        replayed = bare.claim(key, b"U" + b"\1" * 16)
+        # Then
+        assert isinstance(replayed, bytes)
+        assert bare.timed_scripts(3, 0)[0] > 0
 
 
 def test_what_a_plain_task_takes_is_taken_off_both_sides() -> None:
