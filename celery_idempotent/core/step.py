@@ -14,10 +14,12 @@ from typing import Final
 from celery_idempotent.core.codec import NOT_KEPT
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["CHECKPOINT", "Step", "StepState", "name_of"]
+__all__ = ["CHECKPOINT", "MAX_NAME", "Step", "StepState", "name_of"]
 
 #: What a checkpoint's name begins with among the names of steps; no step's own name does.
 CHECKPOINT: Final = "@"
+#: How long the name of a step or of a loop may be, in characters.
+MAX_NAME: Final = 200
 
 _HEAD = struct.Struct(">BHI")
 

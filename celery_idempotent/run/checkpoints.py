@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
+from celery_idempotent.core.step import MAX_NAME
 from celery_idempotent.errors import StoppedAtCheckpoint
 from celery_idempotent.run.steps import Steps
 
 __all__ = ["checkpoint", "resume"]
 
 T = TypeVar("T")
-
-_MAX_NAME: Final = 200
 
 
 def checkpoint(steps: Steps, name: str, cursor: Any) -> None:
@@ -23,8 +22,6 @@ def checkpoint(steps: Steps, name: str, cursor: Any) -> None:
         StoppedAtCheckpoint: the run stops here.
         ClaimLost, NotCommitted, ValueError: as :meth:`.Steps.reach`.
     """
-    if cursor is None:
-        raise ValueError("a cursor of None means: from the beginning; give an id or a position")
     steps.reach(name, cursor)
     if steps.may_stop:
         raise StoppedAtCheckpoint(f"stopped behind {cursor!r:.80}: the worker shuts down")
@@ -39,8 +36,8 @@ def resume(
     seconds: float,
 ) -> Iterator[T]:
     """Yield the items behind the last checkpoint; see :meth:`.RunContext.resume`."""
-    if not isinstance(name, str) or not name or len(name) > _MAX_NAME:
-        raise ValueError(f"a loop's name is text of 1 to {_MAX_NAME} characters, not {name!r}")
+    if not isinstance(name, str) or not name or len(name) > MAX_NAME:
+        raise ValueError(f"a loop's name is text of 1 to {MAX_NAME} characters, not {name!r}")
     last = None if steps is None else steps.cursor(name)
     found: Iterator[tuple[Any, T]]
     if callable(items):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from celery_idempotent.core.step import CHECKPOINT, Step, StepState
+from celery_idempotent.core.step import CHECKPOINT, MAX_NAME, Step, StepState
 from celery_idempotent.core.unfinished import is_awaitable
 from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.errors import ClaimLost, ConfigurationError, StoreUnavailable
@@ -17,8 +17,6 @@ from celery_idempotent.run.shutdown import shutdown
 __all__ = ["StepCodec", "Steps"]
 
 log = logging.getLogger("celery_idempotent")
-
-_MAX_NAME: Final = 200
 
 
 class StepCodec(Protocol):
@@ -183,8 +181,10 @@ class Steps:
         Raises:
             ClaimLost: another run has the key: the cursor is not recorded.
             NotCommitted, Exception: as :meth:`.Transaction.commit`.
-            ValueError: the cursor can't be kept.
+            ValueError: the cursor is ``None``, or can't be kept.
         """
+        if cursor is None:
+            raise ValueError("a cursor of None means: from the beginning; give an id or a position")
         step = Step(StepState.DONE, 0, self._codec.pack(cursor))
         if not step.is_kept:
             raise ValueError(
@@ -237,8 +237,8 @@ class Steps:
         return self._not_kept[name] if name in self._not_kept else self._codec.unpack(step.outcome)
 
     def _check(self, name: str) -> None:
-        if not isinstance(name, str) or not name or len(name) > _MAX_NAME:
-            raise ValueError(f"a step's name is text of 1 to {_MAX_NAME} characters, not {name!r}")
+        if not isinstance(name, str) or not name or len(name) > MAX_NAME:
+            raise ValueError(f"a step's name is text of 1 to {MAX_NAME} characters, not {name!r}")
         if name.startswith(CHECKPOINT):
             raise ValueError(f"a step's name can't begin with {CHECKPOINT}, as {name!r} does")
         if name in self._asked:

@@ -202,6 +202,15 @@ def test_a_cursor_that_can_not_be_kept_is_an_error(app: Celery, cursor: Any) -> 
         task_of(app, body, idempotency_max_result_size=2000).apply((1,), throw=True)
 
 
+def test_a_loops_cursor_of_none_is_an_error_at_its_end_too(app: Celery) -> None:
+    """However few items there are: the next run would begin anew."""
+    # Given
+    loop = Loop(lambda last: [1], cursor=lambda item: None, every=100)
+    # Then
+    with pytest.raises(ValueError, match="cursor of None"):
+        task_of(app, loop.body()).apply((1,), throw=True)
+
+
 def test_by_hand(app: Celery) -> None:
     """The cursor of this run and of earlier ones, and none in a new call."""
     # Given
