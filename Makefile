@@ -60,7 +60,7 @@ docs: $(STAMP)-docs ## The documentation, into docs/_build/html
 	@$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: $(STAMP)-bench ## Every goal of speed with its figure; QUICK=1 takes about three minutes
+bench: $(STAMP)-bench ## Every goal of speed with its figure; QUICK=1 takes about two minutes
 	@$(BIN)/python -m benchmarks.speed $(if $(QUICK),--quick) $(ARGS)
 
 matrix: $(STAMP)-test $(STAMP)-matrix ## Tests under every Python on this machine, with Celery 5.5 to 5.7

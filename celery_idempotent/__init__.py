@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         ResultNotKept,
         StoreError,
         StoreUnavailable,
+        UnknownStep,
     )
     from celery_idempotent.publishing import use_idempotency_key
     from celery_idempotent.task import IdempotentTask
@@ -49,6 +50,7 @@ __all__ = [
     "State",
     "StoreError",
     "StoreUnavailable",
+    "UnknownStep",
     "use_idempotency_key",
 ]
 

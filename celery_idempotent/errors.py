@@ -10,6 +10,7 @@
     ├── OutcomeUnknown            a run was interrupted and nobody knows how it ended
     ├── ResultNotKept             the call succeeded before, its result was not kept
     ├── ClaimLost                 this run's claim has been taken over, or there is none
+    ├── UnknownStep               a call is to be resumed from a step that is not recorded
     └── StoreError
         ├── StoreUnavailable      the store cannot be reached or refuses to work now
         ├── RecordCorrupt         a stored record cannot be read
@@ -36,6 +37,7 @@ __all__ = [
     "ResultNotKept",
     "StoreError",
     "StoreUnavailable",
+    "UnknownStep",
 ]
 
 
@@ -86,6 +88,13 @@ class ClaimLost(IdempotencyError):
     """This run does not hold its key (any more): whatever it writes now may be a second effect."""
 
 
+class UnknownStep(IdempotencyError):
+    """A call is to be resumed from a step that is not recorded; the message names those that are.
+
+    Nothing was changed. A release may have renamed the step.
+    """
+
+
 class StoppedAtCheckpoint(BaseException):
     """A run stops behind its checkpoint, as its worker shuts down; its message comes again.
 
@@ -102,6 +111,10 @@ class StoreUnavailable(StoreError):
 
     #: Whether the request may have been carried out all the same, because only its answer was lost.
     may_have_arrived = True
+    #: Whether the server did answer, and refuses: waiting alone won't help.
+    is_refusal = False
+    #: The command that makes it work, where it did answer, and its tables or its file are missing.
+    to_run = ""
 
 
 class RecordCorrupt(StoreError):
@@ -110,3 +123,22 @@ class RecordCorrupt(StoreError):
 
 class RecordTooNew(StoreError):
     """A stored record was written by a newer version of this library: upgrade this worker."""
+
+
+def missing_extra(exc: ImportError, what: str, extra: str) -> ImportError:
+    """Return the error of a module whose extra is not installed: it says what to install.
+
+    Args:
+        exc: the import that failed.
+        what: what asked for it, and its verb: ``"metrics need"``.
+        extra: the extra of this package that brings it.
+    """
+    return ImportError(f"{what} {exc.name}: {how_to_install(extra)}", name=exc.name)
+
+
+def how_to_install(extra: str) -> str:
+    """Say how an extra of this package is installed: by name, or from a clone of the project."""
+    return (
+        f"install the extra {extra!r} (pip install 'celery-idempotent[{extra}]', or "
+        f"pip install '.[{extra}]' in a clone of the project)"
+    )

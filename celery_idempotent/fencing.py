@@ -27,15 +27,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Connection, Update, or_, select
-
-from celery_idempotent.errors import ClaimLost
+from celery_idempotent.errors import ClaimLost, missing_extra
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import InstrumentedAttribute, Session
     from sqlalchemy.sql.expression import ColumnElement
 
 __all__ = ["HasToken", "fenced_update"]
+
+try:
+    from sqlalchemy import Connection, Update, or_, select
+except ImportError as exc:
+    raise missing_extra(exc, "fenced_update needs", "sql") from exc
 
 
 class HasToken(Protocol):

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import datetime
 from hashlib import blake2b
 from threading import Lock
 from types import EllipsisType
@@ -15,9 +14,8 @@ from typing import Any, Final
 from urllib.parse import quote
 from uuid import UUID
 
-from celery.states import READY_STATES, REVOKED
+from celery.states import PROPAGATE_STATES, READY_STATES, REVOKED
 from celery.utils.log import get_logger
-from celery.utils.time import maybe_make_aware
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, record_key
 from celery_idempotent.core.message import (
@@ -29,10 +27,10 @@ from celery_idempotent.core.message import (
     own_of,
     without_explicit,
 )
-from celery_idempotent.core.options import LONGEST
 from celery_idempotent.core.record import Owner, State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.verdicts import Reserve, Reserved
+from celery_idempotent.due import ms_until
 from celery_idempotent.errors import IdempotencyInProgress, KeyDerivationError, StoreError
 from celery_idempotent.run.journal import Subject
 from celery_idempotent.run.telling import Telling
@@ -48,7 +46,6 @@ _HOLD_MS: Final = 10_000
 #: How many calls that are over a key is reserved over, before it is reserved in any case: that of
 #: the record, that of a reservation, and one that came in between.
 _MOST_OVER: Final = 3
-_LONGEST_MS: Final = int(LONGEST * 1000)
 
 
 class _Context:
@@ -195,6 +192,7 @@ def publish_reserved(
     publish: Callable[[], Any],
     *,
     attaches: bool,
+    raises: bool = True,
 ) -> Any:
     """Publish a call whose key is reserved for it, unless an earlier call takes its place.
 
@@ -207,6 +205,7 @@ def publish_reserved(
         options: those of the call, as ``apply_async`` takes them.
         publish: publishes the message.
         attaches: whether an earlier call may take its place.
+        raises: whether there is somebody who can be told by an error that this one is refused.
 
     Returns:
         Celery's result of this call, or of the one that takes its place.
@@ -218,14 +217,14 @@ def publish_reserved(
     key, owner = record_key(environment.prefix, call_key), Owner(task_id).pack()
     reservation = Reservation(
         owner,
-        due_ms=_ms_until(task.app, options.get("countdown") or options.get("eta")) or 0,
+        due_ms=ms_until(options.get("countdown") or options.get("eta")) or 0,
         expires_ms=_expires_ms(task, options),
         keeps_result=not (
             task.ignore_result if options.get("ignore_result") is None else options["ignore_result"]
         ),
         fingerprint=call_key.fingerprint,
     )
-    in_turn = setup.options.after_wait == "run"
+    in_turn = setup.options.after_wait != "answer"
     ask = Reserve(reservation, _HOLD_MS, attaches, call_key.checked and not in_turn)
     try:
         first = _reserve(task, environment.store, key, ask)
@@ -233,7 +232,7 @@ def publish_reserved(
         log.warning("%s is published unreserved: %s", task.name, exc)
         return publish()
     if first is not None:
-        return _instead(task, setup, call_key, key, *first)
+        return _instead(task, setup, call_key, key, *first, raises=raises)
     try:
         result = publish()
     except BaseException:
@@ -268,17 +267,26 @@ def _will_answer(task: Any, first: str, state: State | None) -> bool:
     The result backend says so: the call may have been revoked, or have expired.
     """
     try:
-        shown = str(task.AsyncResult(first).state)
+        shown = str(task.backend.get_state(first))
     except Exception:
         return False  # no result backend, or it is away
-    is_over = shown in READY_STATES
     if state is None:
-        return not is_over  # else it was not carried out under its key
-    return shown != REVOKED and (is_over or state in (State.RUNNING, State.RETRYING))
+        return shown not in READY_STATES  # else it was not carried out under its key
+    if state in (State.RUNNING, State.RETRYING):
+        # Its worker may have stored a failure after it had killed the run, at a time limit for one.
+        return shown not in PROPAGATE_STATES
+    return shown in READY_STATES and shown != REVOKED
 
 
 def _instead(
-    task: Any, setup: TaskSetup, call_key: CallKey, key: str, first: str, state: State | None
+    task: Any,
+    setup: TaskSetup,
+    call_key: CallKey,
+    key: str,
+    first: str,
+    state: State | None,
+    *,
+    raises: bool,
 ) -> Any:
     """Return the result of the call that is in this one's place, or refuse this one."""
     environment, result = environment_of(task.app), task.AsyncResult(first)
@@ -292,7 +300,7 @@ def _instead(
     )
     found = "queued" if state is None else str(state)
     telling.tell("stopped", original=first, found=found, refused=refused)
-    if not refused:
+    if not (refused and raises):
         return result
     raise IdempotencyInProgress.of(
         f"{call_key.namespace}:{call_key.readable} {_FOUND[state]} by task {first}: this call was "
@@ -320,20 +328,5 @@ def _told(task: Any, tell: Callable[[], None]) -> None:
 
 def _expires_ms(task: Any, options: Mapping[str, Any]) -> int:
     expires = options.get("expires", task.expires)
-    after = None if expires is None else _ms_until(task.app, expires)
+    after = None if expires is None else ms_until(expires)
     return 0 if after is None else max(1, after)
-
-
-def _ms_until(app: Any, when: Any) -> int | None:
-    """Return how many milliseconds it is until an instant, as Celery reads one.
-
-    ``None``: it is none, and Celery says so.
-    """
-    try:
-        if isinstance(when, str):
-            when = datetime.fromisoformat(when)
-        if isinstance(when, datetime):
-            when = (maybe_make_aware(when, app.timezone) - app.now()).total_seconds()
-        return max(0, min(int(when * 1000), _LONGEST_MS))
-    except (TypeError, ValueError, OverflowError):
-        return None

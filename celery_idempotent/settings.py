@@ -103,11 +103,19 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
     _refuse_endless(cls, app, where)
 
     options = Options.from_lookup(lookup, where)
-    if options.after_wait == "run" and options.ttl:
+    if options.after_wait != "answer" and options.ttl:
         raise ConfigurationError(
-            f'{where}: idempotency_after_wait = "run" is for a window of 0, and idempotency_ttl is '
-            f"{options.ttl:g}: within a window a duplicate is answered. Set idempotency_ttl = 0"
+            f'{where}: idempotency_after_wait = "{options.after_wait}" is for a window of 0, and '
+            f"idempotency_ttl is {options.ttl:g}: within a window a duplicate is answered. Set "
+            "idempotency_ttl = 0"
         )
+    if options.after_wait == "last":
+        for name, needed in (("on_running", "wait"), ("on_enqueue", "publish")):
+            if getattr(options, name) != needed:
+                raise ConfigurationError(
+                    f'{where}: idempotency_after_wait = "last" has the newest call wait and run, '
+                    f'so idempotency_{name} has to be "{needed}"'
+                )
     scheme = KeyScheme(
         task_name=name,
         signature=_signature(cls),
@@ -137,13 +145,15 @@ _checked: WeakSet[Any] = WeakSet()
 
 
 def check_conf(app: Any) -> None:
-    """Check the names of an app's settings: Celery ignores a misspelt one silently.
+    """Check the names and values of an app's settings: Celery ignores a misspelt one silently.
 
     Raises:
-        ConfigurationError: one looks like ours, and is unknown.
+        ConfigurationError: one looks like ours and is unknown, or its value is wrong.
     """
     app.conf.get("timezone")  # until a setting is asked for, none is loaded
     check_settings({str(name) for name in app.conf}, "this app", app.conf.prefix or "")
+    for kind in (Settings, Options):
+        kind.from_lookup(app.conf.get, "this app")
 
 
 def _attribute(cls: type, name: str) -> Any:

@@ -6,14 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import EllipsisType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from celery import Task
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.keys import CallKey, MessageId, identity_of, record_key
-from celery_idempotent.core.message import WaitState, read_own
+from celery_idempotent.core.message import WaitState, goes_on, read_own
 from celery_idempotent.core.options import (
     Exceptions,
     Names,
@@ -24,8 +24,9 @@ from celery_idempotent.core.options import (
 from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.delivery import Delivery, RequestState, identify, state_of
+from celery_idempotent.delivery.execution import is_under_way
 from celery_idempotent.delivery.guard import guard
-from celery_idempotent.delivery.retrying import RetryingTask
+from celery_idempotent.delivery.retrying import P, R, RetryingTask
 from celery_idempotent.delivery.task_checks import check_class, watch_body
 from celery_idempotent.delivery.waiting import StartedLater, say_started
 from celery_idempotent.errors import (
@@ -40,12 +41,30 @@ from celery_idempotent.run.transaction import run_without_claim
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
 from celery_idempotent.worker.boot import install
 
+if TYPE_CHECKING:
+    from typing import Generic
+
+    from celery.canvas import Signature
+
+    class KeyedSignature(Signature[R], Generic[R]):
+        """A signature that knows the option for an explicit key; only type checkers see it."""
+
+        def set(
+            self,
+            immutable: bool | None = None,
+            *,
+            idempotency_key: str | None = ...,
+            **options: Any,
+        ) -> KeyedSignature[R]:
+            """Set options of the call."""
+
+
 __all__ = ["IdempotentTask"]
 
 log = get_logger("celery_idempotent")
 
 
-class IdempotentTask(RetryingTask):
+class IdempotentTask(RetryingTask[P, R]):
     """A task that runs once per key: retries, redeliveries and duplicates get its outcome.
 
     ::
@@ -128,6 +147,17 @@ class IdempotentTask(RetryingTask):
 
     # --- publishing ------------------------------------------------------------------------------
 
+    if TYPE_CHECKING:
+
+        def s(self, *args: Any, **kwargs: Any) -> KeyedSignature[R]:
+            """Return a signature of a call, as Celery's."""
+
+        def si(self, *args: P.args, **kwargs: P.kwargs) -> KeyedSignature[R]:
+            """Return an immutable signature of a call, as Celery's."""
+
+        def signature(self, args: Any = None, *more: Any, **options: Any) -> KeyedSignature[R]:
+            """Return a signature of a call with its options, as Celery's."""
+
     def apply_async(
         self,
         args: Any = None,
@@ -164,11 +194,30 @@ class IdempotentTask(RetryingTask):
         publish = functools.partial(
             super().apply_async, args, kwargs, task_id=call_id, headers=headers, **options
         )
+        return self._publish(publish, call_key, call_id, options, named=task_id is not None)
+
+    def _publish(
+        self,
+        publish: Callable[[], Any],
+        call_key: CallKey | None,
+        call_id: str,
+        options: Mapping[str, Any],
+        *,
+        named: bool,
+        raises: bool = True,
+    ) -> Any:
+        """Publish a call; where the task reserves its keys, unless another takes its place.
+
+        Args:
+            named: whether its caller chose its id.
+        """
         setup = self._setup()
         if call_key is None or setup is None or not setup.reserves or _is_again(options):
             return publish()
-        attaches = task_id is None and not any(map(options.get, _COMPOSED))
-        return publish_reserved(self, setup, call_key, call_id, options, publish, attaches=attaches)
+        attaches = not named and not any(map(options.get, _COMPOSED))
+        return publish_reserved(
+            self, setup, call_key, call_id, options, publish, attaches=attaches, raises=raises
+        )
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
         """Publish a call once Django's transaction is committed: see ``apply_async_on_commit``."""
@@ -179,7 +228,11 @@ class IdempotentTask(RetryingTask):
         args: Any = None,
         kwargs: Any = None,
         task_id: str | None = None,
-        *more: Any,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        *,
         idempotency_key: str | EllipsisType | None = ...,
         headers: Mapping[str, Any] | None = None,
         **options: Any,
@@ -187,7 +240,8 @@ class IdempotentTask(RetryingTask):
         """Publish a call once Django's transaction is committed, as Celery's ``DjangoTask`` does.
 
         The call gets its key now, from the context of its caller, and its errors are raised now,
-        while the transaction can still be rolled back.
+        while the transaction can still be rolled back. With ``idempotency_on_enqueue`` set to
+        ``"attach"`` or ``"raise"`` a duplicate is left out after the commit, without an error.
 
         Raises:
             ConfigurationError: ``options`` has an unknown ``idempotency_*``, or Django is not
@@ -201,12 +255,25 @@ class IdempotentTask(RetryingTask):
                 f"task {self.name!r}: there is no Django here, and no transaction to wait for: use "
                 "delay() or apply_async()"
             ) from exc
-        task_id, headers, _ = self._addressed(
+        named = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
+        options.update({name: value for name, value in named.items() if value is not None})
+        call_id, headers, call_key = self._addressed(
             args, kwargs, task_id, idempotency_key, headers, options
         )
-        publish = self.apply_async
+        # Its headers have the key already, so this one reserves nothing.
+        publish = functools.partial(
+            self.apply_async, args, kwargs, task_id=call_id, headers=headers, **options
+        )
         transaction.on_commit(
-            functools.partial(publish, args, kwargs, task_id, *more, headers=headers, **options)
+            functools.partial(
+                self._publish,
+                publish,
+                call_key,
+                call_id,
+                options,
+                named=task_id is not None,
+                raises=False,
+            )
         )
 
     def apply(
@@ -243,7 +310,8 @@ class IdempotentTask(RetryingTask):
         """Return a call's task id, its headers with its key in them, and that key."""
         check_call(options, f"task {self.name!r}")
         args, kwargs, setup = args or (), kwargs or {}, self._setup()
-        task_id = task_id or id_of_call(self, setup, args, kwargs, explicit) or uuid()
+        # Celery takes a UUID; all else here, and other brokers, take text.
+        task_id = str(task_id or id_of_call(self, setup, args, kwargs, explicit) or uuid())
         return task_id, *with_key(self, setup, args, kwargs, task_id, explicit, headers)
 
     def _setup(self) -> TaskSetup | None:
@@ -258,7 +326,7 @@ class IdempotentTask(RetryingTask):
 
     # --- delivery --------------------------------------------------------------------------------
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         request = self.request
         if request.called_directly or "_idempotency" in request.__dict__:
             # A direct call, or one from inside the body: Celery gives it a request of its own.
@@ -306,9 +374,19 @@ class IdempotentTask(RetryingTask):
 
     @property
     def idempotency(self) -> RunContext:
-        """The run that asks: its key, token, attempt, and more."""
+        """The run that asks: its key, token, attempt, and more.
+
+        Raises:
+            ConfigurationError: a thread that runs no task asks, while another runs this one's body.
+        """
         request = self.request
         if self.request_stack.top is None:
+            if self.app.current_task is None and is_under_way(self):
+                raise ConfigurationError(
+                    f"task {self.name!r}: self.idempotency was read in a thread that the body "
+                    "started, and is not known there: read it in the body, run = self.idempotency, "
+                    "and have its threads use run"
+                )
             return self._unguarded(request)  # outside of any call
         state = state_of(request)
         if state is None:
@@ -443,7 +521,7 @@ _COMPOSED = ("link", "link_error", "chain", "chord", "group_id")
 
 def _is_again(options: Mapping[str, Any]) -> bool:
     """Whether a call goes on with one that was delivered: it reserves no key."""
-    return bool(options.get("retries") or options.get("replaced_task_nesting"))
+    return goes_on(options.get("retries"), options.get("replaced_task_nesting"))
 
 
 #: What begins with ``idempotency_`` on a task, and is no option.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ from tests.support.databases import MYSQL, ON_A_SERVER, POSTGRESQL, Database, em
 from tests.support.missing import NotThere
 from tests.support.redises import redis_binary
 from tests.support.system import System
+from tests.support.warm import remember_version
 
 IN_CI = os.environ.get("CI", "").lower() == "true"
 SYSTEMS: pytest.StashKey[list[System]] = pytest.StashKey()
@@ -47,6 +49,8 @@ IN_MEMORY = Path("/dev/shm")
 if os.access(IN_MEMORY, os.W_OK) and shutil.disk_usage(IN_MEMORY).free > 4 << 30:
     os.environ.setdefault("TMPDIR", str(IN_MEMORY))
     tempfile.tempdir = None  # read the variable again
+
+remember_version()
 
 # No test asserts how long something takes, and Hypothesis would.
 settings.register_profile("ours", deadline=None)
@@ -253,6 +257,18 @@ def is_of_a_whole_system(path: Path) -> bool:
     return path.relative_to(Path(__file__).parent).parts[0] in WHOLE_SYSTEMS
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
+    """Look for no garbage among what lives until the end: thousands of tests, and their modules."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark as ``unit`` whatever isn't marked as ``system``, by itself or by its folder."""
@@ -277,6 +293,12 @@ def seconds_of(item: pytest.Item) -> float:
 
 
 @pytest.hookimpl(trylast=True)
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    """What a test is tried with in turn, by name, and which of that it is."""
+    call = getattr(item, "callspec", None)
+    return {} if call is None else call.params
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this Celery does not have; see that each process names the tests alike.
 
@@ -291,7 +313,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for_later = [
         item
         for item in items
-        if any(version < mark.args for mark in item.iter_markers("celery_at_least"))
+        if any(
+            version < mark.args and mark.kwargs.items() <= _parameters(item).items()
+            for mark in item.iter_markers("celery_at_least")
+        )
     ]
     if for_later:
         config.hook.pytest_deselected(items=for_later)

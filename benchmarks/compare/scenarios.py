@@ -10,8 +10,9 @@ from typing import Any
 
 from celery import chord
 
-from benchmarks.compare.bench import Answer, Bench, BenchError, Call
-from benchmarks.compare.ledger import Run
+from benchmarks.compare.bench import Bench
+from benchmarks.playing.bench import Answer, BenchError, Call
+from benchmarks.playing.ledger import Run
 
 __all__ = ["GROUPS", "SCENARIOS", "Finding", "Group", "Scenario"]
 
@@ -91,7 +92,7 @@ def at_once(bench: Bench) -> Finding:
     """Ten callers at the same moment, each in a process of its own."""
     bench.start_worker()
     calls = bench.call_at_once(10, "at-once", work=1.0)
-    answers = bench.answers(calls)
+    answers = bench.answers(*calls)
     text = f"; {_answered(answers)}"
     refusals = {str(answer.detail) for answer in answers if answer.kind == "refused"}
     if refusals:
@@ -104,9 +105,9 @@ def at_once(bench: Bench) -> Finding:
 def later(bench: Bench) -> Finding:
     """The same call again, after the first was answered."""
     first = bench.call("later")
-    bench.answers([first])
+    bench.answers(first)
     second = bench.call("later")
-    answers = bench.answers([second])
+    answers = bench.answers(second)
     charges = bench.ledger.charges("later")
     return _finding(
         charges, answers, text=f"; the duplicate got {told(answers[0], second, first, charges)}"
@@ -118,7 +119,7 @@ def backoff(bench: Bench) -> Finding:
     first = bench.call("backoff", refusals=1)
     bench.wait_for(lambda: bench.state(first) == "RETRY", "the first attempt is to be retried")
     duplicates = [bench.call("backoff", refusals=1) for _ in range(2)]
-    answers = bench.answers([first, *duplicates])
+    answers = bench.answers(first, *duplicates)
     charges = bench.ledger.charges("backoff")
     retried = sum(run.task_id == first.task_id for run in bench.ledger.runs("backoff")) > 1
     words = Counter(
@@ -137,7 +138,7 @@ def chord_header(bench: Bench) -> Finding:
     charge, summary = bench.shop.charge, bench.shop.summary
     header = [charge.s(order_id=name, work=0.5) for name in ("chord", "chord", "chord-other")]
     call = bench.attempt(lambda: chord(header)(summary.s(order_id="chord")))
-    answers = bench.answers([call])
+    answers = bench.answers(call)
     bodies = bench.ledger.events("summed", order_id="chord")
     if call.refusal is not None:
         brief = f", chord refused ({call.refusal})"
@@ -159,12 +160,12 @@ def failed(bench: Bench) -> Finding:
     """A call that failed for good, then the same call after the cause is gone."""
     bench.ledger.switch("declined-failed")
     first = bench.call("failed")
-    before = bench.answers([first])
+    before = bench.answers(first)
     if before[0].kind != "error":
-        raise BenchError(f"{bench.contender.title}: the first call did not fail: {before[0]}")
+        raise BenchError(f"the first call did not fail: {before[0]}")
     bench.ledger.switch("declined-failed", on=False)
     second = bench.call("failed")
-    answers = bench.answers([second])
+    answers = bench.answers(second)
     charges = bench.ledger.charges("failed")
     ran = "the next call runs" if charges else "the next call doesn't run"
     text = f"; {ran}; it got {told(answers[0], second, second, charges)}"
@@ -176,9 +177,9 @@ def other_arguments(bench: Bench) -> Finding:
     first = bench.call("other", amount=100, work=1.5)
     bench.wait_for(lambda: bench.ledger.runs("other"), "the first charge begins")
     during = bench.call("other", amount=200)
-    early = bench.answers([first, during])
+    early = bench.answers(first, during)
     after = bench.call("other", amount=300)
-    late = bench.answers([after])
+    late = bench.answers(after)
     charges = bench.ledger.charges("other")
     amounts = [run.amount for run in charges]
     said = {
@@ -202,7 +203,7 @@ def _killed(bench: Bench, order_id: str) -> Finding:
     killed_at = time.monotonic()
     second = bench.call(order_id, work=1.5)
     bench.start_worker()
-    answers = bench.answers([first, second])
+    answers = bench.answers(first, second)
     charges = bench.ledger.charges(order_id)
     left = {name: left for name, left in bench.locks().items() if name not in known}
     again = [run for run in bench.ledger.runs(order_id)[1:] if run.task_id == first.task_id]
@@ -253,7 +254,7 @@ def stored(bench: Bench) -> Finding:
     bench.ledger.switch("linger-stored", on=False)
     bench.start_worker()
     _wait_for_redelivery(bench, first)
-    answers = bench.answers([first])
+    answers = bench.answers(first)
     charges = bench.ledger.charges("stored")
     text = f"; the caller got {told(answers[0], first, first, charges)}"
     return _finding(charges, answers, text=text)
@@ -265,7 +266,7 @@ def overlap(bench: Bench) -> Finding:
     bench.start_worker()
     first = bench.call("overlap", work=6.5)
     _wait_for_redelivery(bench, first)
-    answers = bench.answers([first])
+    answers = bench.answers(first)
     at_most = _most_at_a_time(bench.ledger.runs("overlap"))
     copies = len(bench.ledger.events("received", task_id=first.task_id, redelivered=True))
     brief = f", {count(at_most, 'copy', 'copies')} at a time"

@@ -12,8 +12,9 @@ import click
 import redis
 from rich.console import Console
 
-from benchmarks.speed import report
+from benchmarks.speed import enqueue, report
 from benchmarks.speed.guard import measure_guard
+from benchmarks.speed.load import measure_load
 from benchmarks.speed.measure import Goal, Say, Section
 from benchmarks.speed.peers import measure_peers
 from benchmarks.speed.scale import measure_scale
@@ -26,9 +27,11 @@ _MEASURES: dict[str, Callable[[RedisServer, bool, Say], Section | list[Goal]]] =
     "worker": measure_worker,
     "guard": measure_guard,
     "peers": measure_peers,
+    "enqueue": enqueue.measure_enqueue,
     "store": measure_store,
     "scale": measure_scale,
     "waiting": measure_waiting,
+    "load": measure_load,
 }
 _FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 
@@ -39,7 +42,8 @@ _FOLDER = Path(__file__).resolve().parents[2] / "docs" / "benchmarks"
 @click.option(
     "--write/--no-write",
     default=None,
-    help="Write results and plots into docs/benchmarks; unless said, only a whole, full run does.",
+    help="Write results and plots into docs/benchmarks; unless said, only a whole, full run does. "
+    "A part's rows take the place of the last ones.",
 )
 def main(quick: bool, only: tuple[str, ...], write: bool | None) -> None:
     """Measure all goals side by side on a private server; exit with 1 if one does not hold."""
@@ -66,7 +70,9 @@ def main(quick: bool, only: tuple[str, ...], write: bool | None) -> None:
     console.print(report.console_table(found.goals))
     console.print(said)
     if write if write is not None else not quick and not only:
-        _write(found, said, quick, console)
+        if "enqueue" in found.tables:
+            enqueue.write(_FOLDER, found.tables["enqueue"], said)
+        _write(*(report.joined(_FOLDER, found, said) if only else (found, said)), quick, console)
     if not all(goal.holds or goal.bound is None for goal in found.goals):
         sys.exit(1)
 

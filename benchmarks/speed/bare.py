@@ -9,7 +9,7 @@ import redis
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import NEVER_MS
-from celery_idempotent.stores.redis.store import _ASK, RedisStore
+from celery_idempotent.stores.redis.store import _ASK, RedisStore, _keys
 from celery_idempotent.stores.redis.wire import _TIMING, Script, ScriptCall, load_script
 
 __all__ = ["Bare"]
@@ -42,7 +42,8 @@ class Bare:
         self._trivial = trivial.sha
         for script in (self._claim, self._settle):
             self._client.script_load(script.source.decode())
-        numbers = 30_000, _MONTH_MS, 3, 3, 0, 0, NEVER_MS, 2 * _HOUR_MS  # in lua/claim.lua's order
+        # In lua/claim.lua's order.
+        numbers = 30_000, _MONTH_MS, 3, 3, 0, 0, NEVER_MS, 2 * _HOUR_MS, 0
         self._asked = (_ASK.pack(*numbers), _DAY_MS, b"", _TIMING.pack(0, 0))
 
     def _made(self, source: str) -> Script:
@@ -63,19 +64,22 @@ class Bare:
         """Read a value: one script that only does ``GET``."""
         return self._call(self._get, (key,))
 
-    def claim(self, key: str, owner: bytes) -> int | bytes:
-        """Claim a key by the library's script; return a token, or the record of its holder."""
+    def claim(self, key: str, owner: bytes, slip: str = "") -> int | bytes:
+        """Claim a key by the library's script; return a token, or the record of its holder.
+
+        Args:
+            slip: the key of the owner's slip, which a delivery in a worker names.
+        """
         candidate = Record(State.RUNNING, 0, owner=owner, nonce=owner[:8], fingerprint=owner[:16])
-        keys = key, f"{key}:steps"
-        answer: Any = self._call(self._claim, keys, candidate.pack(), b"", *self._asked)
+        answer: Any = self._call(self._claim, _keys(key, slip), candidate.pack(), b"", *self._asked)
         return answer  # type: ignore[no-any-return]
 
-    def complete(self, key: str, owner: bytes, token: int) -> None:
-        """Record a small result by the library's script."""
+    def complete(self, key: str, owner: bytes, token: int, slip: str = "") -> None:
+        """Record a small result by the library's script; ``slip`` as for :meth:`claim`."""
         done = Record(
             State.SUCCEEDED, token, owner=owner, fingerprint=owner[:16], outcome=b"\1\1" + b"1"
         )
-        self._call(self._settle, (key, f"{key}:steps"), done.pack(), 0, _DAY_MS)
+        self._call(self._settle, _keys(key, slip), done.pack(), 0, _DAY_MS)
 
     def timed_scripts(self, count: int, start: int) -> tuple[float, float]:
         """Send both scripts for so many keys, in turns with a trivial one with the same arguments.

@@ -182,7 +182,7 @@ def main(url: str, quick: bool) -> dict[str, list[float]]:
         "guarded replay": times(guarded, -1),
         "a key": derivations,
     }
-    effort = Effort(60, 6) if quick else Effort(400)
+    effort = Effort(60, 5) if quick else Effort(400)
     timed = rounds(contestants, _CALLS, effort, lambda _: None)
     pairs = [client.timed_scripts(_CALLS, 1000 * turn) for turn in range(30 if quick else 300)]
     timed["our scripts"] = [pair[0] for pair in pairs]

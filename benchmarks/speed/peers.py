@@ -103,7 +103,7 @@ def _measure(
     The closest of several peers had luck: it is measured again, and that figure counts. Then
     another peer may be the closest.
     """
-    short, long = (Effort(8, 1.5), Effort(40, 4)) if quick else (Effort(40), Effort(200))
+    short, long = (Effort(8, 1.2), Effort(40, 2)) if quick else (Effort(40), Effort(200))
     for name in names:
         _duel(what, name, players, rows, short, say)
     again: set[str] = set()

@@ -23,6 +23,7 @@ __all__ = [
     "conditions",
     "console_table",
     "costs_as_rst",
+    "joined",
     "verdict",
     "wanted",
     "write",
@@ -130,6 +131,22 @@ def costs_as_rst(section: Section) -> str:
     rows = [(words, _figure(goals[it])) for it, words in _COSTS.items() if it in goals]
     table = _list_table(("What it costs", "Figure"), rows, widths=(80, 20))
     return f".. Written by ``make bench``: run it again, don't edit it.\n\n{table}\n"
+
+
+def joined(folder: Path, part: Section, said: str) -> tuple[Section, str]:
+    """Return the last results with some rows measured anew, and with what all was measured."""
+    last = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    numbers = [goal.number for goal in part.goals]
+    rows = f"Rows {numbers[0]} to {numbers[-1]}: "
+    goals = [_goal(one) for one in last["goals"] if one["number"] not in numbers]
+    goals = sorted([*goals, *part.goals], key=lambda goal: goal.number)
+    before = [line for line in last["conditions"].split("\n\n") if not line.startswith(rows)]
+    return Section(goals, {**last["tables"], **part.tables}), "\n\n".join([*before, rows + said])
+
+
+def _goal(kept: dict[str, Any]) -> Goal:
+    fields = {name: value for name, value in kept.items() if name != "holds"}
+    return Goal(**{**fields, "bounds": fields["bounds"] and tuple(fields["bounds"])})
 
 
 def write(folder: Path, section: Section, said: str, quick: bool) -> None:

@@ -176,7 +176,7 @@ def _growth(
         each = (client.info("memory")["used_memory"] - before) / size
         largest = max(largest, float(client.memory_usage(key, samples=0)))
         ratios = []
-        effort = Effort(40) if quick else Effort(500 if size == sizes[-1] else 150)
+        effort = Effort(24, 4) if quick else Effort(500 if size == sizes[-1] else 150)
         for turn in effort.turns(partial(_say_growth, say, size)):
             start, pair = next(numbers), [small, large]
             timed = {

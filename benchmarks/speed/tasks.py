@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Any
 
 from celery import Celery
 
@@ -36,6 +37,14 @@ def _bare(pid: int) -> Bare:
     return Bare(f"{_URL}/3")
 
 
+def _send(task: Any, key: str) -> None:
+    bare, owner = _bare(os.getpid()), Owner(task.request.id)
+    packed, slip = owner.pack(), owner.slip_key(key)
+    token = bare.claim(key, packed, slip)
+    if isinstance(token, int):
+        bare.complete(key, packed, token, slip)
+
+
 @app.task(name="speed.plain")
 def plain(number: int, a: int, b: int) -> Result:
     """Do nothing."""
@@ -43,23 +52,16 @@ def plain(number: int, a: int, b: int) -> Result:
 
 
 @app.task(name="speed.two_trips", bind=True)
-def two_trips(self: object, number: int, a: int, b: int) -> Result:
+def two_trips(self: Any, number: int, a: int, b: int) -> Result:
     """Send the commands of a first execution."""
-    bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
-    key = f"bare:{{speed:{number}}}"
-    token = bare.claim(key, owner)
-    if isinstance(token, int):
-        bare.complete(key, owner, token)
+    _send(self, f"bare:{{speed:{number}}}")
     return RESULT
 
 
 @app.task(name="speed.one_trip", bind=True)
-def one_trip(self: object, number: int, a: int, b: int) -> Result:
+def one_trip(self: Any, number: int, a: int, b: int) -> Result:
     """Send the commands of a duplicate."""
-    bare, owner = _bare(os.getpid()), Owner(self.request.id).pack()  # type: ignore[attr-defined]
-    token = bare.claim("bare:{speed:same}", owner)
-    if isinstance(token, int):
-        bare.complete("bare:{speed:same}", owner, token)
+    _send(self, "bare:{speed:same}")
     return RESULT
 
 

@@ -36,9 +36,28 @@ def _count(task: Any = None, args: Any = (), **_: Any) -> None:
         _notes(os.getpid()).incr(f"delivered:{args[0]}")
 
 
+#: When this worker took which message to hold it, in the worker's parent.
+_taken: list[tuple[float, str]] = []
+
+
+@signals.task_received.connect(weak=False)
+def _take(request: Any = None, **_: Any) -> None:
+    if request.task_name == "waits.tells":
+        notes = _notes(os.getpid())
+        for at, task_id in _taken:
+            notes.rpush(f"taken:{request.args[0]}", f"{at} {task_id}")
+        notes.rpush(f"told:{request.args[0]}", 1)
+        _taken.clear()
+    elif request.eta:
+        _taken.append((time.time(), request.id))
+
+
 @signals.task_success.connect(weak=False)
 def _answered(sender: Any = None, **_: Any) -> None:
-    _notes(os.getpid()).rpush(f"answered:{sender.request.args[0]}", time.time())
+    request = sender.request
+    if sender.name not in ("waits.sleeps", "waits.notes"):
+        return
+    _notes(os.getpid()).rpush(f"answered:{request.args[0]}", f"{time.time()} {request.id}")
 
 
 @app.task(base=IdempotentTask, name="waits.sleeps", idempotency_key="{name}")
@@ -49,6 +68,18 @@ def sleeps(name: str, run_s: float) -> int:
     time.sleep(run_s)
     notes.set(f"ended:{name}", time.time())
     return 1
+
+
+@app.task(name="waits.tells")
+def tells(name: str) -> None:
+    """Have the worker's parent tell when it took which message."""
+
+
+@app.task(name="waits.blocks")
+def blocks(name: str, until: float) -> None:
+    """Keep a process of the pool busy until then."""
+    _notes(os.getpid()).rpush(f"blocked:{name}", 1)
+    time.sleep(max(0.0, until - time.time()))
 
 
 @app.task(name="waits.notes")

@@ -106,7 +106,7 @@ def measure_worker(server: RedisServer, quick: bool, say: Say) -> list[Goal]:
         "one trip": ("one_trip", False),
         "duplicate": ("guarded", True),
     }
-    count, effort = (80, Effort(120, 26)) if quick else (200, Effort(240, 270))
+    count, effort = (80, Effort(120, 14)) if quick else (200, Effort(240, 270))
     throughput = Throughput(server)
 
     try:

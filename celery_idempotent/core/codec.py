@@ -45,6 +45,8 @@ class Kind(enum.IntEnum):
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
+#: By itself, for what every delivery goes through: see the states in :mod:`.record`.
+_NOT_KEPT: Final = Kind.NOT_KEPT
 
 
 class Outcome(NamedTuple):
@@ -57,8 +59,8 @@ class Outcome(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        if self.kind is Kind.NOT_KEPT:
-            return bytes((Kind.NOT_KEPT, 1))
+        if self.kind is _NOT_KEPT:
+            return bytes((_NOT_KEPT, 1))
         pair = (self.content_type, self.content_encoding)
         code = _CODES.get(pair, 0)
         head = b""
@@ -83,7 +85,7 @@ class Outcome(NamedTuple):
         """
         try:
             kind, code = _KINDS[packed[0]], packed[1]
-            if kind is Kind.NOT_KEPT:
+            if kind is _NOT_KEPT:
                 return cls(kind)
             at = 2
             if code & ~_COMPRESSED:

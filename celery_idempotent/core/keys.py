@@ -154,7 +154,7 @@ class KeyScheme:
         self._where = f"task {task_name!r}"
         self._redact = redact
         self._binder = Binder(signature)
-        self._prefixes = tuple(f"{name}=" for name in self._binder.names)
+        self._form = ",".join([f"{name}=%s" for name in self._binder.names])
         self._by_message_id = key is MESSAGE_ID
         self._source = self._compile_key(key)
         self._namespace = self._compile_namespace(task_name if namespace is None else namespace)
@@ -236,7 +236,7 @@ class KeyScheme:
         elif self._by_message_id:
             if not task_id:
                 raise NoKey("its key is the message's id, and this call has none yet")
-            chosen = task_id
+            chosen = str(task_id)  # a UUID, from a producer without this library
         elif source is not None:
             if isinstance(source, Template):
                 chosen = source.text(values, texts=texts)
@@ -292,7 +292,7 @@ class KeyScheme:
         raise AssertionError("one of them has none")
 
     def _joined(self, texts: Sequence[str]) -> str:
-        return ",".join(map(str.__add__, self._prefixes, texts))
+        return self._form % tuple(texts)
 
     def _fingerprint_of_names(self, values: Sequence[Any]) -> bytes:
         if not self._covered:

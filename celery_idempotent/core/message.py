@@ -30,6 +30,7 @@ __all__ = [
     "deaths_of",
     "digest_of",
     "explicit_key",
+    "goes_on",
     "ours_in",
     "own_header",
     "own_of",
@@ -49,6 +50,7 @@ OWN: Final = "celery-idempotency"
 _MAX_ID: Final = 1024
 #: What a record has room for, of retries and of nestings.
 _MAX_COUNT: Final = 2**32 - 1
+_MAX_TOKEN: Final = 2**64 - 1
 #: A publication: 16 characters of ours, or the id of an outbox's row.
 _MAX_PUBLICATION: Final = 64
 #: The largest number that a slip has room for.
@@ -87,6 +89,11 @@ class WaitState:
     #: so that live runs can renew. In milliseconds on the store's clock; ``NEVER_MS``: the store
     #: has not answered since.
     patient_until_ms: int = 0
+    #: Set where it repairs a call (``resume --from``): the token of the record as it was looked at,
+    #: and the step from which the call is run again.
+    resumes: tuple[int, str] | None = None
+    #: Whether the run that it waits for last is of a call that came later, and answers it.
+    displaced: bool = False
 
     def again(self, **changes: Any) -> WaitState:
         """Return the state after it was put back once more."""
@@ -123,8 +130,12 @@ def own_header(
             header["awaited"] = list(waits.awaited)
         if waits.to is not None:
             header["to"] = waits.to
+    if waits.displaced:
+        header["displaced"] = True
     if waits.compensates_only:
         header["compensate"] = True
+    if waits.resumes is not None:
+        header["resume"] = list(waits.resumes)
     return header
 
 
@@ -177,7 +188,7 @@ def _levels(headers: Mapping[str, Any] | None) -> tuple[Mapping[str, Any], ...]:
     if not headers:
         return ()
     nested = headers.get("headers")
-    if nested and isinstance(nested, Mapping):
+    if nested and isinstance(nested, (dict, Mapping)):
         return headers, nested
     return (headers,)
 
@@ -229,6 +240,8 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
     publication = header.get("pub", "")
     if not (publication == "" or _is_text(publication, _MAX_PUBLICATION)):
         raise ValueError("pub")
+    if not publication.isascii():
+        raise ValueError("pub")
     if header.keys() <= _OF_A_NEW_CALL:
         return WaitState(publication=publication)  # nearly always
     count, since, again = (
@@ -237,12 +250,17 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
         header.get("again", False),
     )
     awaited, to = header.get("awaited"), header.get("to")
-    if not (type(count) is int and type(since) is int and count >= 0 and since >= 0):
+    if not (type(count) is int and 0 <= count <= _MAX_COUNT):
         raise ValueError("waits")
+    if not (type(since) is int and 0 <= since <= NEVER_MS):
+        raise ValueError("since")
     if awaited is not None:
         awaited = awaited[0], int(awaited[1])
         if not isinstance(awaited[0], str) or len(awaited[0]) > _MAX_ID:
             raise ValueError("awaited")
+        if not 0 <= awaited[1] <= _MAX_COUNT:
+            raise ValueError("awaited")
+        awaited[0].encode()  # half a surrogate pair is no text
     if to is not None and not isinstance(to, str):
         raise ValueError("to")
     deaths = header.get("deaths", 0)
@@ -251,6 +269,14 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
     away = header.get("away", 0)
     if not (type(away) is int and 0 <= away <= NEVER_MS):
         raise ValueError("away")
+    resumes = header.get("resume")
+    if resumes is not None:
+        resumes = resumes[0], resumes[1]
+        if type(resumes[0]) is not int or not _is_text(resumes[1], _MAX_ID):
+            raise ValueError("resume")
+        if not 0 <= resumes[0] <= _MAX_TOKEN:
+            raise ValueError("resume")
+        resumes[1].encode()
     digest = header.get("cb")
     callbacks = b"" if digest is None else bytes.fromhex(digest)
     if callbacks and len(callbacks) != DIGEST:
@@ -266,6 +292,8 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
         deaths,
         callbacks,
         away,
+        resumes,
+        header.get("displaced") is True and awaited is not None,
     )
 
 
@@ -396,6 +424,15 @@ def owner_of(request: Any) -> Owner:
         KeyDerivationError: its headers say something else than Celery writes.
     """
     return Owner(str(request.id), _count_in(request, "replaced_task_nesting"))
+
+
+def goes_on(retries: object, nesting: object) -> bool:
+    """Whether a message goes on with a call that was delivered: it is no duplicate of that.
+
+    Args:
+        nesting: how often its task was replaced (``self.replace``).
+    """
+    return bool(retries or nesting)
 
 
 def _count_in(request: Any, name: str) -> int:

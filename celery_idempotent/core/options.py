@@ -4,7 +4,6 @@ The comments that open with ``#:`` are the settings page of the documentation.
 """
 
 import dataclasses
-import difflib
 import enum
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -264,8 +263,9 @@ class Options(_FromLookup):
     #: What a duplicate does once the run that it waited for has ended. Default: ``"answer"``: it
     #: gets that run's outcome. ``"run"``: it runs in its turn. The key is a mutex then: never two
     #: runs at once, and each call runs; only with ``idempotency_ttl = 0``. Waits have no order, and
-    #: ``idempotency_wait_timeout`` holds.
-    after_wait: str = field(default="answer", metadata=_checked(_one_of("answer", "run")))
+    #: ``idempotency_wait_timeout`` holds. ``"last"``: of those that wait only the newest runs, and
+    #: the others get its outcome; only with ``idempotency_ttl = 0``.
+    after_wait: str = field(default="answer", metadata=_checked(_one_of("answer", "run", "last")))
 
     #: What happens to a key whose run ended without an outcome: its worker was killed or shut down.
     #: Default: ``"rerun"``: the next delivery runs the task again, with
@@ -312,8 +312,9 @@ class Options(_FromLookup):
 
     #: The largest result that is kept for duplicates, in bytes as the result backend writes it. A
     #: larger one is given to its own caller only, and duplicates fail with ``ResultNotKept``; the
-    #: task is not run again. Default: 1048576 (1 MiB). At most 512 MiB, which is Redis's limit.
-    #: Rather than raise it, keep large results elsewhere and return where they are.
+    #: task is not run again. Of a larger failure its type and the beginning of its text are kept.
+    #: Default: 1048576 (1 MiB). At most 512 MiB, which is Redis's limit. Rather than raise it, keep
+    #: large results elsewhere and return where they are.
     max_result_size: int = field(
         default=1024 * 1024, metadata=_checked(_integer(1, 512 * 1024 * 1024))
     )
@@ -323,13 +324,15 @@ class Options(_FromLookup):
     #: queued, is running, waits for a retry, or is done with its result still in the result
     #: backend, nothing is published, and the caller gets the first call's result. ``"raise"``: the
     #: same where the first call is done; else ``apply_async`` raises ``IdempotencyInProgress``,
-    #: which has the first call's ``task_id`` and ``result``. Both save messages. A call that is
-    #: published costs two commands in the store more: it is reserved before that, and confirmed
-    #: after it. A duplicate costs one, and a look into the result backend. Some calls are published
-    #: all the same: members of groups, chains and chords, those with a link or a task id of their
-    #: own, retries, and calls whose arguments are checked (see ``idempotency_fingerprint``) and
-    #: differ, which the worker refuses. So is a call whose first call was revoked, expires sooner,
-    #: is due later, or keeps no result; and each call while the store is away.
+    #: which has the first call's ``task_id`` and ``result``. With ``delay_on_commit`` the
+    #: duplicate is looked for after the commit, and left out without an error. Both save messages.
+    #: A call that is published costs two commands in the store more: it is reserved before that,
+    #: and confirmed after it. A duplicate costs one, and a look into the result backend. Some
+    #: calls are published all the same: members of groups, chains and chords, those with a link or
+    #: a task id of their own, retries, and calls whose arguments are checked (see
+    #: ``idempotency_fingerprint``) and differ, which the worker refuses. So is a call whose first
+    #: call was revoked, expires sooner, is due later, or keeps no result; and each call while the
+    #: store is away.
     on_enqueue: str = field(
         default="publish", metadata=_checked(_one_of("publish", "attach", "raise"))
     )
@@ -503,15 +506,20 @@ def _is_meant(name: str, known: Collection[str]) -> bool:
 
 
 def _is_near(name: str, known: Collection[str]) -> bool:
-    looks = name.startswith(_LOOKS)
-    return looks and bool(difflib.get_close_matches(name, known, n=1, cutoff=_NEAR))
+    return name.startswith(_LOOKS) and bool(_close_matches(name, known, _NEAR))
+
+
+def _close_matches(name: str, known: Iterable[str], cutoff: float) -> list[str]:
+    import difflib  # only where a name is wrong
+
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
 
 
 def _hint(name: str, options: Collection[str], known: Collection[str], start: str = PREFIX) -> str:
     # Without what they begin with, which makes any two of them look alike.
     names = {it.removeprefix(start): it for it in sorted(known)}
     suffixes = names if name.startswith(start) else names.values()
-    close = difflib.get_close_matches(name.removeprefix(start), suffixes, n=1)
+    close = _close_matches(name.removeprefix(start), suffixes, 0.6)
     if not close:
         return f"there are {', '.join(sorted(options))}"
     return f"did you mean {names.get(close[0], close[0])}?"

@@ -23,10 +23,25 @@ import struct
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from celery_idempotent.core.codec import Kind
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 
-__all__ = ["VERSION", "Label", "Owner", "Process", "Record", "State", "still_given_up"]
+__all__ = [
+    "COMPENSATING",
+    "FAILED",
+    "HELD",
+    "RELEASED",
+    "RETRYING",
+    "RUNNING",
+    "SUCCEEDED",
+    "UNKNOWN",
+    "VERSION",
+    "Label",
+    "Owner",
+    "Process",
+    "Record",
+    "State",
+    "still_given_up",
+]
 
 #: The version of the packed form. A reader refuses a higher one (a newer worker wrote it).
 VERSION: Final = 1
@@ -81,8 +96,18 @@ class State(enum.IntEnum):
         return self._name_.lower()
 
 
-#: What the outcome of a success begins with.
-_SUCCESSES: Final = frozenset(bytes((kind,)) for kind in (Kind.RESULT, Kind.NOT_KEPT))
+#: The states by themselves, for what every delivery goes through: until Python 3.12 a look at
+#: ``State.RUNNING`` calls a function.
+RUNNING: Final = State.RUNNING
+RETRYING: Final = State.RETRYING
+RELEASED: Final = State.RELEASED
+SUCCEEDED: Final = State.SUCCEEDED
+FAILED: Final = State.FAILED
+UNKNOWN: Final = State.UNKNOWN
+COMPENSATING: Final = State.COMPENSATING
+#: The states in which a run holds the key by a lease.
+HELD: Final = (RUNNING, COMPENSATING)
+
 _STATES: Final = {int(state): state for state in State}
 
 
@@ -144,11 +169,17 @@ class Label(NamedTuple):
     #: Who began what its run goes on with, if that is another call and the key's window is 0: the
     #: packed owner that first claimed the key since its last end, as hexadecimal digits.
     origin: str = ""
+    #: When its run's call came first, in milliseconds on the store's clock, where the newest of
+    #: those that wait runs next (``idempotency_after_wait = "last"``). Empty otherwise.
+    came: str = ""
+    #: Other calls whose runs were cut off, and whose own messages have not come again since:
+    #: ``5541:1,5542:3``, packed owners as hexadecimal digits, and how often. The last sixteen.
+    cut_off: str = ""
 
     def text(self) -> str:
         """Return the text that is kept in a record."""
         alone = _ALONE if self.is_alone else ""
-        lines = (self.task, self.readable, self.trace, alone, self.origin)
+        lines = (self.task, self.readable, self.trace, alone, self.origin, self.came, self.cut_off)
         return "\n".join(lines).rstrip("\n")
 
     @classmethod
@@ -159,8 +190,9 @@ class Label(NamedTuple):
     @classmethod
     def read(cls, text: str) -> Label:
         """Read the text that is kept in a record."""
-        task, readable, trace, alone, origin, *_ = (*text.split("\n"), "", "", "", "", "")
-        return cls(task, readable, trace, alone == _ALONE, origin)
+        lines = (*text.split("\n"), "", "", "", "", "", "", "")
+        task, readable, trace, alone, origin, came, cut_off, *_ = lines
+        return cls(task, readable, trace, alone == _ALONE, origin, came, cut_off)
 
 
 class Process(NamedTuple):
@@ -231,18 +263,15 @@ class Record(NamedTuple):
         return None if owner is None else owner.task_id
 
     @property
-    def status(self) -> str:
-        """The state as commands and pages show it: a success is *succeeded*, also with a window of
-        0, which leaves the key *released*."""
-        succeeded = self.outcome[:1] in _SUCCESSES and self.state is State.RELEASED
-        return str(State.SUCCEEDED if succeeded else self.state)
+    def came_ms(self) -> int:
+        """When the call came first that the run is of; 0: that is not known. See :class:`Label`."""
+        came = Label.of(self).came
+        return int(came) if came.isdecimal() else 0
 
     @property
     def is_done(self) -> bool:
         """Whether there is an outcome that a delivery lease may protect."""
-        return self.state in (State.SUCCEEDED, State.FAILED) or (
-            self.state is State.RELEASED and bool(self.outcome)
-        )
+        return self.state in (SUCCEEDED, FAILED) or (self.state is RELEASED and bool(self.outcome))
 
     def has_given_up(self, nonce: bytes) -> bool:
         """Whether the claim with this nonce was given up."""
@@ -304,7 +333,7 @@ class Record(NamedTuple):
             raise RecordCorrupt(
                 f"a record cannot be read ({exc}): forget the key to free it"
             ) from exc
-        return cls(State.RUNNING, min(token, _MAX_NUMBER), owner=owner)
+        return cls(RUNNING, min(token, _MAX_NUMBER), owner=owner)
 
     @classmethod
     def unpack(cls, packed: bytes, token: int | None = None) -> Record:
@@ -359,10 +388,10 @@ class Record(NamedTuple):
                 nonce,
                 packed[fingerprint_at + 1 : label_at],
                 packed[label_at + 2 : outcome_at].decode("utf-8", "replace"),
-                outcome=packed[outcome_at:],
-                has_steps=flags & _HAS_STEPS != 0,
-                given_up=given_up,
-                is_awaited=flags & _IS_AWAITED != 0,
+                packed[outcome_at:],
+                flags & _HAS_STEPS != 0,
+                given_up,
+                flags & _IS_AWAITED != 0,
             )
         except (struct.error, ValueError, LookupError) as exc:
             raise RecordCorrupt(

@@ -3,7 +3,7 @@
 It is stored beside its record, at ``<key>:queued``, never in it: the record keeps the outcome, the
 steps and the token of what ran before. Layout, big-endian::
 
-    version:1 flags:1 due_ms:8 expires_ms:8 owner:1+n fingerprint:1+n
+    version:1 flags:1 due_ms:8 expires_ms:8 since_ms:8 until_ms:8 owner:1+n fingerprint:1+n
 """
 
 from __future__ import annotations
@@ -14,17 +14,28 @@ from typing import Final, NamedTuple
 from celery_idempotent.core.record import Owner
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["Reservation", "queued_key"]
+__all__ = ["Reservation", "key_of_queued", "queued_key"]
 
+_QUEUED: Final = ":queued"
 _VERSION: Final = 1
 _CONFIRMED: Final = 1
 _KEEPS_RESULT: Final = 2
-_HEADER: Final = struct.Struct(">BBQQ")
+_WAITS: Final = 4
+_HEADER: Final = struct.Struct(">BBQQQQ")
 
 
 def queued_key(key: str) -> str:
     """Return the key of a record's reservation: by the hash tag it is on the same server."""
-    return f"{key}:queued"
+    return f"{key}{_QUEUED}"
+
+
+def key_of_queued(queued_key: str) -> str | None:
+    """Return the key of the record beside which a reservation is; ``None``: it is no reservation's.
+
+    The key of a record ends with its hash tag. That of a slip may end with any text.
+    """
+    key = queued_key.removesuffix(_QUEUED)
+    return key if key != queued_key and key.endswith("}") and "}:" not in key else None
 
 
 class Reservation(NamedTuple):
@@ -42,6 +53,13 @@ class Reservation(NamedTuple):
     keeps_result: bool = True
     #: Digest of the arguments.
     fingerprint: bytes = b""
+    #: Since when the key is reserved, and until when. The store writes both, for people to read.
+    since_ms: int = 0
+    until_ms: int = 0
+    #: Whether it is not in its queue, but waits to run next (``idempotency_after_wait = "last"``).
+    #: Then ``since_ms`` is its place, and ``due_ms`` until when those before it let it go first,
+    #: once the key is free.
+    waits: bool = False
 
     @property
     def task_id(self) -> str | None:
@@ -55,7 +73,9 @@ class Reservation(NamedTuple):
     def pack(self) -> bytes:
         """Return the stored form."""
         flags = _CONFIRMED * self.is_confirmed + _KEEPS_RESULT * self.keeps_result
-        header = _HEADER.pack(_VERSION, flags, self.due_ms, self.expires_ms)
+        flags += _WAITS * self.waits
+        times = self.due_ms, self.expires_ms, self.since_ms, self.until_ms
+        header = _HEADER.pack(_VERSION, flags, *times)
         return b"%b%c%b%c%b" % (
             header,
             len(self.owner),
@@ -72,7 +92,7 @@ class Reservation(NamedTuple):
         try:
             if packed[0] != _VERSION:
                 raise ValueError("another version")
-            _, flags, due_ms, expires_ms = _HEADER.unpack_from(packed)
+            _, flags, due_ms, expires_ms, since_ms, until_ms = _HEADER.unpack_from(packed)
             fingerprint_at = _HEADER.size + 1 + packed[_HEADER.size]
             end = fingerprint_at + 1 + packed[fingerprint_at]
             if end > len(packed):
@@ -86,4 +106,7 @@ class Reservation(NamedTuple):
             flags & _CONFIRMED != 0,
             flags & _KEEPS_RESULT != 0,
             packed[fingerprint_at + 1 : end],
+            since_ms,
+            until_ms,
+            flags & _WAITS != 0,
         )

@@ -66,6 +66,16 @@ class Slip(NamedTuple):
         return self.outcome[0] if self.outcome else 0
 
     @property
+    def came_ms(self) -> int:
+        """When its call came first, where the newest call runs next; 0: it does not say that.
+
+        A run that gave its key up came at the latest when it got it.
+        """
+        if self.answered or self.digests:
+            return 0
+        return self.token // 1000 if self.released else self.token
+
+    @property
     def is_run(self) -> bool:
         """Whether it stands for a run that gave its key up, and has not ended."""
         return self.released and not self.answered

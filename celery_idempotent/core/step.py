@@ -6,15 +6,25 @@ Layout, big-endian: ``state:1 order:2 compensation:4+n outcome:rest``.
 from __future__ import annotations
 
 import enum
+import hashlib
 import json
 import struct
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 from celery_idempotent.core.codec import NOT_KEPT
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["CHECKPOINT", "MAX_NAME", "Step", "StepState", "name_of"]
+__all__ = [
+    "CHECKPOINT",
+    "Cut",
+    "MAX_NAME",
+    "Step",
+    "StepState",
+    "cut",
+    "name_of",
+    "steps_of",
+]
 
 #: What a checkpoint's name begins with among the names of steps; no step's own name does.
 CHECKPOINT: Final = "@"
@@ -36,12 +46,21 @@ class StepState(enum.IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Cut(NamedTuple):
+    """What stays of a record's steps, and what goes, in the order of the run."""
+
+    #: The stored name of the first that goes; empty: there is no such step.
+    start: str
+    kept: list[str]
+    dropped: list[str]
+
+
+class Step(NamedTuple):
     """A step that finished."""
 
     state: StepState
-    #: Its position among the steps of its run, from 0; compensations run in reverse order.
+    #: Its position among the steps of its run, from 0; compensations run in reverse order. A
+    #: checkpoint moves behind the steps that it was recorded after; 0: an older release wrote it.
     order: int
     #: The packed result (see :mod:`.codec`).
     outcome: bytes
@@ -82,6 +101,43 @@ class Step:
             raise RecordCorrupt(
                 f"a stored step cannot be read ({exc}): forget the key to free it"
             ) from exc
+
+
+def cut(packed: Mapping[str, bytes], start: str) -> Cut:
+    """Cut a record's steps in two, for a call that is run again from one of them on.
+
+    Args:
+        packed: the steps by their stored names.
+        start: a step's name, or that of a loop, whose checkpoint is cut off then.
+
+    Raises:
+        RecordCorrupt: one can't be read.
+    """
+    steps = {name: Step.unpack(step) for name, step in packed.items()}
+    # A checkpoint without a place, by an older release, may have come after any step.
+    places = {
+        name: step.order if step.order or not name.startswith(CHECKPOINT) else 1 << 16
+        for name, step in steps.items()
+    }
+    names = sorted(places, key=lambda name: (places[name], name))
+    found = start if start in steps else CHECKPOINT + start
+    if found not in steps:
+        return Cut("", names, [])
+    at = places[found]
+    return Cut(
+        found,
+        [name for name in names if places[name] < at],
+        [name for name in names if places[name] >= at],
+    )
+
+
+def steps_of(owner: bytes) -> str:
+    """Return what the stored names of a call's steps begin with, where calls run in turn.
+
+    Args:
+        owner: packed :class:`.Owner`.
+    """
+    return hashlib.blake2b(owner, digest_size=8).hexdigest() + "/"
 
 
 def name_of(name: str) -> str:

@@ -8,9 +8,8 @@ calls share a text, whatever their values contain.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from string import Formatter
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery_idempotent.core.binding import Binder
 from celery_idempotent.core.canonical import NoForm, text_of
@@ -43,8 +42,7 @@ class NoKey(Exception):
     """No key can be derived; the reason names the argument, and not yet the task."""
 
 
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """One value of a call: an argument, or the value at a dotted path inside of it."""
 
     name: str

@@ -7,6 +7,9 @@ test compares the two. ``now_us`` is always the store's clock, in microseconds s
 
 from __future__ import annotations
 
+import re
+from typing import Final, NamedTuple
+
 from celery_idempotent.core.record import Label, Record, State, still_given_up
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
@@ -44,11 +47,29 @@ __all__ = [
     "renew",
     "reserve",
     "resolve",
+    "rewind",
     "settle",
     "step",
     "unreserve",
     "with_mark",
 ]
+
+_COUNTS: Final = re.compile("([0-9A-Fa-f]+):([0-9]+)")
+#: How many calls whose runs were cut off a record names.
+_MOST_CUT_OFF: Final = 16
+
+
+class _Found(NamedTuple):
+    """What the store has for a delivery that asks for its key."""
+
+    record: Record | None
+    #: That of the message's owner.
+    slip: Slip | None
+    #: That of the run that this caller waited for last.
+    awaited: Slip | None
+    #: For how long the record and the slip are still kept.
+    left_ms: int
+    slip_left_ms: int
 
 
 def claim(
@@ -60,6 +81,7 @@ def claim(
     awaited: Slip | None = None,
     queued: Reservation | None = None,
     left_ms: int = NEVER_MS,
+    slip_left_ms: int = NEVER_MS,
 ) -> tuple[ClaimVerdict, Write | None]:
     """Decide what a delivery may do.
 
@@ -67,34 +89,116 @@ def claim(
         slip: the slip of the message's owner.
         awaited: the slip of the run that this caller waited for last.
         queued: the key's reservation, if this delivery has to end it.
-        left_ms: for how long the record is still kept.
+        left_ms: for how long the record is still kept; ``slip_left_ms``: the slip.
     """
-    verdict, write = _decide(record, ask, now_us, slip, awaited, left_ms)
+    found = _Found(record, slip, awaited, left_ms, slip_left_ms)
+    if ask.latest and not ask.compensates_only:
+        return _claim_latest(found, queued, ask, now_us)
+    verdict, write = _with_slip(found, ask, now_us)
     if queued is not None and (isinstance(verdict, Claimed) or queued.owner == ask.candidate.owner):
         write = (Write(None) if write is None else write)._replace(drops_queued=True)
     return verdict, write
 
 
-def _decide(
-    record: Record | None,
-    ask: Claim,
-    now_us: int,
-    slip: Slip | None,
-    awaited: Slip | None,
-    left_ms: int,
+def _claim_latest(
+    found: _Found, queued: Reservation | None, ask: Claim, now_us: int
 ) -> tuple[ClaimVerdict, Write | None]:
+    """Decide it for a task of which only the newest call runs next: the reservation is its place.
+
+    When a call came decides, and so it is kept: in its message and in its slip, because a message
+    that could not be put back comes again as it was; and in the record of its run.
+    """
+    new, now_ms = ask.candidate, now_us // 1000
+    record, slip = found.record, found.slip
+    mine = record is not None and record.owner == new.owner
+    is_own = queued is not None and queued.owner == new.owner
+    others_ms = 0 if queued is None or is_own else queued.since_ms
+    runs_ms = 0 if record is None else record.came_ms
+    is_first = not ask.came_ms
+    # A run that takes over from its own does not become newer than what has waited since.
+    came_ms = (runs_ms if mine else 0) or ask.came_ms or (0 if slip is None else slip.came_ms)
+    if not came_ms:
+        # After all that are known, also within a millisecond, and where the clock goes back.
+        came_ms = max(now_ms, runs_ms + 1, others_ms + 1)
+    ask = ask._replace(came_ms=came_ms)
+    verdict, write = _with_slip(found, ask, now_us)
+    left = Write(None) if write is None else write
+    came = Slip(token=came_ms)
+    if isinstance(verdict, Claimed) and verdict.failed is None and left.record is not None:
+        may_wait = not mine and now_ms < ask.refused_from_ms
+        if may_wait and queued is not None and came_ms <= others_ms:
+            ahead, waits_on = _let_go_first(queued, ask, now_us)
+            if ahead is not None:
+                return Busy(ahead, False, came_ms if is_first else now_ms), waits_on
+        if queued is not None and queued.due_ms:
+            # Somebody waits for a run that had not begun: its end is published.
+            left = left._replace(record=left.record._replace(is_awaited=True))
+        if ask.slip_key:
+            left = left._replace(slip=came, slip_ttl_ms=ask.keep_ms)
+        if queued is not None and (is_own or not mine):
+            left = left._replace(drops_queued=True)
+    elif (
+        isinstance(verdict, Busy)
+        and not verdict.mine
+        and record is not None
+        and now_ms < ask.refused_from_ms
+    ):
+        if came_ms > max(runs_ms, others_ms):
+            waits = Reservation(new.owner, is_confirmed=True, since_ms=came_ms, waits=True)
+            if is_own and queued is not None:
+                waits = waits._replace(until_ms=queued.until_ms)
+            if queued != waits or 2 * (waits.until_ms - now_ms) < ask.keep_ms:
+                left = left._replace(queued=waits._replace(until_ms=now_ms + ask.keep_ms))
+        elif is_own:
+            left = left._replace(drops_queued=True)
+        if is_first:
+            verdict = verdict._replace(now_ms=came_ms)
+            if slip is None and ask.slip_key:
+                left = left._replace(slip=came, slip_ttl_ms=ask.keep_ms)
+    elif is_own:
+        left = left._replace(drops_queued=True)
+    return verdict, None if left == Write(None) else left
+
+
+def _let_go_first(
+    queued: Reservation, ask: Claim, now_us: int
+) -> tuple[Record | None, Write | None]:
+    """Let the call that runs next have the free key before those that came before it.
+
+    If it doesn't come within a lease its message was lost, and the next one to come gets the key.
+
+    Returns:
+        Its run, which has not begun, for the others to wait for; ``None``: they no longer do.
+    """
+    now_ms = now_us // 1000
+    until_ms = queued.due_ms or now_ms + ask.lease_ms
+    if now_ms >= until_ms:
+        return None, None
+    label = Label(came=str(queued.since_ms)).text()
+    token = max(now_us, queued.since_ms * 1000)
+    ahead = Record(State.RUNNING, token, until_ms, owner=queued.owner, label=label)
+    waits = None if queued.due_ms else Write(None, queued=queued._replace(due_ms=until_ms))
+    return ahead, waits
+
+
+def _with_slip(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write | None]:
+    verdict, write = _decide(found, ask, now_us)
+    slip, left_ms = found.slip, found.slip_left_ms
+    if slip is not None and left_ms < ask.horizon_ms and _is_copy(found.record, slip, ask):
+        write = _with_slip_for(ask.horizon_ms, write, slip)
+    return verdict, write
+
+
+def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write | None]:
+    record, slip, awaited, left_ms, _ = found
     now_ms = now_us // 1000
     new = ask.candidate
     mine = record is not None and record.owner == new.owner
     if ask.compensates_only and (record is None or record.state is not State.COMPENSATING):
         return Superseded(), None
     noted = slip is not None and ask.callbacks and slip.has_sent(ask.message.digests)
-    if slip is not None and (not slip.answered or (record is not None and not record.owner)):
-        # Nobody has answered yet, or the key was forgotten since.
-        answer, is_copy = None, False
-    else:
-        answer = slip
-        is_copy = answer is not None and not (ask.is_new or answer.is_older_than(ask.message))
+    answer = slip if _is_answer(record, slip) else None
+    is_copy = _is_copy(record, slip, ask)
     if slip is not None and not noted and _is_being_sent(slip, ask, now_ms):
         # Another delivery answers this call, or sends its callbacks: wait, whatever this would do.
         telling = slip.as_record(new.owner)._replace(until_ms=slip.sending_ms)
@@ -107,8 +211,11 @@ def _decide(
     if new.nonce and record.nonce == new.nonce:
         # This is our own claim: its answer was lost on the wire, or we gave it up.
         if record.state is State.RUNNING:
-            origin = Label.of(record).origin
-            return Claimed(record.token, record.interruptions, origin=origin), None
+            label = Label.of(record)
+            token, count = record.token, record.interruptions
+            return Claimed(
+                token, count, origin=label.origin, came=label.came, cut_off=label.cut_off
+            ), None
         if record.state is State.COMPENSATING and record.process:
             return Claimed(record.token, record.interruptions, record), None
         if record.is_done and record.until_ms:
@@ -126,7 +233,8 @@ def _decide(
         if mine and record.nonce and new.retries < record.retries:
             return Superseded(), None
         if mine or not is_copy:
-            return _take(record, ask, now_us, record.interruptions if record.nonce else 0, slip)
+            cut_off = record.interruptions if record.nonce and (mine or not ask.in_turn) else 0
+            return _take(record, ask, now_us, cut_off, slip)
     if not mine:
         if answer is not None and (is_copy or answer.outcome):
             if answer.outcome or not (
@@ -149,7 +257,7 @@ def _decide(
             return _busy(record, mine, slip, ask, now_ms, noted)
         if mine and new.retries > record.retries:
             return _take(record, ask, now_us, 0, slip)
-        return _interrupted(record, ask, now_us, slip)
+        return _interrupted(record, mine, ask, now_us, slip)
     if record.state is State.RETRYING:
         if mine and new.retries < record.retries:
             return Superseded(), None
@@ -162,9 +270,12 @@ def _decide(
                 return _busy(record, mine, slip, ask, now_ms, noted)
             if answer is not None and is_copy and answer.outcome:
                 return _answer_again(answer, slip, ask, now_ms, noted)
-            return _replay_mine(record, ask, now_ms, noted)
+            return _replay_mine(record, slip, ask, now_ms, noted, left_ms)
         if record.state is State.RELEASED:
-            if ask.awaited != record.owner:
+            shares = ask.awaited == record.owner
+            if ask.latest:
+                shares = ask.came_ms <= record.came_ms
+            if not shares:
                 return _take(record, ask, now_us, 0, slip)
             shared = Replay(record, False, noted)
             return _told(shared, record, slip, ask, now_ms, noted, record.outcome)
@@ -176,10 +287,33 @@ def _decide(
     return _told(Unknown(record, noted), record, slip, ask, now_ms, noted)
 
 
+def _is_answer(record: Record | None, slip: Slip | None) -> bool:
+    """Whether a slip holds an answer that counts: not where the key was forgotten since."""
+    return slip is not None and slip.answered and (record is None or bool(record.owner))
+
+
+def _is_copy(record: Record | None, slip: Slip | None, ask: Claim) -> bool:
+    """Whether a message is a copy of the one that was answered."""
+    return (
+        slip is not None
+        and _is_answer(record, slip)
+        and not (ask.is_new or slip.is_older_than(ask.message))
+    )
+
+
+def _with_slip_for(ttl_ms: int, write: Write | None, slip: Slip) -> Write | None:
+    """Keep the slip for so long from now: where one copy has come, its own copies may follow."""
+    if write is None:
+        return Write(None, slip=slip, slip_ttl_ms=ttl_ms)
+    if write.slip_ttl_ms != KEEP_TTL:
+        return write  # it is written for that long, or deleted
+    return write._replace(slip=write.slip or slip, slip_ttl_ms=ttl_ms)
+
+
 def _busy(
     record: Record, mine: bool, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
 ) -> tuple[ClaimVerdict, Write | None]:
-    """Return that the key is busy, and mark the record: its end is to be told to who waits."""
+    """Return that the key is busy, and mark the record, so that the end of its run is published."""
     if not mine and now_ms >= ask.refused_from_ms:
         return _told(Busy(record, mine, now_ms), record, slip, ask, now_ms, noted)
     if record.is_awaited or not _keeps_waiting(record, 0):
@@ -189,7 +323,7 @@ def _busy(
 
 
 def _is_free_for(record: Record, ask: Claim) -> bool:
-    """Whether a key without a window no longer says which arguments its calls have."""
+    """Whether a call with other arguments may have a key that has no window."""
     if not ask.frees:
         return False
     return record.state is State.UNKNOWN or (
@@ -202,21 +336,22 @@ def _take(
 ) -> tuple[ClaimVerdict, Write | None]:
     token = now_us if record is None else max(record.token + 1, now_us)
     now_ms = now_us // 1000
+    others, cut_off = _cut_off(record, ask)
     if slip is not None and slip.is_run and ask.candidate.retries <= slip.retries:
-        # The run that had given its key up was cut off after that.
-        interruptions = slip.interruptions + 1
-        if interruptions > ask.max_interruptions:
-            left = ask.candidate._replace(token=token)
-            if record is not None:
-                left = left._replace(
-                    has_steps=record.has_steps,
-                    is_awaited=record.is_awaited,
-                    given_up=record.given_up,
-                )
-            return _become_unknown(left, ask, now_ms, interruptions, None)
-    origin, label = _origin(record, ask), ask.candidate.label
-    if origin:
-        label = Label.read(label)._replace(origin=origin).text()
+        # That run had released its key before its end, and was cut off after that.
+        cut_off = max(cut_off, slip.interruptions + 1)
+    interruptions = max(interruptions, cut_off)
+    if cut_off > ask.max_interruptions:
+        label = _label(ask, "", "", others)
+        left = ask.candidate._replace(token=token, label=label)
+        if record is not None:
+            left = left._replace(
+                has_steps=record.has_steps,
+                is_awaited=record.is_awaited,
+                given_up=record.given_up,
+            )
+        return _become_unknown(left, ask, now_ms, interruptions, None)
+    origin, came = _origin(record, ask), str(ask.came_ms) if ask.latest else ""
     taken = ask.candidate._replace(
         state=State.RUNNING,
         token=token,
@@ -225,20 +360,50 @@ def _take(
         has_steps=record is not None and record.has_steps,
         is_awaited=record is not None and record.is_awaited,
         given_up=b"" if record is None else still_given_up(record.given_up, now_ms),
-        label=label,
+        label=_label(ask, origin, came, others),
     )
     # The old answer belongs to an earlier attempt, which nobody asks for any more.
     slip_ttl_ms = KEEP_TTL if slip is None else 0
-    claimed = Claimed(token, interruptions, origin=origin)
+    claimed = Claimed(token, interruptions, origin=origin, came=came, cut_off=others)
     return claimed, Write(taken, ask.keep_ms, None, slip_ttl_ms)
 
 
+def _label(ask: Claim, origin: str, came: str, cut_off: str) -> str:
+    label = ask.candidate.label
+    if origin or came or cut_off:
+        label = Label.read(label)._replace(origin=origin, came=came, cut_off=cut_off).text()
+    return label
+
+
+def _cut_off(record: Record | None, ask: Claim) -> tuple[str, int]:
+    """Return the calls whose runs were cut off, and how often that was this one's.
+
+    The others' own messages may come again long after this run has ended. See
+    :attr:`.Label.cut_off`.
+    """
+    if record is None:
+        return "", 0
+    counts = dict(_COUNTS.findall(Label.of(record).cut_off))
+    owner = ask.candidate.owner
+    gives_up = record.state is State.RELEASED and not record.outcome and record.nonce
+    count = record.interruptions + (record.state is State.RUNNING)
+    if count and record.owner not in (b"", owner) and (gives_up or record.state is State.RUNNING):
+        counts.pop(record.owner.hex(), None)
+        counts[record.owner.hex()] = str(min(count, 255))
+    own = int(counts.pop(owner.hex(), 0))
+    kept = [f"{call}:{times}" for call, times in counts.items()]
+    return ",".join(kept[-_MOST_CUT_OFF:]), own
+
+
 def _origin(record: Record | None, ask: Claim) -> str:
-    """Return who began what a claim goes on with; empty: its own call, or the key has a window."""
-    if record is None or not ask.frees or not record.owner or record.is_done:
+    """Return the owner that began the work which this claim continues.
+
+    Empty: this call began it, or the key has a window.
+    """
+    if record is None or not ask.frees or ask.in_turn or not record.owner or record.is_done:
         return ""
-    origin = "" if ask.in_turn else Label.of(record).origin
-    # A released key with a count is one whose claim was given up: the run before it was cut off.
+    origin = Label.of(record).origin
+    # A released key with a count: its claim was given up, and the run before that was cut off.
     cut_off = record.state is not State.RELEASED or (record.nonce and record.interruptions)
     if not origin and cut_off:
         origin = record.owner.hex()
@@ -246,11 +411,13 @@ def _origin(record: Record | None, ask: Claim) -> str:
 
 
 def _interrupted(
-    record: Record, ask: Claim, now_us: int, slip: Slip | None
+    record: Record, mine: bool, ask: Claim, now_us: int, slip: Slip | None
 ) -> tuple[ClaimVerdict, Write | None]:
-    interruptions = record.interruptions + 1
+    # In turn, the run that was cut off is another call's, and counts for that call alone.
+    anothers = ask.in_turn and not mine
+    interruptions = 1 if anothers else record.interruptions + 1
     if interruptions <= ask.max_interruptions:
-        return _take(record, ask, now_us, interruptions, slip)
+        return _take(record, ask, now_us, 0 if anothers else interruptions, slip)
     return _become_unknown(record, ask, now_us // 1000, interruptions, slip)
 
 
@@ -281,31 +448,40 @@ def _become_unknown(
     )
     write = Write(unknown, UNKNOWN_TTL_MS)
     if ask.slip_key:
-        # While a copy tells this, the run can't tell another outcome.
+        # While a copy tells its caller this, the run can't tell the caller anything else.
         write = _with_sending(write, slip, ask, now_ms)
     return Unknown(unknown), write
 
 
 def _replay_mine(
-    record: Record, ask: Claim, now_ms: int, noted: bool
+    record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool, left_ms: int
 ) -> tuple[Replay, Write | None]:
-    if noted or not ask.callbacks:
-        return Replay(record, True, noted), None
-    # It sends the callbacks that its first delivery did not send, under a delivery lease.
-    leased = record._replace(
-        until_ms=now_ms + ask.lease_ms,
-        process=ask.candidate.process,
-        nonce=ask.candidate.nonce,
-    )
-    return Replay(leased, True, noted), Write(leased, KEEP_TTL)
+    write = Write(None)
+    if ask.slip_key and record.outcome and left_ms < ask.horizon_ms:
+        # The record may be gone when the next copy of the message comes.
+        kept = slip
+        if kept is None or not kept.answered:
+            kept = ask.message._replace(digests=b"" if slip is None else slip.digests)
+        kept = kept._replace(answered=True, token=record.token, outcome=record.outcome)
+        write = Write(None, slip=kept, slip_ttl_ms=ask.horizon_ms)
+    if ask.callbacks and not noted:
+        # It sends what its first delivery did not send, under a delivery lease.
+        record = record._replace(
+            until_ms=now_ms + ask.lease_ms,
+            process=ask.candidate.process,
+            nonce=ask.candidate.nonce,
+        )
+        write = write._replace(record=record)
+    return Replay(record, True, noted), None if write == Write(None) else write
 
 
 def _replay_other(
     record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool, left_ms: int
 ) -> tuple[ClaimVerdict, Write | None]:
     shared = Replay(record, False, noted)
-    if record.outcome and left_ms < ask.horizon_ms:
-        # The record may be gone when the next copy of the message comes.
+    if record.outcome and (left_ms < ask.horizon_ms or (slip is not None and slip.is_run)):
+        # The record may be gone when the next copy of the message comes. Or the call's own run,
+        # which gave its key up and lost its lease, may end: it finds that the call is answered.
         ttl_ms = ask.horizon_ms
         return _told(shared, None, slip, ask, now_ms, noted, record.outcome, ttl_ms)
     return _leased(shared, slip, ask, now_ms, noted)
@@ -344,7 +520,7 @@ def _told(
     outcome: bytes = b"",
     ttl_ms: int = 0,
 ) -> tuple[ClaimVerdict, Write | None]:
-    """Return a verdict that the record does not keep, or not for long; the slip does, from now.
+    """Return a verdict that the slip keeps, because the record doesn't, or not for long.
 
     The next copy of the message gets the same ``outcome``. Where there is none yet, the caller
     makes an error, and has a lease for as long as that takes: meanwhile no copy of the message
@@ -353,6 +529,8 @@ def _told(
     """
     if not ask.slip_key:
         return verdict, None
+    if slip is not None and slip.is_run:
+        slip = None  # its lease is over, and its call gets its answer here
     write = Write(record)
     is_told = slip is not None and slip.answered
     if outcome:
@@ -371,6 +549,8 @@ def _is_being_sent(slip: Slip, ask: Claim, now_ms: int) -> bool:
 
 
 def _with_sending(write: Write, slip: Slip | None, ask: Claim, now_ms: int) -> Write:
+    if slip is not None and slip.is_run:
+        slip = None
     kept = ask.message._replace(digests=b"") if slip is None else slip
     holder = (ask.candidate.nonce.ljust(8, b"\0") + ask.candidate.process)[:255]
     sending = kept._replace(sending_ms=now_ms + ask.lease_ms, holder=holder)
@@ -410,7 +590,7 @@ def settle(
             return Recorded(token, _is_told_by_a_copy(slip, event, now_ms)), None
         if record.token != new.token:
             if slip is not None and slip.answered and slip.token == new.token:
-                # The answer was lost; the key is another's now.
+                # The first answer was lost, and another run has the key now.
                 return Recorded(token, _is_told_by_a_copy(slip, event, now_ms)), None
             if slip is None or not slip.answered:
                 return Lost(record), None
@@ -426,19 +606,25 @@ def settle(
         lost = _answered_since(new, slip)
         if lost is not None:
             return lost, slip and _kept(slip, event)
-    # A copy can have answered the run's call only while the outcome is unknown.
-    answered = answered and record is not None and record.state is State.UNKNOWN
+    # A copy can have answered the run's call only while the outcome was unknown.
+    answered = (
+        answered
+        and record is not None
+        and (record.state is State.UNKNOWN or record.state is State.COMPENSATING)
+    )
     # Compensating is a run of its own, and only its own interruptions count.
     begins = new.state is State.COMPENSATING and (
         record is not None and record.state is not State.COMPENSATING
     )
-    # What a run gives up before its end has no lease: that is in its slip.
-    timed = (event.delay_ms > 0 and not (event.slip is not None and event.slip.is_run)) or (
-        new.state in (State.RUNNING, State.RETRYING, State.COMPENSATING)
+    # A key that is released before the end has no lease: the slip has it. Neither has an outcome
+    # that is told to nobody.
+    gives_up = event.slip is not None and event.slip.is_run
+    timed = new.state in (State.RUNNING, State.RETRYING, State.COMPENSATING) or (
+        event.delay_ms > 0 and not gives_up and not answered
     )
     written = new._replace(
         token=token,
-        until_ms=now_ms + event.delay_ms if timed and not answered else 0,
+        until_ms=now_ms + event.delay_ms if timed else 0,
         interruptions=0 if record is None or begins else record.interruptions,
         has_steps=(new if record is None else record).has_steps and not event.clears_steps,
         given_up=b"" if record is None else record.given_up,
@@ -459,7 +645,7 @@ def settle(
 def _settle_released(
     slip: Slip, event: Settle, now_ms: int
 ) -> tuple[Recorded | Lost, Write | None]:
-    """Write what a run became that had given its key up: its own call is answered, nobody else."""
+    """Write the end of a run that had released its key: it answers its own call and no other."""
     new = event.record
     if event.slip is not None and event.slip.is_run:
         return Recorded(new.token + 1), None  # the answer to its release was lost
@@ -481,7 +667,7 @@ def _settle_released(
 
 
 def _is_told_by_a_copy(slip: Slip | None, event: Settle, now_ms: int) -> bool:
-    """Whether a copy of a message answers its call, whose run is recorded and asks again."""
+    """Whether a copy of the message answers the call of a run that tells its end again."""
     if slip is None:
         return False
     own = b"" if event.slip is None else event.slip.holder
@@ -490,7 +676,7 @@ def _is_told_by_a_copy(slip: Slip | None, event: Settle, now_ms: int) -> bool:
 
 
 def _kept(slip: Slip, event: Settle) -> Write:
-    """Keep the slip of a run whose copy answers its call: that run leaves another copy, from now.
+    """Keep the slip of a run whose call is answered by a copy of its message.
 
     Where the copy has not answered yet, the run's end is left for it to answer, or for the next.
     """
@@ -533,7 +719,7 @@ def renew(
     until_ms = now_us // 1000 + lease_ms
     holds_no_key = record is None or record.token != held.token
     if slip is not None and slip.released and slip.token == held.token and holds_no_key:
-        # It has given its key up: its lease is in its slip.
+        # It has released its key: the slip has its lease.
         if slip.answered:
             left = slip._replace(sending_ms=until_ms) if slip.sending_ms else None
             return Recorded(held.token), None if left is None else Write(None, slip=left)
@@ -711,7 +897,13 @@ def reserve(
             and _is_alike(queued.fingerprint, ask)
         ):
             return Taken(queued.owner, None), None
-    reserved = new._replace(due_ms=due_ms, expires_ms=expires_ms, is_confirmed=False)
+    reserved = new._replace(
+        due_ms=due_ms,
+        expires_ms=expires_ms,
+        is_confirmed=False,
+        since_ms=now_ms,
+        until_ms=now_ms + ask.hold_ms,
+    )
     return Reserved(), Write(None, slip=reserved, slip_ttl_ms=ask.hold_ms)
 
 
@@ -725,7 +917,7 @@ def _is_ahead(record: Record, ask: Reserve, now_ms: int) -> bool:
 
 
 def _is_alike(fingerprint: bytes, ask: Reserve) -> bool:
-    """Whether a call has the arguments of the one that asks, or need not have them."""
+    """Whether the call that was found has the same arguments, where that is checked."""
     return not ask.checked or fingerprint == ask.reservation.fingerprint
 
 
@@ -741,7 +933,8 @@ def confirm(queued: Reservation | None, owner: bytes, ttl_ms: int, now_us: int) 
     left_ms = (queued.expires_ms or queued.due_ms + ttl_ms) - now_us // 1000
     if left_ms <= 0:
         return Write(None, slip_ttl_ms=0)
-    return Write(None, slip=queued._replace(is_confirmed=True), slip_ttl_ms=left_ms)
+    confirmed = queued._replace(is_confirmed=True, until_ms=now_us // 1000 + left_ms)
+    return Write(None, slip=confirmed, slip_ttl_ms=left_ms)
 
 
 def unreserve(queued: Reservation | None, owner: bytes) -> Write | None:
@@ -750,13 +943,13 @@ def unreserve(queued: Reservation | None, owner: bytes) -> Write | None:
 
 
 def put(record: Record | None, new: Record, left_ms: int, ttl_ms: int, now_us: int) -> Write | None:
-    """Write a record as another store had it, unless a newer one is here."""
+    """Write a record of another store, unless this store has a newer one."""
     if record is not None:
         is_older = record.token < new.token
         if not (is_older or (record.token == new.token and record.state is State.RUNNING)):
             return None
     until_ms = now_us // 1000 + left_ms if left_ms > 0 else 0
-    # Whoever waits for it waits at the other store.
+    # Its waiters wait at the other store.
     return Write(new._replace(until_ms=until_ms, is_awaited=False), ttl_ms)
 
 
@@ -782,13 +975,45 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
     return Write(resolved, event.ttl_ms)
 
 
+def rewind(
+    record: Record | None, token: int, keeps_steps: bool, ttl_ms: int, now_us: int
+) -> Write | None:
+    """Free a key whose next run goes on behind the steps that are kept, with a higher token.
+
+    Who began what that run goes on with stays in the label: its arguments are asked for by it.
+
+    Args:
+        token: which the record must have: what was decided by a person holds for that one.
+    """
+    if record is None or record.token != token or record.state is State.COMPENSATING:
+        return None
+    if now_us // 1000 < record.until_ms:
+        return None  # somebody holds it, or is about to
+    label = record.label
+    if record.owner:
+        label = Label.of(record)._replace(origin=record.owner.hex()).text()
+    freed = record._replace(
+        state=State.RELEASED,
+        token=max(record.token + 1, now_us),
+        until_ms=0,
+        interruptions=0,
+        owner=b"",  # as if forgotten: no copy was answered
+        process=b"",
+        nonce=b"",
+        label=label,
+        outcome=b"",
+        has_steps=record.has_steps and keeps_steps,
+    )
+    return Write(freed, ttl_ms)
+
+
 def with_mark(before: Record | None, write: Write | None, now_us: int) -> Write | None:
-    """Return the write with what becomes of the mark that somebody waits for the record's run.
+    """Return the write, with or without the mark that somebody waits for the record's run.
 
     It stays as long as they have to wait: over renewals and a takeover, of which they are told
     nothing, and over a retry, of which its own message has to hear. Otherwise it goes with its end.
     """
-    if write is None or before is None or not before.is_awaited:
+    if write is None or before is None or not before.is_awaited or not _keeps_waiting(before, 0):
         return write
     if write.record is None or write.record == before:
         return write

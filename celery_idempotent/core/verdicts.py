@@ -1,6 +1,7 @@
 """What may happen to a record (events), what a store answers (verdicts), and what it writes.
 
-What nearly every delivery needs is a named tuple: a frozen dataclass takes thrice as long to make.
+They are named tuples: a frozen dataclass takes thrice as long to make, and a program that imports
+the library waits for each. Those without a field are not: as a tuple they would be false.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Write(NamedTuple):
     wakes: bool = False
     #: Whether the key's reservation is deleted.
     drops_queued: bool = False
+    #: What the key's reservation becomes, until its own ``until_ms``; ``None``: see above.
+    queued: Reservation | None = None
 
 
 # --- verdicts ------------------------------------------------------------------------------------
@@ -85,15 +88,19 @@ class Claimed(NamedTuple):
     steps: Mapping[str, bytes] = _NO_STEPS
     #: Who began what this run goes on with: see :attr:`.Label.origin`.
     origin: str = ""
+    #: When its call came first: see :attr:`.Label.came`.
+    came: str = ""
+    #: Other calls whose runs were cut off: see :attr:`.Label.cut_off`.
+    cut_off: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Busy:
+class Busy(NamedTuple):
     """Another delivery holds the key, or is about to: wait."""
 
     record: Record
     #: Whether it is the same message, delivered again.
     mine: bool
+    #: The store's clock; where the message can't say when its call came first: that instant.
     now_ms: int
 
 
@@ -113,15 +120,13 @@ class Superseded:
     """The message is an old copy: a later message replaced it, or its call was answered."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(NamedTuple):
     """The key belongs to a call with other arguments."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Unknown:
+class Unknown(NamedTuple):
     """A run was cut off, or could not be undone; what it did is not known."""
 
     record: Record
@@ -137,8 +142,7 @@ class Recorded(NamedTuple):
     answered: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(NamedTuple):
     """The write was refused: the record belongs to another run, or to none."""
 
     record: Record
@@ -151,8 +155,7 @@ class Reserved:
     """The key is reserved for the call, which is to be published."""
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """Another call has the key: this one need not be published."""
 
     #: The packed owner of that call.
@@ -207,6 +210,10 @@ class Claim(NamedTuple):
     #: The key of the reservation, which a granted claim deletes, as any delivery of the call that
     #: is reserved does. Empty: the task's calls are not reserved.
     queued_key: str = ""
+    #: Whether of those that wait only the one that came last is to run.
+    latest: bool = False
+    #: When this call came first, on the store's clock in milliseconds; 0: its message does not say.
+    came_ms: int = 0
     #: How long copies of the message may come: a duplicate whose record ends sooner gets a slip.
     horizon_ms: int = 0
 
@@ -226,8 +233,7 @@ class Reserve(NamedTuple):
     over: tuple[bytes, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+class Resolve(NamedTuple):
     """An operator settles a run whose outcome is unknown."""
 
     #: SUCCEEDED, FAILED (undo its steps, then free the key, and keep the outcome for its own call)

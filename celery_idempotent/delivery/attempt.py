@@ -27,7 +27,9 @@ class Attempt:
         self.run = run
         options = delivery.options
         codec = Codec(delivery.task, options.max_result_size)
-        self.steps = Steps(run, codec, stops=options.stop_at_checkpoint)
+        # An eager call has no message that could come again.
+        stops = options.stop_at_checkpoint and not delivery.eager
+        self.steps = Steps(run, codec, stops=stops)
         if run.steps:
             self.steps.take(run.steps)
         if not (run.failed or delivery.telling.shadow):

@@ -83,15 +83,19 @@ def duplicate_of(delivery: Delivery, record: Record, *, shadow: bool = False) ->
 def hand_over(delivery: Delivery, result: Any) -> Any:
     """Return a result to the tracer, once its link and chain are sent."""
     if delivery.claimant.callbacks:
-        send_tail(delivery.task, delivery.request, result)
+        send_tail(delivery.task, delivery.request, result, delivery.waits.publication)
     return result
 
 
-def send_tail(task: Any, request: Any, result: Any) -> None:
+def send_tail(task: Any, request: Any, result: Any, publication: str = "") -> None:
     """Send link and chain as the tracer would, and let it send them no more.
 
     The tracer turns a broker that is away into a FAILURE of the task, and the tail is lost. Here
     the message goes back to the broker, and its next delivery sends them.
+
+    Args:
+        publication: see :attr:`.WaitState.publication`. The same task id may be published again,
+            and what hangs on that call is not what hung on the first one. Empty: not known.
 
     Raises:
         Reject: the broker is away.
@@ -109,9 +113,10 @@ def send_tail(task: Any, request: Any, result: Any) -> None:
             else None
         ),
     }
+    source = f"{request.id}/{publication}" if publication else request.id
     try:
         signatures = [
-            with_ids(maybe_signature(callback, app=app), f"{request.id}/{position}")
+            with_ids(maybe_signature(callback, app=app), f"{source}/{position}")
             for position, callback in enumerate(callbacks or ())
         ]
         plain = [signature for signature in signatures if not isinstance(signature, group)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from celery.canvas import maybe_signature
@@ -13,9 +12,10 @@ from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.unfinished import is_awaitable
 from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.delivery.attempt import Attempt
-from celery_idempotent.delivery.outcome import failed, final_state, lost, unknown
+from celery_idempotent.delivery.callbacks import after_trace
+from celery_idempotent.delivery.outcome import failed, final_state, leave_if_answered, lost, unknown
 from celery_idempotent.delivery.results import replay
-from celery_idempotent.delivery.waiting import wait
+from celery_idempotent.delivery.waiting import say_waiting, wait
 from celery_idempotent.errors import ClaimLost, ConfigurationError
 from celery_idempotent.run.claimant import Ending
 
@@ -44,10 +44,18 @@ def compensate(attempt: Attempt, failure: bytes, exc: BaseException | None = Non
             raise
         return lost(attempt, Lost(run.lease.lost), exc or problem)
     except BaseException as problem:
+        goes_on = isinstance(problem, Exception) and not delivery.eager
+        if goes_on and run.lease.is_unbroken:
+            say_waiting(delivery, run.lease.record)  # as long as no other delivery can answer
+        elif goes_on:
+            after_trace().stores_no_retry = True
         # Its lease ends at once; the next delivery goes on where this one stopped.
-        attempt.told.end(Ending(State.COMPENSATING, failure))
-        if not isinstance(problem, Exception) or delivery.eager:
+        verdict = attempt.told.end(Ending(State.COMPENSATING, failure))
+        if not goes_on:
             raise
+        if isinstance(verdict, Lost):
+            return lost(attempt, verdict, exc or problem)
+        leave_if_answered(attempt, verdict)
         log.exception("%s: a compensation failed, it is tried again", delivery.name)
         pause = _FIRST_PAUSE_S * 4.0 ** min(run.interruptions, 5)
         return wait(delivery, run.lease.record, delivery.waits.since_ms, None, pause)
@@ -81,7 +89,7 @@ def _what_is_left(attempt: Attempt, stuck: list[str], exc: BaseException) -> str
 
 def _undo(attempt: Attempt, name: str, step: Step) -> None:
     app = attempt.delivery.task.app
-    undo = maybe_signature(json.loads(step.compensation), app=app)
+    undo = maybe_signature(attempt.steps.compensation_of(step), app=app)
     if not undo.immutable:
         undo = undo.clone(args=(attempt.steps.result_of(name, step),))
     if is_awaitable(app.tasks[undo.task](*undo.args, **undo.kwargs)):

@@ -8,6 +8,8 @@ from functools import partial
 from math import ceil
 from typing import Any
 
+from celery.exceptions import Retry
+
 from celery_idempotent import observers
 from celery_idempotent.core.keys import CallKey, identity_of, record_key
 from celery_idempotent.core.message import (
@@ -15,6 +17,7 @@ from celery_idempotent.core.message import (
     WaitState,
     digest_of,
     explicit_key,
+    goes_on,
     read_request,
 )
 from celery_idempotent.core.options import Options
@@ -38,13 +41,15 @@ class RequestState:
     Celery copies it into the requests of direct calls that are made within the body.
     """
 
-    __slots__ = ("call", "context")
+    __slots__ = ("call", "context", "retry")
 
     def __init__(self) -> None:
         #: The call's key, and how its message has waited: what is published again takes both along.
         self.call: tuple[CallKey | None, WaitState] | None = None
         #: What the body gets as ``self.idempotency``, or what makes it at first use.
         self.context: RunContext | Callable[[], RunContext] | None = None
+        #: The retry that the body has published: its next attempt answers the call.
+        self.retry: Retry | None = None
 
 
 def state_of(request: Any) -> RequestState | None:
@@ -151,11 +156,18 @@ class Delivery:
             call_key.checked,
             label,
             "" if eager else owner.slip_key(key),
+            # By position: names would double what it takes to make.
             Slip(
-                deaths=min(waits.deaths + deaths, MAX_DEATHS),
-                retries=retries,
-                publication=waits.publication.encode(),
-                digests=(waits.callbacks or digest_of(request)) if called_back else b"",
+                False,
+                False,
+                False,
+                min(waits.deaths + deaths, MAX_DEATHS),
+                retries,
+                0,
+                0,
+                waits.publication.encode(),
+                b"",
+                (waits.callbacks or digest_of(request)) if called_back else b"",
             ),
             called_back,
             not (waits.publication or waits.count or redelivered),
@@ -164,11 +176,16 @@ class Delivery:
         )
         if terms.in_turn:
             claimant = claimant._replace(checked=False)
-        elif waits.awaited is not None:
+        if terms.latest:
+            claimant = claimant._replace(came_ms=waits.since_ms)
+        if waits.awaited is not None and (waits.displaced or not terms.in_turn):
             awaited = Owner(*waits.awaited)
             claimant = claimant._replace(awaited=awaited.pack(), awaited_key=awaited.slip_key(key))
         if options.on_running != "wait" or waits.since_ms or not options.wait_timeout:
-            from_ms = _refused_from_ms(options, request, waits, not (retries or redelivered))
+            first = not (redelivered or goes_on(retries, owner.nesting))
+            from_ms = _refused_from_ms(options, request, waits, first)
+            if owner.nesting and (waits.awaited is None or waits.awaited[0] == owner.task_id):
+                from_ms = NEVER_MS  # it waits for its own call, which is about to end
             claimant = claimant._replace(refused_from_ms=from_ms)
         return cls(
             task,
@@ -193,13 +210,20 @@ class Delivery:
     @property
     def policy(self) -> str:
         """What happens where another call's run has the key: see ``idempotency_on_running``."""
-        first = not (self.claimant.retries or self.redelivered)
+        nesting = self.request.replaced_task_nesting
+        first = not (self.redelivered or goes_on(self.claimant.retries, nesting))
         return _policy(self.options, self.request, self.waits, first)
 
-    @property
-    def may_be_dropped(self) -> bool:
-        """Whether this message, or a copy of it, may be dropped as a duplicate."""
-        return _may_be_dropped(self.options, self.request)
+    def may_be_refused(self, outage: bool) -> bool:
+        """Whether a copy of this message may be refused, or dropped, while this one has to wait.
+
+        Args:
+            outage: whether it waits for the store. Then no copy can be refused, but one that was
+                dropped just now.
+        """
+        if outage or self.options.on_running == "drop":
+            return _may_be_dropped(self.options, self.request)
+        return self.options.on_running == "raise"
 
     @property
     def name(self) -> str:
@@ -265,7 +289,8 @@ def _terms(setup: TaskSetup, environment: Environment) -> Terms:
         horizon_s=environment.horizon,
         max_interruptions=0 if unknown else options.max_interruptions,
         max_compensations=options.max_interruptions,
-        in_turn=options.after_wait == "run",
+        in_turn=options.after_wait in ("run", "last"),
+        latest=options.after_wait == "last",
         reserves=setup.reserves,
     )
 
@@ -286,7 +311,7 @@ def run_context(
     """
     began = ""
     if claimant.terms.frees:
-        origin = "" if run is None or claimant.terms.in_turn else run.origin
+        origin = "" if run is None else run.origin
         began = origin or claimant.owner.hex()
     return RunContext(
         key=call_key.key,

@@ -13,6 +13,7 @@ from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.delivery.compensation import compensate
 from celery_idempotent.delivery.outcome import (
     SessionRefused,
+    as_retried,
     begin_anew,
     ending_of,
     failed,
@@ -27,7 +28,15 @@ from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.stores.base import NotCommitted
 
-__all__ = ["execute"]
+__all__ = ["execute", "is_under_way"]
+
+#: The tasks whose bodies this process runs under a claim, in whichever thread.
+_under_way: dict[Attempt, Any] = {}
+
+
+def is_under_way(task: Any) -> bool:
+    """Whether a thread of this process runs the body of this task under a claim."""
+    return task in _under_way.copy().values()
 
 
 def execute(
@@ -51,6 +60,7 @@ def execute(
         except NotCommitted as exc:
             claim.may_hold = False
             return begin_anew(attempt, exc)
+    _under_way[attempt] = task
     claim.may_hold = False
     try:
         if run.interruptions and delivery.options.reconcile is not None:
@@ -71,9 +81,13 @@ def execute(
             raise  # a process that the body forked ends, and not the run
         if isinstance(exc, (StoppedAtCheckpoint, NotCommitted)):
             return begin_anew(attempt, exc)
-        return _failed(attempt, exc)
+        return _failed(attempt, as_retried(delivery, exc))
+    finally:
+        _under_way.pop(attempt, None)
     if run.is_elsewhere:
         return result
+    if delivery.state.retry is not None:
+        return _failed(attempt, delivery.state.retry)
     try:
         return returned(attempt, result)
     except SessionRefused as refused:

@@ -14,7 +14,7 @@ from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
 from celery_idempotent import observers
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import FAILED, SUCCEEDED, Record, State
 from celery_idempotent.core.verdicts import (
     NEVER_MS,
     Busy,
@@ -34,13 +34,16 @@ from celery_idempotent.delivery.callbacks import (
 from celery_idempotent.delivery.celery_events import Dropped
 from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.execution import execute
-from celery_idempotent.delivery.outcome import leave_answer
+from celery_idempotent.delivery.outcome import ending_of, leave_answer, leave_to_answer
+from celery_idempotent.delivery.repair import prepare
 from celery_idempotent.delivery.results import replay
 from celery_idempotent.delivery.shadow import run_in_shadow
 from celery_idempotent.delivery.waiting import (
     is_answered,
     say_revoked,
     say_started,
+    say_waiting,
+    says_so_already,
     wait,
     wait_as_copy,
 )
@@ -76,12 +79,19 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     if delivery.waits.to not in (None, delivery.request.hostname):
         raise Ignore("this copy is for another worker")
     if delivery.options.mode == "shadow":
-        return run_without_claim(run_in_shadow, delivery, args, kwargs)
+        return run_in_shadow(delivery, args, kwargs)
     began = time.perf_counter()
     claim = ClaimAttempt(delivery.claimant, delivery.telling.lost)
     try:
         try:
+            if delivery.waits.resumes is not None:
+                prepare(delivery, *delivery.waits.resumes)
             verdict = claim.claim(_PATIENCE_S)
+            if isinstance(verdict, Busy) and _says_that_it_waits(delivery, verdict, began):
+                # Meanwhile a copy of the message may have answered the call: then RETRY was stored
+                # over that answer, and this delivery stores it again.
+                began = time.perf_counter()
+                verdict = claim.claim(_PATIENCE_S)
         except (StoreUnavailable, RecordTooNew) as exc:
             claim.undo(exc)
             return _store_away(delivery, exc, args, kwargs)
@@ -111,8 +121,7 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 def _answer(delivery: Delivery, verdict: ClaimVerdict, asked: float) -> Any:
     if isinstance(verdict, Replay):
         return _replay(delivery, verdict)
-    # This process may have stood still, while a copy of the message answered the call.
-    stale = time.perf_counter() - asked > delivery.options.lease / 3
+    stale = _is_stale(delivery, asked)
     if isinstance(verdict, Busy):
         return _busy(delivery, verdict, stale)
     if stale and isinstance(verdict, Mismatch | Unknown) and not delivery.eager:
@@ -121,8 +130,43 @@ def _answer(delivery: Delivery, verdict: ClaimVerdict, asked: float) -> Any:
         return _mismatch(delivery, verdict)
     if isinstance(verdict, Unknown):
         return _unknown(delivery, verdict)
+    if _may_be_published_again(delivery):
+        wait_as_copy(delivery, None)
     delivery.telling.tell("superseded")
     raise Ignore("superseded")
+
+
+def _may_be_published_again(delivery: Delivery) -> bool:
+    """Whether a message of an earlier attempt may be a second publication of its task id.
+
+    The record does not tell which publication its run is of. As nothing says that this one is an
+    old copy, it waits for the end, and is answered then: whatever hangs on it would be lost. It
+    does not wait for an attempt that is overdue, whose message may be lost.
+    """
+    claimant, store = delivery.claimant, delivery.claimant.terms.store
+    if delivery.redelivered or delivery.eager or claimant.compensates_only:
+        return False
+    try:
+        record = store.get(claimant.key)
+        if record is None or record.owner != claimant.owner:
+            return False
+        return store.now_ms() < record.until_ms + claimant.terms.lease_ms
+    except StoreError:
+        return True
+
+
+def _is_stale(delivery: Delivery, asked: float) -> bool:
+    """Whether this process stood still, so that a copy of the message may have answered."""
+    return time.perf_counter() - asked > delivery.options.lease / 3
+
+
+def _says_that_it_waits(delivery: Delivery, verdict: Busy, asked: float) -> bool:
+    """Store RETRY for a call that has to wait, unless an earlier delivery has; whether it did."""
+    if delivery.eager or verdict.mine or delivery.policy != "wait":
+        return False
+    if verdict.now_ms >= delivery.claimant.refused_from_ms or _is_stale(delivery, asked):
+        return False
+    return not says_so_already(delivery) and say_waiting(delivery, verdict.record)
 
 
 def _replay(delivery: Delivery, verdict: Replay) -> Any:
@@ -134,7 +178,7 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     delivery.show_unguarded("its body did not run: the call has an outcome already", replayed=True)
     if not verdict.mine:
         show_duplicate(delivery, record)
-    kept = record.state in (State.SUCCEEDED, State.FAILED)
+    kept = record.state in (SUCCEEDED, FAILED)
     if not verdict.mine and kept:
         # The record answers each copy, or the slip that the claim left; only what hangs on this one
         # is to be written down.
@@ -169,7 +213,7 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
     if policy == "drop":
         _drop(delivery, record)
     since_ms = waits.since_ms or verdict.now_ms
-    if verdict.now_ms - since_ms >= options.wait_timeout * 1000:
+    if refused and policy == "wait":
         delivery.telling.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
         _refuse(
             delivery,
@@ -177,7 +221,16 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
             f"{options.wait_timeout:g} s (idempotency_wait_timeout)",
         )
     until = left + (options.lease if record.state is State.RETRYING else 0)
-    wait(delivery, record, since_ms, until, now_ms=verdict.now_ms)
+    displaced = delivery.claimant.terms.latest and since_ms <= record.came_ms
+    wait(
+        delivery,
+        record,
+        since_ms,
+        until,
+        now_ms=verdict.now_ms,
+        displaced=displaced,
+        said=after_trace().stores_no_retry or says_so_already(delivery),
+    )
 
 
 def _be_patient(delivery: Delivery, now_ms: int) -> float:
@@ -256,8 +309,10 @@ def _store_away(
     if delivery.eager and policy == "retry":
         policy = "raise"
     copy = (delivery.redelivered or delivery.waits.redelivery) and not delivery.eager
-    if policy == "raise" and copy:
-        policy = "retry"  # its own run may be alive: a failure would be told over it
+    # The store can't say it, but the result backend may: the call has its answer.
+    answered = not delivery.eager and is_answered(task, request)
+    if answered or (policy == "raise" and copy):
+        policy = "retry"  # or its own run may be alive: a failure would be told over it
     action = "wait" if policy == "retry" else policy
     delivery.telling.tell("store away", reason=str(exc), action=action)
     if policy == "raise":
@@ -267,11 +322,38 @@ def _store_away(
         log.error("%s runs unprotected, as idempotency_on_store_error says: %s", delivery.name, exc)
         say_started(task, request)
         delivery.show_unguarded("the store is away")
-        return run_without_claim(task.run, *args, **kwargs)
+        return _run_open(delivery, args, kwargs)
     end = outage_lines.turn()
     if end is not None:
         log.warning("%s waits, its body was not run: %s%s", delivery.name, exc, end)
-    # The store can't say it, but the result backend may: the call has its answer.
-    if copy or is_answered(task, request):
+    if copy or answered:
         wait_as_copy(delivery, None, outage=True)
     return wait(delivery, None, delivery.waits.since_ms, None)
+
+
+def _run_open(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run the body without a claim.
+
+    Where a copy has answered the call by its end, that answer stays. Else its own end is the
+    answer, of which the store is told as soon as it is back: no leftover copy runs then. The store
+    does not get the outcome: no other call may have that of a run that was not accepted.
+    """
+    task, request = delivery.task, delivery.request
+
+    def give_way() -> None:
+        if not delivery.eager and is_answered(task, request):
+            # The store may have forgotten that by now, and would run what is put back.
+            leave_answer(delivery, at_once=False, notes=False)
+            leave_to_answer(delivery, recorded=False)
+
+    try:
+        result = run_without_claim(task.run, *args, **kwargs)
+    except Exception as exc:
+        give_way()
+        ending = ending_of(delivery, exc)
+        if ending.state in (State.FAILED, State.RELEASED) and ending.answers:
+            leave_answer(delivery, at_once=False)
+        raise
+    give_way()
+    leave_answer(delivery, at_once=False)
+    return result

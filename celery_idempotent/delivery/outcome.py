@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Any, NoReturn
 
 from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded
@@ -15,11 +14,13 @@ from celery_idempotent.delivery.callbacks import after_trace, hand_over
 from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.results import encode_failure, encode_result, replay
 from celery_idempotent.delivery.waiting import is_answered, say_retry, wait, wait_as_copy
+from celery_idempotent.due import ms_until
 from celery_idempotent.errors import (
     ConfigurationError,
     IdempotencyInProgress,
     OutcomeUnknown,
     StoppedAtCheckpoint,
+    StoreUnavailable,
 )
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import write_slip
@@ -27,11 +28,14 @@ from celery_idempotent.stores.base import NotCommitted
 
 __all__ = [
     "SessionRefused",
+    "as_retried",
     "begin_anew",
     "ending_of",
     "failed",
     "final_state",
     "leave_answer",
+    "leave_if_answered",
+    "leave_to_answer",
     "lost",
     "returned",
     "unknown",
@@ -46,7 +50,7 @@ log = get_logger("celery_idempotent")
 def ending_of(delivery: Delivery, exc: BaseException) -> Ending:
     """Return what a body that raised ``exc`` means for its record."""
     if isinstance(exc, Retry):
-        return Ending(State.RETRYING, b"", _delay_ms(exc.when), _retries_of(exc, delivery))
+        return Ending(State.RETRYING, b"", ms_until(exc.when) or 0, _retries_of(exc, delivery))
     if isinstance(exc, (Ignore, Reject)):
         return Ending(State.RELEASED, answers=not getattr(exc, "requeue", False))
     options = delivery.options
@@ -55,6 +59,22 @@ def ending_of(delivery: Delivery, exc: BaseException) -> Ending:
         return Ending(State.RUNNING)
     outcome = encode_failure(delivery.task.backend, exc, options.max_result_size)
     return Ending(final_state(delivery, exc), outcome)
+
+
+def as_retried(delivery: Delivery, exc: BaseException) -> BaseException:
+    """Return what ends an attempt that raised ``exc``: its retry, if it has published one.
+
+    The call gets one answer, and that is the next attempt's. This does not hold where the process
+    ends, or where the body leaves with an ``Ignore`` or ``Reject`` of its own.
+    """
+    retry = delivery.state.retry
+    if retry is None or isinstance(exc, (Retry, Ignore, Reject, ConfigurationError)):
+        return exc
+    if ending_of(delivery, exc).state is State.RUNNING:
+        return exc  # it was cut off
+    again: BaseException = Retry(exc=exc, when=retry.when, sig=retry.sig)
+    again.__cause__, again.__traceback__ = exc, exc.__traceback__
+    return again
 
 
 def final_state(delivery: Delivery, exc: BaseException) -> State:
@@ -105,21 +125,25 @@ def returned(attempt: Attempt, result: Any) -> Any:
         verdict = record()  # it came once, and too late: the body is done
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, None, result)
-    if (verdict is None or verdict.answered) and _was_answered(attempt, verdict):
-        _leave_to_answer(delivery)
+    if verdict is None or verdict.answered:
+        leave_if_answered(attempt, verdict)
     return hand_over(delivery, result) if delivery.claimant.callbacks else result
 
 
 def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
     """Record the end of a body that raised, and fail as it did."""
-    if isinstance(exc, Retry) and attempt.run.lease.lost is None:
-        # Before the key is given up: from then on its next attempt may be answered.
-        say_retry(attempt.delivery.task, attempt.delivery.request, exc.exc, exc)
+    if isinstance(exc, Retry) and not attempt.delivery.eager:
+        if attempt.run.lease.is_unbroken:
+            # Before the key is given up: from then on its next attempt may be answered.
+            say_retry(attempt.delivery.task, attempt.delivery.request, exc.exc, exc)
+        else:
+            # A copy may have answered the call, or be about to: nothing is stored over that.
+            after_trace().stores_no_retry = True
     verdict = attempt.told.end(ending, exc)
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, exc)
-    if isinstance(exc, Exception) and _was_answered(attempt, verdict):
-        _leave_to_answer(attempt.delivery)
+    if isinstance(exc, Exception):
+        leave_if_answered(attempt, verdict)
     doubtful = verdict is None and attempt.run.lease.is_doubtful
     if doubtful and isinstance(exc, Retry) and not attempt.delivery.eager:
         # The next attempt may have answered, and RETRY be stored over that: a copy repeats it.
@@ -133,19 +157,21 @@ def unknown(attempt: Attempt, why: BaseException, text: str) -> Any:
     verdict = attempt.told.end(Ending(State.UNKNOWN))
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, why)
+    leave_if_answered(attempt, verdict)
     unknown = OutcomeUnknown(text)
     leave_answer(delivery, unknown)
     raise unknown from why
 
 
 def begin_anew(attempt: Attempt, exc: NotCommitted | StoppedAtCheckpoint) -> Any:
-    """Put the message back: what the body wrote is not committed, or it stopped at a checkpoint."""
+    """Put the message back: its body wrote nothing, or stopped at a checkpoint."""
     delivery = attempt.delivery
     log.warning("%s has to begin anew: %s", delivery.name, exc)
     if getattr(exc, "sure", True):
         attempt.told.end(Ending(State.RELEASED, answers=False), exc)
     if delivery.eager:
-        raise exc
+        # Not the same: the body that has made this call would take it for its own.
+        raise StoreUnavailable(str(exc)) from exc
     wait_as_copy(delivery, None)
 
 
@@ -170,8 +196,9 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
             raise Ignore("a copy of this message took over")  # its successor is out already
         # Where the call is answered, RETRY may have been stored over that: the copy repeats it.
         wait_as_copy(delivery, None)
-    if verdict.answered and not delivery.eager:
-        _leave_to_answer(delivery)
+    # A renewal told it, or a copy is about to answer: then the result backend may know more.
+    if not delivery.eager and (verdict.answered or is_answered(delivery.task, delivery.request)):
+        leave_to_answer(delivery)
     if attempt.run.is_for_another:
         return wait(delivery, record, delivery.waits.since_ms, None)
     in_turn = delivery.claimant.terms.in_turn
@@ -209,6 +236,7 @@ def leave_answer(
     in_record: bool = False,
     told: bool = True,
     at_once: bool = True,
+    notes: bool = True,
 ) -> None:
     """Write a slip once the tracer has returned: this call is answered, without a run of its own.
 
@@ -217,8 +245,10 @@ def leave_answer(
         in_record: the record keeps the answer.
         told: whether it gets that answer; if not, only the claim's lease on telling it ends.
         at_once: not in the background.
+        notes: whether its callbacks have gone out, too.
     """
     claimant = delivery.claimant
+    message = claimant.message if notes else claimant.message._replace(digests=b"")
     if not claimant.slip_key:
         return
     if exc is not None:
@@ -227,29 +257,35 @@ def leave_answer(
 
     def write(sent: bool) -> None:
         # Not sent: what hangs on it is still to be sent, by the next copy.
-        slip = claimant.message._replace(
-            answered=sent or ignored, succeeded=in_record, outcome=outcome
-        )
+        slip = message._replace(answered=sent or ignored, succeeded=in_record, outcome=outcome)
         write_slip(claimant, slip, at_once=at_once)
 
     after_trace().on_return.append(write)
 
 
-def _was_answered(attempt: Attempt, verdict: Recorded | None) -> bool:
-    """Whether a copy of the message has answered the call of this run, which has ended."""
-    if verdict is not None:
-        return verdict.answered
-    # The store can't say it now, but the result backend may.
-    return is_answered(attempt.delivery.task, attempt.delivery.request)
+def leave_if_answered(attempt: Attempt, verdict: Recorded | None) -> None:
+    """Leave a run whose end is recorded, where a copy of its message has answered its call.
+
+    Args:
+        verdict: ``None``: the store can't say it now, but the result backend may.
+    """
+    delivery = attempt.delivery
+    if is_answered(delivery.task, delivery.request) if verdict is None else verdict.answered:
+        leave_to_answer(delivery)
 
 
-def _leave_to_answer(delivery: Delivery) -> NoReturn:
-    """Leave a run whose call a copy of its message has answered: that answer stands."""
+def leave_to_answer(delivery: Delivery, *, recorded: bool = True) -> NoReturn:
+    """Leave a run whose call a copy of its message has answered: that answer stands.
+
+    Args:
+        recorded: whether the run's own end is in the store: not of a body that held no claim.
+    """
     log.warning(
-        "%s: a copy of task %s has answered its call meanwhile: its own end is recorded, and "
+        "%s: a copy of task %s has answered its call meanwhile: its own end is %s, and "
         "the answer stays",
         delivery.name,
         delivery.request.id,
+        "recorded" if recorded else "told nobody",
     )
     # Not only Ignore: the copy may be unable to send its callbacks, and share our delivery.
     wait_as_copy(delivery, None)
@@ -259,14 +295,3 @@ def _retries_of(exc: Retry, delivery: Delivery) -> int:
     """Return which attempt the next message is: a Retry that was made by hand may spend none."""
     coming = None if exc.sig is None else exc.sig.options.get("retries")
     return coming if isinstance(coming, int) and coming >= 0 else delivery.claimant.retries
-
-
-def _delay_ms(when: Any) -> int:
-    if isinstance(when, datetime):
-        now = datetime.now(when.tzinfo or timezone.utc)
-        if when.tzinfo is None:
-            when = when.replace(tzinfo=timezone.utc)
-        return max(0, int((when - now).total_seconds() * 1000))
-    if isinstance(when, (int, float)):
-        return max(0, int(when * 1000))
-    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ _SHORT: Final = 500
 _JSON: Final = "application/json"
 # What kombu's own JSON uses. It makes both anew each time, which takes longer than what they do.
 _to_json: Final = kombu_json.JSONEncoder().encode
-_from_json: Final = json.JSONDecoder(object_hook=kombu_json.object_hook).decode
+_decoder: Final = json.JSONDecoder(object_hook=kombu_json.object_hook)
 
 
 def encode_result(backend: Any, result: Any, most: int) -> bytes:
@@ -50,12 +51,16 @@ def encode_result(backend: Any, result: Any, most: int) -> bytes:
 def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
     """Pack a failure as ``backend`` would store it.
 
-    Where that can't be done, or it is over ``most`` bytes, Celery's own stand-in for exceptions
-    that don't travel is packed, which says what it was: a failed call is never "done, not kept".
+    Where that can't be done, or it is over ``most`` bytes, its type is packed with the beginning of
+    its text; with pickle, Celery's own stand-in for exceptions that don't travel, which says what
+    it was: a failed call is never "done, not kept".
     """
     packed = NOT_KEPT
     with suppress(Exception):
         packed = _pack_failure(backend, exc, most)
+    if packed == NOT_KEPT:
+        with suppress(Exception):
+            packed = _pack_short(backend, exc)
     if packed == NOT_KEPT:
         kind, text = type(exc), _safe_repr(exc)[:_SHORT]
         short = UnpickleableExceptionWrapper(kind.__module__, kind.__qualname__, (text,), text)
@@ -66,6 +71,14 @@ def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
 def _pack_failure(backend: Any, exc: BaseException, most: int) -> bytes:
     prepared = backend.prepare_exception(exc, serializer=backend.serializer)
     return _pack(backend, Kind.FAILURE, prepared, most)
+
+
+def _pack_short(backend: Any, exc: BaseException) -> bytes:
+    prepared = backend.prepare_exception(exc, serializer=backend.serializer)
+    if not isinstance(prepared, dict):
+        return NOT_KEPT  # pickle has the exception itself
+    prepared["exc_message"] = (str(exc)[:_SHORT],)
+    return _pack(backend, Kind.FAILURE, prepared, _SHORT * 100)
 
 
 def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:
@@ -112,6 +125,15 @@ def _encode(backend: Any, value: Any) -> bytes:
     return payload.encode("utf-8") if isinstance(payload, str) else bytes(payload)
 
 
+def _from_json(text: str) -> Any:
+    # decode() looks for white space at both ends first, and as a rule there is none.
+    try:
+        value, end = _decoder.raw_decode(text)
+    except ValueError:
+        end = -1
+    return value if end == len(text) else _decoder.decode(text)
+
+
 def _decode(outcome: Outcome, accept: Any) -> Any:
     _, content_type, encoding, payload = outcome
     text: Any = payload if encoding in ("binary", "") else payload.decode(encoding, "replace")
@@ -154,4 +176,29 @@ class Codec:
             raise TypeError(f"compensate= names {undo.task!r}, which this app does not have")
         if kind_of(tasks[undo.task].run):
             raise TypeError(f"compensate= names {undo.task!r}, whose body is async: nobody runs it")
-        return json.dumps(undo).encode()
+        named = [(f"argument {at}", it) for at, it in enumerate(undo.args or (), 1)]
+        named += [(f"argument {name!r}", it) for name, it in (undo.kwargs or {}).items()]
+        for name, value in (*named, ("what is set on it", dict(undo.options or {}))):
+            why = _not_kept_as_json(value)
+            if why:
+                raise TypeError(f"compensate= can't be kept: {name} of {undo.task!r}: {why}")
+        return _to_json(undo).encode()
+
+    def unpack_signature(self, packed: bytes) -> Any:
+        return _from_json(packed.decode())
+
+
+def _not_kept_as_json(value: Any) -> str:
+    """Return why JSON, as Celery writes it, doesn't give a value back; empty: it does."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                return f"a key of a dict is {name!r:.80}, and JSON's are text"
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        try:
+            _to_json(value)
+        except Exception as exc:
+            return str(exc)
+        return ""
+    return next(filter(None, map(_not_kept_as_json, value)), "")

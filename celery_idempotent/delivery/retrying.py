@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from celery import Task
 from celery.canvas import Signature
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 from celery.utils.log import get_logger
 
 from celery_idempotent.core.message import OWN, ours_in, own_header, without_deaths
@@ -19,25 +19,38 @@ from celery_idempotent.delivery.waiting import (
     WithoutRetry,
     back_to_broker,
     broker_is_away,
+    publish_again,
 )
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.settings import environment_of
 
-__all__ = ["RetryingTask", "publish_again"]
+if TYPE_CHECKING:
+    from typing_extensions import ParamSpec, TypeVar
+
+    P = ParamSpec("P", default=...)
+    R = TypeVar("R", default=Any, covariant=True)
+
+    class TypedTask(Task[P, R]):
+        """A task with its parameters and its result, where celery-types is installed."""
+else:
+    from types import GenericAlias
+    from typing import ParamSpec, TypeVar
+
+    P, R = ParamSpec("P"), TypeVar("R")
+
+    class TypedTask(Task):
+        """Celery's task, which has no parameters in older releases."""
+
+        abstract = True
+        __class_getitem__ = classmethod(GenericAlias)
+
+
+__all__ = ["P", "R", "RetryingTask"]
 
 log = get_logger("celery_idempotent")
 
 #: What says where a message goes.
 _ROUTING: Final = ("queue", "exchange", "routing_key")
-
-
-def publish_again(task: Any, args: Any, kwargs: Any, **options: Any) -> Any:
-    """Publish a call that is enqueued already, by Celery's own ``apply_async``.
-
-    A base class that lets each call into the queue once would take this one for a duplicate of
-    itself, publish nothing, and the call would be lost.
-    """
-    return Task.apply_async(task, args, kwargs, **options)
 
 
 class SameMessage(Signature):
@@ -51,7 +64,7 @@ class SameMessage(Signature):
         return publish_again(self.type, whole.args, whole.kwargs, **whole.options)
 
 
-class RetryingTask(Task):
+class RetryingTask(TypedTask[P, R]):
     """A task whose retries keep their keys, and whose RETRY is never stored over an answer."""
 
     abstract = True
@@ -114,12 +127,20 @@ class RetryingTask(Task):
 
         Celery drops it there: it could not publish the next attempt, and rejects this one.
 
+        The next attempt answers the call, also where the body goes on after this (``throw=False``)
+        or catches the exception. What it returns or raises then is not told as the call's outcome.
+
         Raises:
             ConfigurationError: ``options`` has an ``idempotency_*``: a retry keeps its call's key.
         """
         check_call(options, f"a retry of task {self.name!r}", key=False)
+        request, published = self.request, None
         try:
-            return super().retry(args, kwargs, exc, *more, **options)
+            published = super().retry(args, kwargs, exc, *more, **options)
+            return published
+        except Retry as raised:
+            published = raised
+            raise
         except Reject as rejected:
             ours = rejected is not exc and not rejected.requeue
             if not (ours and self.acks_late and broker_is_away(rejected.reason)):
@@ -128,3 +149,9 @@ class RetryingTask(Task):
                 "%s[%s] could not publish its retry, and comes again", self.name, self.request.id
             )
             raise back_to_broker(rejected.reason, 1.0) from rejected.reason
+        finally:
+            state = state_of(request)
+            # An eager call publishes nothing, and neither does one that is made directly.
+            sent = published is not None and published.sig is not None and not request.is_eager
+            if state is not None and sent:
+                state.retry = published

@@ -17,13 +17,14 @@ from celery_idempotent.core.verdicts import (
 from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.delivery.callbacks import show_duplicate
 from celery_idempotent.delivery.delivery import Delivery
-from celery_idempotent.delivery.outcome import ending_of
+from celery_idempotent.delivery.outcome import as_retried, ending_of
 from celery_idempotent.delivery.results import encode_result
 from celery_idempotent.delivery.waiting import say_started
 from celery_idempotent.errors import StoreError
 from celery_idempotent.run.claim import claim_key
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import Run
+from celery_idempotent.run.transaction import run_without_claim
 
 __all__ = ["run_in_shadow"]
 
@@ -47,10 +48,10 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     except StoreError as exc:
         log.warning("%s runs in shadow mode without a record: %s", delivery.name, exc)
         delivery.telling.tell("store away", reason=str(exc), action="run")
-        return task.run(*args, **kwargs)
+        return run_without_claim(task.run, *args, **kwargs)
     if not isinstance(verdict, Run):
         _report(delivery, verdict)
-        return task.run(*args, **kwargs)
+        return run_without_claim(task.run, *args, **kwargs)
     attempt = Attempt(delivery, verdict)
     try:
         return _recorded(attempt, args, kwargs)
@@ -61,10 +62,14 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
 def _recorded(attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     delivery = attempt.delivery
     try:
-        result = delivery.task.run(*args, **kwargs)
+        result = run_without_claim(delivery.task.run, *args, **kwargs)
     except BaseException as exc:
-        attempt.told.end(ending_of(delivery, exc), exc)
+        told = as_retried(delivery, exc)
+        attempt.told.end(ending_of(delivery, told), told)
         raise
+    if delivery.state.retry is not None:
+        attempt.told.end(ending_of(delivery, delivery.state.retry), delivery.state.retry)
+        return result
     packed = encode_result(delivery.task.backend, result, delivery.options.max_result_size)
     attempt.told.end(Ending(State.SUCCEEDED, packed))
     return result

@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Final, NoReturn
 
+from celery import Task
 from celery.exceptions import Ignore, Reject, Retry
 from celery.states import READY_STATES, STARTED
 from celery.utils.log import get_logger
@@ -21,6 +22,7 @@ from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.message import OWN, WaitState, own_header, sent_with
 from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.core.verdicts import NEVER_MS
+from celery_idempotent.delivery.body import Body, SameBody, body_of
 from celery_idempotent.delivery.callbacks import after_trace
 from celery_idempotent.delivery.delivery import Delivery, ignores_result
 from celery_idempotent.delivery.origin import Origin, origin_of
@@ -36,10 +38,13 @@ __all__ = [
     "is_answered",
     "pause_of",
     "put_back",
+    "publish_again",
     "say_retry",
     "say_revoked",
     "say_started",
+    "say_waiting",
     "say_whether_held",
+    "says_so_already",
     "wait",
     "wait_as_copy",
 ]
@@ -69,11 +74,10 @@ def wait(
     until: float | None,
     delay: float | None = None,
     now_ms: int = 0,
+    displaced: bool = False,
+    said: bool = False,
 ) -> NoReturn:
-    """Requeue a message whose key is busy, or whose store is away; the caller's state is RETRY.
-
-    Where a copy of the message may be dropped meanwhile, the state stays as it is: RETRY would be
-    stored over REVOKED, and no slip keeps that for the next delivery to store it again.
+    """Requeue a message whose key is busy, or whose store is away: see :func:`say_waiting`.
 
     Args:
         record: whose run it waits for; ``None``: the store is away.
@@ -81,16 +85,19 @@ def wait(
         until: when what it waits for ends by itself, in seconds from now, if that is known.
         delay: how long it should wait, in seconds, whatever it has waited before.
         now_ms: the store's clock, if it is known.
+        displaced: whether that run is of a call that came later, and answers this one.
+        said: whether RETRY is stored.
     """
     outage = record is None
     busy = _what_it_waits_for(delivery, record)
     owner = None if record is None else Owner.unpack(record.owner)
     awaited = delivery.waits.awaited if owner is None else (owner.task_id, owner.nesting)
-    if delivery.may_be_dropped:
+    if said:
         after_trace().stores_no_retry = True
     else:
-        say_retry(delivery.task, delivery.request, busy)
-    waits = _again(delivery, outage, since_ms=since_ms, awaited=awaited)
+        say_waiting(delivery, record)
+    displaced = displaced or (outage and delivery.waits.displaced)
+    waits = _again(delivery, outage, since_ms=since_ms, awaited=awaited, displaced=displaced)
     if record is not None and delay is None and now_ms:
         age_s = (now_ms - record.token / 1000) / 1000
         delay = _pause_for_run(delivery, waits.count - 1, age_s)
@@ -207,8 +214,33 @@ class StartedLater:
         return self._tracks and task is None
 
 
-def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> None:
+def say_waiting(delivery: Delivery, record: Record | None) -> bool:
+    """Store RETRY for a call whose message has to wait; whether it was to be stored.
+
+    Where a copy of the message may be refused or dropped meanwhile, the state stays as it is: RETRY
+    would be stored over that answer. No slip keeps REVOKED for the next delivery to store it again.
+    """
+    if delivery.may_be_refused(record is None):
+        after_trace().stores_no_retry = True
+        return False
+    return say_retry(delivery.task, delivery.request, _what_it_waits_for(delivery, record))
+
+
+def says_so_already(delivery: Delivery) -> bool:
+    """Whether an earlier delivery of the message has stored that it waits for another run.
+
+    Stored again, it could be stored over what a copy has answered since.
+    """
+    waits = delivery.waits
+    # Where it was delivered again it may have run since, and be STARTED.
+    return bool(waits.since_ms) and not (delivery.redelivered or waits.redelivery)
+
+
+def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> bool:
     """Store RETRY as the state of a call whose message is put back, or whose key is given up.
+
+    Returns:
+        Whether it was to be stored: not where nobody will get the call's result.
 
     Args:
         why: what it waits for, or what its attempt failed with.
@@ -221,7 +253,7 @@ def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = Non
     if request.is_eager or (
         ignores_result(task, request) and not task.store_errors_even_if_ignored
     ):
-        return
+        return False
     shown = why if retry is None else retry
     text = "".join(traceback.format_exception(type(shown), shown, shown.__traceback__))
     try:
@@ -229,6 +261,7 @@ def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = Non
     except Exception as exc:
         log.warning("%s[%s]: could not store that it waits: %s", task.name, request.id, exc)
     after_trace().stores_no_retry = True
+    return True
 
 
 def say_revoked(task: Any, request: Any, reason: str) -> bool:
@@ -275,8 +308,9 @@ def put_back(
 ) -> Any:
     """Publish the message again, to come in ``delay`` seconds, and give its signature.
 
-    It is the same message: its id, retries, callbacks, headers and key stay. A copy of a message
-    whose run is alive does not expire: if that run dies, it is all there is.
+    It is the same message: its id, retries, callbacks, headers, key and arguments stay, whatever
+    its body did with those. A copy of a message whose run is alive does not expire: if that run
+    dies, it is all there is.
 
     Raises:
         Reject: it could not be published; the message goes back to the broker as it is. Where it
@@ -290,16 +324,19 @@ def put_back(
     # What its sender wants to be shown of its arguments, which may hide some.
     shown = {name: request.__dict__.get(name) for name in ("argsrepr", "kwargsrepr")}
     options.update((name, text) for name, text in shown.items() if text is not None)
-    signature = task.signature_from_request(
-        request,
-        countdown=delay,
-        retries=request.retries,
-        headers=headers,
-        add_to_parent=False,
-        **options,
-    )
     try:
-        _publish(task, signature)
+        body = body_of(task.app, request)
+        came = {} if body is None else {"args": body.args, "kwargs": body.kwargs, **body.options}
+        signature = task.signature_from_request(
+            request,
+            countdown=delay,
+            retries=request.retries,
+            headers=headers,
+            add_to_parent=False,
+            **options,
+            **came,
+        )
+        _publish(task, signature, body)
     except Exception as exc:
         log.warning(
             "%s[%s] has to wait and could not be published again: it goes back to the broker as "
@@ -314,6 +351,15 @@ def put_back(
     return signature
 
 
+def publish_again(task: Any, args: Any, kwargs: Any, **options: Any) -> Any:
+    """Publish a call that is enqueued already, by Celery's own ``apply_async``.
+
+    A base class that lets each call into the queue once would take this one for a duplicate of
+    itself, publish nothing, and the call would be lost.
+    """
+    return Task.apply_async(task, args, kwargs, **options)
+
+
 def back_to_broker(exc: BaseException, delay: float) -> Reject:
     """Give what returns a message as it is, after a moment: it comes again at once."""
     time.sleep(min(delay, _LONGEST_HOLD_S))
@@ -325,11 +371,16 @@ def broker_is_away(exc: object) -> bool:
     return isinstance(exc, (OperationalError, OSError)) and not isinstance(exc, EncodeError)
 
 
-def _publish(task: Any, signature: Any) -> None:
+def _publish(task: Any, signature: Any, body: Body | None) -> None:
     try:
-        signature.apply_async()
+        if body is None:
+            signature.apply_async()
+        else:
+            with task.app.producer_or_acquire() as producer:
+                options = {**signature.options, "producer": SameBody(producer, body)}
+                publish_again(task, signature.args, signature.kwargs, **options)
     except EncodeError:
-        # It came by another serializer than the task's own, which a worker isn't told of.
+        # It came by another serializer than the task's own, which only our parent process tells.
         content = task.app.conf.accept_content
         names = {_registry.type_to_name.get(name, name) for name in content}
         for serializer in sorted(names - {task.serializer}):

@@ -1,8 +1,8 @@
-"""Admin pages that list, search, show, free and settle keys."""
+"""Admin pages that list, search, show, free and settle keys, and run their calls again."""
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from datetime import datetime, timezone
 from itertools import islice
 from typing import Any, Final
@@ -10,18 +10,23 @@ from typing import Any, Final
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.core.exceptions import PermissionDenied
+from django.db.models import Value
 from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import path, reverse
 from django.views.decorators.http import require_POST
 
-from celery_idempotent.core.record import State
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.step import name_of
 from celery_idempotent.django import models
 from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.store import DjangoStore
-from celery_idempotent.errors import IdempotencyError
-from celery_idempotent.ops import records, settle
+from celery_idempotent.errors import IdempotencyError, StoreError
+from celery_idempotent.ops import records, resume, settle
 from celery_idempotent.ops.history import History, JournalEntry
+from celery_idempotent.ops.sentences import duration, in_its_queue, sentence, times
+from celery_idempotent.ops.unsettled import RUNBOOK
+from celery_idempotent.ops.views import HELD, LEASE_OVER
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.deciding import LONGEST
 
@@ -53,7 +58,7 @@ class _OnlyToRead(admin.ModelAdmin):
 class RecordAdmin(_OnlyToRead):
     """The records of a store ``django://``; the records of other stores are not shown here."""
 
-    list_display = ("shown_key", "task", "state", "owner_id", "claimed", "expires")
+    list_display = ("shown_key", "task", "shown_state", "owner_id", "claimed", "expires")
     list_filter = ("state", "task")
     search_fields = ("key", "task", "owner_id", "record_key")
     ordering = ("-token",)
@@ -71,16 +76,29 @@ class RecordAdmin(_OnlyToRead):
             return models.Record._base_manager.none()
         store: Any = environment.store
         rows = models.Record._base_manager.using(store.alias).defer("record")
-        return rows.filter(expires_ms__gt=store.now_ms()).order_by(*self.ordering)
+        now_ms = Value(store.now_ms(), models.Record._meta.get_field("expires_ms"))
+        return rows.annotate(now_ms=now_ms).filter(expires_ms__gt=now_ms).order_by(*self.ordering)
 
     @admin.display(description="key", ordering="key")
     def shown_key(self, row: Any) -> str:
         """The key, cut to the width of a cell."""
         return row.key if len(row.key) <= 80 else f"{row.key[:77]}..."
 
+    @admin.display(description="state", ordering="state")
+    def shown_state(self, row: Any) -> str:
+        """The state, and whether a run's lease is over."""
+        if row.state not in HELD:
+            return str(row.state)
+        with suppress(StoreError):  # reads one more column, of the few that are held
+            if Record.unpack(bytes(row.record)).until_ms <= row.now_ms:
+                return f"{row.state}, lease over"
+        return str(row.state)
+
     @admin.display(description="claimed", ordering="token")
-    def claimed(self, row: Any) -> datetime:
-        """When it was claimed last; the token is that instant."""
+    def claimed(self, row: Any) -> datetime | None:
+        """When it was claimed last, unless it was freed since; the token is that instant."""
+        if not row.owner_id:
+            return None
         return datetime.fromtimestamp(row.token / 1e6, timezone.utc)
 
     @admin.display(description="kept until", ordering="expires_ms")
@@ -89,11 +107,15 @@ class RecordAdmin(_OnlyToRead):
         return datetime.fromtimestamp(row.expires_ms / 1e3, timezone.utc)
 
     def get_urls(self) -> list[Any]:
-        """Add the pages that free and settle a key."""
+        """Add the pages that free and settle a key, and run its call again."""
         site = self.admin_site.admin_view
         own = [
             path(f"<path:object_id>/{name}/", site(require_POST(view)), name=f"idempotency_{name}")
-            for name, view in (("forget", self.forget_view), ("resolve", self.resolve_view))
+            for name, view in (
+                ("forget", self.forget_view),
+                ("resolve", self.resolve_view),
+                ("resume", self.resume_view),
+            )
         ]
         return own + super().get_urls()
 
@@ -112,13 +134,13 @@ class RecordAdmin(_OnlyToRead):
             detail = records.show(environment.store, environment.prefix, name)
         if environment is None or detail is None:
             raise Http404("there is no such record; it may have expired")
+        claimed = History(environment.store, environment.prefix).claimed_at(detail.view)
         story = _story(environment, name)
         told = [
             (
                 datetime.fromtimestamp(event.at_ms / 1000, timezone.utc),
-                event.what,
                 event.task_id or "",
-                event.node,
+                sentence(event),
             )
             for event in story
         ]
@@ -128,16 +150,27 @@ class RecordAdmin(_OnlyToRead):
             "opts": self.opts,
             "detail": detail,
             "view": detail.view,
-            "claimed": datetime.fromtimestamp(detail.view.claimed_at or 0, timezone.utc),
+            "lease_over": LEASE_OVER,
+            "lease_left": duration(detail.lease_left),
+            "kept_for": duration(detail.window_left),
+            "interrupted": detail.view.interruptions and times(detail.view.interruptions),
+            "runbook": RUNBOOK,
+            "claimed": claimed and datetime.fromtimestamp(claimed, timezone.utc),
             "duplicates": [one.task_id for one in story if one.what == "deduplicated"],
             "story": told,
+            "queued": detail.queued and in_its_queue(detail.queued),
             "may_forget": request.user.has_perm("celery_idempotent.forget_record"),
             "may_resolve": detail.view.state == "unknown"
             and request.user.has_perm("celery_idempotent.resolve_record"),
-            "forget_url": reverse(f"{self.admin_site.name}:idempotency_forget", args=[quote(name)]),
-            "resolve_url": reverse(
-                f"{self.admin_site.name}:idempotency_resolve", args=[quote(name)]
-            ),
+            "may_resume": resume.may_be_resumed(detail)
+            and request.user.has_perm("celery_idempotent.resume_record"),
+            "starts": [(step.name, name_of(step.name)) for step in detail.steps],
+            **{
+                f"{deed}_url": reverse(
+                    f"{self.admin_site.name}:idempotency_{deed}", args=[quote(name)]
+                )
+                for deed in ("forget", "resolve", "resume")
+            },
         }
         return TemplateResponse(request, "celery_idempotent/record.html", context)
 
@@ -162,9 +195,9 @@ class RecordAdmin(_OnlyToRead):
             return self._back(object_id)
         if how is State.SUCCEEDED:
             try:
-                answer = json.loads(answer or "null")
+                answer = settle.read_result(answer)
             except ValueError as exc:
-                messages.error(request, f"The result is not JSON: {exc}")
+                messages.error(request, f"Nothing was settled. {exc}")
                 return self._back(object_id)
         try:
             settle.resolve(
@@ -175,6 +208,34 @@ class RecordAdmin(_OnlyToRead):
         else:
             self._log(request, detail.view.name, f"resolved: {request.POST['how']}")
             messages.success(request, "The outcome is settled.")
+        return self._back(object_id)
+
+    def resume_view(self, request: Any, object_id: str) -> HttpResponse:
+        """Run a call again, from one of its steps on or behind the finished ones."""
+        environment, detail = self._asked(request, object_id, "resume_record")
+        step = request.POST.get("step")
+        if step is None:
+            messages.error(request, "Choose where it goes on.")
+            return self._back(object_id)
+        app = celery_app()
+        app.loader.import_default_modules()
+        try:
+            given = resume.Arguments.read(
+                request.POST.get("args", ""), request.POST.get("kwargs", "")
+            )
+            plan = resume.plan(app, environment, detail.view, step or None, given)
+            sent = resume.resume(app, environment, plan, f"admin: {request.user}")
+        except (IdempotencyError, ValueError) as exc:
+            messages.error(request, str(exc))
+            return self._back(object_id)
+        self._log(request, detail.view.name, f"resumed {plan.text}")
+        messages.success(
+            request,
+            "Its call is published again."
+            if sent
+            else "The key is free, and its next run goes on behind the steps below. Its arguments "
+            "are not known: call the task again with the same key.",
+        )
         return self._back(object_id)
 
     def _asked(

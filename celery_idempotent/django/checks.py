@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from django.core import checks
 from django.db import Error, connections
@@ -18,6 +18,14 @@ from celery_idempotent.worker.boot import check_names
 __all__ = ["register_all"]
 
 _TAG = "celery_idempotent"
+
+
+_ONE_AFTER_ANOTHER: Final = checks.Info(
+    "on SQLite the bodies of tasks run one after another: each holds the write lock until its "
+    "transaction is committed",
+    hint="use PostgreSQL where tasks have to run side by side",
+    id="celery_idempotent.I001",
+)
 
 
 def register_all() -> None:
@@ -39,19 +47,8 @@ def check_store(**_: Any) -> Iterable[checks.CheckMessage]:
         store = environment_of(app).store
         if isinstance(store, DjangoStore):
             connection = connections[store.alias]
-            vendor = connection.vendor
-            assert store.rows is not None
-            if vendor == "postgresql":
+            if connection.vendor == "postgresql":
                 configured_level(connection)  # check --database reads the database's own level
-            if vendor == "sqlite" and store.opens_with_body:
-                found.append(
-                    checks.Info(
-                        "on SQLite the bodies of tasks run one after another: each holds the write "
-                        "lock until its transaction is committed",
-                        hint="use PostgreSQL where tasks have to run side by side",
-                        id="celery_idempotent.I001",
-                    )
-                )
     except IdempotencyError as exc:
         found.append(checks.Error(str(exc), id="celery_idempotent.E001"))
     return found
@@ -62,7 +59,11 @@ def check_database(databases: Sequence[str] | None = None, **_: Any) -> list[che
     try:
         store = environment_of(celery_app()).store
         if isinstance(store, DjangoStore) and store.alias in (databases or ()):
-            check_isolation(connections[store.alias], store.alias)
+            connection = connections[store.alias]
+            check_isolation(connection, store.alias)
+            # Here, and not above: those are printed by each command of the project.
+            if connection.vendor == "sqlite" and store.opens_with_body:
+                return [_ONE_AFTER_ANOTHER]
     except IdempotencyError as exc:
         return [checks.Error(str(exc), id="celery_idempotent.E001")]
     except Error:

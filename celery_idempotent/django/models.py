@@ -29,6 +29,7 @@ class Record(models.Model):
         permissions = (
             ("forget_record", "Can forget an idempotency key"),
             ("resolve_record", "Can settle an unknown outcome"),
+            ("resume_record", "Can run a call again"),
         )
 
     def __str__(self) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
@@ -22,7 +21,7 @@ from django.db import (
 )
 from django.db.utils import ConnectionDoesNotExist
 
-from celery_idempotent.core.record import Label, Record, State
+from celery_idempotent.core.record import HELD, Label, Record, State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.django import models
@@ -32,11 +31,12 @@ from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.deciding import Row, Rows, fit
 from celery_idempotent.stores.notifications import NOTIFY
 
-__all__ = ["DjangoRows", "is_cut", "is_passing", "unavailable"]
+__all__ = ["DjangoRows", "is_cut", "is_passing", "migrate_command", "unavailable"]
 
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 3
+_HELD: Final = tuple(map(str, HELD))
 _NAME: Final = re.compile(r"[^{]*\{([^:]*):(.*)\}\Z", re.DOTALL)
 #: The database's clock when the statement runs, in microseconds since 1970.
 _NOW_US: Final = {
@@ -46,6 +46,8 @@ _NOW_US: Final = {
 }
 #: Somebody has the row locked; the transaction was undone so that others could go on.
 _PASSING: Final = frozenset(("55P03", "40001", "40P01"))
+#: A table, a column or a schema is missing.
+_NO_TABLES: Final = frozenset(("42P01", "42703", "3F000"))
 
 
 def is_passing(exc: BaseException) -> bool:
@@ -55,12 +57,25 @@ def is_passing(exc: BaseException) -> bool:
     return code in _PASSING or (isinstance(exc, OperationalError) and "is locked" in str(exc))
 
 
+def migrate_command(alias: str) -> str:
+    """Return the command that makes the tables in one of ``DATABASES``."""
+    return f"manage.py migrate --database {alias}"
+
+
 def unavailable(alias: str, exc: Exception) -> StoreUnavailable:
     """Return an error that says why the database can't work, and what to do about it."""
-    hint = ""
-    if isinstance(exc, ProgrammingError) or "no such table" in str(exc):
-        hint = f": has manage.py migrate --database {alias} made its tables?"
-    return StoreUnavailable(f"the store django://{alias} does not answer ({exc}){hint}")
+    cause: Any = exc.__cause__
+    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
+    if code in _NO_TABLES or "no such table" in str(exc) or "no such column" in str(exc):
+        to_run = migrate_command(alias)
+        error = StoreUnavailable(f"the store django://{alias} lacks tables ({exc}): run {to_run}")
+        error.to_run = to_run
+        return error
+    is_refusal = isinstance(exc, ProgrammingError)
+    does = "refuses" if is_refusal else "does not answer"
+    error = StoreUnavailable(f"the store django://{alias} {does} ({exc})")
+    error.is_refusal = is_refusal
+    return error
 
 
 class Body(Protocol):
@@ -134,17 +149,23 @@ class DjangoRows(Rows[Any]):
                     self._is_checked = True
                 if connection.in_atomic_block:
                     with transaction.atomic(using=self.alias):
-                        return work(connection)
-                return work(connection)
+                        answer = work(connection)
+                else:
+                    answer = work(connection)
+                self.outage.is_away = False
+                return answer
             except Error as exc:
                 if is_cut(exc):
-                    self.failed_at = time.monotonic()
-                if connection.in_atomic_block or attempt == _ATTEMPTS - 1:
-                    raise unavailable(self.alias, exc) from exc
-                if is_cut(exc) and not stale:
+                    self.outage.stumbled()
+                else:
+                    self.outage.is_away = False  # it answered
+                last = connection.in_atomic_block or attempt == _ATTEMPTS - 1
+                if is_cut(exc) and not stale and not last:
                     stale = True
                     connection.close()
-                elif not is_passing(exc):
+                elif last or not is_passing(exc):
+                    if is_cut(exc):
+                        self.outage.begins()
                     raise unavailable(self.alias, exc) from exc
         raise AssertionError("unreachable")
 
@@ -233,7 +254,7 @@ class DjangoRows(Rows[Any]):
         values: dict[str, Any] = {
             "task": task[:255],
             "key": readable,
-            "state": record.status,
+            "state": str(record.state),
             "owner_id": _owner_id(record)[:255],
             "token": record.token,
             # By chance: a row that was deleted and made anew must never look as it did before.
@@ -277,6 +298,10 @@ class DjangoRows(Rows[Any]):
         rows = self._live(at, start).filter(record_key__gt=after)
         return list(rows.order_by("record_key").values_list("record_key", flat=True)[:count])
 
+    def page_beside(self, at: Any, start: str, after: str, count: int) -> list[str]:
+        rows = self.objects(models.Note).filter(note_key__startswith=start, note_key__gt=after)
+        return list(rows.order_by("note_key").values_list("note_key", flat=True)[:count])
+
     def draw(self, at: Any, start: str, most: int) -> Sample:
         rows = self._live(at, start)
         total = rows.count()
@@ -288,6 +313,11 @@ class DjangoRows(Rows[Any]):
 
     def unknown_keys(self, at: Any, start: str) -> list[str]:
         rows = self._live(at, start).filter(state=str(State.UNKNOWN))
+        return list(rows.values_list("record_key", flat=True))
+
+    def held_keys(self, at: Any, start: str) -> list[str]:
+        # Without an index: each run would have to write into it.
+        rows = self._live(at, start).filter(state__in=_HELD)
         return list(rows.values_list("record_key", flat=True))
 
     def _live(self, at: Any, start: str) -> Any:

@@ -10,7 +10,7 @@ from django.db import Error, connections
 
 from celery_idempotent.django import models
 from celery_idempotent.django.journal import DjangoJournals
-from celery_idempotent.django.rows import DjangoRows, unavailable
+from celery_idempotent.django.rows import DjangoRows, migrate_command, unavailable
 from celery_idempotent.django.transaction import DjangoTransaction
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.stores.base import Subscription, TransactionalStore
@@ -37,6 +37,7 @@ class DjangoStore(DjangoJournals, DecidingStore[Any]):
     def __init__(self, alias: str = "default", *, atomic: bool = True) -> None:
         super().__init__(DjangoRows(alias))
         self.alias = alias
+        self.schema_command = migrate_command(alias)
         #: Whether a transaction is opened before the body, and not when it asks for one.
         self.opens_with_body = atomic
 

@@ -8,7 +8,6 @@ response.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +52,7 @@ from celery_idempotent.run.telling import Telling, ToldRun
 from celery_idempotent.run.transaction import PlainWork
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.base import NotCommitted
+from celery_idempotent.stores.outage import Outage
 
 __all__ = ["Edge", "HeldRequest", "keeps_by_default"]
 
@@ -125,7 +125,7 @@ class Edge:
             )
         self._app = app
         self._service: str = service
-        self._outage = _Outage()
+        self._outage = Outage("the store", _AWAY_S)
         self._methods = frozenset(method.upper() for method in methods)
         self._keeps = keeps
         self._ttl = ttl
@@ -221,7 +221,7 @@ class Edge:
         claimant, call_key = self._call(environment, request, digest, key)
         began = time.perf_counter()
         try:
-            verdict = self._outage.claim_key(claimant)
+            verdict = self._claim(claimant)
         except (StoreUnavailable, RecordTooNew) as exc:
             if options.on_store_error == "run" and isinstance(exc, StoreUnavailable):
                 log.error("%s runs unprotected: %s", claimant.key, exc)
@@ -249,6 +249,28 @@ class Edge:
             log.exception("%s is refused: a step can't be read", claimant.key)
             return self.problems.unreadable()
         return held
+
+    def _claim(self, claimant: Claimant) -> ClaimVerdict | Run:
+        """Claim the key; while the store is away, one request at a time asks for it.
+
+        Raises:
+            StoreError: as :func:`.claim_key`; at once if the store was away a moment ago.
+        """
+        outage = self._outage
+
+        def ask() -> ClaimVerdict | Run:
+            try:
+                verdict = claim_key(claimant, _PATIENCE_S, lambda _: None)
+            except StoreUnavailable:
+                outage.begins()
+                raise
+            except StoreError:
+                outage.is_away = False  # it answered
+                raise
+            outage.is_away = False
+            return verdict
+
+        return outage.one_at_a_time(ask) if outage.is_away else ask()
 
     def _call(
         self, environment: Environment, request: Request, digest: str, key: str
@@ -329,7 +351,7 @@ class HeldRequest:
         if run is not None:
             self._steps = Steps(run, _Codec(app, edge.max_response_size))
         #: The same for the application as ``self.idempotency`` is for a task.
-        self.run = RunContext(
+        self.run = _RequestContext(
             key=context,
             identity=record_key("effect", call_key) if call_key else context,
             owner_id=None if run is None else _id_of(run.claimant.owner),
@@ -434,37 +456,15 @@ class HeldRequest:
             run.let_go()
 
 
-class _Outage:
-    """Remembers that the store is away: then one request asks it, and the others don't wait."""
+class _RequestContext(RunContext):
+    """What a request can ask: its key is its client's, and stays taken until it is answered."""
 
-    def __init__(self) -> None:
-        self._is_away = False
-        self._again = 0.0
-        self._lock = threading.Lock()
-
-    def claim_key(self, call: Claimant) -> ClaimVerdict | Run:
-        """Claim a request's key in the store.
-
-        Raises:
-            StoreError: as :func:`.claim_key`; at once if the store was away a moment ago.
-        """
-        if self._is_away:
-            with self._lock:
-                now = time.monotonic()
-                if now < self._again:
-                    raise StoreUnavailable("the store did not answer a moment ago")
-                self._again = now + call.terms.lease_ms / 1000  # this request asks now
-        try:
-            verdict = claim_key(call, _PATIENCE_S, lambda _: None)
-        except StoreUnavailable:
-            self._again = time.monotonic() + _AWAY_S
-            self._is_away = True
-            raise
-        except BaseException:
-            self._is_away = False  # it answered
-            raise
-        self._is_away = False
-        return verdict
+    def release(self) -> None:
+        raise ConfigurationError(
+            "self.idempotency.release() is for tasks. In a request its key is the client's, whose "
+            "retry would be carried out beside it, and find no answer: publish a task, and release "
+            "the task's key there"
+        )
 
 
 class _Codec(Codec):

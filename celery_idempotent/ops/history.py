@@ -30,7 +30,7 @@ class JournalEntry:
     #: What: ``claimed``, ``succeeded``, ``failed``, ``released``, ``retrying``, ``interrupted``,
     #: ``unknown``, ``compensating``, ``deduplicated``, ``answered again``, ``waiting``,
     #: ``dropped``, ``refused``, ``mismatch``, ``superseded``, ``lost``, ``store away``,
-    #: ``process lost``, ``forgotten``, ``resolved``, ``missing``.
+    #: ``process lost``, ``forgotten``, ``resolved``, ``resumed``, ``missing``.
     what: str
     #: When, in milliseconds since 1970 on the store's clock.
     at_ms: int
@@ -124,6 +124,16 @@ class History:
             if told.name == name and "took" in told.more:
                 return told.at_ms - int(1000 * float(told.more["took"]))
         return None
+
+    def claimed_at(self, view: RecordView) -> float | None:
+        """Return when a key was claimed, in seconds since 1970; ``None``: nobody has it.
+
+        A token that a person gave it since, by ``resolve``, tells another time.
+        """
+        if view.claimed_at is None:
+            return None
+        by_journal = self.claimed_ms(view.name)
+        return view.claimed_at if by_journal is None else by_journal / 1000
 
     def reaches_back_to(self) -> int | None:
         """Give the time of the oldest event; ``None``: there is none."""

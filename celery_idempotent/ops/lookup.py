@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from itertools import islice
+from typing import Any, Final
 
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.record import State
 from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops.history import History, newest_first
-from celery_idempotent.ops.records import batches, read
+from celery_idempotent.ops.records import batches, read, read_named
 from celery_idempotent.ops.unsettled import unsettled
-from celery_idempotent.ops.views import Filter, RecordView, parse_name
+from celery_idempotent.ops.views import OVERDUE, QUEUED, Filter, RecordView, parse_name
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["exactly", "look_up", "search", "setups"]
+__all__ = ["exactly", "listed", "look_up", "nearly", "no_such_task", "search", "setups"]
 
+
+_BATCH: Final = 1000
 
 Batches = Iterator[list[RecordView]]
 GoneThrough = Callable[[int], object]
@@ -26,6 +32,8 @@ def look_up(
     app: Any, environment: Environment, text: str, gone_through: GoneThrough | None = None
 ) -> list[RecordView]:
     """Find the records that are meant, where it is cheapest to find them.
+
+    A key that has no record is found, too, where it is reserved for a call in its queue.
 
     A record's whole name is asked for as it is. Else it is taken as a key of each task in turn,
     then as what the journal calls a key or a task id.
@@ -54,6 +62,23 @@ def look_up(
     ]
 
 
+def nearly(app: Any, environment: Environment, text: str) -> list[RecordView]:
+    """Find records whose keys differ from a text by quotes alone: ``order:1`` and ``order:'1'``.
+
+    A number as a text has quotes in its key, and a shell takes them away.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    bare = text.replace("'", "")
+    quoted = re.sub(r"(?<![\w.+-])[-+]?\d[\w.]*", r"'\g<0>'", bare)
+    others = [one for one in (bare, quoted) if one != text]  # the text itself was looked up
+    names = [name for one in others for name in _named(app, environment.prefix, one)]
+    told = History(environment.store, environment.prefix).events()
+    names += [one.name for one in told if one.name and one.key.replace("'", "") == bare]
+    return _read(environment, list(dict.fromkeys(names)))
+
+
 def exactly(app: Any, environment: Environment, wanted: Filter) -> list[RecordView]:
     """Find what a filter's words name exactly: a key, or the id of a call.
 
@@ -63,6 +88,28 @@ def exactly(app: Any, environment: Environment, wanted: Filter) -> list[RecordVi
     if not wanted.match:
         return []
     return [view for view in look_up(app, environment, wanted.match) if wanted.admits_kind(view)]
+
+
+def listed(environment: Environment, wanted: Filter) -> list[RecordView] | None:
+    """Give those wanted that need a person, newest first, without going through all records.
+
+    ``None``: the store lists none of such a state. It lists what is unknown, and of what is held by
+    a lease that is over those runs that were under way for half a second, or whose worker told that
+    they were cut off.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    store, prefix = environment.store, environment.prefix
+    if wanted.state == str(State.UNKNOWN):
+        unknown = (one.view for one in reversed(unsettled(environment)))
+        return [view for view in unknown if wanted.admits(view)]
+    if wanted.state != OVERDUE:
+        return None
+    held, views = iter(store.held(prefix)), list[RecordView]()
+    while names := list(islice(held, _BATCH)):
+        views += read(store, prefix, names, wanted)
+    return sorted(views, key=lambda view: view.until_ms, reverse=True)
 
 
 def search(
@@ -77,11 +124,12 @@ def search(
     """Give the records that are wanted, a list a batch, those first that are found at once.
 
     Exact keys and task ids come first, then those of the journal, newest first, then all others,
-    in no order. What is unknown is listed by the store: no others are gone through for it.
+    in no order. Of what the store lists (:func:`listed`), no others are gone through. Of calls that
+    are queued the journal knows nothing.
 
     Args:
         since_ms: give only those that something happened to since then, by the journal alone.
-        scan: go through all records for unknown ones, too.
+        scan: go through all records for those that the store lists, too.
         gone_through: called with the number of records in each batch, wanted or not.
 
     Raises:
@@ -97,9 +145,13 @@ def search(
 
     if not since_ms:
         yield new(exactly(app, environment, wanted))
-        if wanted.state == str(State.UNKNOWN):
-            listed = [one.view for one in reversed(unsettled(environment))]
-            yield new([view for view in listed if wanted.admits(view)])
+        if wanted.state == QUEUED:
+            for views in batches(store, prefix, wanted, gone_through):
+                yield new(views)
+            return
+        known = listed(environment, wanted)
+        if known is not None:
+            yield new(known)
             if not scan:
                 return
     for views in newest_first(store, prefix, wanted, since_ms=since_ms, gone_through=gone_through):
@@ -107,6 +159,21 @@ def search(
     if not since_ms:
         for views in batches(store, prefix, wanted, gone_through):
             yield new(views)
+
+
+def no_such_task(app: Any, wanted: Filter) -> str:
+    """Say that a filter's task is none of the app's; empty where it is one, or none is meant.
+
+    To be said where nothing was found: records outlive the code of their tasks.
+    """
+    if wanted.task is None:
+        return ""
+    names = [name for name in app.tasks if not name.startswith("celery.")]
+    if any(fnmatchcase(name, wanted.task) for name in names):
+        return ""
+    near = get_close_matches(wanted.task, names, n=1)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"This app has no task {wanted.task}.{hint}"
 
 
 def setups(app: Any) -> Iterator[tuple[Any, TaskSetup]]:
@@ -137,4 +204,4 @@ def _told_of(environment: Environment, text: str) -> list[str]:
 
 
 def _read(environment: Environment, names: list[str]) -> list[RecordView]:
-    return read(environment.store, environment.prefix, names, Filter())
+    return read_named(environment.store, environment.prefix, names)

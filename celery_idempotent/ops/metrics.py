@@ -16,13 +16,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 from celery import current_app, signals
 
-from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.errors import IdempotencyError, missing_extra
 from celery_idempotent.observers import Observation, observe
+from celery_idempotent.ops.lookup import setups
 from celery_idempotent.ops.unsettled import unsettled
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.waiters import waiting_messages
@@ -33,10 +34,8 @@ try:
     import prometheus_client
     from prometheus_client import multiprocess
     from prometheus_client.core import GaugeMetricFamily
-except ImportError as exc:  # pragma: no cover
-    raise ImportError(
-        "metrics need prometheus_client: pip install celery-idempotent[prometheus]"
-    ) from exc
+except ImportError as exc:
+    raise missing_extra(exc, "metrics need", "prometheus") from exc
 
 log = logging.getLogger("celery_idempotent")
 
@@ -75,7 +74,7 @@ _COUNTED: Final = {
     "stopped": ("stopped_calls", "Calls that were not published (idempotency_on_enqueue)."),
     "mismatch": ("mismatches", "Calls that brought a key with other arguments."),
     "failed": ("stored_failures", "Runs whose failure is the key's outcome."),
-    "interrupted": ("interruptions", "Runs that were cut off."),
+    "interrupted": ("interruptions", "Runs that took over from one that was cut off."),
     "unknown": ("unknown_outcomes", "Calls that failed with OutcomeUnknown."),
     "lost": ("lost_claims", "Runs that lost their key before they ended."),
     "store away": ("store_errors", "Deliveries that found the store away."),
@@ -164,6 +163,12 @@ class Metrics:
         if seen.what == "claimed" and seen.details.get("interruptions"):
             # The run that it takes over from could not count itself.
             self._counters["interrupted"].labels(seen.task).inc()
+
+    def begin(self, tasks: Iterable[str]) -> None:
+        """Show each counter of these tasks at 0: one that begins at 1 has not increased."""
+        for task in tasks:
+            for counter in self._counters.values():
+                counter.labels(task)
 
 
 class Unknown:
@@ -276,8 +281,11 @@ def _on_worker_init(**_: Any) -> None:
 
 
 def _on_worker_ready(sender: Any = None, **_: Any) -> None:
+    if _installed is None:
+        return
+    _installed.begin(task.name for task, _ in setups(sender.app))
     pool = type(getattr(sender, "pool", None)).__module__
-    if _installed and pool.endswith("prefork") and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    if pool.endswith("prefork") and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         log.warning(
             "metrics: the pool has processes, and PROMETHEUS_MULTIPROC_DIR is not set: what they "
             "count is served nowhere. Set it to an empty directory before the worker starts"

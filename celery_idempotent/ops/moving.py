@@ -85,7 +85,7 @@ def import_records(store: Store, prefix: str, lines: Iterable[str]) -> Imported:
             left_ms, ttl_ms = int(told["left_ms"]), int(told["ttl_ms"])
             steps = {step: base64.b64decode(packed) for step, packed in told["steps"].items()}
         except (ValueError, TypeError, KeyError, AttributeError, binascii.Error) as exc:
-            raise IdempotencyError(f"line {number} is no record of an export: {exc!r}") from exc
+            raise IdempotencyError(f"line {number} is no line that export has written") from exc
         if parse_name(prefix, name) is None:
             raise IdempotencyError(f"line {number} has no name of a record: {told['key']!r}")
         if ttl_ms <= 0:

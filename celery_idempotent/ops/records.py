@@ -7,31 +7,38 @@ hold millions of records, and none of this asks it for more than a thousand at a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
 from celery_idempotent.core.record import Record
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.ops.outcomes import text_of
 from celery_idempotent.ops.views import (
+    QUEUED,
     STATES,
     UNREADABLE,
     Filter,
+    QueuedCall,
     RecordDetail,
     RecordView,
     Stats,
     StepView,
     parse_name,
     view_of,
+    view_of_queued,
 )
-from celery_idempotent.stores.base import Store, quoted
+from celery_idempotent.stores.base import ReservedPage, Store, quoted
 
 __all__ = [
+    "QUEUED",
     "SAMPLED",
     "STATES",
     "UNREADABLE",
     "Filter",
+    "QueuedCall",
     "RecordDetail",
     "RecordView",
     "Stats",
@@ -41,7 +48,9 @@ __all__ = [
     "find",
     "forget",
     "parse_name",
+    "queued_call",
     "read",
+    "read_named",
     "show",
 ]
 
@@ -60,7 +69,8 @@ def batches(
     """Go through all records, in no order; give those that are wanted, a list a batch.
 
     As with any scan, a record that is written meanwhile may be missing or come twice. A list may
-    be empty, so that whoever asks can stop when it has taken long enough.
+    be empty, so that whoever asks can stop when it has taken long enough. In the state *queued* it
+    is the reservations that are gone through: a key that has a record may have one, too.
 
     Args:
         gone_through: called with the number of records in each batch, wanted or not.
@@ -68,6 +78,11 @@ def batches(
     Raises:
         StoreUnavailable: the store does not answer.
     """
+    if wanted.state == QUEUED:
+        for page in store.reserved(prefix):
+            yield _queued(store, prefix, page, wanted)
+            gone_through(page.of)
+        return
     names = store.scan(f"{quoted(prefix)}:{{*}}")
     while batch := list(islice(names, _BATCH)):
         yield read(store, prefix, batch, wanted)
@@ -84,6 +99,55 @@ def read(store: Store, prefix: str, names: Sequence[str], wanted: Filter) -> lis
     asked = [name for name, parts in parsed.items() if wanted.admits_name(parts[1])]
     found = zip(asked, store.get_many(asked), strict=True)
     views = (view_of(name, *parsed[name], record) for name, record in found if record is not None)
+    return [view for view in views if wanted.admits(view)]
+
+
+def read_named(store: Store, prefix: str, names: Sequence[str]) -> list[RecordView]:
+    """Read a few keys by their names: records, and where there is none, what is reserved.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    found = {view.name: view for view in read(store, prefix, names, Filter())}
+    for name in names:
+        parts = parse_name(prefix, name)
+        if name not in found and parts is not None:
+            queued = queued_call(store, name)
+            if queued is not None:
+                found[name] = view_of_queued(name, *parts, queued)
+    return [found[name] for name in names if name in found]
+
+
+def queued_call(store: Store, name: str) -> QueuedCall | None:
+    """Return the call that was published with a key and not yet delivered, if there is one.
+
+    What is reserved and not confirmed is left out: it stops nobody, and is over in a moment.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    it = store.reservation(name)
+    return None if it is None else _call_of(it)
+
+
+def _call_of(it: Reservation) -> QueuedCall | None:
+    if not it.is_confirmed or it.task_id is None:
+        return None
+    return QueuedCall(it.task_id, it.since_ms, it.due_ms, it.until_ms, it.waits)
+
+
+def _queued(store: Store, prefix: str, page: ReservedPage, wanted: Filter) -> list[RecordView]:
+    """Give the reservations of a page that are wanted; what a record knows of its key is used."""
+    views = []
+    known = {view.name: view for view in read(store, prefix, [k for k, _ in page.found], Filter())}
+    for name, reservation in page.found:
+        parts, call = parse_name(prefix, name), _call_of(reservation)
+        if parts is None or call is None:
+            continue
+        view = view_of_queued(name, *parts, call)
+        if name in known:
+            view = replace(view, key=known[name].key, task=known[name].task)
+        views.append(view)
     return [view for view in views if wanted.admits(view)]
 
 
@@ -106,7 +170,7 @@ def find(
 
 
 def show(store: Store, prefix: str, name: str) -> RecordDetail | None:
-    """Read all that is known of one record; ``None`` where there is none.
+    """Read all that is known of one key; ``None`` where it has no record, and is not reserved.
 
     Raises:
         StoreUnavailable: the store does not answer.
@@ -121,8 +185,12 @@ def show(store: Store, prefix: str, name: str) -> RecordDetail | None:
         raise
     except StoreError as exc:
         record = exc
+    queued = queued_call(store, name)
     if record is None:
-        return None
+        if queued is None:
+            return None
+        view = view_of_queued(name, *parts, queued)
+        return RecordDetail(view, None, None, "", queued=queued)
     view = view_of(name, *parts, record)
     result = ""
     steps: tuple[StepView, ...] = ()
@@ -137,11 +205,12 @@ def show(store: Store, prefix: str, name: str) -> RecordDetail | None:
         window_left=store.ttl(name),
         result=result,
         steps=steps,
+        queued=queued,
     )
 
 
 def forget(store: Store, prefix: str, name: str, horizon: float) -> bool:
-    """Free a key, so that its next call runs; whether there was a record.
+    """Free a key, so that its next call runs; whether there was a record, or a reservation.
 
     Args:
         horizon: how long a copy of a message may still come, in seconds.

@@ -5,23 +5,57 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from celery_idempotent.ops.history import JournalEntry
+from celery_idempotent.ops.history import JournalEntry, when
+from celery_idempotent.ops.views import QueuedCall
 
-__all__ = ["sentence", "times"]
+__all__ = ["duration", "in_its_queue", "sentence", "times"]
 
 
 def sentence(told: JournalEntry) -> str:
     """Say what an event means for the call that it is about."""
     say = _SENTENCES.get(told.what)
-    text = f"{told.what.capitalize()}." if say is None else say(told)
+    text = f"{_at_start(told.what)}." if say is None else say(told)
     if told.more.get("shadow") and told.what in _SHADOWED:
         text = f"It ran all the same, in shadow mode. Without that: {text}"
     return text
 
 
+def in_its_queue(queued: QueuedCall) -> str:
+    """Say for which call a key is reserved, since when, and until when."""
+    if queued.waits:
+        return (
+            f"task {queued.task_id}, which came {when(queued.since_ms)}, waits and runs next, and "
+            'answers those that came before it (idempotency_after_wait = "last")'
+        )
+    due = f", due {when(queued.due_ms)}" if queued.due_ms > queued.since_ms else ""
+    return (
+        f"task {queued.task_id}, published {when(queued.since_ms)}{due}, not delivered yet; it "
+        f"stops calls with this key until {when(queued.until_ms)} (idempotency_on_enqueue)"
+    )
+
+
 def times(number: int) -> str:
     """Give a number of times in words."""
     return "once" if number == 1 else f"{number} times"
+
+
+def duration(seconds: float | None) -> str:
+    """Give a length of time in its largest unit, as a person would."""
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _at_start(text: str) -> str:
+    """Give a text as a sentence begins with it: str.capitalize() would change a task's id."""
+    return text[:1].upper() + text[1:]
 
 
 def _where(told: JournalEntry) -> str:
@@ -115,7 +149,7 @@ def _waiting(told: JournalEntry) -> str:
         )
     if not told.original_id:
         return f"It could not ask for its key: put back for {delay:.3g} s."
-    return f"{_other(told).capitalize()} held the key {told.key}: put back for {delay:.3g} s."
+    return f"{_at_start(_other(told))} held the key {told.key}: put back for {delay:.3g} s."
 
 
 def _refused(told: JournalEntry) -> str:
@@ -146,6 +180,12 @@ def _forgotten(told: JournalEntry) -> str:
 
 def _resolved(told: JournalEntry) -> str:
     return f"The key was resolved as {told.more.get('how', 'settled')}{_by(told)}."
+
+
+def _resumed(told: JournalEntry) -> str:
+    step, call = told.more.get("step"), told.more.get("call")
+    text = f"The next run begins with {step}" if step else "It is run again"
+    return f"{text}{f', as task {call}' if call else ''}{_by(told)}."
 
 
 def _by(told: JournalEntry) -> str:
@@ -191,8 +231,9 @@ _SENTENCES: Final[dict[str, Callable[[JournalEntry], str]]] = {
     "lost": _lost,
     "store away": _store_away,
     "process lost": lambda told: (
-        f"Its process was lost{_where(told)}: the worker freed the key at once."
+        f"Its process was lost{_where(told)}: the worker ended its lease at once."
     ),
     "forgotten": _forgotten,
     "resolved": _resolved,
+    "resumed": _resumed,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,11 +18,19 @@ from celery_idempotent.core.verdicts import Resolve
 from celery_idempotent.delivery.results import encode_failure, encode_result
 from celery_idempotent.errors import IdempotencyError, StoreError
 from celery_idempotent.ops import records
-from celery_idempotent.ops.views import RecordView, parse_name
+from celery_idempotent.ops.views import QUEUED, RecordView, parse_name
 from celery_idempotent.publishing import published
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["NotUnknown", "forget", "has_compensations", "resolve"]
+__all__ = [
+    "NotUnknown",
+    "forget",
+    "has_compensations",
+    "publish",
+    "read_result",
+    "refuse_what_is_known",
+    "resolve",
+]
 
 _HOW: Final = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.RELEASED: "to be rerun"}
 
@@ -34,16 +44,46 @@ class NotUnknown(IdempotencyError):
 
 
 def forget(environment: Environment, view: RecordView, via: str) -> bool:
-    """Free a key, so that its next call runs; whether there was a record.
+    """Free a key, so that its next call runs; whether there was anything to forget.
+
+    ``False``: the key was free already, and nothing is kept of its last run.
 
     Raises:
         StoreUnavailable: the store does not answer.
     """
     store, prefix = environment.store, environment.prefix
+    if _has_nothing(environment, view.name):
+        return False
     done = records.forget(store, prefix, view.name, environment.horizon)
     if done:
         environment.journal.write("forgotten", view.name, view.task, None, via=via)
     return done
+
+
+def read_result(text: str) -> Any:
+    """Read the result that a person gives, which every duplicate is answered with from then on.
+
+    Raises:
+        ValueError: it is no JSON. An empty text is none either: it may have been forgotten.
+    """
+    if not text.strip():
+        raise ValueError("Say what the result is, as JSON: null where the task returns nothing")
+    try:
+        return json.loads(text)
+    except ValueError as exc:
+        raise ValueError(
+            f'{text!r} is no JSON ({exc}); a text stands in quotes, as in "done"'
+        ) from exc
+
+
+def _has_nothing(environment: Environment, name: str) -> bool:
+    """Whether a key's record says only that it is free, and no queued call has it either."""
+    (record,) = environment.store.get_many([name])
+    if not isinstance(record, Record) or record.state is not State.RELEASED:
+        return False
+    if record.owner or record.outcome or record.has_steps:
+        return False
+    return environment.store.reservation(name) is None
 
 
 def has_compensations(environment: Environment, name: str) -> bool:
@@ -80,10 +120,7 @@ def resolve(
         NotUnknown: it is in another state.
         StoreUnavailable: the store does not answer.
     """
-    name = view.name
-    record = environment.store.get(name)
-    if record is None or record.state is not State.UNKNOWN:
-        raise _not_unknown(view, record)
+    name, record = view.name, refuse_what_is_known(environment, view)
     task = app.tasks.get(view.task)
     setup = getattr(task, "_idempotency", None)
     options = setup.options if isinstance(setup, TaskSetup) else Options()
@@ -106,34 +143,73 @@ def resolve(
     if not environment.store.resolve(name, event):
         raise _not_unknown(view, environment.store.get(name))
     environment.journal.write("resolved", name, view.task, None, how=_HOW[how], via=via)
-    return _publish_compensation(app, environment, view, record) if compensate else None
+    if not compensate:
+        return None
+    task_id = publish(app, environment, view, record, compensates_only=True)
+    if task_id is None:
+        raise IdempotencyError(
+            f"the key {view.name} is resolved, but no message can be made for it: its steps are "
+            "undone by the next call with this key"
+        )
+    return task_id
+
+
+def refuse_what_is_known(environment: Environment, view: RecordView) -> Record:
+    """Return a record whose outcome is unknown.
+
+    Raises:
+        NotUnknown: it is in another state.
+        StoreUnavailable: the store does not answer.
+    """
+    record = environment.store.get(view.name)
+    if record is None or record.state is not State.UNKNOWN:
+        raise _not_unknown(view, record)
+    return record
 
 
 def _not_unknown(view: RecordView, record: Record | None) -> NotUnknown:
-    state = "gone" if record is None else str(record.state)
+    missing = QUEUED if view.state == QUEUED else "gone"
+    state = missing if record is None else str(record.state)
     return NotUnknown(
-        f"{view.key} of {view.task} is {state}: only what is unknown can be resolved; forget frees "
-        "a key in any state"
+        f"the key {view.key} of {view.task} is {state}: only what is unknown can be resolved; "
+        "forget frees a key in any state"
     )
 
 
-def _publish_compensation(
-    app: Any, environment: Environment, view: RecordView, record: Record
-) -> str:
-    """Publish a message that undoes the finished steps, and never runs the body."""
+def publish(
+    app: Any,
+    environment: Environment,
+    view: RecordView,
+    record: Record,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    compensates_only: bool = False,
+    resumes: tuple[int, str] | None = None,
+) -> str | None:
+    """Publish a message for a record, which has its key whatever its arguments are.
+
+    Args:
+        compensates_only: it undoes the finished steps, and never runs the body.
+        resumes: see :attr:`.WaitState.resumes`.
+
+    Returns:
+        Its task id; ``None``: no message can be made for a record of this name.
+    """
     parts = parse_name(environment.prefix, view.name)
     assert parts is not None
     label = Label.of(record).readable
-    call_key = CallKey(*parts, label=label, fingerprint=b"", checked=False)
+    # Later duplicates are compared with the arguments of the call that began it.
+    fingerprint = b"" if compensates_only else record.fingerprint
+    call_key = CallKey(*parts, label=label, fingerprint=fingerprint, checked=False)
     if record_key(environment.prefix, call_key) != view.name:
-        raise IdempotencyError(
-            f"{view.name} is resolved, but no message can be made for it: its steps are undone by "
-            "the next call with this key"
-        )
+        return None
     task_id: str = uuid()
-    header = own_header(task_id, call_key, replace(published(), compensates_only=True))
+    waits = replace(published(), compensates_only=compensates_only, resumes=resumes)
+    header = own_header(task_id, call_key, waits)
     task = app.tasks.get(view.task)
     options = {name: getattr(task, name, None) for name in _ROUTING}
     given = {name: value for name, value in options.items() if value is not None}
+    given.update({"args": list(args), "kwargs": dict(kwargs)} if kwargs is not None else {})
     app.send_task(view.task, task_id=task_id, headers={OWN: header}, **given)
     return task_id

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery_idempotent.errors import missing_extra
 from celery_idempotent.observers import Observation, name_spans, observe
 
 __all__ = ["install"]
@@ -21,10 +22,8 @@ __all__ = ["install"]
 try:
     from opentelemetry import trace
     from opentelemetry.trace import Link, SpanContext, TraceFlags  # noqa: F401
-except ImportError as exc:  # pragma: no cover
-    raise ImportError(
-        "tracing needs opentelemetry-api: pip install celery-idempotent[opentelemetry]"
-    ) from exc
+except ImportError as exc:
+    raise missing_extra(exc, "tracing needs", "opentelemetry") from exc
 
 _ATTRIBUTES = ("interruptions", "attempt", "token", "delay")
 

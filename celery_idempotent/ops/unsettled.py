@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+import click
+
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.history import History, JournalEntry, when
 from celery_idempotent.ops.records import read
@@ -21,7 +23,12 @@ RUNBOOK: Final = "docs/unknown-outcomes.rst"
 
 _BATCH: Final = 1000
 #: What the journal tells of a run, up to where it was cut off.
-_RUNS: Final = frozenset(("claimed", "retrying", "interrupted", "process lost"))
+_RUNS: Final = {
+    "claimed": "began",
+    "retrying": "asked to be retried",
+    "interrupted": "was cut off",
+    "process lost": "lost its process",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +71,38 @@ def cut_off(history: Iterable[JournalEntry], name: str, before_ms: int) -> str |
         history: the journal, newest first.
         before_ms: when the outcome became unknown.
     """
+    last: JournalEntry | None = None
     for told in history:
-        if told.name == name and told.at_ms <= before_ms and told.what in _RUNS:
-            place = f" on {told.node}" if told.node else ""
-            process = f", process {told.pid}" if told.pid else ""
-            did = "began" if told.what == "claimed" else f"was {told.what} last"
-            return f"The run of task {told.task_id} {did} at {when(told.at_ms)}{place}{process}."
-    return None
+        if told.name != name or told.at_ms > before_ms or told.what not in _RUNS:
+            continue
+        if last is not None and told.task_id != last.task_id:
+            break
+        last = last or told
+        if told.what == "claimed":
+            ended = "" if told is last else f"; it {_RUNS[last.what]} at {when(last.at_ms)}"
+            return f"{_did(told)}{ended}."
+    return None if last is None else f"{_did(last)}."
+
+
+def _did(told: JournalEntry) -> str:
+    place = f" on {told.node}" if told.node else ""
+    process = f", process {told.pid}" if told.pid else ""
+    return (
+        f"The run of task {told.task_id} {_RUNS[told.what]} at {when(told.at_ms)}{place}{process}"
+    )
+
+
+def _program() -> str:
+    """Return what the commands are called by: as the one that runs now, where that is Django's."""
+    context = click.get_current_context(silent=True)
+    name = None if context is None else context.find_root().info_name
+    return name if name and name.startswith("manage.py") else "celery -A ... idempotency"
 
 
 def advice(view: RecordView) -> tuple[str, ...]:
     """Return what to do about an unknown outcome, with the three commands to choose from."""
     # By its name in the store: another task may have the same key.
-    resolve = f"celery -A ... idempotency resolve {shlex.quote(view.name)}"
+    resolve = f"{_program()} resolve {shlex.quote(view.name)}"
     return (
         "Look whether the effect happened, then choose one of these:",
         f"  it happened:               {resolve} --succeeded '<its result as JSON>'",

@@ -10,26 +10,45 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 from urllib.parse import unquote
 
+from celery_idempotent.core import record as records
 from celery_idempotent.core.record import Label, Owner, Process, Record, State
 from celery_idempotent.errors import StoreError
 from celery_idempotent.ops.outcomes import kind_of
 
 __all__ = [
+    "HELD",
+    "LEASE_OVER",
+    "LISTED",
+    "OVERDUE",
+    "QUEUED",
     "STATES",
     "UNREADABLE",
     "Filter",
+    "QueuedCall",
     "RecordDetail",
     "RecordView",
     "Stats",
     "StepView",
     "parse_name",
     "view_of",
+    "view_of_queued",
 ]
 
 #: The state that is shown for a record which cannot be read.
 UNREADABLE: Final = "unreadable"
+#: The state that is shown for a key that has no record: it is reserved for a call in its queue.
+QUEUED: Final = "queued"
 #: All states, in the order of a record's life.
 STATES: Final = (*(str(state) for state in State), UNREADABLE)
+#: What a filter calls, beside the states, what is held by a lease that is over.
+OVERDUE: Final = "lease-over"
+#: What can be listed: records by their states and leases, and the calls that are queued.
+LISTED: Final = (*STATES, OVERDUE, QUEUED)
+
+#: The states that hold a key by a lease.
+HELD: Final = tuple(map(str, records.HELD))
+#: What is said of a lease that is over.
+LEASE_OVER: Final = "over: the next delivery takes over"
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z", re.IGNORECASE)
 
@@ -44,9 +63,10 @@ class RecordView:
     #: The key, as readable as it was kept.
     key: str
     task: str
-    #: One of :data:`STATES`.
+    #: One of :data:`STATES`, or :data:`QUEUED`.
     state: str
-    #: The task id of the call that holds the key, or whose outcome it is; ``None``: forgotten.
+    #: The task id of the call that holds the key, or whose outcome it is, or for which it is
+    #: reserved; ``None``: forgotten.
     owner_id: str | None = None
     #: Where it runs; ``None`` where nothing is running.
     host: str | None = None
@@ -55,7 +75,8 @@ class RecordView:
     #: Which attempt of the owner it is, or was, from 1.
     attempt: int = 0
     interruptions: int = 0
-    #: On the store's clock: when its lease ends, or its retry is due; 0: neither.
+    #: On the store's clock: when its lease ends, its retry is due, or a queued call stops no other
+    #: any more; 0: none of them.
     until_ms: int = 0
     #: ``"result"``, ``"failure"``, ``"not kept"``; ``None``: there is no outcome.
     outcome: str | None = None
@@ -65,14 +86,27 @@ class RecordView:
     is_free: bool = False
 
     @property
+    def freed(self) -> str:
+        """That the key is free, and how its last run ended; empty where it is taken."""
+        if not self.is_free:
+            return ""
+        if self.outcome is None:
+            return "the key is free"
+        ended = "failed" if self.outcome == "failure" else "succeeded"
+        return f"the key is free, its last run {ended}"
+
+    @property
     def stored_key(self) -> str:
         """The key as it stands in the name: a digest, where the readable one can't stand there."""
         return self.name.partition(":{")[2].partition(":")[2][:-1]
 
     @property
     def claimed_at(self) -> float | None:
-        """When the key was claimed last, in seconds since 1970: tokens are made of the clock."""
-        return self.token / 1e6 if self.token else None
+        """When the key was claimed last, in seconds since 1970; ``None``: nobody has it.
+
+        Tokens are made of the clock; that of a key that was freed tells when that was.
+        """
+        return self.token / 1e6 if self.token and self.owner_id is not None else None
 
     def lease_left(self, now_ms: int) -> float | None:
         """Seconds that it is still held, or waits for its retry; ``None``: neither, or over."""
@@ -81,13 +115,18 @@ class RecordView:
 
     def is_lease_over(self, now_ms: int) -> bool:
         """Whether it counts as running though nobody keeps it alive any more."""
-        return self.state in ("running", "compensating") and self.until_ms <= now_ms
+        return self.state in HELD and self.until_ms <= now_ms
 
-    def as_dict(self) -> dict[str, Any]:
-        """Give what goes into JSON."""
+    def as_dict(self, now_ms: int | None = None) -> dict[str, Any]:
+        """Give what goes into JSON.
+
+        Args:
+            now_ms: the store's clock; ``None``: whether its lease is over is not said.
+        """
         # Not asdict(), which copies in depth: lists are long, and nothing here is deep.
         fields = {name: getattr(self, name) for name in self.__slots__}
-        return {**fields, "claimed_at": self.claimed_at}
+        fields["claimed_at"] = self.claimed_at
+        return fields if now_ms is None else {**fields, "is_lease_over": self.is_lease_over(now_ms)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +138,20 @@ class StepView:
     result: str
     #: Whether there is something that undoes it.
     compensated_by: bool
+
+
+@dataclass(frozen=True, slots=True)
+class QueuedCall:
+    """A call that was published and not yet delivered: it stops others with its key."""
+
+    task_id: str
+    #: When its key was reserved, when it is due, and until when it stops others, in milliseconds
+    #: since 1970 on the store's clock.
+    since_ms: int
+    due_ms: int
+    until_ms: int
+    #: Whether it was delivered, and waits to run next.
+    waits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +168,8 @@ class RecordDetail:
     steps: tuple[StepView, ...] = ()
     #: Whether it counts as running though its lease has ended.
     is_lease_over: bool = False
+    #: The call for which the key is reserved, if there is one.
+    queued: QueuedCall | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Give what goes into JSON."""
@@ -125,6 +180,7 @@ class RecordDetail:
             "window_left": self.window_left,
             "result": self.result,
             "steps": [asdict(step) for step in self.steps],
+            "queued": None if self.queued is None else asdict(self.queued),
         }
 
 
@@ -159,14 +215,20 @@ class Filter:
 
     Args:
         task: a task's name, or a pattern of it (``shop.*``).
-        state: one of :data:`STATES`.
+        state: one of :data:`LISTED`.
         match: words which all have to be in the key, in any case: ``order 42`` finds ``order:42``.
             A word that is a task id stands for the records which that task owns.
+        now_ms: the store's clock, by which a lease is over.
     """
 
     def __init__(
-        self, task: str | None = None, state: str | None = None, match: str | None = None
+        self,
+        task: str | None = None,
+        state: str | None = None,
+        match: str | None = None,
+        now_ms: int = 0,
     ) -> None:
+        self._now_ms = now_ms
         self.task = task or None
         self.state = state or None
         self.match = (match or "").strip()
@@ -190,7 +252,10 @@ class Filter:
 
     def admits_kind(self, view: RecordView) -> bool:
         """Whether a record is of the state and the task that are meant."""
-        if self.state is not None and view.state != self.state:
+        if self.state == OVERDUE:
+            if not view.is_lease_over(self._now_ms):
+                return False
+        elif self.state is not None and view.state != self.state:
             return False
         return self.task is None or fnmatchcase(view.task, self.task)
 
@@ -223,7 +288,7 @@ def view_of(name: str, namespace: str, key: str, record: Record | StoreError) ->
         namespace=namespace,
         key=label.readable or key,
         task=label.task or namespace,
-        state=record.status,
+        state=str(record.state),
         owner_id=None if owner is None else owner.task_id,
         host=None if process is None else process.host,
         pid=None if process is None else process.pid,
@@ -233,4 +298,11 @@ def view_of(name: str, namespace: str, key: str, record: Record | StoreError) ->
         until_ms=record.until_ms,
         outcome=kind_of(record.outcome),
         is_free=record.state is State.RELEASED,
+    )
+
+
+def view_of_queued(name: str, namespace: str, key: str, queued: QueuedCall) -> RecordView:
+    """Put a key that has nothing but a reservation into plain words."""
+    return RecordView(
+        name, namespace, key, namespace, QUEUED, queued.task_id, until_ms=queued.until_ms
     )

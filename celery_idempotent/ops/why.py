@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from celery_idempotent.ops.history import History, JournalEntry, when
-from celery_idempotent.ops.records import batches
-from celery_idempotent.ops.sentences import sentence, times
+from celery_idempotent.ops.lookup import look_up
+from celery_idempotent.ops.records import QUEUED, batches, queued_call
+from celery_idempotent.ops.sentences import in_its_queue, sentence, times
 from celery_idempotent.ops.unsettled import advice, cut_off
 from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
 from celery_idempotent.settings import Environment
 
-__all__ = ["Account", "why"]
+__all__ = ["Account", "why", "why_queued"]
 
 #: What says how a call ended; the rest is what happened on the way.
 _DECIDES: Final = frozenset(
@@ -30,7 +31,7 @@ _DECIDES: Final = frozenset(
     )
 )
 #: What a person did to a record, which belongs to every call that used it.
-_BY_HAND: Final = frozenset(("forgotten", "resolved"))
+_BY_HAND: Final = frozenset(("forgotten", "resolved", "resumed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Account:
     duplicates: tuple[str, ...]
     #: The record as it is now; ``None``: there is none any more.
     record: RecordView | None
+    #: Whether the record counts as running though its lease has ended.
+    is_lease_over: bool = False
     #: What to do, where the outcome is unknown: a line each.
     advice: tuple[str, ...] = ()
 
@@ -64,6 +67,7 @@ class Account:
             "story": [{"at": at, "text": text} for at, text in self.story],
             "duplicates": list(self.duplicates),
             "record": None if self.record is None else self.record.as_dict(),
+            "is_lease_over": self.is_lease_over,
             "advice": list(self.advice),
         }
 
@@ -99,6 +103,9 @@ def why(
     own += [told for told in by_hand if told.name in names and told.at_ms >= since]
     own.sort(key=lambda told: told.at_ms)
     record, summary = _record(environment, last.name), _summary(own)
+    queued = queued_call(environment.store, last.name) if last.what == "waiting" else None
+    if queued is not None and queued.waits:
+        summary += f" Next: {in_its_queue(queued)}."
     unknown = next((told for told in own[::-1] if told.what == "unknown"), None)
     if unknown is not None:
         events = History(environment.store, environment.prefix).events()
@@ -113,8 +120,35 @@ def why(
         story=tuple(_story(own)),
         duplicates=tuple(duplicates),
         record=record,
+        is_lease_over=_is_lease_over(environment, record),
         advice=advice(record) if record is not None and record.state == "unknown" else (),
     )
+
+
+def why_queued(app: Any, environment: Environment, text: str) -> Account | None:
+    """Tell what holds back a call that no worker has got yet; ``None``: no key is reserved for it.
+
+    Args:
+        text: its key, or its task id: that is known once it has stopped another call.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    for view in look_up(app, environment, text):
+        queued = queued_call(environment.store, view.name) if view.state == QUEUED else None
+        if queued is None:
+            continue
+        stopped = [
+            told
+            for told in History(environment.store, environment.prefix).of_record(view.name)
+            if told.what == "stopped" and told.original_id == queued.task_id
+        ]
+        where = "It waits" if queued.waits else "It waits in its queue"
+        summary = f"{where}: {in_its_queue(queued)}."
+        if stopped:
+            summary += f" It has stopped another call {times(len(stopped))}."
+        return Account(queued.task_id, view.task, view.name, view.key, summary, (), (), view)
+    return None
 
 
 def _of_record(
@@ -139,6 +173,7 @@ def _of_record(
                     story=(),
                     duplicates=duplicates,
                     record=view,
+                    is_lease_over=_is_lease_over(environment, view),
                     advice=advice(view) if view.state == "unknown" else (),
                 )
     return None
@@ -152,6 +187,10 @@ def _record(environment: Environment, name: str) -> RecordView | None:
     if record is None:
         return None
     return view_of(name, *parts, record)
+
+
+def _is_lease_over(environment: Environment, record: RecordView | None) -> bool:
+    return record is not None and record.is_lease_over(environment.store.now_ms())
 
 
 def _summary(told: list[JournalEntry]) -> str:

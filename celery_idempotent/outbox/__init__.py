@@ -50,11 +50,4 @@ def __getattr__(name: str) -> Any:
     # Imported late: Django's outbox uses this package, and does not need SQLAlchemy.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    except ModuleNotFoundError as exc:
-        if exc.name != "sqlalchemy":
-            raise
-        raise ImportError(
-            "the outbox needs SQLAlchemy: pip install 'celery-idempotent[sql]'"
-        ) from exc
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

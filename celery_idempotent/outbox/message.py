@@ -14,7 +14,7 @@ from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.message import OWN, explicit_key, own_header
 from celery_idempotent.core.options import check_call
-from celery_idempotent.delivery.retrying import publish_again
+from celery_idempotent.delivery.waiting import publish_again
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.publishing import id_of_call, published, with_key
 from celery_idempotent.task import IdempotentTask

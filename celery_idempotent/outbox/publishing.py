@@ -5,15 +5,19 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from sqlalchemy import Insert, insert
-from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.exc import InvalidRequestError
-
+from celery_idempotent.errors import missing_extra
 from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.rows import flavour_for
 from celery_idempotent.outbox.schema import outbox
 
 __all__ = ["publish"]
+
+try:
+    from sqlalchemy import Insert, insert
+    from sqlalchemy.dialects import mysql, postgresql, sqlite
+    from sqlalchemy.exc import InvalidRequestError
+except ImportError as exc:
+    raise missing_extra(exc, "the outbox needs", "sql") from exc
 
 
 def publish(session: Any, signature: Any) -> Any:

@@ -6,21 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
-from sqlalchemy import (
-    URL,
-    Connection,
-    Engine,
-    bindparam,
-    create_engine,
-    delete,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-
-from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.errors import ConfigurationError, how_to_install, missing_extra
 from celery_idempotent.outbox.relay import OutboxRelay
 from celery_idempotent.outbox.schema import outbox
 from celery_idempotent.outbox.waiting import Backlog, DatabaseAway, Failure, Outbox
@@ -29,10 +15,28 @@ from celery_idempotent.stores.sql.engines import (
     connect_args,
     take_prepare_threshold,
 )
+from celery_idempotent.stores.sql.files import open_only_what_is_there
 from celery_idempotent.stores.sql.flavours import Flavour, Trouble, flavour_of, hint_of, trouble_of
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["Relay", "SqlOutbox", "backlog", "engine_of", "flavour_for"]
+
+try:
+    from sqlalchemy import (
+        URL,
+        Connection,
+        Engine,
+        bindparam,
+        create_engine,
+        delete,
+        func,
+        select,
+        update,
+    )
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+except ImportError as exc:
+    raise missing_extra(exc, "the outbox needs", "sql") from exc
 
 _SECOND_US: Final = 1_000_000
 #: How long the relay waits for an answer of the database, in seconds.
@@ -73,12 +77,13 @@ def engine_of(url: str) -> Engine:
             arguments.update(prepared or {"prepare_threshold": None})
         level = {} if flavour.one_writer else {"isolation_level": "READ COMMITTED"}
         engine = create_engine(parsed, pool_pre_ping=True, connect_args=arguments, **level)
+        open_only_what_is_there(engine)
         if flavour.driver.startswith("postgresql"):
             answer_in_time(engine, _ANSWER_S)
         return engine
     except ImportError as exc:
         raise ConfigurationError(
-            f"the outbox at {mask_url(url)} needs {exc.name}: pip install 'celery-idempotent[sql]'"
+            f"the outbox at {mask_url(url)} needs {exc.name}: {how_to_install('sql')}"
         ) from exc
     except (SQLAlchemyError, ValueError):
         # Not chained: its text may show a part of the password.
@@ -164,10 +169,17 @@ class SqlOutbox(Outbox):
         try:
             yield
         except DBAPIError as exc:
-            if trouble_of(exc) is Trouble.NO_TABLES:
+            trouble = trouble_of(exc)
+            if trouble is Trouble.NO_FILE:
+                raise ConfigurationError(
+                    f"the outbox at {self.where} has no such file: is the path right? To make it, "
+                    "run celery -A <your app> idempotency relay --init-db"
+                ) from exc
+            if trouble is Trouble.NO_TABLES:
                 raise ConfigurationError(
                     f"there is no table {outbox.name} in {self.where}: make it with "
-                    "outbox.create_schema(engine), or celery idempotency relay --init-db"
+                    "outbox.create_schema(engine), or celery -A <your app> idempotency relay "
+                    "--init-db"
                 ) from exc
             raise DatabaseAway(str(exc.orig or exc) + hint_of(exc)) from exc
         except SQLAlchemyError as exc:

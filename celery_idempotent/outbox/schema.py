@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Engine,
-    Identity,
-    Index,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-)
-from sqlalchemy.dialects import mysql
-
+from celery_idempotent.errors import missing_extra
 from celery_idempotent.outbox.message import LONGEST_ID
 from celery_idempotent.stores.sql.schema import create_missing
 
 __all__ = ["create_schema", "metadata", "outbox"]
+
+try:
+    from sqlalchemy import (
+        BigInteger,
+        Column,
+        Engine,
+        Identity,
+        Index,
+        Integer,
+        MetaData,
+        String,
+        Table,
+        Text,
+    )
+    from sqlalchemy.dialects import mysql
+except ImportError as exc:
+    raise missing_extra(exc, "the outbox needs", "sql") from exc
 
 #: The case of ids matters, whatever the database's own collation is.
 _Id = String(LONGEST_ID).with_variant(
@@ -55,6 +59,10 @@ outbox = Table(
 )
 
 
-def create_schema(engine: Engine) -> None:
-    """Make the table if it is not there; an existing one is left as it is."""
-    create_missing(engine, metadata)
+def create_schema(engine: Engine) -> list[str]:
+    """Make the table if it is not there; an existing one is left as it is.
+
+    Returns:
+        Its name if it was made, and nothing else.
+    """
+    return create_missing(engine, metadata)

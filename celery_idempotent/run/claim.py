@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from celery_idempotent.core.record import Label, Record, State
+from celery_idempotent.core.record import RUNNING, Label, Record
 from celery_idempotent.core.verdicts import NEVER_MS, Claim, Claimed, ClaimVerdict, Replay
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run import process
@@ -31,7 +31,7 @@ class ClaimAttempt:
         self._on_lost = on_lost
         # By position: names would double what a record takes to make.
         self._candidate = Record(
-            State.RUNNING,
+            RUNNING,
             0,
             0,
             claimant.retries,
@@ -79,16 +79,21 @@ class ClaimAttempt:
             terms.frees,
             terms.in_turn,
             claimant.queued_key,
+            terms.latest,
+            claimant.came_ms,
             terms.horizon_ms,
         )
         self.may_hold = True
         verdict = _claim(claimant, request, patience_s)
         if isinstance(verdict, Claimed):
             label = claimant.label
-            if verdict.origin:
-                label = Label.read(label)._replace(origin=verdict.origin).text()
+            if verdict.origin or verdict.came or verdict.cut_off:
+                given = Label.read(label)
+                label = given._replace(
+                    origin=verdict.origin, came=verdict.came, cut_off=verdict.cut_off
+                ).text()
             held = verdict.failed or Record(
-                State.RUNNING,
+                RUNNING,
                 verdict.token,
                 0,  # until_ms: the store's
                 claimant.retries,

@@ -30,6 +30,8 @@ class Terms(NamedTuple):
     in_turn: bool = False
     #: Whether the task's calls are reserved when they are published.
     reserves: bool = False
+    #: Whether of those that wait only the one that came last is to run.
+    latest: bool = False
 
     @property
     def frees(self) -> bool:
@@ -48,6 +50,7 @@ class Terms(NamedTuple):
         max_compensations: int,
         in_turn: bool = False,
         reserves: bool = False,
+        latest: bool = False,
     ) -> Terms:
         """Make them from options and settings, whose times are in seconds."""
         lease_ms, ttl_ms, horizon_ms = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
@@ -62,6 +65,7 @@ class Terms(NamedTuple):
             max_compensations,
             in_turn,
             reserves,
+            latest,
         )
 
 
@@ -92,11 +96,13 @@ class Claimant(NamedTuple):
     awaited_key: str = ""
     #: See :attr:`.Claim.refused_from_ms`.
     refused_from_ms: int = NEVER_MS
+    #: See :attr:`.Claim.came_ms`.
+    came_ms: int = 0
 
     @property
     def queued_key(self) -> str:
         """The key of the reservation that its claim ends; empty: the calls are not reserved."""
-        return queued_key(self.key) if self.terms.reserves else ""
+        return queued_key(self.key) if self.terms.reserves or self.terms.latest else ""
 
 
 class Ending(NamedTuple):

@@ -211,7 +211,8 @@ class RunContext:
 
         Raises:
             ClaimLost: the key is another run's already.
-            ConfigurationError: the body has used ``session`` or a step, which go with the key.
+            ConfigurationError: the body has used ``session`` or a step, which go with the key; or
+                it is an HTTP request's, whose client is to get its answer by the key.
             StoreUnavailable: the store does not answer; the key may be free all the same.
         """
         run = self._run

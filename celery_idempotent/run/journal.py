@@ -3,8 +3,10 @@
 A delivery only appends to a queue in memory. Half a second after the first entry, and never while a
 task waits for it, the heartbeat thread sends all entries since: one command for some hundred. A run
 has one entry, at its end, which says when it began; a run that goes on at such a turn gets an entry
-of its beginning, too. While the store is away the queue is bounded; entries that do not fit in are
-counted, and the journal says how many are missing. Nothing here can fail, hold or slow a task.
+of its beginning, too. In the same command a store lists such a run as under way, until its end is
+sent: one that was cut off is found by that, and a short run costs nothing for it. While the store
+is away the queue is bounded; entries that do not fit in are counted, and the journal says how many
+are missing. Nothing here can fail, hold or slow a task.
 
 An entry carries its age at the time of sending. Together with the store's own time of storing it,
 that is the time when it happened by the store's clock; no worker's clock is used.
@@ -15,10 +17,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import threading
 from collections import deque
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii as _quoted
 from operator import attrgetter
 from time import monotonic, monotonic_ns
 from typing import Any, Final, NamedTuple, Protocol
@@ -27,12 +31,13 @@ from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.journal import ListedRuns
 
 __all__ = ["Journal", "Running", "Subject", "UnsentEntry"]
 
 log = logging.getLogger("celery_idempotent")
 
-#: Made once: json.dumps() makes an encoder for each call that has an option.
+#: For what is neither text nor a number: it makes an encoder for each call.
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
 
 _BOUND: Final = 10_000
@@ -71,20 +76,51 @@ class UnsentEntry(NamedTuple):
 _NOBODY: Final = Subject("", "", None)
 
 
-def _as_json(entry: UnsentEntry) -> str:
-    """Write an entry as JSON, open at its end; empty values are left out."""
+def _text(entry: UnsentEntry, age_ms: int, by: str) -> str:
+    """Return an entry as JSON, without empty values.
+
+    Put together here, because an encoder takes twice as long for it.
+
+    Args:
+        by: its sender and number: a reader drops an entry that a lost answer doubled.
+    """
     _, what, (key, task, task_id, label, node, waits), details = entry
-    told: dict[str, Any] = {"event": what, "key": key, "task": task, "id": task_id}
-    # An entry of another process names it.
-    more = {"pid": os.getpid(), "label": label, "node": node, "waits": waits, **details}
-    for name, value in more.items():
+    told = [
+        f'{{"event":{_quoted(what)},"key":{_quoted(key)},"task":{_quoted(task)}',
+        f'"id":{_value(task_id)}',
+    ]
+    if "pid" not in details:
+        told.append(f'"pid":{os.getpid()}')  # an entry of another process names it
+    if label:
+        told.append(f'"label":{_quoted(label)}')
+    if node:
+        told.append(f'"node":{_quoted(node)}')
+    if waits:
+        told.append(f'"waits":{waits}')
+    for name, value in details.items():
         if value:
-            told[name] = round(value, 3) if type(value) is float else value
-    return _encode(told)[:-1]
+            told.append(f'"{name}":{_value(value)}')
+    told.append(f'"age":{age_ms},"by":"{by}"}}')
+    return ",".join(told)
+
+
+def _value(value: Any) -> str:
+    kind = type(value)
+    if kind is str:
+        return _quoted(value)
+    if kind is int:
+        return str(value)
+    if kind is float and math.isfinite(value):
+        return f"{value:.3f}"
+    return _encode(value)
 
 
 class Running(Protocol):
     """A run that is under way."""
+
+    @property
+    def held(self) -> tuple[str, int]:
+        """The key that it holds, and its token."""
 
     def claimed(self) -> UnsentEntry:
         """Make the entry of its beginning."""
@@ -104,6 +140,7 @@ class Journal:
         self.name = name
         #: About how many entries are kept; 0: it is off, or this store keeps no journals.
         self.most = most if self._store is not None else 0
+        self._lists = store.run_lists if self.most else None
         self._reset()
 
     def _reset(self) -> None:
@@ -111,6 +148,9 @@ class Journal:
         self._sending = threading.Lock()
         # Runs that began since the last turn, and are under way.
         self._running: dict[int, Running] = {}
+        # What is to be listed as under way, and is to be listed no more.
+        self._begun: deque[tuple[str, int]] = deque(maxlen=_BOUND)
+        self._ended: deque[tuple[str, int]] = deque(maxlen=_BOUND)
         self._waiting: deque[UnsentEntry] = deque()
         # What is being sent, or was not accepted the last time; each with its number.
         self._taken: list[tuple[int, UnsentEntry]] = []
@@ -130,9 +170,16 @@ class Journal:
         if now >= self._expected:
             self._expect(now)
 
-    def ended(self, run: Running) -> bool:
-        """Note that a run ended; return whether there is no entry of its beginning."""
-        return self._running.pop(id(run), None) is not None
+    def ended(self, run: Running, *, cut_off: bool = False) -> bool:
+        """Note that a run ended; return whether there is no entry of its beginning.
+
+        Args:
+            cut_off: whether the store has it as under way still.
+        """
+        is_short = self._running.pop(id(run), None) is not None
+        if self._lists is not None and is_short == cut_off:
+            (self._begun if cut_off else self._ended).append(run.held)
+        return is_short
 
     def add(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
         """Add an entry of what happens now."""
@@ -156,14 +203,31 @@ class Journal:
         self._expected = now + _STALE_S
         heartbeat.later(self._send, "the journal", _NEVER, must=False)
 
-    def write(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
-        """Send an entry now, from this thread: for what a person does, once in a while."""
+    def write(
+        self,
+        what: str,
+        key: str,
+        task: str,
+        task_id: str | None,
+        *,
+        is_cut_off: bool = False,
+        **more: Any,
+    ) -> None:
+        """Send an entry now, from this thread: for what a person does, once in a while.
+
+        Args:
+            is_cut_off: whether it tells of a run of another process that was cut off.
+        """
         if self._store is None or not self.most:
             return
         entry = UnsentEntry(monotonic(), what, Subject(key, task, task_id), more)
         try:
             packed = self._packed(entry, entry.at, monotonic_ns())
-            self._store.append_events(self.name, [packed], self.most)
+            if is_cut_off and self._lists is not None:
+                runs = ListedRuns([(key, 0)])
+                self._lists.append_with_runs(self.name, [packed], self.most, runs)
+            else:
+                self._store.append_events(self.name, [packed], self.most)
         except StoreError as exc:
             log.debug("the journal misses that %s was %s: %s", key, what, exc)
 
@@ -185,6 +249,8 @@ class Journal:
                 # What can't be written now can't be written later: it is counted as missing.
                 self._dropped += sum(entry.details.get("events", 1) for _, entry in self._taken)
                 self._taken = []
+                self._begun.clear()
+                self._ended.clear()
                 log.debug("entries could not be added to the journal", exc_info=True)
             self._expected = 0.0
             if self._waiting or self._running:
@@ -199,6 +265,8 @@ class Journal:
             run = self._running.pop(number, None)
             if run is not None:
                 taken.append(run.claimed())
+                if self._lists is not None:
+                    self._begun.append(run.held)
         while self._waiting:
             taken.append(self._waiting.popleft())
         taken.sort(key=attrgetter("at"))
@@ -211,11 +279,18 @@ class Journal:
         assert self._store is not None
         now = monotonic()
         packed = [self._packed(entry, now, number) for number, entry in self._taken[:_BATCH]]
-        self._store.append_events(self.name, packed, self.most)
+        if self._lists is None or not (self._begun or self._ended):
+            self._store.append_events(self.name, packed, self.most)
+        else:
+            # These first: what began and ended since has its end among those that are left out.
+            ended = list(self._ended)
+            begun = list(self._begun)
+            self._lists.append_with_runs(self.name, packed, self.most, ListedRuns(begun, ended))
+            for sent, waiting in ((begun, self._begun), (ended, self._ended)):
+                for _ in sent:
+                    waiting.popleft()
         del self._taken[:_BATCH]
 
     def _packed(self, entry: UnsentEntry, now: float, number: int) -> bytes:
-        age = max(0, int((now - entry.at) * 1000))
-        # Its sender and number: a reader drops an entry that a lost answer doubled.
-        by = f"{BOOT_ID}.{self._pid}.{number}"
-        return f'{_as_json(entry)},"age":{age},"by":"{by}"}}'.encode()
+        age_ms = max(0, int((now - entry.at) * 1000))
+        return _text(entry, age_ms, f"{BOOT_ID}.{self._pid}.{number}").encode()

@@ -24,6 +24,7 @@ class Lease:
     __slots__ = (
         "__weakref__",
         "_lost",
+        "_ran_out",
         "answered",
         "keep_ms",
         "key",
@@ -68,6 +69,8 @@ class Lease:
         #: Whether a copy of the run's message has answered its call, so far as is known.
         self.answered = False
         self._lost: Record | None = None
+        # Whether it was renewed too late once, so that somebody may have found it over.
+        self._ran_out = False
 
     @property
     def due(self) -> float:
@@ -83,6 +86,14 @@ class Lease:
     def is_live(self) -> bool:
         """Whether it was held a moment ago, and has not run out since."""
         return time.monotonic() < self.renewed + self.lease_ms / 1000
+
+    @property
+    def is_unbroken(self) -> bool:
+        """Whether nobody can have found it over, so that its call can have no answer yet.
+
+        As far as this process's clock tells, and the answers to its renewals.
+        """
+        return not (self._lost or self.answered or self._ran_out) and self.is_live
 
     @property
     def lost(self) -> Record | None:
@@ -124,8 +135,13 @@ class Lease:
         elif isinstance(answer, StoreError):
             raise answer
         else:
-            self.renewed = asked
+            self.hold(asked)
             self.answered = isinstance(answer, Recorded) and answer.answered
+
+    def hold(self, since: float) -> None:
+        """Note that it was held at that time, on this process's clock."""
+        self._ran_out = self._ran_out or not self.is_live
+        self.renewed = since
 
     def is_own_end(self, record: Record) -> bool:
         """Whether its run released the key itself, while a renewal was under way."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -11,8 +10,20 @@ from functools import partial
 from types import MappingProxyType
 from typing import Final
 
-from celery_idempotent.core.record import Label, Owner, Record, State
+from celery_idempotent.core.record import (
+    COMPENSATING,
+    FAILED,
+    RELEASED,
+    RETRYING,
+    RUNNING,
+    SUCCEEDED,
+    UNKNOWN,
+    Label,
+    Owner,
+    Record,
+)
 from celery_idempotent.core.slip import NO_SLIP, Slip
+from celery_idempotent.core.step import steps_of
 from celery_idempotent.core.verdicts import UNKNOWN_TTL_MS, Lost, Note, Recorded, Replay, Settle
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.claimant import Claimant, Ending
@@ -25,8 +36,8 @@ __all__ = ["Run", "write_slip"]
 log = logging.getLogger("celery_idempotent")
 
 #: States that are an outcome, and those whose record names a process.
-_WITH_OUTCOME: Final = (State.SUCCEEDED, State.FAILED)
-_WITH_PROCESS: Final = (State.RUNNING, State.COMPENSATING, State.UNKNOWN)
+_WITH_OUTCOME: Final = (SUCCEEDED, FAILED)
+_WITH_PROCESS: Final = (RUNNING, COMPENSATING, UNKNOWN)
 
 _NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
 
@@ -40,12 +51,14 @@ class Run:
         asked: when it was asked for, on this process's monotonic clock: its lease runs from then.
     """
 
+    _transaction: BodyTransaction | None = None
+
     def __init__(
         self, claimant: Claimant, held: Record, on_lost: Callable[[Lease], None], asked: float
     ) -> None:
         self.claimant = claimant
         #: The outcome of a body that failed for good, and whose steps are to be compensated.
-        self.failed = held.outcome if held.state is State.COMPENSATING else b""
+        self.failed = held.outcome if held.state is COMPENSATING else b""
         #: How many earlier runs were cut off.
         self.interruptions = held.interruptions
         #: Who began what it goes on with: see :attr:`.Label.origin`.
@@ -59,9 +72,7 @@ class Run:
         #: What the names of its steps begin with in the store, where others' steps may be kept.
         self.steps_of = ""
         if claimant.terms.in_turn:
-            self.steps_of = hashlib.blake2b(held.owner, digest_size=8).hexdigest() + "/"
-            if self.origin:
-                self.interruptions = 0  # another call's run was cut off
+            self.steps_of = steps_of(held.owner)
         #: Whether it only compensates the run of another call, and its own call runs after that.
         self.is_for_another = claimant.terms.in_turn and held.owner != claimant.owner
         # Whether its callbacks went out; None until the tracer has returned.
@@ -70,7 +81,6 @@ class Run:
         self._pid = os.getpid()
         #: Writes of steps that failed while the store was away: they come before the end.
         self.owed: list[Callable[[], object]] = []
-        self._transaction: BodyTransaction | None = None
         terms = claimant.terms
         self.lease = Lease(
             terms.store,
@@ -92,7 +102,10 @@ class Run:
     def transaction(self) -> BodyTransaction:
         """What its body writes in the store's database; most bodies do not use it."""
         if self._transaction is None:
-            self._transaction = BodyTransaction(self.lease, over=self._ending)
+            made = BodyTransaction(self.lease, over=self._ending)
+            # Where two threads make one at once, both get the first.
+            self.__dict__.setdefault("_transaction", made)
+        assert self._transaction is not None
         return self._transaction
 
     @property
@@ -117,7 +130,7 @@ class Run:
         event = self._settle(ending)
         transaction = self._transaction
         if transaction is not None:
-            if ending.state is State.SUCCEEDED and transaction.is_open:
+            if ending.state is SUCCEEDED and transaction.is_open:
                 self.owed.clear()  # nobody reads the steps of a finished key
                 answer = transaction.commit(event)
                 self._ended(event, answer)
@@ -155,7 +168,7 @@ class Run:
             digests=b"", holder=holder, outcome=bytes((count,)) if count else b"", released=True
         )
         event = Settle(
-            held._replace(state=State.RELEASED, process=b"", nonce=b"", outcome=b""),
+            held._replace(state=RELEASED, process=b"", nonce=b"", outcome=b""),
             terms.lease_ms,
             terms.horizon_ms,
             slip if claimant.slip_key else None,
@@ -170,7 +183,7 @@ class Run:
             return
         self.is_released = True
         # The store finds the lease by its token, and writes no record anew for it.
-        self.lease.record = held._replace(state=State.RELEASED)
+        self.lease.record = held._replace(state=RELEASED)
         if not claimant.slip_key:
             heartbeat.drop(self.lease)
 
@@ -193,20 +206,23 @@ class Run:
         delivery = claimant.callbacks and _has_outcome(ending) and not self.is_for_another
         kept = delivery or state in _WITH_PROCESS
         if terms.frees and state in _WITH_OUTCOME:
-            state = State.RELEASED  # with its outcome, for this call and those that waited for it
+            state = RELEASED  # with its outcome, for this call and those that waited for it
         if state in _WITH_OUTCOME:
             ttl_ms = terms.ttl_ms
-        elif state is State.RETRYING:
+        elif state is RETRYING:
             ttl_ms = delay_ms + terms.keep_ms
-        elif state is State.UNKNOWN:
+        elif state is UNKNOWN:
             ttl_ms = UNKNOWN_TTL_MS
         else:
-            ttl_ms = terms.horizon_ms if state is State.RELEASED else terms.keep_ms
+            ttl_ms = terms.horizon_ms if state is RELEASED else terms.keep_ms
+            if self.lease.record.has_steps and not terms.frees:
+                # The next call of the window goes on behind the steps that are finished.
+                ttl_ms = max(ttl_ms, terms.ttl_ms)
         if delivery:
             delay_ms = terms.lease_ms
             ttl_ms = max(ttl_ms, delay_ms)
         held = self.lease.record
-        answers = state is State.RELEASED and ending.answers
+        answers = state is RELEASED and ending.answers
         is_over, label = terms.frees and answers, held.label
         if is_over:
             label = Label.read(label)._replace(origin="").text()
@@ -214,7 +230,7 @@ class Run:
             state,
             held.token,
             held.until_ms,
-            ending.retries if state is State.RETRYING else held.retries,
+            ending.retries if state is RETRYING else held.retries,
             held.interruptions,
             held.owner,
             held.process if kept else b"",
@@ -245,7 +261,7 @@ class Run:
             slip_key,
             is_over and not others,
             self.steps_of if others else "",
-            claimant.queued_key if state is State.RELEASED else "",
+            claimant.queued_key if state is RELEASED and terms.reserves else "",
         )
 
     def _ended(self, event: Settle, answer: Recorded | Lost) -> None:
@@ -327,6 +343,4 @@ def write_slip(
 
 
 def _has_outcome(ending: Ending) -> bool:
-    return ending.state in _WITH_OUTCOME or (
-        ending.state is State.RELEASED and bool(ending.outcome)
-    )
+    return ending.state in _WITH_OUTCOME or (ending.state is RELEASED and bool(ending.outcome))

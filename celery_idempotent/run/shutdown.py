@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import mmap
 
 __all__ = ["Shutdown", "shutdown"]
 
@@ -16,6 +18,8 @@ class Shutdown:
 
     def watch(self) -> None:
         """Begin, before the pool's processes are forked."""
+        import mmap  # only a worker needs it
+
         self._shared = mmap.mmap(-1, 1)
 
     def announce(self) -> None:

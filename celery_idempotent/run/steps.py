@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from celery_idempotent.core.step import CHECKPOINT, MAX_NAME, Step, StepState
+from celery_idempotent.core.step import (
+    CHECKPOINT,
+    MAX_NAME,
+    Step,
+    StepState,
+)
 from celery_idempotent.core.unfinished import is_awaitable
 from celery_idempotent.core.verdicts import Lost
 from celery_idempotent.errors import ClaimLost, ConfigurationError, StoreUnavailable
@@ -35,9 +41,14 @@ class StepCodec(Protocol):
             TypeError: it is not a signature, or can't be kept.
         """
 
+    def unpack_signature(self, packed: bytes) -> Any:
+        """Return the fields of a signature."""
+
 
 class Steps:
     """The steps that this run's key has finished, now or in an earlier run, and its checkpoints.
+
+    Several threads of a body may take steps at once.
 
     Args:
         stops: whether the run may stop at a checkpoint when its worker shuts down.
@@ -47,7 +58,11 @@ class Steps:
         self._run = run
         self._stops = stops
         self._codec = codec
+        # Held where names, orders and the body's transaction are shared, and not while a step runs.
+        self._lock = threading.Lock()
         self._steps: dict[str, Step] = {}
+        # The order of the step that came last, which another thread may still be recording.
+        self._given = -1
         self._asked: set[str] = set()
         #: The names of steps that earlier runs have finished.
         self._taken: frozenset[str] = frozenset()
@@ -97,7 +112,10 @@ class Steps:
             ConfigurationError: ``fn`` is async: nothing happened.
         """
         self._check(name)
-        compensation = b"" if compensate is None else self._codec.pack_signature(compensate)
+        try:
+            compensation = b"" if compensate is None else self._codec.pack_signature(compensate)
+        except TypeError as exc:
+            raise TypeError(f"step {name!r}: {exc}") from exc
         done = self._steps.get(name)
         if done is not None and done.state is StepState.DONE:
             return self._codec.unpack(done.outcome)
@@ -119,11 +137,16 @@ class Steps:
         return result
 
     def _done(self, name: str, result: Any, compensation: bytes) -> None:
-        order = 1 + max((step.order for step in self._steps.values()), default=-1)
-        step = Step(StepState.DONE, order, self._codec.pack(result), compensation)
+        step = Step(StepState.DONE, self._next_order(), self._codec.pack(result), compensation)
         if compensation and not step.is_kept:
             self._not_kept[name] = result
         self.record(name, step)
+
+    def _next_order(self) -> int:
+        with self._lock:
+            last = max((step.order for step in self._steps.values()), default=-1)
+            self._given = 1 + max(last, self._given)
+            return self._given
 
     def record(self, name: str, step: Step) -> None:
         """Write a step; where the store is away, in the background, since its effect happened.
@@ -131,17 +154,22 @@ class Steps:
         Raises:
             ClaimLost: another run has the key.
         """
-        self._steps[name] = step
-        renewal, packed = self._run.lease.renewal(), step.pack()
+        stored, what = self._run.steps_of + name, f"step {name!r}"
+        packed = step.pack()
         store, lease = self._run.claimant.terms.store, self._run.lease
-        lease.record = lease.record._replace(has_steps=True)
-        if self._run.transaction.is_open:
-            self._run.transaction.step(renewal, self._run.steps_of + name, packed)
-            self._check_held(f"step {name!r}")
+        with self._lock:
+            self._steps[name] = step
+            renewal = lease.renewal()
+            lease.record = lease.record._replace(has_steps=True)
+            is_inside = self._run.transaction.is_open
+            if is_inside:
+                self._run.transaction.step(renewal, stored, packed)
+        if is_inside:
+            self._check_held(what)
             return
 
         def write() -> None:
-            answer = store.step(renewal, self._run.steps_of + name, packed)
+            answer = store.step(renewal, stored, packed)
             if isinstance(answer, Lost):
                 lease.lose(answer.record)
 
@@ -149,17 +177,17 @@ class Steps:
             write()
         except BaseException as exc:
             # The store is away, or a soft time limit came: the step is done all the same.
-            log.error("could not record step %s of %s, trying again: %s", name, lease.key, exc)
+            log.error("could not record %s of %s, trying again: %s", what, lease.key, exc)
             run = self._run
             run.owed.append(write)
             heartbeat.later(
                 lambda: run.pay(write),
-                f"step {name} of {lease.key}",
+                f"{what} of {lease.key}",
                 run.claimant.terms.keep_ms / 1000,
             )
             if not isinstance(exc, StoreUnavailable):
                 raise
-        self._check_held(f"step {name!r}")
+        self._check_held(what)
 
     def _check_held(self, what: str) -> None:
         if self._run.lease.lost is not None:
@@ -185,29 +213,42 @@ class Steps:
         """
         if cursor is None:
             raise ValueError("a cursor of None means: from the beginning; give an id or a position")
-        step = Step(StepState.DONE, 0, self._codec.pack(cursor))
-        if not step.is_kept:
-            raise ValueError(
-                f"the cursor {cursor!r:.80} can't be kept: use an id or a position, which the "
-                "result serializer takes"
-            )
+        what, stored = CHECKPOINT + name, self._run.steps_of + CHECKPOINT + name
+        outcome = self._codec.pack(cursor)
         run, lease = self._run, self._run.lease
-        what, stored = CHECKPOINT + name, run.steps_of + CHECKPOINT + name
-        self._steps[what] = step
-        if lease.lost is None:
-            renewal = lease.renewal()
-            lease.record = lease.record._replace(has_steps=True)
-            if run.transaction.is_open:
+        with self._lock:
+            step = Step(StepState.DONE, self._order_of(what), outcome)
+            if not step.is_kept:
+                raise ValueError(
+                    f"the cursor {cursor!r:.80} can't be kept: use an id or a position, which the "
+                    "result serializer takes"
+                )
+            self._steps[what] = step
+            is_inside = lease.lost is None and run.transaction.is_open
+            if lease.lost is None:
+                renewal = lease.renewal()
+                lease.record = lease.record._replace(has_steps=True)
+            if is_inside:
                 run.transaction.checkpoint(renewal, stored, step.pack())
-            else:
-                try:
-                    answer = run.claimant.terms.store.step(renewal, stored, step.pack())
-                except StoreUnavailable as exc:
-                    log.warning("could not record how far %s has come: %s", lease.key, exc)
-                    return
-                if isinstance(answer, Lost):
-                    lease.lose(answer.record)
+        if lease.lost is None and not is_inside:
+            try:
+                answer = run.claimant.terms.store.step(renewal, stored, step.pack())
+            except StoreUnavailable as exc:
+                log.warning("could not record how far %s has come: %s", lease.key, exc)
+                return
+            if isinstance(answer, Lost):
+                lease.lose(answer.record)
         self._check_held(f"checkpoint {cursor!r:.80}")
+
+    def _order_of(self, checkpoint: str) -> int:
+        """Return a checkpoint's place: behind all that was recorded before its latest cursor.
+
+        0 is no place: an older release wrote it.
+        """
+        others = (it.order for name, it in self._steps.items() if name != checkpoint)
+        last = max(0, self._given, *others)
+        before = self._steps.get(checkpoint)
+        return before.order if before is not None and before.order > last else last + 1
 
     @property
     def may_stop(self) -> bool:
@@ -221,11 +262,12 @@ class Steps:
 
     def to_compensate(self) -> Iterator[tuple[str, Step]]:
         """Yield the finished steps that have a compensation, the last one first."""
-        waiting = [
-            (name, step)
-            for name, step in self._steps.items()
-            if step.state is StepState.DONE and step.compensation
-        ]
+        with self._lock:
+            waiting = [
+                (name, step)
+                for name, step in self._steps.items()
+                if step.state is StepState.DONE and step.compensation
+            ]
         yield from sorted(waiting, key=lambda item: -item[1].order)
 
     def can_undo(self, name: str, step: Step) -> bool:
@@ -236,14 +278,20 @@ class Steps:
         """Return the result of a finished step."""
         return self._not_kept[name] if name in self._not_kept else self._codec.unpack(step.outcome)
 
+    def compensation_of(self, step: Step) -> Any:
+        """Return the fields of the signature that undoes a step."""
+        return self._codec.unpack_signature(step.compensation)
+
     def _check(self, name: str) -> None:
         if not isinstance(name, str) or not name or len(name) > MAX_NAME:
             raise ValueError(f"a step's name is text of 1 to {MAX_NAME} characters, not {name!r}")
         if name.startswith(CHECKPOINT):
             raise ValueError(f"a step's name can't begin with {CHECKPOINT}, as {name!r} does")
-        if name in self._asked:
+        with self._lock:
+            was_asked = name in self._asked
+            self._asked.add(name)
+        if was_asked:
             raise ValueError(
                 f"step {name!r} was asked for before in this run, and would give that result: in a "
                 f"loop, number the steps: f'{name}-{{i}}'"
             )
-        self._asked.add(name)

@@ -8,7 +8,14 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from celery_idempotent import observers
-from celery_idempotent.core.record import Label, Record, State
+from celery_idempotent.core.record import (
+    COMPENSATING,
+    RETRYING,
+    RUNNING,
+    UNKNOWN,
+    Label,
+    Record,
+)
 from celery_idempotent.core.verdicts import Lost, Recorded
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.journal import Journal, Subject, UnsentEntry
@@ -101,6 +108,11 @@ class ToldRun:
         if observers.observers or observers.outcomes.isEnabledFor(logging.DEBUG):
             telling.observe("claimed", trace=None, **self._claim())
 
+    @property
+    def held(self) -> tuple[str, int]:
+        """The key that it holds, and its token."""
+        return self._telling.subject.key, self._token
+
     def claimed(self) -> UnsentEntry:
         """Make the journal's entry of its beginning."""
         return UnsentEntry(self._began, "claimed", self._telling.subject, self._claim())
@@ -113,13 +125,13 @@ class ToldRun:
         """
         telling, journal, state = self._telling, self._telling.journal, ending.state
         # A run that ends without an end was cut off.
-        what = "interrupted" if state is State.RUNNING else str(state)
+        what = "interrupted" if state is RUNNING else str(state)
         heard, details, at = _is_heard(what), self._details(), monotonic()
         details["took"] = at - self._began
         details["error"] = None if exc is None else type(exc).__name__
-        if state is State.RETRYING:
+        if state is RETRYING:
             details["delay"] = ending.delay_ms / 1000
-        elif state is State.UNKNOWN:
+        elif state is UNKNOWN:
             details["interruptions"] = self.run.lease.record.interruptions
         began = perf_counter()
         verdict = self.run.end(ending)
@@ -129,7 +141,7 @@ class ToldRun:
             return verdict
         if verdict is None:
             details["unrecorded"] = True
-        journal.ended(self)
+        journal.ended(self, cut_off=verdict is None or state in (RUNNING, COMPENSATING))
         if journal.most:
             journal.put(UnsentEntry(at, what, telling.subject, details))
         self.is_over = True
@@ -143,7 +155,7 @@ class ToldRun:
         self.run.let_go()
         if not (self.is_over or self.run.is_elsewhere):
             journal = self._telling.journal
-            if journal.ended(self):
+            if journal.ended(self, cut_off=self.run.lease.lost is None):
                 journal.put(self.claimed())
 
     def _claim(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from celery_idempotent.core.verdicts import Lost, Recorded, Settle
-from celery_idempotent.errors import ConfigurationError, StoreUnavailable
+from celery_idempotent.errors import ConfigurationError, StoreUnavailable, how_to_install
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.base import NotCommitted, Renewal, Store, Transaction
@@ -25,8 +26,7 @@ def _begin(store: Store) -> Transaction:
         raise ConfigurationError(
             "self.idempotency.session is a session on the store's database, and this store is "
             "none: set idempotency_store_url = 'postgresql://...' (or mysql://, mariadb://, "
-            "sqlite:////...), to the database that holds your data; pip install "
-            "'celery-idempotent[sql]'"
+            f"sqlite:////...), to the database that holds your data; {how_to_install('sql')}"
         )
     return transactions.begin()
 
@@ -136,9 +136,10 @@ class BodyTransaction:
     def _rest(self) -> None:
         if self._transaction is not None and self._transaction.is_lease:
             heartbeat.remove(self._lease)
+            self._lease.hold(math.inf)  # for as long as it is open
 
     def _wake(self) -> None:
-        self._lease.renewed = time.monotonic()
+        self._lease.hold(time.monotonic())
         heartbeat.add(self._lease)
 
 

@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
-from celery_idempotent.core.record import Record
+from celery_idempotent.core.record import HELD, Record
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
@@ -40,7 +41,7 @@ from celery_idempotent.core.verdicts import (
     Taken,
 )
 from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.stores.journal import JournalStore
+from celery_idempotent.stores.journal import JournalStore, RunLists
 
 __all__ = [
     "GIVEN_UP_MS",
@@ -59,8 +60,11 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Renewal:
+#: So many records are read at once where all are gone through.
+_BATCH: Final = 1000
+
+
+class Renewal(NamedTuple):
     """One lease to prolong: the record as its holder knows it, and for how long."""
 
     key: str
@@ -141,14 +145,13 @@ class TransactionalStore(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
+class Server(NamedTuple):
     """One Redis or Valkey server."""
 
     #: What INFO says; empty where this user may not ask for it.
     info: Mapping[str, str]
     #: The settings that CONFIG GET returned.
-    config: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, str] = MappingProxyType({})
 
     def number(self, name: str) -> int:
         """Return a number of INFO; 0 if it isn't there."""
@@ -200,6 +203,15 @@ class Sample(NamedTuple):
     def weight(self) -> float:
         """For how many records each of these stands."""
         return self.of / len(self.keys) if self.keys else 0.0
+
+
+class ReservedPage(NamedTuple):
+    """What was found on one stretch of a way through all keys."""
+
+    #: The keys of records, and their reservations.
+    found: list[tuple[str, Reservation]]
+    #: About how many keys were gone through for them.
+    of: int
 
 
 class Subscription(Protocol):
@@ -257,6 +269,8 @@ class Store(Protocol):
     needs_tending: bool = False
     #: Whether its tables have to be made by :meth:`create_schema`, before it is used.
     needs_schema: bool = False
+    #: The command that makes its tables, where that is another one than ``init-db``.
+    schema_command: str = ""
     #: Whether it takes the option ``wait_replicas`` (``idempotency_wait_replicas``).
     waits_for_replicas: bool = False
     #: Whether the transaction of a body is opened before the body, and not when it asks for one.
@@ -265,6 +279,11 @@ class Store(Protocol):
     @property
     def journals(self) -> JournalStore | None:
         """What keeps journals; ``None``: this store keeps none."""
+        return None
+
+    @property
+    def run_lists(self) -> RunLists | None:
+        """What lists the runs that are under way; ``None``: :meth:`held` needs no list."""
         return None
 
     @property
@@ -289,13 +308,16 @@ class Store(Protocol):
         """Delete what expired, for a moment; return whether there is more."""
         return False
 
-    def create_schema(self) -> None:
+    def create_schema(self) -> Sequence[str] | None:
         """Make the tables where they are not there yet.
+
+        Returns:
+            The names of those that were made; ``None``: this store does not say.
 
         Raises:
             StoreUnavailable: the database can't be reached, or doesn't allow it.
         """
-        return
+        return None
 
     # --- operations ------------------------------------------------------------------------------
 
@@ -343,6 +365,14 @@ class Store(Protocol):
         """Settle an unknown outcome as a person decided; ``False``: it isn't unknown."""
 
     @abstractmethod
+    def rewind(self, key: str, token: int, kept: Collection[str], ttl_ms: int) -> bool:
+        """Free a key under a higher token, and drop all of its steps but those with these names.
+
+        Its owner and its outcome go as if it were forgotten. ``False``: it has another token than
+        ``token``, or is held, or is being compensated; then it is left as it is.
+        """
+
+    @abstractmethod
     def note(self, key: str, event: Note) -> None:
         """Write a message's slip, and end the delivery lease of its run."""
 
@@ -381,6 +411,14 @@ class Store(Protocol):
     @abstractmethod
     def reservation(self, key: str) -> Reservation | None:
         """Read a key's reservation, and change nothing."""
+
+    @abstractmethod
+    def reserved(self, prefix: str) -> Iterator[ReservedPage]:
+        """Go through all keys with this prefix for reservations; return them as they come.
+
+        One that is made or ends meanwhile may be missing. A page may have none, so that whoever
+        asks can stop, or say how far it is.
+        """
 
     @abstractmethod
     def put(
@@ -443,6 +481,20 @@ class Store(Protocol):
         when it became unknown may be missing until the next call with its key.
         """
 
+    def held(self, prefix: str) -> list[str]:
+        """Return the keys of the records with this prefix that are *running* or *compensating*.
+
+        A store with :attr:`run_lists` returns those that were listed. By default all records are
+        gone through.
+        """
+        found: list[str] = []
+        keys = self.scan(f"{quoted(prefix)}:{{*}}")
+        while batch := list(islice(keys, _BATCH)):
+            for key, record in zip(batch, self.get_many(batch), strict=True):
+                if isinstance(record, Record) and record.state in HELD:
+                    found.append(key)
+        return found
+
     @abstractmethod
     def ping(self) -> None:
         """Raise :class:`.StoreUnavailable` where the store does not answer."""
@@ -461,7 +513,7 @@ STEPS: Final = ":steps"
 
 def is_beside_a_record(key: str) -> bool:
     """Whether a key is not a record's own: the key of a record ends with its hash tag."""
-    return "}:" in key
+    return "}:" in key or not key.endswith("}")
 
 
 def quoted(text: str) -> str:

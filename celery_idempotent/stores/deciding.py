@@ -12,18 +12,18 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
-import math
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
 from celery_idempotent.core import transitions
-from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.reservation import Reservation, queued_key
+from celery_idempotent.core.record import HELD, Record, State
+from celery_idempotent.core.reservation import Reservation, key_of_queued, queued_key
 from celery_idempotent.core.slip import OLD_NOTE, Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
@@ -41,8 +41,9 @@ from celery_idempotent.core.verdicts import (
     Taken,
     Write,
 )
-from celery_idempotent.errors import StoreError, StoreUnavailable
-from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal, Sample, Store
+from celery_idempotent.errors import StoreError
+from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal, ReservedPage, Sample, Store
+from celery_idempotent.stores.outage import Outage, not_done
 
 __all__ = ["LONGEST", "DecidingStore", "Row", "Rows", "fit"]
 
@@ -84,8 +85,10 @@ class Row:
     slip_expires_ms: int = 0
     #: The slip of the run that was waited for.
     awaited: Slip | None = None
-    #: The key's reservation.
+    #: The key's reservation, and its bytes and expiry as they stand there.
     queued: Reservation | None = None
+    queued_bytes: bytes | None = None
+    queued_expires_ms: int = 0
 
     @classmethod
     def found(
@@ -113,6 +116,8 @@ class Row:
             slip_ms or 0,
             _slip(None if awaited_ms is None else awaited, awaited_ms or 0, now_us // 1000),
             _reservation(queued, queued_ms or 0, now_us // 1000),
+            None if queued_ms is None else bytes(queued or b""),
+            queued_ms or 0,
         )
 
     @property
@@ -190,10 +195,13 @@ class Rows(ABC, Generic[C]):
 
     #: What error messages call the store: a URL without its password.
     where: str = "memory://"
-    #: When the store last did not answer, on this process's monotonic clock.
-    failed_at: float = -math.inf
     #: Whether :meth:`tell` does something.
     tells: bool = False
+
+    @cached_property
+    def outage(self) -> Outage:
+        """Whether the store is away: :meth:`operate` says so."""
+        return Outage(f"the store at {self.where}")
 
     @abstractmethod
     def operate(self, work: Callable[[C], T]) -> T:
@@ -272,6 +280,13 @@ class Rows(ABC, Generic[C]):
         They come after the key ``after``, in the order of their bytes.
         """
 
+    @abstractmethod
+    def page_beside(self, at: C, start: str, after: str, count: int) -> list[str]:
+        """Return up to ``count`` keys of slips and reservations, as :meth:`page` does of records.
+
+        Those that have expired may be among them.
+        """
+
     def draw(self, at: C, start: str, most: int) -> Sample:
         """Draw about ``most`` keys of live records that begin with ``start``, by lot.
 
@@ -289,12 +304,22 @@ class Rows(ABC, Generic[C]):
 
         By default all records are gone through.
         """
+        return self._in_states(at, start, (State.UNKNOWN,))
+
+    def held_keys(self, at: C, start: str) -> list[str]:
+        """Return the keys of live records that runs hold, and which begin with ``start``.
+
+        By default all records are gone through.
+        """
+        return self._in_states(at, start, HELD)
+
+    def _in_states(self, at: C, start: str, states: Collection[State]) -> list[str]:
         found: list[str] = []
         after = ""
         while page := self.page(at, start, after, _PAGE):
             for key, row in zip(page, self.read_many(at, page), strict=True):
                 record = row.readable
-                if record is not None and record.state is State.UNKNOWN:
+                if record is not None and record.state in states:
                     found.append(key)
             after = page[-1]
         return found
@@ -308,7 +333,7 @@ class DecidingStore(Store, Generic[C]):
 
     @property
     def failed_at(self) -> float:
-        return self.rows.failed_at
+        return self.rows.outage.failed_at
 
     # --- operations ------------------------------------------------------------------------------
 
@@ -326,6 +351,7 @@ class DecidingStore(Store, Generic[C]):
                 awaited=row.awaited,
                 queued=row.queued,
                 left_ms=row.expires_ms - row.now_ms,
+                slip_left_ms=row.slip_expires_ms - row.now_ms,
             )
             if write is not None and write.only_marks and isinstance(verdict, Busy):
                 if marked and record is not None:
@@ -358,7 +384,7 @@ class DecidingStore(Store, Generic[C]):
                 return verdict._replace(steps=self.rows.read_steps(at, key))
             return verdict
 
-        return self.rows.operate(work)
+        return self._one_at_a_time(work)
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         return self.rows.operate(lambda at: self.settle_in(at, key, event))
@@ -426,6 +452,23 @@ class DecidingStore(Store, Generic[C]):
     def resolve(self, key: str, event: Resolve) -> bool:
         return self._apply(key, lambda row: transitions.resolve(row.record, event, row.now_us))
 
+    def rewind(self, key: str, token: int, kept: Collection[str], ttl_ms: int) -> bool:
+        def decide(row: Row) -> tuple[bool, Write | None]:
+            write = transitions.rewind(row.record, token, bool(kept), ttl_ms, row.now_us)
+            return write is not None, write
+
+        def work(at: C) -> bool:
+            with self.rows.transaction(at):
+                is_free = self._change(at, key, decide)[0]
+                if is_free:
+                    steps = self.rows.read_steps(at, key)
+                    self.rows.drop_steps(at, key)
+                    for name in steps.keys() & set(kept):
+                        self.rows.write_step(at, key, name, steps[name])
+            return is_free
+
+        return self.rows.operate(work)
+
     def note(self, key: str, event: Note) -> None:
         def decide(row: Row) -> Write | None:
             return transitions.note(row.readable, event, slip=row.slip)
@@ -470,7 +513,7 @@ class DecidingStore(Store, Generic[C]):
         def work(at: C) -> Reserved | Taken:
             return self._change(at, key, decide, slip_key=queued_key(key))[0]
 
-        return self.rows.operate(work)
+        return self._one_at_a_time(work)
 
     def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
         self._apply(
@@ -524,6 +567,26 @@ class DecidingStore(Store, Generic[C]):
     def reservation(self, key: str) -> Reservation | None:
         return self._read("", queued_key(key)).reservation
 
+    def reserved(self, prefix: str) -> Iterator[ReservedPage]:
+        after = ""
+        while True:
+
+            def work(at: C, after: str = after) -> tuple[list[str], ReservedPage]:
+                page = self.rows.page_beside(at, f"{prefix}:{{", after, _PAGE)
+                found = []
+                for name in page:
+                    key = key_of_queued(name)
+                    queued = key and self.rows.read(at, "", name).reservation
+                    if key and queued:
+                        found.append((key, queued))
+                return page, ReservedPage(found, len(page))
+
+            page, reserved = self.rows.operate(work)
+            yield reserved
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
+
     def steps(self, key: str) -> dict[str, bytes]:
         def work(at: C) -> dict[str, bytes]:
             record = self.rows.read(at, key).readable
@@ -557,6 +620,9 @@ class DecidingStore(Store, Generic[C]):
     def unknown(self, prefix: str) -> list[str]:
         return self.rows.operate(lambda at: self.rows.unknown_keys(at, f"{prefix}:{{"))
 
+    def held(self, prefix: str) -> list[str]:
+        return self.rows.operate(lambda at: self.rows.held_keys(at, f"{prefix}:{{"))
+
     def _page(self, start: str, after: str) -> list[str]:
         return self.rows.operate(lambda at: self.rows.page(at, start, after, _PAGE))
 
@@ -565,6 +631,12 @@ class DecidingStore(Store, Generic[C]):
 
     def close(self) -> None:
         """Close all connections; by default there are none."""
+
+    def _one_at_a_time(self, work: Callable[[C], T]) -> T:
+        """Do an operation; while the store is away, one at a time."""
+        if self.rows.outage.is_away:
+            return self.rows.outage.one_at_a_time(lambda: self.rows.operate(work))
+        return self.rows.operate(work)
 
     def _read(self, key: str, slip_key: str = "") -> Row:
         return self.rows.operate(lambda at: self.rows.read(at, key, slip_key))
@@ -634,11 +706,7 @@ class DecidingStore(Store, Generic[C]):
                 if waited_s >= (_HASTY_S if hasty else _PATIENT_S):
                     break
             time.sleep(pause)
-        error = StoreUnavailable(
-            f"the store at {self.rows.where} has {key} locked by another transaction"
-        )
-        error.may_have_arrived = False
-        raise error
+        raise not_done(f"the store at {self.rows.where} has {key} locked by another transaction")
 
     def _write(
         self, at: C, key: str, row: Row, write: Write, slip_key: str, queued_key: str
@@ -657,6 +725,13 @@ class DecidingStore(Store, Generic[C]):
         def drop_queued() -> bool:
             return self.rows.write_slip(at, queued_key, row, None, 0)
 
+        def write_queued() -> bool:
+            assert write.queued is not None
+            beside = replace(
+                row, slip_bytes=row.queued_bytes, slip_expires_ms=row.queued_expires_ms
+            )
+            return self.rows.write_slip(at, queued_key, beside, write.queued, write.queued.until_ms)
+
         def tell() -> bool:
             self.rows.tell(at, key)
             return True
@@ -664,7 +739,9 @@ class DecidingStore(Store, Generic[C]):
         writes = [write_record] if write.record is not None else []
         if write.slip is not None or write.slip_ttl_ms == 0:
             writes.append(write_slip)
-        if write.drops_queued:
+        if write.queued is not None:
+            writes.append(write_queued)
+        elif write.drops_queued:
             writes.append(drop_queued)
         if write.wakes and self.rows.tells:
             writes.append(tell)

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-__all__ = ["JOURNAL_TTL_MS", "JournalStore", "MemoryJournals", "StoredEvent", "journal_key"]
+__all__ = [
+    "JOURNAL_TTL_MS",
+    "JournalStore",
+    "ListedRuns",
+    "MemoryJournals",
+    "RunLists",
+    "StoredEvent",
+    "journal_key",
+]
 
 #: A journal is deleted once nothing was added to it for 30 days.
 JOURNAL_TTL_MS: Final = 30 * 86_400_000
@@ -40,6 +48,26 @@ class JournalStore(Protocol):
 
     def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
         """Return up to ``count`` events, newest first: from the newest, or from before a place."""
+
+
+class ListedRuns(NamedTuple):
+    """The runs of a process that are to be listed, and those that are over: keys and tokens."""
+
+    begun: Sequence[tuple[str, int]] = ()
+    ended: Sequence[tuple[str, int]] = ()
+
+
+class RunLists(Protocol):
+    """A store that keeps a list of the runs which are under way with each journal."""
+
+    def append_with_runs(
+        self, journal: str, events: Sequence[bytes], most: int, runs: ListedRuns
+    ) -> None:
+        """Add events and change the list, in one round trip; what begins and ends is not listed.
+
+        Raises:
+            StoreUnavailable: it did not answer; they may be there all the same.
+        """
 
 
 def journal_key(prefix: str) -> str:

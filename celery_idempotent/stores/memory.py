@@ -115,3 +115,6 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
     def page(self, at: int, start: str, after: str, count: int) -> list[str]:
         live = (key for key, (_, expires_ms) in self._records.items() if expires_ms > at // 1000)
         return sorted(key for key in live if key.startswith(start) and key > after)[:count]
+
+    def page_beside(self, at: int, start: str, after: str, count: int) -> list[str]:
+        return sorted(key for key in self._slips if key.startswith(start) and key > after)[:count]

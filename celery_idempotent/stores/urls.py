@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
-from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.errors import ConfigurationError, how_to_install
 from celery_idempotent.stores.base import Store
 
 __all__ = ["GROUP", "mask_url", "store_class", "store_from_url"]
@@ -79,8 +79,8 @@ def _built_in(url: str, named: str) -> type[Store]:
         return _loaded(named)
     except ImportError as exc:
         raise ConfigurationError(
-            f"the store {mask_url(url)!r} needs {exc.name}: pip install "
-            f"'celery-idempotent[{_EXTRAS.get(named, 'sql')}]'"
+            f"the store {mask_url(url)!r} needs {exc.name}: "
+            f"{how_to_install(_EXTRAS.get(named, 'sql'))}"
         ) from exc
     except Exception as exc:
         if named != _DJANGO:

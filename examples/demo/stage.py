@@ -19,6 +19,7 @@ from typing import Any
 import redis
 from kombu.transport.redis import Channel as RedisChannel
 
+from celery_idempotent.errors import how_to_install
 from celery_idempotent.testing.servers import RedisServer
 from examples.demo.bank import Payment, open_bank, payments_of
 from examples.demo.briefing import Briefing
@@ -220,7 +221,7 @@ class Stage:
         try:
             from examples.demo.vault import open_vault
         except ImportError as exc:
-            raise DemoFailed(f"{exc}: `pip install celery-idempotent[demo]` brings it") from exc
+            raise DemoFailed(f"{exc}: {how_to_install('demo')}") from exc
         open_vault()
         open_bank(self._briefing("").bank_path)
 

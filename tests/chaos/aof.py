@@ -6,7 +6,7 @@ import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tests.chaos.marks import COPY
 
@@ -33,7 +33,12 @@ def _parsed(file: BinaryIO) -> Iterator[Command]:
 
 
 def lost(writes: Iterable[Command], queues: Iterable[str]) -> dict[str, str]:
-    """Messages that were taken off a queue and never noted as held: their marks, with their ids.
+    """Messages that were taken off a queue and never noted as held: their marks, with their ids."""
+    return {headers[COPY]: headers["id"] for headers in lost_messages(writes, queues)}
+
+
+def lost_messages(writes: Iterable[Command], queues: Iterable[str]) -> list[dict[str, Any]]:
+    """The headers of each message that was taken off a queue and never noted as held.
 
     kombu takes a message (BRPOP, which the log has as RPOP), and notes a moment later that it holds
     it (HSET unacked). Where the server or the worker ends in between, nobody has it any more.
@@ -61,5 +66,4 @@ def lost(writes: Iterable[Command], queues: Iterable[str]) -> dict[str, str]:
                 taken[json.loads(message)["properties"]["delivery_tag"].encode()] = message
             elif verb == b"DEL":
                 queue.clear()
-    headers = [json.loads(message)["headers"] for message in taken.values()]
-    return {header[COPY]: header["id"] for header in headers}
+    return [json.loads(message)["headers"] for message in taken.values()]

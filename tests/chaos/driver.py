@@ -14,10 +14,11 @@ import redis
 from celery import Celery, chain, chord
 from kombu.exceptions import OperationalError
 
+from benchmarks.playing.process import lives
 from tests.chaos.evidence import Answer, Evidence, Published
 from tests.chaos.limits import Limits
 from tests.chaos.plan import STALLS, VISIBILITY_TIMEOUT_S, Call, Fault, Plan
-from tests.chaos.system import System, is_alive
+from tests.chaos.system import System
 
 #: If nothing is answered for this long after the last fault, nothing more will be.
 NO_PROGRESS_S = 45.0
@@ -127,7 +128,7 @@ class Driver:
         )
 
     def _running(self) -> bool:
-        return any(map(is_alive, list(self.system.tail.busy)))
+        return any(map(lives, list(self.system.tail.busy)))
 
     def _evidence(self) -> Evidence:
         system = self.system

@@ -18,6 +18,7 @@ import redis
 from celery import Celery
 from sqlalchemy import create_engine, func, select
 
+from benchmarks.playing.process import lives
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.chaos import aof
@@ -32,15 +33,6 @@ from tests.support.workers import Worker
 RESULT_DB, STORE_DB = 1, 2
 #: The last line of a traceback.
 _ERROR = re.compile(r"[\w.]*(Error|Exception)\b")
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class Tail:
@@ -245,7 +237,7 @@ class System:
             pid
             for worker in workers
             for pid in list(self.tail.children.get(worker.pid, ()))
-            if is_alive(pid)
+            if lives(pid)
         )
         nodes = {worker.node for worker in workers}
         busy = [pid for pid in children if self.tail.busy.get(pid) in nodes]

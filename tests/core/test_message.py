@@ -50,6 +50,15 @@ def test_a_message_of_another_producer_has_no_header_of_ours(headers):
 GOOD = own_header("id-1", KEY, WaitState(1, 5, ("x", 0)))
 
 
+def test_what_a_repair_drops_is_kept_over_its_waits_and_not_over_a_retry() -> None:
+    """The next attempt goes on with what the first has done since."""
+    waits = WaitState(publication="once", resumes=(1_767_258_000_000_000, "charge"))
+    read = read_own({OWN: own_header("call", None, waits.again(since_ms=5))}, "call")
+    assert read is not None
+    assert read[1].resumes == waits.resumes
+    assert waits.retried().resumes is None
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -72,6 +81,22 @@ GOOD = own_header("id-1", KEY, WaitState(1, 5, ("x", 0)))
         {**GOOD, "awaited": [1, 2]},
         {**GOOD, "awaited": ["x", "y"]},
         {**GOOD, "awaited": ["x"]},
+        {**GOOD, "resume": 5},
+        {**GOOD, "resume": [1]},
+        {**GOOD, "resume": ["1", "charge"]},
+        {**GOOD, "resume": [True, "charge"]},
+        {**GOOD, "resume": [1, ""]},
+        {**GOOD, "resume": [-1, "charge"]},
+        {**GOOD, "resume": [2**64, "charge"]},
+        {**GOOD, "resume": [1, "\ud800"]},
+        {**GOOD, "pub": "\ud800"},
+        {**GOOD, "pub": "é"},
+        {**GOOD, "pub": "a" * 65},
+        {**GOOD, "waits": 2**32},
+        {**GOOD, "waits": 1, "since": 2**53},
+        {**GOOD, "awaited": ["x", -1]},
+        {**GOOD, "awaited": ["x", 2**32]},
+        {**GOOD, "awaited": ["\ud800", 0]},
         {name: value for name, value in GOOD.items() if name != "fp"},
         {name: value for name, value in GOOD.items() if name != "checked"},
     ],

@@ -345,11 +345,13 @@ class TestLuaReadsTheSame:
         (Label("pay", "", "", True), "pay\n\n\nalone"),
         (Label("pay", "order:7", "00-4bf9-00f0-01", True), "pay\norder:7\n00-4bf9-00f0-01\nalone"),
         (Label("pay", origin="5541"), "pay\n\n\n\n5541"),
+        (Label("pay", came="17500"), "pay\n\n\n\n\n17500"),
+        (Label("pay", cut_off="5541:1"), "pay\n\n\n\n\n\n5541:1"),
     ],
 )
 def test_a_label_is_read_as_it_was_made(label: Label, text: str) -> None:
     """Lines that are missing are empty, and those of a newer release are passed over."""
     assert label.text() == text
     assert Label.of(Record(State.RUNNING, 1, label=text)) == label
-    newer = text + "\n" * (5 - text.count("\n")) + "a line of a newer release"
+    newer = text + "\n" * (7 - text.count("\n")) + "a line of a newer release"
     assert Label.of(Record(State.RUNNING, 1, label=newer)) == label

@@ -7,6 +7,7 @@ from hypothesis import given
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     KEEP_TTL,
@@ -372,6 +373,15 @@ class TestTheRest:
             assert write.record is not None
             assert write.record.token == max(record.token + 1, NOW_US)
             assert write.record.process == write.record.nonce == b""
+
+    def test_a_reservation_that_has_expired_is_not_confirmed(self) -> None:
+        """It is deleted: what is written for no time at all would stay in a table."""
+        # Given
+        queued = Reservation(b"A", NOW_MS)
+        # Then
+        for ttl_ms in (0, -1):
+            write = transitions.confirm(queued, b"A", ttl_ms, NOW_US)
+            assert write == Write(None, slip_ttl_ms=0)
 
     def test_nothing_comes_of_nothing(self) -> None:
         """An absent record has nothing to note, to end or to resolve."""

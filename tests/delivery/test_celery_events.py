@@ -8,12 +8,14 @@ import uuid
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 from billiard.reduction import ForkingPickler
 from celery import Celery
 from celery.app.trace import TraceInfo, build_tracer, trace_ok_t
 from celery.utils.saferepr import saferepr
+from kombu.message import Message
 from kombu.serialization import dumps
 
 from celery_idempotent import IdempotentTask
@@ -27,6 +29,7 @@ from celery_idempotent.delivery.celery_events import (
     mark,
     name_key,
 )
+from celery_idempotent.worker import waiters
 from celery_idempotent.worker.request import IdempotentRequest
 
 KEY, ORIGINAL, RECORD = "order:42", "the-first", "idempotent:{shop.charge:order:42}"
@@ -56,8 +59,9 @@ def eventer() -> Eventer:
 
 
 @pytest.fixture
-def request_(eventer: Eventer) -> Iterator[Any]:
-    """A worker's request without the worker around it."""
+def request_(eventer: Eventer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A request of a worker that holds no waiters, without the worker around it."""
+    monkeypatch.setattr(waiters, "_all", WeakSet())
     app = Celery("events", set_as_current=False)
     app.conf.idempotency_store_url = "memory://test-events"
 
@@ -69,6 +73,7 @@ def request_(eventer: Eventer) -> Iterator[Any]:
     request.id = "task-1"
     request._app, request._eventer, request._task = app, eventer, task
     request._request_dict = {"id": "task-1"}
+    request._message = Message(body="[]", content_type="application/json")
     yield request
     app.close()
 
@@ -274,6 +279,18 @@ def test_a_request_without_an_eventer_sends_none(request_: Any) -> None:
     request_._eventer = None
     request_._request_dict["delivery_info"] = {}
     assert request_.request_dict["delivery_info"] == {"task_events": False}
+
+
+def test_a_process_is_told_whether_its_worker_holds_those_that_wait(request_: Any) -> None:
+    """Then it asks for a long pause: the message is let go as soon as its key is free."""
+    # Given
+    request_._request_dict["delivery_info"] = {}
+    consumer = SimpleNamespace(app=request_._app, hostname="here")
+    # When
+    held = waiters.waiters_of(consumer)
+    # Then
+    assert held.everyone() == []
+    assert request_.request_dict["delivery_info"] == {"task_events": True, "task_held": True}
 
 
 @pytest.fixture

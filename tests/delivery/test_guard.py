@@ -8,21 +8,34 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from uuid import uuid5
 
 import pytest
-from celery import Celery, Signature
+from celery import Celery, Signature, group
 from celery.backends.base import Backend
 from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded, TaskRevokedError
 from kombu.exceptions import OperationalError
 
-from celery_idempotent import ClaimLost, IdempotencyInProgress, IdempotentTask, observers
+from celery_idempotent import (
+    MESSAGE_ID,
+    ClaimLost,
+    IdempotencyInProgress,
+    IdempotentTask,
+    State,
+    observers,
+)
+from celery_idempotent.core.message import OWN
+from celery_idempotent.core.verdicts import Settle
 from celery_idempotent.delivery import guard, outcome, waiting
 from celery_idempotent.delivery.attempt import Attempt
+from celery_idempotent.delivery.callbacks import _LINKS
+from celery_idempotent.delivery.results import encode_failure
 from celery_idempotent.errors import OutcomeUnknown, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.testing.deliveries import (
     Delivered,
     Message,
+    Results,
     deliver,
     message_of,
     results_of,
@@ -178,6 +191,53 @@ def test_a_run_whose_call_a_copy_has_answered_replaces_nothing(
         done.published[0].deliver().get()
 
 
+@pytest.mark.parametrize("hears", ["by its clock", "too early", "by a renewal", "nothing"])
+def test_a_run_whose_call_a_copy_has_answered_stores_no_retry(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    hears: str,
+) -> None:
+    """A copy has told that nobody knows: a retry of the run that still lives hides nothing."""
+    # Given
+    results, states = results_of(app), []
+    store_result = results.store_result
+
+    def stored(task_id: str, result: Any, state: str, *args: Any, **more: Any) -> Any:
+        states.append(state)
+        return store_result(task_id, result, state, *args, **more)
+
+    monkeypatch.setattr(results, "store_result", stored)
+
+    def stalls(self: Any, order: int) -> Any:
+        if hears == "nothing":
+            raise self.retry(countdown=60)
+        store.advance(LEASE_S + 1)
+        assert isinstance(deliver(self, (order,)).result, OutcomeUnknown)
+        if hears != "by a renewal":
+            now = time.monotonic()  # only now: from then on the heartbeat renews
+            monkeypatch.setattr(time, "monotonic", lambda: now + LEASE_S + 1)
+        if hears == "too early":
+            self.idempotency.check()
+        copy.append(message.deliver(redelivered=True))
+        if hears == "by a renewal":
+            self.idempotency.check()
+        states.clear()
+        raise self.retry(countdown=60)
+
+    copy: list[Delivered] = []
+    task = guarded(stalls, idempotency_on_interrupted="unknown")
+    message = message_of(task, (1,), task_id="t")
+    # When
+    done = message.deliver()
+    # Then
+    assert states == (["RETRY"] if hears == "nothing" else [])
+    assert done.state == ("RETRY" if hears == "nothing" else "IGNORED")
+    assert [one.state for one in copy] == ([] if hears == "nothing" else ["FAILURE"])
+    assert all(isinstance(one.deliver().result, OutcomeUnknown) for one in done.published[1:])
+
+
 @pytest.mark.parametrize("doubtful", [True, False])
 def test_a_retry_that_could_not_be_recorded_hides_no_answer(
     guarded: Callable[..., Any],
@@ -246,6 +306,149 @@ def test_a_run_that_knows_that_it_lost_its_key_answers_nobody(
     (copy,) = done.published
     ((retry,),) = [one.published for one in seen]
     assert [message.deliver().get() for message in (retry, copy)] == ["winner", "winner"]
+
+
+@pytest.mark.parametrize("then", [late, fails])
+def test_a_run_that_knows_that_it_lost_its_key_leaves_an_answer_as_it_is(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    then: Callable[[Any], Any],
+) -> None:
+    """A copy shared the failure of who took over; the store is away, and can't tell that."""
+
+    # Given
+    def first(self: Any, order: int) -> Any:
+        raise ValueError("first")
+
+    def stands_still(self: Any, order: int) -> Any:
+        store.advance(LEASE_S + 1)
+        deliver(self, (order,))
+        copy.append(message.deliver(redelivered=True))
+        with pytest.raises(ClaimLost):
+            self.idempotency.check()
+        monkeypatch.setattr(store, "settle", away_for(1, store.settle))
+        return then(self)
+
+    copy: list[Delivered] = []
+    task = guarded(stands_still, first, idempotency_store_failures=True)
+    message = message_of(task, (1,), task_id="t", link_error=app.signature("failed"))
+    # When
+    done = message.deliver()
+    # Then
+    assert [one.state for one in copy] == ["FAILURE"]
+    assert done.state == "IGNORED"
+    assert results_of(app).get_state("t") == "FAILURE"
+
+
+def test_a_run_that_can_not_tell_what_happened_leaves_an_answer_as_it_is(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """A copy has told that nobody knows, in its own words: they stay."""
+
+    # Given
+    def stalls(order: int, amount: int = 0) -> Any:
+        store.advance(LEASE_S + 1)
+        copy.append(message.deliver(redelivered=True))
+        raise RuntimeError("it can't be asked")
+
+    def dies(self: Any, order: int) -> Any:
+        raise SystemExit
+
+    copy: list[Delivered] = []
+    task = guarded(dies, idempotency_reconcile=stalls, idempotency_max_interruptions=1)
+    message = message_of(task, (1,), task_id="t")
+    with pytest.raises(SystemExit):
+        message.deliver()
+    # When
+    done = message.deliver(redelivered=True)
+    # Then
+    assert isinstance(copy[0].result, OutcomeUnknown)
+    assert done.state == "IGNORED"
+    (left,) = done.published
+    assert str(left.deliver().result) == str(copy[0].result)
+
+
+@pytest.mark.parametrize("undone", [True, False])
+def test_a_run_that_undoes_its_steps_leaves_an_answer_as_it_is(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    undone: bool,
+) -> None:
+    """A copy has told that nobody knows: how the run failed, and what it undid, is not told."""
+    # Given
+    done_with = [] if undone else [1]
+
+    @app.task(name="refund")
+    def refund(charge: str) -> None:
+        if done_with:
+            raise ValueError(done_with.pop())
+
+    def stalls(self: Any, order: int) -> Any:
+        self.idempotency.step("charge", str, compensate=refund.s())
+        store.advance(LEASE_S + 1)
+        copy.append(message.deliver(redelivered=True))
+        now = time.monotonic()
+        monkeypatch.setattr(time, "monotonic", lambda: now + LEASE_S + 1)
+        raise ValueError("late")
+
+    copy: list[Delivered] = []
+    task = guarded(stalls, idempotency_on_interrupted="unknown")
+    message = message_of(task, (1,), task_id="t")
+    # When
+    done = message.deliver()
+    # Then
+    assert isinstance(copy[0].result, OutcomeUnknown)
+    assert results_of(app).get_state("t") == "FAILURE"
+    if not undone:
+        # When the message that was put back goes on with it
+        assert done.state == "IGNORED"
+        (left,) = done.published
+        done = left.deliver()
+    # Then
+    assert done.state == "IGNORED"
+    (left,) = done.published
+    assert isinstance(left.deliver().result, OutcomeUnknown)
+
+
+def test_a_compensation_says_that_it_goes_on_before_another_can_end_it(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From then on a copy can go on with it, and answer the call: RETRY would hide that."""
+    # Given a run that stands still between its end and what it does next
+    problems = [ValueError("no refund")]
+
+    @app.task(name="refund")
+    def refund(charge: str) -> None:
+        if problems:
+            raise problems.pop()
+
+    def declines(self: Any, order: int) -> Any:
+        self.idempotency.step("charge", str, compensate=refund.s())
+        monkeypatch.setattr(store, "settle", settle)
+        raise ValueError("declined")
+
+    def settle(*args: Any) -> Any:
+        answer = real(*args)
+        if not problems and not said:
+            said.append(results_of(app).get_state("t"))
+            copy.append(message.deliver(redelivered=True))
+        return answer
+
+    real, said, copy = store.settle, [], []
+    message = message_of(guarded(declines), (1,), task_id="t")
+    # When
+    done = message.deliver()
+    # Then
+    assert said == ["RETRY"]
+    assert [str(one.result) for one in copy] == ["declined"]
+    assert done.state == "RETRY"
+    assert results_of(app).get_state("t") == "FAILURE"
+    (left,) = done.published
+    assert str(left.deliver().result) == "declined"
 
 
 @pytest.mark.parametrize("then", [late, fails])
@@ -397,6 +600,62 @@ def test_who_does_not_wait(
             duplicate.get()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"on_running": "drop"}, {"on_running": "raise"}, {"wait_timeout": 0}],
+    ids=["drop", "raise", "no patience"],
+)
+@pytest.mark.parametrize("window", [0, 60])
+def test_what_replaces_a_call_waits_for_its_end(
+    app: Celery, guarded: Callable[..., Any], options: dict[str, Any], window: int
+) -> None:
+    """It comes while that body is still in a ``finally``, also when it has waited before."""
+    # Given
+    published: list[Message] = []
+    seen: list[Delivered] = []
+
+    def replaces(self: Any, order: int) -> Any:
+        try:
+            raise self.replace(self.s(order))
+        finally:
+            seen.append(published[-1].deliver())
+            seen.append(seen[0].published[-1].deliver())
+
+    options = {f"idempotency_{name}": value for name, value in options.items()}
+    task = guarded(replaces, winner, idempotency_ttl=window, **options)
+    # When
+    message_of(task, (1,), task_id="t").deliver_into(published, redelivered=False)
+    # Then
+    assert [it.state for it in seen] == ["RETRY", "RETRY"]
+    assert seen[1].published[-1].deliver().get() == "winner"
+    assert results_of(app).get_state("t") == "SUCCESS"
+
+
+def test_what_replaces_a_call_waits_for_no_other_one_without_end(
+    guarded: Callable[..., Any],
+) -> None:
+    """Once it has found the run of another task id, ``idempotency_wait_timeout`` counts."""
+    # Given
+    published: list[Message] = []
+    seen: list[Delivered] = []
+
+    def replaces(self: Any, order: int) -> Any:
+        raise self.replace(self.s(order))
+
+    def holds(self: Any, order: int) -> str:
+        seen.append(published[-1].deliver())
+        seen.append(seen[0].published[-1].deliver())
+        return "another's"
+
+    task = guarded(replaces, holds, idempotency_wait_timeout=0)
+    message_of(task, (1,), task_id="t").deliver_into(published, redelivered=False)
+    # When
+    deliver(task, (1,), task_id="another")
+    # Then
+    assert [it.state for it in seen] == ["RETRY", "FAILURE"]
+    assert isinstance(seen[1].result, IdempotencyInProgress)
+
+
 @pytest.mark.parametrize("away", [False, True], ids=["busy", "the store is away"])
 def test_a_dropped_call_stays_revoked_though_its_copy_waits(
     app: Celery,
@@ -442,6 +701,37 @@ def test_a_dropped_call_stays_revoked_though_its_copy_waits(
     assert results_of(app).get_state(message.task_id) == "REVOKED"
     (again,) = waits.published
     assert again.deliver().state == "REVOKED"
+
+
+def test_a_refused_call_stays_failed_though_its_copy_waits(
+    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No RETRY is stored over the refusal, though the copy decided to wait before it."""
+    # Given a copy that finds that it has to wait, and the message itself, which is refused then
+    seen: list[Delivered] = []
+    claim = store.claim
+
+    def is_refused_then(*args: Any) -> Any:
+        busy = claim(*args)
+        monkeypatch.setattr(store, "claim", claim)
+        seen.append(message.deliver())
+        return busy
+
+    def holds(self: Any, order: int) -> str:
+        monkeypatch.setattr(store, "claim", is_refused_then)
+        seen.append(message.deliver(redelivered=True))
+        return "held"
+
+    task = guarded(holds, idempotency_on_running="raise")
+    message = message_of(task, (1,))
+    # When
+    deliver(task, (1,))
+    # Then
+    refused, waits = seen
+    assert isinstance(refused.result, IdempotencyInProgress)
+    assert results_of(app).get_state(message.task_id) == "FAILURE"
+    (again,) = waits.published
+    assert again.deliver().state == "FAILURE"
 
 
 def test_a_call_whose_end_can_not_be_stored_is_not_dropped(
@@ -514,8 +804,8 @@ def test_what_waits_says_so_before_it_may_be_answered(
     # Given a worker that takes the message as soon as it is put back
     results, publish = results_of(app), waiting._publish
 
-    def published(task: Any, signature: Any) -> None:
-        publish(task, signature)
+    def published(task: Any, signature: Any, body: Any) -> None:
+        publish(task, signature, body)
         if answered:
             results.mark_as_failure(signature.id, ValueError("declined"))
 
@@ -578,8 +868,17 @@ def test_no_other_state_is_stored_once_a_call_is_answered(
 
 
 @pytest.mark.parametrize("answered", [False, True])
-def test_in_an_outage_no_retry_is_stored_over_an_answer(
-    app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: Any, answered: bool
+@pytest.mark.parametrize(
+    ("policy", "state"), [("retry", "RETRY"), ("raise", "FAILURE"), ("run", "SUCCESS")]
+)
+def test_in_an_outage_nothing_is_stored_over_an_answer(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: Any,
+    policy: str,
+    state: str,
+    answered: bool,
 ) -> None:
     """The store can't say that the call was answered, but the result backend can."""
     # Given
@@ -590,13 +889,14 @@ def test_in_an_outage_no_retry_is_stored_over_an_answer(
     def away(*_: Any) -> None:
         raise StoreUnavailable("away")
 
-    task = guarded(winner)
+    task = guarded(winner, idempotency_on_store_error=policy)
     monkeypatch.setattr(store, "claim", away)
     # When a copy comes that its broker doesn't call one
     late_copy = deliver(task, (1,), task_id="late")
     # Then it waits
-    assert len(late_copy.published) == 1
-    assert results.get_state("late") == ("FAILURE" if answered else "RETRY")
+    assert late_copy.state == ("IGNORED" if answered else state)
+    assert len(late_copy.published) == (answered or policy == "retry")
+    assert results.get_state("late") == ("FAILURE" if answered else state)
 
 
 @pytest.mark.parametrize("answered", [False, True])
@@ -635,6 +935,77 @@ def test_who_stood_still_stores_no_retry_over_an_answer(
     assert late_copy.state == ("IGNORED" if answered and stalled else "RETRY")
     if stalled:
         assert results.get_state("late") == ("FAILURE" if answered else "RETRY")
+
+
+@pytest.mark.parametrize("waited", [False, True])
+def test_a_copy_that_answers_while_retry_is_stored_keeps_that_answer(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    waited: bool,
+) -> None:
+    """Two copies of a message come within milliseconds: what one has answered, the other finds.
+
+    One that has waited before stores RETRY no more.
+    """
+    # Given a run that has the key, and a message that waits for it
+    results, real = results_of(app), Backend.mark_as_retry
+    seen: list[Delivered] = []
+
+    def holds(self: Any, order: int) -> Any:
+        message = message_of(self, (order,), task_id="late")
+        if waited:
+            (message,) = message.deliver().published
+
+        def fails_meanwhile(*args: Any, **kwargs: Any) -> Any:
+            monkeypatch.undo()
+            over(store)
+            seen.append(message.deliver())
+            return real(results, *args, **kwargs)
+
+        monkeypatch.setattr(results, "mark_as_retry", fails_meanwhile)
+        seen.append(message.deliver())
+        monkeypatch.undo()
+        return "late"
+
+    # When a copy of it is answered with that run's failure, at that moment
+    deliver(guarded(holds, idempotency_store_failures=True), (1,), task_id="first")
+    # Then
+    assert [one.state for one in seen] == (["RETRY"] if waited else ["FAILURE", "FAILURE"])
+    assert results.get_state("late") == ("RETRY" if waited else "FAILURE")
+    assert [message for one in seen[1:] for message in one.published] == []
+
+
+def over(store: MovableStore) -> None:
+    """End the run that has the only key, by a failure that is kept."""
+    (key,) = store.scan("*")
+    record = record_of(store)
+    failure = encode_failure(Results(Celery()), ValueError("declined"), 1000)
+    done = record._replace(state=State.FAILED, outcome=failure, nonce=b"", process=b"")
+    store.settle(key, Settle(done, 0, 60_000))
+
+
+def test_a_wait_is_asked_for_twice_and_only_the_first_time(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second look is for what a copy has answered while RETRY was stored."""
+    # Given
+    asked: list[int] = []
+
+    def holds(self: Any, order: int) -> str:
+        real = store.claim
+        monkeypatch.setattr(store, "claim", lambda *args: [asked.append(1), real(*args)][1])
+        (again,) = deliver(self, (order,), task_id="late").published
+        asked.append(0)
+        again.deliver()
+        monkeypatch.undo()
+        return "held"
+
+    # When
+    deliver(guarded(holds), (1,), task_id="first")
+    # Then
+    assert asked == [1, 1, 0, 1]
 
 
 @pytest.mark.parametrize("policy", ["raise", "drop", "unknown"])
@@ -776,6 +1147,178 @@ def test_callbacks_are_sent_by_one_delivery(
     assert (after.get(), after.published) == ("winner", ())
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_task_id_that_is_published_again_sends_a_link_with_another_id(
+    app: Celery, guarded: Callable[..., Any], forgotten: bool
+) -> None:
+    """Where a link's own key is ``MESSAGE_ID``, it would count as a copy of the first one."""
+    # Given
+    mailed: list[str] = []
+
+    @app.task(base=IdempotentTask, idempotency_key=MESSAGE_ID)
+    def mail(result: str, to: str) -> None:
+        mailed.append(to)
+
+    task = guarded(winner, winner)
+    first = deliver(task, (1,), task_id="t", link=mail.s("first"))
+    if forgotten:
+        task.forget(1)
+    # When
+    second = deliver(task, (1,), task_id="t", link=mail.s("second"))
+    for message in (*first.published, *second.published):
+        message.deliver()
+    # Then
+    assert mailed == ["first", "second"]
+
+
+def test_a_task_id_that_is_published_again_in_the_back_off_is_answered(
+    app: Celery, guarded: Callable[..., Any]
+) -> None:
+    """It waits for the last attempt, and sends its own link; an old copy is ignored at once."""
+    # Given
+    app.task(name="tail")(print)
+    seen: list[Delivered] = []
+
+    def retries(self: Any, order: int) -> Any:
+        raise self.retry(countdown=5)
+
+    def ends(self: Any, order: int) -> str:
+        seen.append(seen[0].published[-1].deliver())
+        return "done"
+
+    task = guarded(retries, ends)
+    first = deliver(task, (1,), task_id="t", link=app.signature("tail", ("first",)))
+    # When
+    seen.append(deliver(task, (1,), task_id="t", link=app.signature("tail", ("second",))))
+    old = first.again()
+    retry = first.published[-1].deliver()
+    # Then
+    assert [it.state for it in (*seen, old)] == ["IGNORED"] * 3
+    assert old.published == ()
+    answered = seen[1].published[-1].deliver()
+    assert answered.get() == retry.get() == "done"
+    assert [it.args for it in (*retry.published, *answered.published)] == [
+        ("done", "first"),
+        ("done", "second"),
+    ]
+
+
+def test_who_is_published_again_does_not_wait_for_an_attempt_that_is_overdue(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """The retry's message is lost: it would be waited for until the end of the window."""
+
+    # Given
+    def retries(self: Any, order: int) -> Any:
+        raise self.retry(countdown=5)
+
+    task = guarded(retries)
+    deliver(task, (1,), task_id="t")
+    # Then
+    waiting = deliver(task, (1,), task_id="t")
+    assert len(waiting.published) == 1
+    # When
+    store.advance(5.0 + 2 * LEASE_S)
+    late = waiting.published[-1].deliver()
+    # Then
+    assert (late.state, late.published) == ("IGNORED", ())
+
+
+@pytest.mark.parametrize("held", [False, True], ids=["free", "another has the key"])
+def test_a_copy_of_a_call_without_an_outcome_waits_for_nothing(
+    guarded: Callable[..., Any], held: bool
+) -> None:
+    """No broker marks what its producer has sent twice; the call has ended."""
+
+    # Given
+    def ignores(self: Any, order: int) -> None:
+        raise Ignore
+
+    seen: list[Delivered] = []
+
+    def meets_copy(self: Any, order: int) -> str:
+        seen.append(message.deliver())
+        return "another's"
+
+    task = guarded(ignores, meets_copy)
+    message = message_of(task, (1,), task_id="t")
+    message.deliver()
+    # When
+    if held:
+        deliver(task, (1,))
+    else:
+        seen.append(message.deliver())
+    # Then
+    (copy,) = seen
+    assert (copy.state, copy.published) == ("IGNORED", ())
+
+
+def test_who_can_not_tell_whether_it_is_a_copy_waits(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is away at that moment."""
+
+    # Given
+    def retries(self: Any, order: int) -> Any:
+        raise self.retry(countdown=5)
+
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    message = message_of(guarded(retries), (1,), task_id="t")
+    message.deliver()
+    monkeypatch.setattr(store, "get", away)
+    # Then
+    assert len(message.deliver().published) == 1
+
+
+def test_what_only_compensates_does_not_wait_for_an_attempt(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """It would wait for as long as the outcome is kept: there is nothing to compensate."""
+
+    # Given
+    def retries(self: Any, order: int) -> Any:
+        raise self.retry(countdown=5)
+
+    task = guarded(retries)
+    message = message_of(task, (1,), task_id="t")
+    message.deliver()
+    header = {**message.options["headers"][OWN], "compensate": True}
+    again = replace(message, options={**message.options, "headers": {OWN: header}})
+    # Then
+    assert again.deliver().published == ()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_copy_sends_a_link_with_the_same_id(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    ours: bool,
+) -> None:
+    """Its process died before it noted that it was sent; a message of another producer, too."""
+    # Given
+    app.task(name="tail")(print)
+    links = group(app.signature("tail"), app.signature("tail"))
+    message = message_of(guarded(winner), (1,), task_id="t", link=links)
+    if not ours:
+        message = replace(message, options={**message.options, "headers": {}})
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "note", lambda *_: None)
+        first = message.deliver()
+    store.advance(LEASE_S + 1)
+    # When
+    copy = message.deliver(redelivered=True)
+    # Then
+    ids = [it.task_id for it in first.published]
+    assert len(set(ids)) == 2
+    assert [it.task_id for it in copy.published] == ids
+    # An older release sends it again with the same id, too.
+    assert (ids == [str(uuid5(_LINKS, f"t/0/tasks/{it}")) for it in range(2)]) is not ours
+
+
 def test_an_outcome_that_is_recorded_late_leaves_its_callbacks_to_the_next_delivery(
     app: Celery, guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -825,6 +1368,151 @@ def test_an_answer_is_stored_again_where_a_late_retry_hid_it(
     assert published[-1].deliver().state == "FAILURE"
     # Then
     assert results_of(app).get_state("t") == "FAILURE"
+
+
+# --- attempts that go on after they have published a retry ----------------------------------------
+
+
+def asks_and_returns(self: Any) -> str:
+    self.retry(throw=False, countdown=1)
+    return "attempt 0"
+
+
+def asks_and_fails(self: Any) -> str:
+    self.retry(throw=False, countdown=1)
+    raise ValueError("attempt 0")
+
+
+def asks_and_catches_it(self: Any) -> str:
+    try:
+        self.retry(countdown=1)
+    except Exception:
+        return "attempt 0"
+    raise AssertionError
+
+
+@pytest.mark.parametrize("asks", [asks_and_returns, asks_and_fails, asks_and_catches_it])
+@pytest.mark.parametrize("window", [0, 60])
+def test_a_retry_runs_though_its_attempt_went_on(
+    app: Celery, guarded: Callable[..., Any], asks: Callable[[Any], str], window: int
+) -> None:
+    """Celery runs it, too, but the first result stays."""
+    # Given
+    app.task(name="tail")(print)
+    link = app.signature("tail")
+    ran: list[int] = []
+
+    def body(self: Any, order: int) -> str:
+        ran.append(self.request.retries)
+        return f"attempt {self.request.retries}" if self.request.retries else asks(self)
+
+    plain = app.task(bind=True, name="plain")(body)
+    task = guarded(body, body, idempotency_ttl=window)
+    answers: dict[str, list[object]] = {}
+    links: dict[str, int] = {}
+    # When
+    for it in (plain, task):
+        first = deliver(it, (1,), task_id=it.name, link=link)
+        retry = next(message for message in first.published if message.retries)
+        second = retry.deliver()
+        answers[it.name] = [first.state, second.get(), results_of(app).get_state(it.name)]
+        links[it.name] = [m.task for m in (*first.published, *second.published)].count("tail")
+    # Then
+    assert ran == [0, 1, 0, 1]
+    fails = asks is asks_and_fails
+    by_itself = ["FAILURE", "attempt 1"] if fails else ["SUCCESS", "attempt 0"]
+    assert answers["plain"] == [*by_itself, "SUCCESS"]
+    assert answers[task.name] == ["RETRY", "attempt 1", "SUCCESS"]
+    assert links[task.name] == 1
+
+
+@pytest.mark.parametrize("asks", [asks_and_returns, asks_and_fails, asks_and_catches_it])
+def test_its_key_is_kept_until_the_retry(
+    guarded: Callable[..., Any], store: MovableStore, asks: Callable[[Any], str]
+) -> None:
+    """A duplicate waits for it, and gets its answer."""
+    # Given
+    task = guarded(lambda self, order: asks(self), winner)
+    first = deliver(task, (1,))
+    assert record_of(store).state is State.RETRYING
+    # When
+    duplicate = deliver(task, (1,))
+    assert first.published[-1].deliver().get() == "winner"
+    # Then
+    assert duplicate.state == "RETRY"
+    assert duplicate.published[-1].deliver().get() == "winner"
+
+
+@pytest.mark.parametrize("asks", [asks_and_returns, asks_and_fails])
+@pytest.mark.parametrize("mode", ["shadow", "off"])
+def test_in_other_modes_it_is_as_in_celery(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    asks: Callable[[Any], str],
+    mode: str,
+) -> None:
+    """In shadow mode the record says that a retry is to come, so that it is reported as no copy."""
+    # Given
+    app.conf.idempotency_mode = mode
+    task = guarded(lambda self, order: asks(self), winner)
+    # When
+    first = deliver(task, (1,), task_id="t")
+    # Then
+    assert first.state == ("SUCCESS" if asks is asks_and_returns else "FAILURE")
+    assert mode == "off" or record_of(store).state is State.RETRYING
+    assert first.published[-1].deliver().state == "SUCCESS"
+    assert mode == "off" or record_of(store).state is State.SUCCEEDED
+
+
+def test_a_retry_that_was_not_published_answers_nothing(guarded: Callable[..., Any]) -> None:
+    """There are no retries left: the body catches the error, and its result is the answer."""
+
+    # Given
+    def asks_in_vain(self: Any, order: int) -> str:
+        with pytest.raises(self.MaxRetriesExceededError):
+            self.retry(max_retries=0)
+        return "given up"
+
+    # Then
+    assert deliver(guarded(asks_in_vain), (1,)).get() == "given up"
+
+
+def test_who_leaves_on_purpose_after_a_retry_leaves(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """``Ignore`` stores nothing, and the retry runs."""
+
+    # Given
+    def asks_and_leaves(self: Any, order: int) -> str:
+        self.retry(throw=False, countdown=1)
+        raise Ignore
+
+    task = guarded(asks_and_leaves, winner)
+    # When
+    first = deliver(task, (1,))
+    # Then
+    assert first.state == "IGNORED"
+    assert first.published[-1].deliver().get() == "winner"
+
+
+def test_who_is_cut_off_after_a_retry_is_cut_off(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """A soft time limit where the policy is "unknown"; the retry is the call's next attempt."""
+
+    # Given
+    def asks_and_hangs(self: Any, order: int) -> str:
+        self.retry(throw=False, countdown=1)
+        raise SoftTimeLimitExceeded
+
+    task = guarded(asks_and_hangs, winner, idempotency_on_interrupted="unknown")
+    # When
+    first = deliver(task, (1,))
+    # Then
+    assert first.state == "FAILURE"
+    assert record_of(store).state is State.RUNNING
+    assert first.published[-1].deliver().get() == "winner"
 
 
 # --- what the store could not take at once -------------------------------------------------------
@@ -902,6 +1590,28 @@ def test_who_waits_shares_the_failure_of_the_run_it_found_last(guarded: Callable
     # Then it runs nothing: it gets that run's failure
     assert done.state == "FAILURE"
     assert str(done.result) == "the second"
+
+
+def test_who_shares_a_failure_sends_its_errback_once(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """That it was sent is noted, though no record keeps the failure for it."""
+    # Given a call that waited for a run, which failed
+    seen: list[Delivered] = []
+
+    def meets_and_fails(self: Any, order: int) -> Any:
+        seen.append(deliver(self, (order,), link_error=self.app.signature("errback")))
+        raise ValueError("declined")
+
+    deliver(guarded(meets_and_fails), (1,))
+    told = seen[0].published[0].deliver()
+    assert len(told.published) == 1
+    # When a copy of it comes, and nobody is at it any more
+    store.advance(2 * LEASE_S)
+    copy = told.again()
+    # Then
+    assert str(copy.result) == str(told.result) == "declined"
+    assert not copy.published
 
 
 # --- answers that stay, whoever has the key since -------------------------------------------------
@@ -1007,8 +1717,10 @@ def test_a_duplicate_that_did_not_wait_keeps_its_answer(
     seen: list[Delivered] = []
     task = guarded(meets(seen), idempotency_on_running=policy)
     deliver(task, (1,))
-    # Then
-    assert seen[0].again().state == seen[0].state == state
+    # Then it is answered again, and has nothing to wait for
+    copy = seen[0].again()
+    assert copy.state == seen[0].state == state
+    assert not copy.published
 
 
 @pytest.mark.parametrize(
@@ -1113,6 +1825,70 @@ def test_who_was_told_that_the_store_is_away_stays_so(
     assert heartbeat.flush(10)
     # Then
     assert first.again().state == "FAILURE"
+
+
+@pytest.mark.parametrize("body", ["returns", "raises", "ignores"])
+def test_what_ran_while_the_store_was_away_does_not_run_again(
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+) -> None:
+    """Its copy comes when the store is back: the answer stays as it is; another call runs."""
+
+    # Given
+    def once(self: Any, order: int) -> str:
+        if body == "raises":
+            raise ValueError("open")
+        if body == "ignores":
+            raise Ignore
+        return "open"
+
+    task = guarded(once, winner, idempotency_on_store_error="run")
+    message = message_of(task, (1,))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "claim", away_for(99, store.claim))
+        message.deliver()
+    # When
+    assert heartbeat.flush(10)
+    again = message.deliver(redelivered=True)
+    # Then
+    assert again.state == "IGNORED"
+    assert deliver(task, (1,)).get() == "winner"
+
+
+@pytest.mark.parametrize("body", ["returns", "raises", "retries"])
+def test_what_runs_while_the_store_is_away_leaves_an_answer_as_it_is(
+    app: Celery,
+    guarded: Callable[..., Any],
+    store: MovableStore,
+    monkeypatch: pytest.MonkeyPatch,
+    body: str,
+) -> None:
+    """A copy has answered the call when the body ends: its end is told nobody, no callback sent."""
+    # Given
+    results = results_of(app)
+
+    def late(self: Any, order: int) -> str:
+        results.mark_as_failure("late", ValueError("declined"))
+        if body == "returns":
+            return "open"
+        if body == "retries":
+            raise self.retry(exc=ValueError("open"))
+        raise ValueError("open")
+
+    task = guarded(late, idempotency_on_store_error="run")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "claim", away_for(99, store.claim))
+        # When
+        done = deliver(task, (1,), task_id="late")
+    # Then
+    assert done.state == "IGNORED"
+    assert {message.task_id for message in done.published} == {"late"}
+    # And what is put back runs nothing, though the store has forgotten that answer
+    assert heartbeat.flush(10)
+    assert done.published[-1].deliver().state == "IGNORED"
+    assert str(results.get_result("late")) == "declined"
 
 
 def test_a_delivery_that_fails_before_its_body_leaves_the_key(

@@ -51,6 +51,33 @@ def test_the_next_call_runs_beside_it(guarded: Callable[..., Any], store: Movabl
     assert record_of(store).owner_id == seen[0].message.task_id
 
 
+def test_it_costs_one_command_more(
+    guarded: Callable[..., Any], store: MovableStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That which frees the key; the end is recorded with one, as without it."""
+    # Given
+    sent: list[str] = []
+
+    def counted(name: str) -> None:
+        real = getattr(store, name)
+
+        def call(*args: Any) -> Any:
+            sent.append(name)
+            return real(*args)
+
+        monkeypatch.setattr(store, name, call)
+
+    for name in ("claim", "settle", "note", "renew", "slip"):
+        counted(name)
+    task = guarded(second, lambda self, order: self.idempotency.release())
+    # Then
+    deliver(task, (1,))
+    assert sent == ["claim", "settle"]
+    sent.clear()
+    deliver(task, (2,))
+    assert sent == ["claim", "settle", "settle"]
+
+
 def test_a_failure_after_it_is_its_own_calls_only(guarded: Callable[..., Any]) -> None:
     """The next call runs; a copy fails again."""
 
@@ -155,3 +182,18 @@ def test_without_a_claim_it_does_nothing(guarded: Callable[..., Any]) -> None:
     assert deliver(task, (1,), idempotency_key=None).get() == "ran"
     for _ in range(2):
         assert task.apply((1,)).get() == "ran"
+
+
+def test_an_eager_call_gets_its_own_outcome(guarded: Callable[..., Any]) -> None:
+    """Another call has the key by then, and has ended."""
+    # Given
+    seen: list[Any] = []
+
+    def first(self: Any, order: int) -> str:
+        self.idempotency.release()
+        seen.append(self.apply((order,)).get())
+        return "first"
+
+    # Then
+    assert guarded(first, second).apply((1,)).get() == "first"
+    assert seen == ["second"]

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_idempotent import ConfigurationError, IdempotentTask
-from celery_idempotent.testing.deliveries import Delivered, deliver
+from celery_idempotent import (
+    ConfigurationError,
+    IdempotencyInProgress,
+    IdempotentTask,
+    OutcomeUnknown,
+)
+from celery_idempotent.core.record import Label
+from celery_idempotent.testing.deliveries import Delivered, deliver, message_of
 from celery_idempotent.testing.memory import MovableStore
+from tests.delivery.conftest import record_of
 
 LEASE_S = 30
 
@@ -116,9 +123,9 @@ def test_a_takeover_begins_clean(
     # When its message comes again
     again = deliver(task, (1,), task_id="A", redelivered=True)
     # Then its own step is not repeated, and its key for others is the same
-    assert again.get() == "A"
+    assert again.get() == ("A" if reconcile is None else "happened")
     assert done == ["A", "B"]
-    assert asked[2][2] == asked[0][2]
+    assert reconcile is not None or asked[2][2] == asked[0][2]
     assert store.steps(*store.scan("*")).keys() <= {"withdraw"}
 
 
@@ -225,3 +232,93 @@ def test_a_run_that_lost_its_key_answers_its_own_call(
     assert record is not None
     assert record.owner_id == "B"
     assert done.again().get() == "late"
+
+
+def test_a_call_that_was_cut_off_is_told_so_though_others_had_their_turns(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """When its message comes again: its effect may have happened. The others are not."""
+    # Given
+    told: dict[str, list[tuple[bool, int]]] = {}
+
+    def tells(self: Any, order: int) -> str:
+        seen = told.setdefault(self.request.id, [])
+        seen.append((self.idempotency.interrupted, self.idempotency.attempt))
+        if self.request.id == "A" and len(seen) < 3:
+            raise SystemExit
+        return str(self.request.id)
+
+    task = guarded(*[tells] * 6)
+    first = message_of(task, (1,), task_id="A")
+    # When it is cut off twice, with the turns of others in between
+    with pytest.raises(SystemExit):
+        first.deliver()
+    for task_id in "BC":
+        deliver(task, (1,), task_id=task_id)
+    with pytest.raises(SystemExit):
+        first.deliver(redelivered=True)
+    deliver(task, (1,), task_id="D")
+    # Then
+    assert first.deliver(redelivered=True).get() == "A"
+    assert told["A"] == [(False, 1), (True, 2), (True, 3)]
+    assert [told[it] for it in "BCD"] == [[(False, 1)]] * 3
+    # And nothing of it is left
+    assert Label.of(record_of(store)).cut_off == ""
+
+
+def test_a_call_is_reconciled_though_others_had_their_turns(guarded: Callable[..., Any]) -> None:
+    """Its body does not run again where its effect has happened."""
+    # Given
+    asked: list[int] = []
+
+    def happened(order: int, amount: int = 0) -> str:
+        asked.append(order)
+        return "happened"
+
+    task = guarded(crash, second, second, idempotency_reconcile=happened)
+    first = message_of(task, (1,))
+    with pytest.raises(SystemExit):
+        first.deliver()
+    # When
+    assert deliver(task, (1,)).get() == "second"
+    # Then
+    assert asked == []
+    assert first.deliver(redelivered=True).get() == "happened"
+    assert asked == [1]
+
+
+def test_a_call_that_kills_its_worker_each_time_stops_though_others_succeed(
+    guarded: Callable[..., Any],
+) -> None:
+    """``idempotency_max_interruptions`` is counted for each call."""
+    # Given
+    task = guarded(crash, second, crash, second, crash, second, idempotency_max_interruptions=1)
+    first = message_of(task, (1,))
+    for redelivered in (False, True):
+        with pytest.raises(SystemExit):
+            first.deliver(redelivered=redelivered)
+        assert deliver(task, (1,)).get() == "second"
+    # Then
+    with pytest.raises(OutcomeUnknown, match="cut off"):
+        first.deliver(redelivered=True).get()
+
+
+def test_a_wait_is_counted_over_the_turns_of_others(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """``idempotency_wait_timeout`` holds, though each time another run has the key."""
+    # Given
+    waiting: list[Delivered] = []
+
+    def holds(self: Any, order: int) -> str:
+        store.advance(40)
+        waiting.append(waiting[-1].published[0].deliver() if waiting else deliver(self, (order,)))
+        return str(self.request.id)
+
+    task = guarded(holds, holds, holds, holds, idempotency_wait_timeout=100, idempotency_lease=60)
+    # When
+    for _ in range(4):
+        deliver(task, (1,))
+    # Then
+    assert [it.state for it in waiting] == ["RETRY", "RETRY", "RETRY", "FAILURE"]
+    assert isinstance(waiting[-1].result, IdempotencyInProgress)

@@ -12,12 +12,14 @@ from celery import Celery
 from celery.exceptions import Ignore
 
 from celery_idempotent import (
+    RERUN,
     ConfigurationError,
     IdempotencyKeyMismatch,
     IdempotentTask,
     ResultNotKept,
 )
 from celery_idempotent.core.record import State
+from celery_idempotent.ops.outcomes import kind_of
 from celery_idempotent.testing.deliveries import Delivered, deliver, message_of
 from celery_idempotent.testing.memory import MovableStore
 from tests.delivery.conftest import Body, record_of
@@ -195,8 +197,10 @@ def test_a_task_that_sets_its_window_may_have_a_base_that_does_not(app: Celery) 
 # --- what is shown, and keys for others ----------------------------------------------------------
 
 
-def test_a_success_is_shown_as_one(guarded: Callable[..., Any], store: MovableStore) -> None:
-    """The record is released, and its status says how the run ended."""
+def test_a_success_leaves_a_free_key_with_its_outcome(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """The record is released, however the run ended; its outcome says how."""
 
     # Given
     def fails(self: Any, order: int) -> str:
@@ -208,12 +212,13 @@ def test_a_success_is_shown_as_one(guarded: Callable[..., Any], store: MovableSt
     record = task.idempotency_record(1)
     # Then
     assert record is not None
-    assert (record.state, record.status) == (State.RELEASED, "succeeded")
+    assert (record.state, kind_of(record.outcome)) == (State.RELEASED, "result")
     assert record.owner_id == first.message.task_id
     # When
     deliver(task, (1,))
     # Then
-    assert record_of(store).status == "released"
+    failed = record_of(store)
+    assert (failed.state, kind_of(failed.outcome)) == (State.RELEASED, "failure")
 
 
 def test_a_key_for_others_is_of_the_runs_since_the_last_end(
@@ -247,6 +252,107 @@ def test_a_key_for_others_is_of_the_runs_since_the_last_end(
     # Then
     began, took_over, again, tomorrow = keys
     assert began == took_over == again != tomorrow
+
+
+@pytest.mark.parametrize("window", [0, 60])
+def test_a_call_that_was_cut_off_is_told_so_after_another_took_over_and_ended(
+    guarded: Callable[..., Any], window: int
+) -> None:
+    """Its effect may have happened; with a window that is so where the other one failed."""
+    # Given
+    told: list[tuple[str, bool]] = []
+
+    def tells(self: Any, order: int) -> str:
+        told.append((self.request.id, self.idempotency.interrupted))
+        return str(self.request.id)
+
+    def is_cut_off(self: Any, order: int) -> str:
+        tells(self, order)
+        raise SystemExit
+
+    def ends(self: Any, order: int) -> str:
+        tells(self, order)
+        if window:
+            raise ValueError("no")
+        return "ended"
+
+    rest = [] if window else [tells]
+    task = guarded(is_cut_off, ends, *rest, tells, idempotency_ttl=window)
+    first = message_of(task, (1,), task_id="A")
+    with pytest.raises(SystemExit):
+        first.deliver()
+    # When others take over and end
+    deliver(task, (1,), task_id="B")
+    if not window:
+        deliver(task, (1,), task_id="C")
+    # Then
+    assert first.deliver(redelivered=True).get() == "A"
+    others = [] if window else [("C", False)]
+    assert told == [("A", False), ("B", True), *others, ("A", True)]
+
+
+def test_a_call_is_reconciled_after_another_took_over_and_ended(
+    guarded: Callable[..., Any],
+) -> None:
+    """Its body does not run again where its effect has happened."""
+    # Given
+    asked: list[int] = []
+
+    def happened(order: int, amount: int = 0) -> Any:
+        asked.append(order)
+        return RERUN if len(asked) == 1 else "happened"
+
+    def is_cut_off(self: Any, order: int) -> str:
+        raise SystemExit
+
+    task = guarded(is_cut_off, second, second, idempotency_reconcile=happened)
+    first = message_of(task, (1,))
+    with pytest.raises(SystemExit):
+        first.deliver()
+    # When
+    assert deliver(task, (1,)).get() == "second"
+    # Then
+    assert first.deliver(redelivered=True).get() == "happened"
+    assert asked == [1, 1]
+
+
+@pytest.mark.parametrize("window", [0, 60])
+@pytest.mark.parametrize("took_over", [False, True])
+def test_a_call_that_another_took_over_runs_when_its_message_comes_again(
+    guarded: Callable[..., Any], window: int, took_over: bool
+) -> None:
+    """After that one's end. Its key for others is the same, unless it had taken over itself.
+
+    A window answers it instead. ``docs/keys.rst`` says so.
+    """
+    # Given
+    keys: list[str] = []
+
+    def pays(self: Any, order: int) -> str:
+        keys.append(self.idempotency.key_for("bank"))
+        return str(self.request.id)
+
+    def is_cut_off(self: Any, order: int) -> str:
+        pays(self, order)
+        raise SystemExit
+
+    ids = ["Z", "A"] if took_over else ["A"]
+    task = guarded(*[is_cut_off] * len(ids), pays, pays, idempotency_ttl=window)
+    cut_off = [message_of(task, (1,), task_id=task_id) for task_id in ids]
+    for message in cut_off:
+        with pytest.raises(SystemExit):
+            message.deliver()
+    # When
+    assert deliver(task, (1,), task_id="B").get() == "B"
+    before = list(keys)
+    again = cut_off[-1].deliver(redelivered=True)
+    # Then
+    assert len(set(before)) == 1
+    if window:
+        assert (again.get(), keys) == ("B", before)
+    else:
+        assert again.get() == "A"
+        assert (keys[-1] == before[-1]) is not took_over
 
 
 def test_a_handler_asks_for_the_key_of_its_run(

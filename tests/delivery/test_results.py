@@ -15,7 +15,7 @@ from kombu.utils import json as kombu_json
 
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.delivery import results
-from celery_idempotent.delivery.results import encode_result, replay
+from celery_idempotent.delivery.results import encode_failure, encode_result, replay
 from celery_idempotent.errors import RecordCorrupt
 
 JSON = "application/json"
@@ -51,6 +51,18 @@ def test_a_replay_equals_the_first_result(backend: Any, result: Any) -> None:
     assert Outcome.unpack(kept).payload == backend.encode(result).encode()
     decoded = registry.loads(registry.dumps(result, "json")[2], JSON, "utf-8", accept={JSON})
     assert (given, type(given)) == (result, type(result)) == (decoded, type(decoded))
+
+
+def test_white_space_around_json_is_no_part_of_it(backend: Any) -> None:
+    """An encoder of the project's own may write it."""
+    assert replay(backend, packed(b'\n {"a": 1} \n'), "order:42") == {"a": 1}
+
+
+@pytest.mark.parametrize("payload", [b'{"a": 1} 2', b'{"a": 1', b"7 7", b" "])
+def test_more_or_less_than_one_value_is_corrupt(backend: Any, payload: bytes) -> None:
+    """Its first value alone is not what was stored."""
+    with pytest.raises(RecordCorrupt, match="can't be decoded"):
+        replay(backend, packed(payload), "order:42")
 
 
 @pytest.mark.parametrize("payload", [b"null", b"7", b'{"a": 1}'])
@@ -112,3 +124,26 @@ def test_the_same_text_of_another_type_is_another_result(backend: Any) -> None:
     """Only JSON's numbers are numbers."""
     backend.accept = {JSON, "text/plain"}
     assert replay(backend, packed(b"7", "text/plain"), "order:42") == "7"
+
+
+class Declined(Exception):
+    """A failure of a project."""
+
+
+@pytest.mark.parametrize("serializer", ["json", "pickle"])
+def test_a_failure_that_is_too_large_says_what_it_was(serializer: str) -> None:
+    """Its type, so that a copy fails as the call did, and the beginning of its text."""
+    # Given
+    app = Celery("results", backend="cache+memory://", set_as_current=False)
+    app.conf.update(result_serializer=serializer, result_accept_content=[serializer])
+    # When
+    kept = encode_failure(app.backend, Declined("no " * 1000), 1024)
+    with pytest.raises(Exception, match="no no no") as raised:
+        replay(app.backend, kept, "order:42")
+    # Then
+    assert len(kept) < 2000
+    if serializer == "pickle":
+        assert "Declined" in str(raised.value)
+    else:
+        assert type(raised.value) is Declined
+        assert len(str(raised.value)) == 500

@@ -39,12 +39,25 @@ def test_schedules_keep_the_promises() -> None:
     [
         pytest.param(881004904, id="a failure is shared, and another run succeeds"),
         pytest.param(870004547, id="a run ends while its copy tells that nobody knows"),
+        pytest.param(10322187655, id="a copy has to wait while the message itself is refused"),
+        pytest.param(8488467, id="a run is retried though its copy has told that nobody knows"),
     ],
 )
 def test_copies_get_one_answer_though_nothing_is_noted_yet(seed: int) -> None:
     """Two copies of a message, milliseconds apart: the second gets what the first was told."""
     # Given a schedule that has shown it: when it is played
     found = broken(play(seed))
+    # Then nothing is broken
+    assert not found
+
+
+def test_a_copy_of_a_copy_gets_the_answer_too() -> None:
+    """A process stands still, then puts back a message that was answered meanwhile.
+
+    Each copy comes in time by itself: the last of them comes later than the answer was kept for.
+    """
+    # Given a schedule that has shown it: when it is played
+    found = broken(play(154154))
     # Then nothing is broken
     assert not found
 

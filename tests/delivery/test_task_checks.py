@@ -8,7 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from celery import Celery, Task
+from celery import Celery, Task, signals
 from celery.app.trace import build_tracer
 from celery.worker.request import Request
 
@@ -443,3 +443,50 @@ def test_an_unknown_setting_is_refused_when_the_first_task_is_bound(app: Celery)
         task.delay(1)
     with pytest.raises(ConfigurationError, match="did you mean idempotency_on_interrupted"):
         start(NamesStep, Celery(f"other-{id(app)}", changes=dict(app.conf.changes)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        (
+            "idempotency_store_url",
+            "localhost:6379",
+            "idempotency_store_url is wrong, and must be a",
+        ),
+        ("idempotency_on_running", "wiat", "this app: idempotency_on_running is 'wiat'"),
+        ("idempotency_ttl", "a day", "this app: idempotency_ttl is 'a day'"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_published(
+    app: Celery, setting: str, value: str, words: str
+) -> None:
+    """It is called the app's, as it stands there and not on the task."""
+    # Given
+    app.conf[setting] = value
+    task = app.task(nothing, name="t", base=IdempotentTask)
+    published: list[Any] = []
+
+    def note(**message: Any) -> None:
+        published.append(message)
+
+    signals.before_task_publish.connect(note)
+    # Then
+    with pytest.raises(ConfigurationError, match=words):
+        task.delay(1)
+    assert not published
+
+
+def test_a_class_may_name_its_parameters_and_result(app: Celery) -> None:
+    """As type checkers want it; with Celery's older releases, too, whose own class takes none."""
+
+    # Given
+    class Charge(IdempotentTask[[int], str]):
+        name = "typed"
+
+        def run(self, order: int) -> str:
+            return f"{order} is charged"
+
+    # When
+    task = app.register_task(Charge())
+    # Then
+    assert deliver(task, 1) == ("SUCCESS", "1 is charged")

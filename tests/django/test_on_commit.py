@@ -17,6 +17,7 @@ from celery_idempotent import (
     use_idempotency_key,
 )
 from celery_idempotent.core.message import OWN
+from celery_idempotent.testing.memory import memory_store
 from tests.support.djangos import set_up
 
 set_up()
@@ -32,9 +33,9 @@ def published() -> list[dict[str, Any]]:
 
 
 @pytest.fixture(params=[(IdempotentTask,), (IdempotentTask, DjangoTask)], ids=["ours", "both"])
-def charge(request: pytest.FixtureRequest, published: list[dict[str, Any]]) -> Iterator[Any]:
-    """A task that says what is published of it."""
-    app = Celery("shop", broker="memory://", set_as_current=False)
+def make(request: pytest.FixtureRequest, published: list[dict[str, Any]]) -> Iterator[Any]:
+    """Make tasks that say what is published of them."""
+    app = Celery("shop", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(idempotency_store_url="memory://")
     send = app.amqp.send_task_message
 
@@ -45,13 +46,24 @@ def charge(request: pytest.FixtureRequest, published: list[dict[str, Any]]) -> I
     app.amqp.send_task_message = note
     base = type("Base", request.param, {"abstract": True})
 
-    @app.task(base=base, name="charge", shared=False, idempotency_key="order:{order}")
-    def charge(order: Any, amount: int = 1) -> None:
-        """Do nothing."""
+    def make(**options: Any) -> Any:
+        options = {"name": "charge", "idempotency_key": "order:{order}", **options}
+
+        @app.task(base=base, shared=False, **options)
+        def charge(order: Any, amount: int = 1) -> None:
+            """Do nothing."""
+
+        return charge
 
     connection.close()
-    yield charge
+    with memory_store():
+        yield make
     connection.close()
+
+
+@pytest.fixture
+def charge(make: Any) -> Any:
+    return make()
 
 
 def test_it_is_published_once_the_transaction_is_committed(
@@ -85,6 +97,28 @@ def test_it_keeps_the_key_that_it_was_made_with(
     keys = [headers[OWN]["key"] for headers in published]
     assert keys == ["req-1|charge|order:1", "req-2", None]
     assert published[1]["id"] == "id-2"
+
+
+@pytest.mark.parametrize("on_enqueue", ["attach", "raise"])
+def test_a_duplicate_is_not_published_after_the_commit(
+    make: Any, published: list[dict[str, Any]], on_enqueue: str
+) -> None:
+    """Nobody can be told by an error any more: the others that wait for the commit go on."""
+    # Given
+    charge = make(idempotency_on_enqueue=on_enqueue)
+    # When
+    with transaction.atomic():
+        charge.delay_on_commit(1)
+        charge.delay_on_commit(1)
+        charge.delay_on_commit(2)
+    with transaction.atomic():
+        charge.delay_on_commit(2)
+        charge.apply_async_on_commit((1,), link=charge.si(9))
+        charge.apply_async_on_commit((1,), task_id="id-3")
+    # Then
+    keys = [headers[OWN]["key"] for headers in published]
+    assert keys == ["order:1", "order:2", "order:1", "order:1"]
+    assert published[-1]["id"] == "id-3"
 
 
 def test_what_is_wrong_is_raised_before_the_commit(

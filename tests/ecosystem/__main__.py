@@ -46,7 +46,11 @@ def main() -> int:
             print(f"{_plain(row.title):42} left out here: make ecosystem ALL=1")
     for left in NOT_RUN:
         print(f"{_plain(left.title):42} not run: {left.why}")
-    bad = [row.adapter for row in chosen if not page.is_right(found[row.adapter])]
+    bad = [row for row in chosen if not page.is_right(found[row.adapter])]
+    for row in bad:
+        for case, outcome in found[row.adapter]["cases"].items():
+            if outcome != "ok":
+                print(f"NOT RIGHT: {row.adapter}, {case}: {outcome}")
     print(f"{len(chosen) - len(bad)} of {len(chosen)} in {time.monotonic() - began:.0f} s")
     if options.record:
         page.record(found)
@@ -74,10 +78,12 @@ def _environments(groups: list[str]) -> dict[str, Path]:
 
 
 def _show(row: Row, python: Path) -> dict[str, Any]:
+    began = time.monotonic()
     answer = _run(row, python)
     with _printing:
         for case, outcome in answer["cases"].items():
             print(f"{_plain(row.title):42} {case:28} {outcome}", flush=True)
+        print(f"{_plain(row.title):42} took {time.monotonic() - began:.0f} s", flush=True)
         if answer["log"]:
             print(answer["log"], flush=True)
     return answer
@@ -93,11 +99,12 @@ def _run(row: Row, python: Path) -> dict[str, Any]:
                 command, cwd=ROOT, env=environment, stdout=output, stderr=output
             )
             try:
-                started.wait(LONGEST_S)
+                ended = f"it ended with {started.wait(LONGEST_S)} before its last case"
             except subprocess.TimeoutExpired:
+                ended = f"it did not end within {LONGEST_S} s"
                 started.send_signal(signal.SIGTERM)  # it ends what it has started
                 started.wait()
-        answer: dict[str, Any] = {"cases": {"the row": "it did not end by itself"}, "versions": {}}
+        answer: dict[str, Any] = {"cases": {"the row": ended}, "versions": {}}
         if result.exists():
             answer = json.loads(result.read_text("utf-8"))
         right = page.is_right(answer)

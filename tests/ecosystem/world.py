@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -87,7 +88,7 @@ class World:
         """Start it, and return once it consumes."""
         command = [
             *(sys.executable, "-m", "celery", "-A", "tests.ecosystem.app", "worker"),
-            *("--pool", self.adapter.pool, "--concurrency", "4", "--hostname", "shop@test"),
+            *("--pool", self.adapter.pool, "--concurrency", "4", "--hostname", self._worker_name()),
             *("--loglevel", "INFO", "--without-gossip", "--without-mingle", "-E"),
         ]
         self._worker = worker = self.spawn("worker", self.adapter.worker_command(command))
@@ -97,6 +98,10 @@ class World:
             PATIENCE_S,
         )
         assert worker.poll() is None, f"the worker did not start:\n{self.log()[-2000:]}"
+
+    def _worker_name(self) -> str:
+        """A name of its own: of two workers of one name, RabbitMQ refuses the second."""
+        return f"shop@{self.adapter.directory.name}"
 
     def end_worker(self) -> None:
         """Have it end by itself, so that whatever it has to send is sent."""
@@ -110,6 +115,8 @@ class World:
             if started.poll() is None:
                 os.killpg(started.pid, signal.SIGKILL)
             started.wait()
+        # A result that goes later asks for the server once a second, twenty times: it is gone then.
+        gc.collect()
         self.app.close()
 
     # --- calls -----------------------------------------------------------------------------------

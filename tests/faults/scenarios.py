@@ -96,6 +96,8 @@ _THOUGHT_OF = _all(
         "It changes nothing.",
         (
             "system/test_zombies.py::test_a_late_failure_changes_nothing",
+            "system/test_zombies.py::test_a_hard_time_limit_of_a_zombie_changes_no_answer",
+            "system/test_zombies.py::test_a_zombie_with_a_hard_time_limit_gets_the_winners_outcome",
             "faults/test_stalls.py::test_a_zombies_retry_changes_nothing",
         ),
     ),
@@ -274,6 +276,10 @@ _THOUGHT_OF = _all(
             "system/test_endings.py::test_a_body_that_leaves_by_a_verdict_of_its_own",
             "system/test_endings.py::test_a_soft_time_limit_is_a_failure",
             "system/test_endings.py::test_a_hard_time_limit_frees_the_key",
+            (
+                "system/test_zombies.py::"
+                "test_a_run_that_holds_its_key_fails_once_by_its_hard_time_limit"
+            ),
             "system/test_endings.py::test_a_revoked_run_frees_the_key",
             "system/test_endings.py::test_a_run_that_is_revoked_with_sigkill_frees_the_key",
             "system/test_endings.py::test_a_warm_shutdown_lets_the_run_finish",

@@ -37,6 +37,43 @@ def test_revoked_in_its_back_off(system: System) -> None:
     assert system.ledger.count("start", id=first.id) == 1
 
 
+def test_revoked_by_a_stamp_in_its_back_off(system: System) -> None:
+    """As by its id; a duplicate with another stamp runs."""
+    # Given
+    flaky = system.task("charge_flaky")
+    call = flaky.s(1, fails=1, countdown=LEASE)
+    call.stamp(tenant="a")
+    first = call.apply_async()
+    system.ledger.wait_for("received", id=first.id, retries=1)
+    eventually(lambda: first.state == "RETRY", "retried")
+    # When
+    system.app.control.revoke_by_stamped_headers({"tenant": ["b"]}, reply=True, limit=1)
+    assert str(flaky.idempotency_record(1, 1).state) == "retrying"
+    system.app.control.revoke_by_stamped_headers({"tenant": ["a", "c"]})
+    # Then
+    eventually(lambda: str(flaky.idempotency_record(1, 1).state) == "released", "free")
+    assert system.ledger.count("start", id=first.id) == 1
+
+
+def test_a_duplicate_that_waits_is_revoked_by_its_stamp(system: System) -> None:
+    """At once, and not when it is due to look again."""
+    # Given
+    charge = system.task("charge")
+    first = charge.delay(1, gate="go")
+    system.ledger.wait_for("start", id=first.id)
+    call = charge.s(1, gate="go")
+    call.stamp(tenant=["a", "b"])
+    second = call.apply_async()
+    system.ledger.wait_for("finished", id=second.id, state="RETRY")
+    # When
+    system.app.control.revoke_by_stamped_headers({"tenant": ["b"]})
+    # Then
+    eventually(lambda: second.state == "REVOKED", "revoked")
+    assert str(charge.idempotency_record(1).state) == "running"
+    system.ledger.open("go")
+    assert first.get(timeout=30)["order"] == 1
+
+
 def test_revoked_before_its_worker_has_its_message(system: System) -> None:
     """The key is free when the message is discarded."""
     # Given a revoke that comes while the first attempt is running

@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from celery_idempotent.testing.servers import RedisServer
+from celery_idempotent.worker.waiters import _AT_ONCE
 from tests.conftest import MakeSystem
 from tests.support.brokers import RabbitBroker
 from tests.support.faults import kill_at
@@ -229,3 +230,17 @@ def test_the_process_is_killed_when_its_end_is_recorded(make_faulty: MakeSystem)
     # Then
     assert len({answer["receipt"] for answer in answers(results, timeout=60)}) == 1
     assert system.ledger.count("killed") == system.ledger.count("effect") == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_more_wait_than_are_let_in_at_once(make_faulty: MakeSystem, pool: str) -> None:
+    """The others follow as soon as the worker's loop, or Celery's timer, goes on."""
+    # Given
+    system = make_faulty(idempotency_lease=30)
+    system.start_worker(pool, concurrency=2)
+    results = waiting(system, 2 * _AT_ONCE + 10)
+    # When
+    system.ledger.open("go")
+    # Then
+    assert len({answer["receipt"] for answer in answers(results, timeout=60)}) == 1
+    assert set(deliveries(system, results)) == {2}

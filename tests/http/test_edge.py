@@ -665,6 +665,24 @@ def test_nobody_would_undo_a_step_of_a_request(make_http_app: MakeHttpApp) -> No
     assert make_http_app(handler, celery).post("a").status == 201
 
 
+@pytest.mark.parametrize("mode", ["enforce", "off"])
+def test_a_request_does_not_release_its_key(make_http_app: MakeHttpApp, mode: str) -> None:
+    """It is an error that says so; the answer is kept, and the client's retry gets it."""
+    # Given
+    celery = make_celery(idempotency_mode=mode)
+
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        assert run is not None
+        with pytest.raises(ConfigurationError, match="its key is the client's"):
+            run.release()
+        return Reply(201)
+
+    http_app = make_http_app(handler, celery)
+    # Then
+    assert [http_app.post("a").status for _ in range(2)] == [201, 201]
+    assert len(http_app.calls) == (1 if mode == "enforce" else 2)
+
+
 # --- two of them ---------------------------------------------------------------------------------
 
 
@@ -885,6 +903,7 @@ def test_a_store_that_is_away_is_not_asked_by_each_request(
 ) -> None:
     """One request waits for it; the others are answered at once."""
     # Given
+    monkeypatch.setattr("celery_idempotent.http.edge._AWAY_S", 3600.0)
     http_app = make_http_app(created, make_celery(idempotency_on_store_error=policy))
     asked: list[str] = []
 
@@ -894,7 +913,6 @@ def test_a_store_that_is_away_is_not_asked_by_each_request(
 
     monkeypatch.setattr(environment_of(http_app.celery).store, "claim", away)
     monkeypatch.setattr("celery_idempotent.http.edge._PATIENCE_S", 0.0)
-    monkeypatch.setattr("celery_idempotent.http.edge._AWAY_S", 3600.0)
     # Then
     assert [http_app.post(str(number)).status for number in range(12)] == [status] * 12
     assert len(asked) == 1
@@ -905,6 +923,7 @@ def test_one_request_at_a_time_finds_out_whether_the_store_is_back(
 ) -> None:
     """The others don't wait for that, and go on once it has answered."""
     # Given
+    monkeypatch.setattr("celery_idempotent.http.edge._AWAY_S", 0.0)
     http_app = make_http_app(created)
     store = environment_of(http_app.celery).store
     claim, asked = store.claim, [0]
@@ -920,7 +939,6 @@ def test_one_request_at_a_time_finds_out_whether_the_store_is_back(
 
     monkeypatch.setattr(store, "claim", away)
     monkeypatch.setattr("celery_idempotent.http.edge._PATIENCE_S", 0.0)
-    monkeypatch.setattr("celery_idempotent.http.edge._AWAY_S", 0.0)
     assert http_app.post("a").status == 503
     # When
     replies: list[Reply] = []

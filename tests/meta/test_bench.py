@@ -12,8 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.speed import report
+from benchmarks.speed.load import Cost, Pool, Worker, goals_of, measure_load
 from benchmarks.speed.measure import Goal, Section
 from benchmarks.speed.paper import Paper, memory_on_paper
+from celery_idempotent.testing.servers import RedisServer
 
 HOLDS = Goal("1a", "a share", 0.97, ">=", 0.95, "97 of 100")
 FAILS = Goal("1b", "a share", 0.93, ">=", 0.95)
@@ -92,6 +94,30 @@ def test_only_a_whole_and_full_run_is_kept(
         assert kept["quick"] is ("--quick" in options)
 
 
+def test_a_part_that_is_kept_takes_the_place_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All others stay, and the page says what was measured when."""
+    # Given
+    curve = {"growth": [{"records": 10_000, "ratio": 1.01}]}
+    _run(monkeypatch, tmp_path, Section([HOLDS, FIGURE], curve))
+    for figure in (11.0, 12.0):
+        # When
+        part = Section([Goal("7d", "on paper", figure)], {"more": figure})
+        result, results = _run(monkeypatch, tmp_path, part, "--only", "guard", "--write")
+        # Then
+        assert result.exit_code == 0, result.output
+        kept = json.loads(results.read_text())
+        assert [(goal["number"], goal["figure"]) for goal in kept["goals"]] == [
+            ("1a", 0.97),
+            ("7d", figure),
+        ]
+        assert kept["tables"] == {**curve, "more": figure}
+        whole, rows = kept["conditions"].split("\n\n")
+        assert whole.startswith("Measured on")
+        assert rows.startswith("Rows 7d to 7d: Measured on")
+
+
 def test_a_goal_that_fails_is_said_on_the_page(tmp_path: Path) -> None:
     """No figure is left out of the page, and one that fails stands out."""
     page = report.as_rst(Section([HOLDS, FAILS, FIGURE]), "Measured somewhere.")
@@ -124,3 +150,39 @@ def test_paper_is_a_multiple_of_one_execution() -> None:
     assert paper.cores == pytest.approx(2)
     assert memory_on_paper(2**30 / 1_440_000_000).figure == pytest.approx(1)
     assert paper.megabits == pytest.approx(100)
+
+
+def test_a_worker_under_load_is_set_beside_plain_celery() -> None:
+    """In the same pool; what is late is the difference between the two."""
+    # Given
+    plain, ours = Cost(100.0, 0.02, 0.05), Cost(90.0, 0.02, 0.0525)
+    rows = {"prefork 4": {"plain": plain, "Redis": ours, "PostgreSQL": Cost(50.0, 0.03, 0.06)}}
+    # When
+    [goal] = goals_of(rows)
+    # Then
+    assert (goal.number, goal.figure, goal.bound) == ("9a", 0.9, None)
+    assert "plain 100/s" in goal.detail
+    assert "Redis 90/s, at half of plain's load p99 +2.5 ms" in goal.detail
+    assert "PostgreSQL 50/s, at half of plain's load p99 +10.0 ms" in goal.detail
+
+
+@pytest.mark.system
+def test_calls_pass_through_a_worker_under_load() -> None:
+    """Each gets its result, and says how long that took; the memory is of all its processes."""
+    # Given
+    with RedisServer() as server:
+        worker = Worker(server, Pool("prefork", 2), server.url(2))
+        try:
+            # When
+            took, answered = worker.passed("guarded", 10, 0.0)
+            # Then
+            assert len(answered) == 10
+            assert 0 < max(answered) <= took
+            assert worker.memory() > 3 * 10_000_000
+        finally:
+            worker.close()
+
+
+def test_a_quick_run_leaves_the_load_out() -> None:
+    """It takes minutes."""
+    assert measure_load(RedisServer(), True, print).goals == []

@@ -6,9 +6,12 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import Any
 
+import celery
 import pytest
+import redis
+from celery_singleton.backends import RedisBackend
 
-from benchmarks.speed import measure, peers
+from benchmarks.speed import enqueue, measure, peers
 from benchmarks.speed.bare import Bare
 from benchmarks.speed.measure import Effort, Goal, Ratio, ratio, rounds
 from celery_idempotent.testing.servers import RedisServer
@@ -31,18 +34,19 @@ def test_a_ratio_lies_between_two_of_those_found(found: Any, expected: Ratio) ->
     assert Ratio.of(found) == expected
 
 
+@pytest.mark.parametrize("slip", ["", "bare:{task:one}:sent:id"], ids=["eager", "in a worker"])
 @pytest.mark.parametrize("packed", [False, True], ids=["by redis-py", "by our connections"])
-def test_the_bare_side_sends_what_the_scripts_take(packed: bool) -> None:
+def test_the_bare_side_sends_what_the_scripts_take(packed: bool, slip: str) -> None:
     """A claim, its completion and a replay: the scripts' arguments are those of today."""
     # Given
     with RedisServer() as server:
         bare = Bare(server.url(), packed=packed)
         key, owner = "bare:{task:one}", b"U" + bytes(16)
         # When
-        token = bare.claim(key, owner)
+        token = bare.claim(key, owner, slip)
         assert isinstance(token, int)
-        bare.complete(key, owner, token)
-        replayed = bare.claim(key, b"U" + b"\1" * 16)
+        bare.complete(key, owner, token, slip)
+        replayed = bare.claim(key, b"U" + b"\1" * 16, slip)
         # Then
         assert isinstance(replayed, bytes)
         assert bare.timed_scripts(3, 0)[0] > 0
@@ -133,3 +137,27 @@ def test_who_came_closest_is_measured_again_until_it_is_the_same(
     # Then a was lucky: b is the closest
     assert efforts == [("a", False), ("b", False), ("c", False), ("a", True), ("b", True)]
     assert min(row.ratios["first"] for row in rows.values()) == 1.1
+
+
+def test_each_mode_stops_a_duplicate_at_the_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours and each peer's, while the first call is queued and while it runs."""
+    # Given peers that were measured before, on a server that is gone
+    monkeypatch.setattr("celery_once.backends.redis.redis", redis.Redis(port=1))
+    monkeypatch.setattr("celery_singleton.backends._backend", RedisBackend("redis://127.0.0.1:1"))
+    # When
+    with RedisServer() as server:
+        found = enqueue.measure_enqueue(server, True, silent)
+    # Then
+    rows = {row["name"]: row for row in found.tables["enqueue"]}
+    assert set(rows) == {mode.name for mode in enqueue.MODES}
+    ours = [rows[f"celery-idempotent, {how}"] for how in ("attach", "raise")]
+    # One to the store, and one to the result backend. Before 5.7 Celery may send that one another
+    # command when the caller drops the result.
+    most = 2.0 if celery.VERSION >= (5, 7) else 3.0
+    trips = [row["trips"][state] for row in ours for state in ("queued", "running")]
+    assert 2.0 <= min(trips) <= max(trips) <= most
+    # A published call: four to the store. celery-once has two, to take and give back a lock.
+    results = min(row["first_trips"] for name, row in rows.items() if "once" in name) - 2
+    assert [row["first_trips"] - results for row in ours] == [4.0, 4.0]
+    assert [goal.number for goal in found.goals] == ["3e", "3f", "3g", "3h"]
+    assert enqueue.as_rst(list(rows.values()), "said").count("   * -") == 1 + len(rows)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from billiard.pool import READY
+from billiard.queues import _SimpleQueue
 from rich.console import Console
 
 from celery_idempotent.testing.servers import RedisServer
@@ -641,3 +645,19 @@ def test_the_report_gives_an_account_and_the_command_that_repeats_it() -> None:
     assert "begin pid=2 id=call node=b token=70" in text
     assert "-- stop a child 1 (0.80 s)" in text
     assert "make chaos SEED=7 MINUTES=1" in text
+
+
+def test_a_result_that_is_read_from_its_middle_is_no_pickle() -> None:
+    """What a worker then logs tells that it was a result: docs/chaos.rst names it."""
+    # Given two results in a pipe of a pool
+    pipe = _SimpleQueue()
+    for job in (1, 2):
+        pipe.put((READY, (job, None, (True, (0, "'held'", 0.01)), 9)))
+    # When a reader ends after the length of the first, and another one goes on
+    os.read(pipe._reader.fileno(), 4)
+    for _ in range(2):
+        with pytest.raises(EOFError):
+            pipe.get()
+    # Then
+    with pytest.raises(pickle.UnpicklingError, match=r"invalid load key, '\\x01'"):
+        pipe.get()

@@ -18,8 +18,9 @@ from celery import Celery
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
-from celery_idempotent.ops import remote
+from celery_idempotent.ops import remote, settle
 from celery_idempotent.ops.cli import act, idempotency
 from celery_idempotent.ops.doctor import examination
 from celery_idempotent.ops.doctor.rights import (
@@ -32,7 +33,7 @@ from celery_idempotent.ops.doctor.store import check_server
 from celery_idempotent.run import journal as run_journal
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.base import Server
+from celery_idempotent.stores.base import Renewal, Server
 from celery_idempotent.stores.memory import MemoryStore
 from tests.ops.test_doctor import GOOD, GOOD_CONFIG, GOOD_INFO, names_in
 from tests.support.commands import Commands
@@ -41,7 +42,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 DOCTOR = Path(examination.__file__).parent
 
 #: Task ids as a reader can tell them apart.
-IDS = {name: str(uuid.UUID(name[0] * 32)) for name in ("a", "b", "c", "d", "e")}
+IDS = {name: str(uuid.UUID(name[0] * 32)) for name in ("a", "b", "c", "d", "e", "f")}
 START_US = 1_767_258_000_000_000  # 2026-01-01 09:00:00 UTC
 JSON = ("application/json", "utf-8")
 ON_PAGES_OF_THEIR_OWN = ("doctor", "flower", "relay")
@@ -69,6 +70,11 @@ class Story:
         token = verdict.token if isinstance(verdict, Claimed) else 0
         return Record(State.RUNNING, token, owner=owner, process=process)
 
+    def step(self, key: str, held: Record, order: int, step: str, result: bytes) -> None:
+        outcome = Outcome(Kind.RESULT, *JSON, result).pack()
+        renewal = Renewal(f"idempotent:{{shop.charge:{key}}}", held, 30_000, 86_400_000)
+        self._store.step(renewal, step, Step(StepState.DONE, order, outcome).pack())
+
     def complete(self, key: str, held: Record, state: State = State.SUCCEEDED) -> None:
         outcome = Outcome(Kind.RESULT, *JSON, b'{"receipt": "r-%b"}' % key[6:].encode()).pack()
         done = Record(state, held.token, owner=held.owner, outcome=outcome)
@@ -82,6 +88,8 @@ class Story:
         self._move(0.4)
         self.tell("waiting", "order:42", "b", original=IDS["a"], delay=0.25)
         self._move(0.6)
+        self.step("order:42", held, 0, "pay", b'"ch-1"')
+        self.step("order:42", held, 1, "mail", b"null")
         self.complete("order:42", held)
         self.tell("succeeded", "order:42", "a", took=1.0, token=held.token, attempt=1)
         self._move(0.1)
@@ -112,6 +120,7 @@ def app(monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     monkeypatch.setitem(MemoryStore._shared, url, store)
     monkeypatch.setattr(socket, "gethostname", lambda: "worker1")
     monkeypatch.setattr(run_journal, "monotonic", lambda: 1.0)
+    monkeypatch.setattr(settle, "uuid", lambda: IDS["f"])
     monkeypatch.setattr(act, "_via", lambda: "celery idempotency, ann on ops1")
     app = Celery("shop", set_as_current=False)
     app.conf.update(

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -23,6 +24,30 @@ NOT_OURS = {"genindex", "py-modindex", "search"}
 NARROW, WIDE = 400, 1280
 #: So high that nothing has to be scrolled to.
 WHOLE_PAGE = 14_000
+
+
+class View(NamedTuple):
+    """How a page is shown."""
+
+    width: int
+    dark: bool
+
+    def __str__(self) -> str:
+        return f"{self.width}-{'dark' if self.dark else 'light'}"
+
+
+VIEWS = [View(width, dark) for width in (WIDE, NARROW) for dark in (False, True)]
+
+#: Whether the window is as wide and as dark as it was told, once it has drawn itself so.
+IS_SHOWN_AS = """
+const [width, dark] = arguments;
+const is_so = () => window.innerWidth === width
+    && matchMedia('(prefers-color-scheme: dark)').matches === dark;
+return new Promise((done) => {
+    const look = () => requestAnimationFrame(() => is_so() ? done(true) : look());
+    look();
+});
+"""
 
 #: What is wider than the place that it has: one line for each element.
 FIND_CUT = """
@@ -175,20 +200,24 @@ def test_no_constructor_is_shown_that_nobody_calls(site: Path) -> None:
 # --- as they are seen ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [WIDE, NARROW])
-def test_every_page_fits_its_window(site: Path, chromium: Chromium, width: int, dark: bool) -> None:
-    """On a desk and on a phone nothing but code is scrolled sideways, and nothing is cut."""
-    # Given
-    chromium.show_as(width, dark=dark)
-    found = []
+@pytest.fixture(scope="module")
+def cut(site: Path, chromium: Chromium) -> dict[View, list[str]]:
+    """What is cut in each view; a page is loaded once, and shown in one after the other."""
+    found: dict[View, list[str]] = {view: [] for view in VIEWS}
     for page in pages_of(site):
-        # When
         chromium.open(page.as_uri())
-        chromium.screenshot(f"{page.stem}-{width}-{'dark' if dark else 'light'}")
-        # Then
-        found += [f"{page.stem}: {line}" for line in chromium.evaluate(FIND_CUT)]
-    assert found == []
+        for view in VIEWS:
+            chromium.show_as(view.width, dark=view.dark)
+            assert chromium.evaluate(IS_SHOWN_AS, *view) is True
+            chromium.screenshot(f"{page.stem}-{view}")
+            found[view] += [f"{page.stem}: {line}" for line in chromium.evaluate(FIND_CUT)]
+    return found
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=str)
+def test_every_page_fits_its_window(cut: dict[View, list[str]], view: View) -> None:
+    """On a desk and on a phone nothing but code is scrolled sideways, and nothing is cut."""
+    assert cut[view] == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

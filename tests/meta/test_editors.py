@@ -39,6 +39,12 @@ from celery_idempotent import IdempotentTask
 def charge(self: IdempotentTask, order_id):
     self.idempotency."""
 
+SIGNATURE = """
+from celery_idempotent import IdempotentTask
+
+def call(charge: IdempotentTask[[int], str]):
+    charge.s(1).set(idempotency_"""
+
 CONTEXT = {"attempt", "check", "interrupted", "key", "key_for", "session", "step", "token"}
 
 
@@ -56,8 +62,9 @@ def completed(source: str) -> set[str]:
         (OPTIONS, {"idempotency_on_enqueue", "idempotency_on_running"}),
         (METHOD, CONTEXT),
         (FUNCTION, CONTEXT),
+        (SIGNATURE, {"idempotency_key="}),
     ],
-    ids=["names", "testing", "options", "method", "function"],
+    ids=["names", "testing", "options", "method", "function", "signature"],
 )
 def test_jedi_completes(source: str, wanted: set[str]) -> None:
     """Jedi, which IPython and many editors use, offers every public name that fits."""

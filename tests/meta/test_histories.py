@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.histories.checker import RULES, check
+from tests.support.histories.checker import RULES, Terms, check
 from tests.support.histories.operations import Operation, read, write
 
 LEASE_S = 10.0
@@ -23,8 +23,8 @@ def _history(text: str) -> list[Operation]:
     return operations
 
 
-def _broken(text: str) -> list[str]:
-    return [one.rule for one in check(_history(text), LEASE_S)]
+def _broken(text: str, **terms: bool) -> list[str]:
+    return [one.rule for one in check(_history(text), LEASE_S, terms=Terms(**terms))]
 
 
 #: Two calls of a key; the second gets the first one's outcome, after a takeover that was excused.
@@ -282,6 +282,12 @@ BROKEN = {
         20 stored call=a state=FAILURE value=OutcomeUnknown by=q/2
         90 left call=a state=FAILURE value=OutcomeUnknown""",
     ),
+    "a body runs without a claim": (
+        "ran open",
+        BEGAN.replace("by=p/1", "state=open by=p/1")
+        + "0.9 away by=p/1 state=claim\n"
+        + "3 ended call=a key=k run=1 state=ignored value=Ignore by=p/1\n",
+    ),
     "the link is never sent": (
         "callbacks lost",
         BEGAN.replace("by=caller", "value=link by=caller") + DONE + LEFT,
@@ -297,6 +303,17 @@ def test_what_breaks_a_promise_is_named(rule: str, text: str) -> None:
 
 
 EXCUSED = {
+    "a run stood still before its rejection was recorded, which its parent had stored": f"""
+        {BEGAN}
+        3 ended call=a key=k run=1 state=rejected value=Reject by=p/1
+        4 stored call=a state=FAILURE value=Reject by=parent
+        4.5 stalled by=p until=30
+        16 began call=a key=k run=2 by=q/2
+        17 ended call=a key=k run=2 state=returned value=2 by=q/2
+        17 accepted call=a key=k run=2 by=q/2
+        17 settled call=a key=k run=2 state=succeeded by=q/2
+        17 stored call=a state=SUCCESS value=2 by=q/2
+        90 left call=a state=SUCCESS value=2""",
     "the first run's process died": f"""{SECOND}{BEGAN}
         2 killed by=p
         14 began call=a key=k run=2 by=q/2
@@ -417,6 +434,74 @@ def test_what_the_contract_allows_is_no_violation(text: str) -> None:
     """Where a process died or stood still, what the contract says of that is allowed."""
     # Given a history with that fault in it; when it is checked; then nothing is found
     assert _broken(text) == []
+
+
+#: A run without a claim, beside a run of the same key.
+OPEN = f"""{BEGAN}{SECOND}
+2 began call=b key=k run=2 state=open by=q/2
+2.5 ended call=b key=k run=2 state=returned value=2 by=q/2
+2.5 stored call=b state=SUCCESS value=2 by=q/2
+{DONE}{LEFT}
+90 left call=b state=SUCCESS value=2
+"""
+
+
+def test_a_task_may_run_open_only_while_the_store_is_away() -> None:
+    """Then it neither stops others nor is stopped, and its end is its own caller's answer."""
+    away = "1.9 away by=q/2 state=claim\n"
+    assert _broken(OPEN + away, fails_open=True) == []
+    assert _broken(OPEN, fails_open=True) == ["ran open"]
+    # Another call has no right to that answer
+    shared = OPEN.replace("left call=a state=SUCCESS value=1", "left call=a state=SUCCESS value=2")
+    assert _broken(shared + away, fails_open=True) == ["wrong answer"]
+
+
+@pytest.mark.parametrize(("until", "broken"), [(19, []), (60, ["answer changed"])])
+@pytest.mark.parametrize("state", ["open", ""])
+def test_a_run_that_went_on_may_retry_when_nobody_remembers_the_answer(
+    until: int, broken: list[str], state: str
+) -> None:
+    """A copy of its call was answered meanwhile, and it has published its next attempt itself."""
+    # Given
+    text = f"""
+    0 published call=b key=k by=caller
+    0.9 away by=q/2 state=claim
+    1 began call=b key=k run=2 {state and "state="}{state} by=q/2
+    3 stored call=b state=FAILURE value=1 by=p/1 until={until}
+    40 ended call=b key=k run=2 state=retried by=q/2
+    50 began call=b key=k run=3 value=1 by=q/3
+    51 ended call=b key=k run=3 state=returned value=3 by=q/3
+    51 settled call=b key=k run=3 state=released by=q/3
+    51 stored call=b state=SUCCESS value=3 by=q/3
+    90 left call=b state=SUCCESS value=3"""
+    # Then
+    found = _broken(text, fails_open=True, frees=True)
+    assert [it for it in found if it == "answer changed"] == broken
+
+
+@pytest.mark.parametrize(
+    ("made", "terms", "broken"),
+    [
+        pytest.param(2, {"frees": True}, [], id="it has waited for that run"),
+        pytest.param(3.5, {"frees": True}, ["wrong answer"], id="it was made after it"),
+        pytest.param(2, {"frees": True, "in_turn": True}, ["wrong answer"], id="in its turn"),
+    ],
+)
+def test_without_a_window_an_outcome_is_for_those_that_waited(
+    made: float, terms: dict[str, bool], broken: list[str]
+) -> None:
+    """And where each runs in its turn, for nobody else."""
+    # Given a call that got the outcome of another call's run, which no window keeps
+    text = f"""{BEGAN}
+    {made} published call=b key=k by=caller
+    3 ended call=a key=k run=1 state=returned value=1 by=p/1
+    3 settled call=a key=k run=1 state=released by=p/1
+    4 stored call=a state=SUCCESS value=1 by=p/1
+    5 stored call=b state=SUCCESS value=1 by=q/2
+    90 left call=a state=SUCCESS value=1
+    90 left call=b state=SUCCESS value=1"""
+    # When it is checked, then
+    assert _broken(text, **terms) == broken
 
 
 def test_each_rule_has_a_history_that_breaks_it() -> None:

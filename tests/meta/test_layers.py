@@ -27,7 +27,7 @@ LAYERS = (
     ("stores",),
     ("run",),
     # Nothing here imports `signals`: they are an observer, and Celery's.
-    ("settings", "signals"),
+    ("due", "settings", "signals"),
     ("delivery", "publishing"),
     ("worker", "http"),
     # `request` is the documented home of the worker's request class.

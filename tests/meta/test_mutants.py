@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def test_a_guard_can_be_taken_out(mutant: Mutant, tmp_path: Path) -> None:
     assert after != before
     if copy.suffix == ".py":
         compile(after, str(copy), "exec")
-    assert all((ROOT / arguments[0]).is_file() for arguments in mutant.stages)
+    assert all((ROOT / one.partition("::")[0]).is_file() for one, *_ in mutant.stages)
 
 
 def test_a_guard_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
@@ -46,6 +47,19 @@ def test_a_guard_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(SourceChanged):
             Mutant("a guard", "errors.py", old, "", ()).apply(tmp_path)
     assert path.read_text() == "one\none\n"
+
+
+def test_a_copy_has_all_that_tests_share() -> None:
+    """Without it no test of a mutant can be collected, and nothing can be shown."""
+    # Given what all tests import
+    shared = [ROOT / "tests" / "conftest.py", *(ROOT / "tests" / "support").rglob("*.py")]
+    imported = {
+        found.partition(".")[0]
+        for path in shared
+        for found in re.findall(r"^from (\S+) import", path.read_text(), re.MULTILINE)
+    }
+    # Then what of it is in this project is copied
+    assert {name for name in imported if (ROOT / name).is_dir()} <= set(program.COPIED)
 
 
 GUARD = Mutant("a guard", "errors.py", "guarded", "bare", (("tests/one.py",), ("tests/two.py",)))
@@ -118,6 +132,20 @@ def test_a_guard_that_can_not_be_taken_out_is_an_error(
     # Then
     assert program.main() == 1
     assert "put the mutant right" in capsys.readouterr().out
+
+
+def test_no_compiled_file_hides_a_change(tmp_path: Path) -> None:
+    """Python compares whole seconds and sizes: each change has seconds that the file never had."""
+    # Given
+    copy = Copied(tmp_path)
+    # When it changes several times within a second
+    times = []
+    for text in ("one\n", "two\n", "one\n"):
+        copy.source.write_text(text)
+        copy.has_changed(copy.source)
+        times.append(int(copy.source.stat().st_mtime))
+    # Then
+    assert len(set(times)) == len(times)
 
 
 def test_tests_that_fail_by_themselves_show_nothing(

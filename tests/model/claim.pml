@@ -54,6 +54,9 @@
 #ifndef NOTES          /* the store refuses a note, which is told again */
 #define NOTES 0
 #endif
+#ifndef GIVES          /* a body gives its key up before its end: release() */
+#define GIVES 0
+#endif
 #ifndef SHARES         /* a duplicate may have waited for the run that failed: it shares that */
 #define SHARES 0
 #endif
@@ -77,7 +80,8 @@
 
 /* failed: released with its outcome, that is free for others: a failure, or any outcome where the window
  * is 0. ignored: an answer without outcome. */
-mtype = { none, absent, running, retrying, released, failed, succeeded, unknown, ignored };
+/* kept: the result of a run that had given its key up: only its slip has it. */
+mtype = { none, absent, running, retrying, released, failed, succeeded, unknown, ignored, kept };
 mtype = { claimed, busy, replay, superseded, nobody_knows, recorded,
     answered_before, lost };
 
@@ -93,11 +97,15 @@ mtype slip[3] = none;      /* its answer */
 byte slip_retries[3];      /* the attempt that was answered */
 bool noted[3];             /* its callbacks went out */
 byte sending[3];           /* the nonce of who sends them, under a lease */
+byte gone[3];              /* the token of its run that has given the key up: while there is no
+                            * answer, that run's lease is here, in the place of who sends */
+byte cut[3];               /* how many runs were cut off before that one */
 
 /* --- what each worker knows: its token, its claim under way --- */
 byte tokens[WORKERS + 1];
 byte nonces[WORKERS + 1];
 bool trusts[WORKERS + 1];  /* its body runs, and its lease, to its knowledge, goes on */
+byte alone[WORKERS + 1];   /* whose body runs without the key, under a lease in its slip */
 
 /* --- on the wire to the store: late claims, their undoing, one late completion, one late note --- */
 byte late_nonce[2], late_who[2], late_retries[2], late_process[2];
@@ -123,15 +131,15 @@ byte out[3];               /* its callbacks: 1 out, 2 may go out again (a crash,
 bool idle = false;         /* the claim that holds the key is for a body that will not begin */
 bool sent = false;         /* DUPLICATE's message is out */
 byte crashes = 0, copies = 0, stalls = 0, answers = 0, delays = 0, outages = 0, losses = 0;
-byte emptied = 0, forgets = 0, ignores = 0, cuts = 0, notes = 0;
+byte emptied = 0, forgets = 0, ignores = 0, cuts = 0, notes = 0, gives = 0;
 
-byte v_, free_, via_;
+byte v_, free_, via_, count_;
 mtype told_ = none;        /* for the inlines, inside one step */
 
 /* --- numbers ------------------------------------------------------------------------------- */
 
 #define LIVE_NUMBER(v) (token == v || highest == v || owed_token == v || tokens[1] == v \
-    || tokens[2] == v || accepted_token == v || note_token == v)
+    || tokens[2] == v || accepted_token == v || note_token == v || gone[1] == v || gone[2] == v)
 #define CLOSE(x) if :: x > v_ -> x-- :: else -> skip fi
 
 inline settle_numbers() {
@@ -143,7 +151,7 @@ inline settle_numbers() {
         :: LIVE_NUMBER(v_) || LIVE_NUMBER((v_ - 1)) -> v_++
         :: else ->
             CLOSE(token); CLOSE(highest); CLOSE(owed_token); CLOSE(tokens[1]); CLOSE(tokens[2]);
-            CLOSE(accepted_token); CLOSE(note_token)
+            CLOSE(accepted_token); CLOSE(note_token); CLOSE(gone[1]); CLOSE(gone[2])
         fi
     od;
     v_ = 0
@@ -218,13 +226,38 @@ inline restore(it) {
 #define MINE (owner == who)
 #define DONE (state == succeeded || state == failed)
 #define FORGOTTEN (emptied > 0 || forgets > 0)
-#define OUTCOME(a) (a == failed || a == unknown)
+#define OUTCOME(a) (a == failed || a == unknown || a == kept)
+#define IS_RUN(who) (gone[who] != 0 && slip[who] == none)
 
 inline clear_slip(who) {
-    slip[who] = none; slip_retries[who] = 0; noted[who] = false; sending[who] = 0
+    slip[who] = none; slip_retries[who] = 0; noted[who] = false; sending[who] = 0;
+    gone[who] = 0; cut[who] = 0
 }
 
 inline begin(who, r, w, counted, n) {
+    count_ = counted;
+#if GIVES
+    /* The run that had given its key up was cut off after that. */
+    if
+    :: IS_RUN(who) && r <= slip_retries[who] -> count_ = cut[who] + 1
+    :: else -> skip
+    fi;
+    if
+    :: IS_RUN(who) && count_ > INTERRUPTIONS ->
+        clear_slip(who);
+        new_token();
+        state = unknown; owner = who; retries = r; interruptions = 0; live = false; nonce = 0;
+        process = w; verdict = nobody_knows; told_ = unknown; tell_alone(who, n)
+    :: else -> begin_body(who, r, w, n)
+    fi;
+#else
+    begin_body(who, r, w, n);
+#endif
+    count_ = 0
+}
+
+inline begin_body(who, r, w, n) {
+    assert(!(w != 1 && alone[1] == who) && !(w != 2 && alone[2] == who));
     /* No body begins while another's lease goes on, nor an attempt before the one recorded. */
     assert(!(w != 1 && trusts[1]) && !(w != 2 && trusts[2]));
     if
@@ -233,10 +266,11 @@ inline begin(who, r, w, counted, n) {
     fi;
     /* Nobody begins again who has its answer; a later attempt is a call of its own. */
     assert(answer[who] == none || r > slip_retries[who]);
+    interruptions = count_;
     answer[who] = none; idle = false; clear_slip(who);
     new_token();
     state = running; owner = who; retries = r; nonce = n; process = w; live = true;
-    interruptions = counted; verdict = claimed
+    verdict = claimed
 }
 
 inline lease(who, n) {
@@ -263,6 +297,44 @@ inline answer_again(who, n) {
     fi
 }
 
+/* A run that gave its key up has lost its lease, and its call gets its answer here. */
+#if GIVES && !defined(NO_END_OF_WHO_IS_ALONE)
+#define END_ALONE(who) if :: IS_RUN(who) -> gone[who] = 0; cut[who] = 0 :: else -> skip fi
+#else
+#define END_ALONE(who) skip
+#endif
+
+
+inline tell_alone(who, n) {
+    /* An error that the record does not keep: until it is noted, nobody else answers this call. */
+    via_ = SLIP;
+    END_ALONE(who);
+#ifdef NO_LEASE_FOR_ERRORS
+    if
+    :: CALLBACKS && !noted[who] -> sending[who] = n
+    :: else -> skip
+    fi
+#else
+    if
+    :: !noted[who] && (CALLBACKS || slip[who] == none || state == unknown) -> sending[who] = n
+    :: else -> skip
+    fi
+#endif
+}
+
+inline share(who, r, n) {
+    /* The failure of a run that this caller waited for: its slip has it from the claim on. */
+    verdict = replay; told_ = failed;
+    END_ALONE(who);
+#ifndef NO_SLIP_FOR_SHARED
+    if
+    :: !OUTCOME(slip[who]) -> slip[who] = failed; slip_retries[who] = r
+    :: else -> skip
+    fi;
+#endif
+    lease(who, n)
+}
+
 inline interrupt(who, r, w, n) {
     /* What a body never ran for is not counted, unless the undoing was lost with its process. */
     assert(!idle || losses > 0);
@@ -270,7 +342,7 @@ inline interrupt(who, r, w, n) {
     :: interruptions < INTERRUPTIONS -> begin(who, r, w, interruptions + 1, n)
     :: else ->
         state = unknown; live = false; nonce = 0; verdict = nobody_knows;
-        told_ = unknown; lease(who, n)
+        told_ = unknown; tell_alone(who, n)
     fi
 }
 
@@ -333,7 +405,7 @@ inline claim_alone(who, r, w, n) {
 #ifdef NO_SENDING
 #define TOLD_NOW(n) false
 #else
-#define TOLD_NOW(n) (CALLBACKS && !noted[who] && sending[who] != 0 && sending[who] != n)
+#define TOLD_NOW(n) (!noted[who] && sending[who] != 0 && sending[who] != n)
 #endif
 
 inline claim(who, r, w, n) {
@@ -348,7 +420,7 @@ inline claim(who, r, w, n) {
 inline decide(who, r, w, n) {
     if
     :: SHARES && !MINE && state != succeeded && slip[3 - who] == failed ->
-        verdict = replay; told_ = failed; lease(who, n)
+        share(who, r, n)
     :: state == running ->
         if
         :: OLD_COPY -> verdict = superseded
@@ -373,9 +445,17 @@ inline decide(who, r, w, n) {
             :: else -> skip
             fi
         :: !MINE && state == failed -> begin(who, r, w, 0, n)
-        :: !MINE && state == succeeded -> verdict = replay; told_ = succeeded; lease(who, n)
+        :: !MINE && state == succeeded ->
+            verdict = replay; told_ = succeeded;
+#if GIVES && !defined(NO_END_OF_WHO_IS_ALONE)
+            if
+            :: IS_RUN(who) -> slip[who] = succeeded; slip_retries[who] = r; gone[who] = 0; cut[who] = 0
+            :: else -> skip
+            fi;
+#endif
+            lease(who, n)
         fi
-    :: state == unknown -> verdict = nobody_knows; told_ = unknown; lease(who, n)
+    :: state == unknown -> verdict = nobody_knows; told_ = unknown; tell_alone(who, n)
     fi
 }
 
@@ -393,9 +473,36 @@ inline decide(who, r, w, n) {
 #define ANSWERED_BY_COPY (state == unknown && (slip[who] != none || sending[who] != 0))
 #endif
 
+#if GIVES
+#define GONE(t) (gone[who] != 0 && gone[who] == t)
+#else
+#define GONE(t) false
+#endif
+
 inline settle(who, t, new, r, by) {
     if
-    :: state != absent && state == BECOMES(new) && owner == who && token == t + RELEASES(new) ->
+#if GIVES
+    :: GONE(t) ->
+        /* Its run has given the key up: its own call is answered, whoever has the key. */
+        verdict = recorded;
+        if
+        :: slip[who] == none ->
+            answer[who] = new; answered = answered | (new == ignored -> who : 0);
+#ifndef NO_SLIP_AFTER_RELEASE
+            slip[who] = new; slip_retries[who] = r
+#else
+            gone[who] = 0
+#endif
+            ;
+            sending[who] = 0;
+            if
+            :: CALLBACKS && by != 0 && new != ignored -> sending[who] = nonces[by]
+            :: else -> skip
+            fi
+        :: else -> skip                      /* asked again */
+        fi
+#endif
+    :: !GONE(t) && state == BECOMES(new) && owner == who && token == t + RELEASES(new) ->
         verdict = recorded  /* asked again */
     :: else ->
         if
@@ -410,11 +517,17 @@ inline settle(who, t, new, r, by) {
             fi;
             verdict = recorded;
             if
-            :: ANSWERED_BY_COPY -> verdict = answered_before
+            :: ANSWERED_BY_COPY ->
+                verdict = answered_before;
+                if
+                :: RELEASES(new) && slip[who] == none -> slip[who] = new; slip_retries[who] = r
+                :: else -> skip
+                fi
             :: !ANSWERED_BY_COPY && RELEASES(new) -> answer[who] = new;
                 answered = answered | (new == ignored -> who : 0);
 #ifndef NO_SLIP
-                slip[who] = new; slip_retries[who] = r; noted[who] = false; sending[who] = 0
+                slip[who] = new; slip_retries[who] = r; noted[who] = false; sending[who] = 0;
+                gone[who] = 0; cut[who] = 0
 #endif
             :: !ANSWERED_BY_COPY && new == succeeded -> answer[who] = succeeded
             :: !ANSWERED_BY_COPY && new == retrying -> skip
@@ -498,7 +611,8 @@ inline note(who, r, t, told) {
     :: else -> skip
     fi;
     if
-    :: slip[who] == none || (OUTCOME(told) && !OUTCOME(slip[who])) ->
+    /* What was left while this was being told was not told itself. */
+    :: slip[who] == none || (OUTCOME(told) && (!OUTCOME(slip[who]) || sending[who] != 0)) ->
         slip[who] = told; slip_retries[who] = r
     :: else -> skip
     fi;
@@ -531,7 +645,7 @@ inline end_lease(who, w) {
 #define DIE atomic { crashes < CRASHES -> crashes++; goto dead }
 
 inline rest() {
-    tokens[me] = 0; nonces[me] = 0; trusts[me] = false;
+    tokens[me] = 0; nonces[me] = 0; trusts[me] = false; alone[me] = 0;
     who = 0; r = 0; coming = 0; verdict = 0; wanted = 0; told = none; via = 0; wrote = false;
     settle_numbers()
 }
@@ -552,7 +666,8 @@ inline die() {
     :: else -> skip
     fi;
     if
-    :: out[who] == 1 && via != 0 -> out[who] = 2     /* sent, and not noted */
+    :: (out[who] == 1 || (told == unknown && answer[who] == unknown)) && via != 0 ->
+        out[who] = 2                                 /* sent or told, and not noted */
     :: else -> skip
     fi;
     rest()
@@ -563,6 +678,8 @@ inline forget_note() {
     note_told = none
 }
 
+#define WITHOUT_KEY (gone[who] != 0 && gone[who] == tokens[me])
+
 inline judge() {
     /* What becomes of the call, by the record that came with the answer. */
     via = 0; told = none;
@@ -570,7 +687,8 @@ inline judge() {
     :: verdict == recorded ->
         told = wanted;
         if
-        :: CALLBACKS && (wanted == failed || wanted == succeeded) ->
+        :: CALLBACKS && (wanted == kept || wanted == failed) && WITHOUT_KEY -> via = SLIP
+        :: CALLBACKS && (wanted == failed || wanted == succeeded) && !WITHOUT_KEY ->
             via = RECORD; tokens[me] = token
         :: else -> skip
         fi
@@ -588,8 +706,8 @@ inline judge() {
 }
 
 inline note_at_once() {
-    /* An answer that writes no record, to a message without callbacks: the decision and the slip
-     * are one step here. In the code the tracer runs between them. */
+    /* An outcome that a run of this message did not make, to one without callbacks: the decision and
+     * the slip are one step here. In the code the tracer runs between them. */
     if
     :: !CALLBACKS && via == SLIP ->
         via = 0;
@@ -604,7 +722,7 @@ inline note_at_once() {
 inline tell_answer() {
     answered = answered | who;
     assert(told == none || answer[who] == none || answer[who] == told || FORGOTTEN
-        || RETRIES > 0);
+        || RETRIES > 0 || out[who] == 2);
     if
     :: CALLBACKS && via != 0 -> assert(out[who] != 1); out[who] = (out[who] == 0 -> 1 : 2)
     :: else ->
@@ -612,9 +730,16 @@ inline tell_answer() {
         :: told != none && answer[who] == none && !FORGOTTEN -> answer[who] = told
         :: else -> skip
         fi;
-        via = 0
+        if
+        :: told == succeeded || told == none -> via = 0      /* the record keeps it */
+        :: else -> skip                                      /* it is still to be noted */
+        fi
     fi
 }
+
+/* It stood still, and the lease under which it was to tell an error is over: its copy asks again. */
+#define STALE (!CALLBACKS && told == unknown && via == SLIP && slip[who] == none \
+    && sending[who] != nonces[me])
 
 inline give_up_claim() {
     if
@@ -659,10 +784,9 @@ ask:
             fi;
             told = told_; via = via_; told_ = none; via_ = 0;
             if
-            :: CALLBACKS && via != 0 && (verdict == replay || verdict == nobody_knows) -> skip
+            :: via != 0 && (verdict == nobody_knows || (CALLBACKS && verdict == replay)) -> skip
             :: else -> nonces[me] = 0
-            fi;
-            note_at_once()
+            fi
         :: answers < ANSWERS ->
             answers++; told_ = none; via_ = 0;
             if
@@ -717,10 +841,23 @@ body:
         live = true; trusts[me] = true; goto body }      /* its heartbeat: nobody took over */
     :: atomic { state == absent && emptied > 0 -> state = running; owner = who; retries = r;
         token = tokens[me]; process = me; live = true; trusts[me] = true; goto body }
-    :: atomic { wanted = succeeded; coming = r; trusts[me] = false } -> goto end_of_body
-    :: atomic { wanted = failed; coming = r; trusts[me] = false } -> goto end_of_body
+#if GIVES
+    :: atomic { gives < GIVES && tokens[me] == token && state == running -> gives++;
+        clear_slip(who); slip_retries[who] = r; gone[who] = token; cut[who] = interruptions;
+        state = released; token++; RISE(highest, token); live = false; nonce = 0; process = 0;
+        new_nonce(me); trusts[me] = false; alone[me] = who;
+#ifndef NO_LEASE_AFTER_RELEASE
+        sending[who] = nonces[me];
+#endif
+        goto body }
+    :: atomic { IS_RUN(who) && gone[who] == tokens[me] && sending[who] == 0 ->
+        sending[who] = nonces[me]; alone[me] = who; goto body }    /* its heartbeat */
+#endif
+    :: atomic { wanted = (nonces[me] != 0 -> kept : succeeded); coming = r; trusts[me] = false;
+        alone[me] = 0 } -> goto end_of_body
+    :: atomic { wanted = failed; coming = r; trusts[me] = false; alone[me] = 0 } -> goto end_of_body
     :: atomic { ignores < IGNORES -> ignores++;
-        wanted = ignored; coming = r; trusts[me] = false } -> goto end_of_body
+        wanted = ignored; coming = r; trusts[me] = false; alone[me] = 0 } -> goto end_of_body
     :: atomic { r < RETRIES -> wanted = retrying; coming = r + 1; trusts[me] = false;
         if
         :: losses < LOSSES -> losses++; excused = excused | who
@@ -769,10 +906,10 @@ put_back:
 
 tell:
     if
-    :: atomic { tell_answer() }
+    :: atomic { STALE -> via = 0; nonces[me] = 0; goto put_back }
+    :: atomic { !STALE -> tell_answer() }
     :: DIE
     fi;
-#if CALLBACKS
     if
     :: via == 0 -> skip
     :: atomic { via != 0 ->
@@ -793,7 +930,6 @@ tell:
         via = 0; nonces[me] = 0 }
     :: DIE
     fi;
-#endif
 
 done:
     if
@@ -820,10 +956,17 @@ inline begin_anew() {
 #define PENDING(n) (n != 0 && (UNDOING(n) || nonces[1] == n || nonces[2] == n))
 #define SENDS(n) (nonces[1] == n || nonces[2] == n || note_nonce == n)
 
+#define LOSE_ALONE(who) \
+    if \
+    :: IS_RUN(who) -> alone[1] = (alone[1] == who -> 0 : alone[1]); \
+        alone[2] = (alone[2] == who -> 0 : alone[2]) \
+    :: else -> out[who] = 2 \
+    fi
+
 #define END_OF_SENDING(who) \
     :: atomic { sending[who] != 0 && !SENDS(sending[who]) -> sending[who] = 0 } \
     :: atomic { sending[who] != 0 && SENDS(sending[who]) && stalls < STALLS -> stalls++; \
-        sending[who] = 0; out[who] = 2 }
+        sending[who] = 0; LOSE_ALONE(who) }
 
 #define ARRIVAL(i) \
     :: atomic { late_nonce[i] != 0 -> arrive(i) } \
@@ -857,8 +1000,8 @@ end_world:
     /* Who still asks, and an undoing that is still to arrive, come within the lease. */
     :: atomic { state == running && live && !BEATS && !PENDING(nonce) -> live = false }
     :: atomic { DONE && live && !BEATS -> live = false }
-#if CALLBACKS
     END_OF_SENDING(1) END_OF_SENDING(2)
+#if CALLBACKS
     :: atomic { DONE && live && BEATS && stalls < STALLS -> stalls++; live = false; out[owner] = 2 }
     :: atomic { note_who != NOBODY ->
         note(note_who, note_retries, note_token, note_told); forget_note() }

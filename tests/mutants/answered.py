@@ -9,7 +9,7 @@ __all__ = ["ANSWERED"]
 _SLIP = "core/slip.py"
 _SEAM: Stages = (("tests/delivery/test_seam.py",),)
 _GUARDS: Stages = (("tests/delivery/test_guard.py",), *_SEAM)
-_SQL: Stages = (("tests/stores/sql/test_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
+_SQL: Stages = (("tests/stores/sql/test_contract.py::TestSqlByAVirtualClock", "-k", "sqlite"),)
 
 
 def _copies() -> list[Mutant]:
@@ -21,15 +21,45 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: a duplicate whose record ends before its copies leaves a slip",
-        ("if record.outcome and left_ms < ask.horizon_ms:", "if False:"),
+        ("(left_ms < ask.horizon_ms or (", "(("),
         "claim",
-        ("left_ms >= 0 and left_ms < horizon_ms then", "false then"),
+        ("(ends_too_soon(KEYS[1]) or slip and", "(slip and"),
     )
     mutants += pair(
         "answered: and none where the record lives on",
-        ("if record.outcome and left_ms < ask.horizon_ms:", "if record.outcome:"),
+        ("(left_ms < ask.horizon_ms or (", "(True or ("),
         "claim",
-        ("left_ms >= 0 and left_ms < horizon_ms then", "left_ms >= 0 then"),
+        ("(ends_too_soon(KEYS[1]) or slip and", "(true or slip and"),
+    )
+    mutants += pair(
+        "answered: a run that gave its key up, and lost its lease, finds its call's answer",
+        (" or (slip is not None and slip.is_run)):", "):"),
+        "claim",
+        (" or slip and not without_run()) then", ") then"),
+    )
+    mutants += pair(
+        "answered: and it tells nothing beside an error that a copy tells",
+        ("    if slip is not None and slip.is_run:\n        slip = None\n", ""),
+        "claim",
+        ("  local slip = without_run()\n  local sending", "  local sending"),
+    )
+    mutants += pair(
+        "answered: an owner's copy leaves a slip where the record ends before its copies",
+        ("if ask.slip_key and record.outcome and left_ms", "if False and left_ms"),
+        "claim",
+        ("if slip_key and #outcome > 0 and", "if false and"),
+    )
+    mutants += pair(
+        "answered: a copy keeps the slip for its own copies",
+        ("if slip is not None and left_ms < ask.horizon_ms and", "if False and"),
+        "claim",
+        ("if is_copy and ends_too_soon(slip_key) then", "if false then"),
+    )
+    mutants += pair(
+        "answered: a call that is published anew does not",
+        ("left_ms < ask.horizon_ms and _is_copy(found.record, slip, ask):", "slip.answered:"),
+        "claim",
+        ("if is_copy and ends_too_soon(slip_key) then", "if told and ends_too_soon(slip_key) then"),
     )
     mutants += pair(
         "answered: a leftover copy runs nothing where it gave its key up",
@@ -69,13 +99,13 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: a lease on callbacks is no answer",
-        ("not slip.answered or (record", "(record"),
+        ("slip is not None and slip.answered and (record", "slip is not None and (record"),
         "claim",
         ("slip and slip.answered and not (record", "slip and not (record"),
     )
     mutants += pair(
         "answered: what was forgotten counts no more",
-        (" or (record is not None and not record.owner)", ""),
+        (" and (record is None or bool(record.owner))", ""),
         "claim",
         (" and not (record and #record.owner == 0)", ""),
     )
@@ -89,7 +119,7 @@ def _copies() -> list[Mutant]:
         "answered: a claim begins anew",
         ("slip_ttl_ms = KEEP_TTL if slip is None else 0", "slip_ttl_ms = KEEP_TTL"),
         "claim",
-        ("  if slip then redis.call('DEL', slip_key) end\n", ""),
+        ("  elseif slip then\n    redis.call('DEL', slip_key)\n", ""),
     )
 
 
@@ -125,8 +155,8 @@ def _attempts() -> list[Mutant]:
     return mutants + pair(
         "no copy: nothing says that it is one",
         (
-            "not (ask.is_new or answer.is_older_than(ask.message))",
-            "not answer.is_older_than(ask.message)",
+            "not (ask.is_new or slip.is_older_than(ask.message))",
+            "not slip.is_older_than(ask.message)",
         ),
         "claim",
         (" and not is_new", ""),
@@ -156,7 +186,11 @@ def _waiters() -> list[Mutant]:
         )
         + pair(
             "a copy that a late run leaves finds its answer",
-            ("    return Write(None, slip=slip, slip_ttl_ms=ttl_ms)", "    return Write(None)"),
+            (
+                "    return Write(None, slip=slip, slip_ttl_ms=ttl_ms)",
+                "    return Write(None)",
+                "if event.slip is None else max(",
+            ),
             "settle",
             ("  save_slip(slip_key, slip, ttl)\n", ""),
         )
@@ -413,7 +447,10 @@ def _sending() -> list[Mutant]:
 def _runs() -> list[Mutant]:
     mutants = pair(
         "answered: a run whose copy answers does not",
-        ("answered = answered and record is not None and", "answered = False and"),
+        (
+            "        answered\n        and record is not None\n",
+            "        False\n        and record\n",
+        ),
         "settle",
         ("local answered = slip and record", "local answered = false and record"),
     )
@@ -425,9 +462,36 @@ def _runs() -> list[Mutant]:
     )
     mutants += pair(
         "answered: only while its outcome is unknown",
-        ("record is not None and record.state is State.UNKNOWN\n", "record is not None\n"),
+        (
+            "and (record.state is State.UNKNOWN or record.state is State.COMPENSATING)\n",
+            "\n",
+        ),
         "settle",
-        ("slip and record and record.state == UNKNOWN\n", "slip and record\n"),
+        (
+            "slip and record and (record.state == UNKNOWN or record.state == COMPENSATING)\n",
+            "slip and record\n",
+        ),
+    )
+    mutants += pair(
+        "answered: also while what its run did is undone",
+        (
+            "(record.state is State.UNKNOWN or record.state is State.COMPENSATING)\n",
+            "(record.state is State.UNKNOWN)\n",
+        ),
+        "settle",
+        (
+            "(record.state == UNKNOWN or record.state == COMPENSATING)\n",
+            "record.state == UNKNOWN\n",
+        ),
+    )
+    mutants += pair(
+        "answered: what is undone is undone under a lease all the same",
+        (
+            "until_ms=now_ms + event.delay_ms if timed else 0",
+            "until_ms=now_ms + event.delay_ms if timed and not answered else 0",
+        ),
+        "settle",
+        ("if timed then until_ms", "if timed and not answered then until_ms"),
     )
     mutants += pair(
         "answered: who tells Unknown tells it alone",
@@ -472,7 +536,7 @@ def _runs() -> list[Mutant]:
             "stores/redis/lua/record.lua",
             "return #raw > 24 and string.byte(raw, 1) > VERSION",
             "return false",
-            (("tests/stores/test_contract.py", "-k", "TestRedisByAVirtualClock"),),
+            (("tests/stores/test_contract.py::TestRedisByAVirtualClock",),),
         ),
         Mutant(
             "newer: its own record is not another's",
@@ -486,7 +550,7 @@ def _runs() -> list[Mutant]:
             "stores/redis/lua/record.lua",
             " and struct.unpack('>I8', raw, 5) ~= token",
             "",
-            (("tests/stores/test_contract.py", "-k", "TestRedisByAVirtualClock"),),
+            (("tests/stores/test_contract.py::TestRedisByAVirtualClock",),),
         ),
     ]
 
@@ -501,26 +565,117 @@ _DELIVERIES = [
     _answer(
         "a run that succeeds leaves that of its copy",
         "delivery/outcome.py",
-        "    if (verdict is None or verdict.answered) and _was_answered(attempt, verdict):",
-        "    if False:",
+        "    if verdict is None or verdict.answered:\n        leave_if_answered(attempt, verdict)",
+        "",
     ),
     _answer(
         "a run that fails leaves that of its copy",
         "delivery/outcome.py",
-        "if isinstance(exc, Exception) and _was_answered(attempt, verdict):",
-        "if False:",
+        "    if isinstance(exc, Exception):\n        leave_if_answered(attempt, verdict)",
+        "",
     ),
     _answer(
         "a run that ends while the store is away leaves that of its copy",
         "delivery/outcome.py",
-        "return is_answered(",
-        "return False and is_answered(",
+        "if is_answered(delivery.task, delivery.request) if verdict is None else verdict.answered:",
+        "if verdict is not None and verdict.answered:",
     ),
     _answer(
         "a zombie leaves that of its copy",
         "delivery/outcome.py",
-        "if verdict.answered and not delivery.eager:",
+        "(verdict.answered or is_answered(delivery.task, delivery.request)):",
+        "False:",
+    ),
+    _answer(
+        "a zombie that heard of its loss earlier leaves that of its copy",
+        "delivery/outcome.py",
+        "(verdict.answered or is_answered(delivery.task, delivery.request)):",
+        "verdict.answered:",
+    ),
+    _answer(
+        "a run that can't tell what happened leaves that of its copy",
+        "delivery/outcome.py",
+        "    leave_if_answered(attempt, verdict)\n    unknown = ",
+        "    unknown = ",
+    ),
+    _answer(
+        "a compensation that has to go on leaves that of its copy",
+        "delivery/compensation.py",
+        "leave_if_answered(attempt, verdict)",
+        "pass",
+    ),
+    _answer(
+        "a compensation that has to go on says so before its end",
+        "delivery/compensation.py",
+        "if goes_on and run.lease.is_unbroken:",
         "if False:",
+    ),
+    _answer(
+        "no RETRY of a run whose lease may have been over",
+        "delivery/outcome.py",
+        "if attempt.run.lease.is_unbroken:",
+        "if attempt.run.lease.lost is None:",
+    ),
+    _answer(
+        "no RETRY of a run whose lease was over once",
+        "run/lease.py",
+        "self._ran_out = self._ran_out or not self.is_live",
+        "pass",
+    ),
+    _answer(
+        "no RETRY of a run that has heard of it",
+        "run/lease.py",
+        "not (self._lost or self.answered or self._ran_out)",
+        "not (self._lost or self._ran_out)",
+    ),
+    _answer(
+        "no REVOKED of a copy that is discarded",
+        "worker/request.py",
+        "        return is_revoked and self.id in revoked_tasks\n",
+        "        return stores\n",
+        (("tests/worker/test_lost_children.py",),),
+    ),
+    _answer(
+        "a copy's, given while a body ran without a claim",
+        "delivery/guard.py",
+        "        if not delivery.eager and is_answered(task, request):\n            # The store",
+        "        if False:\n            # The store",
+    ),
+    _answer(
+        "a copy's, after a body ran without a claim and the store has forgotten it",
+        "delivery/guard.py",
+        "            leave_answer(delivery, at_once=False, notes=False)\n",
+        "",
+    ),
+    _answer(
+        "of a body that ran without a claim",
+        "delivery/guard.py",
+        "    give_way()\n    leave_answer(delivery, at_once=False)\n",
+        "    give_way()\n",
+    ),
+    _answer(
+        "a failure's, of a body that ran without a claim",
+        "delivery/guard.py",
+        "            leave_answer(delivery, at_once=False)\n        raise\n    give_way()",
+        "            pass\n        raise\n    give_way()",
+    ),
+    _answer(
+        "a copy's, given while RETRY was stored",
+        "delivery/guard.py",
+        "                verdict = claim.claim(_PATIENCE_S)\n        except",
+        "                pass\n        except",
+    ),
+    _answer(
+        "no RETRY of a message that waits again",
+        "delivery/waiting.py",
+        "return bool(waits.since_ms) and not (delivery.redelivered or waits.redelivery)",
+        "return False",
+    ),
+    _answer(
+        "in an outage no failure and no run of its copy",
+        "delivery/guard.py",
+        'if answered or (policy == "raise" and copy):',
+        'if policy == "raise" and copy:',
     ),
     _answer(
         "a run that lost to a failure keeps that answer",
@@ -531,14 +686,14 @@ _DELIVERIES = [
     _answer(
         "of a body that was ignored",
         "run/run.py",
-        "answers = state is State.RELEASED and ending.answers",
-        "answers = state is State.RELEASED and bool(ending.outcome)",
+        "answers = state is RELEASED and ending.answers",
+        "answers = state is RELEASED and bool(ending.outcome)",
     ),
     _answer(
         "of a body that failed",
         "run/run.py",
-        "answers = state is State.RELEASED and ending.answers",
-        "answers = state is State.RELEASED and ending.answers and not ending.outcome",
+        "answers = state is RELEASED and ending.answers",
+        "answers = state is RELEASED and ending.answers and not ending.outcome",
     ),
     _answer(
         "none of a body that is put back as it is",
@@ -618,8 +773,8 @@ _DELIVERIES = [
     _answer(
         "no RETRY over it by a delivery that stood still",
         "delivery/guard.py",
-        "stale = time.perf_counter() - asked > delivery.options.lease / 3",
-        "stale = False",
+        "return time.perf_counter() - asked > delivery.options.lease / 3",
+        "return False",
     ),
     _answer(
         "no refusal by a delivery that stood still",
@@ -713,6 +868,42 @@ _DELIVERIES = [
         "delivery/callbacks.py",
         "continue  # it comes once",
         "break  # it comes once",
+    ),
+    _answer(
+        "a link's id tells one publication of a task id from another",
+        "delivery/callbacks.py",
+        'f"{request.id}/{publication}" if publication else request.id',
+        "request.id",
+    ),
+    _answer(
+        "a task id that is published again while an attempt waits is told the end",
+        "delivery/guard.py",
+        "    if _may_be_published_again(delivery):\n",
+        "    if False:\n",
+    ),
+    _answer(
+        "nobody waits for an attempt that is over or overdue",
+        "delivery/guard.py",
+        "return store.now_ms() < record.until_ms + claimant.terms.lease_ms",
+        "return True",
+    ),
+    _answer(
+        "an old copy is ignored",
+        "delivery/guard.py",
+        "if delivery.redelivered or delivery.eager or claimant.compensates_only:",
+        "if delivery.eager or claimant.compensates_only:",
+    ),
+    _answer(
+        "what only compensates waits for no attempt",
+        "delivery/guard.py",
+        "if delivery.redelivered or delivery.eager or claimant.compensates_only:",
+        "if delivery.redelivered or delivery.eager:",
+    ),
+    _answer(
+        "nor for another call's run",
+        "delivery/guard.py",
+        "if record is None or record.owner != claimant.owner:\n            return False",
+        "if record is None:\n            return False",
     ),
     _answer(
         "who has met an outage says so",

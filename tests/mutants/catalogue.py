@@ -8,6 +8,7 @@ from tests.mutants.edges import EDGES
 from tests.mutants.freed import FREED
 from tests.mutants.given_back import GIVEN_BACK
 from tests.mutants.keys import KEYS
+from tests.mutants.latest import LATEST
 from tests.mutants.mutant import Mutant
 from tests.mutants.operators import OPERATORS
 from tests.mutants.outboxes import OUTBOXES
@@ -33,4 +34,5 @@ MUTANTS: list[Mutant] = [
     *OUTBOXES,
     *EDGES,
     *WAITED,
+    *LATEST,
 ]

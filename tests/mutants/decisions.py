@@ -132,7 +132,7 @@ def _claims() -> list[Mutant]:
     )
     mutants += pair(
         "delivery lease of a copy that sends the callbacks",
-        ("if noted or not ask.callbacks:", "if True:"),
+        ("if ask.callbacks and not noted:", "if False:"),
         "claim",
         ("if callbacks and not noted then", "if false then"),
     )
@@ -190,9 +190,9 @@ def _claims() -> list[Mutant]:
     )
     mutants += pair(
         "who waited for a run shares its failure",
-        ("if ask.awaited != record.owner:", "if True:"),
+        ("shares = ask.awaited == record.owner", "shares = False"),
         "claim",
-        ("    if ARGV[2] ~= record.owner then return", "    do return"),
+        ("local shares = ARGV[2] == record.owner", "local shares = false"),
     )
     mutants += pair(
         "a failure is replayed to its owner's copies",

@@ -50,8 +50,8 @@ EDGES = [
     Mutant(
         "a store that is away is asked by one",
         "http/edge.py",
-        "if now < self._again:",
-        "if False:",
+        "return outage.one_at_a_time(ask) if outage.is_away else ask()",
+        "return ask()",
         _by("not_asked_by_each or finds_out"),
     ),
     Mutant(
@@ -67,6 +67,13 @@ EDGES = [
         "if undone else response",
         "if False else response",
         _by("forgotten_meanwhile", "http/test_session"),
+    ),
+    Mutant(
+        "a request does not release its key",
+        "http/edge.py",
+        "self.run = _RequestContext(",
+        "self.run = RunContext(",
+        _by("does_not_release"),
     ),
     Mutant(
         "a stream that broke off was interrupted",

@@ -37,18 +37,85 @@ FREED: list[Mutant] = [
     ),
     *pair(
         "window of 0: who began is kept over all takeovers",
-        ("if ask.in_turn else Label.of(record).origin", 'if ask.in_turn else ""'),
+        ("    origin = Label.of(record).origin\n", '    origin = ""\n'),
         "claim",
-        ("in_turn and '' or label_of(record)[5]", "''"),
+        ("  local origin = label_of(record)[5]\n", "  local origin = ''\n"),
     ),
     *pair(
         "window of 0: an end ends who began",
-        ("record is None or not ask.frees or not record.owner or record.is_done", "record is None"),
+        (
+            "record is None or not ask.frees or ask.in_turn or not record.owner or record.is_done",
+            "record is None or ask.in_turn",
+        ),
         "claim",
         (
-            "if not record or not frees or #record.owner == 0 or record.done then",
-            "if not record then",
+            "if not record or not frees or in_turn or #record.owner == 0 or record.done then",
+            "if not record or in_turn then",
         ),
+    ),
+    *pair(
+        "in turn: nobody goes on with another's work",
+        ("not ask.frees or ask.in_turn or not", "not ask.frees or not"),
+        "claim",
+        ("not frees or in_turn or #record", "not frees or #record"),
+    ),
+    *pair(
+        "who was cut off is named by the run that takes over",
+        ("counts[record.owner.hex()] = str(min(count, 255))", "pass"),
+        "claim",
+        (".. ',' .. last .. ':' .. string.format('%.0f', math.min(count, 255))", ""),
+    ),
+    *pair(
+        "who was cut off is named by all runs until it comes again",
+        ("_COUNTS.findall(Label.of(record).cut_off)", "()"),
+        "claim",
+        ("0, label_of(record)[7]\n", "0, ''\n"),
+    ),
+    *pair(
+        "who was cut off is told so once it comes again",
+        ("interruptions = max(interruptions, cut_off)", "pass"),
+        "claim",
+        ("interruptions = math.max(interruptions, cut_off)\n", "\n"),
+    ),
+    *pair(
+        "who was cut off and has come again is no longer named",
+        ("own = int(counts.pop(owner.hex(), 0))", "own = int(counts.get(owner.hex(), 0))"),
+        "claim",
+        (
+            "if call == owner then own = tonumber(times) else",
+            "if call == owner then own = tonumber(times) end do",
+        ),
+    ),
+    *pair(
+        "who is cut off each time becomes unknown, whoever ran in between",
+        ("    if cut_off > ask.max_interruptions:\n", "    if False:\n"),
+        "claim",
+        ("  if cut_off > max_interruptions then\n", "  if false then\n"),
+    ),
+    *pair(
+        "only the last calls that were cut off are named",
+        ("kept[-_MOST_CUT_OFF:]", "kept"),
+        "claim",
+        ("math.max(1, #kept - 15)", "1"),
+    ),
+    *pair(
+        "who was cut off is named again where the answer was lost",
+        ("cut_off=label.cut_off\n", 'cut_off=""\n'),
+        "claim",
+        ("label[5], label[6], label[7])", "label[5], label[6], '')"),
+    ),
+    *pair(
+        "in turn: who was cut off is named after a claim that was given up, too",
+        ("and (gives_up or record", "and (record"),
+        "claim",
+        ("(gave_up or record.state == RUNNING)", "(record.state == RUNNING)"),
+    ),
+    Mutant(
+        "who was cut off is named at the end of the run that took over",
+        "run/claim.py",
+        "verdict.came or verdict.cut_off:",
+        "verdict.came:",
+        _DELIVERIES,
     ),
     *pair(
         "window of 0: a claim that was given up hides nobody",
@@ -64,11 +131,14 @@ FREED: list[Mutant] = [
     ),
     *pair(
         "window of 0: who began is told again when the answer was lost",
-        ("origin = Label.of(record).origin\n            return", 'origin = ""\n            return'),
+        (
+            "token, count, origin=label.origin",
+            'token, count, origin=""',
+        ),
         "claim",
         (
-            "return claimed(record.token, record.interruptions, nil, label_of(record)[5])",
-            "return claimed(record.token, record.interruptions, nil, '')",
+            "nil, label[5], label[6], label[7])",
+            "nil, '', label[6], label[7])",
         ),
     ),
     *pair(
@@ -121,15 +191,9 @@ FREED: list[Mutant] = [
     Mutant(
         "window of 0: a retry keeps who began",
         "run/claim.py",
-        "        if verdict.origin:\n",
-        "        if False:\n",
+        "origin=verdict.origin, came",
+        'origin="", came',
         _DELIVERIES,
-    ),
-    *pair(
-        "in turn: who was cut off longer ago is not named",
-        ('"" if ask.in_turn else Label.of(record).origin', "Label.of(record).origin"),
-        "claim",
-        ("in_turn and '' or label_of(record)[5]", "label_of(record)[5]"),
     ),
     Mutant(
         "in turn: an end leaves the steps of others",
@@ -162,17 +226,21 @@ FREED: list[Mutant] = [
     Mutant(
         "in turn: nobody shares an outcome",
         "delivery/delivery.py",
-        "        if terms.in_turn:\n            claimant = claimant._replace(checked=False)\n"
-        "        elif waits.awaited",
-        "        if waits.awaited",
+        "(waits.displaced or not terms.in_turn)",
+        "True",
         _MUTEX,
     ),
-    Mutant(
+    *pair(
         "in turn: another call's interruption is not one's own",
-        "run/run.py",
-        "                self.interruptions = 0  #",
-        "                pass  #",
-        _MUTEX,
+        ("anothers = ask.in_turn and not mine", "anothers = False"),
+        "claim",
+        ("anothers = in_turn and not mine", "anothers = false"),
+    ),
+    *pair(
+        "in turn: nor is that of a claim that was given up",
+        ("if record.nonce and (mine or not ask.in_turn) else 0", "if record.nonce else 0"),
+        "claim",
+        ("#record.nonce > 0 and (mine or not in_turn)", "#record.nonce > 0"),
     ),
     Mutant(
         "in turn: a run that lost its key answers its own call",
@@ -196,16 +264,9 @@ FREED: list[Mutant] = [
         _MUTEX,
     ),
     Mutant(
-        "in turn: each call has its own key for others",
-        "delivery/delivery.py",
-        'origin = "" if run is None or claimant.terms.in_turn else run.origin',
-        'origin = "" if run is None else run.origin',
-        _MUTEX,
-    ),
-    Mutant(
         "in turn: only with a window of 0",
         "settings.py",
-        'if options.after_wait == "run" and options.ttl:',
+        'if options.after_wait != "answer" and options.ttl:',
         "if False:",
         _MUTEX,
     ),

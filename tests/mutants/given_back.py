@@ -34,29 +34,17 @@ GIVEN_BACK: list[Mutant] = [
     ),
     *_both(
         "one that was cut off counts",
-        ("        interruptions = slip.interruptions + 1\n", ""),
+        ("cut_off = max(cut_off, slip.interruptions + 1)", "pass"),
         "claim",
-        ("    interruptions = (string.byte(slip.outcome) or 0) + 1\n", ""),
-    ),
-    *_both(
-        "one that is cut off each time becomes unknown",
-        (
-            "        if interruptions > ask.max_interruptions:\n            left",
-            "        if False:\n            left",
-        ),
-        "claim",
-        (
-            "    if interruptions > max_interruptions then\n      local given_up",
-            "    if false then\n      local given_up",
-        ),
+        ("    cut_off = math.max(cut_off, (string.byte(slip.outcome) or 0) + 1)\n", ""),
     ),
     *_both(
         "a retry counts no interruption",
         ("slip.is_run and ask.candidate.retries <= slip.retries:", "slip.is_run:"),
         "claim",
         (
-            "not slip.answered and new.retries <= slip.retries then\n    -- The run",
-            "not slip.answered then\n    -- The run",
+            "not slip.answered and new.retries <= slip.retries then\n    -- That run",
+            "not slip.answered then\n    -- That run",
         ),
     ),
     *_both(

@@ -12,11 +12,11 @@ Stages = tuple[tuple[str, ...], ...]
 
 #: Decisions in Python, by the memory store, which is nothing else.
 PYTHON: Stages = (
-    ("tests/stores/test_contract.py", "-k", "TestMemory"),
+    ("tests/stores/test_contract.py::TestMemory",),
     ("tests/core/test_transitions.py",),
 )
 #: The same decisions in Lua.
-LUA: Stages = (("tests/stores/test_contract.py", "-k", "TestRedisByAVirtualClock"),)
+LUA: Stages = (("tests/stores/test_contract.py::TestRedisByAVirtualClock",),)
 
 
 class SourceChanged(Exception):

@@ -118,7 +118,7 @@ RESERVED: list[Mutant] = [
         "a grant ends it",
         ("isinstance(verdict, Claimed) or queued.owner ==", "queued.owner =="),
         "claim",
-        ("  if reserved then redis.call('DEL', queued) end\n", ""),
+        ("  if reserved and not latest then redis.call('DEL', queued) end\n", ""),
     ),
     *_both(
         "its own delivery ends it",
@@ -160,14 +160,14 @@ RESERVED: list[Mutant] = [
     Mutant(
         "reserved: the usual replay is left to who ends it",
         "stores/redis/lua/claim.usual.lua",
-        " and not KEYS[4] and asked < 64 then",
+        " and asked < 64 then",
         " then",
         LUA,
     ),
     Mutant(
         "reserved: where there is none, a claim writes nothing for it",
         "stores/deciding.py",
-        "        if write.drops_queued:\n",
+        "        elif write.drops_queued:\n",
         "        if False:\n",
         PYTHON,
     ),
@@ -186,13 +186,19 @@ RESERVED: list[Mutant] = [
     _python(
         "nobody attaches to a call that was revoked",
         "publishing.py",
-        "return shown != REVOKED and (is_over",
-        "return (is_over",
+        "return shown in READY_STATES and shown != REVOKED",
+        "return shown in READY_STATES",
+    ),
+    _python(
+        "nor to one that has failed, though its run still has the key",
+        "publishing.py",
+        "return shown not in PROPAGATE_STATES",
+        "return shown != REVOKED",
     ),
     _python(
         "nobody attaches to a queued call that is over",
         "publishing.py",
-        "return not is_over  #",
+        "return shown not in READY_STATES  #",
         "return True  #",
     ),
     _python(
@@ -210,7 +216,7 @@ RESERVED: list[Mutant] = [
     _python(
         "what is part of something else is published",
         "task.py",
-        "attaches = task_id is None and not any(map(options.get, _COMPOSED))",
+        "attaches = not named and not any(map(options.get, _COMPOSED))",
         "attaches = True",
     ),
     _python(

@@ -9,10 +9,52 @@ __all__ = ["RUNS"]
 _PARENT: Stages = (("tests/worker/test_lost_children.py",),)
 _SEAM: Stages = (("tests/delivery/test_seam.py",),)
 _STEPS: Stages = (("tests/run/test_steps.py",),)
+_REVOKES: Stages = (("tests/worker/test_revokes.py",),)
+_DUE: Stages = (("tests/publishing/test_due.py",),)
+_THREADS: Stages = (("tests/run/test_steps_in_threads.py",),)
 _POINTS: Stages = (("tests/run/test_checkpoints.py",),)
 _GUARDS: Stages = (("tests/delivery/test_guard.py",), *_SEAM)
 
+_LISTED: Stages = (("tests/run/test_journal.py", "-k", "UnderWay"),)
+_LISTS = [
+    Mutant(
+        "journal: a short run is not listed, and one that ended no more",
+        "run/journal.py",
+        "self._lists is not None and is_short == cut_off",
+        "self._lists is not None and cut_off",
+        _LISTED,
+    ),
+    Mutant(
+        "journal: without one nothing is listed",
+        "run/journal.py",
+        "store.run_lists if self.most else None",
+        "store.run_lists",
+        _LISTED,
+    ),
+    Mutant(
+        "journal: a run that was cut off is listed",
+        "run/telling.py",
+        "cut_off=verdict is None or state in (RUNNING, COMPENSATING)",
+        "cut_off=verdict is None",
+        _LISTED,
+    ),
+    Mutant(
+        "journal: a run that lost its key is not listed",
+        "run/telling.py",
+        "cut_off=self.run.lease.lost is None",
+        "cut_off=True",
+        _LISTED,
+    ),
+]
+_STANDING: Stages = (("tests/worker/test_standing.py",),)
 _PARENTS = [
+    Mutant(
+        "parent: what a lost child has run is listed",
+        "worker/request.py",
+        "is_cut_off=True,",
+        "is_cut_off=False,",
+        _PARENT,
+    ),
     Mutant(
         "parent: the owner",
         "worker/request.py",
@@ -35,6 +77,76 @@ _PARENTS = [
         _PARENT,
     ),
     Mutant(
+        "parent: no failure of a run that has lost its key",
+        "worker/request.py",
+        "        if standing is Standing.HOLDS:\n            return False\n",
+        "        if True:\n            return False\n",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: the failure of a hard time limit is told once",
+        "worker/request.py",
+        "if isinstance(exc, TimeLimitExceeded) and not self._comes_again_after(exc):",
+        "if False:",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: without a message nobody waits for another call",
+        "worker/request.py",
+        "if standing is Standing.OVERTAKEN and not self.task.acks_late:",
+        "if False:",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: an answer that the store has forgotten is not run for again",
+        "worker/request.py",
+        "        if standing is Standing.TOLD:\n            self.acknowledge()\n",
+        "        if False:\n            self.acknowledge()\n",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: no REVOKED over an answer",
+        "worker/request.py",
+        "if self.time_start and self._stands() in (Standing.ANSWERED, Standing.TOLD):",
+        "if False:",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: no RETRY over an answer",
+        "worker/request.py",
+        "if not self.time_start or self._stands() in (Standing.HOLDS, Standing.OVERTAKEN):",
+        "if True:",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: a store that is away is not asked again and again",
+        "worker/standing.py",
+        "if time.monotonic() - store.failed_at < _LEFT_ALONE_S:",
+        "if False:",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: an answer under an id that was used before is none",
+        "worker/standing.py",
+        " and not slip.is_older_than(message)",
+        "",
+        _STANDING,
+    ),
+    Mutant(
+        "parent: a run that gave its key up answers its call",
+        "worker/standing.py",
+        "if slip is not None and slip.is_run and process and slip.holder[8:] == process:",
+        "if False:",
+        _STANDING,
+    ),
+    Mutant(
+        "parent: another run in the same process is another run",
+        "worker/standing.py",
+        "is_here = any(lease.key == key for lease in heartbeat.leases())",
+        "is_here = False",
+        _PARENT,
+    ),
+    Mutant(
         "owner: what replaced a task is another call",
         "core/message.py",
         "return Owner(str(request.id), ",
@@ -50,6 +162,98 @@ _CHECKPOINTS = [
         "attempt.steps.tell_unasked()",
         "pass",
         _STEPS,
+    ),
+    Mutant(
+        "checkpoint: an eager call does not stop",
+        "delivery/attempt.py",
+        "options.stop_at_checkpoint and not delivery.eager",
+        "options.stop_at_checkpoint",
+        (("tests/run/test_checkpoints.py", "-k", "another_body"),),
+    ),
+    Mutant(
+        "session: what an eager call did not commit is no matter of the body around it",
+        "delivery/outcome.py",
+        "raise StoreUnavailable(str(exc)) from exc",
+        "raise exc",
+        (("tests/run/test_transaction.py", "-k", "another_body"),),
+    ),
+    Mutant(
+        "steps: no dict of a compensation changes its keys",
+        "delivery/results.py",
+        "            if not isinstance(name, str):\n                return f",
+        "            if False:\n                return f",
+        _STEPS,
+    ),
+    Mutant(
+        "steps: a compensation's arguments come back as they were",
+        "delivery/results.py",
+        "return _from_json(packed.decode())",
+        "return json.loads(packed)",
+        _STEPS,
+    ),
+    Mutant(
+        "due: a time as text is read",
+        "due.py",
+        "when = maybe_iso8601(when)",
+        "when = None",
+        _DUE,
+    ),
+    Mutant(
+        "due: the time zone of an instant counts",
+        "due.py",
+        "maybe_make_aware(when)",
+        "maybe_make_aware(when.replace(tzinfo=None))",
+        _DUE,
+    ),
+    Mutant(
+        "steps: of two threads that ask for one, one gets it",
+        "run/steps.py",
+        "        with self._lock:\n            was_asked =",
+        "        if True:\n            was_asked =",
+        _THREADS,
+    ),
+    Mutant(
+        "steps: each thread's step has an order of its own",
+        "run/steps.py",
+        "self._given = 1 + max(last, self._given)",
+        "self._given = 1 + last",
+        _THREADS,
+    ),
+    Mutant(
+        "steps: threads take turns in the body's transaction",
+        "run/steps.py",
+        "            is_inside = self._run.transaction.is_open\n            if is_inside:\n",
+        "            is_inside = self._run.transaction.is_open\n        if True:\n"
+        "            if is_inside:\n",
+        _THREADS,
+    ),
+    Mutant(
+        "steps: threads have the body's transaction in common",
+        "run/run.py",
+        'self.__dict__.setdefault("_transaction", made)',
+        "self._transaction = made",
+        _THREADS,
+    ),
+    Mutant(
+        "context: a thread that runs no task has none",
+        "task.py",
+        "if self.app.current_task is None and is_under_way(self):",
+        "if False:",
+        _THREADS,
+    ),
+    Mutant(
+        "context: a body that another task's body calls is no thread of a run",
+        "task.py",
+        "if self.app.current_task is None and is_under_way(self):",
+        "if is_under_way(self):",
+        _THREADS,
+    ),
+    Mutant(
+        "context: a body that is over is under way no more",
+        "delivery/execution.py",
+        "_under_way.pop(attempt, None)",
+        "pass",
+        _THREADS,
     ),
     Mutant(
         "checkpoint: an item is finished when the loop asks for the next one",
@@ -82,8 +286,8 @@ _CHECKPOINTS = [
     Mutant(
         "checkpoint: a cursor that is not kept is an error",
         "run/steps.py",
-        "        if not step.is_kept:\n            raise ValueError(",
-        "        if False:\n            raise ValueError(",
+        "            if not step.is_kept:\n                raise ValueError(",
+        "            if False:\n                raise ValueError(",
         _POINTS,
     ),
     Mutant(
@@ -96,8 +300,8 @@ _CHECKPOINTS = [
     Mutant(
         "checkpoint: an outage stops no loop",
         "run/steps.py",
-        "                except StoreUnavailable as exc:\n                    log.warning",
-        "                except ZeroDivisionError as exc:\n                    log.warning",
+        "            except StoreUnavailable as exc:\n                log.warning",
+        "            except ZeroDivisionError as exc:\n                log.warning",
         _POINTS,
     ),
 ]
@@ -195,6 +399,27 @@ _RUNS = [
         "if is_json and text and decoders.get(_JSON) is kombu_json.loads:",
         "if is_json and text:",
         (("tests/delivery/test_results.py",),),
+    ),
+    Mutant(
+        "replay: what follows a value is not passed over",
+        "delivery/results.py",
+        "return value if end == len(text) else _decoder.decode(text)",
+        "return value if end >= 0 else _decoder.decode(text)",
+        (("tests/delivery/test_results.py",),),
+    ),
+    Mutant(
+        "journal: a number that JSON has no form for is left to the encoder",
+        "run/journal.py",
+        "if kind is float and math.isfinite(value):",
+        "if kind is float:",
+        (("tests/run/test_journal.py",),),
+    ),
+    Mutant(
+        "journal: the entry of another process has one process",
+        "run/journal.py",
+        'if "pid" not in details:',
+        "if True:",
+        (("tests/run/test_journal.py",),),
     ),
     Mutant(
         "results: an encoder of the project's own is asked",
@@ -335,8 +560,8 @@ _DELIVERIES = [
     Mutant(
         "busy: a duplicate is put back",
         "delivery/guard.py",
-        "    wait(delivery, record, since_ms, until, now_ms=verdict.now_ms)",
-        '    raise Ignore("busy")',
+        "    wait(\n        delivery,\n        record,\n",
+        '    raise Ignore("busy")\n    wait(\n        delivery,\n        record,\n',
         _GUARDS,
     ),
     Mutant(
@@ -356,7 +581,7 @@ _DELIVERIES = [
     Mutant(
         "store away: no RETRY over an answer",
         "delivery/guard.py",
-        "if copy or is_answered(task, request):",
+        "if copy or answered:",
         "if copy:",
         (("tests/delivery/test_guard.py", "-k", "in_an_outage"),),
     ),
@@ -375,6 +600,62 @@ _DELIVERIES = [
         _GUARDS,
     ),
     Mutant(
+        "retry: an attempt that goes on after it, and returns, does not answer",
+        "delivery/execution.py",
+        "    if delivery.state.retry is not None:\n",
+        "    if False:\n",
+        _GUARDS,
+    ),
+    Mutant(
+        "retry: nor one that goes on after it, and fails",
+        "delivery/execution.py",
+        "_failed(attempt, as_retried(delivery, exc))",
+        "_failed(attempt, exc)",
+        _GUARDS,
+    ),
+    Mutant(
+        "retry: who leaves on purpose leaves",
+        "delivery/outcome.py",
+        "isinstance(exc, (Retry, Ignore, Reject, ConfigurationError)):",
+        "isinstance(exc, (Retry, ConfigurationError)):",
+        _GUARDS,
+    ),
+    Mutant(
+        "retry: a run that was cut off after it was cut off",
+        "delivery/outcome.py",
+        "if ending_of(delivery, exc).state is State.RUNNING:",
+        "if False:",
+        _GUARDS,
+    ),
+    Mutant(
+        "retry: in shadow mode its record waits for the next attempt",
+        "delivery/shadow.py",
+        "    if delivery.state.retry is not None:\n",
+        "    if False:\n",
+        _GUARDS,
+    ),
+    Mutant(
+        "busy: what replaces a call is no first delivery",
+        "core/message.py",
+        "return bool(retries or nesting)",
+        "return bool(retries)",
+        _GUARDS,
+    ),
+    Mutant(
+        "busy: it waits for its own call, however long that goes on",
+        "delivery/delivery.py",
+        "                from_ms = NEVER_MS  # it waits for its own",
+        "                pass  # it waits for its own",
+        _GUARDS,
+    ),
+    Mutant(
+        "busy: and for no other one without end",
+        "delivery/delivery.py",
+        "(waits.awaited is None or waits.awaited[0] == owner.task_id)",
+        "True",
+        _GUARDS,
+    ),
+    Mutant(
         'busy: "drop" is not for what somebody awaits',
         "delivery/delivery.py",
         'if options.on_running == "drop" and',
@@ -384,16 +665,23 @@ _DELIVERIES = [
     Mutant(
         "busy: no RETRY is stored where a copy may be dropped",
         "delivery/waiting.py",
-        "if delivery.may_be_dropped:",
+        "if delivery.may_be_refused(record is None):",
         "if False:",
         (("tests/delivery/test_guard.py", "-k", "stays_revoked"),),
     ),
     Mutant(
         "busy: the tracer stores no RETRY either where a copy may be dropped",
         "delivery/waiting.py",
-        "may_be_dropped:\n        after_trace().stores_no_retry = True",
-        "may_be_dropped:\n        after_trace().stores_no_retry = False",
+        "may_be_refused(record is None):\n        after_trace().stores_no_retry = True",
+        "may_be_refused(record is None):\n        after_trace().stores_no_retry = False",
         (("tests/delivery/test_guard.py", "-k", "stays_revoked"),),
+    ),
+    Mutant(
+        "busy: no RETRY is stored where a copy may be refused",
+        "delivery/delivery.py",
+        'return self.options.on_running == "raise"',
+        "return False",
+        (("tests/delivery/test_guard.py", "-k", "stays_revoked or stays_failed"),),
     ),
     Mutant(
         "busy: the store hears that it is to be refused at once",
@@ -419,8 +707,8 @@ _DELIVERIES = [
     Mutant(
         "store away: a copy of a running message tells no failure",
         "delivery/guard.py",
-        'if policy == "raise" and copy:',
-        "if False:",
+        'if answered or (policy == "raise" and copy):',
+        "if answered:",
         _SEAM,
     ),
 ]
@@ -441,6 +729,27 @@ _PUT_BACK = [
         (("tests/faults/test_revoked.py", "-k", "revoked_in_its"),),
     ),
     Mutant(
+        "a call that is revoked by its stamp in its back-off does so, too",
+        "worker/request.py",
+        "request.id in revoked_tasks or _has_revoked_stamp(request)",
+        "request.id in revoked_tasks",
+        _REVOKES,
+    ),
+    Mutant(
+        "a call that is revoked by any command does so",
+        "worker/request.py",
+        '("revoke", "revoke_by_stamped_headers", "terminate")',
+        '("revoke",)',
+        _REVOKES,
+    ),
+    Mutant(
+        "a call with another stamp is not revoked",
+        "worker/request.py",
+        "if stamps == revoked or any(it in _several(revoked) for it in _several(stamps)):",
+        "if True:",
+        _REVOKES,
+    ),
+    Mutant(
         "a process that is replaced tells first",
         "worker/boot.py",
         "_RECYCLED_S if exitcode == EX_RECYCLE else _STOPPED_S",
@@ -457,7 +766,7 @@ _PUT_BACK = [
     Mutant(
         "telling: a run that was cut off is told as interrupted",
         "run/telling.py",
-        'what = "interrupted" if state is State.RUNNING else str(state)',
+        'what = "interrupted" if state is RUNNING else str(state)',
         "what = str(state)",
         (("tests/run/test_observers.py", "-k", "cut_off"),),
     ),
@@ -505,11 +814,11 @@ _PUT_BACK = [
     ),
     Mutant(
         "what is in the queue already gets past a base's lock",
-        "delivery/retrying.py",
+        "delivery/waiting.py",
         "return Task.apply_async(task, args, kwargs, **options)",
         "return task.apply_async(args, kwargs, **options)",
         (("tests/delivery/test_waiting.py",),),
     ),
 ]
 
-RUNS: list[Mutant] = [*_PARENTS, *_CHECKPOINTS, *_RUNS, *_DELIVERIES, *_PUT_BACK]
+RUNS: list[Mutant] = [*_LISTS, *_PARENTS, *_CHECKPOINTS, *_RUNS, *_DELIVERIES, *_PUT_BACK]

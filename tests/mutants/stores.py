@@ -6,7 +6,7 @@ from tests.mutants.mutant import LUA, PYTHON, Mutant, Stages, pair
 
 __all__ = ["STORES"]
 
-_SQL: Stages = (("tests/stores/sql/test_contract.py", "-k", "TestSqlByAVirtualClock and sqlite"),)
+_SQL: Stages = (("tests/stores/sql/test_contract.py::TestSqlByAVirtualClock", "-k", "sqlite"),)
 _SESSIONS: Stages = (("tests/stores/sql/test_transaction.py", "-k", "sqlite or postgresql"),)
 _LOCKS: Stages = (("tests/stores/sql/test_store.py", "-k", "changed_after or locked_record"),)
 _DJANGO: Stages = (("tests/django/test_transaction.py",),)
@@ -182,26 +182,82 @@ _TRANSACTIONS = [
 ]
 
 _WIRE = (("tests/stores/redis/test_wire.py",),)
+_OUTAGE = (("tests/stores/test_outage.py", "-m", "unit"),)
+_OUTAGES = (("tests/stores/test_outage.py",),)
 _AWAY = [
     Mutant(
-        "one claim at a time asks whether the store is back",
-        "stores/redis/wire.py",
-        "not self._turn.acquire(blocking=False)",
-        "self._turn.acquire(blocking=False) is None",
-        _WIRE,
+        "one question at a time asks whether the store is back",
+        "stores/outage.py",
+        "self._turn.acquire(blocking=False))",
+        "self._turn.acquire(blocking=False) is not None)",
+        _OUTAGE,
     ),
     Mutant(
         "a store that was asked just now is left alone",
-        "stores/redis/wire.py",
-        "time.monotonic() - self.failed_at < _PAUSE_S or ",
+        "stores/outage.py",
+        "is_rested and ",
         "",
+        _OUTAGE,
+    ),
+    *(
+        Mutant(f"an answer shows that {store} is back", path, before, after, _OUTAGES)
+        for store, path, before, after in (
+            (
+                "Redis",
+                "stores/redis/wire.py",
+                "        self.outage.is_away = False\n        if is_replica:",
+                "        if is_replica:",
+            ),
+            (
+                "a database",
+                "stores/sql/rows.py",
+                "                self.outage.is_away = False\n                return",
+                "                return",
+            ),
+            (
+                "Django's database",
+                "django/rows.py",
+                "                self.outage.is_away = False\n                return",
+                "                return",
+            ),
+        )
+    ),
+    *(
+        Mutant(
+            f"{store} that does not answer is away", path, "self.outage.begins()", "pass", _OUTAGES
+        )
+        for store, path in (
+            ("a Redis", "stores/redis/wire.py"),
+            ("a database", "stores/sql/rows.py"),
+            ("a database of Django's", "django/rows.py"),
+        )
+    ),
+    Mutant(
+        "who needs a connection more waits for one",
+        "stores/redis/wire.py",
+        "            if len(self._made) >= self._most:\n",
+        "            if False:\n",
         _WIRE,
     ),
     Mutant(
-        "an answer shows that the store is back",
+        "a connection that nobody needs is closed",
         "stores/redis/wire.py",
-        "        self._is_away = False\n        if is_replica:",
-        "        if is_replica:",
+        "self._idle[0][1] <= before",
+        "False",
+        _WIRE,
+    ),
+    Mutant(
+        "a connection that was used a moment ago is not closed",
+        "stores/redis/wire.py",
+        "len(self._made) > _KEPT and self._idle[0][1] <= before",
+        "len(self._made) > _KEPT",
+        _WIRE,
+    ),
+    Mutant(
+        "a child has a timer of its own",
+        "stores/redis/wire.py",
+        "self._lock, self._trims = threading.Lock(), False",
+        "self._lock = threading.Lock()",
         _WIRE,
     ),
 ]
@@ -214,6 +270,58 @@ _MOVED = [
         ),
         "put",
         ("if record and not (record.token < new.token", "if record and not (true"),
+    ),
+]
+_REWOUND = [
+    *pair(
+        "rewind: only what the person has seen",
+        ("record is None or record.token != token or", "record is None or"),
+        "rewind",
+        ("record.token ~= tonumber(ARGV[1])", "false"),
+    ),
+    *pair(
+        "rewind: what is being undone is left",
+        (" or record.state is State.COMPENSATING:", ":", "def rewind("),
+        "rewind",
+        (" or record.state == COMPENSATING then", " then"),
+    ),
+    *pair(
+        "rewind: what is held is left",
+        ("    if now_us // 1000 < record.until_ms:", "    if False:", "def rewind("),
+        "rewind",
+        ("math.floor(now / 1000) < record.until_ms", "false"),
+    ),
+    *pair(
+        "rewind: a late run is refused",
+        ("token=max(record.token + 1, now_us)", "token=record.token", "def rewind("),
+        "rewind",
+        ("math.max(record.token + 1, now)", "record.token"),
+    ),
+    *pair(
+        "rewind: its copies run as after a forget",
+        ('        owner=b"",', "", "def rewind("),
+        "rewind",
+        ("left.owner = ''", ""),
+    ),
+    *pair(
+        "rewind: who began it stays said",
+        ("    if record.owner:\n", "    if False:\n", "def rewind("),
+        "rewind",
+        ("if #record.owner > 0 then raw", "if false then raw"),
+    ),
+    Mutant(
+        "rewind: later steps go",
+        "stores/deciding.py",
+        "for name in steps.keys() & set(kept):",
+        "for name in steps:",
+        PYTHON,
+    ),
+    Mutant(
+        "rewind: later steps go",
+        "stores/redis/lua/rewind.lua",
+        "if not kept[name] then",
+        "if false then",
+        LUA,
     ),
 ]
 _UNKNOWN = [
@@ -233,17 +341,33 @@ _UNKNOWN = [
     ),
     Mutant(
         "a listed record is asked whether it is unknown still",
-        "stores/redis/unknown.py",
-        "if record is None or record.state is not State.UNKNOWN:",
+        "stores/redis/lists.py",
+        "if record is None or record.state not in states:",
         "if record is None:",
         LUA,
     ),
     Mutant(
         "an entry is of one run: unknown again later is another",
-        "stores/redis/unknown.py",
+        "stores/redis/lists.py",
         'f"{token} {key}"',
         'f"0 {key}"',
+        (("tests/stores/redis/test_lists.py",),),
+    ),
+    Mutant(
+        "the end of a run takes no other run from the list",
+        "stores/redis/journal.py",
+        """[f"+{token} {key}" for key, token in runs.begun]
+        changes += [f"-{token} {key}" """.rstrip(),
+        """[f"+0 {key}" for key, token in runs.begun]
+        changes += [f"-0 {key}" """.rstrip(),
         LUA,
+    ),
+    Mutant(
+        "what has ended is taken from the list",
+        "stores/redis/lua/journal.lua",
+        "and now_ms or 0",
+        "and now_ms or now_ms",
+        (("tests/stores/redis/test_lists.py",),),
     ),
 ]
 STORES: list[Mutant] = [
@@ -254,5 +378,6 @@ STORES: list[Mutant] = [
     *_TRANSACTIONS,
     *_AWAY,
     *_MOVED,
+    *_REWOUND,
     *_UNKNOWN,
 ]

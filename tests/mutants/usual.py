@@ -24,7 +24,16 @@ USUAL: list[Mutant] = [
         " and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)",
         "",
     ),
-    _claim("not one that only compensates", "if asked % 8 < 4 and (", "if ("),
+    _claim(
+        "not one that only compensates",
+        "if asked % 8 < 4 and asked < 128 and (",
+        "if asked < 128 and (",
+    ),
+    _claim(
+        "not where only the newest waits",
+        "if asked % 8 < 4 and asked < 128 and (",
+        "if asked % 8 < 4 and (",
+    ),
     Mutant(
         "usual claim: in time",
         "stores/redis/lua/claim.usual.lua",
@@ -46,11 +55,6 @@ USUAL: list[Mutant] = [
     ),
     _claim("unchecked", "asked % 4 == 0", "asked % 4 < 2"),
     _claim("without callbacks", "asked % 4 == 0", "asked % 2 == 0"),
-    _claim(
-        "of a caller that has awaited no run",
-        " and not KEYS[4] and asked < 64 then",
-        " and asked < 64 then",
-    ),
     _settle("a record of this version", r"sub(raw, 1, 3) == '\1\1\0'", r"sub(raw, 2, 3) == '\1\0'"),
     _settle(
         "of a run",

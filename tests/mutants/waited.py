@@ -9,6 +9,7 @@ __all__ = ["WAITED"]
 _WAITERS: Stages = (("tests/worker/test_waiters.py",),)
 _STRATEGY: Stages = (("tests/worker/test_strategy.py",),)
 _LISTENING: Stages = (("tests/worker/test_listening.py",),)
+_BODY: Stages = (("tests/delivery/test_body.py",),)
 
 
 def _held(guard: str, old: str, new: str) -> Mutant:
@@ -87,8 +88,45 @@ WAITED: list[Mutant] = [
     ),
     _held(
         "a message that Celery gave up goes nowhere",
-        "gone = [it for it in gone if not _is_cancelled(it.entry)]",
-        "gone = list(gone)",
+        " and not _is_cancelled(it.entry)",
+        "",
+    ),
+    _held("many are let in a part at a time", "list(islice(goes, most))", "list(goes)"),
+    _held(
+        "those that were left go on",
+        "                self._on_seen()\n                return\n",
+        "                return\n",
+    ),
+    _held(
+        "what was seen later counts later",
+        "                sights.appendleft(sight)",
+        "                sights.append(sight)",
+    ),
+    _held(
+        "the end of a run lets nobody in who waits for another run",
+        " and Owner(*waits.awaited).pack() == owner",
+        "",
+    ),
+    _held(
+        "a message goes only once because a run is known to have ended",
+        "waits.count > 1 or ",
+        "",
+    ),
+    _held("the end of a run is known for a moment", "waiter.since >= until or ", "not owner or "),
+    _held(
+        "nothing is kept of runs that ended before",
+        "            del self._answers[old]",
+        "            pass",
+    ),
+    _held(
+        "the end of a run is known until the key is held again",
+        "self._answers.pop(name, None)",
+        "pass",
+    ),
+    _held(
+        "the end of a run lets nobody in where each runs in its turn",
+        "            answers = others.stage is Stage.ANSWERED and not key.in_turn",
+        "            answers = others.stage is Stage.ANSWERED",
     ),
     Mutant(
         "a message that waits takes no token of a rate limit",
@@ -135,5 +173,75 @@ WAITED: list[Mutant] = [
         "                self._subscription.follow([post.key for post in new])\n"
         "            if left:\n                self._subscription.unfollow(left)\n",
         _LISTENING,
+    ),
+    Mutant(
+        "a message that is put back has the arguments that it came with",
+        "delivery/waiting.py",
+        '"args": body.args, ',
+        "",
+        _BODY,
+    ),
+    Mutant(
+        "a message that is put back has the keyword arguments that it came with",
+        "delivery/waiting.py",
+        '"kwargs": body.kwargs, ',
+        "",
+        _BODY,
+    ),
+    Mutant(
+        "the worker's parent process hands a message's body on",
+        "worker/request.py",
+        "        keep_body(self._request_dict, self._message)\n",
+        "",
+        _BODY,
+    ),
+    Mutant(
+        "a message that is put back keeps its serializer",
+        "delivery/body.py",
+        '{"serializer": serializer, ',
+        "{",
+        _BODY,
+    ),
+    Mutant(
+        "a message that is put back keeps its compression",
+        "delivery/body.py",
+        ', "compression": self.compression}',
+        "}",
+        _BODY,
+    ),
+    Mutant(
+        "a body that is the same is not written anew",
+        "delivery/body.py",
+        "if not came.is_that_of(body):",
+        "if True:",
+        _BODY,
+    ),
+    Mutant(
+        "callbacks that were sent are not put back",
+        "delivery/body.py",
+        " and body[2] == self.embed",
+        "",
+        _BODY,
+    ),
+    Mutant(
+        "a body of protocol 1 is not taken for one of protocol 2",
+        "delivery/body.py",
+        "isinstance(body, tuple) and body",
+        "body",
+        _BODY,
+    ),
+    Mutant(
+        "a body that a message brings in its properties is not believed",
+        "delivery/body.py",
+        "if not isinstance(properties, Properties):",
+        "if not properties:",
+        _BODY,
+    ),
+    Mutant(
+        "who reads a message's properties finds no body",
+        "delivery/body.py",
+        "        super().__init__(properties)\n",
+        "        super().__init__(properties, came=came)\n",
+        _BODY,
     ),
 ]

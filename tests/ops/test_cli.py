@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.bin.base import CLIContext
 
 from celery_idempotent import IdempotentTask, State
 from celery_idempotent.core.codec import Kind, Outcome
@@ -20,6 +22,7 @@ from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.cli import act, check, idempotency
 from celery_idempotent.ops.cli.console import duration
 from celery_idempotent.ops.doctor import Finding
+from celery_idempotent.ops.history import History
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Renewal, Sample
 from celery_idempotent.stores.memory import MemoryStore
@@ -104,6 +107,48 @@ def test_list_writes_a_table_for_people(run: Commands, stored: StoredRecords) ->
     assert "\x1b" not in done.out
 
 
+def test_a_lease_that_is_over_is_marked(run: Commands, app: Celery, stored: StoredRecords) -> None:
+    """In the list, in show and in why: such a record counts as running, and nobody runs it."""
+    # Given
+    stored.cut_off("order:1", owner=FIRST)
+    name, _ = stored.hold("order:2", owner=SECOND)
+    tell(app, "claimed", name, SECOND)
+    # Then
+    table = {line.split()[2]: line for line in run("list", "--text").out.splitlines()[1:]}
+    assert table["order:1"].endswith("lease over")
+    assert "lease over" not in table["order:2"]
+    listed = {line["key"]: line["is_lease_over"] for line in run("list").lines}
+    assert listed == {"order:1": True, "order:2": False}
+    over = "over: the next delivery takes over"
+    for owner, is_over in ((FIRST, True), (SECOND, False)):
+        for command in (["show", owner], ["why", owner]):
+            done = run(*command, "--scan", "--text")
+            assert (over in done.out) is is_over, command
+            assert run(*command, "--scan").lines[0]["is_lease_over"] is is_over
+
+
+def test_claimed_is_when_a_run_claimed_it(
+    run: Commands, app: Celery, stored: StoredRecords
+) -> None:
+    """A person who settles a record doesn't change that; a key that was freed has no such time."""
+    # Given
+    names = {key: stored.unknown(key) for key in ("order:1", "order:2", "order:3")}
+    tell(app, "claimed", names["order:1"], FIRST)
+    (shown,) = run("show", "order:1").lines
+    before = {line["key"]: line["claimed_at"] for line in run("list").lines}
+    assert all(before.values())
+    # When
+    assert run("resolve", "--yes", "order:1", "--succeeded", "1").code == 0
+    assert run("resolve", "--yes", "order:2", "--rerun").code == 0
+    assert run("forget", "--yes", "order:3").code == 0
+    # Then
+    listed = {line["name"]: line["claimed_at"] for line in run("list").lines}
+    assert run("show", "order:1").lines[0]["claimed_at"] == shown["claimed_at"]
+    assert listed[names["order:2"]] is listed[names["order:3"]] is None
+    assert "claimed" in run("show", "order:1", "--text").out
+    assert "claimed" not in run("show", names["order:3"], "--text").out
+
+
 def test_list_begins_with_what_happened_last(
     run: Commands, app: Celery, stored: StoredRecords
 ) -> None:
@@ -122,9 +167,12 @@ def test_list_begins_with_what_happened_last(
 @pytest.mark.parametrize(
     ("options", "keys"),
     [
-        (["--task", "shop.charge"], ["order:1", "order:2"]),
-        (["--task", "shop.*"], ["order:1", "order:2", "order:3"]),
-        (["--state", "running"], ["order:2"]),
+        (["--task", "shop.charge"], ["order:1", "order:2", "order:4"]),
+        (["--task", "shop.*"], ["order:1", "order:2", "order:3", "order:4"]),
+        (["--state", "running"], ["order:2", "order:4"]),
+        (["--state", "lease-over"], ["order:4"]),
+        (["--state", "lease-over", "--scan"], ["order:4"]),
+        (["--state", "lease-over", "--task", "shop.refund"], []),
         (["--match", "order:3"], ["order:3"]),
         (["--match", "ORDER 3"], ["order:3"]),
         (["--match", FIRST], ["order:1"]),
@@ -139,6 +187,7 @@ def test_list_takes_filters(
     # Given
     stored.done("order:1", owner=FIRST)
     stored.hold("order:2")
+    stored.cut_off("order:4")
     name = stored.done("order:3", task="shop.refund")
     tell(app, "succeeded", name, SECOND)
     # When
@@ -165,6 +214,63 @@ def test_list_of_nothing_is_no_error(run: Commands) -> None:
     done = run("list")
     assert (done.code, done.out) == (0, "")
     assert "no such record" in done.err
+    assert "no task" not in done.err
+
+
+@pytest.mark.parametrize("command", [("list",), ("forget", "--yes"), ("resolve", "--rerun")])
+def test_a_misspelt_task_is_pointed_out(
+    run: Commands, stored: StoredRecords, command: tuple[str, ...]
+) -> None:
+    """Where nothing is found; a task whose code is gone has records still."""
+    # Given
+    stored.done("order:1", "shop.gone")
+    # Then
+    for task, hint in (("shop.chrage", " Did you mean shop.charge?"), ("nosuch.*", "")):
+        done = run(*command, "--task", task)
+        assert (done.code, done.out) == (0, "")
+        assert f"There is no such record. This app has no task {task}.{hint}\n" in done.err
+    assert "no task" not in run(*command, "--task", "shop.c*").err
+    assert len(run("list", "--task", "shop.gone").lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "ended"),
+    [(Kind.RESULT, "succeeded"), (Kind.NOT_KEPT, "succeeded"), (Kind.FAILURE, "failed")],
+)
+def test_a_key_without_a_window_is_found_by_what_is_shown(
+    run: Commands, stored: StoredRecords, kind: Kind, ended: str
+) -> None:
+    """It is released: that its key is free, and how its last run ended, stands beside the state."""
+    # Given
+    name = stored.freed("order:1", kind=kind)
+    stored.done("order:2")
+    said = f"the key is free, its last run {ended}"
+    # Then
+    for command in ("list", "show"):
+        shown = next(line for line in run(command, *[name][: command == "show"]).lines)
+        assert (shown["state"], shown["is_free"]) == ("released", True)
+    (row,) = run("list", "--state", "released", "--text").out.splitlines()[1:]
+    assert row.startswith("released ")
+    assert row.endswith(said)
+    assert f"released, {said}" in run("show", "order:1", "--text").out
+    assert name not in run("list", "--state", "succeeded").out
+    assert said in run("forget", "order:1", "--dry-run", "--text").err
+    assert run("stats").lines[0]["states"] == {"released": 1, "succeeded": 1}
+
+
+def test_each_state_that_is_listed_can_be_asked_for(run: Commands, stored: StoredRecords) -> None:
+    """By the word that the list shows."""
+    # Given
+    stored.freed("order:1")
+    stored.done("order:2")
+    stored.hold("order:3")
+    stored.unknown("order:4")
+    stored.write(stored.done("order:5"), b"?")
+    # Then
+    listed = {line["key"]: line["state"] for line in run("list").lines}
+    assert len(set(listed.values())) == 5
+    for key, state in listed.items():
+        assert [line["key"] for line in run("list", "--state", state).lines] == [key]
 
 
 def test_an_unreadable_record_is_in_the_list(run: Commands, stored: StoredRecords) -> None:
@@ -236,7 +342,7 @@ def test_show_tells_of_a_call_that_is_queued(run: Commands, stored: StoredRecord
     # When
     stored.store.confirm(name, owner, 60_000)
     # Then
-    assert f"queued: {SECOND}" in run("show", "order:42", "--text").out
+    assert f"queued: task {SECOND}, published" in run("show", "order:42", "--text").out
 
 
 def test_show_finds_a_key_that_is_no_name(run: Commands, app: Celery) -> None:
@@ -256,6 +362,24 @@ def test_show_exits_with_one_where_nothing_is_found(run: Commands) -> None:
     done = run("show", "order:43")
     assert (done.code, done.out) == (1, "")
     assert "order:43" in done.err
+
+
+@pytest.mark.parametrize("scan", [(), ("--scan",)])
+def test_show_finds_no_key_but_one_with_quotes(
+    run: Commands, stored: StoredRecords, scan: tuple[str, ...]
+) -> None:
+    """A number as a text has quotes in its key, and a shell takes them away: it is asked for."""
+    # Given
+    stored.done("order:'1'")
+    stored.done("order:2")
+    # Then
+    for text, meant in (("order:1", "order:'1'"), ("order:'2'", "order:2")):
+        done = run("show", text, *scan)
+        assert done.code == 1
+        assert done.err.endswith(f'{text}. Did you mean "{meant}"?\n')
+    assert run("show", "order:'1'").code == 0
+    assert ("--scan" in run("show", "order:3", *scan).err) is not bool(scan)
+    assert "this is empty" in run("show", "", *scan).err
 
 
 def test_show_gives_every_record_that_may_be_meant(run: Commands, stored: StoredRecords) -> None:
@@ -310,6 +434,48 @@ def test_why_says_what_happened_to_an_original(
     assert "ran for 0.25 s (attempt 2) on w1" in done.out
     assert "forgotten (a test)" in done.out
     assert f"answered the call {SECOND}" in done.out
+
+
+def test_why_of_a_key_names_its_owner(run: Commands, stored: StoredRecords) -> None:
+    """It tells of calls, and a key has many."""
+    # Given
+    stored.done("order:1", owner=FIRST)
+    # When
+    done = run("why", "order:1")
+    # Then
+    assert done.code == 1
+    assert f"order:1 is a key: its owner is {FIRST}." in done.err
+    assert "Nothing is known" in run("why", "order:2").err
+
+
+def test_why_says_how_a_run_was_cut_off(
+    run: Commands, app: Celery, stored: StoredRecords, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """When it began and where, what ended it, and what to type."""
+    # Given
+    name = stored.unknown("order:1")
+    tell(app, "claimed", name, FIRST, node="celery@w", pid=7)
+    tell(app, "process lost", name, FIRST, node="celery@w", pid=7)
+    tell(app, "unknown", name, SECOND, original=FIRST)
+    # When
+    done = run("why", SECOND, "--text")
+    # Then
+    assert f"The run of task {FIRST} began at " in done.out
+    assert " on celery@w, process 7; it lost its process at " in done.out
+    assert "celery -A ... idempotency resolve" in done.out
+    assert "ended its lease at once" in run("why", FIRST, "--text").out
+    # When
+    context = CLIContext(app, no_color=True, workdir=None)
+    with suppress(SystemExit):
+        idempotency.main(["why", SECOND, "--text"], "manage.py idempotency", obj=context)
+    # Then
+    said = capsys.readouterr().out
+    assert "  manage.py idempotency resolve" in said
+    assert "celery -A" not in said
+    # When a person has settled it
+    run("resolve", "order:1", "--rerun", "--yes")
+    # Then
+    assert "The key is free now: its next call runs." in run("why", FIRST, "--text").out
 
 
 def test_why_falls_back_on_the_record(run: Commands, stored: StoredRecords) -> None:
@@ -436,6 +602,47 @@ def test_forget_frees_a_key(run: Commands, app: Celery, stored: StoredRecords) -
     assert b"celery idempotency" in event.packed
 
 
+def test_forget_of_a_free_key_says_that_it_was_free(
+    run: Commands, app: Celery, stored: StoredRecords
+) -> None:
+    """What is kept of a last run is something to forget; a key that is only free is not."""
+    # Given
+    name = stored.freed("order:42")
+    # When
+    answers = [run("forget", "order:42", "--yes") for _ in range(2)]
+    # Then
+    assert [done.code for done in answers] == [0, 0]
+    assert [done.lines[0]["forgotten"] for done in answers] == [True, False]
+    said = run("forget", "order:42", "--yes", "--text").out
+    assert said == "order:42 of shop.charge was free already.\n"
+    events = History(stored.store, stored.prefix).of_record(name)
+    assert [told.what for told in events] == ["forgotten"]
+
+
+def test_forget_of_a_free_key_drops_its_steps_and_its_reservation(
+    run: Commands, app: Celery, stored: StoredRecords
+) -> None:
+    """A key that resume has freed has steps still, and one that is queued stops other calls."""
+    # Given
+    name, held = stored.hold("order:1")
+    step = Step(StepState.DONE, 1, Outcome(Kind.RESULT, *JSON, b"1").pack()).pack()
+    stored.store.step(Renewal(name, held, 30_000, 100_000), "pay", step)
+    kept = stored.store.get(name)
+    assert kept is not None
+    stored.end(name, kept._replace(owner=b"", nonce=b""), State.RELEASED)
+    queued = stored.done("order:2")
+    run("forget", "order:2", "--yes")
+    owner = Owner(SECOND).pack()
+    stored.store.reserve(queued, Reserve(Reservation(owner), 10_000, attaches=False))
+    stored.store.confirm(queued, owner, 3_600_000)
+    # Then
+    for key in ("order:1", "order:2"):
+        answers = [run("forget", key, "--yes").lines[0]["forgotten"] for _ in range(2)]
+        assert answers == [True, False], key
+    assert stored.store.steps(name) == {}
+    assert stored.store.reservation(queued) is None
+
+
 def test_forget_takes_several_and_none_if_one_is_not_there(
     run: Commands, stored: StoredRecords
 ) -> None:
@@ -553,6 +760,26 @@ def test_resolve_is_for_what_is_unknown(run: Commands, stored: StoredRecords) ->
     assert record.state is State.SUCCEEDED
 
 
+def test_resolve_asks_about_nothing_that_it_would_refuse(
+    run: Commands, stored: StoredRecords
+) -> None:
+    """Nor is an option a message."""
+    # Given
+    stored.freed("order:1")
+    name = stored.unknown("order:2")
+    # Then
+    done = run("resolve", "order:1", "--rerun")
+    assert done.code == 1
+    assert "only what is unknown" in done.err
+    assert "--yes" not in done.err
+    done = run("resolve", "order:2", "--failed", "--yes")
+    assert done.code == 2
+    assert "--failed wants a message, and --yes is an option." in done.err
+    record = stored.store.get(name)
+    assert record is not None
+    assert record.state is State.UNKNOWN
+
+
 def test_resolve_of_several_resolves_none_if_one_is_not_unknown(
     run: Commands, stored: StoredRecords
 ) -> None:
@@ -632,6 +859,7 @@ def test_keys_and_filters_are_not_mixed(run: Commands, command: tuple[str, ...])
         ["--rerun", "--succeeded", "1"],
         ["--succeeded", "1", "--failed", "no"],
         ["--succeeded", "{no JSON"],
+        ["--succeeded", ""],
     ],
     ids=str,
 )
@@ -799,7 +1027,7 @@ def test_every_command_has_help(run: Commands, name: str) -> None:
 def test_the_help_says_what_exit_codes_mean(run: Commands) -> None:
     """And what is written where."""
     text = " ".join(run("--help").out.split())
-    assert "Exit codes: 0, done; 1, not found" in text
+    assert "Exit codes: 0, done, or filters found nothing; 1, what was named was not found" in text
     assert "JSON" in text
 
 

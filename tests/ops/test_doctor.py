@@ -35,6 +35,7 @@ from celery_idempotent.run.journal import Journal
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.memory import MemoryStore
+from celery_idempotent.testing.servers import RedisServer
 
 #: Whether this kombu lets one choose how often its Redis transport looks for late messages.
 #: Where kombu knows a limit at all.
@@ -59,6 +60,11 @@ AMQP = {
 }
 #: kombu looks for messages that are due again each time it can.
 OFTEN = {"unacked_restore_throttle": 1}
+#: Enough connections for the acknowledgements of greenlets.
+GREENLETS = {
+    "worker_pool": "gevent",
+    "broker_transport_options": {"max_connections": 1000, **OFTEN},
+}
 GOOD_INFO = {
     "redis_version": "7.2.4",
     "role": "master",
@@ -292,6 +298,9 @@ def test_a_trial_run_tells_what_the_store_refused(
         ({}, {"max_retries": 9, "default_retry_delay": 300}),
         ({}, {"autoretry_for": (OSError,), "retry_backoff": True, "max_retries": 10}),
         ({"result_backend": None}, {"ignore_result": True}),
+        ({"idempotency_on_enqueue": "attach"}, {}),
+        ({"idempotency_on_enqueue": "raise"}, {}),
+        ({}, {"ignore_result": True, "idempotency_on_enqueue": "publish"}),
         ({"result_backend": "db+sqlite:///results.db"}, {}),
         ({"worker_prefetch_multiplier": 4}, {}),
         ({"idempotency_store_options": {"socket_timeout": 10}}, {}),
@@ -315,10 +324,12 @@ def test_a_good_configuration_is_not_spoken_of(
         ("switched-off", {}, {"idempotency_mode": "off"}),
         ("shadow", {"idempotency_mode": "shadow"}, {}),
         ("memory-with-processes", {"idempotency_store_url": "memory://doctor"}, {}),
-        ("memory", {"idempotency_store_url": "memory://doctor", "worker_pool": "gevent"}, {}),
+        ("memory", {"idempotency_store_url": "memory://doctor", **GREENLETS}, {}),
         ("acks-early", {}, {"acks_late": False}),
         ("always-eager", {"task_always_eager": True}, {}),
         ("unconfirmed-publish", {"broker_url": "amqp://localhost:1//"}, {}),
+        ("delivers-once", {"broker_url": "filesystem://"}, {}),
+        ("delivers-once", {"broker_url": "sqla+sqlite:///messages.db"}, {}),
         *[("late-redelivery", {"broker_transport_options": {}}, {})] * RESTORES_AT_CHOICE,
         ("time-limit-not-enforced", {"worker_pool": "threads"}, {}),
         ("time-limit-not-enforced", {"worker_pool": "solo", "task_time_limit": None}, {}),
@@ -326,6 +337,15 @@ def test_a_good_configuration_is_not_spoken_of(
         ("lost-with-its-process", {}, {"reject_on_worker_lost": False}),
         ("no-result-backend", {"result_backend": None}, {}),
         ("no-result-backend", {"result_backend": "disabled://"}, {}),
+        *[
+            ("enqueue-without-results", {}, {"idempotency_on_enqueue": how, "ignore_result": True})
+            for how in ("attach", "raise")
+        ],
+        (
+            "enqueue-without-results",
+            {"task_ignore_result": True, "idempotency_on_enqueue": "attach"},
+            {},
+        ),
         ("forgetful-result-backend", {"result_backend": "rpc://"}, {}),
         ("forgetful-result-backend", {"result_backend": "cache+memory://"}, {}),
         ("task-serializer", {"task_serializer": "yaml"}, {}),
@@ -333,6 +353,7 @@ def test_a_good_configuration_is_not_spoken_of(
         ("result-serializer", {"result_accept_content": ["msgpack"]}, {}),
         ("pickle", {"accept_content": ["json", "pickle"]}, {}),
         *LIMITED,
+        ("few-broker-connections", {"worker_pool": "gevent"}, {}),
         ("prefetch-unlimited", {"worker_prefetch_multiplier": 0}, {}),
         ("prefetch", {"worker_prefetch_multiplier": 8}, {}),
         ("short-lease", {}, {"idempotency_lease": 2.9}),
@@ -373,6 +394,16 @@ def test_each_fault_of_a_configuration_is_named(
     assert found(patient(made, conf, **options)) == {name}
 
 
+def test_without_a_result_backend_duplicates_are_not_stopped_at_the_enqueue(
+    made: list[Celery],
+) -> None:
+    """Both are said, unless nothing is reserved in this mode."""
+    conf = {"result_backend": None, "idempotency_on_enqueue": "attach"}
+    assert found(patient(made, conf)) == {"no-result-backend", "enqueue-without-results"}
+    shadow = patient(made, {**conf, "idempotency_mode": "shadow"})
+    assert found(shadow) == {"no-result-backend", "shadow"}
+
+
 def test_no_window_is_no_fault(made: list[Celery]) -> None:
     """Who sets 0 wants the next call to run."""
     assert found(patient(made, {}, idempotency_ttl=0)) == set()
@@ -380,7 +411,7 @@ def test_no_window_is_no_fault(made: list[Celery]) -> None:
 
 def test_a_pool_that_shares_memory_may_keep_records_there(made: list[Celery]) -> None:
     """What the worker's pool is outranks what the app would use."""
-    conf = {"idempotency_store_url": "memory://doctor"}
+    conf = {"idempotency_store_url": "memory://doctor", **GREENLETS}
     assert found(patient(made, conf, pool="celery.concurrency.gevent")) == {"memory"}
     assert found(patient(made, conf, pool="celery.concurrency.prefork")) == {
         "memory-with-processes"
@@ -746,3 +777,23 @@ def names_in(source: Path) -> Iterator[str]:
             for part in ast.walk(node.args[0]):
                 if isinstance(part, ast.Constant) and isinstance(part.value, str):
                     yield part.value
+
+
+def test_a_store_that_answers_is_not_said_to_be_away(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    """Its tables are missing, or its URL names a database that it doesn't have."""
+    # Given
+    empty = tmp_path / "records.db"
+    empty.touch()
+    found = []
+    for url in (f"sqlite:///{empty}", f"sqlite:///{empty}.db", redis_server.url(99)):
+        app = Celery("shop", broker="memory://", set_as_current=False)
+        app.conf.idempotency_store_url = url
+        # When
+        (finding,) = examination.check_store(environment_of(app))
+        found.append(finding)
+    # Then
+    assert [it.name for it in found] == ["no-tables", "no-tables", "trial-refused"]
+    assert found[0].value == found[1].value == "celery -A <your app> idempotency init-db"
+    assert not any("does not answer" in it.sentence or "Start it" in it.fix for it in found)

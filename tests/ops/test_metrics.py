@@ -80,6 +80,23 @@ def test_each_thing_that_becomes_of_a_delivery_is_counted(
     assert registry.get_sample_value(f"celery_idempotency_{name}_total", labels) == 1
 
 
+def test_a_worker_that_starts_shows_its_counters_at_zero(
+    registry: CollectorRegistry, app: Celery, served: list[int]
+) -> None:
+    """For Prometheus a counter that begins at 1 has not increased: a rule would miss one event."""
+    # Given
+    installed = metrics.install(registry)
+    # When
+    metrics._on_worker_ready(SimpleNamespace(app=app, pool=None))
+    stop_observing(installed)
+    # Then
+    counters = [it.samples[0] for it in METRICS if it.kind == "counter" and len(it.labels) == 1]
+    labels = {"task": "shop.charge"}
+    assert {name: registry.get_sample_value(name, labels) for name in counters} == dict.fromkeys(
+        counters, 0
+    )
+
+
 def test_the_list_of_metrics_is_what_is_exported(registry: CollectorRegistry, app: Celery) -> None:
     """No more and no less: names, kinds and texts."""
     # Given
@@ -202,6 +219,7 @@ def test_a_prefork_worker_that_would_export_nothing_says_so(
     registry: CollectorRegistry,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    app: Celery,
     pool: str,
     folder: str | None,
     is_warned: bool,
@@ -214,7 +232,8 @@ def test_a_prefork_worker_that_would_export_nothing_says_so(
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", folder)
     # When
     with caplog.at_level(logging.WARNING, "celery_idempotent"):
-        metrics._on_worker_ready(SimpleNamespace(pool=type("Pool", (), {"__module__": pool})()))
+        made = type("Pool", (), {"__module__": pool})()
+        metrics._on_worker_ready(SimpleNamespace(app=app, pool=made))
     stop_observing(installed)
     # Then
     assert ("PROMETHEUS_MULTIPROC_DIR" in caplog.text) == is_warned

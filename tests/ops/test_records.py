@@ -16,8 +16,10 @@ from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Note
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, StoreUnavailable
 from celery_idempotent.ops import records
+from celery_idempotent.ops.history import JournalEntry
 from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of
 from celery_idempotent.ops.records import Filter, RecordView
+from celery_idempotent.ops.sentences import sentence
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.urls import store_from_url
@@ -398,3 +400,11 @@ def test_odd_outcomes_have_a_text_too() -> None:
     assert "cannot be read" in text_of(b"\xff\x01")
     assert kind_of(b"\xff\x01") == "unreadable"
     assert text_of(Outcome(Kind.RESULT, *JSON, b"x" * 50).pack(), most=10) == "xxxxxxx..."
+
+
+def test_a_sentence_leaves_the_case_of_ids_alone() -> None:
+    """Whoever copies a task's id out of a sentence finds the task by it."""
+    # Given
+    told = JournalEntry("waiting", 0, "name", "Order:A", "shop.charge", "B", "Order-7A", "", 0)
+    # Then
+    assert sentence(told).startswith("Task Order-7A held the key Order:A")

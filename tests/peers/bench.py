@@ -187,6 +187,10 @@ class Side:
         self.app.control.add_consumer("celery", reply=True, timeout=10)
 
     def _is_quiet(self) -> bool:
+        # A message may be acknowledged before its body, and locks end after the body.
+        busy = self.app.control.broadcast("active", reply=True, limit=1, timeout=5)
+        if any(tasks for answer in busy or () for tasks in answer.values()):
+            return False
         with redis.Redis.from_url(self.app.conf.broker_url) as broker:
             return not broker.hlen("unacked") and not broker.llen("celery")
 

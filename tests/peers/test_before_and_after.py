@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import redis
 
 from celery_idempotent.testing.servers import RedisServer
+from tests.support import warm
 from tests.support.ledger import Ledger
 from tests.support.waiting import eventually
 from tests.support.workers import Worker
@@ -73,15 +72,10 @@ class Sample:
             "import json\nfrom gated import app, sample\nfrom celery.result import AsyncResult\n"
         )
         after = "\nprint(json.dumps(answer))"
-        done = subprocess.run(
-            [sys.executable, "-c", before + code + after],
-            cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}"},
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+        script = self.folder / "call.py"
+        script.write_text(before + code + after, encoding="utf-8")
+        path = f"{ROOT}{os.pathsep}{self.folder}"
+        done = warm.run([str(script)], cwd=self.folder, env={**os.environ, "PYTHONPATH": path})
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

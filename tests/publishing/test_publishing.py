@@ -14,7 +14,7 @@ from celery_idempotent import (
     KeyDerivationError,
     use_idempotency_key,
 )
-from celery_idempotent.core.message import EXPLICIT, explicit_key
+from celery_idempotent.core.message import EXPLICIT, OWN, explicit_key
 from tests.publishing.calls import first, keys, task_of
 
 # --- options of a call ---------------------------------------------------------------------------
@@ -52,6 +52,29 @@ def test_a_calls_key_takes_the_place_of_a_header_in_any_spelling(app, published,
     ((_, _, headers),) = published
     assert explicit_key(headers) == "mine"
     assert headers["x"] == 1
+
+
+@pytest.mark.parametrize("on_enqueue", ["publish", "attach"])
+@pytest.mark.parametrize("key", ["order:{order_id}", MESSAGE_ID])
+@pytest.mark.parametrize("task_id", [UUID(int=7), 5])
+def test_a_task_id_that_is_no_text_becomes_one(app, published, key, on_enqueue, task_id):
+    """Celery takes a UUID; the key, the reservation, the message and the result have its text."""
+    # Given
+    charge = task_of(app, idempotency_key=key, idempotency_on_enqueue=on_enqueue)
+    # When
+    result = charge.apply_async((1,), task_id=task_id)
+    # Then
+    ((_, sent, headers),) = published
+    assert sent == result.id == headers[OWN]["id"] == str(task_id)
+    assert charge.apply((2,), task_id=task_id).get() == 1
+
+
+def test_a_task_id_that_came_as_something_else_is_its_text_in_a_key(app):
+    """From a producer without this library: ``send_task(task_id=uuid4())``."""
+    charge = task_of(app, idempotency_key=MESSAGE_ID)
+    scheme = charge._setup().scheme
+    derived = [scheme.derive((1,), {}, task_id=it) for it in (UUID(int=7), str(UUID(int=7)))]
+    assert derived[0].key == derived[1].key
 
 
 def test_an_eager_call_with_the_key_none_leaves_no_record(charge):

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 from celery import chain, chord, group, states
 from celery.app.trace import build_tracer
+from celery.exceptions import TimeLimitExceeded
 
 from celery_idempotent import IdempotencyInProgress, IdempotentTask, State
 from celery_idempotent.errors import StoreUnavailable
@@ -67,8 +68,23 @@ def test_a_call_whose_first_was_revoked_is_published(app, charge, store, publish
     assert len(published) == 1
 
 
+@pytest.mark.parametrize("state", [State.RUNNING, State.RETRYING])
+def test_a_call_whose_first_has_failed_for_its_caller_is_published(
+    app, charge, store, published, state
+):
+    """The worker killed its run at a time limit; the key is free when the run's lease is over."""
+    # Given
+    original = first(charge, store, 42, state=state)
+    app.backend.mark_as_failure(original, TimeLimitExceeded(1))
+    # Then
+    assert charge.delay(42).id != original
+    assert len(published) == 1
+
+
 @pytest.mark.parametrize("state", [None, State.RETRYING])
-def test_where_no_state_can_be_read_it_is_published(charge, store, published, monkeypatch, state):
+def test_where_no_state_can_be_read_it_is_published(
+    app, charge, store, published, monkeypatch, state
+):
     """A result backend that is away, or none, would have no result of the first call either."""
 
     # Given
@@ -76,10 +92,9 @@ def test_where_no_state_can_be_read_it_is_published(charge, store, published, mo
         raise NotImplementedError("no result backend")
 
     original = first(charge, store, 42, state=state)
-    monkeypatch.setattr(charge, "AsyncResult", away)
+    monkeypatch.setattr(app.backend, "get_state", away)
     # Then
-    with pytest.raises(NotImplementedError):
-        charge.delay(42)
+    assert charge.delay(42).id != original
     assert len(published) == 1
     assert published[0][2]["id"] != original
 

@@ -20,6 +20,8 @@ from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.stores.sql.transaction import SqlTransaction
 from celery_idempotent.testing import crash_points
+from celery_idempotent.testing.deliveries import deliver
+from celery_idempotent.testing.memory import memory_store
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.bookings import Books, bookings
 
@@ -402,7 +404,7 @@ def test_a_checkpoint_that_is_not_committed_undoes_what_came_after_the_last_one(
 
     export = shop.task()
     # When
-    with pytest.raises(NotCommitted):
+    with pytest.raises(StoreUnavailable, match="went away"):
         export.apply((1,), throw=True).get()
     between = shop.booked()
     export.apply((1,)).get()
@@ -423,6 +425,31 @@ def test_without_a_worker_nobody_shuts_down() -> None:
     assert not one.is_announced()
     one.announce()
     assert one.is_announced()
+
+
+def test_a_call_that_another_body_applies_does_not_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no message that could come again, and the body around it would begin anew."""
+    # Given
+    monkeypatch.setattr(Shutdown, "is_announced", lambda _: True)
+    with memory_store():
+        app = Celery("nested", broker="memory://", backend="cache+memory://", set_as_current=False)
+        loop, begun = Loop(range(3), every=1), []
+        inner = task_of(app, loop.body(), name="inner", idempotency_stop_at_checkpoint=True)
+
+        def body(task: Any, number: int) -> Any:
+            begun.append(task.request.id)
+            return inner.apply((number,)).get(disable_sync_subtasks=False)
+
+        outer = task_of(app, body, name="outer")
+        # When
+        ended = deliver(outer, (1,))
+        # Then
+        assert ended.get() == 3
+        assert not ended.published
+        assert len(begun) == 1
+        # And one with a message of its own does
+        stopped = deliver(inner, (2,))
+        assert [it.task for it in stopped.published] == ["inner"]
 
 
 def test_a_loop_is_not_bound_to_a_store_of_memory() -> None:

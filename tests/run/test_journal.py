@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.verdicts import Lost, Recorded
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run import journal as module
+from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.heartbeat import Heartbeat
 from celery_idempotent.run.journal import Journal, Subject, UnsentEntry
+from celery_idempotent.run.telling import Telling, ToldRun
+from celery_idempotent.stores.journal import ListedRuns
 from celery_idempotent.stores.memory import MemoryStore
 
 NAME = "idempotent:journal"
@@ -124,6 +132,42 @@ def test_the_next_event_asks_for_the_next_turn(
     assert [event["id"] for event in store.told()] == ["id-1", "id-2"]
 
 
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        *(('ü \ud800 "quoted" \\ \n \x00', None), (7, None), (2**60, None), (True, None)),
+        *((0.0004, 0.0), (1.23456, 1.235), (1e22, None), (math.inf, None)),
+        *((["a", 1], None), ({"a": None}, None), (Path("x"), "x")),
+    ],
+    ids=repr,
+)
+def test_each_value_is_json(
+    journal: Journal, store: CountingStore, turns: Turns, value: Any, read: Any
+) -> None:
+    """Numbers have three decimal places; what JSON has no form for is its text."""
+    # When
+    journal.add("succeeded", f"k {value}", "shop.charge", None, it=value)
+    turns.take_turn()
+    # Then
+    (event,) = store.told()
+    read = value if read is None else read
+    assert (event["it"], type(event["it"])) == (read, type(read))
+    assert (event["key"], event["id"]) == (f"k {value}", None)
+
+
+def test_an_event_of_another_process_names_it(
+    journal: Journal, store: CountingStore, turns: Turns
+) -> None:
+    """Once: a reader may refuse a name that comes twice."""
+    # When
+    journal.add("process lost", "k", "shop.charge", "id-1", node="w1", pid=7)
+    turns.take_turn()
+    # Then
+    (stored,) = store.read_events(NAME, None, 10)
+    assert stored.packed.count(b'"pid"') == 1
+    assert store.told()[0]["pid"] == 7
+
+
 def test_an_event_says_what_is_known(journal: Journal, store: CountingStore, turns: Turns) -> None:
     """What, which key, task and call, by whom; what is not known takes no room."""
     # When
@@ -202,6 +246,26 @@ def test_an_event_says_how_old_it_is(
     assert store.told()[0]["age"] == 2500
 
 
+class ListingStore(CountingStore):
+    """Lists the runs that are under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under_way: list[str] = []
+
+    @property
+    def run_lists(self) -> ListingStore:
+        return self
+
+    def append_with_runs(
+        self, journal: str, events: Sequence[bytes], most: int, runs: ListedRuns
+    ) -> None:
+        self.append_events(journal, events, most)
+        self.under_way += [key for key, _ in runs.begun]
+        for key, _ in runs.ended:
+            self.under_way.remove(key)
+
+
 class Run:
     """A run that tells how it began when it is asked."""
 
@@ -209,6 +273,10 @@ class Run:
         self._began = module.monotonic()
         self._key = key
         self._id = task_id
+
+    @property
+    def held(self) -> tuple[str, int]:
+        return self._key, 1
 
     def claimed(self) -> UnsentEntry:
         subject = Subject(self._key, "shop.charge", self._id)
@@ -491,3 +559,194 @@ def test_the_last_events_are_sent_when_a_process_ends(
     beat.flush(60)
     # Then
     assert [event["id"] for event in store.told()] == ["id-1"]
+
+
+class TestRunsUnderWay:
+    """A store that lists runs is told of them in the commands of the journal."""
+
+    @pytest.fixture
+    def store(self) -> ListingStore:
+        return ListingStore()
+
+    def test_a_short_run_is_not_listed(
+        self, journal: Journal, store: ListingStore, turns: Turns, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It is over at the next turn."""
+        # Given
+        monkeypatch.setattr(store, "append_with_runs", None)
+        run = Run("k", "id-1")
+        journal.begin(run)
+        journal.ended(run)
+        journal.add("succeeded", "k", "shop.charge", "id-1")
+        # When
+        turns.take_turn()
+        # Then
+        assert len(store.told()) == 1
+
+    def test_a_run_is_listed_until_its_end_is_sent(
+        self, journal: Journal, store: ListingStore, turns: Turns
+    ) -> None:
+        """With the entry of its beginning, and with that of its end."""
+        # Given
+        run = Run("k", "id-1")
+        journal.begin(run)
+        # When
+        turns.take_turn()
+        # Then
+        assert store.under_way == ["k"]
+        # When
+        journal.ended(run)
+        journal.add("succeeded", "k", "shop.charge", "id-1")
+        turns.take_turn()
+        # Then
+        assert store.under_way == []
+        assert store.additions == [1, 1]
+
+    @pytest.mark.parametrize("is_short", [True, False])
+    def test_a_run_that_was_cut_off_is_listed(
+        self, journal: Journal, store: ListingStore, turns: Turns, is_short: bool
+    ) -> None:
+        """However short it was: the store has it as under way still."""
+        # Given
+        run = Run("k", "id-1")
+        journal.begin(run)
+        if not is_short:
+            turns.take_turn()
+        # When
+        journal.ended(run, cut_off=True)
+        journal.add("interrupted", "k", "shop.charge", "id-1")
+        turns.take_turn()
+        # Then
+        assert store.under_way == ["k"]
+
+    def test_while_the_store_is_away_nothing_is_lost(
+        self, journal: Journal, store: ListingStore, turns: Turns
+    ) -> None:
+        """It is told once the store is back."""
+        # Given
+        runs = [Run(f"k{number}", f"id-{number}") for number in range(2)]
+        store.away = True
+        for run in runs:
+            journal.begin(run)
+        turns.take_turn()
+        journal.ended(runs[0])
+        journal.add("succeeded", "k0", "shop.charge", "id-0")
+        turns.take_turn()
+        # When
+        store.away = False
+        turns.take_turn()
+        # Then
+        assert store.under_way == ["k1"]
+
+    def test_a_long_outage_fills_no_memory(
+        self,
+        journal: Journal,
+        store: ListingStore,
+        turns: Turns,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """As many runs wait to be listed as entries wait to be sent, the last ones."""
+        # Given
+        monkeypatch.setattr(module, "_BOUND", 2)
+        journal._reset()
+        store.away = True
+        for number in range(3):
+            journal.begin(Run(f"k{number}", f"id-{number}"))
+            turns.take_turn()
+        # When
+        store.away = False
+        turns.take_turn()
+        # Then
+        assert store.under_way == ["k1", "k2"]
+
+    def test_what_can_not_be_listed_is_not_tried_for_ever(
+        self,
+        journal: Journal,
+        store: ListingStore,
+        turns: Turns,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A list that the store refuses is dropped together with the entries it came with."""
+        # Given
+        journal.begin(Run("k0", "id-0"))
+        with monkeypatch.context() as refusing:
+            refusing.setattr(store, "append_with_runs", None)
+            turns.take_turn()
+        # When
+        journal.begin(Run("k1", "id-1"))
+        turns.take_turn()
+        # Then
+        assert store.under_way == ["k1"]
+
+    def test_a_run_of_a_dead_process_is_listed(
+        self, journal: Journal, store: ListingStore, turns: Turns
+    ) -> None:
+        """Its parent tells of it."""
+        # When
+        journal.write("process lost", "k", "shop.charge", "id-1", is_cut_off=True)
+        # Then
+        assert store.under_way == ["k"]
+        assert [event["event"] for event in store.told()] == ["process lost"]
+
+    @pytest.mark.parametrize("is_short", [True, False])
+    @pytest.mark.parametrize(
+        ("state", "verdict", "is_listed"),
+        [
+            (State.SUCCEEDED, Recorded(1), False),
+            (State.RELEASED, Lost(Record(State.RUNNING, 2)), False),
+            (State.SUCCEEDED, None, True),
+            (State.RUNNING, Recorded(1), True),
+            (State.COMPENSATING, Recorded(1), True),
+            (None, None, True),
+        ],
+        ids=["ended", "lost", "unrecorded", "cut off", "compensating", "no end"],
+    )
+    def test_what_the_store_has_as_under_way_is_listed(
+        self,
+        journal: Journal,
+        store: ListingStore,
+        turns: Turns,
+        state: State | None,
+        verdict: Recorded | Lost | None,
+        is_listed: bool,
+        is_short: bool,
+    ) -> None:
+        """Whatever the end of a run is, or if it has none."""
+        # Given
+        lost = verdict.record if isinstance(verdict, Lost) else None
+        run: Any = SimpleNamespace(
+            token=1,
+            interruptions=0,
+            failed=None,
+            is_elsewhere=False,
+            claimant=SimpleNamespace(retries=0),
+            lease=SimpleNamespace(lost=lost),
+            end=lambda _: verdict,
+            let_go=lambda: None,
+        )
+        told = ToldRun(Telling(journal, Subject("k", "shop.charge", "id-1"), "k"), run)
+        if not is_short:
+            turns.take_turn()
+        # When
+        if state is not None:
+            told.end(Ending(state))
+        if not told.is_over:
+            told.let_go()
+        journal.add("waiting", "other", "shop.charge", "id-2")
+        turns.take_turn()
+        # Then
+        assert store.under_way == ["k"] * is_listed
+
+    def test_without_a_journal_nothing_is_listed(self, store: ListingStore, turns: Turns) -> None:
+        """Nor is anything kept in memory for it."""
+        # Given
+        journal = Journal(store, NAME, 0)
+        run = Run("k", "id-1")
+        # When
+        journal.begin(run)
+        journal.ended(run)
+        journal.write("process lost", "k", "shop.charge", "id-1", is_cut_off=True)
+        # Then
+        assert not turns.jobs
+        assert not journal._ended
+        assert store.under_way == []

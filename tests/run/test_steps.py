@@ -1,7 +1,9 @@
 """Steps are done once, and undone in reverse where the body fails for good."""
 
+from datetime import date, datetime, timezone
+from decimal import Decimal
 from functools import partial
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from celery import Celery
@@ -348,6 +350,65 @@ def test_a_compensation_is_a_signature_of_a_known_task(app, ledger):
     for which in undo_of:
         with pytest.raises(TypeError, match="compensate="):
             task.apply((which,), throw=True)
+    assert not ledger
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        UUID(int=7),
+        datetime(2026, 12, 1, 9, 30, tzinfo=timezone.utc),
+        date(2026, 12, 1),
+        Decimal("1.10"),
+        b"\xff",
+        {"a": [1, {"b": None}]},
+        [UUID(int=7)],
+    ],
+)
+def test_a_compensation_gets_the_arguments_that_it_was_given(app, ledger, value):
+    """What Celery's JSON keeps is kept, also for another process."""
+
+    # Given
+    @app.task
+    def undo(*args, **kwargs):
+        ledger.append((args, kwargs))
+
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        self.idempotency.step("charge", str, compensate=undo.si(value, why=value))
+        raise ValueError
+
+    # When
+    task.apply((1,))
+    # Then
+    assert ledger == [((value,), {"why": value})]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "said"),
+    [
+        (({1, 2},), {}, "argument 1 of 'undo': .*set"),
+        ((1, [object()]), {}, "argument 2 of 'undo': .*object"),
+        (({1: "a"},), {}, "argument 1 of 'undo': a key of a dict is 1"),
+        ((), {"lines": [{"a": {2: "b"}}]}, "argument 'lines' of 'undo': a key of a dict is 2"),
+    ],
+)
+def test_a_compensation_that_cannot_be_kept_is_named_before_its_step(
+    app, ledger, args, kwargs, said
+):
+    # Given
+    @app.task(name="undo")
+    def undo(*args, **kwargs):
+        pass
+
+    @app.task(base=IdempotentTask, bind=True)
+    def task(self, number):
+        compensate = undo.si(*args, **kwargs)
+        self.idempotency.step("charge", ledger.does("charge"), compensate=compensate)
+
+    # Then
+    with pytest.raises(TypeError, match=f"step 'charge': compensate= can't be kept: {said}"):
+        task.apply((1,), throw=True)
     assert not ledger
 
 

@@ -17,6 +17,7 @@ from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.stores.sql.store import SqlStore
 from celery_idempotent.stores.sql.transaction import SqlTransaction
+from celery_idempotent.testing.deliveries import deliver
 from tests.support.bookings import Books, bookings
 
 
@@ -90,6 +91,27 @@ def test_a_failure_books_nothing_and_frees_the_key(shop: Shop) -> None:
     assert shop.books.count(1) == 1
 
 
+def test_an_attempt_that_goes_on_after_its_retry_books_nothing(shop: Shop) -> None:
+    """The next attempt does it again, and books it once."""
+
+    # Given
+    @shop.app.task(bind=True, shared=False, name="book", base=IdempotentTask)
+    def book(task: Any, order: int) -> int:
+        session = task.idempotency.session
+        session.execute(insert(bookings).values(order_id=order, task_id="task"))
+        if not task.request.retries:
+            task.retry(throw=False, countdown=1)
+        return order
+
+    # When
+    first = deliver(book, (1,))
+    between = shop.books.count(1)
+    # Then
+    assert (first.state, between) == ("RETRY", 0)
+    assert first.published[-1].deliver().get() == 1
+    assert shop.books.count(1) == 1
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"idempotency_mode": "off"}, {"idempotency_key": lambda order, fails: None}],
@@ -112,9 +134,35 @@ def test_in_shadow_mode_it_is_a_plain_session(shop: Shop) -> None:
     """Every call runs and books; the kept record suppresses nothing."""
     # Given
     book = shop.task(idempotency_mode="shadow")
+    # When
+    first = book.delay(1)
+    # Then the session was committed before the end was recorded: both write to one file
+    record = book.idempotency_record(1)
+    assert (first.get(), record.state, record.owner_id) == (1, State.SUCCEEDED, first.id)
+    assert not [lease for lease in heartbeat.leases() if lease.store is shop.store]
     # Then
-    assert [book.delay(1).get(), book.delay(1).get()] == [1, 1]
+    assert book.delay(1).get() == 1
     assert shop.books.count(1) == 2
+
+
+def test_in_shadow_mode_a_session_that_was_not_committed_is_no_success(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record says what became of the call."""
+    # Given
+    book = shop.task(idempotency_mode="shadow")
+
+    def refuse(transaction: SqlTransaction) -> None:
+        transaction.rollback()
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(SqlTransaction, "commit_alone", refuse)
+    # When
+    with pytest.raises(OSError, match="full"):
+        book.delay(1).get()
+    # Then
+    assert book.idempotency_record(1).state is State.RELEASED
+    assert shop.books.count(1) == 0
 
 
 def test_a_session_needs_a_running_body(shop: Shop) -> None:
@@ -178,6 +226,29 @@ def test_what_was_not_committed_is_no_outcome(shop: Shop, monkeypatch: pytest.Mo
     assert book.idempotency_record(1).state is State.RELEASED
     assert book.delay(1).get() == 1
     assert shop.books.count(1) == 1
+
+
+def test_what_another_body_applied_and_was_not_committed_is_a_failure_of_that_body(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told that by the error, and does not begin anew behind its own back."""
+    # Given
+    book = shop.task()
+
+    @shop.app.task(base=IdempotentTask, shared=False, name="outer")
+    def outer(order: int) -> Any:
+        return book.apply((order,)).get(disable_sync_subtasks=False)
+
+    def commit(transaction: Any, *_: Any) -> Any:
+        transaction.rollback()
+        raise NotCommitted("the line was cut")
+
+    monkeypatch.setattr(SqlTransaction, "commit", commit)
+    # When
+    ended = deliver(outer, (1,))
+    # Then
+    assert (ended.state, str(ended.result)) == ("FAILURE", "the line was cut")
+    assert not ended.published
 
 
 def test_a_time_limit_that_undid_the_commit_is_a_failure(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -53,6 +54,12 @@ class MemoryClock:
         self._now_us += ms * 1000
 
 
+@functools.cache
+def _by_virtual_time(script: Script) -> Script:
+    source = _VIRTUAL_TIME + script.source
+    return Script(script.name, source, hashlib.sha1(source).hexdigest().encode())
+
+
 class VirtualRedisStore(RedisStore):
     """A Redis store whose scripts read the time from a key, everything else being as it is."""
 
@@ -60,9 +67,7 @@ class VirtualRedisStore(RedisStore):
         super().__init__(wire, wait)
         for name, script in vars(self).items():
             if isinstance(script, Script):
-                source = _VIRTUAL_TIME + script.source
-                sha = hashlib.sha1(source).hexdigest().encode()
-                setattr(self, name, Script(script.name, source, sha))
+                setattr(self, name, _by_virtual_time(script))
 
     def ttl(self, key: str) -> float | None:
         gone_ms = self._wire.command("ZSCORE", "virtual:gone", key)

@@ -50,7 +50,9 @@ class Database:
     def __init__(self, kind: str, directory: Path) -> None:
         self.kind = kind
         if kind == "sqlite":
-            self.url = f"sqlite:///{directory / f'records-{uuid.uuid4().hex[:8]}.db'}"
+            file = directory / f"records-{uuid.uuid4().hex[:8]}.db"
+            file.touch()
+            self.url = f"sqlite:///{file}"
             return
         variable, default, start = _SERVERS[kind]
         self._server = make_url(os.environ.get(variable, default))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.support.waiting import PATIENCE_SECONDS, eventually
 
@@ -29,6 +30,10 @@ class Ledger:
         self.path = Path(path)
         self._gates = self.path.parent / (self.path.name + ".gates")
         self._gates.mkdir(parents=True, exist_ok=True)
+        self._reading = threading.Lock()
+        self._read: list[Entry] = []
+        self._read_from: int | None = None
+        self._read_to = 0
 
     # What the processes of the system under test write.
 
@@ -61,17 +66,33 @@ class Ledger:
 
     def entries(self, event: str | None = None, **fields: Any) -> list[Entry]:
         """The entries of one event whose fields have these values, oldest first."""
-        if not self.path.exists():
-            return []
-        # The last line may still be on its way: it has no line end yet.
-        complete = self.path.read_text().rpartition("\n")[0]
-        entries = [json.loads(line) for line in complete.splitlines()]
         return [
-            entry
-            for entry in entries
+            dict(entry)
+            for entry in self._all()
             if (event is None or entry["event"] == event)
             and all(entry.get(name) == value for name, value in fields.items())
         ]
+
+    def _all(self) -> list[Entry]:
+        """Every entry; of a file that is asked about all the time only what is new is read."""
+        with self._reading:
+            try:
+                with open(self.path, "rb") as file:
+                    self._read_on(file)
+            except FileNotFoundError:
+                self._read_from = None
+                return []
+            return list(self._read)
+
+    def _read_on(self, file: IO[bytes]) -> None:
+        now = os.fstat(file.fileno())
+        if now.st_ino != self._read_from or now.st_size < self._read_to:
+            self._read, self._read_from, self._read_to = [], now.st_ino, 0
+        file.seek(self._read_to)
+        # The last line may still be on its way: it has no line end yet.
+        complete, end, _ = file.read().rpartition(b"\n")
+        self._read += [json.loads(line) for line in complete.splitlines()]
+        self._read_to += len(complete) + len(end)
 
     def count(self, event: str, **fields: Any) -> int:
         """How often this happened."""

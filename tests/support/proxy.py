@@ -65,6 +65,11 @@ class Proxy:
         """
         self._freezes_at = at
 
+    @property
+    def is_frozen(self) -> bool:
+        """Whether it has taken something since :meth:`freeze`, which it keeps."""
+        return self._frozen
+
     def thaw(self) -> None:
         """End every connection, with all that it took; new ones are let through."""
         self._freezes_at, self._frozen = None, False

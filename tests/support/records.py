@@ -58,13 +58,27 @@ class StoredRecords:
         """Claim a key and complete it."""
         name, held = self.hold(key, task, owner, label)
         outcome = outcome or Outcome(Kind.RESULT, *JSON, b'{"receipt": 7}').pack()
-        self._end(name, held, State.SUCCEEDED, outcome)
+        self.end(name, held, State.SUCCEEDED, outcome)
+        return name
+
+    def freed(
+        self, key: str = "order:42", task: str = "shop.charge", kind: Kind = Kind.RESULT
+    ) -> str:
+        """Claim a key, and free it with the outcome of its run, as with a window of 0."""
+        name, held = self.hold(key, task)
+        self.end(name, held, State.RELEASED, Outcome(kind, *JSON, b'{"receipt": 7}').pack())
+        return name
+
+    def cut_off(self, key: str = "order:42", task: str = "shop.charge", owner: str = "") -> str:
+        """Claim a key, and end the lease of its run, which counts as running still."""
+        name, held = self.hold(key, task, owner)
+        self.end(name, held, State.RUNNING)
         return name
 
     def unknown(self, key: str = "order:42", task: str = "shop.charge") -> str:
         """Claim a key, have its run cut off, and ask again where that makes it unknown."""
         name, held = self.hold(key, task)
-        self._end(name, held, State.RUNNING)
+        self.end(name, held, State.RUNNING)
         again = replace(held, owner=Owner("another").pack(), token=0, nonce=uuid.uuid4().bytes[:8])
         self.store.claim(name, Claim(again, 30_000, TTL_MS, max_interruptions=0))
         found = self.store.get(name)
@@ -72,7 +86,8 @@ class StoredRecords:
         assert found.state is State.UNKNOWN
         return name
 
-    def _end(self, name: str, held: Record, state: State, outcome: bytes = b"") -> None:
+    def end(self, name: str, held: Record, state: State, outcome: bytes = b"") -> None:
+        """Record how a run ended."""
         ended = replace(held, state=state, process=b"", nonce=b"", outcome=outcome)
         self.store.settle(name, Settle(ended, 0, TTL_MS))
 

@@ -25,12 +25,12 @@ def _with_field(record):
 
 
 def _rest(version, rest):
-    """The older version has an outcome only."""
+    """Outcome and field; the older version has an outcome only."""
     if version < VERSION:
-        return {"outcome": rest, "more": b""}
+        return rest, b""
     if len(rest) < 1 + rest[0]:
         raise ValueError("cut short")
-    return {"more": rest[1 : 1 + rest[0]], "outcome": rest[1 + rest[0] :]}
+    return rest[1 + rest[0] :], rest[1 : 1 + rest[0]]
 '''
 
 _LUA_PARSE = """
@@ -48,12 +48,19 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
     "core/record.py": [
         (rf"VERSION: Final = {VERSION}\n", f"VERSION: Final = {NEXT}\n"),
         (
-            r"    has_steps: bool = False\n",
-            f"    has_steps: bool = False\n    more: bytes = {FIELD!r}\n",
+            r"    is_awaited: bool = False\n",
+            f"    is_awaited: bool = False\n    more: bytes = {FIELD!r}\n",
         ),
         (r"\n            self\.outcome,\n", "\n            _with_field(self),\n"),
         (r"if version != VERSION:", f"if version not in ({VERSION}, VERSION):"),
-        (r"outcome=packed\[outcome_at:\],", "**_rest(version, packed[outcome_at:]),"),
+        (
+            r"\n                packed\[outcome_at:\],",
+            "\n                _rest(version, packed[outcome_at:])[0],",
+        ),
+        (
+            r"flags & _IS_AWAITED != 0,\n",
+            "flags & _IS_AWAITED != 0,\n                _rest(version, packed[outcome_at:])[1],\n",
+        ),
         (r"\Z", _PYTHON_FIELD),
     ],
     "core/message.py": [
@@ -105,10 +112,11 @@ def next_release(directory: Path) -> Path:
     Raises:
         DoesNotFit: a change finds its place not at all, or more than once.
     """
-    for package in ("celery_idempotent", "tests/support"):
+    for package in ("celery_idempotent", "tests/support", "benchmarks/playing"):
         no_waste = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, directory / package, ignore=no_waste)
-    shutil.copy(ROOT / "tests/__init__.py", directory / "tests/__init__.py")
+    for package in ("tests", "benchmarks"):
+        shutil.copy(ROOT / package / "__init__.py", directory / package / "__init__.py")
     for name, changes in _CHANGES.items():
         path = directory / "celery_idempotent" / name
         text = path.read_text()

@@ -46,6 +46,14 @@ def make_app(settings: Settings) -> Celery:
         from tests.support import exports
 
         exports.define(app, ledger)
+    if settings.get("test_changing"):
+        from tests.support import changing
+
+        changing.define(app, ledger)
+    if settings.get("test_repairs"):
+        from tests.support import repairs
+
+        repairs.define(app, ledger)
     if settings.get("test_faults"):
         faults.define(app, ledger)
     if settings.get("test_passing_by"):
@@ -131,6 +139,26 @@ def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str,
             options = {} if headers is None else {"headers": headers}
             raise self.retry(countdown=countdown, **options)
         return charged(self, order, 100)
+
+    @task("shop.charge_later", idempotency_key="order:{order}")
+    def charge_later(self: Any, order: Any) -> Any:
+        """Ask for a retry, and go on; charge in the next attempt."""
+        began(self, order)
+        if self.request.retries:
+            return charged(self, order, 100)
+        self.retry(countdown=1, throw=False)
+        return None
+
+    @task("shop.charge_pages", idempotency_key="order:{order}")
+    def charge_pages(self: Any, order: Any, gate: str, last: bool = False) -> Any:
+        """Go on with another message, and end at the gate; charge in that."""
+        began(self, order)
+        if last:
+            return charged(self, order, 100)
+        try:
+            raise self.replace(self.s(order, gate, last=True))
+        finally:
+            ledger.hold(gate)
 
     @task("shop.never_works", idempotency_key="order:{order}", max_retries=2)
     def never_works(self: Any, order: Any, gate: str, countdown: float = 1) -> Any:

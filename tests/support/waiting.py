@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+from benchmarks.playing.process import lives
 
 T = TypeVar("T")
 
@@ -31,13 +32,5 @@ def eventually(fact: Callable[[], T], what: str = "", timeout: float = PATIENCE_
 
 
 def wait_until_dead(pid: int, timeout: float = PATIENCE_SECONDS) -> None:
-    """Return once a process that somebody else waits for is gone."""
-
-    def dead() -> bool:
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        return False
-
-    eventually(dead, f"process {pid} gone", timeout)
+    """Return once a process that is none of our children has ended."""
+    eventually(lambda: not lives(pid), f"process {pid} gone", timeout)

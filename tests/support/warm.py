@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
+import importlib.metadata
 import json
 import os
 import runpy
@@ -25,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -37,19 +40,29 @@ MODULES = (
     *("celery.app.log", "celery.app.routes", "celery.app.trace", "celery.apps.worker"),
     *("celery.backends.redis", "celery.bin.amqp", "celery.bin.base", "celery.bin.worker"),
     *("celery.concurrency.prefork", "celery.concurrency.solo", "celery.events.state"),
-    *("celery.fixups.django", "celery.worker.consumer", "celery.worker.control"),
-    *("celery.worker.request", "celery.worker.strategy", "celery.worker.worker"),
+    *("celery.app.control", "celery.apps.multi", "celery.beat", "celery.bin.beat"),
+    *("celery.bin.call", "celery.bin.control", "celery.bin.events", "celery.bin.graph"),
+    *("celery.bin.list", "celery.bin.logtool", "celery.bin.migrate", "celery.bin.multi"),
+    *("celery.bin.purge", "celery.bin.result", "celery.bin.shell", "celery.bin.upgrade"),
+    *("celery.contrib.abortable", "celery.contrib.migrate", "celery.schedules"),
+    *("celery.fixups.django", "celery.worker.autoscale", "celery.worker.components"),
+    *("celery.worker.consumer", "celery.worker.consumer.delayed_delivery"),
+    *("celery.worker.control", "celery.worker.request", "celery.worker.strategy"),
+    *("celery.worker.worker", "click_didyoumean", "click_plugins.core", "pytz"),
     *("click_repl", "django.core.management", "django.db.models", "humanize"),
     *("kombu.pools", "kombu.transport.memory", "kombu.transport.pyamqp"),
     *("kombu.transport.redis", "psycopg", "pymysql", "redis.cluster", "sqlalchemy.orm"),
     *("sqlalchemy.dialects.mysql.pymysql", "sqlalchemy.dialects.postgresql.psycopg"),
     *("sqlalchemy.dialects.sqlite.pysqlite", "prometheus_client", "tornado.web", "uvicorn", "yaml"),
+    *("importlib.readers", "kombu.matcher", "kombu.pidbox", "tornado.auth", "tornado.httpclient"),
+    *("tornado.options", "billiard.popen_fork", "billiard.synchronize"),
 )
 _MESSAGE_SIZE = 1 << 18
 #: What the warm process is started with. Its own folder and modules are no part of what it forks.
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-#: How variables begin that are read while an interpreter starts, by the linker, libc or Python.
-_READ_AT_THE_START = ("LD_", "GLIBC_", "MALLOC_", "PYTHON", "LANG", "LC_")
+#: How variables begin that are read while an interpreter starts, by the linker, libc or Python, or
+#: by Celery when it is imported.
+_READ_AT_THE_START = ("LD_", "GLIBC_", "MALLOC_", "PYTHON", "LANG", "LC_", "REMAP_SIGTERM")
 #: Those that a forked process heeds all the same.
 _HEEDED = ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 
@@ -168,24 +181,26 @@ class _Forked:
 
 
 _asking: socket.socket | None = None
+_starting = threading.Lock()
 
 
 def _warm() -> socket.socket:
     """Return the way to the warm process, which ends when this is closed, with us at the latest."""
     global _asking
-    if _asking is None:
-        _asking, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())],
-            env=_ENVIRONMENT,
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        atexit.register(process.wait)
-        atexit.register(_asking.close)
-    return _asking
+    with _starting:
+        if _asking is None:
+            _asking, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            process = subprocess.Popen(
+                [sys.executable, __file__, str(theirs.fileno())],
+                env=_ENVIRONMENT,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            theirs.close()
+            atexit.register(process.wait)
+            atexit.register(_asking.close)
+        return _asking
 
 
 # --- the warm process ----------------------------------------------------------------------------
@@ -260,11 +275,19 @@ def _run(wanted: dict[str, Any], installed: list[str]) -> None:
         runpy.run_path(args[0], run_name="__main__")
 
 
+def remember_version() -> None:
+    """Have redis-py look up its own version once: it parses its metadata for each connection."""
+    utils: Any = importlib.import_module("redis.utils")
+    utils.get_lib_version = functools.cache(utils.get_lib_version)
+
+
 def _main(fd: int) -> None:
     installed = sys.path[1:]
     for name in MODULES:
         with contextlib.suppress(ImportError):  # not every environment has all of them
             importlib.import_module(name)
+    remember_version()
+    importlib.metadata.entry_points()  # finds what is installed, and remembers where
     gc.collect()
     gc.freeze()
     wanted = _serve(fd)

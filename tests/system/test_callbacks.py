@@ -5,9 +5,11 @@ The callbacks are plain tasks: a deduplicated one could not fire twice, and the 
 
 from __future__ import annotations
 
+import pytest
 from celery import chain, chord, group
 
 from tests.conftest import MakeSystem
+from tests.support.brokers import RABBITMQ_SENDS_COPIES
 from tests.support.system import System, answers
 
 
@@ -36,6 +38,8 @@ def test_each_call_has_its_own_callback(make_system: MakeSystem) -> None:
     assert system.ledger.count("effect") == 1
 
 
+@RABBITMQ_SENDS_COPIES
+@pytest.mark.matrix
 def test_a_chain_whose_head_is_delivered_again_has_one_tail(make_system: MakeSystem) -> None:
     """The head is delivered again while it runs: the tail is sent once, by one of the two."""
     # Given
@@ -120,6 +124,8 @@ def test_a_chord_with_duplicates_runs_its_body_once(make_system: MakeSystem) -> 
     assert system.ledger.count("effect") == 2
 
 
+@RABBITMQ_SENDS_COPIES
+@pytest.mark.matrix
 def test_a_chord_whose_part_is_delivered_again_runs_its_body_once(make_system: MakeSystem) -> None:
     """A part that is delivered again while it runs is counted once."""
     # Given

@@ -127,21 +127,24 @@ def counted(large: RedisServer) -> Iterator[Counted]:
         (["list", "--text", "--limit", "20"], 200),
         (["list", "--state", "unknown", "--limit", "0"], 2 * MANY // UNKNOWN),
         (["list", "--match", "order:499"], 200),
-        (["list", "--match", "order:99999"], 20),
+        (["list", "--match", "order:99999"], 40),
         (["stats"], 13_000),
-        (["show", "order:99999"], 20),
+        (["show", "order:99999"], 40),
         (["show", name_of(77_777)], 5),
-        (["show", owner_of(321)], 20),
+        (["show", owner_of(321)], 40),
         (["why", owner_of(123)], 5),
-        (["forget", "--yes", "order:99998"], 20),
-        (["resolve", "--yes", "order:99995", "--rerun"], 20),
+        (["forget", "--yes", "order:99998"], 40),
+        (["resolve", "--yes", "order:99995", "--rerun"], 40),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_is_asked_for_is_found_without_going_through_the_store(
     run: Commands, counted: Counted, command: list[str], reads: int
 ) -> None:
-    """By its key, by its name, or by the journal; the number of all records doesn't matter."""
+    """By its key, by its name, or by the journal; the number of all records doesn't matter.
+
+    What may be a key is looked for as each task's: its record, and its reservation.
+    """
     # When
     done = run(*command, *(["--limit", "1"] if "--match" in command else []))
     # Then
@@ -192,7 +195,7 @@ def test_stats_say_how_far_they_are(run: Commands, monkeypatch: pytest.MonkeyPat
     done = run("stats", "--exact")
     # Then
     assert done.lines[0]["records"] == MANY
-    assert done.err.splitlines()[0].endswith("records gone through so far ...")
+    assert done.err.splitlines()[0].endswith("keys gone through so far ...")
     assert len(done.err.splitlines()) > 10
 
 

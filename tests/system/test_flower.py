@@ -14,10 +14,16 @@ import pytest
 import redis
 
 from celery_idempotent.core.codec import Kind, Outcome
-from celery_idempotent.core.record import State
+from celery_idempotent.core.record import Owner, State
+from celery_idempotent.core.reservation import Reservation
+from celery_idempotent.core.step import Step, StepState
+from celery_idempotent.core.verdicts import Reserve, Settle
+from celery_idempotent.ops.history import when
 from celery_idempotent.run.journal import Journal
-from celery_idempotent.stores.journal import journal_key
+from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.journal import ListedRuns, journal_key
 from celery_idempotent.stores.urls import store_from_url
+from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.flowers import NEWEST, VERSIONS, Answer, Browser, Flower
@@ -31,7 +37,7 @@ PREFIX = "idempotent"
 ATTACK = "<script>alert('1')</script>"
 #: Whoever asks may choose the token, as long as cookie and form have the same.
 TOKEN = "31323334"
-READS = ("", "/record", "/forget", "/resolve", "/counts")
+READS = ("", "/record", "/forget", "/resolve", "/resume", "/counts")
 
 
 def settings_of(server: RedisServer, directory: Path) -> Settings:
@@ -134,6 +140,42 @@ def test_records_are_listed_the_latest_first(browser: Browser, stored: StoredRec
     expected = {"succeeded": 1, "running": 1, "unknown": 1, "unreadable": 1}
     assert counts["states"] == expected
     assert browser.get("/api/idempotency/stats").json["tasks"] == {"shop.charge": 3, "shop.pack": 1}
+
+
+def test_a_lease_that_is_over_is_marked(browser: Browser, stored: StoredRecords) -> None:
+    """In the list, on the record's page and in the API: it counts as running still."""
+    # Given
+    over, (held, _) = stored.cut_off("order:1"), stored.hold("order:2")
+    # When
+    page = browser.get("/idempotency")
+    # Then
+    marked = page.text.partition(">order:1<")[2].partition("</tr>")[0]
+    alive = page.text.partition(">order:2<")[2].partition("</tr>")[0]
+    assert "lease over" in marked
+    assert "lease over" not in alive
+    records = browser.get("/api/idempotency/records").json["records"]
+    assert {record["key"]: record["is_lease_over"] for record in records} == {
+        "order:1": True,
+        "order:2": False,
+    }
+    shown = rows(browser.get("/idempotency/record", name=over))
+    assert shown["Lease"] == "over: the next delivery takes over"
+    assert "Lease" not in rows(browser.get("/idempotency/record", name=held))
+
+
+def test_leases_that_are_over_are_a_filter(browser: Browser, stored: StoredRecords) -> None:
+    """In the list and in the API; they are listed by the store, so that nothing else is read."""
+    # Given
+    over = stored.cut_off("order:1")
+    held, _ = stored.hold("order:2")
+    lists = stored.store.run_lists
+    assert lists is not None
+    runs = ListedRuns([(over, 0), (held, 0)])
+    lists.append_with_runs(journal_key(PREFIX), [], 100, runs)
+    # Then
+    assert keys(browser.get("/idempotency", state="lease-over")) == ["order:1"]
+    found = browser.get("/api/idempotency/records", state="lease-over").json["records"]
+    assert [record["key"] for record in found] == ["order:1"]
 
 
 def _counted(browser: Browser, total: int) -> Answer | None:
@@ -240,7 +282,7 @@ def test_an_unreadable_record_has_a_page(browser: Browser, stored: StoredRecords
     assert 'id="idempotency-forget"' in page.text
 
 
-@pytest.mark.parametrize("page", ["/record", "/forget", "/resolve"])
+@pytest.mark.parametrize("page", ["/record", "/forget", "/resolve", "/resume"])
 @pytest.mark.parametrize("name", [f"{PREFIX}:{{shop.charge:none}}", "celery", ""])
 def test_what_is_no_record_is_not_found(
     browser: Browser, stored: StoredRecords, page: str, name: str
@@ -267,6 +309,7 @@ def test_what_comes_from_a_network_is_shown_as_text(
         browser.get("/idempotency/record", name=name, done=ATTACK),
         browser.get("/idempotency/forget", name=name),
         browser.get("/idempotency/resolve", name=name),
+        browser.get("/idempotency/resume", name=name),
         browser.get("/idempotency/record", name=f"{PREFIX}:{{{ATTACK}:{ATTACK}}}"),
         browser.get("/idempotency", page=ATTACK, listing=ATTACK),
     ]
@@ -308,6 +351,102 @@ def test_a_record_is_forgotten_after_it_was_asked_for(
     assert record.owner_id is None
     assert before is not None
     assert record.token > before.token
+    # When it is forgotten again
+    again = browser.post("/idempotency/forget", name=name, _xsrf=browser.xsrf)
+    # Then nothing happened, and that is said
+    assert "was free already" in browser.get(again.headers["Location"]).text
+    told = browser.post("/api/idempotency/forget", name=name, _xsrf=browser.xsrf)
+    assert (told.status, told.json) == (200, {"name": name, "forgotten": False})
+
+
+def test_a_key_without_a_window_is_found_by_what_is_shown(
+    browser: Browser, stored: StoredRecords
+) -> None:
+    """It is released: that the key is free, and how its last run ended, stands beside the state."""
+    # Given
+    names = [stored.freed("order:1"), stored.freed("order:2", kind=Kind.FAILURE)]
+    stored.done("order:3")
+    # When
+    page = browser.get("/idempotency", state="released")
+    # Then
+    assert sorted(keys(page)) == ["order:1", "order:2"]
+    assert keys(browser.get("/idempotency", state="succeeded")) == ["order:3"]
+    listed = browser.get("/api/idempotency/records", state="released").json["records"]
+    assert {(one["name"], one["state"], one["is_free"]) for one in listed} == {
+        (name, "released", True) for name in names
+    }
+    for name, ended in zip(names, ("succeeded", "failed"), strict=True):
+        said = f"the key is free, its last run {ended}"
+        assert said in page.text
+        assert said in rows(browser.get("/idempotency/record", name=name))["State"]
+
+
+def test_what_is_misspelt_is_pointed_out(browser: Browser, stored: StoredRecords) -> None:
+    """A state is refused, as on the command line; a task may be one whose code is gone."""
+    # Given
+    stored.done()
+    # When
+    page, told = (
+        browser.get(f"{api}/idempotency{records}", state="unknwn")
+        for api, records in (("", ""), ("/api", "/records"))
+    )
+    # Then
+    assert (page.status, told.status) == (400, 400)
+    assert told.json["error"] == page.text
+    assert "There is no such state, but these: running, retrying" in page.text
+    found = browser.get("/idempotency", task="nosuch").text
+    assert "No records. This app has no task nosuch." in found
+    assert "no task" not in browser.get("/idempotency", state="running").text
+
+
+def test_the_calls_that_are_queued_are_listed(browser: Browser, stored: StoredRecords) -> None:
+    """They are a state of their own to choose, without a count: nobody counts them."""
+    # Given
+    stored.hold("order:1")
+    for number in (1, 2):
+        name, owner = f"{PREFIX}:{{shop.charge:order:{number}}}", Owner(f"task-{number}").pack()
+        stored.store.reserve(name, Reserve(Reservation(owner), 10_000, attaches=False))
+        stored.store.confirm(name, owner, 3_600_000)
+    # When
+    page = browser.get("/idempotency", state="queued")
+    # Then
+    assert sorted(keys(page)) == ["order:1", "order:2"]
+    assert "keep others out" in page.text
+    assert 'data-count="queued"' not in page.text
+    listed = browser.get("/api/idempotency/records", state="queued").json["records"]
+    assert {(it["state"], it["owner_id"]) for it in listed} == {
+        ("queued", "task-1"),
+        ("queued", "task-2"),
+    }
+    assert keys(browser.get("/idempotency", state="running")) == ["order:1"]
+
+
+def test_a_key_that_is_only_reserved_is_found_and_freed(
+    browser: Browser, stored: StoredRecords
+) -> None:
+    """By its key: for which call it is reserved, since when, and until when; then it is free."""
+    # Given
+    name, owner = f"{PREFIX}:{{shop.charge:order:42}}", Owner("task-1").pack()
+    stored.store.reserve(name, Reserve(Reservation(owner), 10_000, attaches=False))
+    stored.store.confirm(name, owner, 3_600_000)
+    queued = stored.store.reservation(name)
+    assert queued is not None
+    # Then
+    assert keys(browser.get("/idempotency", match="shop.charge:order:42")) == ["order:42"]
+    shown = rows(browser.get("/idempotency/record", name=name))
+    assert (shown["State"], shown["Owner"]) == ("queued", "task-1")
+    assert f"published {when(queued.since_ms)}" in shown["Queued"]
+    assert f"until {when(queued.until_ms)}" in shown["Queued"]
+    found = browser.get("/api/idempotency/record", key="shop.charge:order:42").json
+    assert found["queued"]["task_id"] == "task-1"
+    # When
+    assert "order:42" in browser.get("/idempotency/forget", name=name).text
+    answer = browser.post("/idempotency/forget", name=name, _xsrf=browser.xsrf)
+    # Then
+    assert answer.status == 303
+    assert browser.get(answer.headers["Location"]).status == 200
+    assert stored.store.reservation(name) is None
+    assert browser.get("/idempotency/record", name=name).status == 404
 
 
 @pytest.mark.parametrize("api", ["", "/api"])
@@ -342,7 +481,7 @@ def test_a_look_changes_nothing(browser: Browser, stored: StoredRecords) -> None
     """What changes something can't be done by following a link."""
     name = stored.unknown()
     before = stored.store.get(name)
-    for deed in ("forget", "resolve"):
+    for deed in ("forget", "resolve", "resume"):
         browser.get(f"/idempotency/{deed}", name=name, how="rerun")
         assert browser.get(f"/api/idempotency/{deed}", name=name, how="rerun").status == 405
     assert stored.store.get(name) == before
@@ -395,7 +534,10 @@ def test_an_unknown_outcome_is_resolved(
     assert browser.post("/api/idempotency/resolve", **form).status == 409
 
 
-@pytest.mark.parametrize(("how", "answer"), [("", ""), ("maybe", ""), ("succeeded", "no JSON")])
+@pytest.mark.parametrize(
+    ("how", "answer"),
+    [("", ""), ("maybe", ""), ("succeeded", "no JSON"), ("succeeded", "")],
+)
 def test_what_is_not_clear_is_not_resolved(
     browser: Browser, stored: StoredRecords, how: str, answer: str
 ) -> None:
@@ -407,6 +549,46 @@ def test_what_is_not_clear_is_not_resolved(
     found = stored.store.get(name)
     assert found is not None
     assert found.state is State.UNKNOWN
+
+
+@pytest.mark.parametrize("api", ["", "/api"])
+def test_a_call_is_run_again_from_a_step_on(
+    browser: Browser, flower: Flower, stored: StoredRecords, api: str
+) -> None:
+    """What is recorded from there goes; the message is in the broker; another page can't do it."""
+    # Given
+    name, held = stored.hold("order:1", "shop.echo")
+    for order, step in enumerate(("pay", "mail")):
+        packed = Step(StepState.DONE, order, b"").pack()
+        stored.store.step(Renewal(name, held, 30_000, 100_000), step, packed)
+    assert 'id="idempotency-resume"' not in browser.get("/idempotency/record", name=name).text
+    form = {"name": name, "step": "mail", "args": "[1]"}
+    token = _token(browser, stored)
+    # Then not while it runs
+    assert browser.post(f"{api}/idempotency/resume", **form, _xsrf=token).status == 409
+    stored.store.settle(name, Settle(replace(held, state=State.RUNNING), 0, 100_000))
+    before = stored.store.get(name)
+    assert 'id="idempotency-resume"' in browser.get("/idempotency/record", name=name).text
+    assert "step &#x27;mail&#x27;" in browser.get("/idempotency/resume", name=name).text or (
+        "step &#39;mail&#39;" in browser.get("/idempotency/resume", name=name).text
+    )
+    # Then not without the token, from an unknown step, or with arguments that are none
+    assert browser.post(f"{api}/idempotency/resume", **form).status == 403
+    for wrong, status in (({"step": "post"}, 409), ({"args": "1"}, 400), ({"kwargs": "no"}, 400)):
+        answer = browser.post(f"{api}/idempotency/resume", **{**form, **wrong}, _xsrf=token)
+        assert answer.status == status
+    assert stored.store.get(name) == before
+    # When
+    done = browser.post(f"{api}/idempotency/resume", **form, _xsrf=token)
+    # Then
+    if api:
+        assert done.json["task_id"]
+    else:
+        assert "published again" in browser.get(done.headers["Location"]).text
+    record = stored.store.get(name)
+    assert record is not None
+    assert record.state is State.RELEASED
+    assert set(stored.store.steps(name)) == {"pay"}
 
 
 def test_the_api_finds_shows_and_forgets(browser: Browser, stored: StoredRecords) -> None:
@@ -512,7 +694,8 @@ def test_login_and_prefix_are_flowers(
         assert nobody.get(f"/idempotency{page}", name=name).status == 401
     for page in ("records", "record", "stats"):
         assert nobody.get(f"/api/idempotency/{page}", name=name).status in (401, 405)
-    for deed in ("/idempotency/forget", "/api/idempotency/forget", "/idempotency/resolve"):
+    deeds = ("forget", "resolve", "resume")
+    for deed in (f"{api}/idempotency/{deed}" for api in ("", "/api") for deed in deeds):
         assert nobody.post(deed, name=name, how="rerun", _xsrf=TOKEN).status in (401, 403, 405)
     found = stored.store.get(name)
     assert found is not None
@@ -574,10 +757,10 @@ def test_who_has_not_logged_in_is_sent_to_the_login(
     deeds = [
         browser.post(f"{api}/idempotency/{deed}", name=name, how="rerun", _xsrf=TOKEN)
         for api in ("", "/api")
-        for deed in ("forget", "resolve")
+        for deed in ("forget", "resolve", "resume")
     ]
     # Then
-    assert [page.status for page in pages] == [302] * 5
+    assert [page.status for page in pages] == [302] * 6
     assert all("/login" in page.headers["Location"] for page in pages)
     assert all(answer.status in (302, 405) for answer in data)
     assert all(answer.status in (403, 405) for answer in deeds)
@@ -605,13 +788,13 @@ def test_read_only_is_flowers(
     answers = [
         browser.post(f"{api}/idempotency/{deed}", name=name, how="rerun", _xsrf=TOKEN)
         for api in ("", "/api")
-        for deed in ("forget", "resolve")
+        for deed in ("forget", "resolve", "resume")
     ]
     # Then
-    assert [page.status for page in pages] == [200] * 5
+    assert [page.status for page in pages] == [200] * 6
     assert not any('<form method="post"' in page.text for page in pages)
     assert 'id="idempotency-forget"' not in pages[1].text
-    assert [answer.status for answer in answers] == [403] * 4
+    assert [answer.status for answer in answers] == [403] * 6
     assert all("read-only mode" in answer.text for answer in answers)
     assert stored.store.get(name) == before
 
@@ -629,7 +812,7 @@ def test_a_store_that_is_away_is_said_to_be(
     answers = [browser.get(f"/idempotency{page}", name=name) for page in READS]
     answers += [browser.get(f"/api/idempotency/{page}", name=name) for page in ("records", "stats")]
     # Then
-    assert [answer.status for answer in answers] == [503] * 7
+    assert {answer.status for answer in answers} == {503}
     for answer in answers:
         assert "127.0.0.1:1" in answer.text
         assert "s3cret" not in answer.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.conftest import MakeSystem
+from tests.support.brokers import RABBITMQ_SENDS_COPIES
 from tests.support.waiting import eventually
 
 VISIBILITY_TIMEOUT = 2
@@ -10,6 +11,7 @@ VISIBILITY_TIMEOUT = 2
 LEASE = 300
 
 
+@RABBITMQ_SENDS_COPIES
 def test_the_next_call_runs_beside_the_first_whose_copy_runs_nothing(
     make_system: MakeSystem,
 ) -> None:

@@ -6,6 +6,8 @@ import signal
 from typing import Any
 
 from celery_idempotent.ops.history import History
+from celery_idempotent.ops.lookup import listed
+from celery_idempotent.ops.views import OVERDUE, Filter
 from celery_idempotent.ops.why import Account, why
 from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer
@@ -87,6 +89,35 @@ def test_a_call_that_was_retried(make_redis_system: MakeSystem) -> None:
         "It asked to be retried",
         "It asked to be retried (attempt 2)",
     ]
+
+
+def test_a_run_whose_worker_died(make_redis_system: MakeSystem) -> None:
+    """It is found as long as nobody has taken over, though no record but its own is looked at."""
+    # Given
+    system = make_redis_system(idempotency_lease=3)
+    worker = system.start_worker(concurrency=1)
+    charge = system.task("charge")
+    ended = charge.delay(1).get(timeout=30)
+    result = charge.delay(42, gate="go")
+    account(system, result.id, "got the key order:42 and began to run")
+    environment = environment_of(system.app)
+
+    def found() -> list[str]:
+        wanted = Filter(state=OVERDUE, now_ms=environment.store.now_ms())
+        return [view.key for view in listed(environment, wanted) or ()]
+
+    assert ended
+    assert len(environment.store.held(environment.prefix)) == 1
+    assert found() == []
+    # When
+    worker.kill()
+    # Then
+    eventually(lambda: found() == ["order:42"], "its lease is over")
+    # When another call takes over
+    system.start_worker(concurrency=1)
+    charge.delay(42).get(timeout=30)
+    # Then
+    eventually(lambda: not environment.store.held(environment.prefix), "nothing runs")
 
 
 def test_calls_that_failed(make_redis_system: MakeSystem) -> None:

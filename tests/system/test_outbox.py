@@ -217,6 +217,6 @@ def test_status_says_what_waits(shop: Shop) -> None:
     status = shop.start_relay("--status")
     # Then
     assert (made.wait(), status.wait()) == (0, 0), made.log + status.log
-    assert "idempotency_outbox is there" in made.log
+    assert "idempotency_outbox is there already" in made.log
     assert status.log.startswith("2 waiting, lag ")
     assert shop.waiting() == 2

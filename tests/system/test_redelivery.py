@@ -15,6 +15,7 @@ import redis
 
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
+from tests.support.brokers import RABBITMQ_SENDS_COPIES
 from tests.support.system import System, outlive_lease
 
 VISIBILITY_TIMEOUT = 2
@@ -31,6 +32,7 @@ def deliver_again(system: System, task_id: str, **fields: int) -> None:
     system.ledger.wait_for("finished", times=finished + 1, id=task_id, **fields)
 
 
+@RABBITMQ_SENDS_COPIES
 def test_plain_celery_runs_it_twice_at_once(make_system: MakeSystem) -> None:
     """The control: without the library the same redelivery is a second, overlapping effect."""
     # Given
@@ -47,6 +49,7 @@ def test_plain_celery_runs_it_twice_at_once(make_system: MakeSystem) -> None:
     assert system.ledger.most_at_once(name="shop.plain_charge") == 2
 
 
+@RABBITMQ_SENDS_COPIES
 def test_a_running_task_is_not_run_again(make_system: MakeSystem) -> None:
     """The second delivery waits: no overlap, one effect, and the state is the running call's."""
     # Given
@@ -94,6 +97,7 @@ def test_a_second_worker_does_not_run_it_either(make_redis_system: MakeSystem) -
     assert system.ledger.count("effect") == 1
 
 
+@RABBITMQ_SENDS_COPIES
 def test_retries_are_exact_though_each_outlives_the_timeout(make_system: MakeSystem) -> None:
     """A task that is delivered again in each of its attempts runs 1 + max_retries times."""
     # Given
@@ -134,6 +138,7 @@ def test_a_copy_in_the_back_off_does_not_begin_the_next_attempt(make_system: Mak
     assert system.ledger.count("effect") == 1
 
 
+@RABBITMQ_SENDS_COPIES
 def test_the_owners_copy_outwaits_every_timeout(make_system: MakeSystem) -> None:
     """A redelivery is no duplicate: it neither raises nor times out, and runs if the first dies."""
     # Given

@@ -94,3 +94,26 @@ def test_what_may_run_again_goes_on_after_its_finished_steps(
     system.ledger.open("go")
     assert system.task("book").delay(1, "go").get(timeout=30)["order"] == 1
     assert (system.ledger.count("start"), system.ledger.count("effect")) == (2, 1)
+
+
+def test_a_call_is_run_again_from_a_step_on(
+    make_system: MakeSystem, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker gets the message, under another id, and does the step again: once, asked twice."""
+    # Given
+    system = make_system()
+    call = cut_off(system)
+    system.ledger.open("go")
+    run = Commands(system.app, capsys)
+    (step,) = (name for name in run("show", "order:1").lines[0]["steps"])
+    # When
+    asked = ("resume", "order:1", "--args", '[1, "go"]', "--yes")
+    done = [run(*asked, "--from", step["name"]), run(*asked)]
+    # Then
+    system.wait_until_quiet()
+    assert done[0].code == 0, done[0].err
+    record = record_of(system)
+    assert record.state is State.SUCCEEDED
+    assert record.owner_id != call
+    assert record.owner_id == done[0].lines[0]["task_id"]
+    assert system.ledger.count("effect") == 2

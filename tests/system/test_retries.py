@@ -65,6 +65,39 @@ def test_a_retry_with_headers_of_its_own_keeps_its_key(make_system: MakeSystem) 
     assert system.ledger.ids("start", key=1) == {first.id}
 
 
+def test_an_attempt_that_goes_on_after_its_retry_does_not_answer(make_system: MakeSystem) -> None:
+    """The next attempt runs, and its result is the call's and that of its duplicate."""
+    # Given
+    system = make_system()
+    system.start_worker()
+    task = system.task("charge_later")
+    # When
+    results = [task.delay(1) for _ in range(2)]
+    # Then
+    one, two = answers(results)
+    assert one == two
+    assert [entry["retries"] for entry in system.ledger.entries("start")] == [0, 1]
+    assert system.ledger.count("effect") == 1
+
+
+@pytest.mark.parametrize("policy", ["drop", "raise"])
+def test_what_replaces_a_call_is_not_refused_for_its_sake(
+    make_system: MakeSystem, policy: str
+) -> None:
+    """It comes while that body is still running, and charges after it."""
+    # Given
+    system = make_system(idempotency_on_running=policy)
+    system.start_worker()
+    result = system.task("charge_pages").delay(1, "end")
+    # When
+    system.ledger.wait_for("finished", id=result.id)
+    system.ledger.open("end")
+    # Then
+    assert result.get(timeout=30)["order"] == 1
+    assert system.ledger.count("start") == 2
+    assert system.ledger.count("effect") == 1
+
+
 def test_attempts_are_counted(make_system: MakeSystem) -> None:
     """Each attempt has a higher token, and none of them is an interruption."""
     # Given

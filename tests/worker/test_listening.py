@@ -25,6 +25,8 @@ from celery_idempotent.worker.listening import Listener, Sight
 from tests.support.waiting import eventually
 
 LEASE_S = 30.0
+#: So long that a run is not looked at again by itself while a test waits.
+LONG_LEASE_S = 36_000.0
 
 
 class Line:
@@ -79,8 +81,11 @@ class Telling(MemoryStore):
         self.lines: list[Line] = []
         self.on_follow: Callable[[], None] = lambda: None
         self.looks = 0
+        self.is_cut_off = False
 
     def subscribe(self) -> Line:
+        if self.is_cut_off:
+            raise StoreUnavailable("cut off")
         self.lines.append(Line(self))
         return self.lines[-1]
 
@@ -101,9 +106,9 @@ def listener(store: MemoryStore) -> Iterator[Listener]:
     made.unwatch(KEY)
 
 
-def waited_for(store: MemoryStore) -> Record:
+def waited_for(store: MemoryStore, lease_s: float = LEASE_S) -> Record:
     """A run that somebody waits for."""
-    held = hold(store, FIRST)
+    held = hold(store, FIRST, lease_ms=int(lease_s * 1000))
     claim(store, SECOND)
     return held
 
@@ -139,14 +144,28 @@ def test_an_end_between_the_last_answer_and_the_subscription_is_seen(
 def test_what_is_told_is_looked_at(store: Telling, listener: Listener) -> None:
     """At once, long before it would be looked at by itself."""
     # Given
-    held = waited_for(store)
-    listener.watch(KEY, LEASE_S)
+    held = waited_for(store, LONG_LEASE_S)
+    listener.watch(KEY, LONG_LEASE_S)
     next_sight(listener, Stage.HELD)
     # When
     complete(store, held)
     store.lines[0].tell(KEY)
     # Then
     assert next_sight(listener, Stage.ANSWERED).is_told
+
+
+def test_an_end_is_seen_that_was_told_as_the_line_broke(store: Telling, listener: Listener) -> None:
+    """Nobody has read it, and there is no other line yet: the key is looked at all the same."""
+    # Given
+    held = waited_for(store, LONG_LEASE_S)
+    listener.watch(KEY, LONG_LEASE_S)
+    next_sight(listener, Stage.HELD)
+    # When
+    complete(store, held)
+    store.is_cut_off = True
+    store.lines[0].cut()
+    # Then
+    next_sight(listener, Stage.ANSWERED)
 
 
 def test_an_end_while_the_line_is_cut_is_seen(store: Telling, listener: Listener) -> None:

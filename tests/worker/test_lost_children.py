@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import functools
 import socket
+import time
 import uuid
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery
 from celery.worker.request import Request
+from celery.worker.state import revoked as revoked_tasks
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
+from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.worker.request import IdempotentRequest
+from celery_idempotent.worker.standing import Standing
 
 TASK_ID = "0b9f5c3e-5d0f-4f5e-9d53-0d5a36a3a001"
 OWN = Owner(TASK_ID)
@@ -94,6 +100,24 @@ def test_what_a_lost_child_held_is_free(request_of_a_message, owner, process, ex
     assert (record.until_ms <= now_ms) is freed
 
 
+def test_what_a_lost_child_has_run_is_listed(request_of_a_message, monkeypatch):
+    """Where the store lists what is under way: the child may not have come to that."""
+    # Given
+    listed: list[str] = []
+
+    def append(journal, events, most, runs):
+        listed.extend(key for key, _ in runs.begun)
+
+    monkeypatch.setattr(
+        MemoryStore, "run_lists", SimpleNamespace(append_with_runs=append), raising=False
+    )
+    key = run(request_of_a_message, OWN, CHILD)
+    # When
+    request_of_a_message.on_failure(SimpleNamespace(exception=WorkerLostError("killed")))
+    # Then
+    assert listed == [key]
+
+
 @pytest.mark.parametrize("nesting", [1])
 def test_what_replaced_a_task_is_another_call(request_of_a_message):
     """It has the task id of the one that it replaced, and not its key."""
@@ -134,3 +158,277 @@ def test_a_lost_child_sends_no_callbacks(request_of_a_message):
     request_of_a_message.on_failure(SimpleNamespace(exception=WorkerLostError()))
     # Then
     assert store.slip(own).sending_ms == 0
+
+
+@pytest.mark.parametrize("answer", [None, "FAILURE"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_copy_that_is_discarded_hides_no_answer(
+    app: Celery, request_of_a_message: Any, answer: str | None, begun: bool
+) -> None:
+    """It has expired, or was revoked; a call that was revoked while it ran is so in any case."""
+    # Given
+    if answer:
+        app.backend.store_result(TASK_ID, ValueError("declined"), answer)
+    # When
+    if not begun:
+        request_of_a_message.worker_pid = None
+    request_of_a_message._announce_revoked("expired", False, None, True)
+    # Then
+    stays = answer is not None and not begun
+    assert app.backend.get_state(TASK_ID) == (answer if stays else "REVOKED")
+
+
+@pytest.mark.parametrize("by_command", [False, True])
+def test_what_a_command_has_revoked_is_told_with_name_and_arguments(
+    app: Celery, request_of_a_message: Any, by_command: bool
+) -> None:
+    """The command knows only the id. Another REVOKED stays, and says why, as of a dropped call."""
+    # Given
+    app.conf.result_extended = True
+    app.backend.mark_as_revoked(TASK_ID, "the reason")
+    request_of_a_message.worker_pid = None
+    if by_command:
+        revoked_tasks.add(TASK_ID)
+    # When
+    request_of_a_message._announce_revoked("revoked", False, None, False)
+    revoked_tasks.discard(TASK_ID)
+    # Then
+    app.backend._cache.clear()
+    stored = app.backend.get_task_meta(TASK_ID)
+    assert str(stored["result"]) == ("revoked" if by_command else "the reason")
+    assert bool(stored.get("name")) is by_command
+
+
+class Pool:
+    """Ends no process."""
+
+    def terminate_job(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def ended(request_of_a_message: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A request whose process has begun the body; what becomes of its message is written down."""
+    monkeypatch.undo()  # Celery's own on_failure
+    request = request_of_a_message
+    request.app.backend.forget(TASK_ID)  # the one in memory is that of all tests
+    request.fate = []
+    request.time_start = 1.0
+    request._on_ack = lambda *_: request.fate.append("acknowledged")
+    request._on_reject = lambda *args: request.fate.append(f"requeued {args[-1]}")
+    return request
+
+
+def taken_over(request: Any, state: State, owner: Owner = OWN) -> None:
+    """Let a copy of the message, or another call, have the key, and be as far as ``state``."""
+    key, store = request.record_name(), environment_of(request.app).store
+    process = CHILD._replace(pid=4712).pack()
+    candidate = Record(State.RUNNING, 0, owner=owner.pack(), process=process, nonce=b"n")
+    token = store.claim(key, Claim(candidate, 30_000, 60_000)).token
+    if state is not State.RUNNING:
+        done = candidate._replace(
+            state=state, token=token, nonce=b"", process=b"", outcome=b"\x01\x011"
+        )
+        store.settle(key, Settle(done, 0, 60_000))
+
+
+def ends(request: Any, how: str) -> None:
+    """End its process as Celery's pool does."""
+    if how == "hard limit":
+        try:
+            raise TimeLimitExceeded(3)
+        except TimeLimitExceeded:
+            request.on_failure(ExceptionInfo())
+        request.on_timeout(False, 3)
+    elif how == "greenlet's limit":
+        request.on_timeout(False, 3)
+    else:
+        try:
+            raise WorkerLostError("killed")
+        except WorkerLostError:
+            request.on_failure(ExceptionInfo())
+
+
+LIMITS = ["hard limit", "greenlet's limit"]
+
+
+@pytest.mark.parametrize("how", LIMITS)
+@pytest.mark.parametrize(
+    ("state", "owner"),
+    [
+        pytest.param(State.SUCCEEDED, OWN, id="a copy has answered"),
+        pytest.param(State.RUNNING, OWN, id="a copy is going to"),
+        pytest.param(State.RUNNING, Owner("other"), id="another call has the key"),
+    ],
+)
+def test_a_time_limit_of_a_run_without_its_key_tells_nothing(
+    app: Celery, ended: Any, how: str, state: State, owner: Owner
+) -> None:
+    """No failure is stored over the answer, and no errback sent; the message waits for it."""
+    # Given
+    ended._context.errbacks = [app.signature("errback")]
+    taken_over(ended, state, owner)
+    # When
+    ends(ended, how)
+    # Then
+    assert app.backend.get_state(TASK_ID) == "PENDING"
+    assert ended.fate == ["requeued True"]
+    assert sent(app) == []
+
+
+def sent(app: Celery) -> list[str]:
+    """The messages that wait for a worker, taken out."""
+    with app.connection_for_write() as connection:
+        queue = connection.SimpleQueue(app.conf.task_default_queue)
+        found = []
+        while True:
+            try:
+                message = queue.get(block=False)
+            except queue.Empty:
+                queue.close()
+                return found
+            message.ack()
+            found.append(message.headers["task"])
+
+
+@pytest.mark.parametrize("how", LIMITS)
+def test_a_time_limit_of_a_run_with_its_key_is_told_once(app: Celery, ended: Any, how: str) -> None:
+    """Celery's parent stores the failure and sends the errbacks twice with a pool of processes."""
+    # Given
+    run(ended, OWN, CHILD)
+    ended._context.errbacks = [app.signature("errback")]
+    # When
+    ends(ended, how)
+    # Then
+    assert app.backend.get_state(TASK_ID) == "FAILURE"
+    assert ended.fate == ["acknowledged"]
+    assert sent(app) == ["errback"]
+
+
+@pytest.mark.parametrize("state", [State.RUNNING, State.SUCCEEDED])
+@pytest.mark.parametrize("late", [True, False])
+def test_a_lost_child_that_does_not_come_again_stores_nothing_over_an_answer(
+    app: Celery, ended: Any, state: State, late: bool
+) -> None:
+    """With ``reject_on_worker_lost = False``, or acknowledged early: a copy answers its call."""
+    # Given
+    ended.task.reject_on_worker_lost = False
+    ended.task.acks_late = late
+    taken_over(ended, state)
+    # When
+    ends(ended, "killed")
+    # Then
+    assert app.backend.get_state(TASK_ID) == "PENDING"
+
+
+def test_a_message_that_is_acknowledged_early_waits_for_no_other_call(
+    app: Celery, ended: Any
+) -> None:
+    """There is no message left that could: its caller gets the failure."""
+    # Given
+    ended.task.acks_late = False
+    taken_over(ended, State.RUNNING, Owner("other"))
+    # When
+    ends(ended, "hard limit")
+    # Then
+    assert app.backend.get_state(TASK_ID) == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    ("known", "fate", "state"),
+    [(False, "acknowledged", "FAILURE"), (True, "requeued True", "SUCCESS")],
+)
+def test_where_the_store_is_away_the_result_backend_may_know(
+    app: Celery,
+    ended: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    known: bool,
+    fate: str,
+    state: str,
+) -> None:
+    """A message whose call was answered is put back: it waits for the store."""
+
+    # Given
+    def away(key: str) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(environment_of(app).store, "get", away)
+    if known:
+        app.backend.store_result(TASK_ID, 1, "SUCCESS")
+    # When
+    ends(ended, "hard limit")
+    # Then
+    assert ended.fate == [fate]
+    assert app.backend.get_state(TASK_ID) == state
+
+
+def test_a_store_that_did_not_answer_just_now_is_not_asked(
+    ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that the worker does would stand still, once for each run that meets its limit."""
+    # Given a store that would say that a copy has answered
+    taken_over(ended, State.SUCCEEDED)
+    monkeypatch.setattr(MemoryStore, "failed_at", time.monotonic())
+    # When it is asked, then
+    assert ended._stands() is Standing.HOLDS
+
+
+def test_an_answer_that_only_the_result_backend_has_is_not_run_for_again(
+    app: Celery, ended: Any
+) -> None:
+    """The store has forgotten it: put back, the message would run."""
+    # Given
+    app.backend.store_result(TASK_ID, ValueError("declined"), "FAILURE")
+    # When
+    ends(ended, "hard limit")
+    # Then
+    assert ended.fate == ["acknowledged"]
+    assert isinstance(app.backend.get_task_meta(TASK_ID)["result"], ValueError)
+
+
+@pytest.mark.parametrize(("way", "state"), [("terminate", "REVOKED"), ("cancel", "RETRY")])
+@pytest.mark.parametrize("answered", [True, False])
+def test_a_run_that_its_worker_ends_hides_no_answer(
+    app: Celery, ended: Any, answered: bool, way: str, state: str
+) -> None:
+    """One that has lost its key, and whose call was answered; of every other one Celery tells.
+
+    It is revoked, or its worker's connection is lost, and with it what the worker runs.
+    """
+    # Given
+    if answered:
+        taken_over(ended, State.SUCCEEDED)
+        app.backend.store_result(TASK_ID, ValueError("declined"), "FAILURE")
+    else:
+        run(ended, OWN, CHILD)
+    # When
+    getattr(ended, way)(Pool())
+    # Then
+    assert app.backend.get_state(TASK_ID) == ("FAILURE" if answered else state)
+
+
+def test_a_task_that_is_not_guarded_is_left_to_celery(
+    ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In "shadow" nothing is suppressed."""
+    # Given
+    taken_over(ended, State.SUCCEEDED)
+    setup = ended.task._setup()
+    options = SimpleNamespace(mode="shadow")
+    monkeypatch.setattr(ended.task, "_setup", lambda: SimpleNamespace(options=options, of=setup))
+    # When it is asked, then
+    assert ended._stands() is Standing.HOLDS
+
+
+def test_a_run_in_this_process_is_no_other_runs(
+    ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With greenlets a copy of the message may run in the process of the one that is ended."""
+    # Given
+    key = run(ended, OWN, CHILD)
+    monkeypatch.setattr(
+        "celery_idempotent.worker.standing.heartbeat",
+        SimpleNamespace(leases=lambda: [SimpleNamespace(key=key)]),
+    )
+    # When it is asked, then
+    assert ended._stands() is Standing.COPIED

@@ -6,6 +6,7 @@ from collections import deque
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from uuid import uuid4
+from weakref import WeakSet
 
 import pytest
 from celery import Celery
@@ -21,6 +22,7 @@ from celery_idempotent.core.message import OWN, WaitState, own_header
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker import waiters
 from celery_idempotent.worker.listening import Sight
 from celery_idempotent.worker.waiters import Waiters, waiters_of
 
@@ -99,8 +101,10 @@ class Shop:
 
 
 @pytest.fixture
-def shop() -> Shop:
+def shop(monkeypatch: pytest.MonkeyPatch) -> Shop:
     """A shop whose one token of this hour is taken."""
+    # What this worker holds is not told to the tests that come after it in this process.
+    monkeypatch.setattr(waiters, "_all", WeakSet())
     made = Shop()
     made.comes("first")
     made.comes("second")

@@ -15,8 +15,9 @@ from kombu.asynchronous.timer import Timer
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.message import OWN, WaitState, own_header
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker import waiters
 from celery_idempotent.worker.listening import Sight
 from celery_idempotent.worker.waiters import Waiters
 from tests.support.waiting import eventually
@@ -27,6 +28,7 @@ HELD = Record(State.RUNNING, NOW_MS * 1000, NOW_MS + 30_000, is_awaited=True)
 LAPSED = Record(State.RUNNING, NOW_MS * 1000, NOW_MS - 1)
 FREE = Record(State.RELEASED, NOW_MS * 1000)
 DONE = Record(State.SUCCEEDED, NOW_MS * 1000, outcome=OUTCOME)
+ENDED = DONE._replace(owner=Owner("first").pack())
 FAILED = Record(State.RELEASED, NOW_MS * 1000, outcome=OUTCOME)
 
 
@@ -84,11 +86,22 @@ class Shop:
             )
             assert self.waiters.hold(request, time.monotonic() + due_s) is not None
 
-    def seen(self, record: Record | None, *, is_told: bool = False) -> None:
-        """Let the listener have seen the key."""
+    def sees(self, record: Record | None, *, is_told: bool = False) -> None:
+        """Let the listener see the key; nothing is done about it yet."""
         sight = Sight(self.record, record, NOW_MS, time.monotonic(), is_told)
         self.waiters._listener.sights.append(sight)
+
+    def seen(self, record: Record | None, *, is_told: bool = False) -> None:
+        """Let the listener have seen the key."""
+        self.sees(record, is_told=is_told)
         self.waiters._take()
+
+    def go_on(self) -> None:
+        """Let Celery's timer do what is due."""
+        for _, entry in self.consumer.timer:
+            if entry is None:
+                return
+            entry()
 
     def due(self, *names: str) -> None:
         """Let Celery's timer come to these messages."""
@@ -106,6 +119,21 @@ def shop() -> Shop:
     return Shop()
 
 
+@pytest.mark.parametrize(
+    ("broker", "has_event_loop"),
+    [("redis", True), ("amqp", True), ("memory", False), ("filesystem", False)],
+)
+def test_with_these_brokers_no_timer_has_to_be_waited_for(
+    broker: str, has_event_loop: bool
+) -> None:
+    """Where the transport has an event loop, a pipe wakes it; elsewhere Celery's timer looks."""
+    app = Celery(f"loop-{broker}", broker=f"{broker}://", set_as_current=False)
+
+    with app.connection_for_read() as connection:
+        assert connection.transport.implements.asynchronous is has_event_loop
+    assert app.conf.worker_timer_precision == 1.0
+
+
 def test_all_go_when_the_outcome_is_there(shop: Shop) -> None:
     """They are answered with it: that is quick."""
     # Given
@@ -117,6 +145,137 @@ def test_all_go_when_the_outcome_is_there(shop: Shop) -> None:
     # Then
     assert shop.gone == ["a", "b", "c"]
     assert shop.waiters.everyone() == []
+
+
+def test_many_go_a_part_at_a_time(shop: Shop) -> None:
+    """The pool's processes are given the first of them only when the worker's loop goes on."""
+    # Given
+    names = [f"{number}" for number in range(250)]
+    shop.waits(*names, due_s=60)
+    # When
+    shop.seen(DONE)
+    # Then
+    assert shop.gone == names[:100]
+    assert len(shop.waiters.everyone()) == 150
+    # When
+    shop.go_on()
+    # Then
+    assert shop.gone == names
+    assert shop.waiters.everyone() == []
+
+
+def test_what_was_seen_later_counts_later(shop: Shop) -> None:
+    """Those that come while many are let in wait for the next run."""
+    # Given
+    shop.waits(*(f"{number}" for number in range(150)), due_s=60)
+    shop.waits("displaced", due_s=60, displaced=True)
+    shop.sees(DONE)
+    # When
+    shop.seen(HELD)
+    shop.go_on()
+    shop.waits("later", awaited=("second", 0))
+    shop.due("later")
+    # Then
+    assert len(shop.gone) == 150
+    assert [it.request.id for it in shop.waiters.everyone()] == ["displaced", "later"]
+
+
+def test_a_message_that_comes_after_the_end_goes_at_once(shop: Shop) -> None:
+    """It was put back during the run, and stood in the queue when others were let in."""
+    # Given
+    shop.waits("a", due_s=60)
+    shop.seen(ENDED)
+    shop.looked.clear()
+    # When
+    shop.waits("b", due_s=60)
+    shop.go_on()
+    # Then
+    assert shop.gone == ["a", "b"]
+    assert shop.looked == []
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        {"awaited": ("second", 0)},
+        {"awaited": ("first", 1)},
+        {"count": 2},
+        {"displaced": True},
+        {"redelivery": True},
+        {"awaited": None},
+    ],
+    ids=["another run", "what replaced it", "put back twice", "displaced", "a copy", "unknown"],
+)
+def test_the_end_of_a_run_lets_nobody_in_who_waits_for_another(
+    shop: Shop, waits: dict[str, Any]
+) -> None:
+    """It would find the key busy, and could come again and again."""
+    # Given
+    shop.waits("a", due_s=60)
+    shop.seen(ENDED)
+    shop.looked.clear()
+    # When
+    shop.waits("b", due_s=60, **waits)
+    shop.go_on()
+    # Then
+    assert shop.gone == ["a"]
+    assert shop.looked == [shop.record]
+
+
+def test_the_end_of_a_run_is_known_until_the_key_is_held_again(shop: Shop) -> None:
+    """What was seen last counts."""
+    # Given
+    shop.waits("a", due_s=60)
+    shop.waits("next", due_s=60, redelivery=True)
+    shop.seen(ENDED)
+    # When
+    shop.seen(HELD)
+    shop.waits("b", due_s=60)
+    shop.go_on()
+    # Then
+    assert shop.gone == ["a"]
+
+
+def test_the_end_of_a_run_is_known_for_a_moment(shop: Shop) -> None:
+    """After that the key is looked at again."""
+    # Given
+    shop.waits("a", due_s=60)
+    shop.seen(ENDED)
+    shop.looked.clear()
+    # When
+    shop.waiters._answers[shop.record] = ENDED.owner, time.monotonic()
+    shop.waits("b", due_s=60)
+    shop.go_on()
+    # Then
+    assert shop.gone == ["a"]
+    assert shop.looked == [shop.record]
+
+
+def test_nothing_is_kept_of_runs_that_ended_before(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many keys there are."""
+    # Given
+    shop.waiters._answers["another"] = ENDED.owner, time.monotonic()
+    monkeypatch.setattr(waiters, "_KNOWN_S", 60.0)
+    shop.waits("a", due_s=60)
+    # When
+    shop.seen(ENDED)
+    # Then
+    assert list(shop.waiters._answers) == [shop.record]
+
+
+def test_the_end_of_a_run_lets_nobody_in_where_each_runs_in_its_turn() -> None:
+    """An outcome answers nobody there."""
+    # Given
+    shop = Shop(idempotency_ttl=0, idempotency_after_wait="run")
+    shop.waits("a", due_s=60)
+    shop.seen(ENDED)
+    # When
+    shop.waits("b", due_s=60)
+    shop.go_on()
+    # Then
+    assert shop.gone == ["a"]
 
 
 def test_a_failure_answers_all(shop: Shop) -> None:
@@ -153,6 +312,24 @@ def test_one_goes_after_another_where_each_runs_in_its_turn() -> None:
     # Then
     shop.seen(FAILED)
     assert shop.gone == ["a"]
+
+
+def test_a_displaced_call_goes_when_it_is_told_or_due() -> None:
+    """The run that answers it may not have begun, though the key is free: it would come in vain."""
+    # Given
+    shop = Shop(idempotency_ttl=0, idempotency_after_wait="last")
+    shop.waits("next")
+    shop.waits("displaced", "told later", due_s=60, displaced=True)
+    shop.waits("due", displaced=True)
+    # When
+    shop.seen(FAILED)
+    # Then
+    assert shop.gone == ["next", "due"]
+    # When
+    shop.seen(HELD)
+    shop.seen(FAILED, is_told=True)
+    # Then
+    assert shop.gone == ["next", "due", "displaced", "told later"]
 
 
 def test_a_message_is_held_past_its_pause_while_somebody_holds_the_key(shop: Shop) -> None:

@@ -13,7 +13,7 @@ from fencekit import (  # type: ignore[import-not-found,unused-ignore]
 )
 from fencekit.celery import idempotent_task  # type: ignore[import-not-found,unused-ignore]
 
-from benchmarks.compare.shop import VISIBILITY_TIMEOUT, charge_order, make_app, sum_up
+from benchmarks.compare.shop import VISIBILITY_S, charge_order, make_app, sum_up
 
 app = make_app("fencekit")
 client = redis.Redis.from_url(app.conf.result_backend, decode_responses=True)
@@ -34,7 +34,7 @@ charge = app.task(bind=True, name="shop.charge")(
         key=_key,
         lock_resource=_resource,
         idempotency_ttl=timedelta(hours=24),
-        lock_ttl=timedelta(seconds=VISIBILITY_TIMEOUT),
+        lock_ttl=timedelta(seconds=VISIBILITY_S),
         retry_on_in_progress=True,
     )(charge_order)
 )

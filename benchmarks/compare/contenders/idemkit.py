@@ -7,7 +7,7 @@ from typing import Any
 
 from idemkit import MethodConfig, RedisBackend, idempotent_sync  # type: ignore[import-not-found,unused-ignore]
 
-from benchmarks.compare.shop import VISIBILITY_TIMEOUT, charge_order, make_app, sum_up
+from benchmarks.compare.shop import VISIBILITY_S, charge_order, make_app, sum_up
 
 app = make_app("idemkit")
 
@@ -44,7 +44,7 @@ def charge(self: Any, **call: Any) -> Any:
 _guarded = idempotent_sync(
     backend=RedisBackend.from_url(app.conf.result_backend),
     config=MethodConfig(
-        key_fields=["order_id"], scope=lambda _: "shop", lease_ttl_seconds=VISIBILITY_TIMEOUT
+        key_fields=["order_id"], scope=lambda _: "shop", lease_ttl_seconds=VISIBILITY_S
     ),
 )
 summary = app.task(name="shop.summary")(sum_up)

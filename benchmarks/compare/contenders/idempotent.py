@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.compare.shop import VISIBILITY_TIMEOUT, charge_order, make_app, sum_up
+from benchmarks.compare.shop import VISIBILITY_S, charge_order, make_app, sum_up
 from celery_idempotent import IdempotentTask
 
 app = make_app("idempotent")
 # The lease is as short as the other times here, so that a killed worker's key is free in seconds.
-app.conf.idempotency_lease = VISIBILITY_TIMEOUT
+app.conf.idempotency_lease = VISIBILITY_S
 
 charge = app.task(
     base=IdempotentTask,

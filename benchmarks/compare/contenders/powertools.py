@@ -13,7 +13,7 @@ from aws_lambda_powertools.utilities.idempotency.persistence.cache import (  # t
     CachePersistenceLayer,
 )
 
-from benchmarks.compare.shop import VISIBILITY_TIMEOUT, charge_order, make_app, sum_up
+from benchmarks.compare.shop import VISIBILITY_S, charge_order, make_app, sum_up
 
 app = make_app("powertools")
 _client: Any = redis.Redis.from_url(app.conf.result_backend, decode_responses=True)
@@ -25,7 +25,7 @@ class _Context:
 
     @staticmethod
     def get_remaining_time_in_millis() -> int:
-        return VISIBILITY_TIMEOUT * 1000
+        return VISIBILITY_S * 1000
 
 
 @app.task(bind=True, name="shop.charge")

@@ -7,24 +7,29 @@ from typing import Any
 import click
 
 from celery_idempotent.ops import remote
-from celery_idempotent.ops.cli.act import forget_command, init_db_command, resolve_command
+from celery_idempotent.ops.cli.act import (
+    forget_command,
+    init_db_command,
+    resolve_command,
+    resume_command,
+)
 from celery_idempotent.ops.cli.check import doctor_command
+from celery_idempotent.ops.cli.flower import flower_command
 from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
 from celery_idempotent.ops.cli.move import export_command, import_command
 from celery_idempotent.ops.cli.relay import relay_command
-from celery_idempotent.ops.flower.command import flower_command
 from celery_idempotent.worker.boot import watch_workers
 
 __all__ = ["idempotency"]
 
 
-@click.group("idempotency")
+@click.group("idempotency", context_settings={"help_option_names": ["-h", "--help"]})
 def idempotency(**_: Any) -> None:
     """See which calls were deduplicated, of what and why; free keys and settle them.
 
     What is asked for goes to stdout, as text on a terminal and as JSON, one document a line, into
-    a pipe (--json and --text choose). Exit codes: 0, done; 1, not found, something to be told of,
-    or it could not be done; 2, wrongly asked.
+    a pipe (--json and --text choose). Exit codes: 0, done, or filters found nothing; 1, what was
+    named was not found, something to be told of, or it could not be done; 2, wrongly asked.
     """
 
 
@@ -34,6 +39,7 @@ for _command in (
     why_command,
     forget_command,
     resolve_command,
+    resume_command,
     stats_command,
     doctor_command,
     export_command,

@@ -1,4 +1,4 @@
-"""The commands that change something: ``forget``, ``resolve`` and ``init-db``."""
+"""The commands that change something: ``forget``, ``resolve``, ``resume`` and ``init-db``."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from typing import Any, Final, TypeVar
 import click
 
 from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.step import name_of
 from celery_idempotent.errors import StoreError
-from celery_idempotent.ops import settle
+from celery_idempotent.ops import resume, settle
 from celery_idempotent.ops.cli.console import (
     Console,
     NotFound,
     command,
     format_option,
+    none_found,
     not_found,
     plain,
     scan_option,
 )
 from celery_idempotent.ops.lookup import look_up, search
-from celery_idempotent.ops.views import STATES, Filter, RecordView
+from celery_idempotent.ops.records import queued_call
+from celery_idempotent.ops.views import QUEUED, STATES, Filter, RecordView
 from celery_idempotent.settings import Environment
 
-__all__ = ["forget_command", "init_db_command", "resolve_command"]
+__all__ = ["forget_command", "init_db_command", "resolve_command", "resume_command"]
 
 #: So many of the records that are meant are shown.
 _SHOWN: Final = 20
+_NO_ARGUMENTS: Final = (
+    "Its arguments are not known, so nothing is published: call the task again with the same key."
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _yes = click.option("--yes", is_flag=True, help="Don't ask.")
 
@@ -76,6 +83,8 @@ def forget_command(
 ) -> None:
     """Free keys, so that the next call with each of them runs.
 
+    What its steps and checkpoints recorded is lost: to keep the first of them, use resume.
+
     A run that is under way goes on, but its outcome is refused. Asks on a terminal; elsewhere it
     wants --yes. Exits with 1 where one of them is not found, and then frees none.
 
@@ -99,7 +108,7 @@ def forget_command(
         if console.as_json:
             console.write_json({"name": view.name, "forgotten": done})
         else:
-            console.tell(f"{view.key} of {view.task} is {'free' if done else 'gone already'}.")
+            console.tell(f"{view.key} of {view.task} {'is free' if done else 'was free already'}.")
 
 
 @click.command("resolve")
@@ -152,11 +161,14 @@ def resolve_command(
         State.FAILED: "as failed",
         State.RELEASED: "to be rerun",
     }
+    if failed in {name for one in click.get_current_context().command.params for name in one.opts}:
+        raise click.UsageError(f"--failed wants a message, and {failed} is an option.")
     console = Console(context, as_json)
     environment = console.environment()
     wanted = Filter(task, str(State.UNKNOWN), match) if task or match else None
     meant = _meant(console, environment, texts, wanted, scan)
-    meant.sort(key=lambda view: view.state == str(State.UNKNOWN))  # what can't be comes first
+    for view in meant if wanted is None else ():
+        settle.refuse_what_is_known(environment, view)  # before anybody is asked
     if _is_left(console, meant, f"Resolve {words[how]}", wanted, dry_run, count, yes):
         return
     for view in meant:
@@ -177,6 +189,94 @@ def resolve_command(
         if published:
             told += f" Task {published} undoes its finished steps."
         console.tell(told)
+
+
+@click.command("resume")
+@click.argument("text", metavar="KEY|TASK_ID")
+@click.option(
+    "--from",
+    "start",
+    metavar="STEP",
+    help="Do this step again, and all that come after it. Without it all that is recorded stays.",
+)
+@click.option("--args", metavar="JSON", help="A list: what the task is called with.")
+@click.option("--kwargs", metavar="JSON", help="An object: the keyword arguments.")
+@click.option("--dry-run", is_flag=True, help="Show what is meant, and do nothing.")
+@_yes
+@scan_option
+@format_option
+@click.pass_obj
+@command
+def resume_command(
+    context: Any,
+    text: str,
+    start: str | None,
+    args: str | None,
+    kwargs: str | None,
+    dry_run: bool,
+    yes: bool,
+    scan: bool,
+    as_json: bool | None,
+) -> None:
+    """Run a call again, behind the steps that it has finished.
+
+    With --from, what this step and the later ones recorded is dropped, and they are done again.
+    What they did is not undone. A late end of an earlier run is refused. Then the call is published
+    anew, under an id of its own, without the callbacks of the first one.
+
+    Its arguments are those that the result backend keeps (result_extended), or --args and --kwargs.
+    Where they are not known, nothing is published: call the task again yourself, with the same key.
+    If this is cut off, all is as before, or the message does what is left.
+
+    Exits with 1 where the record is not found, where a run holds it, or where no such step is
+    recorded; then nothing is changed.
+    """
+    console = Console(context, as_json)
+    environment = console.environment()
+    given = None
+    if args is not None or kwargs is not None:
+        given = resume.Arguments(
+            _parsed_as(list, "--args", args), _parsed_as(dict, "--kwargs", kwargs)
+        )
+    view = _the_one(console, environment, text, scan)
+    plan = resume.plan(console.app, environment, view, start, given)
+    names = {"kept": plan.kept, "dropped": plan.dropped}
+    if dry_run and console.as_json:
+        console.write_json(plan.as_dict())
+    elif dry_run or not yes:
+        console.remark(plain(f"  {_told(view)}"))
+        for what, steps in names.items():
+            if steps:
+                console.remark(plain(f"  {what}: {', '.join(name_of(step) for step in steps)}"))
+        if plan.arguments is None:
+            console.remark(f"  {_NO_ARGUMENTS}")
+        else:
+            shown = plan.arguments
+            console.remark(plain(f"  called with {list(shown.args)!r} {dict(shown.kwargs)!r}"))
+    if dry_run:
+        console.remark(f"Resume {plan.text}: nothing was done.")
+        return
+    console.confirm(f"Resume {_told(view)} {plan.text}?", yes)
+    task_id = resume.resume(console.app, environment, plan, _via())
+    if console.as_json:
+        console.write_json({**plan.as_dict(), "task_id": task_id})
+        return
+    told = f"{view.key} of {view.task} goes on {plan.text}."
+    console.tell(f"{told} Task {task_id} is published." if task_id else f"{told} {_NO_ARGUMENTS}")
+
+
+def _parsed_as(kind: type[T], option: str, text: str | None) -> T:
+    """Read an option that is JSON of a kind; without it, an empty one."""
+    if text is None:
+        return kind()
+    try:
+        found = json.loads(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"{text!r} is no JSON ({exc})", param_hint=option) from exc
+    if not isinstance(found, kind):
+        what = "a list" if kind is list else "an object"
+        raise click.BadParameter(f"{text!r} is not {what} in JSON", param_hint=option)
+    return found
 
 
 def _meant(
@@ -225,7 +325,7 @@ def _is_left(
     if wanted is None:
         return False
     if not number:
-        console.remark("There is no such record.")
+        console.remark(none_found(console.app, wanted))
         return True
     if count is None and sys.stdin.isatty() and not yes:
         question = f"{what} {_records(number)}? Type how many they are"
@@ -242,6 +342,9 @@ def _records(number: int) -> str:
 
 def _is_as_it_was(environment: Environment, view: RecordView) -> bool:
     (record,) = environment.store.get_many([view.name])
+    if view.state == QUEUED:
+        queued = queued_call(environment.store, view.name)
+        return record is None and queued is not None and queued.task_id == view.owner_id
     if view.problem:
         return isinstance(record, StoreError)
     return isinstance(record, Record) and record.token == view.token
@@ -253,31 +356,35 @@ def _is_as_it_was(environment: Environment, view: RecordView) -> bool:
 def init_db_command(context: Any) -> None:
     """Make the tables that records are kept in, where they are not there yet.
 
-    For a store in a SQL database; the others need none.
+    For a store in a SQL database; django:// has manage.py migrate, the others need none.
     """
     console = Console(context, None)
     environment = console.environment()
+    if environment.store.schema_command:
+        raise click.ClickException(
+            f"The tables of {environment.where} are made by {environment.store.schema_command}."
+        )
     if not environment.store.needs_schema:
         raise click.ClickException(f"The store at {environment.where} needs no tables.")
-    environment.store.create_schema()
-    console.remark(f"The tables are there, at {environment.where}.")
+    made = environment.store.create_schema()
+    told = "The tables are there"
+    if made is not None:
+        told = f"Made {', '.join(made)}" if made else "The tables were there already"
+    console.remark(f"{told}, at {environment.where}.")
 
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return settle.read_result(text)
     except ValueError as exc:
-        raise click.BadParameter(
-            f"{text!r} is no JSON ({exc}); a text stands in quotes: --succeeded '\"done\"'",
-            param_hint="--succeeded",
-        ) from exc
+        raise click.BadParameter(str(exc), param_hint="--succeeded") from exc
 
 
 def _the_one(console: Console, environment: Environment, text: str, scan: bool) -> RecordView:
     """Find the one record that is meant; what is not clear is not done."""
     found = look_up(console.app, environment, text, console.gone_through if scan else None)
     if not found:
-        raise not_found(text, scan)
+        raise not_found(console.app, environment, text, scan)
     if len(found) > 1:
         names = "\n".join(f"  {view.name}" for view in found[:20])
         raise NotFound(f"{text} may mean {len(found)} records. Name one of them:\n{names}")
@@ -286,7 +393,8 @@ def _the_one(console: Console, environment: Environment, text: str, scan: bool) 
 
 def _told(view: RecordView) -> str:
     owner = f", owned by {view.owner_id}" if view.owner_id else ""
-    return f"{view.key} of {view.task} ({view.state}{owner})"
+    free = f", {view.freed}" if view.freed else ""
+    return f"{view.key} of {view.task} ({view.state}{free}{owner})"
 
 
 def _via() -> str:

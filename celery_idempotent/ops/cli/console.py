@@ -14,6 +14,9 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from celery_idempotent.errors import ConfigurationError, IdempotencyError
+from celery_idempotent.ops.lookup import nearly, no_such_task
+from celery_idempotent.ops.sentences import duration
+from celery_idempotent.ops.views import Filter
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "command",
     "duration",
     "format_option",
+    "none_found",
     "not_found",
     "plain",
     "scan_option",
@@ -33,6 +37,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 #: So many rows are looked at to see how wide a table's columns are.
 _MEASURED: Final = 100
+#: So many keys are given where one may have been meant.
+_NEAR: Final = 3
 #: After so many seconds a command says how far it is.
 _SOON_S: Final = 1.0
 #: What would move a terminal's cursor, or hide what stands there, or can't be written at all.
@@ -40,6 +46,7 @@ _UNSEEN: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 _COLOURS: Final = {
+    "queued": "cyan",
     "running": "cyan",
     "retrying": "cyan",
     "compensating": "yellow",
@@ -135,11 +142,11 @@ class Console:
         return written
 
     def gone_through(self, number: int) -> None:
-        """Count records that were gone through, and say once a second how far it is."""
+        """Count keys that were gone through, and say once a second how far it is."""
         self._gone_through += number
         now = time.monotonic()
         if now >= self._next_word:
-            self.remark(f"{self._gone_through} records gone through so far ...")
+            self.remark(f"{self._gone_through} keys gone through so far ...")
             self._next_word = now + _SOON_S
 
     def coloured(self, word: str) -> str:
@@ -188,10 +195,24 @@ class Console:
         click.confirm(plain(question), abort=True, err=True)
 
 
-def not_found(text: str, scanned: bool) -> NotFound:
+def none_found(app: Any, wanted: Filter) -> str:
+    """Return what is said where a filter finds nothing, which is no error."""
+    return plain(f"There is no such record. {no_such_task(app, wanted)}".rstrip())
+
+
+def not_found(app: Any, environment: Environment, text: str, scanned: bool) -> NotFound:
     """Return the error of a key or a task id that no record was found for."""
-    hint = "" if scanned else " If the journal has forgotten it since, --scan finds it still."
-    return NotFound(f"No record has the key, or belongs to the task, {text}.{hint}")
+    if not text.strip():
+        return NotFound("Name a key, a record or a task id: this is empty.")
+    keys = list(dict.fromkeys(view.key for view in nearly(app, environment, text)))[:_NEAR]
+    if keys:
+        # In double quotes a shell leaves the single ones, which belong to the key.
+        hint = f" Did you mean {' or '.join(json.dumps(key, ensure_ascii=False) for key in keys)}?"
+    else:
+        hint = (
+            "" if scanned else " If the journal has forgotten it since, --scan may find it still."
+        )
+    return NotFound(plain(f"No record has the key, or belongs to the task, {text}.{hint}"))
 
 
 def plain(text: str) -> str:
@@ -238,20 +259,6 @@ def scan_option(function: F) -> F:
         is_flag=True,
         help="Where neither the store's lists nor the journal know it, go through all records.",
     )(function)
-
-
-def duration(seconds: float | None) -> str:
-    """Give a length of time in its largest unit, as a person would."""
-    if seconds is None:
-        return ""
-    if seconds < 0:
-        return f"-{duration(-seconds)}"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    for length, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def first(rows: Iterator[Any], limit: int) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from celery_idempotent.ops.cli.console import (
     duration,
     first,
     format_option,
+    none_found,
     not_found,
     plain,
     scan_option,
@@ -24,15 +25,15 @@ from celery_idempotent.ops.cli.console import (
 from celery_idempotent.ops.history import History, when
 from celery_idempotent.ops.lookup import look_up, search
 from celery_idempotent.ops.records import (
-    STATES,
     Filter,
     RecordDetail,
     count,
     show,
 )
+from celery_idempotent.ops.sentences import in_its_queue
 from celery_idempotent.ops.unsettled import advice
-from celery_idempotent.ops.views import RecordView
-from celery_idempotent.ops.why import why
+from celery_idempotent.ops.views import LEASE_OVER, LISTED, RecordView
+from celery_idempotent.ops.why import why, why_queued
 from celery_idempotent.settings import Environment
 
 __all__ = ["list_command", "show_command", "stats_command", "why_command"]
@@ -43,7 +44,11 @@ _DUPLICATES: Final = 20
 
 @click.command("list")
 @click.option("--task", help="Only this task's; a pattern such as 'shop.*' is one too.")
-@click.option("--state", type=click.Choice(STATES), help="Only in this state.")
+@click.option(
+    "--state",
+    type=click.Choice(LISTED),
+    help="Only in this state; lease-over: held by a run that nobody keeps alive any more.",
+)
 @click.option("--match", help="Only keys with all of these words in them, or of these task ids.")
 @click.option(
     "--limit",
@@ -76,13 +81,17 @@ def list_command(
 
     The journal says what happened last; what it doesn't reach back to follows in no order. Rows
     are written as they are found, and the store is never asked for more than a thousand at a time.
-    What --match names exactly comes first. What is unknown is listed by the store: all records
-    are gone through for it only with --scan.
+    What --match names exactly comes first. What is unknown is listed by the store, and what is held
+    by a lease that is over: all records are gone through for these only with --scan. The list of a
+    Redis store misses a run that was cut off in its first half second together with its worker. For
+    --state queued all keys of the store are gone through: the calls that are in their queues, and
+    stop others with their keys, have no record.
     """
     console = Console(context, as_json)
     environment = console.environment()
-    wanted = Filter(task, state, match)
-    since_ms = 0 if since is None else environment.store.now_ms() - int(1000 * since)
+    now_ms = environment.store.now_ms()
+    wanted = Filter(task, state, match, now_ms)
+    since_ms = 0 if since is None else now_ms - int(1000 * since)
     found = search(
         console.app,
         environment,
@@ -93,13 +102,13 @@ def list_command(
     )
     rows = first((view for batch in found for view in batch), limit)
     if console.as_json:
-        written = console.write_lines(view.as_dict() for view in rows)
+        written = console.write_lines(view.as_dict(now_ms) for view in rows)
     else:
-        written = console.table(_columns(environment.store.now_ms()), rows)
+        written = console.table(_columns(now_ms), rows)
     if limit and written == limit:
         console.remark(f"These are the first {limit}; --limit 0 gives all.")
     elif not written:
-        console.remark("There is no such record.")
+        console.remark(none_found(console.app, wanted))
 
 
 def _columns(now_ms: int) -> tuple[Column, ...]:
@@ -119,7 +128,7 @@ def _columns(now_ms: int) -> tuple[Column, ...]:
 def _left(view: RecordView, now_ms: int) -> str:
     if view.is_lease_over(now_ms):
         return "lease over"
-    return duration(view.lease_left(now_ms))
+    return view.freed or duration(view.lease_left(now_ms))
 
 
 @click.command("show")
@@ -141,18 +150,21 @@ def show_command(context: Any, text: str, scan: bool, as_json: bool | None) -> N
     details = [show(environment.store, environment.prefix, view.name) for view in found]
     told = [detail for detail in details if detail is not None]
     if not told:
-        raise not_found(text, scan)
+        raise not_found(console.app, environment, text, scan)
     for number, detail in enumerate(told):
         duplicates = _duplicates(environment, detail.view.name)
+        claimed = History(environment.store, environment.prefix).claimed_at(detail.view)
         if console.as_json:
-            console.write_json({**detail.as_dict(), "duplicates": duplicates})
+            console.write_json(
+                {**detail.as_dict(), "claimed_at": claimed, "duplicates": duplicates}
+            )
             continue
         if number:
             console.say()
-        _show(console, detail, duplicates, _claimed(environment, detail.view))
-        queued = environment.store.reservation(detail.view.name)
-        if queued is not None and queued.is_confirmed:
-            console.tell(f"  queued: {queued.task_id}, published and not delivered yet")
+        _show(console, detail, duplicates, claimed)
+        if detail.queued is not None:
+            place = "next" if detail.queued.waits else "queued"
+            console.tell(f"  {place}: {in_its_queue(detail.queued)}")
 
 
 def _duplicates(environment: Environment, name: str) -> list[str]:
@@ -160,7 +172,9 @@ def _duplicates(environment: Environment, name: str) -> list[str]:
     return [one.task_id or "" for one in told]
 
 
-def _show(console: Console, detail: RecordDetail, duplicates: list[str], claimed: str) -> None:
+def _show(
+    console: Console, detail: RecordDetail, duplicates: list[str], claimed: float | None
+) -> None:
     view = detail.view
     left = detail.lease_left
     held = {"running": "lease left", "compensating": "lease left", "retrying": "due in"}
@@ -168,15 +182,15 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str], claimed
         [
             ("key", view.key),
             ("task", view.task),
-            ("state", f"{view.state}, the key is free" if view.is_free else view.state),
+            ("state", f"{view.state}, {view.freed}" if view.freed else view.state),
             ("owner", view.owner_id or "nobody"),
             ("process", f"{view.pid} on {view.host}" if view.pid else ""),
             (held.get(view.state, "delivery lease left"), duration(left) if left else ""),
-            ("lease", "over: the next delivery takes over" if detail.is_lease_over else ""),
-            ("attempt", str(view.attempt) if view.owner_id else ""),
+            ("lease", LEASE_OVER if detail.is_lease_over else ""),
+            ("attempt", str(view.attempt or "") if view.owner_id else ""),
             ("interruptions", str(view.interruptions or "")),
-            ("claimed", claimed),
-            ("token", str(view.token)),
+            ("claimed", when(int(claimed * 1000)) if claimed else ""),
+            ("token", str(view.token or "")),
             ("kept for", duration(detail.window_left)),
             (view.outcome or "result", detail.result or ("" if view.outcome is None else "-")),
             ("duplicates", ", ".join(duplicates)),
@@ -196,17 +210,8 @@ def _show(console: Console, detail: RecordDetail, duplicates: list[str], claimed
             console.tell(line)
 
 
-def _claimed(environment: Environment, view: RecordView) -> str:
-    """Say when the key was claimed: a token that a person gave it since tells another time."""
-    if view.claimed_at is None or view.owner_id is None:
-        return ""
-    journal = History(environment.store, environment.prefix)
-    by_journal = journal.claimed_ms(view.name)
-    return when(int(view.claimed_at * 1000) if by_journal is None else by_journal)
-
-
 @click.command("why")
-@click.argument("task_id")
+@click.argument("task_id", metavar="TASK_ID")
 @scan_option
 @format_option
 @click.pass_obj
@@ -214,13 +219,16 @@ def _claimed(environment: Environment, view: RecordView) -> str:
 def why_command(context: Any, task_id: str, scan: bool, as_json: bool | None) -> None:
     """Say what happened to a call, in words.
 
+    A call that is in its queue is found by its key (order:42), too, where that is reserved for it.
     Exits with 1 where nothing is known of it.
     """
     console = Console(context, as_json)
     environment = console.environment()
     account = why(environment, task_id, console.gone_through if scan else None)
+    account = account or why_queued(console.app, environment, task_id)
     if account is None:
-        raise NotFound(_nothing_known(environment, task_id, scan))
+        views = look_up(console.app, environment, task_id)
+        raise NotFound(_is_no_call(views, task_id) or _nothing_known(environment, task_id, scan))
     if console.as_json:
         console.write_json(account.as_dict())
         return
@@ -235,13 +243,26 @@ def why_command(context: Any, task_id: str, scan: bool, as_json: bool | None) ->
     record = account.record
     if record is None:
         console.say("There is no record of the key any more.")
-    elif record.owner_id is None:
-        console.say("The key is free now.")
+    elif record.is_free or record.owner_id is None:
+        console.say("The key is free now: its next call runs.")
     else:
-        by = "this call" if record.owner_id == task_id else f"task {plain(record.owner_id)}"
-        console.say(f"The key is {console.coloured(record.state)} now, by {by}.")
+        by = "this call" if record.owner_id == account.task_id else f"task {plain(record.owner_id)}"
+        lease = f"; its lease is {LEASE_OVER}" if account.is_lease_over else ""
+        console.say(f"The key is {console.coloured(record.state)} now, by {by}{lease}.")
     for line in account.advice:
         console.tell(line)
+
+
+def _is_no_call(views: list[RecordView], text: str) -> str:
+    """Say that a key was given, and whose it is; empty where there is no such key."""
+    keys = [view for view in views if text in (view.key, view.name, f"{view.namespace}:{view.key}")]
+    if not keys:
+        return ""
+    owners = " or ".join(dict.fromkeys(view.owner_id for view in keys if view.owner_id))
+    whose = f"its owner is {owners}" if owners else "no call owns it now"
+    return plain(
+        f"why wants the id of a call, and {text} is a key: {whose}. `show` has its record."
+    )
 
 
 def _nothing_known(environment: Environment, task_id: str, scanned: bool) -> str:

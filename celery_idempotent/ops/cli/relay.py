@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
@@ -100,6 +101,12 @@ def _engine(app: Any, database: str | None) -> Engine:
 
     settings = Settings.from_lookup(app.conf.get, "this app")
     url = database or settings.outbox_url or _sql(settings.store_url)
+    if url is None and "DJANGO_SETTINGS_MODULE" in os.environ:
+        raise ConfigurationError(
+            "where is the outbox? In a Django project `manage.py idempotency relay` sends its "
+            "calls; for an outbox of SQLAlchemy set app.conf.idempotency_outbox_url, or give "
+            "--database"
+        )
     if url is None:
         raise ConfigurationError(
             "where is the outbox? Set app.conf.idempotency_outbox_url, or give --database"
@@ -118,10 +125,11 @@ def _init_db(engine: Engine) -> None:
     from celery_idempotent.outbox.schema import create_schema, outbox
 
     try:
-        create_schema(engine)
-    except DBAPIError as exc:
-        raise click.ClickException(f"the outbox can't be made: {exc.orig}") from exc
-    click.echo(f"{outbox.name} is there")
+        made = create_schema(engine)
+    except (DBAPIError, OSError) as exc:
+        why = getattr(exc, "orig", exc)
+        raise click.ClickException(f"the outbox can't be made: {why}") from exc
+    click.echo(f"{outbox.name} is {'made' if made else 'there already'}")
 
 
 def show_status(relay: OutboxRelay) -> None:

@@ -68,9 +68,11 @@ def _place(url: str) -> tuple[str | None, int | None]:
 def check_broker(patient: Patient, servers: CelerysServers) -> Iterator[Finding]:
     """Check the broker."""
     yield from _confirms(patient)
+    yield from _delivers_again(patient)
     if patient.broker_scheme not in _REDIS:
         return
     yield from _restores(patient)
+    yield from _greenlets(patient)
     url = str(patient.app.conf.broker_write_url or patient.app.conf.broker_url)
     try:
         found = servers.at(url, patient.app.conf.broker_use_ssl)
@@ -94,6 +96,20 @@ def _confirms(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _delivers_again(patient: Patient) -> Iterator[Finding]:
+    """Look whether what a dead worker had taken comes again."""
+    transport = patient.broker_scheme.partition("+")[0]  # sqla+postgresql
+    if transport in _DELIVERS_ONCE:
+        yield Finding(
+            "delivers-once",
+            ERROR,
+            f"kombu removes a message from the broker ({transport}) as a worker takes it",
+            "The calls of a worker that dies are lost, whatever task_acks_late says.",
+            "Take Redis, RabbitMQ or SQS as the broker",
+            'broker_url = "redis://..."',
+        )
+
+
 def _restores(patient: Patient) -> Iterator[Finding]:
     """Look at how often kombu looks for messages whose visibility timeout is over."""
     options = patient.app.conf.broker_transport_options or {}
@@ -114,6 +130,30 @@ def _restores(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _greenlets(patient: Patient) -> Iterator[Finding]:
+    """Look at how many greenlets can acknowledge at one moment: see docs/guarantees.rst."""
+    options = patient.app.conf.broker_transport_options or {}
+    if patient.pool_name in _GREENLETS and not options.get("max_connections"):
+        most = kombu_redis.Channel.max_connections
+        yield Finding(
+            "few-broker-connections",
+            ERROR,
+            f"under {patient.pool_name} kombu has {most} connections for acknowledgements",
+            "Where more calls end at one moment, the messages of the others stay unacknowledged, "
+            "and come again after the visibility timeout; a message that comes at that moment is "
+            "lost.",
+            "Give it more than the worker has greenlets",
+            patient.transport_options(max_connections=1000),
+        )
+
+
+#: Where kombu's ``_get`` deletes the message, or hides it for good. In memory nothing outlives the
+#: process anyway.
+_DELIVERS_ONCE: Final = (
+    *("filesystem", "sqlalchemy", "sqla", "mongodb", "consul", "etcd", "zookeeper"),
+    *("azurestoragequeues", "pyro"),
+)
+_GREENLETS: Final = ("gevent", "eventlet")
 _RESTORE: Final = ("unacked_restore_interval", "unacked_restore_throttle")
 _LATE_S: Final = 30.0
 

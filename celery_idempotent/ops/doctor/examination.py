@@ -9,7 +9,7 @@ from typing import Any, Final
 from redis.exceptions import AuthenticationError, ResponseError
 
 from celery_idempotent.core.options import Settings
-from celery_idempotent.errors import StoreError
+from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.ops.doctor.beat import check_beat
 from celery_idempotent.ops.doctor.broker import CelerysServers, check_broker
 from celery_idempotent.ops.doctor.findings import ERROR, LEVELS, WARNING, Finding, Patient, Task
@@ -96,8 +96,8 @@ def check_store(
             if finding.name != "too-few-replicas" or "server-not-seen" in names:
                 yield finding
     except StoreError as exc:
-        if isinstance(exc.__cause__, ResponseError):
-            yield from told_of_refusals(environment, [Refusal("connect", exc, True)])
+        if isinstance(exc.__cause__, ResponseError) or getattr(exc, "is_refusal", False):
+            yield from told_of_refusals(environment, [Refusal("use the store", exc, True)])
         else:
             yield _away(exc, where)
 
@@ -127,6 +127,15 @@ def _away(error: StoreError, where: str) -> Finding:
             "Write the right user and password into the URL",
             'idempotency_store_url = "redis://user:password@host:6379/2"',
         )
+    if isinstance(error, StoreUnavailable) and error.to_run:
+        return Finding(
+            "no-tables",
+            ERROR,
+            str(error),
+            "No key is granted until they are made: every task waits.",
+            "Make them",
+            error.to_run,
+        )
     return Finding(
         "store-away",
         ERROR,
@@ -149,7 +158,7 @@ def check_results_server(app: Any, servers: CelerysServers) -> Iterator[Finding]
         yield Finding(
             "result-backend-away",
             WARNING,
-            f"the result backend does not answer: {exc}",
+            f"the result backend can't be used: {exc}",
             "What tasks return can't be written, nor read.",
             "Start it, or say where it is",
             f"result_backend, which is {where}",

@@ -39,7 +39,7 @@ def check_tenants(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "tables-per-tenant",
             ERROR,
-            f"{_OURS} is in TENANT_APPS: each tenant has tables of its own for keys and outbox",
+            f"TENANT_APPS has {_OURS}: each tenant has tables of its own for keys and outbox",
             "What renews the leases, and the relay, belong to no tenant: they don't find those "
             "tables, so long runs lose their keys and no message is sent.",
             "Move it",

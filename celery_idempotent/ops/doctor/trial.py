@@ -27,6 +27,7 @@ from celery_idempotent.ops.doctor.rights import (
 from celery_idempotent.run import process
 from celery_idempotent.settings import Environment
 from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.stores.journal import ListedRuns
 
 __all__ = ["TRIAL_NAMESPACE", "Refusal", "cluster_node", "told_of_refusals", "try_run"]
 
@@ -197,6 +198,13 @@ def _try_journal(environment: Environment) -> Iterator[Refusal]:
     journals, journal = environment.store.journals, environment.journal
     if not journal.most or journals is None:
         return
+
+    def list_runs() -> None:
+        if environment.store.run_lists is not None:
+            ended = ListedRuns(ended=[(TRIAL_NAMESPACE, 0)])
+            environment.store.run_lists.append_with_runs(journal.name, [], journal.most, ended)
+            environment.store.held(environment.prefix)
+
     yield from _refused(
         (
             # No reader takes this for an event.
@@ -204,6 +212,7 @@ def _try_journal(environment: Environment) -> Iterator[Refusal]:
                 "write the journal",
                 lambda: journals.append_events(journal.name, [b"{}"], journal.most),
             ),
+            ("list what is under way", list_runs),
             ("read the journal", lambda: journals.read_events(journal.name, None, 1)),
         ),
         is_vital=False,
@@ -289,7 +298,8 @@ _MARKS: Final = (
 def _told(refused: list[Refusal]) -> str:
     """Tell which operations were refused, and how the store answered the first of them."""
     first = refused[0]
-    told = f"a trial run could not {first.operation} ({first.error.__cause__ or first.error})"
+    why = first.error.__cause__ or first.error
+    told = f"a trial run could not {first.operation} ({getattr(why, 'orig', None) or why})"
     more = [f"{it.operation}{_command_of(it)}" for it in refused[1:]]
     return f"{told}; nor could it {', '.join(more)}" if more else told
 
@@ -404,7 +414,7 @@ def _refuses(environment: Environment, refused: list[Refusal], is_vital: bool) -
         ERROR if is_vital else WARNING,
         _told(refused),
         _WAITS if is_vital else _BLIND,
-        "Look into what the store answers",
+        "Set right what it refuses, or idempotency_store_url; it answered",
         str(refused[0].error),
     )
 

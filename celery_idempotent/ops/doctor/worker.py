@@ -36,6 +36,7 @@ def check_worker(patient: Patient) -> Iterator[Finding]:
     yield from _pool(patient)
     yield from _acknowledging(patient)
     yield from _results(patient)
+    yield from _results_of_first_calls(patient)
     yield from _serializers(patient)
     yield from _held_messages(patient)
 
@@ -57,7 +58,7 @@ def _mode(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             "shadow",
             WARNING,
-            f"{about(shadow)} only report what would be deduplicated",
+            f"idempotency only reports, and stops nothing, for {about(shadow)}",
             "Every duplicate runs.",
             fix,
             value,
@@ -127,14 +128,18 @@ def _acknowledging(patient: Patient) -> Iterator[Finding]:
         )
 
 
+def _result_scheme(patient: Patient) -> str:
+    """Return the beginning of the result backend's URL; empty where there is no backend."""
+    scheme = str(patient.app.conf.result_backend or "").partition("://")[0].partition("+")[0]
+    return "" if scheme.startswith("disabled") else scheme
+
+
 def _results(patient: Patient) -> Iterator[Finding]:
-    app = patient.app
     asked = [task for task in patient.tasks if not task.task.ignore_result]
     if not asked:
         return
-    url = str(app.conf.result_backend or "")
-    scheme = url.partition("://")[0].partition("+")[0]
-    if not url or scheme.startswith("disabled"):
+    scheme = _result_scheme(patient)
+    if not scheme:
         yield Finding(
             "no-result-backend",
             WARNING,
@@ -153,6 +158,26 @@ def _results(patient: Patient) -> Iterator[Finding]:
             "done: who asks later waits for ever.",
             "Use one that keeps them",
             'result_backend = "redis://localhost:6379/1"',
+        )
+
+
+def _results_of_first_calls(patient: Patient) -> Iterator[Finding]:
+    has_backend = bool(_result_scheme(patient))
+    blind = [
+        task
+        for task in patient.tasks
+        if task.setup.reserves and (task.task.ignore_result or not has_backend)
+    ]
+    if blind:
+        yield Finding(
+            "enqueue-without-results",
+            WARNING,
+            f"idempotency_on_enqueue stops no duplicate: no results are kept ({about(blind)})",
+            "A caller that is given the first call, or refused for it, has to get that call's "
+            "result. So each duplicate is published, for two more commands to the store, and the "
+            "worker deduplicates it.",
+            "Keep results, or publish duplicates without looking for the first call",
+            'idempotency_on_enqueue = "publish"',
         )
 
 

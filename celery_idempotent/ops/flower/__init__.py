@@ -13,7 +13,12 @@ from __future__ import annotations
 
 import logging
 
-from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.errors import missing_extra
+
+try:
+    import flower.urls  # noqa: F401
+except ImportError as exc:
+    raise missing_extra(exc, "the page for Flower needs", "flower") from exc
 
 __all__ = ["install"]
 
@@ -21,18 +26,7 @@ log = logging.getLogger("celery_idempotent")
 
 
 def install() -> bool:
-    """Add the page to the Flower that is started next; whether it has a place for it.
-
-    Raises:
-        ConfigurationError: Flower is not installed.
-    """
-    try:
-        import flower.urls  # noqa: F401
-    except ImportError as exc:
-        raise ConfigurationError(
-            "Flower is not installed here: pip install 'celery-idempotent[flower]'"
-        ) from exc
-
+    """Add the page to the Flower that is started next; whether it has a place for it."""
     from celery_idempotent.ops.flower import seams
 
     try:

@@ -1,19 +1,20 @@
-"""The pages to act on: forget a record, settle an unknown outcome; each asks first, then does."""
+"""The pages to act on: forget a record, settle it, run its call again; each asks, then does."""
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from tornado import web
 
 from celery_idempotent.core.record import State
-from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.core.step import name_of
+from celery_idempotent.errors import IdempotencyError, UnknownStep
 from celery_idempotent.ops.flower import flowers
-from celery_idempotent.ops.flower.handlers import AWAY, NO_RECORD, OurPage
-from celery_idempotent.ops.settle import NotUnknown
+from celery_idempotent.ops.flower.handlers import AWAY, OurPage
+from celery_idempotent.ops.resume import Arguments, NotResumable
+from celery_idempotent.ops.settle import NotUnknown, read_result
 
-__all__ = ["WAYS", "ForgetView", "ResolveView", "answer_of"]
+__all__ = ["WAYS", "ForgetView", "ResolveView", "ResumeView", "answer_of", "arguments_of"]
 
 #: How an unknown outcome can be settled.
 WAYS: Final = {
@@ -34,11 +35,21 @@ def answer_of(how: str, text: str) -> Any:
     if how != "succeeded":
         return text if how == "failed" else None
     try:
-        return json.loads(text)
+        return read_result(text)
     except ValueError as exc:
-        raise web.HTTPError(
-            400, "The result is no JSON; a text stands in quotes, and nothing is null"
-        ) from exc
+        raise web.HTTPError(400, str(exc)) from exc
+
+
+def arguments_of(args: str, kwargs: str) -> Arguments | None:
+    """Read what a task is to be called with; ``None``: nothing was given.
+
+    Raises:
+        HTTPError: 400, it is no JSON list and object.
+    """
+    try:
+        return Arguments.read(args, kwargs)
+    except ValueError as exc:
+        raise web.HTTPError(400, str(exc)) from exc
 
 
 class _Action(OurPage):
@@ -65,6 +76,7 @@ class _Action(OurPage):
             read_only=self.read_only,
             link=self.link,
             span=flowers.span,
+            name_of=name_of,
         )
 
     @web.authenticated
@@ -73,10 +85,13 @@ class _Action(OurPage):
         name = self.get_body_argument("name")
         try:
             done = await self.act(name)
+            # Of a key that was only reserved nothing is left.
+            is_left = await self.ask(self.desk.show, name) is not None
         except AWAY as exc:
             self.away(exc)
             return
-        self.redirect(self.link("idempotency-record", name=name, done=done), status=303)
+        page = self.link("idempotency-record", name=name, done=done)
+        self.redirect(page if is_left else self.link("idempotency"), status=303)
 
     async def act(self, name: str) -> str:
         """Do it; what the record's page is to say of it."""
@@ -90,9 +105,8 @@ class ForgetView(_Action):
 
     async def act(self, name: str) -> str:
         detail = await self.detail(name)
-        if not await self.ask(self.desk.forget, detail.view, self.via):
-            raise web.HTTPError(404, NO_RECORD)
-        return "forgotten"
+        done = await self.ask(self.desk.forget, detail.view, self.via)
+        return "forgotten" if done else "was free"
 
 
 class ResolveView(_Action):
@@ -113,3 +127,25 @@ class ResolveView(_Action):
         except IdempotencyError as exc:
             raise web.HTTPError(500, str(exc)) from exc
         return "resolved"
+
+
+class ResumeView(_Action):
+    """Running a call again."""
+
+    template = "idempotency-resume.html"
+
+    async def act(self, name: str) -> str:
+        step = self.get_body_argument("step", "")
+        given = arguments_of(
+            self.get_body_argument("args", ""), self.get_body_argument("kwargs", "")
+        )
+        detail = await self.detail(name)
+        try:
+            sent = await self.ask(self.desk.resume, detail.view, step, given, self.via)
+        except (NotResumable, UnknownStep) as exc:
+            raise web.HTTPError(409, str(exc)) from exc
+        except AWAY:
+            raise
+        except IdempotencyError as exc:
+            raise web.HTTPError(500, str(exc)) from exc
+        return "resumed" if sent else "free"

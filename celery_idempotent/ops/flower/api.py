@@ -7,14 +7,15 @@ from typing import Any
 from flower.api import BaseApiHandler
 from tornado import web
 
-from celery_idempotent.errors import IdempotencyError
+from celery_idempotent.errors import IdempotencyError, UnknownStep
 from celery_idempotent.ops.flower import flowers
-from celery_idempotent.ops.flower.actions import WAYS, answer_of
+from celery_idempotent.ops.flower.actions import WAYS, answer_of, arguments_of
 from celery_idempotent.ops.flower.handlers import AWAY, NO_RECORD, Ours
 from celery_idempotent.ops.records import RecordView
+from celery_idempotent.ops.resume import NotResumable
 from celery_idempotent.ops.settle import NotUnknown
 
-__all__ = ["ForgetApi", "RecordApi", "RecordsApi", "ResolveApi", "StatsApi"]
+__all__ = ["ForgetApi", "RecordApi", "RecordsApi", "ResolveApi", "ResumeApi", "StatsApi"]
 
 
 class _Api(Ours, BaseApiHandler):
@@ -24,6 +25,14 @@ class _Api(Ours, BaseApiHandler):
         """Send JSON."""
         self.set_status(status)
         self.finish(fields)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Send what our own checks refuse as JSON, too; the rest is Flower's."""
+        exc = (kwargs.get("exc_info") or (None, None))[1]
+        if isinstance(exc, web.HTTPError) and exc.log_message:
+            self.answer(status_code, error=exc.get_message())
+        else:
+            super().write_error(status_code, **kwargs)
 
     async def view(self) -> RecordView | None:
         """Give the record that a form names; answer where there is none."""
@@ -42,12 +51,13 @@ class RecordsApi(_Api):
         name = self.get_query_argument("listing", None)
         try:
             listing, page = await self.ask(self.desk.page, self.asked(), name, self.number())
+            now_ms = await self.ask(self.desk.now_ms)
         except AWAY as exc:
             self.answer(503, error=str(exc))
             return
         self.answer(
             200,
-            records=[view.as_dict() for view in page.views],
+            records=[view.as_dict(now_ms) for view in page.views],
             page=page.number,
             more=page.more or page.cut_short,
             newest_first=page.newest_first,
@@ -70,16 +80,17 @@ class RecordApi(_Api):
                     return
                 name = found[0].name if found else ""
             detail = await self.ask(self.desk.show, name)
-            story = await self.ask(self.desk.story, name)
+            if detail is None:
+                self.answer(404, error=NO_RECORD)
+                return
+            story = await self.ask(self.desk.story, detail.view)
         except AWAY as exc:
             self.answer(503, error=str(exc))
             return
-        if detail is None:
-            self.answer(404, error=NO_RECORD)
-            return
         duplicates = flowers.duplicates_of(self.application, name, story.duplicates)
         events = [told.as_dict() for told in story.events]
-        self.answer(200, **detail.as_dict(), duplicates=duplicates, events=events)
+        told = {**detail.as_dict(), "claimed_at": story.claimed_at}
+        self.answer(200, **told, duplicates=duplicates, events=events)
 
 
 class StatsApi(_Api):
@@ -114,7 +125,7 @@ class ForgetApi(_Api):
             view = await self.view()
             if view is not None:
                 done = await self.ask(self.desk.forget, view, self.via)
-                self.answer(200 if done else 404, name=view.name, forgotten=done)
+                self.answer(200, name=view.name, forgotten=done)
         except AWAY as exc:
             self.answer(503, error=str(exc))
 
@@ -135,6 +146,29 @@ class ResolveApi(_Api):
         except AWAY as exc:
             self.answer(503, error=str(exc))
         except NotUnknown as exc:
+            self.answer(409, error=str(exc))
+        except IdempotencyError as exc:
+            self.answer(500, error=str(exc))
+
+
+class ResumeApi(_Api):
+    """``POST api/idempotency/resume`` with ``name=``, ``step=``, ``args=`` and ``kwargs=``."""
+
+    @web.authenticated
+    async def post(self) -> None:
+        self.refuse_what_must_not_change()
+        step = self.get_body_argument("step", "")
+        given = arguments_of(
+            self.get_body_argument("args", ""), self.get_body_argument("kwargs", "")
+        )
+        try:
+            view = await self.view()
+            if view is not None:
+                sent = await self.ask(self.desk.resume, view, step, given, self.via)
+                self.answer(200, name=view.name, step=step, task_id=sent)
+        except AWAY as exc:
+            self.answer(503, error=str(exc))
+        except (NotResumable, UnknownStep) as exc:
             self.answer(409, error=str(exc))
         except IdempotencyError as exc:
             self.answer(500, error=str(exc))

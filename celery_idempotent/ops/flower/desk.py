@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from celery_idempotent.core.record import State
-from celery_idempotent.ops import records, settle
+from celery_idempotent.ops import records, resume, settle
 from celery_idempotent.ops.flower.listing import Counts, Listing, Listings, Page
 from celery_idempotent.ops.flower.seams import PatchedLoader
 from celery_idempotent.ops.history import History, JournalEntry, newest_first
-from celery_idempotent.ops.lookup import exactly, look_up
+from celery_idempotent.ops.lookup import exactly, listed, look_up
 from celery_idempotent.ops.records import Filter, RecordDetail, RecordView, Stats
-from celery_idempotent.ops.unsettled import unsettled
 from celery_idempotent.settings import Environment, environment_of
 
 __all__ = ["Desk", "Story"]
@@ -28,6 +27,8 @@ class Story(NamedTuple):
     events: list[JournalEntry]
     #: The task ids of the calls that were answered with its outcome.
     duplicates: list[str]
+    #: When the key was claimed, in seconds since 1970; ``None``: nobody has it.
+    claimed_at: float | None
 
 
 class Desk:
@@ -61,16 +62,19 @@ class Desk:
         environment = self.environment(app)
         listing = self.listings.get(name)
         if listing is None or name is None:
-            wanted = Filter(asked["task"], asked["state"], asked["match"])
+            now_ms = environment.store.now_ms()
+            wanted = Filter(asked["task"], asked["state"], asked["match"], now_ms)
             listing = self._listing(app, environment, wanted)
             name = self.listings.open(listing)
         return name, listing.page(number)
 
     def _listing(self, app: Any, environment: Environment, wanted: Filter) -> Listing:
-        if wanted.state == str(State.UNKNOWN):
-            listed = [one.view for one in reversed(unsettled(environment))]
-            return Listing(iter([[view for view in listed if wanted.admits(view)]]), iter(()))
+        known = listed(environment, wanted)
+        if known is not None:
+            return Listing(iter([known]), iter(()))
         where = environment.store, environment.prefix, wanted
+        if wanted.state == records.QUEUED:
+            return Listing(iter(()), records.batches(*where))
         exact = exactly(app, environment, wanted)
         return Listing(newest_first(*where), records.batches(*where), exact)
 
@@ -84,6 +88,14 @@ class Desk:
         if self._counts is None:
             self._counts = Counts(lambda: records.count(environment.store, environment.prefix))
         return self._counts.get()
+
+    def now_ms(self, app: Any) -> int:
+        """Give the store's clock, which says whose lease is over.
+
+        Raises:
+            ConfigurationError, StoreUnavailable: there is no store, or no answer.
+        """
+        return self.environment(app).store.now_ms()
 
     def show(self, app: Any, name: str) -> RecordDetail | None:
         """Read one record by its name.
@@ -102,19 +114,21 @@ class Desk:
         """
         return look_up(app, self.environment(app), text)
 
-    def story(self, app: Any, name: str) -> Story:
+    def story(self, app: Any, view: RecordView) -> Story:
         """Give what the journal knows of a record.
 
         Raises:
             ConfigurationError, StoreUnavailable: there is no store, or no answer.
         """
         environment = self.environment(app)
-        events = History(environment.store, environment.prefix).of_record(name)[::-1]
+        history = History(environment.store, environment.prefix)
+        events = history.of_record(view.name)[::-1]
         duplicates = (told.task_id for told in events if told.what == "deduplicated")
-        return Story(events[:_STORY], list(dict.fromkeys(id for id in duplicates if id)))
+        names = list(dict.fromkeys(id for id in duplicates if id))
+        return Story(events[:_STORY], names, history.claimed_at(view))
 
     def forget(self, app: Any, view: RecordView, via: str) -> bool:
-        """Free a key; whether there was a record.
+        """Free a key; whether there was anything to forget.
 
         Raises:
             ConfigurationError, StoreUnavailable: there is no store, or no answer.
@@ -129,3 +143,19 @@ class Desk:
             ConfigurationError, StoreUnavailable: there is no store, or no answer.
         """
         return settle.resolve(app, self.environment(app), view, how, answer, via)
+
+    def resume(
+        self, app: Any, view: RecordView, step: str, arguments: resume.Arguments | None, via: str
+    ) -> str | None:
+        """Run a call again; the id of the call that was published, if its arguments are known.
+
+        Args:
+            step: from which it is done again; empty: all that is recorded stays.
+
+        Raises:
+            NotResumable, NotPublished, UnknownStep: as :func:`.resume.resume`.
+            ConfigurationError, StoreUnavailable: there is no store, or no answer.
+        """
+        environment = self.environment(app)
+        plan = resume.plan(app, environment, view, step or None, arguments)
+        return resume.resume(app, environment, plan, via)

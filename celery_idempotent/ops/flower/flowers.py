@@ -18,6 +18,7 @@ _COLOURS: Final = {
     "compensating": ("warning", "warning"),
     "retrying": ("warning", "warning"),
     "running": ("info", "primary"),
+    "queued": ("info", "primary"),
 }
 
 

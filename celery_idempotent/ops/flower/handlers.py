@@ -15,8 +15,11 @@ from tornado.template import BaseLoader
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.ops.flower import flowers
 from celery_idempotent.ops.flower.desk import Desk
-from celery_idempotent.ops.records import STATES, RecordDetail
-from celery_idempotent.ops.sentences import sentence
+from celery_idempotent.ops.lookup import no_such_task
+from celery_idempotent.ops.records import Filter, RecordDetail
+from celery_idempotent.ops.resume import may_be_resumed
+from celery_idempotent.ops.sentences import in_its_queue, sentence
+from celery_idempotent.ops.views import LEASE_OVER, LISTED, STATES
 
 __all__ = ["AWAY", "NO_RECORD", "CountsView", "Ours", "OurPage", "RecordView", "RecordsView"]
 
@@ -69,9 +72,17 @@ class Ours:
         web.RequestHandler.check_xsrf_cookie(self)  # type: ignore[arg-type]
 
     def asked(self) -> dict[str, str | None]:
-        """Give the filter; read past Flower, which escapes what it reads."""
+        """Give the filter; read past Flower, which escapes what it reads.
+
+        Raises:
+            HTTPError: 400, there is no such state.
+        """
         read: Any = web.RequestHandler.get_query_argument
-        return {name: read(self, name, None) for name in ("task", "state", "match")}
+        asked = {name: read(self, name, None) for name in ("task", "state", "match")}
+        if asked["state"] and asked["state"] not in LISTED:
+            # Not repeated: some Flowers write this as HTML.
+            raise web.HTTPError(400, f"There is no such state, but these: {', '.join(LISTED)}")
+        return asked
 
     def number(self) -> int:
         """Give the page's number; what is none is the first."""
@@ -123,15 +134,19 @@ class RecordsView(OurPage):
                 self.desk.page, asked, self.get_query_argument("listing", None), self.number()
             )
             environment = self.desk.environment(self.capp)
+            now_ms = await self.ask(self.desk.now_ms)
         except AWAY as exc:
             self.away(exc)
             return
         self.render(
             "idempotency-records.html",
             page=page,
+            now_ms=now_ms,
             asked=asked,
-            states=STATES,
+            states=LISTED,
+            counted=STATES,
             tasks=sorted(name for name in self.capp.tasks if not name.startswith("celery.")),
+            no_such_task=no_such_task(self.capp, Filter(task=asked["task"])),
             where=environment.where,
             link=self.link,
             listing=listing,
@@ -149,7 +164,7 @@ class RecordView(OurPage):
         name = self.get_query_argument("name")
         try:
             detail = await self.detail(name)
-            story = await self.ask(self.desk.story, name)
+            story = await self.ask(self.desk.story, detail.view)
         except AWAY as exc:
             self.away(exc)
             return
@@ -157,10 +172,14 @@ class RecordView(OurPage):
             "idempotency-record.html",
             detail=detail,
             view=detail.view,
+            lease_over=LEASE_OVER,
+            claimed_at=story.claimed_at,
             duplicates=flowers.duplicates_of(self.application, name, story.duplicates),
             story=[(told.at_ms / 1000, told.task_id, sentence(told)) for told in story.events],
             known=functools.partial(flowers.knows, self.application),
             done=self.get_query_argument("done", ""),
+            resumable=may_be_resumed(detail),
+            in_its_queue=in_its_queue,
             read_only=self.read_only,
             link=self.link,
             badge=flowers.badge,

@@ -22,10 +22,12 @@ def handlers(loader: PatchedLoader) -> list[Any]:
         url(r"/idempotency/record", pages.RecordView, shared, name="idempotency-record"),
         url(r"/idempotency/forget", actions.ForgetView, shared, name="idempotency-forget"),
         url(r"/idempotency/resolve", actions.ResolveView, shared, name="idempotency-resolve"),
+        url(r"/idempotency/resume", actions.ResumeView, shared, name="idempotency-resume"),
         url(r"/idempotency/counts", pages.CountsView, shared, name="idempotency-counts"),
         url(r"/api/idempotency/records", api.RecordsApi, shared),
         url(r"/api/idempotency/record", api.RecordApi, shared),
         url(r"/api/idempotency/stats", api.StatsApi, shared),
         url(r"/api/idempotency/forget", api.ForgetApi, shared),
         url(r"/api/idempotency/resolve", api.ResolveApi, shared),
+        url(r"/api/idempotency/resume", api.ResumeApi, shared),
     ]

@@ -11,12 +11,18 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_idempotent.stores.base import Sample, Server, Subscription
+from celery_idempotent.stores.base import ReservedPage, Sample, Server, Subscription
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.servers import SCRIPT, server_of
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.stores.redis.subscription import ClusterSubscription
-from celery_idempotent.stores.redis.wire import Argument, Connection, ScriptCall, Wire
+from celery_idempotent.stores.redis.wire import (
+    MOST_CONNECTIONS,
+    Argument,
+    Connection,
+    ScriptCall,
+    Wire,
+)
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["ClusterStore", "ClusterWire"]
@@ -39,9 +45,15 @@ class ClusterWire:
     """
 
     def __init__(
-        self, seeds: Sequence[Node], connect: Connect, where: str, patience_ms: int = 2000
+        self,
+        seeds: Sequence[Node],
+        connect: Connect,
+        where: str,
+        patience_ms: int = 2000,
+        most: int = MOST_CONNECTIONS,
     ) -> None:
         self._patience_ms = patience_ms
+        self._most = most
         self._seeds = tuple(seeds)
         self._connect = connect
         self._where = where
@@ -62,6 +74,14 @@ class ClusterWire:
             call.keys[0],
             lambda wire: wire.call_timed(call),
             lambda wire: wire.call_timed(call, asking=True),
+        )
+
+    def call_one_at_a_time(self, call: ScriptCall) -> Any:
+        """Call one script where its keys are; one at a time while that node is away."""
+        return self._where_it_is(
+            call.keys[0],
+            lambda wire: wire.call_one_at_a_time(call),
+            lambda wire: wire.call_asking(call),
         )
 
     @property
@@ -219,6 +239,8 @@ class ClusterWire:
             for first, last, master, *_ in slots
             for slot in range(first, last + 1)
         }
+        for node in self._wires.keys() - set(self._owners.values()):
+            self._wires[node].close()
 
     def _anywhere(
         self, ask: Callable[[Wire], Any], doubted: Node | None = None
@@ -236,7 +258,9 @@ class ClusterWire:
     def _wire(self, node: Node) -> Wire:
         if node not in self._wires:
             where = f"{node[0]}:{node[1]}"
-            self._wires[node] = Wire(lambda: self._connect(*node), where, self._patience_ms)
+            self._wires[node] = Wire(
+                lambda: self._connect(*node), where, self._patience_ms, self._most
+            )
         return self._wires[node]
 
 
@@ -257,7 +281,7 @@ class ClusterStore(RedisStore):
         login, at, named = hosts.rpartition("@")
         seeds = named.split(",")
         first = f"{scheme}://{login}{at}{seeds[0]}{''.join(tail)}"
-        connection_class, kwargs = connector(first, given)
+        connection_class, kwargs, most = connector(first, given)
         if kwargs.get("db"):
             raise ConfigurationError(
                 f"the store's URL {mask_url(url)!r} names a database: a cluster has only 0"
@@ -268,7 +292,7 @@ class ClusterStore(RedisStore):
             made: Connection = connection_class(**{**kwargs, "host": host, "port": port})
             return made
 
-        wire: Any = ClusterWire(nodes, connect, mask_url(url), 2 * patience_of(kwargs))
+        wire: Any = ClusterWire(nodes, connect, mask_url(url), 2 * patience_of(kwargs), most)
         return cls(wire, (replicas, patience_of(kwargs)))
 
     def subscribe(self) -> Subscription:
@@ -278,6 +302,10 @@ class ClusterStore(RedisStore):
     def scan(self, pattern: str) -> Iterator[str]:
         for wire in self._wire.wires():
             yield from RedisStore(wire).scan(pattern)
+
+    def reserved(self, prefix: str) -> Iterator[ReservedPage]:
+        for wire in self._wire.wires():
+            yield from RedisStore(wire).reserved(prefix)
 
     def sample(self, prefix: str, most: int) -> list[Sample]:
         wires = self._wire.wires()

@@ -12,6 +12,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.stores.redis.wire import MOST_CONNECTIONS
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["connector", "patience_of"]
@@ -31,14 +32,15 @@ _CERT_REQS: Final = {
 }
 
 
-def connector(url: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return the class of the connections that a URL asks for, and the arguments of each.
+def connector(url: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any], int]:
+    """Return the class of the connections that a URL asks for, the arguments of each, and how many
+    there may be (redis-py's ``max_connections``).
 
     Raises:
         ConfigurationError: the URL or an option is wrong.
     """
     pool = _pool(url, options)
-    return pool.connection_class, pool.connection_kwargs
+    return pool.connection_class, pool.connection_kwargs, pool.max_connections
 
 
 def patience_of(kwargs: Mapping[str, Any]) -> int:
@@ -52,6 +54,7 @@ def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
         **_TIMEOUTS,
         "retry": Retry(NoBackoff(), 0),
         "health_check_interval": 0,
+        "max_connections": MOST_CONNECTIONS,
         **options,
         **_OURS,
     }

@@ -1,11 +1,21 @@
-"""Journals in Redis or Valkey: capped streams, each on the one node that its name leads to."""
+"""Journals in Redis or Valkey: capped streams, each on the one node that its name leads to.
+
+Beside a journal, on the same node, is the list of the runs that are under way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
 
-from celery_idempotent.stores.journal import JOURNAL_TTL_MS, StoredEvent
+from celery_idempotent.core.record import HELD
+from celery_idempotent.stores.journal import (
+    JOURNAL_TTL_MS,
+    ListedRuns,
+    StoredEvent,
+    journal_key,
+)
+from celery_idempotent.stores.redis.lists import GetMany, read_list
 from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
 
 __all__ = ["RedisJournals"]
@@ -21,12 +31,33 @@ class RedisJournals:
         self._journal = load_script("journal")
 
     def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
-        self._wire.call(ScriptCall(self._journal, (journal,), (most, JOURNAL_TTL_MS, *events)))
+        self._wire.call(ScriptCall(self._journal, (journal,), (most, JOURNAL_TTL_MS, 0, *events)))
+
+    def append_with_runs(
+        self, journal: str, events: Sequence[bytes], most: int, runs: ListedRuns
+    ) -> None:
+        # With the token: where another run has the key since, it has another entry.
+        changes = [f"+{token} {key}" for key, token in runs.begun]
+        changes += [f"-{token} {key}" for key, token in runs.ended]
+        keys = journal, _runs_of(journal)
+        call = ScriptCall(
+            self._journal, keys, (most, JOURNAL_TTL_MS, len(changes), *changes, *events)
+        )
+        self._wire.call(call)
+
+    def read_runs(self, prefix: str, get_many: GetMany) -> list[str]:
+        """Return the keys of the listed runs that hold their keys."""
+        return read_list(self._wire, _runs_of(journal_key(prefix)), HELD, get_many)
 
     def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
         end = "+" if before is None else _just_before(before)
         answer: Any = self._wire.command("XREVRANGE", journal, end, "-", "COUNT", count)
         return [StoredEvent(place.decode(), fields[1]) for place, fields in answer]
+
+
+def _runs_of(journal: str) -> str:
+    """Where the list of runs is: in a cluster on the node of the journal, and no record's name."""
+    return f"{journal}:runs{{{journal}}}"
 
 
 def _just_before(place: str) -> str:

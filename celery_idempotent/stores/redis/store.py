@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from celery_idempotent.core.record import VERSION, Record, State
-from celery_idempotent.core.reservation import Reservation, queued_key
+from celery_idempotent.core.reservation import Reservation, key_of_queued, queued_key
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     UNKNOWN_TTL_MS,
@@ -34,18 +34,21 @@ from celery_idempotent.stores.base import (
     STEPS,
     AskableStore,
     Renewal,
+    ReservedPage,
     Sample,
     Store,
     Subscription,
     is_beside_a_record,
+    quoted,
 )
-from celery_idempotent.stores.journal import JournalStore
+from celery_idempotent.stores.journal import JournalStore, RunLists
+from celery_idempotent.stores.outage import not_done
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.journal import RedisJournals
+from celery_idempotent.stores.redis.lists import UnknownRecords
 from celery_idempotent.stores.redis.servers import RedisServers
 from celery_idempotent.stores.redis.subscription import RedisSubscription
-from celery_idempotent.stores.redis.unknown import UnknownRecords
-from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script, not_done
+from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["RedisStore"]
@@ -54,9 +57,11 @@ __all__ = ["RedisStore"]
 _HEAD: Final = 2048
 #: How often a claim is sent again that was too late by the server's clock.
 _LATE_TURNS: Final = 3
+#: So many keys a server is asked to look at for one page of a scan.
+_PAGE: Final = 1000
 
 #: The numbers that a claim sends, and the head of its answer: see lua/claim.lua.
-_ASK: Final = struct.Struct(">QQIIBQQQ")
+_ASK: Final = struct.Struct(">QQIIBQQQQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 
 
@@ -83,6 +88,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         self._unreserve = load_script("unreserve", self._publish)
         self._step = load_script("step", self._publish)
         self._resolve = load_script("resolve", self._publish)
+        self._rewind = load_script("rewind", self._publish)
         self._put = load_script("put", self._publish)
         self._peek = load_script("peek", self._publish)
         self._unknown = UnknownRecords(wire)
@@ -92,14 +98,19 @@ class RedisStore(RedisJournals, RedisServers, Store):
         """Make a store from a URL as Celery writes them; it connects at the first operation."""
         given = dict(options or {})
         replicas = given.pop("wait_replicas", 0)
-        connection_class, kwargs = connector(url, given)
+        connection_class, kwargs, most = connector(url, given)
+        patience_ms = patience_of(kwargs)
         return cls(
-            Wire(lambda: connection_class(**kwargs), mask_url(url), 2 * patience_of(kwargs)),
-            (replicas, patience_of(kwargs)),
+            Wire(lambda: connection_class(**kwargs), mask_url(url), 2 * patience_ms, most),
+            (replicas, patience_ms),
         )
 
     @property
     def journals(self) -> JournalStore:
+        return self
+
+    @property
+    def run_lists(self) -> RunLists:
         return self
 
     @property
@@ -112,6 +123,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
     def claim(self, key: str, ask: Claim) -> ClaimVerdict:
         flags = ask.checked + 2 * ask.callbacks + 4 * ask.compensates_only + 8 * ask.is_new
         flags += 16 * ask.frees + 32 * ask.in_turn + 64 * bool(ask.queued_key)
+        flags += 128 * ask.latest
         numbers = _ASK.pack(
             ask.lease_ms,
             UNKNOWN_TTL_MS,
@@ -121,6 +133,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             ask.patient_until_ms,
             ask.refused_from_ms,
             ask.horizon_ms,
+            ask.came_ms,
         )
         keys = _keys(key, ask.slip_key, ask.awaited_key, ask.queued_key)
         args = (ask.candidate.pack(), ask.awaited, numbers, ask.keep_ms, ask.message.pack())
@@ -130,8 +143,8 @@ class RedisStore(RedisJournals, RedisServers, Store):
                 return Claimed(answer)
             if type(answer) is list:
                 failed = Record.unpack(answer[2]) if answer[2] else None
-                origin = answer[4].decode("utf-8", "replace")
-                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]), origin)
+                told = (it.decode("utf-8", "replace") for it in answer[4:])
+                return Claimed(answer[0], answer[1], failed, _pairs(answer[3]), *told)
             code, flags, now_ms = _ANSWER.unpack_from(answer)
             if code != 9:
                 verdict = _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
@@ -197,6 +210,12 @@ class RedisStore(RedisJournals, RedisServers, Store):
             raise _unreadable(answer)
         return bool(answer[0] == 1)
 
+    def rewind(self, key: str, token: int, kept: Collection[str], ttl_ms: int) -> bool:
+        answer = self._wire.call(ScriptCall(self._rewind, _keys(key), (token, ttl_ms, *kept)))
+        if answer[0] == 0:
+            raise _unreadable(answer)
+        return bool(answer[0] == 1)
+
     def note(self, key: str, event: Note) -> None:
         args = (event.token, event.ttl_ms, event.slip.pack())
         self._wire.call(ScriptCall(self._note, _keys(key, event.slip_key), args))
@@ -219,7 +238,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
     def reserve(self, key: str, ask: Reserve) -> Reserved | Taken:
         flags = ask.attaches + 2 * ask.checked
         args: tuple[bytes | int, ...] = (ask.reservation.pack(), ask.hold_ms, flags, *ask.over)
-        answer = self._wire.call(
+        answer = self._wire.call_one_at_a_time(
             ScriptCall(self._reserve, _keys(key, queued=queued_key(key)), args)
         )
         if type(answer) is int:
@@ -236,6 +255,25 @@ class RedisStore(RedisJournals, RedisServers, Store):
 
     def reservation(self, key: str) -> Reservation | None:
         return Reservation.unpack(self._wire.command("GET", queued_key(key)))
+
+    def reserved(self, prefix: str) -> Iterator[ReservedPage]:
+        pattern, cursor = queued_key(f"{quoted(prefix)}:{{*}}"), "0"
+        while True:
+            answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+            names = [name.decode("utf-8", "surrogateescape") for name in answer[1]]
+            keys = {name: key for name in names if (key := key_of_queued(name))}
+            packed = self._wire.commands([("GET", name) for name in keys]) if keys else []
+            found = []
+            for key, one in zip(keys.values(), packed, strict=True):
+                if isinstance(one, StoreError):
+                    raise one
+                queued = Reservation.unpack(one)
+                if queued is not None:
+                    found.append((key, queued))
+            yield ReservedPage(found, _PAGE)
+            cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
+            if cursor == "0":
+                return
 
     def put(
         self, key: str, record: Record, left_ms: int, ttl_ms: int, steps: Mapping[str, bytes]
@@ -286,7 +324,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
     def scan(self, pattern: str) -> Iterator[str]:
         cursor = "0"
         while True:
-            answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
             keys = (key.decode("utf-8", "surrogateescape") for key in answer[1])
             yield from (key for key in keys if not is_beside_a_record(key))
             cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
@@ -296,7 +334,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
     def sample(self, prefix: str, most: int) -> list[Sample]:
         seen, cursor, keys = 0, "0", []
         while True:
-            answer = self._wire.command("SCAN", cursor, "COUNT", 1000)
+            answer = self._wire.command("SCAN", cursor, "COUNT", _PAGE)
             seen += len(answer[1])
             names = (key.decode("utf-8", "surrogateescape") for key in answer[1])
             keys += [key for key in names if key.startswith(f"{prefix}:{{") and key[-1] == "}"]
@@ -313,6 +351,9 @@ class RedisStore(RedisJournals, RedisServers, Store):
 
     def unknown(self, prefix: str) -> list[str]:
         return self._unknown.read(prefix, self.get_many)
+
+    def held(self, prefix: str) -> list[str]:
+        return self.read_runs(prefix, self.get_many)
 
     def ping(self) -> None:
         self._wire.command("PING")

@@ -7,25 +7,49 @@ connections, which know TLS, Sentinel, sockets and logins, and writes to them it
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
 import struct
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from importlib import resources
+from contextlib import suppress
+from importlib import import_module, resources
 from typing import Any, Final, NamedTuple, Protocol
 
-from redis.exceptions import AskError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.utils import HIREDIS_AVAILABLE
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
+from celery_idempotent.stores.outage import Outage
 
-__all__ = ["ScriptCall", "Connection", "Script", "Wire", "load_script", "not_done", "pack_command"]
+# Where redis-py takes it, too; old versions of it pack nothing.
+_hiredis_pack: Any = (
+    getattr(import_module("hiredis"), "pack_command", None) if HIREDIS_AVAILABLE else None
+)
+
+__all__ = [
+    "MOST_CONNECTIONS",
+    "Connection",
+    "Script",
+    "ScriptCall",
+    "Wire",
+    "load_script",
+    "pack_command",
+]
 
 Argument = bytes | str | int
 
@@ -63,12 +87,18 @@ class ScriptCall(NamedTuple):
 _TIMING: Final = struct.Struct(">QB")
 #: The place of the server's time in the answer of such a script, where that is bytes.
 _TIME: Final = struct.Struct(">xxQ")
-#: How long after a server did not answer it is left alone.
-_PAUSE_S: Final = 0.04
+#: How many connections a process has to one server. A round trip is short: more than these no
+#: process can keep busy, however many threads or greenlets it has.
+MOST_CONNECTIONS: Final = 32
+#: For how long, in seconds, a connection may stay unused where there are more than are kept.
+_IDLE_S: Final = 10.0
+#: How many connections are kept though nobody needs them: for a run, and for the heartbeat.
+_KEPT: Final = 2
 #: A clock that is behind by this much was set back; a late answer does not explain it.
 _STEP_MS = 1000
 
 
+@functools.cache
 def load_script(name: str, publish: str = "PUBLISH") -> Script:
     """Read ``lua/<name>.lua``, with what all scripts share in front of it.
 
@@ -90,33 +120,29 @@ def load_script(name: str, publish: str = "PUBLISH") -> Script:
 
 def pack_command(parts: Sequence[Argument]) -> bytes:
     """Return a command as it goes over the wire."""
-    return b"*%d\r\n%b" % (len(parts), _parts(parts))
-
-
-def _parts(parts: Sequence[Argument]) -> bytes:
-    packed: list[int | bytes] = []
+    if _hiredis_pack is not None:
+        try:
+            packed: bytes = _hiredis_pack(tuple(parts))
+            return packed
+        except UnicodeEncodeError:
+            pass  # half a surrogate pair, which only the way below can write
+    pieces: list[int | bytes] = []
     for part in parts:
         if isinstance(part, str):
             part = part.encode("utf-8", "surrogatepass")
         elif isinstance(part, int):
             part = b"%d" % part
-        packed.append(len(part))
-        packed.append(part)
-    return (b"$%d\r\n%b\r\n" * len(parts)) % tuple(packed)
+        pieces += (len(part), part)
+    return (b"*%d\r\n" + b"$%d\r\n%b\r\n" * len(parts)) % (len(parts), *pieces)
 
 
 #: In front of a command to a node of a cluster, which then answers for a slot that it gets.
 _ASKING = pack_command((b"ASKING",))
 
 
-def _pack_call(call: ScriptCall) -> bytes:
+def _pack_call(call: ScriptCall, *more: Argument) -> bytes:
     script, keys, args = call
-    return _beginning(script.sha, len(keys), len(args)) + _parts((*keys, *args))
-
-
-@lru_cache(maxsize=256)  # the same few all the time
-def _beginning(sha: bytes, keys: int, args: int) -> bytes:
-    return b"*%d\r\n%b" % (3 + keys + args, _parts((b"EVALSHA", sha, keys)))
+    return pack_command((b"EVALSHA", script.sha, len(keys), *keys, *args, *more))
 
 
 def _pack_source(call: ScriptCall) -> bytes:
@@ -138,9 +164,10 @@ class _NotConnected(Exception):
         self.why = why
 
 
-def not_done(message: str) -> StoreUnavailable:
-    """Return the error of an operation that the server did not carry out."""
-    return _unavailable(message, False)
+def _does(error: Exception) -> str:
+    """Say what a server does: a refused login is an answer, and so is an unknown database."""
+    answered = isinstance(error, (ResponseError, AuthenticationError))
+    return "refuses" if answered else "does not answer"
 
 
 def _unavailable(message: str, may_have_arrived: bool) -> StoreUnavailable:
@@ -156,23 +183,39 @@ class Wire:
         connect: makes a new (not yet connected) connection.
         where: the server's URL, without passwords, for messages.
         patience_ms: for how long an answer is waited for.
+        most: how many connections there are at once; who needs one more waits for it.
     """
 
     def __init__(
-        self, connect: Callable[[], Connection], where: str, patience_ms: int = 2000
+        self,
+        connect: Callable[[], Connection],
+        where: str,
+        patience_ms: int = 2000,
+        most: int = MOST_CONNECTIONS,
     ) -> None:
         self._connect = connect
         self._where = where
         self._patience_ms = patience_ms
+        self._most = most
         # How far the server's clock is ahead of this process's monotonic one.
         self._ahead_ms: float | None = None
-        #: When it last did not answer, or a connection was found broken, on the monotonic clock.
-        self.failed_at = -math.inf
-        self._idle: deque[Connection] = deque()
+        #: Whether the server is away.
+        self.outage = Outage(f"the store at {where}")
+        # Those that nobody uses, with when they were given back: the last one is used first.
+        self._idle: deque[tuple[Connection, float]] = deque()
+        # All that there are. One that its user lost to an exception leaves it by itself.
+        self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
+        # Those who wait for a connection; who is first gets the next one.
+        self._waiting: deque[_Turn] = deque()
+        self._lock = threading.Lock()
+        # Whether a timer is going to close what nobody needs: there is one while there are many.
+        self._trims = False
         self._pid = os.getpid()
-        # Whether it did not answer the last time, and the turn to ask whether it is back.
-        self._is_away = False
-        self._turn = threading.Lock()
+
+    @property
+    def failed_at(self) -> float:
+        """When the server last did not answer, or a connection was found broken."""
+        return self.outage.failed_at
 
     def call(self, call: ScriptCall) -> Any:
         """Call one script and return its answer."""
@@ -188,37 +231,37 @@ class Wire:
         Args:
             asking: on a node of a cluster that its slot is being moved to.
 
-        While the server is away, one such call at a time asks whether it is back. To all others it
-        is away without being asked: hundreds of greenlets that ask would keep a core busy.
+        While the server is away, one such call at a time asks whether it is back.
         """
-        if not self._is_away:
-            return self._call_timed(call, asking)
-        if self._pid != os.getpid():
-            self._turn = threading.Lock()  # after a fork: whose turn it was is in the parent
-        if time.monotonic() - self.failed_at < _PAUSE_S or not self._turn.acquire(blocking=False):
-            raise not_done(f"the store at {self._where} does not answer: it was asked just now")
-        try:
-            return self._call_timed(call, asking)
-        finally:
-            self._turn.release()
+        if self.outage.is_away:
+            return self.outage.one_at_a_time(lambda: self._call_timed(call, asking))
+        return self._call_timed(call, asking)
+
+    def call_one_at_a_time(self, call: ScriptCall) -> Any:
+        """Call one script as :meth:`call` does, but one at a time while the server is away."""
+        if self.outage.is_away:
+            return self.outage.one_at_a_time(lambda: self.call(call))
+        return self.call(call)
 
     def _call_timed(self, call: ScriptCall, asking: bool) -> Any:
         if self._ahead_ms is None:
             self._learn_the_time()
 
-        made = call
+        timing = b""
 
         def packed(broke: bool) -> list[bytes]:
-            nonlocal made
+            nonlocal timing
             timing = _TIMING.pack(self._deadline_ms(), broke)
-            made = ScriptCall(call.script, call.keys, (*call.args, timing))
-            return [_ASKING, _pack_call(made)] if asking else [_pack_call(made)]
+            made = _pack_call(call, timing)
+            return [_ASKING, made] if asking else [made]
 
         answer = self._exchange(packed(False), again=lambda: packed(True))[-1]
-        if isinstance(answer, NoScriptError) and asking:
-            answer = self._exchange([_ASKING, _pack_source(made)])[-1]
         if isinstance(answer, ResponseError):
-            answer = self._answer(made, answer)
+            made = ScriptCall(call.script, call.keys, (*call.args, timing))
+            if isinstance(answer, NoScriptError) and asking:
+                answer = self._exchange([_ASKING, _pack_source(made)])[-1]
+            if isinstance(answer, ResponseError):
+                answer = self._answer(made, answer)
         if type(answer) is int:
             self._learn(answer // 1000, at_most=True)
         elif type(answer) is bytes:
@@ -312,16 +355,17 @@ class Wire:
         try:
             connection.connect()
         except (RedisError, OSError) as exc:
-            raise _unavailable(f"the store at {self._where} does not answer: {exc}", False) from exc
+            raise _unavailable(f"the store at {self._where} {_does(exc)}: {exc}", False) from exc
         return connection
 
     def close(self) -> None:
         """Close the idle connections."""
         while True:
             try:
-                self._idle.pop().disconnect()
+                connection, _ = self._idle.pop()
             except IndexError:
                 return
+            self._drop(connection)
 
     def _amid(self, before: list[bytes], call: ScriptCall, after: list[bytes]) -> list[Any]:
         """Call one script amid commands that are for its connection alone."""
@@ -368,8 +412,9 @@ class Wire:
         after a broken connection is safe.
         """
         if self._pid != os.getpid():
-            # After a fork the sockets belong to the parent.
-            self._idle = deque()
+            # After a fork the sockets belong to the parent, and so do those who wait.
+            self._idle, self._waiting, self._made = deque(), deque(), weakref.WeakSet()
+            self._lock, self._trims = threading.Lock(), False
             self._pid = os.getpid()
         try:
             try:
@@ -377,7 +422,7 @@ class Wire:
             except (RedisTimeoutError, _NotConnected):
                 raise
             except (RedisConnectionError, OSError):
-                self.failed_at = time.monotonic()
+                self.outage.stumbled()
                 self.close()  # the others were made before the same restart
                 packed = again() if again is not None else packed
                 try:
@@ -386,30 +431,25 @@ class Wire:
                     raise exc.why from None  # the first time, it may have arrived
             if is_replica:
                 # The master became a replica: ask again who is the master.
-                self.failed_at = time.monotonic()
+                self.outage.stumbled()
                 self.close()
                 packed = again() if again is not None else packed
                 return self._once(packed)[0]
             return answers
         except (_NotConnected, RedisError, OSError) as exc:
-            self.failed_at = time.monotonic()
-            self._is_away = True
+            self.outage.begins()
             arrived = not isinstance(exc, _NotConnected)
             why = exc.why if isinstance(exc, _NotConnected) else exc
             raise _unavailable(
-                f"the store at {self._where} does not answer: {why or type(why).__name__}", arrived
+                f"the store at {self._where} {_does(why)}: {why or type(why).__name__}", arrived
             ) from why
 
     def _once(self, packed: list[bytes]) -> tuple[list[Any], bool]:
         """Send commands and read their answers; and whether they came from a replica."""
         try:
-            connection = self._idle.pop()
+            connection, _ = self._idle.pop()
         except IndexError:
-            connection = self._connect()
-            try:
-                connection.connect()
-            except (RedisError, OSError) as exc:
-                raise _NotConnected(exc) from exc
+            connection = self._one_more()
         answers, is_replica = [], False
         try:
             connection.send_packed_command([b"".join(packed)], check_health=False)
@@ -423,11 +463,116 @@ class Wire:
                 answers.append(answer)
         except BaseException:
             # An answer may be under way (a soft time limit can cut in here): never use it again.
-            connection.disconnect()
+            self._drop(connection)
             raise
-        self._is_away = False
+        self.outage.is_away = False
         if is_replica:
-            connection.disconnect()
+            self._drop(connection)
         else:
-            self._idle.append(connection)
+            self._idle.append((connection, time.monotonic()))
+            if self._waiting:
+                self._hand_on()
         return answers, is_replica
+
+    def _trim_later(self) -> None:
+        """Have what nobody needs closed after a while, whether anything happens until then or not.
+
+        A timer does it, for as long as there are more than are kept: no thread stands by.
+        """
+        if self._trims or len(self._made) <= _KEPT:
+            return
+        timer = threading.Timer(_IDLE_S, self._trim)
+        timer.daemon = True
+        self._trims = True
+        try:
+            timer.start()
+        except RuntimeError:
+            self._trims = False  # there are too many threads: the next connection tries again
+
+    def _trim(self) -> None:
+        """Close connections that nobody needed for long, but not those that are kept."""
+        before = time.monotonic() - _IDLE_S
+        with suppress(IndexError):  # none is idle
+            while len(self._made) > _KEPT and self._idle[0][1] <= before:
+                self._drop(self._idle.popleft()[0])
+        self._trims = False
+        self._trim_later()
+
+    def _drop(self, connection: Connection) -> None:
+        """Close a connection, so that there may be another one in its place."""
+        self._made.discard(connection)
+        try:
+            connection.disconnect()
+        finally:
+            if self._waiting:
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Give those who wait what is idle, or the place of what was closed."""
+        with self._lock:
+            while self._waiting and (self._idle or len(self._made) < self._most):
+                with suppress(IndexError):
+                    self._waiting[0].connection = self._idle.pop()[0]
+                self._waiting.popleft().comes.set()
+
+    def _one_more(self) -> Connection:
+        """Return a connection where none is idle: a new one, or one that is given back.
+
+        Raises:
+            _NotConnected: there is no server, or each connection stays in use.
+        """
+        until = time.monotonic() + self._patience_ms / 1000
+        while (connection := self._place()) is None:
+            given_back = self._wait_for_one(until)
+            if given_back is not None:
+                return given_back
+        try:
+            connection.connect()
+        except BaseException as exc:
+            self._drop(connection)
+            if isinstance(exc, (RedisError, OSError)):
+                raise _NotConnected(exc) from exc
+            raise
+        return connection
+
+    def _place(self) -> Connection | None:
+        """Return a new connection that is not connected yet; ``None``: there are enough."""
+        with self._lock:
+            if len(self._made) >= self._most:
+                return None
+            connection = self._connect()
+            self._made.add(connection)
+        self._trim_later()
+        return connection
+
+    def _wait_for_one(self, until: float) -> Connection | None:
+        """Wait for a connection that is given back; ``None``: there may be room for a new one.
+
+        Raises:
+            _NotConnected: as :meth:`_one_more`.
+        """
+        turn = _Turn()
+        self._waiting.append(turn)
+        try:
+            self._hand_on()  # one may have been given back before anybody saw that somebody waits
+            came = turn.comes.wait(max(0.0, until - time.monotonic()))
+            connection, turn.connection = turn.connection, None
+        finally:
+            with self._lock, suppress(ValueError):
+                self._waiting.remove(turn)
+            if turn.connection is not None:  # too late, or something cut in here
+                self._idle.append((turn.connection, time.monotonic()))
+                self._hand_on()
+        if connection is None and (not came or self.outage.is_away):
+            raise _NotConnected(
+                RedisTimeoutError(f"all {self._most} connections of this process are in use")
+            )
+        return connection
+
+
+class _Turn:
+    """Somebody who waits for a connection, and the one that is handed over."""
+
+    def __init__(self) -> None:
+        self.comes = threading.Event()
+        self.connection: Connection | None = None

@@ -14,7 +14,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.engine.default import DefaultDialect
 from sqlalchemy.exc import SQLAlchemyError
 
-from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.errors import ConfigurationError, how_to_install
+from celery_idempotent.stores.sql.files import open_only_what_is_there
 from celery_idempotent.stores.sql.flavours import Flavour, flavour_of
 from celery_idempotent.stores.urls import mask_url
 
@@ -122,13 +123,14 @@ class Engines:
             engine = create_engine(self._url, **arguments)
         except ImportError as exc:
             raise ConfigurationError(
-                f"the store at {self.where} needs {exc.name}: pip install 'celery-idempotent[sql]'"
+                f"the store at {self.where} needs {exc.name}: {how_to_install('sql')}"
             ) from exc
         except (TypeError, ValueError, SQLAlchemyError) as exc:
             raise ConfigurationError(
                 f"the store's URL {self.where!r} or its idempotency_store_options are wrong: {exc}"
             ) from exc
         event.listen(engine, "handle_error", _give_up_what_is_half_read)
+        open_only_what_is_there(engine)
         if self.flavour.driver.endswith("psycopg") and own:
             answer_in_time(engine, self.timeout_s)
         if self.flavour.one_writer and own:

@@ -26,9 +26,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from celery_idempotent.errors import ConfigurationError
+from celery_idempotent.stores.sql.files import NO_FILE
 from celery_idempotent.stores.sql.schema import notes, records
 
-__all__ = ["Flavour", "Trouble", "flavour_of", "hint_of", "is_refusal", "trouble_of"]
+__all__ = ["Flavour", "Trouble", "flavour_of", "hint_of", "is_refusal", "is_silence", "trouble_of"]
 
 
 class Trouble(enum.Enum):
@@ -42,6 +43,8 @@ class Trouble(enum.Enum):
     THERE = enum.auto()
     #: A table of the store, or a column, is missing.
     NO_TABLES = enum.auto()
+    #: The file of an SQLite database is missing.
+    NO_FILE = enum.auto()
     #: The connection is gone, and with it the answer.
     CUT = enum.auto()
     #: Anything else: the database can't work now.
@@ -74,6 +77,7 @@ _SQLITE: Final = {
     "no such table": Trouble.NO_TABLES,
     "no such column": Trouble.NO_TABLES,
     "has no column": Trouble.NO_TABLES,
+    NO_FILE: Trouble.NO_FILE,
 }
 
 
@@ -108,6 +112,11 @@ def is_refusal(exc: BaseException) -> bool:
         return not 2000 <= first < 3000  # those are of MySQL's client
     is_sqlite = type(original).__module__.startswith("sqlite3")
     return is_sqlite or getattr(original, "sqlstate", None) is not None
+
+
+def is_silence(exc: BaseException) -> bool:
+    """Whether the database did not answer, or let nobody connect."""
+    return isinstance(exc, DBAPIError) and (exc.statement is None or not is_refusal(exc))
 
 
 def hint_of(exc: BaseException) -> str:

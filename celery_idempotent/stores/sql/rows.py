@@ -7,8 +7,8 @@ one transaction.
 
 from __future__ import annotations
 
+import functools
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -16,31 +16,38 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import ColumnElement, Connection, Insert, bindparam, delete, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from celery_idempotent.core.record import Record
+from celery_idempotent.core.record import HELD, Record
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.deciding import Row, Rows, fit
 from celery_idempotent.stores.notifications import NOTIFY
+from celery_idempotent.stores.outage import not_done
 from celery_idempotent.stores.sql.engines import Engines
-from celery_idempotent.stores.sql.flavours import Trouble, hint_of, trouble_of
+from celery_idempotent.stores.sql.flavours import (
+    Flavour,
+    Trouble,
+    hint_of,
+    is_refusal,
+    is_silence,
+    trouble_of,
+)
 from celery_idempotent.stores.sql.schema import is_unknown, notes, records, steps
 
 __all__ = ["SqlRows"]
 
 T = TypeVar("T")
 
+_INIT_DB: Final = "celery -A <your app> idempotency init-db"
 _ATTEMPTS: Final = 3
+_HELD: Final = tuple(map(str, HELD))
 
 
-class SqlRows(Rows[Connection]):
-    """The rows of one database."""
+class _Statements:
+    """What is executed on one kind of database: building it takes longer than a claim."""
 
-    def __init__(self, engines: Engines) -> None:
-        self.engines = engines
-        self.where = engines.where
-        flavour = engines.flavour
+    def __init__(self, flavour: Flavour) -> None:
         now = select(flavour.now_us.label("now_us")).subquery("now")
         columns = (
             records.c.record,
@@ -50,22 +57,36 @@ class SqlRows(Rows[Connection]):
         )
         # The clock is read even where there is no record.
         found = now.outerjoin(records, records.c.record_key == bindparam("key"))
-        self._read = select(now.c.now_us, *columns).select_from(found)
+        self.read = select(now.c.now_us, *columns).select_from(found)
         slips = [
             select(column).where(notes.c.note_key == bindparam(name)).scalar_subquery()
             for name in ("slip_key", "awaited_key", "queued_key")
             for column in (notes.c.slip, notes.c.expires_ms)
         ]
-        self._read_with_slips = select(now.c.now_us, *columns, *slips).select_from(found)
-        self._read_many = select(records.c.record_key, flavour.now_us, *columns).where(
+        self.read_with_slips = select(now.c.now_us, *columns, *slips).select_from(found)
+        self.read_many = select(records.c.record_key, flavour.now_us, *columns).where(
             records.c.record_key.in_(bindparam("keys", expanding=True))
         )
-        self._read_locked = self._read_many.with_for_update(nowait=True)
-        self._insert = flavour.insert(records).execution_options(preserve_rowcount=True)
-        self._insert_slip = flavour.insert(notes).execution_options(preserve_rowcount=True)
-        self._update_slip = flavour.update_slip()
-        self._update = flavour.update_record()
-        self._put_step = flavour.put(steps)
+        self.read_locked = self.read_many.with_for_update(nowait=True)
+        self.insert = flavour.insert(records).execution_options(preserve_rowcount=True)
+        self.insert_slip = flavour.insert(notes).execution_options(preserve_rowcount=True)
+        self.update_slip = flavour.update_slip()
+        self.update = flavour.update_record()
+        self.put_step = flavour.put(steps)
+
+
+@functools.lru_cache(maxsize=8)
+def _statements_of(flavour: Flavour) -> _Statements:
+    return _Statements(flavour)
+
+
+class SqlRows(Rows[Connection]):
+    """The rows of one database."""
+
+    def __init__(self, engines: Engines) -> None:
+        self.engines = engines
+        self.where = engines.where
+        self._statements = _statements_of(engines.flavour)
 
     def operate(self, work: Callable[[Connection], T]) -> T:
         # Again after a deadlock, and once more where the connection was stale.
@@ -73,16 +94,22 @@ class SqlRows(Rows[Connection]):
         for attempt in range(_ATTEMPTS):
             try:
                 with self.engines.own.connect() as connection:
-                    return work(connection)
+                    answer = work(connection)
+                self.outage.is_away = False
+                return answer
             except SQLAlchemyError as exc:
                 trouble = trouble_of(exc)
                 if trouble in (Trouble.CUT, Trouble.AWAY):
-                    self.failed_at = time.monotonic()
+                    self.outage.stumbled()
+                if is_refusal(exc):
+                    self.outage.is_away = False  # it answered
                 again = trouble in (Trouble.UNDONE, Trouble.LOCKED) or (
                     trouble is Trouble.CUT and not stale
                 )
                 stale = stale or trouble is Trouble.CUT
                 if not again or attempt == _ATTEMPTS - 1:
+                    if is_silence(exc):
+                        self.outage.begins()
                     raise self.unavailable(exc) from exc
         raise AssertionError("unreachable")
 
@@ -104,19 +131,24 @@ class SqlRows(Rows[Connection]):
 
     def unavailable(self, exc: SQLAlchemyError) -> StoreUnavailable:
         """Return an error that says why the database can't work, and what to do about it."""
-        if trouble_of(exc) is Trouble.NO_TABLES:
-            return _not_done(
-                f"the store at {self.engines.where} has no tables for idempotency records: run "
-                "celery -A <your app> idempotency init-db (or have your migrations take "
+        where = f"the store at {self.engines.where}"
+        trouble = trouble_of(exc)
+        if trouble in (Trouble.NO_TABLES, Trouble.NO_FILE):
+            lacks = "has no tables for idempotency records: run"
+            if trouble is Trouble.NO_FILE:
+                lacks = "has no such file: is the path right? To make it, run"
+            missing = not_done(
+                f"{where} {lacks} {_INIT_DB} (or have your migrations take "
                 "celery_idempotent.stores.sql.metadata)"
             )
+            missing.to_run = _INIT_DB
+            return missing
         cause: object = exc
         if isinstance(exc, DBAPIError) and exc.orig is not None:
             cause = exc.orig
-        error = _not_done(
-            f"the store at {self.engines.where} does not answer: {cause or type(cause).__name__}"
-            f"{hint_of(exc)}"
-        )
+        does = "refuses" if is_refusal(exc) else "does not answer"
+        error = not_done(f"{where} {does}: {cause or type(cause).__name__}{hint_of(exc)}")
+        error.is_refusal = is_refusal(exc)
         # The connection broke, or the wait ended: the statement may have been carried out.
         error.may_have_arrived = isinstance(exc, DBAPIError) and exc.connection_invalidated
         return error
@@ -130,23 +162,25 @@ class SqlRows(Rows[Connection]):
         queued_key: str = "",
     ) -> Row:
         if not (slip_key or awaited_key or queued_key):
-            return Row.found(*at.execute(self._read, {"key": fit(key)}).one())
+            return Row.found(*at.execute(self._statements.read, {"key": fit(key)}).one())
         wanted = {
             "key": fit(key),
             "slip_key": fit(slip_key) if slip_key else "",
             "awaited_key": fit(awaited_key) if awaited_key else "",
             "queued_key": fit(queued_key) if queued_key else "",
         }
-        return Row.found(*at.execute(self._read_with_slips, wanted).one())
+        return Row.found(*at.execute(self._statements.read_with_slips, wanted).one())
 
     def read_many(self, at: Connection, keys: Sequence[str]) -> list[Row]:
         names = [fit(key) for key in keys]
-        found = {name: row for name, *row in at.execute(self._read_many, {"keys": names})}
+        found = {
+            name: row for name, *row in at.execute(self._statements.read_many, {"keys": names})
+        }
         return [Row.found(*found[name]) if name in found else Row(0) for name in names]
 
     def read_locked(self, at: Connection, key: str) -> Row:
         """Lock a record and read it; fail at once if it is locked."""
-        for _, *row in at.execute(self._read_locked, {"keys": [fit(key)]}):
+        for _, *row in at.execute(self._statements.read_locked, {"keys": [fit(key)]}):
             return Row.found(*row)
         return self.read(at, key)
 
@@ -154,7 +188,7 @@ class SqlRows(Rows[Connection]):
         self, at: Connection, key: str, row: Row, record: Record, expires_ms: int
     ) -> bool:
         values: dict[str, Any] = {
-            "state": record.status,
+            "state": str(record.state),
             "token": record.token,
             "expires_ms": expires_ms,
             # Random, so that a row that was deleted and made anew never looks as it did before.
@@ -163,9 +197,9 @@ class SqlRows(Rows[Connection]):
             "deadline_us": row.deadline_us,
         }
         if row.stamp is None:
-            return _insert(at, self._insert, {"record_key": fit(key), **values})
+            return _insert(at, self._statements.insert, {"record_key": fit(key), **values})
         values.update(at=fit(key), seen=row.stamp)
-        return at.execute(self._update, values).rowcount > 0
+        return at.execute(self._statements.update, values).rowcount > 0
 
     def write_slip(
         self,
@@ -184,9 +218,9 @@ class SqlRows(Rows[Connection]):
             "deadline_us": row.deadline_us,
         }
         if row.slip_bytes is None:
-            return _insert(at, self._insert_slip, {"note_key": fit(slip_key), **values})
+            return _insert(at, self._statements.insert_slip, {"note_key": fit(slip_key), **values})
         seen = {"at": fit(slip_key), "seen": row.slip_bytes, "seen_ms": row.slip_expires_ms}
-        return at.execute(self._update_slip, {**values, **seen}).rowcount > 0
+        return at.execute(self._statements.update_slip, {**values, **seen}).rowcount > 0
 
     @property
     def tells(self) -> bool:  # type: ignore[override]
@@ -212,7 +246,7 @@ class SqlRows(Rows[Connection]):
 
     def write_step(self, at: Connection, key: str, name: str, packed: bytes) -> None:
         values = {"step_key": fit(name), "name": name, "step": packed}
-        at.execute(self._put_step, {"record_key": fit(key), **values})
+        at.execute(self._statements.put_step, {"record_key": fit(key), **values})
 
     def drop_steps(self, at: Connection, key: str, start: str = "") -> None:
         dropped = delete(steps).where(steps.c.record_key == fit(key))
@@ -223,6 +257,11 @@ class SqlRows(Rows[Connection]):
     def page(self, at: Connection, start: str, after: str, count: int) -> list[str]:
         key = records.c.record_key
         wanted = self._live(at, start) & (key > after)
+        return list(at.scalars(select(key).where(wanted).order_by(key).limit(count)))
+
+    def page_beside(self, at: Connection, start: str, after: str, count: int) -> list[str]:
+        key = notes.c.note_key
+        wanted = _begins(key, start) & (key > after)
         return list(at.scalars(select(key).where(wanted).order_by(key).limit(count)))
 
     def draw(self, at: Connection, start: str, most: int) -> Sample:
@@ -236,14 +275,23 @@ class SqlRows(Rows[Connection]):
 
     def _live(self, at: Connection, start: str) -> ColumnElement[bool]:
         """Return what holds for records that are not expired, and whose keys begin so."""
-        key = records.c.record_key
-        wanted = (key >= start) & (records.c.expires_ms > self.read(at).now_ms)
-        # Up to where keys with another start begin, in the order of bytes.
-        return wanted & (key < start[:-1] + chr(ord(start[-1]) + 1)) if start else wanted
+        live = records.c.expires_ms > self.read(at).now_ms
+        return live & _begins(records.c.record_key, start)
 
     def unknown_keys(self, at: Connection, start: str) -> list[str]:
         wanted = is_unknown & self._live(at, start)
         return list(at.scalars(select(records.c.record_key).where(wanted)))
+
+    def held_keys(self, at: Connection, start: str) -> list[str]:
+        # Without an index: each run would have to write into it.
+        wanted = records.c.state.in_(_HELD) & self._live(at, start)
+        return list(at.scalars(select(records.c.record_key).where(wanted)))
+
+
+def _begins(key: ColumnElement[str], start: str) -> ColumnElement[bool]:
+    """Return what holds for keys that begin so: up to others, in the order of bytes."""
+    after = key >= start
+    return after & (key < start[:-1] + chr(ord(start[-1]) + 1)) if start else after
 
 
 def _insert(connection: Connection, insert: Insert, values: dict[str, Any]) -> bool:
@@ -253,9 +301,3 @@ def _insert(connection: Connection, insert: Insert, values: dict[str, Any]) -> b
         if trouble_of(exc) is Trouble.THERE:
             return False
         raise
-
-
-def _not_done(message: str) -> StoreUnavailable:
-    error = StoreUnavailable(message)
-    error.may_have_arrived = False
-    return error

@@ -25,6 +25,7 @@ from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.exc import DBAPIError
 
 from celery_idempotent.stores.deciding import LONGEST
+from celery_idempotent.stores.sql.files import sqlite_file
 
 __all__ = [
     "create_missing",
@@ -115,22 +116,36 @@ journal = Table(
 )
 
 
-def create_schema(engine: Engine) -> None:
-    """Make the tables and columns that are missing; change nothing else."""
-    create_missing(engine, metadata)
-    _twice(lambda: _add_slip(engine))  # to tables that an earlier release made
+def create_schema(engine: Engine) -> list[str]:
+    """Make the tables and columns that are missing; change nothing else.
+
+    Returns:
+        The names of what was made.
+    """
+    made = create_missing(engine, metadata)
+    _twice(lambda: made.extend(_add_slip(engine)))  # to tables that an earlier release made
+    return made
 
 
-def create_missing(engine: Engine, tables: MetaData) -> None:
+def create_missing(engine: Engine, tables: MetaData) -> list[str]:
     """Make the tables and indexes that are missing, even if others do so at the same moment.
 
     Each is made by itself: a database may commit each of them (MySQL, MariaDB), and whoever makes
     them too may be anywhere between the first and the last.
+
+    Returns:
+        The names of the tables that were missing.
     """
+    file = sqlite_file(engine.url)
+    if file is not None:
+        file.touch()
+    there = inspect(engine)
+    missing = [table.name for table in tables.sorted_tables if not there.has_table(table.name)]
     for table in tables.sorted_tables:
         _twice(partial(table.create, engine, checkfirst=True))
         for index in table.indexes:
             _twice(partial(index.create, engine, checkfirst=True))
+    return missing
 
 
 def _twice(create: Callable[[], None]) -> None:
@@ -141,11 +156,13 @@ def _twice(create: Callable[[], None]) -> None:
         create()  # somebody else has made it since the first look; else this fails again
 
 
-def _add_slip(engine: Engine) -> None:
+def _add_slip(engine: Engine) -> list[str]:
     there = {column["name"] for column in inspect(engine).get_columns(notes.name)}
-    if notes.c.slip.name not in there:
-        kind = notes.c.slip.type.compile(engine.dialect)
-        with engine.begin() as connection:
-            connection.exec_driver_sql(
-                f"ALTER TABLE {notes.name} ADD COLUMN {notes.c.slip.name} {kind}"
-            )
+    if notes.c.slip.name in there:
+        return []
+    kind = notes.c.slip.type.compile(engine.dialect)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"ALTER TABLE {notes.name} ADD COLUMN {notes.c.slip.name} {kind}"
+        )
+    return [f"{notes.name}.{notes.c.slip.name}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -12,6 +12,7 @@ from celery_idempotent.stores.base import Subscription, Transaction, Transaction
 from celery_idempotent.stores.deciding import DecidingStore
 from celery_idempotent.stores.journal import JournalStore
 from celery_idempotent.stores.notifications import NOTIFY, PostgresSubscription
+from celery_idempotent.stores.outage import not_done
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.journal import SqlJournals
 from celery_idempotent.stores.sql.purge import PURGED_AT_ONCE, purge, tend
@@ -38,16 +39,18 @@ class SqlStore(SqlJournals, DecidingStore[Connection]):
         """Make a store from a URL; it connects at the first operation."""
         return cls(Engines(url, options))
 
-    def create_schema(self) -> None:
+    def create_schema(self) -> Sequence[str]:
         """Make the tables where they are not there yet (``celery -A app idempotency init-db``).
 
         Raises:
             StoreUnavailable: the database can't be reached, or doesn't allow it.
         """
         try:
-            create_schema(self.engines.sessions)
+            return create_schema(self.engines.sessions)
         except SQLAlchemyError as exc:
             raise self.rows.unavailable(exc) from exc
+        except OSError as exc:
+            raise not_done(f"the store at {self.engines.where} can't be made: {exc}") from exc
 
     @property
     def journals(self) -> JournalStore:

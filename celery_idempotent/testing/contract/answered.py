@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ from celery_idempotent.testing.contract.kit import (
     Message,
     StoreClock,
     claim,
+    compensate,
     complete,
     fail,
     hold,
@@ -416,6 +418,24 @@ class AnsweredRows:
         assert answer == Recorded(held.token, True)
         assert stored(store) == before
 
+    def test_what_is_undone_of_an_answered_call_changes_no_answer(self, store: Store) -> None:
+        """Its run lives, fails, and undoes its steps under a lease: the call keeps its answer."""
+        # Given
+        held = unknown(store)
+        claim(store, FIRST)
+        note(store, FIRST, succeeded=False, outcome=OTHER_RESULT)
+        # Then
+        assert compensate(store, held) == Recorded(held.token, True)
+        assert isinstance(claim(store, SECOND), Busy)
+        # When
+        answer = release_failed(store, held, answers=FIRST)
+        # Then
+        assert isinstance(answer, Recorded)
+        assert answer.answered
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == OTHER_RESULT
+
     def test_what_was_answered_as_unknown_stays_so(self, store: Store) -> None:
         """Resolved since: other calls get the outcome, the call itself keeps its answer."""
         # Given
@@ -471,14 +491,17 @@ class AnsweredRows:
         assert isinstance(verdict, Replay)
         assert (verdict.noted, verdict.record.outcome) == (False, FAILURE)
 
-    def test_a_waiter_gets_the_result_if_another_succeeded_since(self, store: Store) -> None:
+    @pytest.mark.parametrize("noted", [False, True])
+    def test_a_waiter_gets_the_result_if_another_succeeded_since(
+        self, store: Store, noted: bool
+    ) -> None:
         """The run that it waited for failed; the next one's result is the answer of all."""
         # Given
         release_failed(store, hold(store, FIRST), answers=FIRST)
         complete(store, hold(store, SECOND))
         # Then
-        for awaited in (FIRST, None):
-            verdict = claim(store, THIRD, awaited=awaited)
+        for message, awaited in ((THIRD, FIRST), (Message("another"), None)):
+            verdict = claim(store, message, awaited=awaited, noted=noted)
             assert isinstance(verdict, Replay)
             assert verdict.record.outcome == RESULT
 
@@ -667,6 +690,80 @@ class AnsweredInTimeRows:
         assert isinstance(again, Replay)
         assert (again.record.outcome, again.noted) == (answered.record.outcome, callbacks)
         assert isinstance(claim(store, THIRD, horizon_ms=HORIZON_MS), Claimed)
+
+    @pytest.mark.parametrize("taken", [False, True])
+    @pytest.mark.parametrize(("end", "answer"), [(release, Superseded), (release_failed, Replay)])
+    def test_a_copy_may_have_copies_of_its_own(
+        self,
+        store: Store,
+        clock: StoreClock,
+        end: Callable[..., Recorded | Lost],
+        answer: type,
+        taken: bool,
+    ) -> None:
+        """Who answers a copy may be cut off before that: the slip is kept for a horizon anew."""
+        # Given an answer, whoever has the key since
+        end(store, hold(store, FIRST), answers=FIRST)
+        if taken:
+            hold(store, SECOND, keep_ms=9 * HORIZON_MS)
+        for _ in range(3):
+            # When a copy comes while the slip is there
+            clock.advance(HORIZON_MS - 1)
+            verdict = claim(store, FIRST, horizon_ms=HORIZON_MS)
+            # Then it gets that answer, and so does the next, which comes as late
+            assert isinstance(verdict, answer)
+
+    def test_a_copy_that_waits_for_another_keeps_the_slip(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """The one that sends the callbacks may be cut off, and the other comes again later."""
+        # Given a copy that sends the callbacks of a failure
+        release_failed(store, hold(store, FIRST), answers=FIRST)
+        clock.advance(HORIZON_MS - 2)
+        assert isinstance(claim(store, FIRST, noted=True), Replay)
+        # When another one has to wait for it, and the first is cut off
+        clock.advance(1)
+        assert isinstance(claim(store, FIRST, noted=True, horizon_ms=HORIZON_MS), Busy)
+        # Then the other gets that answer when it comes again
+        clock.advance(HORIZON_MS - 1)
+        again = claim(store, FIRST, noted=True, horizon_ms=HORIZON_MS)
+        assert isinstance(again, Replay)
+        assert (again.record.outcome, again.noted) == (FAILURE, False)
+
+    @pytest.mark.parametrize("callbacks", [False, True])
+    def test_an_owners_copy_keeps_its_answer_when_the_window_ends(
+        self, store: Store, clock: StoreClock, callbacks: bool
+    ) -> None:
+        """The record lives for less time than that copy's copies may come: a slip has it, too."""
+        # Given
+        settle(store, hold(store, FIRST), State.SUCCEEDED, 0, HORIZON_MS, outcome=RESULT)
+        clock.advance(HORIZON_MS - 2 * LEASE_MS)
+        # When
+        answered = claim(store, FIRST, noted=callbacks, horizon_ms=HORIZON_MS)
+        assert isinstance(answered, Replay)
+        if callbacks:
+            note(store, FIRST, answered.record.token)
+        clock.advance(2 * LEASE_MS)
+        assert store.get(KEY) is None
+        # Then
+        again = claim(store, FIRST, noted=callbacks, horizon_ms=HORIZON_MS)
+        assert isinstance(again, Replay)
+        assert (again.record.outcome, again.mine, again.noted) == (RESULT, True, callbacks)
+        assert isinstance(claim(store, SECOND), Claimed)
+
+    def test_a_call_that_is_published_anew_makes_no_slip_live_on(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """Else a task id that is used again and again would never run again."""
+        # Given an answer, and another call that has taken the key, and was cut off
+        release_failed(store, hold(store, FIRST), answers=FIRST)
+        hold(store, SECOND, keep_ms=9 * HORIZON_MS)
+        clock.advance(HORIZON_MS - LEASE_MS)
+        # When
+        assert isinstance(claim(store, ANEW, horizon_ms=HORIZON_MS), Replay)
+        clock.advance(LEASE_MS)
+        # Then
+        assert isinstance(claim(store, ANEW, horizon_ms=HORIZON_MS), Claimed)
 
     def test_a_sender_that_stalled_is_replaced(self, store: Store, clock: StoreClock) -> None:
         """The lease on a duplicate's callbacks is over: the next copy sends them."""

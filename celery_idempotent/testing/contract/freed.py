@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from celery_idempotent.core.record import Record, State
+from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.verdicts import (
     Busy,
     Claimed,
@@ -28,6 +30,7 @@ from celery_idempotent.testing.contract.kit import (
     SECOND,
     STRANGER,
     THIRD,
+    Message,
     StoreClock,
     claim,
     hold,
@@ -128,19 +131,148 @@ class FreedRows:
         assert isinstance(verdict, Claimed)
         assert verdict.steps == {"first/charge": b"42"}
 
-    def test_in_turn_a_takeover_is_told_only_of_the_run_before(self, store: Store) -> None:
-        """Who was cut off is another call; after its own interruption nobody else is named."""
+    def test_in_turn_nobody_goes_on_with_anothers_work(self, store: Store) -> None:
+        """A takeover begins its own; whose run was cut off is named all the same."""
         # Given
         interrupt(store, hold(store, FIRST, frees=True, in_turn=True))
-        second = claim(store, SECOND, frees=True, in_turn=True)
-        store.end_lease(KEY, SECOND.owner, PROCESS)
-        again = claim(store, SECOND, frees=True, in_turn=True)
-        store.end_lease(KEY, SECOND.owner, PROCESS)
-        third = claim(store, THIRD, frees=True, in_turn=True)
+        # When
+        verdict = claim(store, SECOND, frees=True, in_turn=True)
         # Then
-        verdicts = (second, again, third)
-        origins = [it.origin for it in verdicts if isinstance(it, Claimed)]
-        assert origins == [FIRST.owner.hex(), "", SECOND.owner.hex()]
+        assert isinstance(verdict, Claimed)
+        assert (verdict.origin, verdict.cut_off) == ("", f"{FIRST.owner.hex()}:1")
+
+    @pytest.mark.parametrize("in_turn", [False, True])
+    def test_a_call_that_was_cut_off_is_told_so_after_the_runs_of_others(
+        self, store: Store, in_turn: bool
+    ) -> None:
+        """When its own message comes again: its effect may have happened. The others are not."""
+        # Given
+        options: dict[str, Any] = {"frees": True, "in_turn": in_turn}
+        interrupt(store, hold(store, FIRST, **options))
+        _end(store, hold(store, SECOND, **options), answers=SECOND)
+        _end(store, hold(store, THIRD, **options), answers=THIRD)
+        # When
+        again = claim(store, FIRST, nonce=b"again", **options)
+        # Then
+        assert isinstance(again, Claimed)
+        assert (again.interruptions, again.cut_off) == (1, "")
+        # ... also where the answer to that was lost on the wire, and not twice
+        _end(store, hold(store, FIRST, nonce=b"again", **options))
+        fourth = claim(store, replace(THIRD, task_id="fourth"), **options)
+        assert isinstance(fourth, Claimed)
+        assert (fourth.interruptions, fourth.cut_off) == (0, "")
+
+    @pytest.mark.parametrize("in_turn", [False, True])
+    def test_each_call_that_was_cut_off_is_told_so(self, store: Store, in_turn: bool) -> None:
+        """Also where several were, one after the other, and those that failed since."""
+        # Given
+        options: dict[str, Any] = {"frees": True, "in_turn": in_turn}
+        interrupt(store, hold(store, FIRST, **options))
+        interrupt(store, hold(store, SECOND, **options))
+        third = claim(store, THIRD, nonce=b"third", **options)
+        assert isinstance(third, Claimed)
+        named = [call.partition(":")[0] for call in third.cut_off.split(",")]
+        assert named == [FIRST.owner.hex(), SECOND.owner.hex()]
+        # ... also where the answer to that was lost on the wire
+        assert claim(store, THIRD, nonce=b"third", **options) == third
+        _end(store, hold(store, THIRD, nonce=b"third", **options), FAILURE, answers=THIRD)
+        # Then
+        for message in (SECOND, FIRST):
+            held = hold(store, message, **options)
+            assert held.interruptions >= 1
+            _end(store, held, answers=message)
+
+    def test_with_a_window_a_call_that_was_cut_off_is_told_so_after_a_failure(
+        self, store: Store
+    ) -> None:
+        """Another call took over, and failed: the key is free, and the first message comes."""
+        # Given
+        interrupt(store, hold(store, FIRST))
+        _end(store, hold(store, SECOND), FAILURE, answers=SECOND)
+        # When
+        again = claim(store, FIRST)
+        # Then
+        assert isinstance(again, Claimed)
+        assert again.interruptions == 1
+
+    def test_a_call_that_is_cut_off_each_time_becomes_unknown(self, store: Store) -> None:
+        """The runs of others in between do not begin its count anew."""
+        # Given
+        options: dict[str, Any] = {"frees": True, "max_interruptions": 1}
+        for other in (SECOND, THIRD):
+            interrupt(store, hold(store, FIRST, **options))
+            others: dict[str, Any] = {**options, "max_interruptions": 3}
+            _end(store, hold(store, other, **others), answers=other)
+        # When
+        verdict = claim(store, FIRST, **options)
+        # Then
+        assert isinstance(verdict, Unknown)
+        assert (verdict.record.owner, verdict.record.interruptions) == (FIRST.owner, 2)
+        assert stored(store).state is State.UNKNOWN
+
+    def test_what_was_cut_off_is_forgotten_with_the_key(self, store: Store) -> None:
+        """A key that was forgotten is as new."""
+        # Given
+        interrupt(store, hold(store, FIRST, frees=True))
+        _end(store, hold(store, SECOND, frees=True), answers=SECOND)
+        store.forget(KEY, HORIZON_MS)
+        # Then
+        again = claim(store, FIRST, frees=True)
+        assert isinstance(again, Claimed)
+        assert again.interruptions == 0
+
+    def test_a_record_names_the_last_calls_that_were_cut_off(self, store: Store) -> None:
+        """It does not grow without end where messages never come again."""
+        # Given
+        calls = [Message(f"call {number}") for number in range(20)]
+        options: dict[str, Any] = {"frees": True, "in_turn": True}
+        for one in calls:
+            interrupt(store, hold(store, one, **options))
+        # When
+        verdict = claim(store, FIRST, **options)
+        # Then
+        assert isinstance(verdict, Claimed)
+        expected = [f"{one.owner.hex()}:1" for one in calls[-16:]]
+        assert verdict.cut_off.split(",") == expected
+
+    def test_in_turn_each_call_has_interruptions_of_its_own(self, store: Store) -> None:
+        """As many calls as like may be cut off one after the other; one of them may not be."""
+        # Given
+        calls = [Message(f"call {number}") for number in range(5)]
+        # Then
+        for one in calls:
+            verdict = claim(store, one, frees=True, in_turn=True, max_interruptions=2)
+            assert isinstance(verdict, Claimed)
+            assert verdict.interruptions == 0
+            store.end_lease(KEY, one.owner, PROCESS)
+        for count in (1, 2):
+            verdict = claim(store, calls[-1], frees=True, in_turn=True, max_interruptions=2)
+            assert isinstance(verdict, Claimed)
+            assert verdict.interruptions == count
+            store.end_lease(KEY, calls[-1].owner, PROCESS)
+        last = claim(store, calls[-1], frees=True, in_turn=True, max_interruptions=2)
+        assert isinstance(last, Unknown)
+
+    def test_in_turn_a_claim_that_was_given_up_passes_on_no_interruptions(
+        self, store: Store
+    ) -> None:
+        """They are those of the call whose claim that was."""
+        # Given
+        interrupt(store, hold(store, FIRST, frees=True, in_turn=True))
+        held = hold(store, FIRST, frees=True, in_turn=True)
+        assert held.interruptions == 1
+        store.abandon(KEY, FIRST.candidate(held.nonce), HORIZON_MS)
+        # When
+        verdict = claim(store, SECOND, frees=True, in_turn=True)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert (verdict.interruptions, verdict.cut_off) == (0, f"{FIRST.owner.hex()}:1")
+
+    def test_in_turn_a_cut_off_run_is_left_unknown_where_that_is_asked(self, store: Store) -> None:
+        """By whoever comes next: nobody knows what it did."""
+        interrupt(store, hold(store, FIRST, frees=True, in_turn=True))
+        verdict = claim(store, SECOND, frees=True, in_turn=True, max_interruptions=0)
+        assert isinstance(verdict, Unknown)
 
     def test_a_resolved_key_can_be_freed_without_steps(self, store: Store) -> None:
         """An operator's word ends a run as its own end would have."""
@@ -184,7 +316,7 @@ class FreedRows:
     def test_an_outcome_is_not_shared_by_other_arguments(self, store: Store) -> None:
         """Whoever says that it waited for the run is still checked."""
         # Given: the run's slip is gone, and its record is left
-        _end(store, hold(store, FIRST, frees=True), answers=False)
+        _end(store, hold(store, FIRST, frees=True), answers=None)
         # Then
         verdict = claim(store, STRANGER, checked=True, frees=True, awaited=FIRST)
         assert isinstance(verdict, Mismatch)
@@ -274,7 +406,7 @@ class FreedRows:
         # Then
         assert isinstance(verdict, Claimed)
         assert verdict.origin == ""
-        assert stored(store).label == SECOND.label
+        assert Label.of(stored(store)).origin == ""
 
     def test_the_outcome_lives_for_the_horizon(self, store: Store, clock: StoreClock) -> None:
         """Copies may come for that long; then nothing is left."""
@@ -293,16 +425,16 @@ def _end(
     outcome: bytes = RESULT,
     *,
     delivery_ms: int = 0,
-    answers: bool = True,
+    answers: Message | None = FIRST,
 ) -> Recorded | Lost:
-    """Let a run of FIRST end as with a window of 0."""
+    """Let a run end as with a window of 0; ``answers``: whose message it was."""
     return settle(
         store,
         held,
         State.RELEASED,
         delivery_ms,
         HORIZON_MS,
-        answers=FIRST if answers else None,
+        answers=answers,
         clears_steps=True,
         outcome=outcome,
         process=PROCESS if delivery_ms else b"",

@@ -111,6 +111,14 @@ class GivenBackRows:
         complete(store, held)
         assert isinstance(claim(store, SECOND, awaited=FIRST), Claimed)
 
+    def test_nor_while_another_runs(self, store: Store) -> None:
+        """Who waited for it waits for the run that has the key since."""
+        held = hold(store, FIRST)
+        give_back(store, held)
+        hold(store, SECOND)
+        complete(store, held)
+        assert isinstance(claim(store, THIRD, awaited=FIRST), Busy)
+
     def test_to_give_it_back_again_changes_nothing(self, store: Store) -> None:
         """The first answer was lost; also where another call has the key by then."""
         held = hold(store, FIRST)
@@ -205,6 +213,52 @@ class GivenBackRows:
 
 class GivenBackInTimeRows:
     """The instants of the lease in the slip."""
+
+    @pytest.mark.parametrize("callbacks", [False, True])
+    def test_who_lost_its_lease_finds_its_call_answered(
+        self, store: Store, clock: StoreClock, callbacks: bool
+    ) -> None:
+        """A copy got another call's outcome meanwhile: the late end changes nothing."""
+        # Given a run without its key whose lease is over, and another call that has succeeded
+        held = hold(store, FIRST)
+        give_back(store, held)
+        clock.advance(LEASE_MS)
+        complete(store, hold(store, SECOND))
+        # When a copy is answered, and then the run ends
+        answered = claim(store, FIRST, noted=callbacks)
+        assert isinstance(answered, Replay)
+        assert answered.record.outcome == RESULT
+        assert isinstance(renew(store, held), Lost)
+        assert release_failed(store, held) == Lost(stored(store), True)
+        # Then the answer is as it was
+        clock.advance(LEASE_MS)
+        again = claim(store, FIRST, noted=callbacks)
+        assert isinstance(again, Replay)
+        assert again.record.outcome == RESULT
+
+    def test_who_lost_its_lease_tells_nothing_beside_an_error(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """A copy tells that nobody knows how another run ended: it alone answers the call."""
+        # Given a run without its key whose lease is over, and another that was cut off
+        held = hold(store, FIRST)
+        give_back(store, held)
+        hold(store, SECOND)
+        clock.advance(LEASE_MS)
+        # When a copy tells that
+        assert isinstance(claim(store, FIRST, max_interruptions=0), Unknown)
+        # Then the run's end is refused
+        assert complete(store, held) == Lost(stored(store))
+
+    def test_its_retry_is_no_interruption(self, store: Store, clock: StoreClock) -> None:
+        """It published its next attempt, and did not come to record that."""
+        # Given
+        give_back(store, hold(store, FIRST))
+        clock.advance(LEASE_MS)
+        # Then
+        verdict = claim(store, FIRST.retried(), max_interruptions=0)
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == 0
 
     def test_its_lease_ends_as_any_other(self, store: Store, clock: StoreClock) -> None:
         """Renewed, it goes on; over, a copy runs."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.record import Label, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     Claim,
@@ -159,8 +159,12 @@ def hold(store: Store, message: Message = FIRST, **options: Any) -> Record:
     nonce = options.pop("nonce", None) or os.urandom(8)
     verdict = claim(store, message, nonce=nonce, **options)
     assert isinstance(verdict, Claimed), verdict
+    more = {"origin": verdict.origin, "came": verdict.came, "cut_off": verdict.cut_off}
     return replace(
-        message.candidate(nonce), token=verdict.token, interruptions=verdict.interruptions
+        message.candidate(nonce),
+        token=verdict.token,
+        interruptions=verdict.interruptions,
+        label=replace(Label.read(message.label), **more).text(),
     )
 
 

@@ -40,6 +40,7 @@ from celery_idempotent.testing.contract.kit import (
     fail,
     hold,
     interrupt,
+    note,
     release,
     release_failed,
     replace,
@@ -324,6 +325,31 @@ class ReservedRows:
         queue(store, FIRST)
         assert list(store.scan("*")) == []
 
+    def test_reservations_are_listed(self, store: Store) -> None:
+        """Those of a prefix, by going through all keys; slips and records are none."""
+        # Given
+        keys = [f"idempotent:{{shop.charge:order:{number}}}" for number in range(3)]
+        for key, message in zip(keys, (FIRST, SECOND, THIRD), strict=True):
+            reservation = Reservation(message.owner, fingerprint=message.fingerprint)
+            assert store.reserve(key, Reserve(reservation, HOLD_MS)) == Reserved()
+        store.confirm(keys[1], SECOND.owner, QUEUED_MS)
+        elsewhere = Reservation(FIRST.owner)
+        assert store.reserve("other:{shop.charge:order:0}", Reserve(elsewhere, HOLD_MS))
+        # Given a slip, with a record, whose key ends as a reservation's does
+        odd = replace(THIRD, task_id="{x}:queued")
+        complete(store, hold(store, odd, noted=True), delivery_ms=LEASE_MS)
+        note(store, odd)
+        assert store.slip(odd.slip_key) is not None
+        # When
+        pages = list(store.reserved("idempotent"))
+        # Then
+        found = {key: it.task_id for page in pages for key, it in page.found}
+        assert found == dict(zip(keys, (FIRST.task_id, SECOND.task_id, THIRD.task_id), strict=True))
+        assert sum(page.of for page in pages) >= len(found)
+        confirmed = [key for page in pages for key, it in page.found if it.is_confirmed]
+        assert confirmed == [keys[1]]
+        assert [it for page in store.reserved("idem") for it in page.found] == []
+
     @pytest.mark.parametrize("task_id", ["x" * 300, "quoted {x}:sent:\n", "café"])
     def test_a_task_id_may_be_any_text(self, store: Store, task_id: str) -> None:
         """Its reservation is found again by it."""
@@ -336,6 +362,14 @@ class ReservedRows:
 
 class ReservedInTimeRows:
     """The instants at which a reservation, or what stops a call, runs out."""
+
+    def test_one_that_is_over_is_not_listed(self, store: Store, clock: StoreClock) -> None:
+        """From the instant on at which it ends."""
+        reserve(store, FIRST)
+        clock.advance(HOLD_MS - 1)
+        assert [key for page in store.reserved("idempotent") for key, _ in page.found] == [KEY]
+        clock.advance(1)
+        assert [it for page in store.reserved("idempotent") for it in page.found] == []
 
     def test_an_unconfirmed_one_is_held_for_a_moment(self, store: Store, clock: StoreClock) -> None:
         """A producer that is slower than that confirms nothing any more."""
@@ -369,6 +403,27 @@ class ReservedInTimeRows:
         assert reserve(store, SECOND, due_ms=90_000, expires_ms=1) == Taken(FIRST.owner, None)
         clock.advance(1)
         assert reserve(store, SECOND) == Reserved()
+
+    @pytest.mark.parametrize(
+        ("reservation", "lives_ms"), [({"due_ms": 60_000}, 60_000 + QUEUED_MS), ({}, QUEUED_MS)]
+    )
+    def test_it_says_since_when_and_until_when_the_key_is_reserved(
+        self, store: Store, clock: StoreClock, reservation: dict[str, Any], lives_ms: int
+    ) -> None:
+        """Until it is confirmed for a moment, and then until its message must have come."""
+        # Given
+        began_ms = store.now_ms()
+        reserve(store, FIRST, **reservation)
+        first = store.reservation(KEY)
+        # When
+        clock.advance(5_000)
+        store.confirm(KEY, FIRST.owner, QUEUED_MS)
+        confirmed = store.reservation(KEY)
+        # Then
+        assert first is not None
+        assert confirmed is not None
+        assert (first.since_ms, first.until_ms) == (began_ms, began_ms + HOLD_MS)
+        assert (confirmed.since_ms, confirmed.until_ms) == (began_ms, began_ms + lives_ms)
 
     def test_one_that_has_expired_is_not_confirmed(self, store: Store, clock: StoreClock) -> None:
         """Its message is not carried out any more."""

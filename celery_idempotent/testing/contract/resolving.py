@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Lost, Replay, Resolve
 from celery_idempotent.stores.base import Store
+from celery_idempotent.stores.journal import ListedRuns, journal_key
 from celery_idempotent.testing.contract.kit import (
     FAILURE,
     FIRST,
@@ -21,6 +22,7 @@ from celery_idempotent.testing.contract.kit import (
     Ending,
     about,
     claim,
+    compensate,
     complete,
     hold,
     interrupt,
@@ -166,6 +168,74 @@ class ResolveRows:
         # Then
         assert store.unknown(PREFIX) == [KEY]
         assert store.unknown(PREFIX) == [KEY]
+
+
+def listed(store: Store, begun: Sequence[Record], ended: Sequence[Record] = ()) -> None:
+    """As the journal of a process has it done, where the store lists the runs."""
+    if store.run_lists is not None:
+        pairs = [[(KEY, record.token) for record in records] for records in (begun, ended)]
+        store.run_lists.append_with_runs(journal_key(PREFIX), [], 100, ListedRuns(*pairs))
+
+
+def held_for_compensation(store: Store) -> Record:
+    """A run whose steps are being undone."""
+    held = hold(store, FIRST)
+    compensate(store, held)
+    return held
+
+
+class HeldRows:
+    """What runs hold is found, also where nobody is alive any more that could tell of it."""
+
+    @pytest.mark.parametrize("becomes", [lambda store: hold(store, FIRST), held_for_compensation])
+    def test_what_a_run_holds_is_found(
+        self, store: Store, becomes: Callable[[Store], Record]
+    ) -> None:
+        """Its body runs, or its steps are being undone."""
+        # When
+        listed(store, [becomes(store)])
+        # Then
+        assert store.held(PREFIX) == [KEY]
+        assert store.held(f"{PREFIX}2") == []
+
+    @pytest.mark.parametrize("ending", [complete, release, retry, leave_unknown])
+    def test_what_has_ended_is_not_found(self, store: Store, ending: Ending) -> None:
+        """Though its process did not live to say so to the list."""
+        # Given
+        held = hold(store, FIRST)
+        listed(store, [held])
+        # When
+        ending(store, held)
+        # Then
+        assert store.held(PREFIX) == []
+
+    def test_a_lease_that_is_over_is_found(self, store: Store) -> None:
+        """Until its key is forgotten, say."""
+        # Given
+        held = hold(store, FIRST)
+        listed(store, [held])
+        # When
+        interrupt(store, held)
+        # Then
+        assert store.held(PREFIX) == [KEY]
+        assert store.held(PREFIX) == [KEY]
+        store.forget(KEY, HORIZON_MS)
+        assert store.held(PREFIX) == []
+
+    def test_a_run_whose_end_was_told_hides_no_other(self, store: Store) -> None:
+        """Another run has the key since, and is found."""
+        # Given
+        lost = hold(store, FIRST)
+        listed(store, [lost])
+        interrupt(store, lost)
+        held = hold(store, SECOND)
+        # When
+        listed(store, [held], [lost])
+        # Then
+        assert store.held(PREFIX) == [KEY]
+        complete(store, held)
+        listed(store, [], [held])
+        assert store.held(PREFIX) == []
 
 
 class MovedRows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_idempotent.core.record import State
+from celery_idempotent.core.record import Label, State
 from celery_idempotent.core.verdicts import (
     UNKNOWN_TTL_MS,
     Busy,
@@ -21,9 +21,11 @@ from celery_idempotent.testing.contract.kit import (
     HORIZON_MS,
     KEEP_MS,
     KEY,
+    LEASE_MS,
     OTHER_PROCESS,
     PROCESS,
     SECOND,
+    THIRD,
     Ending,
     Message,
     about,
@@ -42,6 +44,8 @@ from celery_idempotent.testing.contract.kit import (
     stored,
     unknown,
 )
+
+TOKEN = 1_700_000_000_000_000
 
 
 class StepRows:
@@ -123,7 +127,7 @@ class StepRows:
     def test_a_step_writes_an_absent_record_anew(self, store: Store) -> None:
         """The store came back empty: the step is kept, and nobody took over."""
         # Given
-        held = replace(FIRST.candidate(), token=1_700_000_000_000_000)
+        held = replace(FIRST.candidate(), token=TOKEN)
         # Then
         assert step(store, held) == Recorded(held.token)
         assert replace(stored(store), until_ms=0) == replace(held, has_steps=True)
@@ -149,6 +153,112 @@ class StepRows:
         # Then
         assert store.steps(KEY) == {}
         assert claim(store, SECOND) == Claimed(stored(store).token)
+
+
+class RewoundRows:
+    """A person has a call run again from a step on: what is earlier stays, what is later goes."""
+
+    @pytest.mark.parametrize("ending", [complete, fail, interrupt, release, release_failed])
+    def test_a_key_is_rewound(self, store: Store, ending: Ending) -> None:
+        """However its run ended: the next knows the earlier steps, and a late one is refused."""
+        # Given
+        held = hold(store, FIRST)
+        for name in ("reserve", "charge", "mail"):
+            step(store, held, name)
+        ending(store, held)
+        store.abandon(KEY, THIRD.candidate(b"given up"), HORIZON_MS)
+        before = stored(store)
+        # When
+        assert store.rewind(KEY, before.token, ["reserve"], HORIZON_MS)
+        # Then
+        left = stored(store)
+        assert left.state is State.RELEASED
+        assert left.token > before.token
+        assert (left.owner, left.process, left.nonce, left.outcome) == (b"", b"", b"", b"")
+        assert (left.fingerprint, left.given_up) == (before.fingerprint, before.given_up)
+        assert Label.of(left) == Label.of(before)._replace(origin=FIRST.owner.hex())
+        assert store.steps(KEY) == {"reserve": b"42"}
+        assert lives_ms(store) == about(HORIZON_MS)
+        for late in (step, complete, fail):
+            assert late(store, held) == Lost(left)
+        verdict = claim(store, SECOND)
+        assert isinstance(verdict, Claimed)
+        assert verdict.steps == {"reserve": b"42"}
+        assert verdict.interruptions == 0
+
+    def test_what_is_unknown_is_rewound(self, store: Store) -> None:
+        """The person has looked; the run that was thought to be lost is refused from now on."""
+        # Given
+        held = unknown(store)
+        step(store, held, "reserve")
+        # When
+        assert store.rewind(KEY, stored(store).token, [], HORIZON_MS)
+        # Then
+        left = stored(store)
+        assert (left.state, left.has_steps) == (State.RELEASED, False)
+        assert store.steps(KEY) == {}
+        assert complete(store, held) == Lost(left)
+        assert claim(store, SECOND) == Claimed(stored(store).token)
+
+    def test_a_key_is_rewound_twice(self, store: Store) -> None:
+        """Who began it stays said; what the second person does not keep goes, too."""
+        # Given
+        held = hold(store, FIRST)
+        for name in ("reserve", "charge", "mail"):
+            step(store, held, name)
+        complete(store, held)
+        store.rewind(KEY, stored(store).token, ["reserve", "charge"], HORIZON_MS)
+        # When
+        assert store.rewind(KEY, stored(store).token, ["reserve"], HORIZON_MS)
+        # Then
+        assert Label.of(stored(store)).origin == FIRST.owner.hex()
+        assert store.steps(KEY) == {"reserve": b"42"}
+
+    def test_what_was_rewound_is_claimed_by_its_own_copies_too(self, store: Store) -> None:
+        """As after a forget: whoever comes first runs, the others get its outcome."""
+        # Given
+        held = hold(store, FIRST)
+        step(store, held, "reserve")
+        release_failed(store, held, answers=FIRST)
+        store.rewind(KEY, stored(store).token, ["reserve"], HORIZON_MS)
+        # Then
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Claimed)
+        assert verdict.steps == {"reserve": b"42"}
+
+    @pytest.mark.parametrize("state", ["absent", "running", "retrying", "sending", "compensating"])
+    def test_what_is_held_is_not_rewound(self, store: Store, state: str) -> None:
+        """By a run, a retry that is not due, or callbacks that are sent; or it is being undone."""
+        # Given
+        token = TOKEN
+        if state != "absent":
+            held = hold(store, FIRST)
+            step(store, held)
+            if state == "retrying":
+                retry(store, held)
+            elif state == "sending":
+                complete(store, held, delivery_ms=LEASE_MS)
+            elif state == "compensating":
+                compensate(store, held, lease_ms=0)
+            token = stored(store).token
+        before, steps = store.get(KEY), store.steps(KEY)
+        # Then
+        assert not store.rewind(KEY, token, [], HORIZON_MS)
+        assert (store.get(KEY), store.steps(KEY)) == (before, steps)
+
+    def test_what_has_changed_since_is_not_rewound(self, store: Store) -> None:
+        """A call ran after the person had looked."""
+        # Given
+        first = hold(store, FIRST)
+        step(store, first)
+        release_failed(store, first)
+        seen = stored(store)
+        complete(store, hold(store, SECOND))
+        before = stored(store)
+        # Then
+        assert not store.rewind(KEY, seen.token, [], HORIZON_MS)
+        assert stored(store) == before
+        assert store.steps(KEY) == {"charge": b"42"}
 
 
 class CompensationRows:
@@ -221,7 +331,7 @@ class CompensationRows:
     def test_an_absent_compensation_is_written_anew(self, store: Store) -> None:
         """The store came back empty: the compensation goes on, by its ending or its heartbeat."""
         # Given
-        held = replace(FIRST.candidate(), token=1_700_000_000_000_000)
+        held = replace(FIRST.candidate(), token=TOKEN)
         # Then
         assert compensate(store, held) == Recorded(held.token)
         compensating = stored(store)

@@ -38,6 +38,7 @@ from celery_idempotent.testing.contract.kit import (
     replace,
     retry,
     stored,
+    unknown,
 )
 
 _HELD = replace(FIRST.candidate(b"nonce"), token=1_700_000_000_000_000)
@@ -309,6 +310,16 @@ class UpkeepRows:
         assert store.ttl(KEY) is None
         assert [*store.scan("*")] == []
         store.ping()
+
+    def test_only_records_are_found(self, store: Store) -> None:
+        """Neither is a list of them found that a store may keep, nor what lies beside them."""
+        # Given
+        unknown(store)
+        store.note(
+            KEY, Note(f"{KEY}:sent:{{it}}", replace(FIRST.slip, answered=True), 0, HORIZON_MS)
+        )
+        # Then
+        assert [*store.scan("*")] == [KEY]
 
     def test_records_are_found_by_a_pattern(self, store: Store) -> None:
         """Patterns know stars, question marks and backslashes; notes are no records."""

@@ -56,6 +56,8 @@ class Sentry(Adapter):
         right = world.ledger.count("transaction", op="queue.task.celery", status="ok")
         answered = world.ledger.count("finished", state="SUCCESS")
         yield Figure("transactions that succeeded", right, answered)
+        left = world.ledger.count("transaction", op="queue.task.celery", status="aborted")
+        yield Figure("transactions of waits and retries", left, _left(world))
 
 
 class OldSentry(Sentry):
@@ -153,6 +155,8 @@ class Datadog(Adapter):
         yield Figure("spans with an error", errors, list(world.failures))
         ids = {it["id"] for it in ledger.entries("span", name="celery.run")}
         yield Figure("calls that have a span", ids >= set(world.calls), True)
+        left = ledger.count("span", name="celery.run", state="RETRY", error=0)
+        yield Figure("spans of waits and retries", left, _left(world))
 
 
 class Elastic(Adapter):
@@ -212,14 +216,20 @@ class Elastic(Adapter):
         done = [it["transaction"] for it in self.events if "transaction" in it]
         tally = {
             outcome: len([it for it in done if it["outcome"] == outcome])
-            for outcome in ("success", "failure")
+            for outcome in ("success", "failure", "unknown")
         }
         # A body that asks for a retry is a failure to it, in plain Celery, too.
         retried = 1
         yield Figure("transactions that failed", tally["failure"], 1 + retried)
+        yield Figure("transactions of waits", tally["unknown"], _left(world) - retried)
         right = world.ledger.count("finished", state="SUCCESS")
         yield Figure("transactions that succeeded", tally["success"], right)
         yield Figure("errors", len([it for it in self.events if "error" in it]), 1)
+
+
+def _left(world: World) -> int:
+    """Count the deliveries that left with ``Retry``."""
+    return world.ledger.count("finished", state="RETRY")
 
 
 def _is_no_failure(**_: Any) -> None:

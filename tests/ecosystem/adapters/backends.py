@@ -8,7 +8,7 @@ import subprocess
 from typing import Any
 
 from tests.ecosystem.adapter import Adapter
-from tests.ecosystem.adapters.rabbit import AMQP_URL
+from tests.ecosystem.adapters.rabbit import AMQP_URL, remove
 from tests.support.missing import NotThere
 from tests.support.waiting import eventually
 
@@ -20,9 +20,16 @@ class Rpc(Adapter):
 
     chords = False
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._queue = f"ecosystem-{self.directory.name}"
+
     def settings(self) -> dict[str, Any]:
-        queue = f"ecosystem-{self.directory.name}"
-        return {"broker_url": AMQP_URL, "result_backend": "rpc://", "task_default_queue": queue}
+        where = {"broker_url": AMQP_URL, "task_default_queue": self._queue}
+        return {**where, "result_backend": "rpc://"}
+
+    def stop(self) -> None:
+        remove(self._queue, self._queue)
 
 
 class InDatabase(Adapter):

@@ -12,6 +12,7 @@ from celery import Celery
 
 from celery_idempotent import IdempotentTask
 from tests.ecosystem.adapter import Adapter, Figure
+from tests.ecosystem.beat import Beat
 from tests.ecosystem.world import PATIENCE_S, World
 from tests.support.waiting import eventually
 
@@ -103,52 +104,7 @@ class Singleton(_OtherTasks):
             return order
 
 
-class _Beat(Adapter):
-    """A beat that sends a task each second: each tick is a call, and one of them runs."""
-
-    def cases(self) -> list[Callable[[World], None]]:
-        def beat_ticks(world: World) -> None:
-            """Each tick is answered; the key is the same, so one of them runs."""
-            # When
-            command = [
-                *(sys.executable, "-m", "celery", "-A", "tests.ecosystem.app", "beat"),
-                *("-s", str(self.directory / "schedule"), *self.beat_options()),
-            ]
-            beat = world.spawn("beat", command)
-            tick = {"name": "shop.tick", "state": "SUCCESS"}
-            world.ledger.wait_for("finished", times=3, timeout=PATIENCE_S, **tick)
-            beat.terminate()
-            beat.wait(PATIENCE_S)
-            # Then
-            ticks = world.log("beat").count("Sending due task")
-            world.ledger.wait_for("finished", times=ticks, timeout=PATIENCE_S, **tick)
-            assert world.ledger.count("tick") == 1
-            assert self.counted(world) == ticks
-
-        return [beat_ticks]
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "beat_schedule": {"tick": {"task": "shop.tick", "schedule": 1.0, "args": (1,)}},
-            "beat_max_loop_interval": 1,
-        }
-
-    def install(self, app: Celery, note: Note) -> None:
-        @app.task(name="shop.tick", base=IdempotentTask, idempotency_key="tick:{number}")
-        def tick(number: int) -> int:
-            note("tick")
-            return number
-
-    def beat_options(self) -> list[str]:
-        """What its scheduler needs on the command line."""
-        return ["--loglevel", "INFO"]
-
-    def counted(self, world: World) -> int:
-        """How many ticks the scheduler has counted."""
-        raise NotImplementedError
-
-
-class RedBeat(_Beat):
+class RedBeat(Beat):
     """A schedule in Redis."""
 
     def settings(self) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import math
+import gc
 import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +23,14 @@ from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Recorded, Replay, Settle
 from celery_idempotent.errors import RecordCorrupt, StoreError, StoreUnavailable
 from celery_idempotent.stores.base import Renewal
+from celery_idempotent.stores.redis import wire as wire_module
+from celery_idempotent.stores.redis.cluster import ClusterStore, ClusterWire
 from celery_idempotent.stores.redis.store import RedisStore
-from celery_idempotent.stores.redis.wire import Wire
+from celery_idempotent.stores.redis.wire import Wire, pack_command
 from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
+from tests.support.waiting import eventually
+from tests.support.workers import ROOT
 
 KEY = "idempotent:{wire:1}"
 CANDIDATE = Record(State.RUNNING, 0, owner=b"owner", process=b"process", nonce=b"nonce")
@@ -51,6 +59,20 @@ def store(server: RedisServer) -> Iterator[RedisStore]:
 @pytest.fixture
 def wire(store: RedisStore) -> Wire:
     return store._wire
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [(b"GET", "key"), (b"SET", b"\0\xff\r\n", 0, -7, 2**53 - 1), ("", b""), ("\ud83d", "\u20ac")],
+)
+def test_a_command_is_packed_alike_with_hiredis_and_without(
+    monkeypatch: pytest.MonkeyPatch, parts: tuple[bytes | str | int, ...]
+) -> None:
+    """Bytes, text, half a surrogate pair and numbers go over the wire as the same bytes."""
+    packed = pack_command(parts)
+    monkeypatch.setattr("celery_idempotent.stores.redis.wire._hiredis_pack", None)
+
+    assert pack_command(parts) == packed
 
 
 def connection_id(wire: Wire) -> int:
@@ -158,6 +180,219 @@ class TestAnswers:
         assert connection_id(wire) != before
 
 
+class TestHowMany:
+    def test_there_are_no_more_than_are_wanted(self, server: RedisServer) -> None:
+        """Who needs one more waits for one that is given back, and each gets its own answer."""
+        # Given
+        store = store_on(server, max_connections=3)
+        before = int(store._wire.command("INFO", "clients").split(b":")[1].split()[0])
+        made: list[Any] = []
+        connect = store._wire._connect
+
+        def watch() -> Any:
+            made.append(connect())
+            return made[-1]
+
+        store._wire._connect = watch
+        begin = threading.Barrier(40)
+
+        def ask(caller: int) -> bool:
+            begin.wait()
+            return all(
+                store._wire.command("ECHO", f"{caller}-{n}") == f"{caller}-{n}".encode()
+                for n in range(20)
+            )
+
+        # When
+        with ThreadPoolExecutor(40) as callers:
+            right = list(callers.map(ask, range(40)))
+        # Then
+        assert all(right)
+        assert len(made) == 2
+        assert int(store._wire.command("INFO", "clients").split(b":")[1].split()[0]) == before + 2
+        store.close()
+
+    def test_thirty_two_by_default(self, server: RedisServer) -> None:
+        """Of one server and of each node of a cluster; an option or the URL says another number."""
+        # Then
+        assert store_on(server)._wire._most == 32
+        cluster = ClusterStore.from_url(f"redis+cluster://{server.url().partition('://')[2]}")
+        assert cluster._wire._wire(("127.0.0.1", 1))._most == 32
+        other = RedisStore.from_url(f"{server.url()}?max_connections=7")
+        assert other._wire._most == 7
+
+    def test_greenlets_share_them(self) -> None:
+        """Two hundred that claim at one moment take as many as one process may have."""
+        # When
+        with RedisServer() as server:
+            told = subprocess.run(
+                [sys.executable, "-m", "tests.stores.redis.greenlets", server.url()],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+        # Then
+        assert told.stdout.split() == ["1000", "32"], told.stderr
+
+    def test_a_broken_one_makes_room(self, server: RedisServer) -> None:
+        """One that was closed, and one that its user lost, are not counted any more."""
+        # Given
+        store = store_on(server, max_connections=1)
+        wire = store._wire
+        store.ping()
+        # When one is closed, since something cut in
+        wire._connect, connect = (lambda: Breaking(connect())), wire._connect
+        wire.close()
+        wire.command("ECHO", "x")
+        breaking: Any = wire._idle[0][0]
+        breaking.raises = KeyboardInterrupt()
+        with pytest.raises(KeyboardInterrupt):
+            wire.command("ECHO", "x")
+        del breaking
+        store.ping()
+        # And one is lost between two lines
+        lost: Any = wire._idle.pop()[0]
+        del lost
+        gc.collect()
+        # Then
+        store.ping()
+        store.close()
+
+    def test_who_waits_gets_the_first_one(self, server: RedisServer) -> None:
+        """In the order in which they came: nobody who comes later goes before them."""
+        # Given the only connection in use, and three who wait for one
+        store = store_on(server, max_connections=1)
+        wire = store._wire
+        store.ping()
+        held, _ = wire._idle.pop()
+        came: list[int] = []
+
+        def ask(caller: int) -> None:
+            wire.command("ECHO", caller)
+            came.append(caller)
+
+        callers = [threading.Thread(target=ask, args=(caller,)) for caller in range(3)]
+        for number, caller in enumerate(callers, 1):
+            caller.start()
+            eventually(lambda wanted=number: len(wire._waiting) == wanted, "it waits", 30)
+        # When
+        wire._idle.append((held, time.monotonic()))
+        wire._hand_on()
+        for caller in callers:
+            caller.join(30)
+        # Then
+        assert came == [0, 1, 2]
+        store.close()
+
+    def test_who_waits_in_vain_is_told(self, server: RedisServer) -> None:
+        """After as long as an answer is waited for; what is given back later goes to the next."""
+        # Given
+        store = store_on(server, max_connections=1, socket_timeout=0.1)
+        store.ping()
+        held, _ = store._wire._idle.pop()
+        # Then
+        with pytest.raises(StoreUnavailable, match="all 1 connections") as raised:
+            store.ping()
+        assert not raised.value.may_have_arrived
+        assert not store._wire._waiting
+        # When
+        store._wire._idle.append((held, time.monotonic()))
+        # Then
+        store.ping()
+        store.close()
+
+    def test_what_is_not_used_any_more_is_closed(
+        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After a burst, though nothing comes after it; then nobody looks for more to close."""
+        # Given
+        monkeypatch.setattr(wire_module, "_IDLE_S", 0.05)
+        store = store_on(server)
+        begin = threading.Barrier(20)
+
+        def ask(_: int) -> None:
+            connection = store._wire._one_more()
+            begin.wait(30)
+            store._wire._idle.append((connection, time.monotonic()))
+
+        with redis.Redis.from_url(server.url()) as client:
+            before = len(client.client_list())
+            # When
+            with ThreadPoolExecutor(20) as callers:
+                list(callers.map(ask, range(20)))
+            # Then
+            eventually(lambda: len(client.client_list()) == before + 2, "two are kept", 30)
+            eventually(lambda: not store._wire._trims, "no timer is left", 30)
+            store.ping()
+            assert len(client.client_list()) == before + 2
+        store.close()
+
+    def test_what_is_used_is_not_closed(
+        self, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither while somebody waits for its answer, nor if it was used since."""
+        # Given five that are in use, and a clock that a test moves
+        store = store_on(server)
+        wire = store._wire
+        clock = SimpleNamespace(now=time.monotonic(), monotonic=lambda: clock.now)
+        monkeypatch.setattr(wire_module, "time", clock)
+        held = [wire._one_more() for _ in range(5)]
+        for connection in held[:4]:
+            wire._idle.append((connection, clock.now))
+        # When
+        clock.now += 10
+        used = [wire._idle.pop()[0] for _ in range(2)]
+        wire._idle.extend((connection, clock.now) for connection in used)
+        wire._trim()
+        # Then
+        assert [connection for connection, _ in wire._idle] == used
+        assert set(wire._made) == {*used, held[4]}
+        wire._idle.append((held[4], clock.now))
+        store.close()
+
+    def test_a_child_closes_its_own(self, server: RedisServer) -> None:
+        """Its parent's timer is not in the child, which has one of its own."""
+        # Given
+        store = store_on(server)
+        held = [store._wire._one_more() for _ in range(3)]
+        assert store._wire._trims
+        reader, writer = os.pipe()
+        # When
+        pid = os.fork()
+        if pid == 0:
+            try:
+                store.ping()
+                os.write(writer, repr(store._wire._trims).encode())
+                more = [store._wire._one_more() for _ in range(2)]
+                os.write(writer, repr((len(more), store._wire._trims)).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as pipe:
+            told = pipe.read()
+        os.waitpid(pid, 0)
+        # Then
+        assert told == b"False(2, True)"
+        store._wire._idle.extend((connection, time.monotonic()) for connection in held)
+        store.close()
+
+    def test_a_node_that_left_keeps_none(self) -> None:
+        """Nobody gives a connection back there any more."""
+        # Given
+        closed: list[str] = []
+        wire = ClusterWire([("a", 1)], lambda host, port: pytest.fail("it connected"), "a cluster")
+        for host in ("a", "b"):
+            wire._wire((host, 1)).close = lambda host=host: closed.append(host)  # type: ignore[method-assign]
+        slots = [[0, 16383, [b"a", 1]]]
+        wire._anywhere = lambda ask, doubted=None: (("a", 1), slots)  # type: ignore[method-assign]
+        # When
+        wire.look_up()
+        # Then
+        assert closed == ["b"]
+
+
 class TestBrokenConnections:
     def test_a_restarted_server_is_not_noticed(
         self, store: RedisStore, server: RedisServer
@@ -167,7 +402,7 @@ class TestBrokenConnections:
         for _ in range(3):
             connection = store._wire._connect()
             connection.connect()
-            store._wire._idle.append(connection)
+            store._wire._idle.append((connection, time.monotonic()))
         # When
         server.restart()
         # Then
@@ -190,63 +425,6 @@ class TestBrokenConnections:
         finally:
             server.restart()
         store.ping()
-
-    def test_one_claim_at_a_time_asks_whether_it_is_back(
-        self, store: RedisStore, server: RedisServer
-    ) -> None:
-        """While it is away the others are told so at once; once it is back nobody is refused."""
-        # Given
-        wire, connect = store._wire, store._wire._connect
-        asked, asking, go_on = [], threading.Event(), threading.Event()
-
-        def slowly() -> Any:
-            asked.append(threading.get_ident())
-            asking.set()
-            assert go_on.wait(30)
-            return connect()
-
-        def claim(_: int = 0) -> str:
-            try:
-                return type(store.claim(KEY, CLAIM)).__name__
-            except StoreUnavailable as exc:
-                assert not exc.may_have_arrived
-                return "away"
-
-        server.kill()
-        try:
-            store.close()
-            with pytest.raises(StoreUnavailable):
-                store.ping()
-            wire._connect = slowly
-            with ThreadPoolExecutor(21) as threads:
-                # When
-                wire.failed_at = -math.inf  # not just now
-                first = threads.submit(claim)
-                assert asking.wait(30)
-                others = list(threads.map(claim, range(20)))
-                # Then
-                assert others == ["away"] * 20
-                assert len(asked) == 1
-                go_on.set()
-                assert first.result(30) == "away"
-                assert claim() == "away"  # it was asked just now
-                assert len(asked) == 1
-        finally:
-            server.restart()
-        wire._connect = connect
-        store.ping()
-        assert {claim() for _ in range(3)} == {"Claimed"}
-
-    def test_a_child_asks_for_itself(self, store: RedisStore, server: RedisServer) -> None:
-        """Though its parent was asking when it forked."""
-        # Given
-        wire = store._wire
-        store.ping()
-        wire._is_away = True
-        wire._turn.acquire()
-        wire._pid = -1  # as in a child
-        # Then
-        assert isinstance(store.claim(KEY, CLAIM), Claimed)
 
     def test_a_connection_that_ends_is_no_proof(
         self, store: RedisStore, server: RedisServer

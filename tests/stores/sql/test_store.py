@@ -8,13 +8,14 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, MetaData, create_engine, event, func, select, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
@@ -476,8 +477,30 @@ def test_a_database_without_tables_says_what_to_run(store: SqlStore) -> None:
         assert not caught.value.may_have_arrived
         with pytest.raises(StoreUnavailable, match="idempotency init-db"):
             store.ping()
+        assert caught.value.to_run.endswith("idempotency init-db")
     finally:
-        store.create_schema()
+        made = store.create_schema()
+    # And who makes them is told which, and that there was nothing left to make
+    assert list(made) == [table.name for table in metadata.sorted_tables]
+    assert list(store.create_schema()) == []
+
+
+def test_a_mistyped_path_makes_no_file(tmp_path: Path) -> None:
+    """SQLite would make an empty database there; only who makes the tables may."""
+    # Given
+    path = tmp_path / "mistyped.db"
+    store = SqlStore.from_url(f"sqlite:///{path}")
+    # Then
+    with pytest.raises(StoreUnavailable, match="has no such file") as caught:
+        store.now_ms()
+    assert caught.value.to_run.endswith("idempotency init-db")
+    with pytest.raises(DBAPIError, match="there is no file"), store.engines.sessions.begin():
+        pass
+    assert not path.exists()
+    # And
+    store.create_schema()
+    assert store.now_ms() > 0
+    store.close()
 
 
 # --- the line ---

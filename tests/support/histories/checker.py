@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from tests.support.histories.operations import Operation
 
-__all__ = ["RULES", "Violation", "check"]
+__all__ = ["RULES", "Terms", "Violation", "check"]
 
 _FINAL = ("SUCCESS", "FAILURE", "REVOKED")
 #: Errors that a call may get without a run of its own, and without its key's outcome.
@@ -41,11 +41,27 @@ class Violation:
         return f"{self.rule}: {self.whose}: {self.why}"
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the task of a history promises besides."""
+
+    #: Whether bodies run without a claim while the store is away.
+    fails_open: bool = False
+    #: Whether the key is free when its run ends: its outcome is for those that waited for it.
+    frees: bool = False
+    #: Whether each call runs in its turn, and gets its own outcome.
+    in_turn: bool = False
+
+
 def check(
-    history: Sequence[Operation], lease_s: float, rules: Iterable[str] | None = None
+    history: Sequence[Operation],
+    lease_s: float,
+    rules: Iterable[str] | None = None,
+    *,
+    terms: Terms = Terms(),
 ) -> list[Violation]:
     """Give what a history breaks; ``rules``: only those, of :data:`RULES`."""
-    known = _History(history, lease_s)
+    known = _History(history, lease_s, terms)
     return [
         Violation(rule, whose, known.keys.get(_id_of(whose), whose), why)
         for rule in (RULES if rules is None else rules)
@@ -66,10 +82,16 @@ class _Run:
     def over(self) -> float:
         return math.inf if self.ended is None else self.ended.at
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it held no claim, so that it neither stopped others nor was stopped."""
+        return self.began.state == "open"
+
 
 class _History:
-    def __init__(self, history: Sequence[Operation], lease_s: float) -> None:
+    def __init__(self, history: Sequence[Operation], lease_s: float, terms: Terms) -> None:
         self.lease_s = lease_s
+        self.terms = terms
         self.by_kind: dict[str, list[Operation]] = defaultdict(list)
         for operation in sorted(history, key=lambda one: one.at):
             self.by_kind[operation.what].append(operation)
@@ -90,6 +112,20 @@ class _History:
             if (_retry_of(other) > _retry_of(run) and other.began.at > run.began.at)
             or (_retry_of(other) >= _retry_of(run) and self.how_ended(other.began.run) == "retried")
         }
+
+        #: The deliveries whose bodies held no claim.
+        open_runs = [run for run in self.runs.values() if run.is_open]
+        self.open = {run.began.by for run in open_runs}
+        self.open_values = {run.ended.value for run in open_runs if run.ended is not None}
+
+    def is_untold(self, answer: Operation) -> bool:
+        """Whether the store did not learn of an answer that was given while it was away."""
+        is_open = answer.by in self.open or answer.value in self.open_values
+        return is_open or answer.value.startswith("StoreUnavailable")
+
+    def published_at(self, call: str) -> float:
+        """When a call was made."""
+        return min((one.at for one in self["published"] if one.call == call), default=-math.inf)
 
     def of_key(self, key: str) -> list[_Run]:
         return [run for run in self.runs.values() if run.began.key == key]
@@ -246,6 +282,8 @@ class _History:
         """Whether a run's own outcome may answer its caller: not where it has lost its key."""
         if run.ended is None:
             return False
+        if run.is_open or self.terms.in_turn:
+            return True
         if run.settled is not None or run.ended.state == "replaced":
             return True  # the replacement is out before it is known whether the key is lost
         if any(
@@ -270,7 +308,15 @@ class _History:
     def answers(self) -> dict[str, list[Operation]]:
         """What the result backend stored of each call, beginning with its first answer."""
         stored: dict[str, list[Operation]] = defaultdict(list)
+        # The parent stores that a body rejected its message: what is recorded of that, and when,
+        # is up to the process that ran it.
+        rejected = {
+            (run.began.call, run.ended.value): run.ended.by
+            for run in self.runs.values()
+            if run.ended is not None and run.ended.state == "rejected"
+        }
         for one in self["stored"]:
+            one = replace(one, by=rejected.get((one.call, one.value), one.by))
             if one.state in _FINAL or stored[one.call]:
                 stored[one.call].append(one)
         return {call: states for call, states in stored.items() if states}
@@ -304,6 +350,8 @@ def _ran_again(known: _History) -> _Found:
         for run in known.of_call(call):
             if known.is_retried_by_hand(run, [first]) or known.is_forgotten(run):
                 continue
+            if run.is_open:
+                continue  # it could not ask
             if run.began.at > one.at and not known.was_granted_before(run, one.at):
                 yield call, f"{run.began.run} began at {run.began.at:.3f}, settled by {one.run}"
 
@@ -314,8 +362,12 @@ def _ran_after_answer(known: _History) -> _Found:
         earlier = [run for run in known.of_call(call) if run.began.at < first.at]
         if any(known.how_ended(run.began.run) == "replaced" and not run.settled for run in earlier):
             continue  # its replacement has answered: the store can't know that
+        if known.is_untold(first):
+            continue
         for run in known.of_call(call):
             if run.began.at <= first.at or known.is_retried_by_hand(run, earlier):
+                continue
+            if run.is_open:
                 continue
             if any(one.call == call and one.at <= run.began.at for one in known["settled"]):
                 continue  # it is recorded
@@ -346,8 +398,17 @@ def _answer_changed(known: _History) -> _Found:
                 continue
             if known.comes_of_a_retry(call, first, one):
                 continue
+            if known.is_untold(first) or known.is_untold(one):
+                continue  # nobody could ask, or could be told
             if 0 < min(memories, default=0.0) < one.at:
                 continue  # so late that nobody remembers
+            known_until = max(
+                same.until
+                for same in (first, *later)
+                if same.value == first.value and same.at < one.at
+            )
+            if 0 < known_until < one.at and any(run.began.at < first.at < run.over for run in runs):
+                continue  # a run that went on ends when nobody remembers the answer
             if one.state in _FINAL and (one.by in late or known.is_replaced_at(call, first.at)):
                 continue  # a run that could not be recorded answers its own caller
             if not is_recorded and known.was_cut_off_soon(first, one.at):
@@ -396,7 +457,8 @@ def _wrong_answer(known: _History) -> _Found:
             for run in known.of_call(one.call, nested=True)
             if run.ended and known.may_answer_alone(run)
         ]
-        if one.value in outcomes.get(key, []) or one.value in own:
+        shared = _shared(known, one.call) if known.terms.frees else []
+        if one.value in outcomes.get(key, []) or one.value in own or one.value in shared:
             continue
         if key not in outcomes and one.value in known.unheard(key):
             continue
@@ -408,10 +470,38 @@ def _wrong_answer(known: _History) -> _Found:
         yield one.call, f"it got {one.value}; the outcome is {outcome}"
 
 
+def _shared(known: _History, call: str) -> list[str]:
+    """The outcomes that a call may share where a key is free when its run ends.
+
+    They are of runs that ended after the call was made. Where each runs in its turn it shares none.
+    """
+    if known.terms.in_turn:
+        return []
+    return [
+        run.ended.value
+        for run in known.of_key(known.keys[call])
+        if run.ended is not None
+        and not run.is_open
+        # Until its end is recorded, others find it under way.
+        and max(run.over, -math.inf if run.settled is None else run.settled.at)
+        >= known.published_at(call)
+    ]
+
+
+def _ran_open(known: _History) -> _Found:
+    """A body without a claim begins only where that is wanted, and the store did not answer."""
+    for run in known.runs.values():
+        # However long its process then stood still.
+        met_outage = any(it.by == run.began.by and it.at <= run.began.at for it in known["away"])
+        if run.is_open and not (known.terms.fails_open and met_outage):
+            yield run.began.call, f"{run.began.run} began without a claim"
+
+
 def _overlap(known: _History) -> _Found:
     """No body of a key begins while another one holds its lease."""
     for key in dict.fromkeys(known.keys.values()):
-        runs = sorted(known.of_key(key), key=lambda run: run.began.at)
+        guarded = [run for run in known.of_key(key) if not run.is_open]
+        runs = sorted(guarded, key=lambda run: run.began.at)
         for at, first in enumerate(runs):
             if any(known.was_granted_before(first, other.began.at) for other in runs[:at]):
                 continue  # it had lost its key before it began
@@ -446,6 +536,8 @@ def _callbacks(known: _History) -> _Found:
                 continue
             if known.met_outage(first) or known.met_outage(second):
                 continue  # it could neither ask nor be told
+            if any(run.is_open for run in known.of_call(call, nested=True)):
+                continue  # so it was when its body began
             if len(windows) > 1 and min(windows) < second.at:
                 continue  # by a run that outlived its key's window, and was accepted in another
             since = first.at - known.lease_s
@@ -495,6 +587,7 @@ RULES = {
     "accepted twice": _accepted_twice,
     "ran again": _ran_again,
     "ran after its answer": _ran_after_answer,
+    "ran open": _ran_open,
     "answer changed": _answer_changed,
     "lost": _lost,
     "wrong answer": _wrong_answer,

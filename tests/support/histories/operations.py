@@ -16,7 +16,8 @@ __all__ = ["KINDS", "Operation", "read", "write"]
 #: What can happen, and which fields say more about it.
 KINDS = {
     "published": "a call of a key was sent to the broker (call, key; value: what hangs on it)",
-    "began": "a body began (call, key, run; value: which retry it is, by)",
+    "began": "a body began (call, key, run; value: which retry it is, by; state: open, if it holds "
+    "no claim)",
     "ended": "a body ended (call, key, run; state: how; value: its result)",
     "accepted": "the store recorded a run's outcome (call, key, run; until: end of its window)",
     "settled": "the store recorded that a call has its final answer (call, key, run; state: how; "

@@ -17,7 +17,7 @@ from celery_idempotent import IdempotentTask
 from tests.support.schedules.system import System
 from tests.support.schedules.world import World
 
-__all__ = ["LEASE_S", "MOST_RETRIES", "REFUSING", "TASKS", "app", "played_in"]
+__all__ = ["LEASE_S", "MOST_RETRIES", "OTHERS", "REFUSING", "TASKS", "app", "played_in"]
 
 LEASE_S = 10.0
 MOST_RETRIES = 2
@@ -38,6 +38,15 @@ REFUSING: dict[str, dict[str, Any]] = {
     "raises": {"idempotency_on_running": "raise"},
     "drops": {"idempotency_on_running": "drop"},
     "impatient": {"idempotency_wait_timeout": 5.0},
+}
+#: Tasks whose calls do not wait for a store that is away, and tasks without a window.
+OTHERS: dict[str, dict[str, Any]] = {
+    "gives-up": {"idempotency_on_store_error": "raise"},
+    "opens": {"idempotency_on_store_error": "run"},
+    "free": {"idempotency_ttl": 0},
+    "free-stored": {"idempotency_ttl": 0, "idempotency_store_failures": True},
+    "free-opens": {"idempotency_ttl": 0, "idempotency_on_store_error": "run"},
+    "in-turn": {"idempotency_ttl": 0, "idempotency_after_wait": "run"},
 }
 
 app = Celery("schedules", broker="memory://", set_as_current=False)
@@ -68,7 +77,7 @@ def _define(name: str, options: dict[str, Any]) -> None:
         return _bodies(self, key)
 
 
-for _name, _options in {**TASKS, **REFUSING}.items():
+for _name, _options in {**TASKS, **REFUSING, **OTHERS}.items():
     _define(_name, _options)
 
 

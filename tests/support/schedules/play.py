@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_idempotent.core.keys import record_key
 from celery_idempotent.settings import environment_of, everywhere
-from tests.support.histories.checker import check
+from tests.support.histories.checker import Terms, check
 from tests.support.histories.operations import Operation
 from tests.support.schedules import app as tasks
 from tests.support.schedules.app import LEASE_S, app, played_in
@@ -27,6 +28,10 @@ _BUSY_S = 90.0
 _QUIET_S = 600.0
 #: Stalls and lost connections multiply copies: no schedule is played for longer than so many.
 _MOST_DELIVERIES = 400
+#: So many more are a circle: forty copies that wait for a body of a minute take 2,000.
+_ENDLESS = 8000
+#: Which part of all schedules is of tasks that fail open, give up, or have no window.
+_OTHERS = 0.3
 #: What histories call what hangs on a call's outcome.
 _HANGS = {"link": "link", "errback": "link_error"}
 
@@ -42,6 +47,7 @@ class Outcome:
     deliveries: int
     #: Whether it went on without end.
     endless: bool = False
+    terms: Terms = field(default_factory=Terms)
 
 
 class _Failed(Exception):
@@ -77,7 +83,8 @@ class _Bodies:
             call_key = task._key_of(task.request, (key,), {}, task.request.id)
             name = record_key(environment_of(app).prefix, call_key)
             system.runs[name, token] = run, call, key
-        system.note("began", value=str(task.request.retries), **about)
+        guarded = "" if token is not None else "open"
+        system.note("began", value=str(task.request.retries), state=guarded, **about)
         parts = chance.choice((1, 2, 3))
         longest = self._longest if chance.random() < 0.5 else 1.0
         for _ in range(parts):
@@ -128,7 +135,12 @@ def play(seed: int) -> Outcome:
     chance = world.random
     # Every fifth schedule is of calls that are refused.
     names = list(tasks.TASKS if seed % 5 else tasks.REFUSING)
-    task = app.tasks["schedules." + chance.choice(names)]
+    name = chance.choice(names)
+    # By chance of its own: the other schedules are as they were before there were these tasks.
+    other = random.Random(f"{seed} plays another task")
+    if other.random() < _OTHERS:
+        name = other.choice(list(tasks.OTHERS))
+    task = app.tasks[f"schedules.{name}"]
     visibility = chance.choice((0.0, 8.0, 20.0, 40.0))
     chances = _chances(world, 2 * visibility or 3600.0)
     longest = chance.choice((2.0, 15.0, 60.0))
@@ -146,12 +158,18 @@ def play(seed: int) -> Outcome:
         f"{task.name}, visibility {visibility:g}, bodies up to {longest:g} s, {len(plan)} calls, "
         f"{chances}"
     )
-    return Outcome(seed, setting, tuple(system.history), system.deliveries, endless)
+    options = tasks.OTHERS.get(name, {})
+    terms = Terms(
+        fails_open=options.get("idempotency_on_store_error") == "run",
+        frees=options.get("idempotency_ttl") == 0,
+        in_turn=options.get("idempotency_after_wait") == "run",
+    )
+    return Outcome(seed, setting, tuple(system.history), system.deliveries, endless, terms)
 
 
 def broken(outcome: Outcome) -> list[str]:
     """Give which promises a schedule breaks."""
-    found = [str(one) for one in check(outcome.history, LEASE_S)]
+    found = [str(one) for one in check(outcome.history, LEASE_S, terms=outcome.terms)]
     return [*found, "its messages go round without end"] if outcome.endless else found
 
 
@@ -204,7 +222,7 @@ def _is_endless(world: World, system: System) -> bool:
     """Let it happen until nothing is left to do; whether it does not come to that."""
     world.run(EPOCH_S + _BUSY_S, is_over=lambda: system.deliveries > _MOST_DELIVERIES)
     system.calm_down()
-    until, most = world.now + _QUIET_S, system.deliveries + 4 * _MOST_DELIVERIES
+    until, most = world.now + _QUIET_S, system.deliveries + _ENDLESS
     while world.now < until and system.deliveries < most:
         if system.is_idle:
             world.run(world.now + 2 * LEASE_S)

@@ -495,11 +495,17 @@ class StoreByWire:
                 system.note("stalled", by=process.name, until=self._frozen_until - EPOCH_S)
 
     def _wait_for(self, asked: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Have a request lie in the store's sockets, and give it up after a while."""
+        """Have a request lie in the store's sockets, and give it up after a while.
+
+        A claim has a deadline, by the store's clock: one that was given up does nothing.
+        """
         system, answers = self._system, []
         left = self._frozen_until - system.world.now
+        too_late = asked == self.real.claim and left > _SOCKET_TIMEOUT_S
 
         def carry_out() -> None:
+            if too_late:
+                return
             with suppress(StoreError):
                 answers.append(asked(*args, **kwargs))
                 if asked == self.real.settle:
@@ -508,6 +514,7 @@ class StoreByWire:
         system.world.at(left, carry_out)
         system.world.pause(min(left + 0.001, _SOCKET_TIMEOUT_S))
         if not answers:
+            system.note("away", state="it stands still")
             raise StoreUnavailable("the simulated store stands still")
         system.point()
         return answers[0]

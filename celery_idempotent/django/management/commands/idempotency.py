@@ -18,7 +18,9 @@ from celery_idempotent.settings import environment_of
 
 __all__ = ["Command"]
 
-_OF_CELERY = ("list", "show", "why", "forget", "resolve", "stats", "doctor", "export", "import")
+_OF_CELERY = (
+    *("list", "show", "why", "forget", "resolve", "resume", "stats", "doctor", "export", "import"),
+)
 
 
 class Command(BaseCommand):

@@ -1,4 +1,5 @@
--- Undo a claim that was given up, or see to it that it gets nothing late: transitions.abandon.
+-- Undo a claim that was given up, or remember it, so that it is refused if it comes late:
+-- transitions.abandon.
 -- KEYS: record, steps
 -- ARGV: the claim's candidate, ttl_ms, for how many milliseconds it could still be in time
 -- Returns: {1}
@@ -10,7 +11,7 @@ if record == false then return {1} end
 local nonce = given_up.nonce .. string.sub(NO_NONCE, #given_up.nonce + 1)
 local entry = nonce .. struct.pack('>I8', now_ms + tonumber(ARGV[3]))
 
--- The record with one more claim that was given up.
+-- Return the record with one more claim that was given up.
 local function remembering(it, process, holder)
   it.given_up = string.sub(still_given_up(it.given_up, now_ms) .. entry, -240)
   return with_holder(it, process, holder)

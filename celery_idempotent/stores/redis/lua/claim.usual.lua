@@ -5,7 +5,7 @@ local token = time[1] * 1000000 + time[2]
 local now_ms = math.floor(token / 1000)
 local lease_ms, _, _, _, asked = struct.unpack('>I8I8I4I4B', ARGV[3])
 local deadline_ms = struct.unpack('>I8', ARGV[6])
-if asked % 8 < 4 and (deadline_ms == 0 or now_ms <= deadline_ms)
+if asked % 8 < 4 and asked < 128 and (deadline_ms == 0 or now_ms <= deadline_ms)
   and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)
 then
   local byte, sub = string.byte, string.sub
@@ -15,13 +15,13 @@ then
     return token
   end
   local raw = redis.call('GET', KEYS[1])
-  if raw and byte(raw, 2) == 4 and asked % 4 == 0 and not KEYS[4] and asked < 64 then
+  if raw and byte(raw, 2) == 4 and asked % 4 == 0 and asked < 64 then
     local owner_end = 25 + (byte(raw, 25) or 0)
     local nonce_at = owner_end + 2 + (byte(raw, owner_end + 1) or 0)
-    -- Whether it can be read is left to whoever gets it.
+    -- Its reader finds out whether it can be read.
     if sub(raw, 25, owner_end) ~= sub(ARGV[1], 25, 25 + byte(ARGV[1], 25))
       and byte(raw, nonce_at) == 0
-      -- And for as long as copies of this message may come.
+      -- It lives for as long as copies of this message may come.
       and not (KEYS[3] and redis.call('PTTL', KEYS[1]) < struct.unpack('>I8', ARGV[3], 42))
     then
       return struct.pack('>BBI8', 3, 0, now_ms) .. raw

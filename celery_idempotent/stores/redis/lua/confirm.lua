@@ -9,6 +9,7 @@ if until_ms == 0 then until_ms = queued.due_ms + tonumber(ARGV[2]) end
 local left_ms = until_ms - math.floor(now_us() / 1000)
 if left_ms > 0 then
   queued.is_confirmed = true
+  queued.until_ms = until_ms
   redis.call('SET', KEYS[3], pack_reservation(queued), 'PX', left_ms)
 else
   redis.call('DEL', KEYS[3])

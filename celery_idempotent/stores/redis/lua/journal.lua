@@ -1,8 +1,21 @@
--- Append events to a journal: a capped stream, whose ids tell the server's time.
--- KEYS: journal
--- ARGV: how many to keep, ttl_ms, event...
+-- Append events to a journal: a capped stream, whose ids tell the server's time. Keep with it the list
+-- of the runs that are under way.
+-- KEYS: journal [, the list of runs, a sorted set]
+-- ARGV: how many events to keep, ttl_ms, the number of changes to the list, change...: '+' or '-' and
+--   an entry, event...
 -- Returns: {1}
-for i = 3, #ARGV do
+local ttl_ms, changes = tonumber(ARGV[2]), tonumber(ARGV[3])
+if changes > 0 then
+  local now_ms = math.floor(now_us() / 1000)
+  for i = 4, 3 + changes do
+    -- What is over gets too old at once.
+    local since_ms = string.sub(ARGV[i], 1, 1) == '+' and now_ms or 0
+    redis.call('ZADD', KEYS[2], since_ms, string.sub(ARGV[i], 2))
+  end
+  redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', '(' .. (now_ms - ttl_ms))
+  redis.call('PEXPIRE', KEYS[2], ttl_ms)
+end
+for i = 4 + changes, #ARGV do
   redis.call('XADD', KEYS[1], '*', 'e', ARGV[i])
 end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[1])

@@ -1,4 +1,4 @@
--- List a record whose outcome is unknown, for those who look for what needs a person.
+-- Add a record whose outcome is unknown to the list of what needs a person.
 -- KEYS: the list of one prefix, a sorted set: it is on one node, and the records are on all
 -- ARGV: the record's token and key, for how many milliseconds a record may stay unknown
 -- Returns: 1

@@ -1,5 +1,4 @@
--- Write down that a message was answered, and end the delivery lease of its run: transitions.note,
--- restated.
+-- Record that a message was answered, and end the delivery lease of its run: transitions.note, restated.
 -- KEYS: record, steps, slip
 -- ARGV: token, ttl_ms, what is added to the slip
 -- Returns: {1}

@@ -2,7 +2,7 @@
 -- KEYS: record, steps [, slip]: the same hash tag, so the same node.
 local RUNNING, RETRYING, RELEASED, SUCCEEDED, FAILED, UNKNOWN, COMPENSATING = 1, 2, 3, 4, 5, 6, 7
 local VERSION = 1
--- Numbers are doubles here: above this they would not be the ones that Python reads.
+-- Lua's numbers are doubles: above this they differ from what Python reads.
 local MAX_NUMBER = 2 ^ 53 - 1
 local NO_NONCE = string.rep('\0', 8)
 -- A bit of the flags: somebody waits for the record's run.
@@ -20,14 +20,14 @@ local function known_flags(raw) return string.byte(raw, 3) % 4 end
 
 local function is_awaited(flags) return flags % 4 >= AWAITED end
 
--- Whom a record keeps waiting: transitions._keeps_waiting.
+-- Whom a record keeps waiting: 2 everybody, 1 copies of its own message, 0 nobody.
 local function keeps_waiting(state, until_ms, now_ms)
   if state == RETRYING then return 2 end
   if until_ms <= now_ms then return 0 end
   return (state == RUNNING or state == COMPENSATING) and 2 or 1
 end
 
--- A record as a table; false where the string is none that this version can read.
+-- Return a record as a table, or false if this version can't read it.
 local function parse(raw)
   if #raw < 30 or string.byte(raw, 1) ~= VERSION then return false end
   local _, state, _, interruptions, token, until_ms, retries = struct.unpack('>BBBBI8I8I4', raw)
@@ -43,7 +43,7 @@ local function parse(raw)
   if at + 1 > #raw then return false end
   local outcome_at = at + 2 + struct.unpack('>I2', string.sub(raw, at, at + 1))
   if outcome_at > #raw + 1 then return false end
-  -- Behind the claim's nonce: those that were given up (16 bytes each).
+  -- The claims that were given up follow the claim's own nonce, 16 bytes each.
   local nonce, given_up = fields[3], ''
   if #nonce > 8 then
     if #nonce % 16 ~= 8 then return false end
@@ -59,7 +59,7 @@ local function parse(raw)
   }
 end
 
--- Whom the record keeps waiting that was found, if somebody waits for it.
+-- Whom the loaded record keeps waiting, if it is marked: somebody waits for it.
 local waited_for = 0
 
 local function load_record()
@@ -72,31 +72,31 @@ local function load_record()
   return record, raw
 end
 
--- What is to be written, with the mark that somebody waits for its run, as long as it keeps them
--- waiting; where it no longer does, they are told: transitions.with_mark.
+-- Return the record to write, with the mark, as long as it keeps its waiters waiting. Where it no longer
+-- does, the mark goes, and its end is published: transitions.with_mark.
 local function with_mark(raw)
   if waited_for == 0 then return raw end
   local _, state, flags, _, _, until_ms = struct.unpack('>BBBBI8I8', raw)
   flags = flags % 2
   local over = keeps_waiting(state, until_ms, math.floor(now_us() / 1000)) < waited_for
   if over or state == RETRYING then
-    -- Where this user may not publish, whoever waits looks by itself.
+    -- Where this user may not publish, waiters look again by themselves.
     redis.pcall(PUBLISH, KEYS[1] .. ':ended', '')
   end
   if not over then flags = flags + AWAITED end
   return string.sub(raw, 1, 2) .. string.char(flags) .. string.sub(raw, 4)
 end
 
--- Whether a newer release's record, which this one can't read, has another token than a run's. Token
--- and owner stand at these places in every version to come.
+-- Whether a record of a newer release, which this one can't read, has another token than the run.
+-- Token and owner stand at these places in every version to come.
 local function is_lost(raw, token)
   return #raw > 24 and string.byte(raw, 1) > VERSION and struct.unpack('>I8', raw, 5) ~= token
 end
 
--- The same record with another header; retries and all fields stay, and flags unless given.
+-- Return the record with another header. Retries and all fields stay; flags too, unless they are given.
 local function with_header(raw, state, interruptions, token, until_ms, flags)
   flags = flags or known_flags(raw)
-  -- The count has one byte; unbounded, 256 would be written as 0.
+  -- The count has one byte: without this bound 256 would be written as 0.
   interruptions = math.min(interruptions, 255)
   return struct.pack('>BBBBI8I8', VERSION, state, flags, interruptions, token, until_ms)
     .. string.sub(raw, 21)
@@ -104,7 +104,7 @@ end
 
 local function has_steps(flags) return flags % 2 == 1 end
 
--- The same record with another process and nonce; flags that this version doesn't know go.
+-- Return the record with another process and nonce, without the flags that this version doesn't know.
 local function with_holder(record, process, nonce)
   if #record.given_up > 0 then
     nonce = nonce .. string.sub(NO_NONCE, #nonce + 1) .. record.given_up
@@ -118,13 +118,17 @@ local function with_holder(record, process, nonce)
     .. string.sub(record.raw, record.tail_at)
 end
 
--- The lines of a record's label: task, readable key, trace, alone, origin.
+-- The lines of a record's label: task, readable key, trace, alone, origin, came, cut off.
 local function label_of(record)
   local at, lines = record.tail_at, {}
   local text = string.sub(record.raw, at + 2, at + 1 + struct.unpack('>I2', record.raw, at))
   for line in string.gmatch(text .. '\n', '([^\n]*)\n') do lines[#lines + 1] = line end
-  for i = #lines + 1, 5 do lines[i] = '' end
+  for i = #lines + 1, 7 do lines[i] = '' end
   return lines
+end
+
+local function hex(bytes)
+  return (string.gsub(bytes, '.', function(it) return string.format('%02x', string.byte(it)) end))
 end
 
 local function outcome_of(record)
@@ -132,33 +136,40 @@ local function outcome_of(record)
   return string.sub(record.raw, at + 2 + struct.unpack('>I2', record.raw, at))
 end
 
--- The same record with who began what its run goes on with.
-local function with_origin(record, origin)
+-- Return the record with the owner that began the work which its run continues, when its call came, and
+-- the other calls whose runs were cut off.
+local function with_origin(record, origin, came, cut_off)
   local at, raw, lines = record.tail_at, record.raw, label_of(record)
-  lines[5] = origin
-  local label = table.concat(lines, '\n', 1, 5)
+  lines[5], lines[6], lines[7] = origin, came or lines[6], cut_off or lines[7]
+  local label = string.gsub(table.concat(lines, '\n', 1, 7), '\n+$', '')
   return string.sub(raw, 1, at - 1) .. struct.pack('>I2', #label) .. label
     .. string.sub(raw, at + 2 + struct.unpack('>I2', raw, at))
 end
 
--- The key of the reservation: the last one, where a script has to end it.
+-- When the call came first that the record's run is of; 0: that is not known.
+local function came_of(record)
+  local came = label_of(record)[6]
+  return string.find(came, '^%d+$') and tonumber(came) or 0
+end
+
+-- The reservation's key, the last of KEYS, if the script has to end the reservation.
 local function queued_key()
   local last = KEYS[#KEYS]
   return last == KEYS[1] .. ':queued' and last or nil
 end
 
--- A reservation as a table (core/reservation.py has the layout). One that can't be read stops nobody.
+-- Return a reservation as a table (core/reservation.py has the layout). An unreadable one stops nobody.
 local function parse_reservation(raw)
   local none = {owner = '', fingerprint = '', due_ms = 0, expires_ms = 0}
-  if #raw < 20 or string.byte(raw, 1) ~= 1 then return none end
-  local _, flags, due_ms, expires_ms = struct.unpack('>BBI8I8', raw)
-  local at = 20 + string.byte(raw, 19)
+  if #raw < 36 or string.byte(raw, 1) ~= 1 then return none end
+  local _, flags, due_ms, expires_ms, since_ms, until_ms = struct.unpack('>BBI8I8I8I8', raw)
+  local at = 36 + string.byte(raw, 35)
   local length = string.byte(raw, at)
   if not length or at + length > #raw then return none end
   return {
-    owner = string.sub(raw, 20, at - 1), fingerprint = string.sub(raw, at + 1, at + length),
-    due_ms = due_ms, expires_ms = expires_ms,
-    is_confirmed = flags % 2 == 1, keeps_result = flags % 4 >= 2,
+    owner = string.sub(raw, 36, at - 1), fingerprint = string.sub(raw, at + 1, at + length),
+    due_ms = due_ms, expires_ms = expires_ms, since_ms = since_ms, until_ms = until_ms,
+    is_confirmed = flags % 2 == 1, keeps_result = flags % 4 >= 2, waits = flags % 8 >= 4,
   }
 end
 
@@ -168,13 +179,13 @@ local function load_reservation(key)
 end
 
 local function pack_reservation(it)
-  local flags = (it.is_confirmed and 1 or 0) + (it.keeps_result and 2 or 0)
-  return struct.pack('>BBI8I8', 1, flags, it.due_ms, it.expires_ms)
+  local flags = (it.is_confirmed and 1 or 0) + (it.keeps_result and 2 or 0) + (it.waits and 4 or 0)
+  return struct.pack('>BBI8I8I8I8', 1, flags, it.due_ms, it.expires_ms, it.since_ms, it.until_ms)
     .. struct.pack('B', #it.owner) .. it.owner
     .. struct.pack('B', #it.fingerprint) .. it.fingerprint
 end
 
--- Steps live as long as their record.
+-- Write the record. Its steps live as long as it does.
 local function save(raw, ttl_ms)
   redis.call('SET', KEYS[1], with_mark(raw), 'PX', ttl_ms)
   if has_steps(string.byte(raw, 3)) then redis.call('PEXPIRE', KEYS[2], ttl_ms) end
@@ -184,7 +195,7 @@ local function save_keep_ttl(raw)
   redis.call('SET', KEYS[1], with_mark(raw), 'KEEPTTL')
 end
 
--- Those of some given-up claims that have not reached the instant from which they are refused anyway.
+-- Of the claims that were given up, those that could still be in time. All others are refused anyway.
 local function still_given_up(given_up, now_ms)
   local kept = {}
   for at = 1, #given_up, 16 do
@@ -203,7 +214,8 @@ local function has_given_up(given_up, nonce)
   return false
 end
 
--- A slip as a table (core/slip.py has the layout). What can't be read says that callbacks went out.
+-- Return a slip as a table (core/slip.py has the layout). An unreadable one counts as answered, with
+-- all callbacks sent.
 local function parse_slip(raw)
   local strange = {
     raw = raw, answered = true, succeeded = true, all_sent = true, deaths = 0, retries = 0,
@@ -241,8 +253,8 @@ local function load_slip(key)
   return raw and parse_slip(raw) or nil
 end
 
--- The loss of a run that has no record any more, and whose call was answered without it: the run
--- outlived its key's window.
+-- Return the loss of a run whose record has expired and whose call was answered by another run: it
+-- outlived its key's window. Else return nil.
 local function answered_since(slip, raw, token)
   if not slip or not slip.answered or slip.token == token then return nil end
   return {4, with_header(raw, RELEASED, 0, slip.token, 0)}
@@ -256,7 +268,7 @@ local function has_sent(slip, digest)
   return false
 end
 
--- A slip with another added: slip.merged.
+-- Return a slip to which another one is added: slip.merged.
 local function merged(slip, new)
   local digests, known = slip.digests, {}
   for at = 1, #digests, 8 do known[string.sub(digests, at, at + 7)] = true end
@@ -265,7 +277,7 @@ local function merged(slip, new)
     if not known[digest] then digests = digests .. digest end
   end
   local told = slip
-  -- An outcome that was left while somebody told another one was not told.
+  -- Where one outcome was left while another one was being told, only the other one was told.
   if not slip.answered or (#new.outcome > 0 and (slip.sending_ms > 0 or #slip.outcome == 0)) then
     told = new
   end
@@ -274,7 +286,7 @@ local function merged(slip, new)
   return told
 end
 
--- ttl_ms: nil leaves it as it is.
+-- Write a slip. Without ttl_ms it expires when it would have.
 local function save_slip(key, slip, ttl_ms)
   if ttl_ms then
     redis.call('SET', key, pack_slip(slip), 'PX', ttl_ms)

@@ -11,7 +11,7 @@ if record == false then return {is_lost(raw, held.token) and 2 or 0, raw} end
 if not record or record.token ~= held.token then
   local slip = load_slip(KEYS[3])
   if slip and slip.released and slip.token == held.token then
-    -- It has given its key up: its lease is in its slip.
+    -- It has released its key: the slip has its lease.
     if not slip.answered or slip.sending_ms > 0 then
       slip.sending_ms = until_ms
       save_slip(KEYS[3], slip, not slip.answered and tonumber(ARGV[3]) or nil)

@@ -13,7 +13,7 @@ local function is_over(owner)
   return false
 end
 
--- Whether the call of what was found has the arguments of this one, or needs not.
+-- Whether the call that was found has the same arguments, where that is checked.
 local function is_alike(found) return not checked or found.fingerprint == new.fingerprint end
 
 -- Whether the record's call will have an outcome that another call can get.
@@ -41,5 +41,6 @@ if attaches then
   end
 end
 new.is_confirmed = false
+new.since_ms, new.until_ms = now_ms, now_ms + tonumber(ARGV[2])
 redis.call('SET', KEYS[3], pack_reservation(new), 'PX', ARGV[2])
 return 1

@@ -16,8 +16,8 @@ local slip_key = KEYS[3] ~= queued and KEYS[3] or nil
 local slip = load_slip(slip_key)
 local told = slip and slip.answered
 if record == false and not is_lost(raw, new.token) then return {0, raw} end
--- An end that is told again is written again: WAIT counts what its own connection wrote last, and
--- would otherwise count something older, which a replica that lags has long since had.
+-- Write an end once more that is recorded already. WAIT counts the connection's last write: without this
+-- it would count an older one, which a lagging replica has had for long.
 local function recorded()
   redis.call('SET', KEYS[1], raw, 'KEEPTTL')
   return record.token
@@ -25,7 +25,7 @@ end
 local token = new.token
 if new.state == RELEASED then token = token + 1 end
 
--- What a run became that had given its key up: transitions._settle_released.
+-- The end of a run that had released its key: transitions._settle_released.
 if slip and slip.released and slip.token == new.token then
   if left and left.released and not left.answered then return new.token + 1 end
   if told then return new.token end
@@ -50,8 +50,8 @@ local function is_told_by_a_copy()
   return is_telling or told and slip.token ~= new.token
 end
 
--- A copy of the run's message answers its call: transitions._kept. What it has not answered yet is
--- left for it to answer, or for the next.
+-- A copy of the run's message answers the call: transitions._kept. Until it has, the slip keeps what this
+-- run would answer, for that copy or the next.
 local function keep_slip()
   local ttl = math.max(tonumber(ttl_ms), tonumber(ARGV[5] or 0))
   if left and not told then
@@ -62,7 +62,7 @@ local function keep_slip()
   save_slip(slip_key, slip, ttl)
 end
 
--- Another run has the key: was the run's own call answered, by this very end (its answer was lost)?
+-- Another run has the key. This very end may have been recorded before, and its answer lost.
 local function lost()
   if not told then return {2, raw} end
   if slip.token ~= new.token then
@@ -96,15 +96,16 @@ else
     return answer
   end
 end
--- Only while its outcome is unknown can a run's call have been answered by a copy.
-local answered = slip and record and record.state == UNKNOWN
+-- A copy can have answered the run's call only while its outcome was unknown.
+local answered = slip and record and (record.state == UNKNOWN or record.state == COMPENSATING)
   and (slip.answered or now_ms < slip.sending_ms)
 local until_ms = 0
--- What a run gives up before its end has no lease: that is in its slip.
+-- A key that is released before the end has no lease: the slip has it. Neither has an outcome that is
+-- told to nobody.
 local gives_up = left and left.released and not left.answered
-local timed = delay_ms > 0 and not gives_up or new.state == RUNNING or new.state == RETRYING
-  or new.state == COMPENSATING
-if timed and not answered then until_ms = now_ms + delay_ms end
+local timed = delay_ms > 0 and not gives_up and not answered
+  or new.state == RUNNING or new.state == RETRYING or new.state == COMPENSATING
+if timed then until_ms = now_ms + delay_ms end
 local interruptions = record and record.interruptions or 0
 if new.state == COMPENSATING and record and record.state ~= COMPENSATING then interruptions = 0 end
 local flags = record and record.flags or new.flags

@@ -1,7 +1,7 @@
 -- The usual case of settle.lua, before anything else is set up: the run that holds the key succeeded,
--- without steps, and no delivery lease is to follow. What it became is stored as it came.
+-- without steps, and no delivery lease follows. The record is stored as it was sent.
 local raw, byte, sub = redis.call('GET', KEYS[1]), string.byte, string.sub
--- Its version and state; then its flags, interruptions and token, which the run must have, too.
+-- First version, state and flags; then interruptions and token, which have to be the run's.
 if raw and sub(raw, 1, 3) == '\1\1\0' and sub(ARGV[1], 1, 3) == '\1\4\0'
   and sub(raw, 4, 12) == sub(ARGV[1], 4, 12)
   and sub(ARGV[1], 13, 20) == '\0\0\0\0\0\0\0\0' and ARGV[2] == '0'

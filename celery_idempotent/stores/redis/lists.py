@@ -1,16 +1,18 @@
-"""Lists the records in Redis or Valkey whose outcome is unknown, without a search of all records.
+"""Lists of records in Redis or Valkey that are found without a search of all records.
 
 A record is on the node of its own hash tag, so that no script can write to it and to a list of all
-records at once. The client that is told that an outcome is unknown, or tells so, adds the record
-to the list; ordinary runs never touch it. If that client dies first, its message comes again, and
-is told the same. An entry says only where to look: a reader asks the record itself, and deletes an
+records at once. An entry says only where to look: a reader asks the record itself, and deletes an
 entry whose record was settled, forgotten, or has expired.
+
+The client that is told that an outcome is unknown, or tells so, adds the record to the list of
+these; ordinary runs never touch it. If that client dies first, its message comes again, and is told
+the same. The list of what is running is kept with the journal.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -19,7 +21,7 @@ from celery_idempotent.core.verdicts import UNKNOWN_TTL_MS
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
 
-__all__ = ["UnknownRecords"]
+__all__ = ["UnknownRecords", "read_list"]
 
 GetMany = Callable[[Sequence[str]], list[Record | StoreError | None]]
 
@@ -59,28 +61,37 @@ class UnknownRecords:
         Raises:
             StoreUnavailable: the store does not answer.
         """
-        listed = _list_of(prefix)
-        entries: list[bytes] = self._wire.command("ZRANGE", listed, 0, -1)
-        named = [entry.decode("utf-8", "surrogateescape").partition(" ") for entry in entries]
-        found, over = [], []
-        for start in range(0, len(named), _BATCH):
-            batch = named[start : start + _BATCH]
-            records = get_many([key for _, _, key in batch])
-            for entry, (token, _, key), record in zip(
-                entries[start:], batch, records, strict=False
-            ):
-                if isinstance(record, StoreUnavailable):
-                    raise record
-                if isinstance(record, StoreError):
-                    continue  # it can't be read now; its entry stays
-                if record is None or record.state is not State.UNKNOWN:
-                    over.append(entry)
-                elif str(record.token) == token:
-                    found.append(key)
-        if over:
-            with suppress(StoreError):  # whoever reads it next deletes them
-                self._wire.command("ZREM", listed, *over)
-        return found
+        return read_list(self._wire, _list_of(prefix), (State.UNKNOWN,), get_many)
+
+
+def read_list(wire: Wire, listed: str, states: Collection[State], get_many: GetMany) -> list[str]:
+    """Return the listed keys whose records are in one of these states still; delete the others.
+
+    Args:
+        listed: a sorted set of entries, each of which is a record's token and its key.
+
+    Raises:
+        StoreUnavailable: the store does not answer.
+    """
+    entries: list[bytes] = wire.command("ZRANGE", listed, 0, -1)
+    keys = [entry.decode("utf-8", "surrogateescape").partition(" ")[2] for entry in entries]
+    found: dict[str, None] = {}
+    over: list[bytes] = []
+    for start in range(0, len(keys), _BATCH):
+        batch = keys[start : start + _BATCH]
+        for entry, key, record in zip(entries[start:], batch, get_many(batch), strict=False):
+            if isinstance(record, StoreUnavailable):
+                raise record
+            if isinstance(record, StoreError):
+                continue  # it can't be read now; its entry stays
+            if record is None or record.state not in states:
+                over.append(entry)
+            else:
+                found[key] = None
+    if over:
+        with suppress(StoreError):  # whoever reads it next deletes them
+            wire.command("ZREM", listed, *over)
+    return list(found)
 
 
 def _list_of(prefix: str) -> str:

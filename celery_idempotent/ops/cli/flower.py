@@ -5,9 +5,6 @@ from __future__ import annotations
 import click
 from celery.bin.base import CeleryCommand
 
-from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.ops.flower import install
-
 __all__ = ["flower_command"]
 
 
@@ -17,9 +14,11 @@ __all__ = ["flower_command"]
 def flower_command(ctx: click.Context, flower_options: tuple[str, ...]) -> None:
     """Start Flower with the page for idempotency records, and with any option of Flower's."""
     try:
+        from celery_idempotent.ops.flower import install
+
         placed = install()
         from flower.command import flower
-    except (ConfigurationError, ImportError) as exc:
+    except ImportError as exc:
         raise click.ClickException(str(exc)) from exc
     if not placed:
         click.echo("This version of Flower has no place for the page.", err=True)

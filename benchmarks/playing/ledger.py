@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.playing.process import born
+
 __all__ = ["Ledger", "Run"]
 
 
@@ -20,6 +22,9 @@ class Run:
     run_id: str
     task_id: str
     worker_pid: int
+    #: The process that ran it, and when that was started: pids are used again.
+    pid: int
+    born: str
     begun: float
     ended: float | None = None
     #: The amount that was charged; None if nothing was charged yet.
@@ -44,37 +49,56 @@ class Ledger:
         finally:
             os.close(descriptor)
 
-    def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
-        """Return all lines of a kind with these fields, in the order in which they were written."""
+    def begin(self, order_id: str, run_id: str, task_id: str) -> None:
+        """Write that this process begins with a body."""
+        pid = os.getpid()
+        self.write(
+            "begin",
+            order_id=order_id,
+            run_id=run_id,
+            task_id=task_id,
+            worker_pid=os.getppid(),
+            pid=pid,
+            born=born(pid),
+        )
+
+    def _lines(self) -> list[dict[str, Any]]:
         try:
             text = self._book.read_text()
         except FileNotFoundError:
             return []
         # The end of a line may not be on disk yet: only whole lines count.
-        lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def events(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        """Return all lines of a kind with these fields, in the order in which they were written."""
         return [
             line
-            for line in lines
+            for line in self._lines()
             if line["event"] == event and all(line.get(k) == v for k, v in fields.items())
         ]
 
     def runs(self, order_id: str | None = None) -> list[Run]:
         """Return the executions of the body, of one order or of all, by their beginning."""
-        wanted = {} if order_id is None else {"order_id": order_id}
-        runs = {
-            line["run_id"]: Run(
-                order_id=line["order_id"],
-                run_id=line["run_id"],
-                task_id=line["task_id"],
-                worker_pid=line["worker_pid"],
-                begun=line["at"],
-            )
-            for line in self.events("begin", **wanted)
-        }
-        for line in self.events("charge", **wanted):
-            runs[line["run_id"]].amount = line["amount"]
-        for line in self.events("end", **wanted):
-            runs[line["run_id"]].ended = line["at"]
+        runs: dict[str, Run] = {}
+        # It is read once: a run may begin and end between two looks.
+        for line in self._lines():
+            if order_id not in (None, line.get("order_id")):
+                continue
+            if line["event"] == "begin":
+                runs[line["run_id"]] = Run(
+                    order_id=line["order_id"],
+                    run_id=line["run_id"],
+                    task_id=line["task_id"],
+                    worker_pid=line["worker_pid"],
+                    pid=line["pid"],
+                    born=line["born"],
+                    begun=line["at"],
+                )
+            elif line["event"] == "charge":
+                runs[line["run_id"]].amount = line["amount"]
+            elif line["event"] == "end":
+                runs[line["run_id"]].ended = line["at"]
         return list(runs.values())
 
     def charges(self, order_id: str) -> list[Run]:

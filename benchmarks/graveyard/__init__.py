@@ -1,0 +1,1 @@
+"""Fifty situations from public bug reports, which any library can play through an adapter."""

@@ -1,0 +1,1 @@
+"""What the comparison and the graveyard share: situations are played on libraries, and seen."""

@@ -1,0 +1,115 @@
+"""Whether a run that its worker's parent ends may still fail its call: not once it lost its key."""
+
+from __future__ import annotations
+
+import enum
+import socket
+import time
+from typing import Any, Final
+
+from celery.utils.log import get_logger
+
+from celery_idempotent.core.message import read_request
+from celery_idempotent.core.record import HELD, Owner, Process, Record, State
+from celery_idempotent.core.slip import Slip
+from celery_idempotent.delivery.waiting import is_answered
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.run.heartbeat import heartbeat
+from celery_idempotent.run.process import BOOT_ID
+from celery_idempotent.settings import environment_of
+
+__all__ = ["Standing", "standing_of", "stands"]
+
+log = get_logger("celery_idempotent")
+
+#: For so long after it did not answer, the store is not asked by the parent: each time it would
+#: wait for the store, and so would all that the worker does.
+_LEFT_ALONE_S: Final = 10.0
+
+
+class Standing(enum.Enum):
+    """What a run is to its call."""
+
+    #: Its end is the call's answer: it has the key, or nobody has it.
+    HOLDS = "holds"
+    #: The call has its answer, from another delivery or from the run itself.
+    ANSWERED = "answered"
+    #: So it has, as the result backend says; the store has forgotten it, and would run it again.
+    TOLD = "told"
+    #: Another delivery of the call is going to answer it.
+    COPIED = "copied"
+    #: Another call has the key; its outcome is the answer, once it has one.
+    OVERTAKEN = "overtaken"
+
+
+def standing_of(request: Any) -> Standing:
+    """Ask the store what the run of a request's process is to its call.
+
+    Args:
+        request: an :class:`.IdempotentRequest` whose message a process has begun.
+    """
+    task, context = request.task, request._context
+    setup = task._setup()
+    if setup is None or setup.options.mode != "enforce":
+        return Standing.HOLDS
+    try:
+        key = request.record_name()
+        if key is None:
+            return Standing.HOLDS
+        store = environment_of(request.app).store
+        if time.monotonic() - store.failed_at < _LEFT_ALONE_S:
+            raise StoreUnavailable("the store did not answer just now")
+        own, owner, retries, deaths, _ = read_request(context)
+        waits = None if own is None else own[1]
+        message = Slip(
+            deaths=deaths + (0 if waits is None else waits.deaths),
+            retries=retries,
+            publication=b"" if waits is None else waits.publication.encode(),
+        )
+        # In this order: a copy writes its slip when it has the record already.
+        record, slip = store.get(key), store.slip(owner.slip_key(key))
+    except StoreError as exc:
+        log.warning("could not ask whether task %s still has its key: %s", request.id, exc)
+        return Standing.ANSWERED if is_answered(task, context) else Standing.HOLDS
+    process = Process(socket.gethostname(), request.worker_pid or 0, BOOT_ID).pack()
+    # Where bodies run in this process, another one of this key may: it has a lease here.
+    is_here = any(lease.key == key for lease in heartbeat.leases())
+    in_turn = setup.options.after_wait in ("run", "last")
+    if record is None and slip is None and is_answered(task, context):
+        return Standing.TOLD
+    return stands(record, slip, owner, b"" if is_here else process, message, in_turn=in_turn)
+
+
+def stands(
+    record: Record | None,
+    slip: Slip | None,
+    owner: Owner,
+    process: bytes,
+    message: Slip,
+    *,
+    in_turn: bool = False,
+) -> Standing:
+    """Decide it by the record of the key and the slip of the call.
+
+    Args:
+        process: the packed process of the run; empty: another run of the key is in that process.
+        message: what distinguishes the message from others of its owner.
+        in_turn: whether the outcome of another call is no answer.
+    """
+    if slip is not None and slip.is_run and process and slip.holder[8:] == process:
+        return Standing.HOLDS  # its body gave the key up
+    is_forgotten = record is None or not record.owner
+    mine = record is not None and record.owner == owner.pack()
+    own = record if mine and process and record is not None and record.process == process else None
+    if own is not None and own.state in HELD:
+        return Standing.HOLDS
+    told = slip is not None and slip.answered and not slip.is_older_than(message)
+    if told and (record is None or not is_forgotten):
+        return Standing.ANSWERED
+    if record is None or is_forgotten or (own is not None and own.state is State.UNKNOWN):
+        return Standing.HOLDS
+    if record.state is State.RELEASED and not record.outcome:
+        return Standing.HOLDS
+    if mine:
+        return Standing.ANSWERED if record.is_done else Standing.COPIED
+    return Standing.HOLDS if in_turn else Standing.OVERTAKEN
