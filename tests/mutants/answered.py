@@ -929,8 +929,15 @@ _LATE = [
     Mutant(
         "late: a claim after its deadline gets nothing",
         "stores/redis/lua/claim.lua",
-        "if deadline_ms > 0 and now_ms > deadline_ms then",
+        "if deadline_ms > 0 and now_ms >= deadline_ms then",
         "if false then",
+        _LATE_WIRE,
+    ),
+    Mutant(
+        "late: a claim in its deadline's millisecond, too",
+        "stores/redis/lua/claim.lua",
+        "now_ms >= deadline_ms",
+        "now_ms > deadline_ms",
         _LATE_WIRE,
     ),
     Mutant(

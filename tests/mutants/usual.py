@@ -37,8 +37,15 @@ USUAL: list[Mutant] = [
     Mutant(
         "usual claim: in time",
         "stores/redis/lua/claim.usual.lua",
-        "(deadline_ms == 0 or now_ms <= deadline_ms)",
+        "(deadline_ms == 0 or now_ms < deadline_ms)",
         "true",
+        (("tests/stores/redis/test_wire.py",),),
+    ),
+    Mutant(
+        "usual claim: in time, and not in its deadline's millisecond",
+        "stores/redis/lua/claim.usual.lua",
+        "now_ms < deadline_ms",
+        "now_ms <= deadline_ms",
         (("tests/stores/redis/test_wire.py",),),
     ),
     _claim("which succeeded", "byte(raw, 2) == 4", "true"),

@@ -562,6 +562,22 @@ class TestBrokenConnections:
         assert not raised.value.may_have_arrived
         assert store.get(KEY) == before
 
+    @pytest.mark.parametrize("held", [False, True])
+    def test_a_claim_in_the_millisecond_of_its_deadline_is_late(
+        self, store: RedisStore, monkeypatch: pytest.MonkeyPatch, held: bool
+    ) -> None:
+        """Its sender may have given it up within that very millisecond."""
+        # Given
+        if held:
+            store.claim(KEY, CLAIM._replace(candidate=CLAIM.candidate._replace(nonce=b"another")))
+        before = store.get(KEY)
+        monkeypatch.setattr(store._wire, "_deadline_ms", store.now_ms)
+        # Then a server that is asked so soon mostly answers before the next millisecond begins
+        for _ in range(50):
+            with pytest.raises(StoreUnavailable, match="too late"):
+                store.claim(KEY, CLAIM)
+        assert store.get(KEY) == before
+
     def test_a_claim_that_lay_in_a_socket_gets_nothing(self, server: RedisServer) -> None:
         """The server stood still for longer than the claim was waited for, and then goes on."""
         # Given

@@ -30,7 +30,7 @@ local now_ms = math.floor(now / 1000)
 local function answer(code, flags, it) return struct.pack('>BBI8', code, flags, now_ms) .. it end
 
 -- The claim waited in a socket while the server stood still: its sender has given it up.
-if deadline_ms > 0 and now_ms > deadline_ms then return answer(9, 0, '') end
+if deadline_ms > 0 and now_ms >= deadline_ms then return answer(9, 0, '') end
 
 local new = parse(candidate)
 local record, raw = load_record()

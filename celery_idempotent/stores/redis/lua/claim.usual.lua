@@ -5,7 +5,7 @@ local token = time[1] * 1000000 + time[2]
 local now_ms = math.floor(token / 1000)
 local lease_ms, _, _, _, asked = struct.unpack('>I8I8I4I4B', ARGV[3])
 local deadline_ms = struct.unpack('>I8', ARGV[6])
-if asked % 8 < 4 and asked < 128 and (deadline_ms == 0 or now_ms <= deadline_ms)
+if asked % 8 < 4 and asked < 128 and (deadline_ms == 0 or now_ms < deadline_ms)
   and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)
 then
   local byte, sub = string.byte, string.sub
