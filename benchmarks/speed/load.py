@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer
 from tests.support.clusters import Cluster
 
-__all__ = ["Cost", "Pool", "Worker", "goals_of", "measure_load"]
+__all__ = ["Cost", "Pool", "Worker", "goals_of", "measure_load", "waiters"]
 
 _PROJECT = Path(__file__).resolve().parents[2]
 _POSTGRESQL = "CELERY_IDEMPOTENT_TEST_POSTGRESQL_URL"
@@ -35,8 +35,11 @@ _POSTGRESQL = "CELERY_IDEMPOTENT_TEST_POSTGRESQL_URL"
 _BODY_S = 0.01
 #: A worker is offered so much of what plain Celery got done, to see how late calls are answered.
 _OFFERED = 0.5
+#: For how long nothing may happen.
 _LONGEST_S = 300.0
 _HOUR_S, _DAY_S = 3_600, 86_400
+#: How many duplicates wait at once.
+_WAITERS = 20_000
 # Not all of it has types.
 _redis: Any = redis.Redis
 
@@ -79,6 +82,7 @@ class Worker:
 
         self._tasks = loads
         self._notes: Any = _redis.from_url(server.url(3))
+        self._broker: Any = _redis.from_url(server.url(0))
         self._queue = uuid.uuid4().hex
         self._log = tempfile.NamedTemporaryFile(suffix=".log", delete=False)  # noqa: SIM115
         self._worker = subprocess.Popen(
@@ -111,14 +115,57 @@ class Worker:
                     time.sleep(early)
                 sent = (number, run, time.time(), body_s)
                 task.apply_async(sent, queue=self._queue, producer=producer)
-        while self._notes.llen(f"answered:{run}") < count:
-            if self._worker.poll() is not None or time.perf_counter() - began > _LONGEST_S:
-                raise RuntimeError(f"the worker did not do its part: see {self._log.name}")
-            time.sleep(0.01)
+        self._until(lambda: self._notes.llen(f"answered:{run}"), count)
         took = time.perf_counter() - began
         answered = [float(it) for it in self._notes.lrange(f"answered:{run}", 0, -1)]
         self._notes.delete(f"answered:{run}")
         return took, answered
+
+    def held(self, count: int, say: Say) -> tuple[int, int]:
+        """Have so many duplicates wait for one run, and then be answered.
+
+        Returns the bytes of memory of the worker before they came, and while all of them waited.
+        """
+        run, queue = uuid.uuid4().hex, self._queue
+        before = self.memory()
+        with self._tasks.app.producer_pool.acquire() as producer:
+            sent = (0, run, time.time(), 3_600.0)
+            self._tasks.lasts.apply_async(sent, queue=queue, producer=producer)
+            self._until(lambda: self._notes.llen(f"began:{run}"), 1)
+            for _ in range(count):
+                self._tasks.lasts.apply_async(sent, queue=queue, producer=producer)
+        say(f"memory of a worker: {count:,} duplicates begin to wait")
+        # Each that waits was put back, and the worker holds it; the run is one more.
+        self._until(lambda: self._broker.hlen("unacked"), count + 1)
+        during = self.memory()
+        say(f"memory of a worker: {count:,} duplicates are answered")
+        self._notes.rpush(f"over:{run}", 1)
+        self._until(lambda: self._notes.llen(f"answered:{run}"), count + 1)
+        return before, during
+
+    def delayed(self, count: int) -> tuple[int, int]:
+        """Have the worker hold so many plain calls that are due in an hour, which it then forgets.
+
+        Returns the bytes of memory before they came, and while it held them.
+        """
+        before = self.memory()
+        with self._tasks.app.producer_pool.acquire() as producer:
+            options = {"queue": self._queue, "countdown": 3_600, "producer": producer}
+            for number in range(count):
+                self._tasks.plain.apply_async((number, "", time.time(), 0.0), **options)
+        self._until(lambda: self._broker.hlen("unacked"), count)
+        return before, self.memory()
+
+    def _until(self, found: Callable[[], int], count: int) -> None:
+        """Wait until so many are found, or nothing happens any more."""
+        most, since = 0, time.perf_counter()
+        while (there := found()) < count:
+            now = time.perf_counter()
+            if there > most:
+                most, since = there, now
+            if self._worker.poll() is not None or now - since > _LONGEST_S:
+                raise RuntimeError(f"the worker did not do its part: see {self._log.name}")
+            time.sleep(0.01)
 
     def memory(self) -> int:
         """Return the resident bytes of its processes together, with what they share."""
@@ -135,6 +182,7 @@ class Worker:
         self._worker.terminate()
         self._worker.wait(60)
         self._notes.close()
+        self._broker.close()
 
 
 def measure_load(server: RedisServer, quick: bool, say: Say) -> Section:
@@ -164,11 +212,13 @@ def measure_load(server: RedisServer, quick: bool, say: Say) -> Section:
                     worker.close()
     grown = {name: _grown(server, name, say) for name in ("plain", "guarded")}
     kept = {window: _bytes_of_a_key(server, window) for window in (_HOUR_S, _DAY_S)}
-    goals = [*goals_of(rows), _growth(grown), _memory(kept)]
+    held = _held(server, _WAITERS, say)
+    goals = [*goals_of(rows), _growth(grown), _memory(kept), waiters(held, _WAITERS)]
     table = {
         pool: {name: asdict(cost) for name, cost in found.items()} for pool, found in rows.items()
     }
-    return Section(goals, {"load": {"pools": table, "grown": grown, "kept": kept}})
+    figures = {"pools": table, "grown": grown, "kept": kept, "held": held}
+    return Section(goals, {"load": figures})
 
 
 def _cost(worker: Worker, name: str, pool: Pool, plain: float | None) -> Cost:
@@ -264,6 +314,39 @@ def _memory(kept: dict[int, float]) -> Goal:
         detail=(
             f"with a window of an hour {hour:.0f}; at 100 calls a second that is {hours:,.0f} MB "
             f"for a window of an hour, {days:,.0f} MB for one of a day"
+        ),
+    )
+
+
+def _held(server: RedisServer, count: int, say: Say) -> dict[str, tuple[int, int]]:
+    """Return a worker's memory before it holds so many messages and while it does."""
+    found = {}
+    worker = Worker(server, Pool("prefork", 2), server.url(2))
+    try:
+        found["guarded"] = worker.held(count, say)
+    finally:
+        worker.close()
+    worker = Worker(server, Pool("prefork", 2), server.url(2))
+    try:
+        say(f"memory of a worker: {count:,} plain calls that are due later")
+        found["plain"] = worker.delayed(count)
+    finally:
+        worker.close()
+    return found
+
+
+def waiters(held: dict[str, tuple[int, int]], count: int) -> Goal:
+    """Return the figure of a worker's memory while so many messages wait in it."""
+    mega = {name: (before / 1e6, during / 1e6) for name, (before, during) in held.items()}
+    plain, ours = (1e3 * (mega[it][1] - mega[it][0]) / count for it in ("plain", "guarded"))
+    return Goal(
+        "9h",
+        f"kB of a worker's memory for each of {count:,} duplicates that wait",
+        ours,
+        detail=(
+            f"a worker of 2 processes goes from {mega['guarded'][0]:.0f} MB to "
+            f"{mega['guarded'][1]:.0f}; plain Celery takes {plain:.1f} kB for each of as many "
+            f"calls that are due later, from {mega['plain'][0]:.0f} MB to {mega['plain'][1]:.0f}"
         ),
     )
 

@@ -53,3 +53,12 @@ def guarded(number: int, run: str, sent: float, body_s: float) -> dict[str, Any]
     """Wait for so long, once."""
     time.sleep(body_s)
     return RESULT
+
+
+@app.task(base=IdempotentTask, name="loads.lasts", idempotency_key="lasts:{run}")
+def lasts(number: int, run: str, sent: float, body_s: float) -> dict[str, Any]:
+    """Take as long as until somebody says that it is over, and ``body_s`` at most."""
+    notes = _notes(os.getpid())
+    notes.rpush(f"began:{run}", 1)
+    notes.blpop(f"over:{run}", body_s)
+    return RESULT

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import product
@@ -18,10 +18,10 @@ from typing import Any
 
 import redis
 
-from benchmarks.speed.measure import Goal, Say, Section
+from benchmarks.speed.measure import Goal, Ratio, Say, Section
 from celery_idempotent.testing.servers import RedisServer
 
-__all__ = ["measure_waiting"]
+__all__ = ["Found", "lateness", "measure_waiting"]
 
 _PROJECT = Path(__file__).resolve().parents[2]
 # Not all of it has types.
@@ -62,7 +62,7 @@ class _Begun:
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class Found:
     """What one run and its duplicates took."""
 
     #: For each duplicate.
@@ -139,7 +139,7 @@ class _Workers:
         """Wait until the duplicates are answered."""
         self._until(f"answered:{begun.name}", begun.count + 1)
 
-    def finish(self, begun: _Begun) -> _Found:
+    def finish(self, begun: _Begun) -> Found:
         """Measure what as many of other kinds take, and return all that was found."""
         name, count = begun.name, begun.count
         ended = float(self._client.get(f"ended:{name}"))
@@ -155,7 +155,7 @@ class _Workers:
         self._send(self._tasks.notes, (plain,), begun, count)
         self._until(f"answered:{plain}", count)
         noted = self._answers(plain).values()
-        return _Found(
+        return Found(
             delivered / count,
             statistics.median(late),
             late[-1],
@@ -227,7 +227,7 @@ def measure_waiting(server: RedisServer, quick: bool, say: Say) -> Section:
     """
     plays = [*zip(_QUICK_RUNS, _QUICK_COUNTS, strict=True)] if quick else [*product(_RUNS, _COUNTS)]
     workers = _Workers(server, say)
-    played: dict[str, dict[str, list[_Found]]] = {way: {} for way in _WAYS}
+    played: dict[str, dict[str, list[Found]]] = {way: {} for way in _WAYS}
     began = time.monotonic()
     try:
         for run_s, count in plays:
@@ -240,8 +240,6 @@ def measure_waiting(server: RedisServer, quick: bool, say: Say) -> Section:
         workers.close()
     found = {way: {it: _middle(one) for it, one in rows.items()} for way, rows in played.items()}
     woken, polling = found["woken"], found["polling"]
-    worst = max(woken, key=lambda it: woken[it].beyond_s)
-    spread = [one.beyond_s for one in played["woken"][worst]]
     late = {it: one.late_s / float(it.partition(" ")[0]) for it, one in polling.items()}
     latest = max(late, key=lambda it: late[it])
     goals = [
@@ -253,17 +251,7 @@ def measure_waiting(server: RedisServer, quick: bool, say: Say) -> Section:
             2.2,
             detail=_told(woken, lambda one: f"{one.deliveries:.2f}"),
         ),
-        Goal(
-            "8b",
-            "seconds after the run's end until half of its duplicates are answered, beyond what "
-            "as many replays take that are where they were",
-            woken[worst].beyond_s,
-            "<=",
-            0.1,
-            detail=f"worst: {worst} ({min(spread):.2f} to {max(spread):.2f} s); "
-            f"{_told(woken, lambda one: f'{one.beyond_s:.2f} s')}; "
-            f"largest: {_told(woken, lambda one: f'{one.latest_s:.2f} s')}",
-        ),
+        lateness(played["woken"]),
         Goal(
             "8c",
             "the same without being told, as a part of the run",
@@ -279,14 +267,40 @@ def measure_waiting(server: RedisServer, quick: bool, say: Say) -> Section:
     ]
     tables = {
         way: {
-            it: {name: getattr(one, name) for name in _Found.__slots__} for it, one in rows.items()
+            it: {name: getattr(one, name) for name in Found.__slots__} for it, one in rows.items()
         }
         for way, rows in found.items()
     }
     return Section(goals, {"waiting": tables})
 
 
-def _played(workers: _Workers, run_s: float, count: int, say: Say) -> Iterator[tuple[str, _Found]]:
+def lateness(played: Mapping[str, Sequence[Found]]) -> Goal:
+    """Return how late duplicates are answered that are woken, from all rounds of each kind of run.
+
+    How long the run took makes no difference to what comes after its end, so all runs with as many
+    duplicates say it together. One round alone says little: the machine is a tenth faster or slower
+    from one second to the next, and thousands of duplicates take seconds.
+    """
+    rounds: dict[str, list[float]] = {}
+    for name, found in played.items():
+        rounds.setdefault(name.rpartition(" ")[2], []).extend(one.beyond_s for one in found)
+    medians = {count: Ratio.of(beyond) for count, beyond in rounds.items()}
+    worst = max(medians, key=lambda count: medians[count].median)
+    middle = {name: _middle(found) for name, found in played.items()}
+    return Goal.of(
+        "8b",
+        "seconds after the run's end until half of its duplicates are answered, beyond what "
+        "as many replays take that are where they were; all runs with as many duplicates",
+        medians[worst],
+        "<=",
+        0.1,
+        f"worst: {worst} duplicates; {len(rounds[worst])} rounds; "
+        f"{_told(middle, lambda one: f'{one.beyond_s:.2f} s')}; "
+        f"largest: {_told(middle, lambda one: f'{one.latest_s:.2f} s')}",
+    )
+
+
+def _played(workers: _Workers, run_s: float, count: int, say: Say) -> Iterator[tuple[str, Found]]:
     """Let both ways play one run each; long runs overlap, but not what comes after their ends."""
     stagger = _STAGGER_S if count <= 200 else _LONG_STAGGER_S
     overlap = run_s >= 2 * stagger
@@ -312,9 +326,9 @@ def _played(workers: _Workers, run_s: float, count: int, say: Say) -> Iterator[t
         yield _WAYS[0], workers.finish(begun[0])
 
 
-def _middle(found: list[_Found]) -> _Found:
+def _middle(found: Sequence[Found]) -> Found:
     return sorted(found, key=lambda one: one.beyond_s)[len(found) // 2]
 
 
-def _told(rows: dict[str, _Found], one: Any) -> str:
+def _told(rows: dict[str, Found], one: Any) -> str:
     return "; ".join(f"{name}: {one(found)}" for name, found in rows.items())

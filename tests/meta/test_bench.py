@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.speed import report
-from benchmarks.speed.load import Cost, Pool, Worker, goals_of, measure_load
+from benchmarks.speed.load import Cost, Pool, Worker, goals_of, measure_load, waiters
 from benchmarks.speed.measure import Goal, Section
 from benchmarks.speed.paper import Paper, memory_on_paper
+from benchmarks.speed.waiting import Found, lateness
 from celery_idempotent.testing.servers import RedisServer
 
 HOLDS = Goal("1a", "a share", 0.97, ">=", 0.95, "97 of 100")
@@ -166,21 +168,74 @@ def test_a_worker_under_load_is_set_beside_plain_celery() -> None:
     assert "PostgreSQL 50/s, at half of plain's load p99 +10.0 ms" in goal.detail
 
 
-@pytest.mark.system
-def test_calls_pass_through_a_worker_under_load() -> None:
-    """Each gets its result, and says how long that took; the memory is of all its processes."""
-    # Given
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """One for all workers here: the app of the measurement is made for the first server."""
     with RedisServer() as server:
-        worker = Worker(server, Pool("prefork", 2), server.url(2))
-        try:
-            # When
-            took, answered = worker.passed("guarded", 10, 0.0)
-            # Then
-            assert len(answered) == 10
-            assert 0 < max(answered) <= took
-            assert worker.memory() > 3 * 10_000_000
-        finally:
-            worker.close()
+        yield server
+
+
+@pytest.fixture
+def worker(server: RedisServer) -> Iterator[Worker]:
+    """Start a worker, and end it."""
+    worker = Worker(server, Pool("prefork", 2), server.url(2))
+    yield worker
+    worker.close()
+
+
+@pytest.mark.system
+def test_calls_pass_through_a_worker_under_load(worker: Worker) -> None:
+    """Each gets its result, and says how long that took; the memory is of all its processes."""
+    # When
+    took, answered = worker.passed("guarded", 10, 0.0)
+    # Then
+    assert len(answered) == 10
+    assert 0 < max(answered) <= took
+    assert worker.memory() > 3 * 10_000_000
+
+
+@pytest.mark.system
+def test_a_worker_is_weighed_while_duplicates_wait(worker: Worker) -> None:
+    """They wait until the run is over, and are answered."""
+    # When
+    before, during = worker.held(20, print)
+    # Then
+    assert min(before, during) > 3 * 10_000_000
+
+
+@pytest.mark.system
+def test_a_worker_is_weighed_while_it_holds_plain_calls(worker: Worker) -> None:
+    """They are due later."""
+    # When
+    before, during = worker.delayed(20)
+    # Then
+    assert min(before, during) > 3 * 10_000_000
+
+
+def test_the_memory_of_waiters_is_set_beside_plain_celery() -> None:
+    """What a worker holds at once, for each message."""
+    # When
+    held = {"guarded": (60_000_000, 320_000_000), "plain": (60_000_000, 160_000_000)}
+    goal = waiters(held, 20_000)
+    # Then
+    assert (goal.number, goal.figure, goal.bound) == ("9h", pytest.approx(13.0), None)
+    assert "from 60 MB to 320; plain Celery takes 5.0 kB" in goal.detail
+
+
+def test_lateness_is_of_all_rounds_with_as_many_duplicates() -> None:
+    """However long the runs took; the goal is about the count that is latest."""
+
+    # Given
+    def found(*beyond: float) -> list[Found]:
+        return [Found(2.0, 1.0 + late, 2.0, 1.0, 1.0) for late in beyond]
+
+    played = {"1 s, 10": found(0.3), "1 s, 200": found(0.1, 0.5, 0.6), "9 s, 200": found(0.7, 0.2)}
+    # When
+    goal = lateness(played)
+    # Then
+    assert (goal.figure, goal.bounds) == (pytest.approx(0.5), pytest.approx((0.1, 0.7)))
+    assert goal.holds is False
+    assert "worst: 200 duplicates; 5 rounds; 1 s, 10: 0.30 s" in goal.detail
 
 
 def test_a_quick_run_leaves_the_load_out() -> None:
