@@ -46,6 +46,10 @@ def beat():
     return Heartbeat()
 
 
+#: Nothing takes as long, however busy a machine is: it bounds a test that hangs.
+SOON_S = 60
+
+
 def hold(store, key="k", lease_ms=300, on_lost=None):
     candidate = Record(State.RUNNING, 0, owner=Owner(key).pack(), nonce=os.urandom(8))
     claimed = store.claim(key, Claim(candidate, lease_ms, 60_000))
@@ -60,7 +64,7 @@ def test_a_lease_is_renewed_while_it_is_held(store, beat):
     before = store.get("k").until_ms
     # When
     beat.add(lease)
-    assert store.renewed.wait(5)
+    assert store.renewed.wait(SOON_S)
     # Then
     assert store.get("k").until_ms > before
     assert lease.lost is None
@@ -73,7 +77,7 @@ def test_a_short_body_costs_no_renewal(store, beat):
     # When
     beat.add(long)
     beat.add(short)
-    assert store.renewed.wait(5)
+    assert store.renewed.wait(SOON_S)
     # Then
     assert set(store.round_trips) == {1}
 
@@ -81,30 +85,34 @@ def test_a_short_body_costs_no_renewal(store, beat):
 def test_a_thousand_leases_are_one_round_trip_and_one_thread(store, beat):
     """Their number doesn't matter, and neither does it that they began one after the other."""
     # Given
-    leases = [hold(store, f"k{n}", lease_ms=3000) for n in range(1000)]
+    leases = [hold(store, f"k{n}", lease_ms=6000) for n in range(1000)]
+    now = time.monotonic()
+    for number, lease in enumerate(leases):
+        lease.renewed = now + number / 10_000
     began = [lease.renewed for lease in leases]
     # When
     for lease in leases:
         beat.add(lease)
-    until = time.monotonic() + 10
+    until = time.monotonic() + SOON_S
     while any(lease.renewed == at for lease, at in zip(leases, began, strict=True)):
         assert time.monotonic() < until
         time.sleep(0.05)
     # Then
     took = time.monotonic() - began[0]
     assert sum(t is beat._thread for t in threading.enumerate()) == 1
-    assert len(store.round_trips) <= took / 1.0 + 1
+    assert len(store.round_trips) <= took / 2.0 + 1
 
 
 def test_a_removed_lease_is_not_renewed(store, beat):
     """A run that ended is no longer kept alive."""
-    # Given
-    gone, kept = hold(store, "gone"), hold(store, "kept")
+    # Given one that is not due before it is removed, and from then on
+    gone, kept = hold(store, "gone", lease_ms=60_000), hold(store, "kept")
     beat.add(gone)
-    beat.add(kept)
     # When
     beat.remove(gone)
-    assert store.renewed.wait(5)
+    gone.renewed -= 60
+    beat.add(kept)
+    assert store.renewed.wait(SOON_S)
     # Then
     assert set(store.round_trips) == {1}
 
@@ -112,12 +120,13 @@ def test_a_removed_lease_is_not_renewed(store, beat):
 def test_a_lease_that_nobody_holds_any_more_is_not_renewed(store, beat):
     """However a run was cut off: nothing keeps its key but the run itself."""
     # Given
-    dropped, kept = hold(store, "dropped"), hold(store, "kept")
+    dropped = hold(store, "dropped", lease_ms=60_000)
     beat.add(dropped)
-    beat.add(kept)
     # When
     del dropped
-    assert store.renewed.wait(5)
+    kept = hold(store, "kept")
+    beat.add(kept)
+    assert store.renewed.wait(SOON_S)
     # Then
     assert [lease.key for lease in beat.leases()] == ["kept"]
     assert list(beat._leases) == [kept.number]
@@ -137,7 +146,7 @@ def test_a_lost_lease_is_told_once(store, beat):
     store.forget("k", 60_000)
     # When
     beat.add(lease)
-    assert told.wait(5)
+    assert told.wait(SOON_S)
     # Then
     assert losses == [State.RELEASED]
     assert not beat.leases()
@@ -149,14 +158,14 @@ def test_a_store_that_is_away_is_asked_again(store, beat):
     store.away = True
     lease = hold(store)
     beat.add(lease)
-    until = time.monotonic() + 5
+    until = time.monotonic() + SOON_S
     while len(store.round_trips) < 2:
         assert time.monotonic() < until
         time.sleep(0.01)
     # When
     store.away = False
     # Then
-    assert store.renewed.wait(5)
+    assert store.renewed.wait(SOON_S)
     assert lease.lost is None
 
 
@@ -174,7 +183,7 @@ def test_what_the_store_could_not_take_is_told_later(beat):
     # When
     beat.later(tell, "an outcome", 60)
     # Then
-    assert told.wait(15)
+    assert told.wait(SOON_S)
     assert len(tries) == 3
 
 
@@ -250,7 +259,7 @@ def test_a_forked_child_renews_only_its_own(store, beat):
         try:
             mine = hold(store, "child")
             beat.add(mine)
-            renewed = store.renewed.wait(10)
+            renewed = store.renewed.wait(SOON_S)
             code = 0 if renewed and [held.key for held in beat._held()] == ["child"] else 2
         finally:
             os._exit(code)
@@ -302,7 +311,7 @@ def test_a_thread_that_cannot_start_is_tried_again(store, beat, monkeypatch):
     # When
     beat.add(lease)
     # Then
-    assert store.renewed.wait(5)
+    assert store.renewed.wait(SOON_S)
 
 
 def test_who_hears_of_a_lost_lease_holds_up_no_other(store, beat):
@@ -312,17 +321,17 @@ def test_who_hears_of_a_lost_lease_holds_up_no_other(store, beat):
 
     def dawdle(lease):
         heard.set()
-        may_return.wait(10)
+        may_return.wait(SOON_S)
 
     lost, kept = hold(store, "lost", on_lost=dawdle), hold(store, "kept")
     store.forget("lost", 60_000)
     beat.add(lost)
     beat.add(kept)
     # When
-    assert heard.wait(5)
+    assert heard.wait(SOON_S)
     store.renewed.clear()
     # Then
-    assert store.renewed.wait(5)
+    assert store.renewed.wait(SOON_S)
     may_return.set()
 
 

@@ -22,6 +22,8 @@ from celery_idempotent.testing.memory import memory_store
 
 #: How long a thread waits for another one that a lock is to keep out, in seconds.
 KEPT_OUT_S = 0.2
+#: The same for one that is to come, however busy the machine is.
+COMES_S = 60
 
 
 @pytest.fixture
@@ -45,13 +47,14 @@ def at_once(*calls):
 class Meeting:
     """Where two threads meet, unless a lock keeps one of them out."""
 
-    def __init__(self):
+    def __init__(self, patience_s=KEPT_OUT_S):
         self._barrier = threading.Barrier(2)
+        self._patience_s = patience_s
         self.happened = False
 
     def wait(self):
         try:
-            self._barrier.wait(KEPT_OUT_S)
+            self._barrier.wait(self._patience_s)
         except threading.BrokenBarrierError:
             return
         self.happened = True
@@ -120,7 +123,7 @@ def test_a_step_keeps_the_order_that_it_got_while_another_thread_is_recorded(app
     class Slow:
         def __json__(self):
             packing.set()
-            assert other.wait(10)
+            assert other.wait(COMES_S)
             return "slow"
 
     @app.task(base=IdempotentTask, bind=True, name="orders")
@@ -128,7 +131,7 @@ def test_a_step_keeps_the_order_that_it_got_while_another_thread_is_recorded(app
         run = self.idempotency
 
         def quick():
-            assert packing.wait(10)
+            assert packing.wait(COMES_S)
             run.step("quick", lambda: "quick")
             other.set()
 
@@ -183,7 +186,7 @@ def test_threads_take_turns_in_the_bodys_transaction(store):
 
 def test_threads_have_the_bodys_transaction_in_common(store, monkeypatch):
     # Given
-    run, meeting = held_run(store), Meeting()
+    run, meeting = held_run(store), Meeting(COMES_S)
 
     class Late:
         def __init__(self, *args, **kwargs):
@@ -249,12 +252,12 @@ def test_another_tasks_body_may_call_this_one_while_it_is_under_way(app):
     def inner(self, number):
         if number == 1:
             begun.set()
-            assert called.wait(10)
+            assert called.wait(COMES_S)
         return self.idempotency.step("part", str, number)
 
     @app.task(name="outer")
     def outer():
-        assert begun.wait(10)
+        assert begun.wait(COMES_S)
         try:
             return inner.run(2)
         finally:
