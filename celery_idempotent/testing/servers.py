@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -25,6 +27,12 @@ BINARY_VARIABLE = "CELERY_IDEMPOTENT_REDIS_SERVER"
 
 _SERVER_NAMES = ("valkey-server", "redis-server")
 _PORT_ATTEMPTS = 5
+#: Where Linux says which ports outgoing connections get.
+_OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
+#: Below this, ports have names, and services.
+_LOWEST_PORT = 10_000
+#: How many ports are tried before the kernel chooses one.
+_PROBES = 100
 _POLL_SECONDS = 0.02
 
 # Run by a fresh interpreter that then becomes the server, so the server keeps this process's id.
@@ -79,10 +87,31 @@ def _embedded_binary() -> Path | None:
 
 
 def _free_port() -> int:
+    """Return a port that nobody listens on, outside of the range that outgoing connections get.
+
+    From that range the port of a server that is down for a moment may go to any connection on the
+    machine, even to one that is being made to that very port, which then reaches itself. The server
+    could not come back until that connection ends.
+    """
+    first, last = _ports_to_choose_from()
+    for _ in range(_PROBES if first < last else 0):
+        # Tests may give all processes the same seed.
+        port = first + secrets.randbelow(last - first)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
+
+
+def _ports_to_choose_from() -> tuple[int, int]:
+    """Return the larger part of what lies below or above the range of outgoing connections."""
+    try:
+        low, high = map(int, _OUTGOING.read_text().split())
+    except (OSError, ValueError):
+        low, high = 32768, 65535  # no Linux: the others begin there, or later
+    return max((_LOWEST_PORT, low), (high + 1, 65536), key=lambda it: it[1] - it[0])
 
 
 class RedisServer:

@@ -14,11 +14,11 @@ from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Reserve, Settle
 from celery_idempotent.stores.base import Renewal
 from celery_idempotent.testing.contract.kit import replace
+from celery_idempotent.testing.servers import _free_port
 from tests.support.chromium import Chromium
 from tests.support.django_system import DjangoSystem
 from tests.support.records import StoredRecords
 from tests.support.waiting import eventually
-from tests.support.webshop import free_port
 
 pytestmark = [
     pytest.mark.system,
@@ -201,7 +201,7 @@ def test_an_operator_finds_frees_and_settles_keys(system: DjangoSystem, chromium
     system.send("shop.deposit", 8, 100).get(timeout=60)
     leave_unknown(system.alias)
     leave_cut_off(system.alias)
-    port = free_port()
+    port = _free_port()
     system.start("-m", "django", "runserver", "--noreload", "--insecure", str(port))
     url = f"http://127.0.0.1:{port}/admin/"
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from celery_idempotent.testing.servers import _free_port
 from tests.support import warm
 from tests.support.missing import NotThere
 from tests.support.tasks import SETTINGS_VARIABLE
@@ -194,10 +195,3 @@ class Flower:
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

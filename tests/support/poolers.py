@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
+from celery_idempotent.testing.servers import _free_port
 from tests.support.missing import NotThere
 from tests.support.waiting import eventually
 
@@ -31,9 +32,7 @@ class Pooler:
         if program is None:
             raise NotThere("no PgBouncer: apt install pgbouncer")
         target = make_url(url)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         self.url = target.set(host="127.0.0.1", port=port).render_as_string(hide_password=False)
         self._directory = Path(tempfile.mkdtemp(prefix="pooler-"))
         self._directory.chmod(0o755)

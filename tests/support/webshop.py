@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import uuid
 from pathlib import Path
 from typing import Any
@@ -144,11 +143,3 @@ def start_worker(settings: dict[str, Any], directory: Path) -> Process:
     )
     worker.wait_for_log(" ready.")
     return worker
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from celery_idempotent.testing.servers import RedisServer
+from celery_idempotent.testing.servers import RedisServer, _free_port
 from tests.conftest import MakeSystem
 from tests.support import warm
 from tests.support.brokers import RedisBroker
@@ -260,9 +259,7 @@ def test_a_fastapi_app(redis_server: RedisServer, tmp_path: Path) -> None:
         project.write("shop.py", text_of("deploy_fastapi.py", {HERE: server}))
         worker = ("-m", "celery", "-A", "shop", "worker", "--loglevel", "INFO")
         project.start("worker", " ready.", *worker, "--concurrency", "2")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = _free_port()
         project.start("api", "Uvicorn running", "-m", "uvicorn", "shop:api", "--port", str(port))
 
         def ask(path: str, key: str | None = None) -> tuple[Any, Any]:

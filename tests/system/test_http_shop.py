@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from celery_idempotent.testing.servers import RedisServer
+from celery_idempotent.testing.servers import RedisServer, _free_port
 from tests.support.brokers import RabbitBroker
 from tests.support.waiting import eventually
-from tests.support.webshop import Books, Process, free_port, start_site, start_worker
+from tests.support.webshop import Books, Process, start_site, start_worker
 
 ORDERS = 1000
 CLIENTS = 8
@@ -39,7 +39,7 @@ class Shop:
             "test_books": str(directory / "books"),
         }
         self.directory = directory
-        self.port = free_port()
+        self.port = _free_port()
         self.books = Books(self.settings["test_books"])
         self.site = start_site(self.settings, directory, self.port)
         self.worker = start_worker(self.settings, directory)

@@ -13,10 +13,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from celery_idempotent.testing import servers
 from celery_idempotent.testing.servers import (
     BINARY_VARIABLE,
     RedisServer,
     ServerError,
+    _free_port,
     server_binary,
 )
 from tests.support.waiting import eventually
@@ -79,8 +81,10 @@ def test_a_paused_server_does_not_answer_until_it_is_resumed() -> None:
     """pause() leaves connections open and unanswered; resume() lets it go on."""
     # Given
     with RedisServer() as server:
-        impatient = client(server, socket_timeout=0.2)
+        impatient = client(server, single_connection_client=True)
         impatient.ping()
+        connection: Any = impatient.connection
+        connection._sock.settimeout(0.2)
         # When
         server.pause()
         # Then
@@ -90,6 +94,30 @@ def test_a_paused_server_does_not_answer_until_it_is_resumed() -> None:
         server.resume()
         # Then
         assert client(server).ping()
+
+
+@pytest.mark.parametrize(
+    ("outgoing", "chosen"),
+    [
+        ("32768\t60999", (10_000, 32768)),
+        ("9000 40000", (40_001, 65536)),
+        ("1024 65535", (65536, 65536)),
+        (None, (10_000, 32768)),
+    ],
+)
+def test_no_connection_gets_a_servers_port_while_it_is_down(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, outgoing: str | None, chosen: tuple[int, int]
+) -> None:
+    """It could not come back. Where connections may get every port the kernel chooses one."""
+    # Given
+    path = tmp_path / "range"
+    monkeypatch.setattr(servers, "_OUTGOING", path)
+    if outgoing is not None:
+        path.write_text(outgoing)
+    # Then
+    assert servers._ports_to_choose_from() == chosen
+    first, last = chosen
+    assert (first <= _free_port() < last) is (first < last)
 
 
 def test_a_given_directory_stays(tmp_path: Path) -> None:

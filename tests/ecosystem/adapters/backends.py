@@ -7,6 +7,7 @@ import socket
 import subprocess
 from typing import Any
 
+from celery_idempotent.testing.servers import _free_port
 from tests.ecosystem.adapter import Adapter
 from tests.ecosystem.adapters.rabbit import AMQP_URL, remove
 from tests.support.missing import NotThere
@@ -55,9 +56,7 @@ class InMemcached(Adapter):
         program = shutil.which("memcached")
         if program is None:
             raise NotThere("no memcached on PATH: install one (apt install memcached)")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+        self._port = _free_port()
         self._server = subprocess.Popen(
             [program, "-u", "nobody", "-l", "127.0.0.1", "-p", str(self._port)]
         )

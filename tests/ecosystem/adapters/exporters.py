@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -12,6 +11,7 @@ from typing import Any
 
 import redis
 
+from celery_idempotent.testing.servers import _free_port
 from tests.ecosystem.adapter import Adapter, Figure
 from tests.ecosystem.world import World
 from tests.support.waiting import eventually
@@ -23,9 +23,7 @@ class PrometheusExporter(Adapter):
     """celery-prometheus-exporter, which starts anew at an event that it doesn't know."""
 
     def start(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._address = f"127.0.0.1:{_free_port()}"
         broker = f"{self.server}/0"
         self._log = self.directory / "exporter.log"
         with self._log.open("wb") as log:
