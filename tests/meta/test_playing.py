@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +18,7 @@ from celery import Celery
 from click.testing import CliRunner
 
 from benchmarks.compare import run as comparison
+from benchmarks.playing import run as playing
 from benchmarks.playing.bench import BenchError, PlayedBench
 from benchmarks.playing.ledger import Ledger
 from benchmarks.playing.process import PROJECT, born, lives
@@ -31,6 +35,7 @@ STUCK = """
     from benchmarks.playing.player import end_with_the_run, say
 
     def wait_in_vain():
+        (Path(os.environ["PLAYED_LEDGER"]) / f"{os.getpid()} waits").touch()
         while True:
             time.sleep(0.1)
 
@@ -44,11 +49,13 @@ STUCK = """
     end_with_the_run(worker.kill)
     say("worker", pid=worker.pid)
     say("begun", name="the first one")
-    say("seen", name="the first one")
     say("begun", name="the second one")
+    say("seen", name="the first one")
     print("about to wait", file=sys.stderr, flush=True)
     {waits}
 """
+#: How long a play may take, in seconds: longer than a test does.
+LIMIT_S = 60
 RUN = """
     import sys
     from pathlib import Path
@@ -68,15 +75,31 @@ def stuck(directory: Path, waits: str = "wait_in_vain()") -> tuple[Play, list[di
     return Play("stuck", ["stuck"], {"PYTHONPATH": path}, seen.append), seen
 
 
+def run_until(fact: Callable[[], object], directory: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run by whose clock a play has had its time as soon as something holds."""
+
+    def monotonic() -> float:
+        return time.monotonic() + (LIMIT_S if fact() else 0)
+
+    monkeypatch.setattr(playing, "time", SimpleNamespace(monotonic=monotonic))
+    return Run(directory, limit_s=LIMIT_S)
+
+
 def test_a_play_that_hangs_is_told_of_and_ended(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names what was played, and shows the logs and where each process stands."""
-    # When
+    # Given
     play, seen = stuck(tmp_path)
-    wrong = Run(tmp_path, limit_s=5).play_all([play], 1)
+
+    def waits() -> bool:
+        return bool(seen) and len([*tmp_path.glob("stuck/* waits")]) == 2
+
+    run = run_until(waits, tmp_path, monkeypatch)
+    # When
+    wrong = run.play_all([play], 1)
     # Then
-    assert wrong["stuck"].startswith("it was ended after 5 s; being played: the second one (for ")
+    assert wrong["stuck"].startswith("it was ended after 60 s; being played: the second one (for ")
     assert [it["name"] for it in seen] == ["the first one"]
     told = capfd.readouterr().err
     for words in ("the end of driver.log", "about to wait", "stacks in worker1.log"):
@@ -85,11 +108,16 @@ def test_a_play_that_hangs_is_told_of_and_ended(
     assert not lives(int((tmp_path / "stuck" / "pid").read_text()))
 
 
-def test_a_play_that_does_not_react_to_anything_is_ended(tmp_path: Path) -> None:
+def test_a_play_that_does_not_react_to_anything_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that was stopped ends all the same."""
+    # Given
+    play, seen = stuck(tmp_path, "os.kill(worker.pid, 19); os.kill(os.getpid(), 19)")
+    log = tmp_path / "stuck" / "driver.log"
+    run = run_until(lambda: seen and "about" in log.read_text(), tmp_path, monkeypatch)
     # When
-    play, _ = stuck(tmp_path, "os.kill(worker.pid, 19); os.kill(os.getpid(), 19)")
-    wrong = Run(tmp_path, limit_s=5).play_all([play], 1)
+    wrong = run.play_all([play], 1)
     # Then
     assert "being played: the second one" in wrong["stuck"]
     assert not lives(int((tmp_path / "stuck" / "pid").read_text()))

@@ -130,7 +130,7 @@ def test_after_a_failure_the_next_call_runs_and_a_leftover_copy_does_not(
     system.wait_until_quiet()
     # Then
     assert system.ledger.count("start") == 1
-    assert isinstance(failed.get(timeout=1, propagate=False), ValueError)
+    assert isinstance(failed.get(timeout=30, propagate=False), ValueError)
     # When
     later = task.delay(1, works_after="funded")
     # Then

@@ -88,7 +88,7 @@ def test_a_chord_with_a_duplicate_in_its_header_runs_its_body_once(make_system: 
 def test_a_pool_child_that_dies_is_followed_by_another_run(make_system: MakeSystem) -> None:
     """A run whose process is killed before its effect is run again, long before its lease ends."""
     # Given
-    system = make_system(idempotency_lease=60)
+    system = make_system(idempotency_lease=300)
     system.start_worker()
     result = system.task("charge").delay(1, gate="go")
     (begun,) = system.ledger.wait_for("start")
@@ -96,7 +96,7 @@ def test_a_pool_child_that_dies_is_followed_by_another_run(make_system: MakeSyst
     os.kill(begun["pid"], signal.SIGKILL)
     system.ledger.open("go")
     # Then
-    assert result.get(timeout=15)["order"] == 1
+    assert result.get(timeout=60)["order"] == 1
     first, second = system.ledger.entries("start")
     assert second["interrupted"]
     assert second["token"] > first["token"]

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ from celery_idempotent.testing.contract.kit import (
 )
 from tests.support.databases import ON_SERVERS, Database, emptied
 from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
 
 
 def statements(store: SqlStore, work: Callable[[], Any]) -> int:
@@ -554,6 +555,14 @@ def test_a_database_that_hangs_hangs_nobody(database: Database) -> None:
     """After its timeout an answer is waited for no longer, and may have been on its way."""
     # Given
     store = SqlStore.from_url(database.url, {"timeout": 1})
+
+    def is_connected() -> bool:
+        with suppress(StoreUnavailable):
+            store.rows.operate(lambda connection: connection.execute(text("SELECT 1")))
+            return True
+        return False
+
+    eventually(is_connected, "it has a connection, for which a busy server may take its time")
     seen = []
 
     def work(connection: Connection) -> None:
