@@ -11,7 +11,7 @@ from celery.utils.log import get_logger
 
 from celery_idempotent.core.options import Settings
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.ops import remote
+from celery_idempotent.ops import panel
 from celery_idempotent.ops.doctor import ERROR, HINT, WARNING, Finding, examine
 from celery_idempotent.settings import environment_of
 
@@ -40,7 +40,7 @@ class CheckUpStep(bootsteps.StartStopStep):
         Raises:
             ConfigurationError: something was found, and ``idempotency_strict`` is set.
         """
-        remote.register()
+        panel.register()
         found = _examine(parent.app, getattr(parent.pool_cls, "__module__", ""))
         for finding in found:
             # Not one template for all: whoever groups log records has a group for each finding.

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
-from celery.worker.control import Panel
 
 from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.errors import IdempotencyError
@@ -19,7 +18,7 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.worker.waiters import Waiter, waiting_messages
 
-__all__ = ["claims", "register", "waiting"]
+__all__ = ["claims", "forget", "holdings", "waiting"]
 
 log = get_logger("celery_idempotent")
 
@@ -27,22 +26,11 @@ log = get_logger("celery_idempotent")
 _YOUNG_S: Final = 10.0
 
 
-def register() -> None:
-    """Have the commands known, in a worker or to whoever asks workers."""
-    Panel.register(type="inspect", name="idempotency")(_inspect)
-    Panel.register(
-        type="control",
-        name="idempotency_forget",
-        args=[("key", str), ("token", int)],
-        signature="KEY [TOKEN]",
-    )(_control_forget)
-
-
-def _inspect(state: Any, **_: Any) -> list[dict[str, Any]] | dict[str, str]:
-    """List the keys that this worker's tasks hold now, and the messages that wait for a key."""
+def holdings(app: Any) -> list[dict[str, Any]] | dict[str, str]:
+    """Give the claims of this worker's tasks, and the messages that it holds; or an error."""
     try:
         return [
-            *claims(environment_of(state.app), worker_state.active_requests),
+            *claims(environment_of(app), worker_state.active_requests),
             *waiting(waiting_messages()),
         ]
     except IdempotencyError as exc:
@@ -123,10 +111,10 @@ def _is_run_of(record: Record, request: Any) -> bool:
     return mine and (record.owner_id == request.id or record.state is State.COMPENSATING)
 
 
-def _control_forget(state: Any, key: str, token: int | None = None, **_: Any) -> dict[str, str]:
-    """Free a key, so that its next call runs; with TOKEN only if that is still its token."""
+def forget(app: Any, key: str, token: int | None = None) -> dict[str, str]:
+    """Free a key; with ``token`` only if that is still its token. Says what it did, or why not."""
     try:
-        return _forget(state.app, environment_of(state.app), key, token)
+        return _forget(app, environment_of(app), key, token)
     except IdempotencyError as exc:
         return {"error": str(exc)}
 

@@ -13,7 +13,7 @@ from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.shutdown import shutdown
 from celery_idempotent.settings import check_conf, environment_of
 
-__all__ = ["IdempotencyStep", "NamesStep", "check_names", "install", "watch_workers"]
+__all__ = ["IdempotencyStep", "NamesStep", "check_names", "install"]
 
 # kombu has no types for it.
 _resolve: Any = symbol_by_name
@@ -117,15 +117,6 @@ def install(app: Any) -> None:
     app.steps["worker"].add(IdempotencyStep)
     app.steps["worker"].add(_CHECK_UP)
     signals.worker_process_shutdown.connect(_flush, dispatch_uid="celery-idempotent-flush")
-
-
-def watch_workers() -> None:
-    """Check names in every worker of this process, also for an app without a task of ours."""
-    signals.celeryd_init.connect(_add_names_step, dispatch_uid="celery-idempotent-names")
-
-
-def _add_names_step(instance: Any, **_: Any) -> None:
-    instance.app.steps["worker"].add(NamesStep)
 
 
 def _announce(**_: Any) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from celery_idempotent.ops.history import History
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Renewal, Sample
 from celery_idempotent.stores.memory import MemoryStore
+from tests.support import warm
 from tests.support.commands import Commands
 from tests.support.records import JSON, StoredRecords
 
@@ -1070,3 +1073,45 @@ def test_nothing_in_a_record_can_write_to_a_terminal(
     assert done.code == 0
     assert all(line.isprintable() for line in done.out.splitlines()), done.out
     assert "\\u001b" in done.out
+
+
+# --- what is imported -----------------------------------------------------------------------------
+
+IMPORTED = """
+import sys
+import celery.bin.celery
+from celery_idempotent.ops.cli import idempotency
+
+def ours():
+    return {name for name in sys.modules if name.startswith("celery_idempotent")}
+
+before = ours()
+assert set(idempotency.commands) >= {"list", "doctor", "relay"}
+assert ours() == before
+print(*sorted(before))
+idempotency.commands["export"]
+print(*sorted(name for name in ours() - before if ".cli." in name))
+"""
+
+
+def test_a_command_is_imported_when_it_is_asked_for(tmp_path: Path) -> None:
+    """Each of Celery's own commands loads this group, `celery worker` as well as `--help`."""
+    # Given
+    program = tmp_path / "imported.py"
+    program.write_text(IMPORTED)
+    root = Path(__file__).parents[2]
+    # When
+    done = warm.run([str(program)], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)})
+    # Then
+    assert done.returncode == 0, done.stderr
+    top, commands = (set(line.split()) for line in done.stdout.splitlines())
+    ops = "celery_idempotent.ops"
+    assert top == {"celery_idempotent", ops, f"{ops}.cli", f"{ops}.panel"}
+    assert commands == {f"{ops}.cli.console", f"{ops}.cli.move"}
+
+
+def test_a_misspelt_command_is_an_error(run: Commands) -> None:
+    """It says so whether the command that was meant is imported or not."""
+    done = run("exprot")
+    assert done.code == 2
+    assert "No such command 'exprot'" in done.err

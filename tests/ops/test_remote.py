@@ -18,7 +18,7 @@ from celery_idempotent import IdempotentTask, State
 from celery_idempotent.core.record import Owner, Process, Record
 from celery_idempotent.core.verdicts import Claim, Claimed
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.ops import remote
+from celery_idempotent.ops import panel, remote
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
@@ -102,7 +102,7 @@ def run_by(
 
 def ask(app: Celery, command: str, **arguments: Any) -> Any:
     """As the worker does when a command comes in."""
-    remote.register()
+    panel.register()
     return Panel.data[command](SimpleNamespace(app=app), **arguments)
 
 

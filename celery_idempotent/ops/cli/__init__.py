@@ -1,29 +1,61 @@
-"""``celery -A app idempotency ...``: see records, find out why, free and settle keys."""
+"""``celery -A app idempotency ...``: see records, find out why, free and settle keys.
+
+Whatever is typed after ``celery`` imports this, ``worker`` too. So a command is imported when it is
+asked for, and not before.
+"""
 
 from __future__ import annotations
 
+from collections import UserDict
+from importlib import import_module
 from typing import Any
 
 import click
+from celery import signals
 
-from celery_idempotent.ops import remote
-from celery_idempotent.ops.cli.act import (
-    forget_command,
-    init_db_command,
-    resolve_command,
-    resume_command,
-)
-from celery_idempotent.ops.cli.check import doctor_command
-from celery_idempotent.ops.cli.flower import flower_command
-from celery_idempotent.ops.cli.look import list_command, show_command, stats_command, why_command
-from celery_idempotent.ops.cli.move import export_command, import_command
-from celery_idempotent.ops.cli.relay import relay_command
-from celery_idempotent.worker.boot import watch_workers
+from celery_idempotent.ops import panel
 
 __all__ = ["idempotency"]
 
 
-@click.group("idempotency", context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(UserDict[str, Any]):
+    """The commands by their names; until a command is asked for it is the name of its module."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        known = super().__getitem__(name)
+        if isinstance(known, str):
+            known = getattr(
+                import_module(f"{__name__}.{known}"), f"{name.replace('-', '_')}_command"
+            )
+            self.data[name] = known
+        command: click.Command = known
+        return command
+
+
+_COMMANDS = _Commands(
+    {
+        "list": "look",
+        "show": "look",
+        "why": "look",
+        "stats": "look",
+        "forget": "act",
+        "resolve": "act",
+        "resume": "act",
+        "init-db": "act",
+        "doctor": "check",
+        "export": "move",
+        "import": "move",
+        "relay": "relay",
+        "flower": "flower",
+    }
+)
+
+
+@click.group(
+    "idempotency",
+    commands=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 def idempotency(**_: Any) -> None:
     """See which calls were deduplicated, of what and why; free keys and settle them.
 
@@ -33,24 +65,13 @@ def idempotency(**_: Any) -> None:
     """
 
 
-for _command in (
-    list_command,
-    show_command,
-    why_command,
-    forget_command,
-    resolve_command,
-    resume_command,
-    stats_command,
-    doctor_command,
-    export_command,
-    import_command,
-    init_db_command,
-    relay_command,
-    flower_command,
-):
-    idempotency.add_command(_command)
+def _check_names(instance: Any, **_: Any) -> None:
+    from celery_idempotent.worker.boot import NamesStep  # only a worker needs it
+
+    instance.app.steps["worker"].add(NamesStep)
+
 
 # Whoever runs `celery inspect` or `celery control` has to know the workers' commands too.
-remote.register()
+panel.register()
 # Whoever runs `celery worker` may have forgotten base=IdempotentTask everywhere.
-watch_workers()
+signals.celeryd_init.connect(_check_names, dispatch_uid="celery-idempotent-names")
