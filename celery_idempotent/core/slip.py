@@ -56,8 +56,9 @@ class Slip(NamedTuple):
     #: The packed outcome; empty where none is kept. Where its run gave the key up and has not
     #: ended: how many runs were cut off before it, in one byte; empty: none.
     outcome: bytes = b""
-    #: Whether its run gave the key up before its end (``self.idempotency.release()``). The lease of
-    #: that run is here then: ``sending_ms`` and ``holder``.
+    #: Whether it answers its own call alone, and nobody who waited for its run: that gave the key
+    #: up before its end (``self.idempotency.release()``), or was cut off. Without an answer, the
+    #: lease of a run that gave the key up is here: ``sending_ms`` and ``holder``.
     released: bool = False
 
     @property

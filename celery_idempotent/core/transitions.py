@@ -199,6 +199,7 @@ def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write
     noted = slip is not None and ask.callbacks and slip.has_sent(ask.message.digests)
     answer = slip if _is_answer(record, slip) else None
     is_copy = _is_copy(record, slip, ask)
+    told = answer if mine and is_copy else None
     if slip is not None and not noted and _is_being_sent(slip, ask, now_ms):
         # Another delivery answers this call, or sends its callbacks: wait, whatever this would do.
         telling = slip.as_record(new.owner)._replace(until_ms=slip.sending_ms)
@@ -244,7 +245,7 @@ def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write
             return _replay_other(record, slip, ask, now_ms, noted, left_ms)
         is_kept = record.state in (State.SUCCEEDED, State.FAILED)
         if awaited is not None and awaited.released:
-            awaited = None  # the key was free before that run ended
+            awaited = None  # its answer is its own call's alone
         if awaited is not None and awaited.answered and awaited.outcome and not is_kept:
             shared = Replay(awaited.as_record(ask.awaited), False, noted)
             return _told(shared, record, slip, ask, now_ms, noted, awaited.outcome)
@@ -255,12 +256,16 @@ def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write
             return Superseded(), None
         if live:
             return _busy(record, mine, slip, ask, now_ms, noted)
+        if told is not None:  # by who has ended its run: the worker's parent
+            return _answer_again(told, slip, ask, now_ms, noted)
         if mine and new.retries > record.retries:
             return _take(record, ask, now_us, 0, slip)
         return _interrupted(record, mine, ask, now_us, slip)
     if record.state is State.RETRYING:
         if mine and new.retries < record.retries:
             return Superseded(), None
+        if told is not None:
+            return _answer_again(told, slip, ask, now_ms, noted)
         if mine or now_ms >= record.until_ms + ask.lease_ms:
             return _take(record, ask, now_us, 0, slip)
         return _busy(record, mine, slip, ask, now_ms, noted)
@@ -284,6 +289,8 @@ def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write
         if live:
             return _busy(record, mine, slip, ask, now_ms, noted)
         return _compensate(record, ask, now_us, slip)
+    if told is not None and told.released:
+        return _answer_again(told, slip, ask, now_ms, noted)
     return _told(Unknown(record, noted), record, slip, ask, now_ms, noted)
 
 
@@ -777,13 +784,17 @@ def step(
     return Recorded(held.token), Write(record._replace(has_steps=True), keep_ms)
 
 
-def note(record: Record | None, event: Note, *, slip: Slip | None = None) -> Write | None:
+def note(
+    record: Record | None, event: Note, now_us: int = 0, *, slip: Slip | None = None
+) -> Write | None:
     """Record that a message was answered, and end the delivery lease of its run."""
     write = Write(None)
     if record is not None and record.token == event.token and record.is_done and record.until_ms:
         write = Write(record._replace(until_ms=0, process=b"", nonce=b""), KEEP_TTL)
     if event.slip.answered:
         merged = event.slip if slip is None else slip.merged(event.slip)
+        if event.sends_ms:
+            merged = merged._replace(sending_ms=now_us // 1000 + event.sends_ms)
         write = write._replace(slip=merged, slip_ttl_ms=event.ttl_ms, slip_first=True)
     elif slip is not None and slip.sending_ms:
         if slip.answered:

@@ -284,3 +284,5 @@ class Note(NamedTuple):
     #: The run's token, whose delivery lease ends; 0: it held none.
     token: int
     ttl_ms: int
+    #: For how long whoever notes that may still be sending the callbacks, from now.
+    sends_ms: int = 0

@@ -30,8 +30,9 @@ from celery_idempotent.run.claimant import Claimant, Ending
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.transaction import BodyTransaction
+from celery_idempotent.stores.base import Store
 
-__all__ = ["Run", "write_slip"]
+__all__ = ["Run", "write_note", "write_slip"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -328,9 +329,21 @@ def write_slip(
     """
     terms = claimant.terms
     note = Note(claimant.slip_key, slip, token, terms.horizon_ms)
+    write_note(terms.store, claimant.key, note, then, at_once=at_once)
+
+
+def write_note(
+    store: Store,
+    key: str,
+    note: Note,
+    then: Callable[[], object] | None = None,
+    *,
+    at_once: bool = True,
+) -> None:
+    """Do what :func:`write_slip` does, for who has no claimant."""
 
     def write() -> None:
-        terms.store.note(claimant.key, note)
+        store.note(key, note)
         if then is not None:
             then()
 
@@ -338,8 +351,8 @@ def write_slip(
         with suppress(StoreUnavailable):
             write()
             return
-    what = f"the call with the key {claimant.key} was answered"
-    heartbeat.later(write, what, terms.horizon_ms / 1000)
+    what = f"the call with the key {key} was answered"
+    heartbeat.later(write, what, note.ttl_ms / 1000)
 
 
 def _has_outcome(ending: Ending) -> bool:

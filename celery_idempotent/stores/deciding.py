@@ -471,7 +471,7 @@ class DecidingStore(Store, Generic[C]):
 
     def note(self, key: str, event: Note) -> None:
         def decide(row: Row) -> Write | None:
-            return transitions.note(row.readable, event, slip=row.slip)
+            return transitions.note(row.readable, event, row.now_us, slip=row.slip)
 
         self._apply(key, decide, slip_key=event.slip_key)
 

@@ -11,6 +11,7 @@ from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.states import REVOKED
 from celery.utils.log import get_logger
+from celery.worker import state as worker_state
 from celery.worker.control import Panel
 from celery.worker.request import Request
 from celery.worker.state import revoked as revoked_tasks
@@ -27,6 +28,7 @@ from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
+from celery_idempotent.worker.answer import keep_answer
 from celery_idempotent.worker.standing import Standing, standing_of
 from celery_idempotent.worker.waiters import are_held, waiters_of
 
@@ -85,6 +87,10 @@ def _held_until_due(consumer: Any) -> list[IdempotentRequest]:
     return [it for it in first if isinstance(it, IdempotentRequest)]
 
 
+def _nothing() -> None:
+    pass
+
+
 class IdempotentRequest(Request):
     """A request of an :class:`.IdempotentTask`, in the parent."""
 
@@ -131,7 +137,9 @@ class IdempotentRequest(Request):
         if leads is not None:
             leads(self)
 
-    def on_failure(self, exc_info: Any, *args: Any, **kwargs: Any) -> Any:
+    def on_failure(
+        self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False
+    ) -> Any:
         """As Celery's, which puts the message back; a lost child's lease is ended before that.
 
         Never for a hard time limit: the message is put back before the child is dead.
@@ -139,30 +147,79 @@ class IdempotentRequest(Request):
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
-        if isinstance(exc, (WorkerLostError, Terminated)):
-            try:
-                self._end_lease()
-            except Exception as problem:
-                # Its lease ends by itself; the parent has other tasks to care for.
-                log.warning("could not free the key of lost task %s: %s", self.id, problem)
-        if self._leaves_it_to_others(exc):
-            return None
-        answer = super().on_failure(exc_info, *args, **kwargs)
+        are_sent = _nothing
+        # What a child has told may be what a parent has answered another copy.
+        if return_ok and isinstance(exc, WorkerLostError):
+            self._say_no_more()  # Celery would tell it once more
+        elif not return_ok:
+            if isinstance(exc, (WorkerLostError, Terminated)):
+                self._free_what_it_held()
+            if self._leaves_it_to_others(exc):
+                return None
+            are_sent = self._keep_failure(exc)
+        answer = super().on_failure(exc_info, send_failed_event, return_ok)
+        are_sent()
         if isinstance(exc, Dropped):
             for kind, fields in exc.events():
                 self.send_event(kind, **fields)
-        if isinstance(exc, TimeLimitExceeded) and not self._comes_again_after(exc):
-            self._say_no_more()  # Celery calls on_timeout next, which would tell all of it again
+        if isinstance(exc, TimeLimitExceeded) and not return_ok:
+            # Celery calls on_timeout next, which would tell all of it again; or it would tell the
+            # failure of a call whose message was put back.
+            self._say_no_more()
         return answer
+
+    def _free_what_it_held(self) -> None:
+        try:
+            self._end_lease()
+        except Exception as problem:
+            # Its lease ends by itself; the parent has other tasks to care for.
+            log.warning("could not free the key of lost task %s: %s", self.id, problem)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """As Celery's; the failure is told once, and by no run that has lost its key.
 
         A copy of its message, or another call, has answered then, or is about to.
         """
-        if not soft and self._leaves_it_to_others(TimeLimitExceeded(timeout)):
+        if soft:
+            return super().on_timeout(soft, timeout)
+        exc = TimeLimitExceeded(timeout)
+        if self._leaves_it_to_others(exc):
             return None
-        return super().on_timeout(soft, timeout)
+        if self._comes_again_after(exc):
+            self._say_no_more()
+        are_sent = self._keep_failure(exc)
+        answer = super().on_timeout(soft, timeout)
+        are_sent()
+        return answer
+
+    def _keep_failure(self, exc: BaseException) -> Callable[[], None]:
+        """Keep a failure that Celery tells in this process, of a run that it has ended.
+
+        Returns:
+            To be called when it is told: what hangs on the call has gone out.
+        """
+        if isinstance(exc, TimeLimitExceeded):
+            is_told = not worker_state.should_terminate  # else Celery says nothing
+        else:
+            is_told = isinstance(exc, WorkerLostError)
+        if not is_told or self._already_cancelled or self._already_revoked:
+            return _nothing
+        return _nothing if self._comes_again_after(exc) else self._keep_answer(exc)
+
+    def _keep_answer(self, exc: BaseException | None) -> Callable[[], None]:
+        if self._is_told:
+            return _nothing
+        try:
+            return keep_answer(self, exc)
+        except Exception as problem:
+            log.warning("could not keep what task %s is answered: %s", self.id, problem)
+            return _nothing
+
+    def _announce_revoked(self, reason: Any, terminated: bool, *args: Any) -> Any:
+        """As Celery's; a call whose run is ended for that stays revoked."""
+        if terminated:
+            self._keep_answer(None)
+        return super()._announce_revoked(reason, terminated, *args)
 
     def terminate(self, *args: Any, **kwargs: Any) -> Any:
         """As Celery's; REVOKED is not stored over an answer that another delivery has given."""

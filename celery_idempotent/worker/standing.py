@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
+import os
 import socket
 import time
 from typing import Any, Final
 
 from celery.utils.log import get_logger
 
-from celery_idempotent.core.message import read_request
+from celery_idempotent.core.message import MAX_DEATHS, digest_of, read_request
 from celery_idempotent.core.record import HELD, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.delivery.waiting import is_answered
@@ -18,13 +19,13 @@ from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 
-__all__ = ["Standing", "standing_of", "stands"]
+__all__ = ["LEFT_ALONE_S", "Standing", "message_of", "standing_of", "stands"]
 
 log = get_logger("celery_idempotent")
 
 #: For so long after it did not answer, the store is not asked by the parent: each time it would
 #: wait for the store, and so would all that the worker does.
-_LEFT_ALONE_S: Final = 10.0
+LEFT_ALONE_S: Final = 10.0
 
 
 class Standing(enum.Enum):
@@ -57,27 +58,44 @@ def standing_of(request: Any) -> Standing:
         if key is None:
             return Standing.HOLDS
         store = environment_of(request.app).store
-        if time.monotonic() - store.failed_at < _LEFT_ALONE_S:
+        if time.monotonic() - store.failed_at < LEFT_ALONE_S:
             raise StoreUnavailable("the store did not answer just now")
-        own, owner, retries, deaths, _ = read_request(context)
-        waits = None if own is None else own[1]
-        message = Slip(
-            deaths=deaths + (0 if waits is None else waits.deaths),
-            retries=retries,
-            publication=b"" if waits is None else waits.publication.encode(),
-        )
+        owner, message = message_of(context)
         # In this order: a copy writes its slip when it has the record already.
         record, slip = store.get(key), store.slip(owner.slip_key(key))
     except StoreError as exc:
         log.warning("could not ask whether task %s still has its key: %s", request.id, exc)
         return Standing.ANSWERED if is_answered(task, context) else Standing.HOLDS
-    process = Process(socket.gethostname(), request.worker_pid or 0, BOOT_ID).pack()
+    # A greenlet has a number of its own, which is no process's: its body ran in this process.
+    pids = (request.worker_pid or 0, os.getpid())
+    processes = [Process(socket.gethostname(), pid, BOOT_ID).pack() for pid in pids]
+    named = (b"" if record is None else record.process, b"" if slip is None else slip.holder[8:])
+    process = next((it for it in processes if it in named), b"")
     # Where bodies run in this process, another one of this key may: it has a lease here.
     is_here = any(lease.key == key for lease in heartbeat.leases())
     in_turn = setup.options.after_wait in ("run", "last")
     if record is None and slip is None and is_answered(task, context):
         return Standing.TOLD
     return stands(record, slip, owner, b"" if is_here else process, message, in_turn=in_turn)
+
+
+def message_of(context: Any) -> tuple[Owner, Slip]:
+    """Return the owner of a message, and what distinguishes the message from others of its owner.
+
+    Args:
+        context: Celery's request of it.
+    """
+    own, owner, retries, deaths, has_callbacks = read_request(context)
+    waits = None if own is None else own[1]
+    digests = b""
+    if has_callbacks:
+        digests = (waits and waits.callbacks) or digest_of(context)
+    return owner, Slip(
+        deaths=min(deaths + (waits.deaths if waits else 0), MAX_DEATHS),
+        retries=retries,
+        publication=waits.publication.encode() if waits else b"",
+        digests=digests,
+    )
 
 
 def stands(

@@ -478,6 +478,18 @@ _FOUND_BY_USE = (
         ),
     ),
     Scenario(
+        81,
+        "A hard time limit fails a call, or a revoke ends its run, while its copy waits",
+        "The copy runs nothing and gets that failure, in either pool that enforces limits; for "
+        "other calls the run was cut off.",
+        (
+            "system/test_answered.py::test_a_call_that_its_hard_time_limit_has_failed_runs_no_more",
+            "system/test_answered.py::test_a_copy_of_such_a_call_gets_its_failure",
+            _REDIS_CONTRACT + "test_a_call_whose_run_was_ended_runs_no_more",
+            _REDIS_CONTRACT + "test_for_others_a_run_that_was_ended_is_cut_off",
+        ),
+    ),
+    Scenario(
         53,
         "A copy of an answered call, with task_track_started",
         "No STARTED and no RETRY is stored over the answer, on any result backend.",

@@ -62,10 +62,43 @@ def _copies() -> list[Mutant]:
         ("if is_copy and ends_too_soon(slip_key) then", "if told and ends_too_soon(slip_key) then"),
     )
     mutants += pair(
+        "answered: a copy runs nothing where its run was ended, and its call answered",
+        ("if told is not None:  # by who", "if False:  # by who"),
+        "claim",
+        (
+            "  if mine and is_copy then return answer_again() end\n  if mine and new",
+            "  if mine and new",
+        ),
+    )
+    mutants += pair(
+        "answered: nor where its retry was recorded before",
+        ("if told is not None:", "if False:", "State.RETRYING:\n        if mine and new.retries"),
+        "claim",
+        (
+            "  if mine and is_copy then return answer_again() end\n  if mine or now_ms",
+            "  if mine or now_ms",
+        ),
+    )
+    mutants += pair(
+        "answered: it keeps that answer where nobody knows how its run ended",
+        ("if told is not None and told.released:", "if False:"),
+        "claim",
+        ("if mine and is_copy and told.released then return answer_again() end\n", ""),
+    )
+    mutants += pair(
+        "answered: copies wait while its callbacks are sent",
+        ("        if event.sends_ms:\n", "        if False:\n"),
+        "note",
+        ("if ARGV[4] then", "if false then"),
+    )
+    mutants += pair(
         "answered: a leftover copy runs nothing where it gave its key up",
         ("if mine and is_copy and answer is not None:", "if False:"),
         "claim",
-        ("  if mine and is_copy then return answer_again() end\n", ""),
+        (
+            "  if mine and is_copy then return answer_again() end\n  if mine and #record",
+            "  if mine and #record",
+        ),
     )
     mutants += pair(
         "answered: a leftover copy runs nothing where another gave the key up",

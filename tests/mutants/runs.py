@@ -86,8 +86,36 @@ _PARENTS = [
     Mutant(
         "parent: the failure of a hard time limit is told once",
         "worker/request.py",
-        "if isinstance(exc, TimeLimitExceeded) and not self._comes_again_after(exc):",
+        "if isinstance(exc, TimeLimitExceeded) and not return_ok:",
         "if False:",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: a failure that it tells is kept",
+        "worker/request.py",
+        "return _nothing if self._comes_again_after(exc) else self._keep_answer(exc)",
+        "return _nothing",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: a call whose run it ended stays revoked",
+        "worker/request.py",
+        "        if terminated:\n            self._keep_answer(None)\n",
+        "",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: what a child has told is not told again",
+        "worker/request.py",
+        "if return_ok and isinstance(exc, WorkerLostError):",
+        "if False:",
+        _PARENT,
+    ),
+    Mutant(
+        "parent: a greenlet's body ran in this process",
+        "worker/standing.py",
+        "pids = (request.worker_pid or 0, os.getpid())",
+        "pids = (request.worker_pid or 0,)",
         _PARENT,
     ),
     Mutant(
@@ -121,7 +149,7 @@ _PARENTS = [
     Mutant(
         "parent: a store that is away is not asked again and again",
         "worker/standing.py",
-        "if time.monotonic() - store.failed_at < _LEFT_ALONE_S:",
+        "if time.monotonic() - store.failed_at < LEFT_ALONE_S:",
         "if False:",
         _PARENT,
     ),
@@ -459,7 +487,7 @@ _RUNS = [
     Mutant(
         "note: told again where the store is away",
         "run/run.py",
-        "    heartbeat.later(write, what, terms.horizon_ms / 1000)\n",
+        "    heartbeat.later(write, what, note.ttl_ms / 1000)\n",
         "",
         (("tests/delivery/test_guard.py", "-k", "a_note_is_told"),),
     ),

@@ -12,14 +12,20 @@ import signal
 from typing import Any
 
 import pytest
+from billiard.exceptions import TimeLimitExceeded
 from celery import chain
 from celery.result import AsyncResult
 from celery.signals import before_task_publish
 
+from celery_idempotent import OutcomeUnknown
 from celery_idempotent.core.message import OWN, own_of
 from tests.conftest import MakeSystem
 from tests.support.system import System
+from tests.support.waiting import wait_until_dead
 from tests.system.test_redelivery import LEASE, VISIBILITY_TIMEOUT, deliver_again
+
+#: So late that a copy of the message has come by then.
+TIME_LIMIT = 8
 
 
 def call(task: Any, *args: Any, **options: Any) -> tuple[AsyncResult, dict[str, Any]]:
@@ -62,6 +68,71 @@ def test_a_run_that_leaves_without_an_outcome_leaves_no_run_behind(
     assert system.ledger.count("start") == 1
     assert system.ledger.count("effect") == 0
     assert system.ledger.count("tail") == (how == "replace")
+
+
+@pytest.mark.long(15)
+def test_a_call_that_its_hard_time_limit_has_failed_runs_no_more(
+    make_redis_system: MakeSystem,
+) -> None:
+    """The worker's parent fails it, and ends its run: its copy, which has waited, runs nothing."""
+    # Given a run that outlives the visibility timeout, and whose copy waits for its end
+    system = make_redis_system(visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=LEASE)
+    system.start_worker()
+    limited = system.task("busy").apply_async(
+        (1,), {"gate": "go"}, time_limit=TIME_LIMIT, link_error=system.task("errback").s()
+    )
+    (begun,) = system.ledger.wait_for("start")
+    deliver_again(system, limited.id)
+    # When it meets its limit, and the copy comes again
+    failure = limited.get(timeout=30, propagate=False)
+    wait_until_dead(begun["pid"])
+    system.ledger.open("go")
+    system.wait_until_quiet()
+    # Then
+    assert isinstance(failure, TimeLimitExceeded)
+    stays_failed(system, limited, failure)
+
+
+def stays_failed(system: System, call: AsyncResult, failure: BaseException) -> None:
+    """It ran once, a copy was answered with its failure, and its errback went out once."""
+    assert system.ledger.count("finished", id=call.id, state="FAILURE") == 1
+    assert system.ledger.count("start") == 1
+    kept = call.backend.get_task_meta(call.id, cache=False)
+    assert (kept["status"], repr(kept["result"])) == ("FAILURE", repr(failure))
+    assert [entry["failed"] for entry in system.ledger.entries("errback")] == [call.id]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+@pytest.mark.parametrize("policy", ["rerun", "unknown"])
+def test_a_copy_of_such_a_call_gets_its_failure(
+    make_system: MakeSystem, pool: str, policy: str
+) -> None:
+    """With each pool that enforces limits; whoever else asks finds a run that was cut off."""
+    # Given
+    system = make_system(
+        idempotency_lease=LEASE,
+        task_options={"shop.busy": {"idempotency_on_interrupted": policy}},
+    )
+    system.start_worker(pool)
+    task, errback = system.task("busy"), system.task("errback").s()
+    limited, header = call(task, 1, kwargs={"gate": "go"}, time_limit=1, link_error=errback)
+    (begun,) = system.ledger.wait_for("start")
+    failure = limited.get(timeout=30, propagate=False)
+    if pool == "prefork":
+        wait_until_dead(begun["pid"])
+    system.ledger.open("go")
+    # When its message is delivered once more: it is the same publication
+    again = {"task_id": limited.id, "headers": header, "link_error": errback}
+    task.apply_async((1,), {"gate": "go"}, **again)
+    system.ledger.wait_for("finished", id=limited.id, state="FAILURE")
+    system.wait_until_quiet()
+    # Then
+    assert isinstance(failure, TimeLimitExceeded)
+    stays_failed(system, limited, failure)
+    # When
+    other = task.delay(1, gate="go").get(timeout=30, propagate=False)
+    # Then
+    assert isinstance(other, OutcomeUnknown) if policy == "unknown" else other["order"] == 1
 
 
 def test_a_failure_stays_though_the_key_is_anothers_since(make_system: MakeSystem) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import socket
 import time
 import uuid
@@ -18,6 +19,7 @@ from celery.worker.state import revoked as revoked_tasks
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.process import BOOT_ID
@@ -405,6 +407,85 @@ def test_a_run_that_its_worker_ends_hides_no_answer(
     getattr(ended, way)(Pool())
     # Then
     assert app.backend.get_state(TASK_ID) == ("FAILURE" if answered else state)
+
+
+def slip_of(request: Any) -> Slip | None:
+    """What is kept of the call's answer."""
+    store = environment_of(request.app).store
+    return store.slip(OWN.slip_key(request.record_name()))
+
+
+@pytest.mark.parametrize("how", [*LIMITS, "killed"])
+def test_a_failure_that_the_worker_tells_is_kept(app: Celery, ended: Any, how: str) -> None:
+    """Before it is told, for the copies of the message; and that its errbacks have gone out."""
+    # Given
+    ended.task.reject_on_worker_lost = False
+    ended._context.errbacks = [app.signature("errback")]
+    run(ended, OWN, CHILD)
+    # When
+    ends(ended, how)
+    # Then
+    slip = slip_of(ended)
+    assert slip is not None
+    assert (slip.answered, slip.released, slip.sending_ms) == (True, True, 0)
+    assert (b"WorkerLostError" if how == "killed" else b"TimeLimitExceeded") in slip.outcome
+    assert slip.digests
+    assert app.backend.get_state(TASK_ID) == "FAILURE"
+
+
+def test_a_revoke_that_ends_a_run_is_kept(app: Celery, ended: Any) -> None:
+    """A worker that has not heard of the revoke runs no copy of the message."""
+    # Given
+    run(ended, OWN, CHILD)
+    # When
+    ended.terminate(Pool())
+    # Then
+    slip = slip_of(ended)
+    assert slip is not None
+    assert (slip.answered, slip.outcome) == (True, b"")
+
+
+@pytest.mark.parametrize("how", LIMITS)
+def test_where_the_message_is_put_back_nobody_is_told(app: Celery, ended: Any, how: str) -> None:
+    """``acks_on_timeout = False``: its next delivery answers; Celery tells a failure, too."""
+    # Given
+    ended.task.acks_on_failure_or_timeout = False
+    ended.task.acks_on_timeout = False
+    ended._context.errbacks = [app.signature("errback")]
+    run(ended, OWN, CHILD)
+    # When
+    ends(ended, how)
+    # Then
+    assert app.backend.get_state(TASK_ID) == "PENDING"
+    assert ended.fate == ["requeued True"]
+    assert sent(app) == []
+    assert slip_of(ended) is None
+
+
+@pytest.mark.parametrize("kind", [TimeLimitExceeded, WorkerLostError])
+def test_what_a_copy_was_answered_is_told_by_its_child(app: Celery, ended: Any, kind: Any) -> None:
+    """Such a failure is no end of that child: it is told once, and nothing is put back."""
+    # Given
+    ended.task.reject_on_worker_lost = False
+    ended._context.errbacks = [app.signature("errback")]
+    taken_over(ended, State.RUNNING)
+    # When
+    try:
+        raise kind("kept")
+    except kind:
+        ended.on_success((True, ExceptionInfo(), 0.0))
+    # Then
+    assert ended.fate == ["acknowledged"]
+    assert app.backend.get_state(TASK_ID) == "PENDING"
+    assert sent(app) == []
+
+
+def test_a_greenlets_body_ran_in_this_process(ended: Any) -> None:
+    """What Celery calls its pid is the greenlet's number."""
+    # Given
+    run(ended, OWN, CHILD._replace(pid=os.getpid()))
+    # When it is asked, then
+    assert ended._stands() is Standing.HOLDS
 
 
 def test_a_task_that_is_not_guarded_is_left_to_celery(

@@ -217,7 +217,9 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return bool(answer[0] == 1)
 
     def note(self, key: str, event: Note) -> None:
-        args = (event.token, event.ttl_ms, event.slip.pack())
+        args: tuple[bytes | int, ...] = (event.token, event.ttl_ms, event.slip.pack())
+        if event.sends_ms:
+            args += (event.sends_ms,)
         self._wire.call(ScriptCall(self._note, _keys(key, event.slip_key), args))
 
     def slip(self, slip_key: str) -> Slip | None:

@@ -15,6 +15,7 @@ from celery_idempotent.core.verdicts import (
     Claimed,
     Lost,
     Mismatch,
+    Note,
     Recorded,
     Replay,
     Resolve,
@@ -234,6 +235,138 @@ class AnsweredRows:
         lost = complete(store, held)
         assert isinstance(lost, Lost)
         assert lost.answered
+
+    # --- what the worker's parent answers ---
+
+    @pytest.mark.parametrize("outcome", [FAILURE, b""])
+    def test_a_call_whose_run_was_ended_runs_no_more(self, store: Store, outcome: bytes) -> None:
+        """A hard time limit has failed it, or it was revoked: its copies are told so."""
+        # Given
+        held = hold(store, FIRST)
+        _answer_for(store, FIRST, outcome)
+        # Then they wait while the run may still be alive
+        assert isinstance(claim(store, FIRST), Busy)
+        # When
+        interrupt(store, held)
+        # Then
+        for _ in range(2):
+            verdict = claim(store, FIRST)
+            if outcome:
+                assert isinstance(verdict, Replay)
+                assert (verdict.record.outcome, verdict.mine) == (outcome, True)
+            else:
+                assert verdict == Superseded()
+        assert stored(store).token == held.token
+
+    def test_for_others_a_run_that_was_ended_is_cut_off(self, store: Store) -> None:
+        """They take over as from any such run, also who waited for it, and share no failure."""
+        # Given
+        held = hold(store, FIRST)
+        _answer_for(store, FIRST, FAILURE)
+        assert isinstance(claim(store, SECOND, awaited=FIRST), Busy)
+        interrupt(store, held)
+        # When
+        verdict = claim(store, SECOND, awaited=FIRST)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == 1
+        assert isinstance(claim(store, THIRD, awaited=FIRST), Busy)
+        again = claim(store, FIRST)
+        assert isinstance(again, Replay)
+        assert again.record.outcome == FAILURE
+
+    def test_a_call_whose_run_was_ended_may_be_published_anew(self, store: Store) -> None:
+        """The same task id under another publication: its run was cut off, and it takes over."""
+        # Given
+        held = hold(store, FIRST)
+        _answer_for(store, FIRST, FAILURE)
+        interrupt(store, held)
+        # When
+        verdict = claim(store, ANEW)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == 1
+        assert store.slip(FIRST.slip_key) is None
+
+    def test_a_retry_of_a_call_that_was_answered_meanwhile_runs_no_more(self, store: Store) -> None:
+        """Its run had published it, and was ended, whether or not it came to record it."""
+        # Given
+        held = hold(store, FIRST)
+        _answer_for(store, FIRST, FAILURE)
+        interrupt(store, held)
+        # Then
+        verdict = claim(store, FIRST.retried())
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+
+    def test_nor_does_a_retry_that_was_recorded_before(self, store: Store) -> None:
+        """The record says that the next attempt is due; the call was failed right after that."""
+        # Given
+        retry(store, hold(store, FIRST))
+        _answer_for(store, FIRST, FAILURE)
+        # Then
+        verdict = claim(store, FIRST.retried())
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+
+    def test_a_call_whose_run_was_ended_keeps_its_failure_where_nobody_knows(
+        self, store: Store
+    ) -> None:
+        """Policy "unknown": another call has asked since, and is told that nobody knows."""
+        # Given
+        held = hold(store, FIRST)
+        _answer_for(store, FIRST, FAILURE)
+        interrupt(store, held)
+        assert isinstance(claim(store, SECOND, max_interruptions=0), Unknown)
+        # Then
+        verdict = claim(store, FIRST, max_interruptions=0)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+
+    def test_what_a_call_whose_run_was_ended_had_begun_to_undo_is_undone(
+        self, store: Store
+    ) -> None:
+        """Its copy goes on with that, and then tells what was told."""
+        # Given
+        held = hold(store, FIRST)
+        compensate(store, held)
+        _answer_for(store, FIRST, OTHER_RESULT)
+        store.end_lease(KEY, FIRST.owner, PROCESS)
+        # When
+        verdict = claim(store, FIRST)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.failed is not None
+        # When
+        answer = release_failed(store, verdict.failed, answers=FIRST)
+        # Then
+        assert isinstance(answer, Recorded)
+        assert answer.answered
+        again = claim(store, FIRST)
+        assert isinstance(again, Replay)
+        assert again.record.outcome == OTHER_RESULT
+
+    def test_callbacks_of_a_call_whose_run_was_ended_are_sent_once(self, store: Store) -> None:
+        """By the worker's parent; where it can't send them, by one copy."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        _answer_for(store, FIRST, FAILURE, sends_ms=LEASE_MS)
+        interrupt(store, held)
+        # Then
+        assert isinstance(claim(store, FIRST, noted=True), Busy)
+        # When
+        note(store, FIRST, sent=False)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert not verdict.noted
+        assert isinstance(claim(store, FIRST, noted=True), Busy)
+        # When
+        note(store, FIRST, succeeded=False)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.noted, verdict.record.outcome) == (True, FAILURE)
 
     # --- callbacks ---
 
@@ -1014,6 +1147,12 @@ class AnsweredInTimeRows:
         verdict = claim(store, FIRST, noted=True)
         assert isinstance(verdict, Replay)
         assert not verdict.noted
+
+
+def _answer_for(store: Store, message: Message, outcome: bytes, sends_ms: int = 0) -> None:
+    """Answer a call in the place of its run, as a worker's parent does that ends the run."""
+    told = replace(message.slip, answered=True, digests=b"", released=True, outcome=outcome)
+    store.note(KEY, Note(message.slip_key, told, 0, HORIZON_MS, sends_ms))
 
 
 def _of(store: Store, message: Message) -> Record:

@@ -438,8 +438,10 @@ class Twins(RuleBasedStateMachine):
         slip=slips(),
         answered=st.booleans(),
         succeeded=st.booleans(),
+        released=st.booleans(),
         outcome=outcomes,
         ttl_ms=spans,
+        sends_ms=st.sampled_from((0, 0, 1, 1_000)),
     )
     def note(
         self,
@@ -448,14 +450,18 @@ class Twins(RuleBasedStateMachine):
         slip: Slip,
         answered: bool,
         succeeded: bool,
+        released: bool,
         outcome: bytes,
         ttl_ms: int,
+        sends_ms: int,
     ) -> None:
         key, record = run
-        told = replace(slip, answered=answered, succeeded=succeeded, outcome=outcome)
+        told = replace(
+            slip, answered=answered, succeeded=succeeded, outcome=outcome, released=released
+        )
         # A release has a token of its own, one higher.
         token = max(record.token, (self.record(key) or record).token)
-        event = Note(_slip_key(key, owner or record.owner), told, token, ttl_ms)
+        event = Note(_slip_key(key, owner or record.owner), told, token, ttl_ms, sends_ms)
         self.both(lambda store: store.note(key, event))
 
     @rule(key=keys, owner=owners, process=st.sampled_from((b"", *PROCESSES)))

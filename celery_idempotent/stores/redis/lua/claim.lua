@@ -332,7 +332,7 @@ if not mine then
     return replay_other()
   end
   local awaited = load_slip(awaited_key)
-  -- The key was free before that run ended.
+  -- Its answer is its own call's alone.
   if awaited and awaited.released then awaited = nil end
   local is_kept = record.state == SUCCEEDED or record.state == FAILED
   if awaited and awaited.answered and #awaited.outcome > 0 and not is_kept then
@@ -345,6 +345,8 @@ end
 if record.state == RUNNING then
   if mine and new.retries < record.retries then return superseded() end
   if live then return busy() end
+  -- By who has ended its run: the worker's parent.
+  if mine and is_copy then return answer_again() end
   if mine and new.retries > record.retries then return take(0) end
   -- In turn, the run that was cut off is another call's, and counts for that call alone.
   local anothers = in_turn and not mine
@@ -354,6 +356,7 @@ if record.state == RUNNING then
 end
 if record.state == RETRYING then
   if mine and new.retries < record.retries then return superseded() end
+  if mine and is_copy then return answer_again() end
   if mine or now_ms >= record.until_ms + lease_ms then return take(0) end
   return busy()
 end
@@ -394,4 +397,5 @@ if record.state == COMPENSATING then
   save(taken, keep_ms)
   return claimed(token, interruptions, taken)
 end
+if mine and is_copy and told.released then return answer_again() end
 return tell(6, raw)

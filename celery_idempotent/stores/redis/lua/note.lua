@@ -1,6 +1,6 @@
 -- Record that a message was answered, and end the delivery lease of its run: transitions.note, restated.
 -- KEYS: record, steps, slip
--- ARGV: token, ttl_ms, what is added to the slip
+-- ARGV: token, ttl_ms, what is added to the slip [, for how many ms its callbacks are still being sent]
 -- Returns: {1}
 local new, slip = parse_slip(ARGV[3]), load_slip(KEYS[3])
 local record, raw = load_record()
@@ -10,6 +10,7 @@ if record and record.token == tonumber(ARGV[1]) and record.done and record.until
 end
 if new.answered then
   if slip then new = merged(slip, new) end
+  if ARGV[4] then new.sending_ms = math.floor(now_us() / 1000) + tonumber(ARGV[4]) end
   save_slip(KEYS[3], new, ARGV[2])
 elseif slip and slip.sending_ms > 0 then
   if slip.answered then

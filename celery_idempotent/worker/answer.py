@@ -1,0 +1,59 @@
+"""The answer of a call whose run the worker's parent ends: no copy of its message runs after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from celery_idempotent.core.slip import Slip
+from celery_idempotent.core.verdicts import Note
+from celery_idempotent.delivery.results import encode_failure
+from celery_idempotent.delivery.waiting import is_answered
+from celery_idempotent.run.run import write_note
+from celery_idempotent.settings import environment_of
+from celery_idempotent.worker.standing import LEFT_ALONE_S, message_of
+
+__all__ = ["keep_answer"]
+
+
+def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
+    """Write down that a call has its answer, before its caller is told.
+
+    The answer is this call's alone: for every other one the run was cut off.
+
+    Args:
+        request: an :class:`.IdempotentRequest` whose message a process has begun.
+        exc: what the call fails with; ``None``: it is revoked, and its copies are ignored.
+
+    Returns:
+        What writes down that the call's callbacks have gone out, too. Until then, for a lease at
+        most, copies wait: they would send them as well.
+    """
+    task, context = request.task, request._context
+    setup, key = task._setup(), request.record_name()
+    if setup is None or setup.options.mode != "enforce" or key is None:
+        return _nothing
+    environment = environment_of(request.app)
+    owner, message = message_of(context)
+    outcome = b""
+    # Where the run's own answer is stored already, the parent's is not stored over it.
+    if exc is not None and not is_answered(task, context):
+        outcome = encode_failure(task.backend, exc, setup.options.max_result_size)
+    told = message._replace(answered=True, released=True, digests=b"", outcome=outcome)
+
+    def write(slip: Slip, sends_s: float) -> None:
+        store, ttl_ms = environment.store, int(environment.horizon * 1000)
+        note = Note(owner.slip_key(key), slip, 0, ttl_ms, int(sends_s * 1000))
+        away = time.monotonic() - store.failed_at < LEFT_ALONE_S
+        write_note(store, key, note, at_once=not away)
+
+    sends = exc is not None and bool(message.digests)
+    write(told, setup.options.lease if sends else 0)
+    if not sends:
+        return _nothing
+    return lambda: write(told._replace(digests=message.digests, outcome=b""), 0)
+
+
+def _nothing() -> None:
+    pass
