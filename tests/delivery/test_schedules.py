@@ -157,8 +157,8 @@ def _forgetful() -> Iterator[None]:
     ("fault", "rule", "likely"),
     [
         pytest.param(_stolen, "overlap", 2, id="a live lease is taken over"),
-        pytest.param(_unfenced, "accepted twice", 196, id="a late end is taken"),
-        pytest.param(_unnoted, "callbacks twice", 8, id="no note is set"),
+        pytest.param(_unfenced, "accepted twice", 73, id="a late end is taken"),
+        pytest.param(_unnoted, "callbacks twice", 12, id="no note is set"),
         pytest.param(_dropped, "lost", 2, id="a waiting message is dropped"),
         pytest.param(_mistaken, "wrong answer", 1, id="a wrong outcome is replayed"),
         pytest.param(_forgetful, "ran again", 29, id="what is done is forgotten"),
