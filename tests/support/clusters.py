@@ -5,7 +5,7 @@ from __future__ import annotations
 import redis
 
 from celery_idempotent.testing.servers import RedisServer, _free_port
-from tests.support.replicas import info, tell
+from tests.support.replicas import info, tell, wait_until_linked
 from tests.support.waiting import eventually
 
 _SLOTS = 16384
@@ -86,7 +86,7 @@ class Cluster:
         self.servers.append(replica)
         eventually(lambda: all(self._is_ok(it, 4) for it in self.servers), "four nodes")
         tell(replica, "CLUSTER", "REPLICATE", self._id(master))
-        eventually(lambda: info(replica).get("master_link_status") == "up", "a replica")
+        wait_until_linked(replica)
         return replica
 
     @staticmethod

@@ -96,6 +96,11 @@ class Sentinel:
         self._process.wait(10)
 
 
+def wait_until_linked(replica: RedisServer) -> None:
+    """Return once a replica has its master; before that it may load what that has."""
+    eventually(lambda: info(replica).get("master_link_status") == "up", "a replica")
+
+
 def tell(server: RedisServer, *command: Any) -> Any:
     """Send one command to a server, past every proxy."""
     with redis.Redis.from_url(server.url()) as client:

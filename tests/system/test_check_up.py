@@ -13,6 +13,7 @@ from celery_idempotent.ops.doctor import examine
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
+from tests.support.replicas import wait_until_linked
 from tests.support.system import STORE_DB
 from tests.support.waiting import eventually
 from tests.support.workers import Worker
@@ -110,6 +111,7 @@ def test_a_replica_is_no_store() -> None:
     with RedisServer(args=PERSISTS) as master:
         args = (*PERSISTS, "--replicaof", f"127.0.0.1 {master.port}")
         with RedisServer(args=args) as replica:
+            wait_until_linked(replica)
             app = app_of(replica)
             assert [finding.name for finding in examine(app)] == ["replica"]
             app.close()

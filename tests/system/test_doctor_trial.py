@@ -20,6 +20,7 @@ from celery_idempotent.ops.doctor.rights import (
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.clusters import Cluster
+from tests.support.replicas import wait_until_linked
 from tests.support.system import STORE_DB
 
 PERSISTS = ("--appendonly", "yes", "--appendfsync", "everysec")
@@ -174,6 +175,7 @@ def test_a_replica_is_one_finding() -> None:
     with RedisServer(args=PERSISTS) as master:
         args = (*PERSISTS, "--replicaof", f"127.0.0.1 {master.port}")
         with RedisServer(args=args) as replica:
+            wait_until_linked(replica)
             assert set(errors_of(replica.url())) == {"replica"}
             set_user(replica, *rule_of(PREFIX, WORKER_COMMANDS).split())
             assert set(errors_of(as_worker(replica.url()))) == {"replica"}
