@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -90,20 +91,27 @@ def test_a_zombies_retry_changes_nothing(make_faulty: MakeSystem) -> None:
 
 
 @pytest.mark.parametrize("overtaken", [True, False], ids=["overtaken", "alone"])
-def test_the_gil_is_held(make_faulty: MakeSystem, overtaken: bool) -> None:
+def test_the_gil_is_held(make_faulty: MakeSystem, tmp_path: Path, overtaken: bool) -> None:
     """Scenario 14: no heartbeat comes while it is held: the run is overtaken, or accepted late."""
     # Given
     system = make_faulty(idempotency_lease=LEASE)
     system.start_worker(concurrency=2)
-    stall = system.task("stall")
-    # When
-    calls = [stall.delay(1, seconds=4)]
+    stall, pipe = system.task("stall"), str(tmp_path / "pipe")
+    os.mkfifo(pipe)
+    calls = [stall.delay(1, pipe)]
     (begun,) = system.ledger.wait_for("start")
+    # When
     if overtaken:
-        calls.append(stall.delay(1, seconds=4))
+        calls.append(stall.delay(1, pipe))
+        system.ledger.wait_for("start", times=2)
+    else:
+        eventually(
+            lambda: stall.idempotency_record(1, pipe).until_ms <= now_ms(system), "the lease over"
+        )
+    os.close(os.open(pipe, os.O_WRONLY))
     # Then
     given = answers(calls)
-    assert stall.delay(1, seconds=4).get(timeout=30) == given[0]
+    assert stall.delay(1, pipe).get(timeout=30) == given[0]
     assert len({answer["receipt"] for answer in given}) == 1
     starts = system.ledger.entries("start")
     assert len(starts) == (2 if overtaken else 1)

@@ -29,7 +29,7 @@ from tests.support.waiting import eventually
 from tests.support.workers import ROOT, Worker
 
 #: Of a run that is to be taken over. All others keep their key until the test is over.
-SHORT_LEASE_S = 1
+SHORT_LEASE_S = 3
 
 
 class Deploy:

@@ -207,10 +207,13 @@ def define(app: Celery, ledger: Ledger) -> None:
         return paid(self, order)
 
     @task("shop.stall")
-    def stall(self: Any, order: Any, seconds: int) -> Any:
-        """The run that began first holds the GIL for so long, as a bad C extension does."""
+    def stall(self: Any, order: Any, pipe: str) -> Any:
+        """The run that began first holds the GIL, as a bad C extension does.
+
+        It does so until somebody opens the named pipe to write into it.
+        """
         if began(self, order) == 0:
-            ctypes.PyDLL(None).sleep(seconds)
+            ctypes.PyDLL(None).open(pipe.encode(), os.O_RDONLY)
         return paid(self, order)
 
     @task("shop.ship")

@@ -15,7 +15,7 @@ from tests.support.system import System
 from tests.support.waiting import wait_until_dead
 
 #: Short, so that it ends while the process that holds it stands still.
-LEASE = 1
+LEASE = 3
 #: So late that a copy has taken over and answered, however busy the machine is.
 TIME_LIMIT = 15
 
