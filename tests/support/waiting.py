@@ -11,7 +11,7 @@ from benchmarks.playing.process import lives
 T = TypeVar("T")
 
 #: Long enough for a busy machine; nothing waits this long unless it is about to fail.
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 
 

@@ -98,8 +98,12 @@ class Worker:
         """Send one signal to the parent: TERM is a warm shutdown, QUIT a cold one."""
         os.kill(self.pid, number)
 
-    def wait_until_gone(self, timeout: float = 30.0) -> int:
-        """Return the exit code once the parent has ended."""
+    def wait_until_gone(self, timeout: float = 90.0) -> int:
+        """Return the exit code once the parent has ended.
+
+        One of its children may wait for thirty seconds: billiard's pool does not always read the
+        last result of a child as it closes, with tasks of Celery's own just as with ours.
+        """
         return self._process.wait(timeout)
 
     def pause(self) -> None:
