@@ -187,7 +187,6 @@ def test_an_outcome_is_settled_by_what_was_said(system: DjangoSystem) -> None:
     ]
 
 
-@pytest.mark.timeout(240)
 def test_an_operator_finds_frees_and_settles_keys(system: DjangoSystem, chromium: Chromium) -> None:
     """From the list to a key, its duplicates, and the next run; from what is unknown to that."""
     # Given a payment that was asked for twice, and one that was cut off

@@ -28,7 +28,7 @@ BY_NAME = {act.name: act for act in ACTS}
 #: Set by a developer or by CI, they would decide what a test here is about.
 _COLOUR_VARIABLES = {"FORCE_COLOR", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS", "LINES"}
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240), pytest.mark.long(10)]
+pytestmark = [pytest.mark.system, pytest.mark.long(10)]
 
 
 @dataclass

@@ -148,7 +148,7 @@ def typed(command: str, directory: Path, env: dict[str, str]) -> str:
         env=env,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, (command, done.stdout, done.stderr)

@@ -93,7 +93,6 @@ def test_the_table_can_be_listed() -> None:
 
 @pytest.mark.system
 @pytest.mark.long(60)
-@pytest.mark.timeout(400)
 def test_ours_is_right_in_all(tmp_path: Path) -> None:
     """Played with a worker of our own: as many effects as are right, and an answer to each."""
     # When

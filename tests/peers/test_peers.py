@@ -10,7 +10,7 @@ from tests.peers.__main__ import play
 from tests.peers.bench import Case, Seen
 from tests.peers.report import PEERS, table_path, verdict_of, without_versions
 
-pytestmark = [pytest.mark.system, pytest.mark.long(60), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.long(60)]
 
 
 @pytest.mark.parametrize("name", PEERS)

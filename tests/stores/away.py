@@ -27,9 +27,9 @@ from tests.support.waiting import eventually
 
 CALLERS = 20
 #: For how long a store of these tests waits for an answer, in seconds: longer than a test does.
-PATIENCE_S = 120
+PATIENCE_S = 300
 #: For how long a test waits for an answer.
-_SOON_S = 30
+_SOON_S = 60
 CANDIDATE = Record(State.RUNNING, 0, owner=b"owner", process=b"process", nonce=b"nonce")
 CLAIM = Claim(CANDIDATE, 30_000, 60_000)
 

@@ -160,7 +160,7 @@ class TestStores:
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         # Then

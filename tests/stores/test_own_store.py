@@ -153,7 +153,7 @@ def celery(shop: Path, *command: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 
@@ -179,7 +179,7 @@ def worker(shop: Path) -> Iterator[Path]:
         eventually(
             lambda: b" ready." in log_path.read_bytes() or process.poll() is not None,
             "the worker is ready",
-            timeout=60,
+            timeout=300,
         )
         yield log_path
     finally:
@@ -201,7 +201,7 @@ def test_a_worker_and_the_commands_use_it(shop: Path) -> None:
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             check=False,
         )
         listed = celery(shop, "idempotency", "list")

@@ -46,7 +46,7 @@ class Ledger:
         finally:
             os.close(descriptor)
 
-    def hold(self, gate: str, timeout: float = 100.0) -> None:
+    def hold(self, gate: str, timeout: float = 300.0) -> None:
         """Wait at a gate until the test opens it."""
         eventually(lambda: self.is_open(gate), f"gate {gate} open", timeout)
 

@@ -125,7 +125,7 @@ def _needs_a_new_interpreter(args: Sequence[str], env: dict[str, str]) -> bool:
 
 
 def run(
-    args: Sequence[str], *, cwd: Path, env: dict[str, str], timeout: float = 100.0
+    args: Sequence[str], *, cwd: Path, env: dict[str, str], timeout: float = 300.0
 ) -> subprocess.CompletedProcess[str]:
     """Run ``python ARGS`` to its end; what it wrote, and its exit code."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -32,7 +32,6 @@ def figure(text: str, name: str) -> int:
 
 
 @pytest.mark.long(90)
-@pytest.mark.timeout(240)
 def test_nothing_is_lost_and_nothing_done_twice() -> None:
     """Redis alone, as on a laptop; kills, stops and restarts took place, and all is answered."""
     # When

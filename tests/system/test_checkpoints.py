@@ -21,8 +21,6 @@ from tests.support.databases import Database
 from tests.support.exports import Items
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.timeout(240)
-
 ITEMS = 100_000
 KILLS = 50
 EVERY = 50

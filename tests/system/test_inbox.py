@@ -19,8 +19,6 @@ from tests.support.system import System, answers, outlive_lease
 LONG_LEASE = 300
 SHORT_LEASE = 1.5
 
-pytestmark = pytest.mark.timeout(240)
-
 
 @pytest.fixture
 def make(make_redis_system: MakeSystem, sql_store: SqlStore, database: Database) -> MakeSystem:

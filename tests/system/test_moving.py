@@ -19,8 +19,6 @@ from tests.support.tasks import make_app
 from tests.support.waiting import eventually
 from tests.support.workers import Worker
 
-pytestmark = pytest.mark.timeout(240)
-
 GATED = 1000
 
 

@@ -33,8 +33,6 @@ from tests.support.system import STORE_DB
 from tests.support.workers import ROOT
 from tests.system.conftest import StartFlower
 
-pytestmark = pytest.mark.timeout(300)
-
 RECORDS: Final = 300_000
 RULES: Final = ROOT / "contrib" / "prometheus" / "celery_idempotent.rules.yml"
 #: An alert's expression, as far as it is understood here.

@@ -250,7 +250,7 @@ class TestHowMany:
                 cwd=ROOT,
                 capture_output=True,
                 text=True,
-                timeout=120,
+                timeout=300,
                 check=False,
             )
         # Then
