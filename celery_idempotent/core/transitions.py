@@ -606,18 +606,20 @@ def settle(
             return Recorded(record.token), None
         if record.state is State.UNKNOWN and new.state is State.RUNNING:
             return Recorded(record.token), None  # an interrupt changes nothing
-        if record.state is State.UNKNOWN and new.state is State.RETRYING and answered:
+        if new.state is State.RETRYING and (
+            (record.state is State.UNKNOWN and answered) or _is_ended(record, slip)
+        ):
             # There is nothing left to retry.
             return Recorded(record.token, True), slip and _kept(slip, event)
     else:
         lost = _answered_since(new, slip)
         if lost is not None:
             return lost, slip and _kept(slip, event)
-    # A copy can have answered the run's call only while the outcome was unknown.
-    answered = (
-        answered
-        and record is not None
-        and (record.state is State.UNKNOWN or record.state is State.COMPENSATING)
+    # A copy can have answered the run's call only while the outcome was unknown; or else who was
+    # about to end the run.
+    answered = record is not None and (
+        (answered and (record.state is State.UNKNOWN or record.state is State.COMPENSATING))
+        or (_is_ended(record, slip) and new.state is not State.RUNNING)
     )
     # Compensating is a run of its own, and only its own interruptions count.
     begins = new.state is State.COMPENSATING and (
@@ -647,6 +649,12 @@ def settle(
             left = left._replace(sending_ms=now_ms + event.delay_ms)
         write = write._replace(slip=left, slip_ttl_ms=event.slip_ttl_ms)
     return Recorded(token), write
+
+
+def _is_ended(record: Record, slip: Slip | None) -> bool:
+    """Whether the worker's parent has answered the call of a run that it is about to end."""
+    ends = slip is not None and slip.answered and slip.released
+    return ends and record.state is State.RUNNING
 
 
 def _settle_released(

@@ -71,6 +71,12 @@ def _copies() -> list[Mutant]:
         ),
     )
     mutants += pair(
+        "answered: nor does the run that comes to its end first answer",
+        ("or (_is_ended(record, slip) and new.state is not State.RUNNING)", "or False"),
+        "settle",
+        ("or is_ended() and new.state ~= RUNNING)", "or false)"),
+    )
+    mutants += pair(
         "answered: nor where its retry was recorded before",
         ("if told is not None:", "if False:", "State.RETRYING:\n        if mine and new.retries"),
         "claim",
@@ -281,12 +287,9 @@ def _waiters() -> list[Mutant]:
         )
         + pair(
             "nothing is retried of what was answered as unknown",
-            (
-                "record.state is State.UNKNOWN and new.state is State.RETRYING and answered",
-                "False",
-            ),
+            ("(record.state is State.UNKNOWN and answered) or", "False or"),
             "settle",
-            ("if record.state == UNKNOWN and new.state == RETRYING and slip", "if false"),
+            ("record.state == UNKNOWN and (told or now_ms < slip.sending_ms) or", "false or"),
         )
         + pair(
             "after an outage the runs renew first",
@@ -481,8 +484,8 @@ def _runs() -> list[Mutant]:
     mutants = pair(
         "answered: a run whose copy answers does not",
         (
-            "        answered\n        and record is not None\n",
-            "        False\n        and record\n",
+            "answered = record is not None and (\n",
+            "answered = False and record is not None and (\n",
         ),
         "settle",
         ("local answered = slip and record", "local answered = false and record"),
@@ -496,20 +499,20 @@ def _runs() -> list[Mutant]:
     mutants += pair(
         "answered: only while its outcome is unknown",
         (
-            "and (record.state is State.UNKNOWN or record.state is State.COMPENSATING)\n",
-            "\n",
+            "(answered and (record.state is State.UNKNOWN or record.state is State.COMPENSATING))",
+            "answered",
         ),
         "settle",
         (
-            "slip and record and (record.state == UNKNOWN or record.state == COMPENSATING)\n",
-            "slip and record\n",
+            "slip and record and ((record.state == UNKNOWN or record.state == COMPENSATING)\n",
+            "slip and record and (true\n",
         ),
     )
     mutants += pair(
         "answered: also while what its run did is undone",
         (
-            "(record.state is State.UNKNOWN or record.state is State.COMPENSATING)\n",
-            "(record.state is State.UNKNOWN)\n",
+            "(record.state is State.UNKNOWN or record.state is State.COMPENSATING))\n",
+            "(record.state is State.UNKNOWN))\n",
         ),
         "settle",
         (

@@ -92,6 +92,11 @@ USUAL: list[Mutant] = [
     _settle("a lease that is an instant", "byte(raw, 13) == 0", "true"),
     _settle("a lease that is not too far", "byte(raw, 14) < 32", "true"),
     _settle("no slip to write", " and not ARGV[4]", ""),
+    _settle(
+        "no answer before it",
+        "  and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)\n",
+        "",
+    ),
     _settle("no claims that were given up", " and nonce_length <= 8", ""),
     _settle("fields that are whole", "and at < #raw and at + 1", "and at + 1"),
     _settle(

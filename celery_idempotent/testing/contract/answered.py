@@ -258,6 +258,27 @@ class AnsweredRows:
                 assert verdict == Superseded()
         assert stored(store).token == held.token
 
+    @pytest.mark.parametrize("end", [complete, release_failed, compensate, retry])
+    def test_a_run_that_ends_after_its_call_was_answered_answers_nothing(
+        self, store: Store, end: Ending
+    ) -> None:
+        """It was to be ended, and came to its own end first: that is recorded, for others."""
+        # Given
+        held = hold(store, FIRST)
+        _answer_for(store, FIRST, OTHER_RESULT)
+        # When
+        answer = end(store, held)
+        # Then
+        assert isinstance(answer, Recorded)
+        assert answer.answered
+        # When
+        store.end_lease(KEY, FIRST.owner, PROCESS)
+        if end is not compensate:
+            # Then
+            again = claim(store, FIRST)
+            assert isinstance(again, Replay)
+            assert again.record.outcome == OTHER_RESULT
+
     def test_for_others_a_run_that_was_ended_is_cut_off(self, store: Store) -> None:
         """They take over as from any such run, also who waited for it, and share no failure."""
         # Given

@@ -73,6 +73,9 @@ local function lost()
   return is_told_by_a_copy() and {3, token} or token
 end
 
+-- Whether the worker's parent has answered the call of a run that it is about to end.
+local function is_ended() return told and slip.released and record.state == RUNNING end
+
 if record == false then return lost() end
 if record then
   local again = record.token == token and record.state == new.state and record.owner == new.owner
@@ -83,8 +86,8 @@ if record then
   if record.token ~= new.token then return lost() end
   if record.state == SUCCEEDED or record.state == FAILED then return recorded() end
   if record.state == UNKNOWN and new.state == RUNNING then return recorded() end
-  if record.state == UNKNOWN and new.state == RETRYING and slip
-    and (told or now_ms < slip.sending_ms)
+  if new.state == RETRYING and slip
+    and (record.state == UNKNOWN and (told or now_ms < slip.sending_ms) or is_ended())
   then
     keep_slip()
     return {3, record.token}  -- there is nothing to retry any more
@@ -96,9 +99,10 @@ else
     return answer
   end
 end
--- A copy can have answered the run's call only while its outcome was unknown.
-local answered = slip and record and (record.state == UNKNOWN or record.state == COMPENSATING)
-  and (slip.answered or now_ms < slip.sending_ms)
+-- A copy can have answered the run's call only while its outcome was unknown; or else who was about to
+-- end the run.
+local answered = slip and record and ((record.state == UNKNOWN or record.state == COMPENSATING)
+  and (slip.answered or now_ms < slip.sending_ms) or is_ended() and new.state ~= RUNNING)
 local until_ms = 0
 -- A key that is released before the end has no lease: the slip has it. Neither has an outcome that is
 -- told to nobody.

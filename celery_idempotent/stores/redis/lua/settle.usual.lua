@@ -1,11 +1,12 @@
 -- The usual case of settle.lua, before anything else is set up: the run that holds the key succeeded,
--- without steps, and no delivery lease follows. The record is stored as it was sent.
+-- without steps, its call was not answered before, and no delivery lease follows. The record is stored as it was sent.
 local raw, byte, sub = redis.call('GET', KEYS[1]), string.byte, string.sub
 -- First version, state and flags; then interruptions and token, which have to be the run's.
 if raw and sub(raw, 1, 3) == '\1\1\0' and sub(ARGV[1], 1, 3) == '\1\4\0'
   and sub(raw, 4, 12) == sub(ARGV[1], 4, 12)
   and sub(ARGV[1], 13, 20) == '\0\0\0\0\0\0\0\0' and ARGV[2] == '0'
   and byte(raw, 13) == 0 and byte(raw, 14) < 32 and not ARGV[4]
+  and not (KEYS[3] and redis.call('EXISTS', KEYS[3]) == 1)
 then
   local at = 25
   local nonce_length
