@@ -21,7 +21,6 @@ from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, recor
 from celery_idempotent.core.message import (
     EXPLICIT,
     OWN,
-    WaitState,
     explicit_key,
     own_header,
     own_of,
@@ -37,7 +36,14 @@ from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import TaskSetup, environment_of
 from celery_idempotent.stores.base import Store
 
-__all__ = ["id_of_call", "publish_reserved", "published", "use_idempotency_key", "with_key"]
+__all__ = [
+    "id_of_call",
+    "new_header",
+    "publication",
+    "publish_reserved",
+    "use_idempotency_key",
+    "with_key",
+]
 
 log = get_logger("celery_idempotent")
 
@@ -63,9 +69,16 @@ class _Context:
             return self._calls[call] - 1
 
 
-def published() -> WaitState:
+def publication() -> str:
     """Make what tells a call that is published now from every other publication."""
-    return WaitState(publication=os.urandom(8).hex())
+    return os.urandom(8).hex()
+
+
+def new_header(task_id: str, call_key: CallKey | None) -> dict[str, Any]:
+    """Make our header for a call that is published now."""
+    header = own_header(task_id, call_key)
+    header["pub"] = publication()
+    return header
 
 
 _context: ContextVar[_Context | None] = ContextVar("idempotency_context", default=None)
@@ -168,12 +181,12 @@ def with_key(
         if setup.options.mode != "shadow":
             raise
         log.warning("shadow: this call would not be published: %s", exc)
-        return {**(headers or {}), OWN: own_header(task_id, None, published())}, None
+        return {**(headers or {}), OWN: new_header(task_id, None)}, None
     if context is not None and call_key is not None:
         joined = f"{quote(context.key, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
         key, label = setup.scheme.identity(joined)
         call_key = call_key._replace(key=key, label=label)
-    made: dict[str, Any] = {OWN: own_header(task_id, call_key, published())}
+    made: dict[str, Any] = {OWN: new_header(task_id, call_key)}
     if given is not None:
         headers = _named(headers, given)
     return ({**headers, **made} if headers else made), call_key

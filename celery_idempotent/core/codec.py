@@ -59,22 +59,22 @@ class Outcome(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        if self.kind is _NOT_KEPT:
+        kind, content_type, content_encoding, payload = self
+        if kind is _NOT_KEPT:
             return bytes((_NOT_KEPT, 1))
-        pair = (self.content_type, self.content_encoding)
+        pair = (content_type, content_encoding)
         code = _CODES.get(pair, 0)
         head = b""
         if not code:
             for text in pair:
                 raw = text.encode("utf-8")[:255]
                 head += bytes((len(raw),)) + raw
-        payload = self.payload
         if COMPRESS_OVER < len(payload) <= MAX_UNPACKED:
             smaller = zlib.compress(payload, 6)
             if len(smaller) < len(payload):
                 code |= _COMPRESSED
                 payload = smaller
-        return bytes((self.kind, code)) + head + payload
+        return bytes((kind, code)) + head + payload
 
     @classmethod
     def unpack(cls, packed: bytes) -> Outcome:

@@ -238,7 +238,7 @@ _OF_A_NEW_CALL: Final = frozenset(("id", "ns", "key", "label", "fp", "checked", 
 
 def _read_waits(header: Mapping[str, Any]) -> WaitState:
     publication = header.get("pub", "")
-    if not (publication == "" or _is_text(publication, _MAX_PUBLICATION)):
+    if not (isinstance(publication, str) and len(publication) <= _MAX_PUBLICATION):
         raise ValueError("pub")
     if not publication.isascii():
         raise ValueError("pub")

@@ -47,7 +47,6 @@ __all__ = [
 VERSION: Final = 1
 
 _HEADER = struct.Struct(">BBBBQQI")
-_LENGTH = struct.Struct(">H")
 _UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
 _UUID_TEXT = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
 _TEXT_OWNER = 0x54  # "T"
@@ -71,6 +70,16 @@ def still_given_up(given_up: bytes, now_ms: int) -> bytes:
     """Return those given-up claims that are not over yet, packed as before."""
     entries = [given_up[at : at + _GIVEN_UP] for at in range(0, len(given_up), _GIVEN_UP)]
     return b"".join(entry for entry in entries if _INSTANT.unpack(entry[8:])[0] > now_ms)
+
+
+@lru_cache(maxsize=256)
+def _layout(*lengths: int) -> struct.Struct:
+    """Return the layout of a record, up to the length of its label, for fields of these lengths."""
+    if max(lengths) > _MAX_FIELD:
+        raise ValueError(f"a field of a record has {max(lengths)} bytes, more than {_MAX_FIELD}")
+    # "p": a byte with the length, and then the bytes.
+    fields = "".join([f"{length + 1}p" for length in lengths])
+    return struct.Struct(f"{_HEADER.format}{fields}H")
 
 
 class State(enum.IntEnum):
@@ -287,37 +296,44 @@ class Record(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the stored form."""
-        # By slices: looking up each attribute takes longer.
-        state, token, until_ms, retries, interruptions = self[:5]
-        owner, process, nonce, fingerprint, text = self[5:10]
-        if self.given_up:
-            nonce = nonce.ljust(8, b"\0") + self.given_up
+        # All at once: looking up each attribute takes longer.
+        (
+            state,
+            token,
+            until_ms,
+            retries,
+            interruptions,
+            owner,
+            process,
+            nonce,
+            fingerprint,
+            text,
+            outcome,
+            has_steps,
+            given_up,
+            is_awaited,
+        ) = self
+        if given_up:
+            nonce = nonce.ljust(8, b"\0") + given_up
         label = text.encode("utf-8", "replace")
         if len(label) > _MAX_LABEL:
             label = label[:_MAX_LABEL].decode("utf-8", "ignore").encode()
-        header = _HEADER.pack(
+        layout = _layout(len(owner), len(process), len(nonce), len(fingerprint))
+        head = layout.pack(
             VERSION,
             state,
-            _HAS_STEPS * self.has_steps + _IS_AWAITED * self.is_awaited,
+            _HAS_STEPS * has_steps + _IS_AWAITED * is_awaited,
             min(interruptions, _MAX_INTERRUPTIONS),
             token,
             until_ms,
             retries,
-        )
-        return b"%b%c%b%c%b%c%b%c%b%b%b%b" % (
-            header,
-            len(owner),
             owner,
-            len(process),
             process,
-            len(nonce),
             nonce,
-            len(fingerprint),
             fingerprint,
-            _LENGTH.pack(len(label)),
-            label,
-            self.outcome,
+            len(label),
         )
+        return head + label + outcome
 
     @classmethod
     def unpack_head(cls, packed: bytes) -> Record:

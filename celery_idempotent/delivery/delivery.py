@@ -175,18 +175,18 @@ class Delivery:
             waits.compensates_only,
         )
         if terms.in_turn:
-            claimant = claimant._replace(checked=False)
+            claimant.checked = False
         if terms.latest:
-            claimant = claimant._replace(came_ms=waits.since_ms)
+            claimant.came_ms = waits.since_ms
         if waits.awaited is not None and (waits.displaced or not terms.in_turn):
             awaited = Owner(*waits.awaited)
-            claimant = claimant._replace(awaited=awaited.pack(), awaited_key=awaited.slip_key(key))
+            claimant.awaited, claimant.awaited_key = awaited.pack(), awaited.slip_key(key)
         if options.on_running != "wait" or waits.since_ms or not options.wait_timeout:
             first = not (redelivered or goes_on(retries, owner.nesting))
             from_ms = _refused_from_ms(options, request, waits, first)
             if owner.nesting and (waits.awaited is None or waits.awaited[0] == owner.task_id):
                 from_ms = NEVER_MS  # it waits for its own call, which is about to end
-            claimant = claimant._replace(refused_from_ms=from_ms)
+            claimant.refused_from_ms = from_ms
         return cls(
             task,
             options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -42,7 +43,7 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     task = delivery.task
     delivery.show_unguarded(_WHY)
     say_started(task, delivery.request)
-    claimant = delivery.claimant._replace(callbacks=False, slip_key="", awaited=b"", awaited_key="")
+    claimant = replace(delivery.claimant, callbacks=False, slip_key="", awaited=b"", awaited_key="")
     try:
         verdict = claim_key(claimant, 0.0, delivery.telling.lost)
     except StoreError as exc:

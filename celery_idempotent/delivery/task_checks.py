@@ -92,9 +92,12 @@ def watch_body(task: Any, ours: type) -> None:
     Where such a ``__call__`` is decorated, is an object, or uses a helper, only a delivery shows
     it. A class without its own ``__call__`` costs nothing.
     """
+    if "_idempotent_watch" in task.__dict__:
+        return
+    task._idempotent_watch = True
     mro = type(task).__mro__
     others = [klass for klass in mro[: mro.index(ours)] if "__call__" in vars(klass)]
-    if not others or "_idempotent_watch" in vars(task):
+    if not others:
         return
     run = task.run
 
@@ -108,7 +111,7 @@ def watch_body(task: Any, ours: type) -> None:
             )
         return run(*args, **kwargs)
 
-    task.run, task._idempotent_watch = watched, True
+    task.run = watched
 
 
 def _is_unguarded(task: Any) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.message import OWN, own_header
+from celery_idempotent.core.message import OWN, WaitState, own_header
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.step import Step
@@ -19,7 +18,7 @@ from celery_idempotent.delivery.results import encode_failure, encode_result
 from celery_idempotent.errors import IdempotencyError, StoreError
 from celery_idempotent.ops import records
 from celery_idempotent.ops.views import QUEUED, RecordView, parse_name
-from celery_idempotent.publishing import published
+from celery_idempotent.publishing import publication
 from celery_idempotent.settings import Environment, TaskSetup
 
 __all__ = [
@@ -205,7 +204,7 @@ def publish(
     if record_key(environment.prefix, call_key) != view.name:
         return None
     task_id: str = uuid()
-    waits = replace(published(), compensates_only=compensates_only, resumes=resumes)
+    waits = WaitState(publication=publication(), compensates_only=compensates_only, resumes=resumes)
     header = own_header(task_id, call_key, waits)
     task = app.tasks.get(view.task)
     options = {name: getattr(task, name, None) for name in _ROUTING}

@@ -12,11 +12,11 @@ from celery.canvas import Signature
 from kombu.utils import json
 from kombu.utils.uuid import uuid
 
-from celery_idempotent.core.message import OWN, explicit_key, own_header
+from celery_idempotent.core.message import OWN, explicit_key
 from celery_idempotent.core.options import check_call
 from celery_idempotent.delivery.waiting import publish_again
 from celery_idempotent.errors import ConfigurationError
-from celery_idempotent.publishing import id_of_call, published, with_key
+from celery_idempotent.publishing import id_of_call, new_header, with_key
 from celery_idempotent.task import IdempotentTask
 
 __all__ = ["LONGEST_ID", "PendingCall"]
@@ -174,7 +174,7 @@ def _with_key(
     if chosen or call_key != setup.scheme.derive(args, kwargs, task_id=task_id, task=task):
         return headers  # the call, or its context, has a key
     key, label = setup.scheme.identity(task_id)
-    own = own_header(task_id, call_key._replace(key=key, label=label), published())
+    own = new_header(task_id, call_key._replace(key=key, label=label))
     return {**(headers or {}), OWN: own}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from time import monotonic, perf_counter
-from typing import Any
+from typing import Any, Final
 
 from celery_idempotent import observers
 from celery_idempotent.core.record import (
@@ -15,6 +15,7 @@ from celery_idempotent.core.record import (
     UNKNOWN,
     Label,
     Record,
+    State,
 )
 from celery_idempotent.core.verdicts import Lost, Recorded
 from celery_idempotent.run.claimant import Ending
@@ -23,6 +24,9 @@ from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
 
 __all__ = ["Telling", "ToldRun"]
+
+#: The journal's word for each state in which a run ends.
+_WORDS: Final = {state: str(state) for state in State}
 
 
 @dataclass(slots=True)
@@ -125,7 +129,7 @@ class ToldRun:
         """
         telling, journal, state = self._telling, self._telling.journal, ending.state
         # A run that ends without an end was cut off.
-        what = "interrupted" if state is RUNNING else str(state)
+        what = "interrupted" if state is RUNNING else _WORDS[state]
         heard, details, at = _is_heard(what), self._details(), monotonic()
         details["took"] = at - self._began
         details["error"] = None if exc is None else type(exc).__name__

@@ -142,6 +142,12 @@ class TestRecord:
         # Then
         assert Record.unpack(replace(TYPICAL, interruptions=300).pack()).interruptions == 255
 
+    @pytest.mark.parametrize("name", ["owner", "process", "nonce", "fingerprint"])
+    def test_a_field_that_its_length_byte_cannot_tell_is_refused(self, name: str) -> None:
+        """It is not cut: the fields behind it would be read at other places."""
+        with pytest.raises(ValueError, match="256 bytes"):
+            replace(TYPICAL, **{name: b"x" * 256}).pack()
+
     def test_a_long_label_is_cut_between_characters(self) -> None:
         """A label that doesn't fit loses its end, and is stable from then on."""
         # Given
