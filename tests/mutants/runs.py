@@ -794,8 +794,8 @@ _PUT_BACK = [
     Mutant(
         "telling: a run that was cut off is told as interrupted",
         "run/telling.py",
-        'what = "interrupted" if state is RUNNING else str(state)',
-        "what = str(state)",
+        'what = "interrupted" if state is RUNNING else _WORDS[state]',
+        "what = _WORDS[state]",
         (("tests/run/test_observers.py", "-k", "cut_off"),),
     ),
     Mutant(
