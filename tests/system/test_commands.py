@@ -26,6 +26,7 @@ from celery_idempotent.run.journal import Journal
 from celery_idempotent.stores.journal import journal_key
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.servers import RedisServer
+from tests.support import warm
 from tests.support.commands import Commands
 from tests.support.system import STORE_DB
 from tests.support.tasks import SETTINGS_VARIABLE, make_app
@@ -288,13 +289,10 @@ def at_a_terminal(command: Sequence[str], env: dict[str, str], answer: str = "")
 def test_it_is_a_command_of_celerys(large: RedisServer, tmp_path: Path) -> None:
     """Found by its entry point, in a process of its own, writing JSON into a pipe."""
     # When
-    done = subprocess.run(
-        celery("idempotency", "list", "--limit", "3"),
+    done = warm.run(
+        celery("idempotency", "list", "--limit", "3")[1:],
         cwd=ROOT,
         env=environment(large, tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
     )
     # Then
     assert done.returncode == 0, done.stderr
@@ -306,14 +304,7 @@ def test_celery_knows_the_commands_for_workers(
     large: RedisServer, tmp_path: Path, kind: str
 ) -> None:
     """Whoever types them is told what they do."""
-    done = subprocess.run(
-        celery(kind, "--list"),
-        cwd=ROOT,
-        env=environment(large, tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run(celery(kind, "--list")[1:], cwd=ROOT, env=environment(large, tmp_path))
     assert f"  {'idempotency_forget KEY' if kind == 'control' else 'idempotency '}" in done.stdout
 
 
