@@ -32,7 +32,7 @@ from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.transaction import BodyTransaction
 from celery_idempotent.stores.base import Store
 
-__all__ = ["Run", "write_note", "write_slip"]
+__all__ = ["Run", "write_answer", "write_slip"]
 
 log = logging.getLogger("celery_idempotent")
 
@@ -329,19 +329,50 @@ def write_slip(
     """
     terms = claimant.terms
     note = Note(claimant.slip_key, slip, token, terms.horizon_ms)
-    write_note(terms.store, claimant.key, note, then, at_once=at_once)
+    _write_note(terms.store, claimant.key, note, then, at_once=at_once)
 
 
-def write_note(
+def write_answer(
+    store: Store,
+    key: str,
+    slip_key: str,
+    answer: Slip,
+    ttl_ms: int,
+    lease_ms: int,
+    *,
+    at_once: bool = True,
+) -> Callable[[], None]:
+    """Record, before its caller is told, that a call fails whose run was cut off.
+
+    The answer is this call's alone: for every other one the run was cut off.
+
+    Args:
+        answer: what distinguishes the message, the failure (without one, copies of the message
+            are ignored), and the digest of the callbacks that are about to be sent.
+        ttl_ms: for how long copies of the message may come.
+        lease_ms: for how long they wait at most while the callbacks are sent.
+        at_once: whether not to leave it to the background.
+
+    Returns:
+        What records that the call's callbacks have gone out, too.
+    """
+    told = answer._replace(answered=True, released=True, digests=b"")
+    note = Note(slip_key, told, 0, ttl_ms, lease_ms if answer.digests else 0)
+    _write_note(store, key, note, at_once=at_once)
+    if not answer.digests:
+        return lambda: None
+    sent = Note(slip_key, told._replace(digests=answer.digests, outcome=b""), 0, ttl_ms)
+    return lambda: _write_note(store, key, sent, at_once=at_once)
+
+
+def _write_note(
     store: Store,
     key: str,
     note: Note,
     then: Callable[[], object] | None = None,
     *,
-    at_once: bool = True,
+    at_once: bool,
 ) -> None:
-    """Do what :func:`write_slip` does, for who has no claimant."""
-
     def write() -> None:
         store.note(key, note)
         if then is not None:

@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.verdicts import Note
 from celery_idempotent.delivery.results import encode_failure
 from celery_idempotent.delivery.waiting import is_answered
-from celery_idempotent.run.run import write_note
+from celery_idempotent.run.run import write_answer
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.standing import LEFT_ALONE_S, message_of
 
@@ -37,22 +35,20 @@ def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
     environment = environment_of(request.app)
     owner, message = message_of(context)
     outcome = b""
+    if exc is None:
+        message = message._replace(digests=b"")
     # Where the run's own answer is stored already, the parent's is not stored over it.
     if exc is not None and not is_answered(task, context):
         outcome = encode_failure(task.backend, exc, setup.options.max_result_size)
-    told = message._replace(answered=True, released=True, digests=b"", outcome=outcome)
-
-    def write(slip: Slip, sends_s: float) -> None:
-        store, ttl_ms = environment.store, int(environment.horizon * 1000)
-        note = Note(owner.slip_key(key), slip, 0, ttl_ms, int(sends_s * 1000))
-        away = time.monotonic() - store.failed_at < LEFT_ALONE_S
-        write_note(store, key, note, at_once=not away)
-
-    sends = exc is not None and bool(message.digests)
-    write(told, setup.options.lease if sends else 0)
-    if not sends:
-        return _nothing
-    return lambda: write(told._replace(digests=message.digests, outcome=b""), 0)
+    return write_answer(
+        environment.store,
+        key,
+        owner.slip_key(key),
+        message._replace(outcome=outcome),
+        int(environment.horizon * 1000),
+        int(setup.options.lease * 1000),
+        at_once=time.monotonic() - environment.store.failed_at >= LEFT_ALONE_S,
+    )
 
 
 def _nothing() -> None:

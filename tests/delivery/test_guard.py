@@ -18,6 +18,7 @@ from kombu.exceptions import OperationalError
 
 from celery_idempotent import (
     MESSAGE_ID,
+    RERUN,
     ClaimLost,
     IdempotencyInProgress,
     IdempotentTask,
@@ -1513,6 +1514,35 @@ def test_who_is_cut_off_after_a_retry_is_cut_off(
     assert first.state == "FAILURE"
     assert record_of(store).state is State.RUNNING
     assert first.published[-1].deliver().get() == "winner"
+
+
+@pytest.mark.parametrize("happened", [None, lambda order: RERUN], ids=["none", "reconcile"])
+def test_a_call_that_a_soft_time_limit_has_failed_stays_failed(
+    guarded: Callable[..., Any], store: MovableStore, happened: Any
+) -> None:
+    """Where the policy is "unknown" its run was cut off, for others: its copies get its failure."""
+
+    # Given
+    def hangs(self: Any, order: int) -> str:
+        raise SoftTimeLimitExceeded
+
+    task = guarded(
+        hangs, winner, idempotency_on_interrupted="unknown", idempotency_reconcile=happened
+    )
+    message = message_of(task, (1,), link_error=task.app.signature("errback"))
+    first = message.deliver()
+    assert record_of(store).state is State.RUNNING
+    # When
+    copies = [message.deliver(redelivered=True) for _ in range(2)]
+    # Then
+    assert [one.state for one in (first, *copies)] == ["FAILURE"] * 3
+    assert {type(one.result) for one in (first, *copies)} == {SoftTimeLimitExceeded}
+    assert [len(one.published) for one in (first, *copies)] == [1, 0, 0]
+    # When another call comes
+    other = deliver(task, (1,))
+    # Then
+    assert other.get() == "winner" if happened else isinstance(other.result, OutcomeUnknown)
+    assert isinstance(message.deliver(redelivered=True).result, SoftTimeLimitExceeded)
 
 
 # --- what the store could not take at once -------------------------------------------------------

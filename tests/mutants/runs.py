@@ -98,6 +98,20 @@ _PARENTS = [
         _PARENT,
     ),
     Mutant(
+        "soft limit: the failure of a call that counts as cut off is kept",
+        "delivery/outcome.py",
+        "if ending.state is State.RUNNING and isinstance(exc, Exception):",
+        "if False:",
+        (("tests/delivery/test_guard.py", "-k", "soft_time_limit"),),
+    ),
+    Mutant(
+        "soft limit: not where the body has published a retry",
+        "delivery/outcome.py",
+        "if not claimant.slip_key or delivery.state.retry is not None:",
+        "if not claimant.slip_key:",
+        (("tests/delivery/test_guard.py", "-k", "cut_off_after"),),
+    ),
+    Mutant(
         "parent: a call whose run it ended stays revoked",
         "worker/request.py",
         "        if terminated:\n            self._keep_answer(None)\n",
