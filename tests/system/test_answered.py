@@ -12,7 +12,7 @@ import signal
 from typing import Any
 
 import pytest
-from billiard.exceptions import TimeLimitExceeded
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 from celery import chain
 from celery.result import AsyncResult
 from celery.signals import before_task_publish
@@ -93,19 +93,33 @@ def test_a_call_that_its_hard_time_limit_has_failed_runs_no_more(
     stays_failed(system, limited, failure)
 
 
-def stays_failed(system: System, call: AsyncResult, failure: BaseException) -> None:
-    """It ran once, a copy was answered with its failure, and its errback went out once."""
-    assert system.ledger.count("finished", id=call.id, state="FAILURE") == 1
+def stays_failed(
+    system: System, call: AsyncResult, failure: BaseException, in_children: int = 1
+) -> None:
+    """It ran once, a copy was answered with its failure, and its errback went out once.
+
+    Args:
+        in_children: how many processes of the pool have failed it.
+    """
+    assert system.ledger.count("finished", id=call.id, state="FAILURE") == in_children
     assert system.ledger.count("start") == 1
     kept = call.backend.get_task_meta(call.id, cache=False)
     assert (kept["status"], repr(kept["result"])) == ("FAILURE", repr(failure))
     assert [entry["failed"] for entry in system.ledger.entries("errback")] == [call.id]
 
 
-@pytest.mark.parametrize("pool", ["prefork", "gevent"])
-@pytest.mark.parametrize("policy", ["rerun", "unknown"])
+@pytest.mark.parametrize(
+    ("pool", "policy", "limit"),
+    [
+        ("prefork", "rerun", "time_limit"),
+        ("prefork", "unknown", "time_limit"),
+        ("gevent", "rerun", "time_limit"),
+        ("gevent", "unknown", "time_limit"),
+        ("prefork", "unknown", "soft_time_limit"),
+    ],
+)
 def test_a_copy_of_such_a_call_gets_its_failure(
-    make_system: MakeSystem, pool: str, policy: str
+    make_system: MakeSystem, pool: str, policy: str, limit: str
 ) -> None:
     """With each pool that enforces limits; whoever else asks finds a run that was cut off."""
     # Given
@@ -115,20 +129,23 @@ def test_a_copy_of_such_a_call_gets_its_failure(
     )
     system.start_worker(pool)
     task, errback = system.task("busy"), system.task("errback").s()
-    limited, header = call(task, 1, kwargs={"gate": "go"}, time_limit=1, link_error=errback)
+    options = {limit: 1, "link_error": errback}
+    limited, header = call(task, 1, kwargs={"gate": "go"}, **options)
     (begun,) = system.ledger.wait_for("start")
     failure = limited.get(timeout=30, propagate=False)
-    if pool == "prefork":
+    if pool == "prefork" and limit == "time_limit":
         wait_until_dead(begun["pid"])
     system.ledger.open("go")
     # When its message is delivered once more: it is the same publication
     again = {"task_id": limited.id, "headers": header, "link_error": errback}
     task.apply_async((1,), {"gate": "go"}, **again)
-    system.ledger.wait_for("finished", id=limited.id, state="FAILURE")
+    soft = limit == "soft_time_limit"
+    in_children = 2 if soft else 1
+    system.ledger.wait_for("finished", in_children, id=limited.id, state="FAILURE")
     system.wait_until_quiet()
     # Then
-    assert isinstance(failure, TimeLimitExceeded)
-    stays_failed(system, limited, failure)
+    assert isinstance(failure, SoftTimeLimitExceeded if soft else TimeLimitExceeded)
+    stays_failed(system, limited, failure, in_children)
     # When
     other = task.delay(1, gate="go").get(timeout=30, propagate=False)
     # Then
