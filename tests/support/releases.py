@@ -51,7 +51,8 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
             r"    is_awaited: bool = False\n",
             f"    is_awaited: bool = False\n    more: bytes = {FIELD!r}\n",
         ),
-        (r"\n            self\.outcome,\n", "\n            _with_field(self),\n"),
+        (r"is_awaited,\n        \) = self", "is_awaited,\n            _,\n        ) = self"),
+        (r"return head \+ label \+ outcome", "return head + label + _with_field(self)"),
         (r"if version != VERSION:", f"if version not in ({VERSION}, VERSION):"),
         (
             r"\n                packed\[outcome_at:\],",

@@ -158,7 +158,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
 
     @property
     def failed_at(self) -> float:
-        return self._wire.outage.failed_at
+        return self._wire.failed_at
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         keys = _keys(key, event.slip_key, queued=event.queued_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -240,6 +241,16 @@ class TestHowMany:
         assert cluster._wire._wire(("127.0.0.1", 1))._most == 32
         other = RedisStore.from_url(f"{server.url()}?max_connections=7")
         assert other._wire._most == 7
+
+    @pytest.mark.parametrize(
+        ("kind", "url"),
+        [(RedisStore, "redis://127.0.0.1:1"), (ClusterStore, "redis+cluster://127.0.0.1:1")],
+    )
+    def test_nothing_has_failed_before_anything_was_asked(
+        self, kind: type[RedisStore], url: str
+    ) -> None:
+        """One server, and a cluster of them."""
+        assert kind.from_url(url).failed_at == -math.inf
 
     def test_greenlets_share_them(self) -> None:
         """Two hundred that claim at one moment take as many as one process may have."""
