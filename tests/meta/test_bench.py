@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 from click.testing import CliRunner, Result
 
 from benchmarks.speed import report
@@ -192,6 +193,24 @@ def test_calls_pass_through_a_worker_under_load(worker: Worker) -> None:
     assert len(answered) == 10
     assert 0 < max(answered) <= took
     assert worker.memory() > 3 * 10_000_000
+
+
+@pytest.mark.parametrize("measured", ["loads", "waits"])
+def test_its_workers_heed_no_tasks_but_their_own(
+    measured: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are imported by other tests' processes, too."""
+    # Given
+    importlib.import_module(f"benchmarks.speed.{measured}")
+    app = Celery("other", broker="memory://", set_as_current=False)
+
+    def other(one: str) -> str:
+        return one
+
+    # When
+    app.task(name="other")(other).apply(("one",))
+    # Then
+    assert not caplog.records
 
 
 @pytest.mark.system
