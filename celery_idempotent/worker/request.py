@@ -185,11 +185,14 @@ class IdempotentRequest(Request):
         exc = TimeLimitExceeded(timeout)
         if self._leaves_it_to_others(exc):
             return None
-        if self._comes_again_after(exc):
+        comes_again = self._comes_again_after(exc)
+        if comes_again:
             self._say_no_more()
         are_sent = self._keep_failure(exc)
         answer = super().on_timeout(soft, timeout)
         are_sent()
+        if comes_again:
+            self.reject(requeue=True)  # for greenlets Celery does it since 5.7
         return answer
 
     def _keep_failure(self, exc: BaseException) -> Callable[[], None]:
