@@ -127,6 +127,8 @@ class Worker:
         Returns the bytes of memory of the worker before they came, and while all of them waited.
         """
         run, queue = uuid.uuid4().hex, self._queue
+        # What its processes import for the first guarded call is not of those that wait.
+        self.passed("guarded", 20, 0.0, 0.0)
         before = self.memory()
         with self._tasks.app.producer_pool.acquire() as producer:
             sent = (0, run, time.time(), 3_600.0)
