@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,6 +174,7 @@ def test_a_worker_under_load_is_set_beside_plain_celery() -> None:
 def server() -> Iterator[RedisServer]:
     """One for all workers here: the app of the measurement is made for the first server."""
     with RedisServer() as server:
+        os.environ["SPEED_URL"] = server.url(0).rpartition("/")[0]
         yield server
 
 
@@ -197,7 +199,7 @@ def test_calls_pass_through_a_worker_under_load(worker: Worker) -> None:
 
 @pytest.mark.parametrize("measured", ["loads", "waits"])
 def test_its_workers_heed_no_tasks_but_their_own(
-    measured: str, caplog: pytest.LogCaptureFixture
+    measured: str, server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They are imported by other tests' processes, too."""
     # Given
