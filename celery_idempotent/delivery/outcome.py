@@ -139,11 +139,11 @@ def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
         else:
             # A copy may have answered the call, or be about to: nothing is stored over that.
             after_trace().stores_no_retry = True
-    if ending.state is State.RUNNING and isinstance(exc, Exception):
-        keep_failure(attempt.delivery, exc)
     verdict = attempt.told.end(ending, exc)
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, exc)
+    if verdict is not None and ending.state is State.RUNNING and isinstance(exc, Exception):
+        keep_failure(attempt.delivery, exc)
     if isinstance(exc, Exception):
         leave_if_answered(attempt, verdict)
     doubtful = verdict is None and attempt.run.lease.is_doubtful

@@ -12,7 +12,7 @@ from celery_idempotent.run.run import write_answer
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.standing import LEFT_ALONE_S, message_of
 
-__all__ = ["keep_answer"]
+__all__ = ["keep_answer", "nothing"]
 
 
 def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
@@ -31,14 +31,14 @@ def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
     task, context = request.task, request._context
     setup, key = task._setup(), request.record_name()
     if setup is None or setup.options.mode != "enforce" or key is None:
-        return _nothing
+        return nothing
     environment = environment_of(request.app)
     owner, message = message_of(context)
     outcome = b""
     if exc is None:
         message = message._replace(digests=b"")
     # Where the run's own answer is stored already, the parent's is not stored over it.
-    if exc is not None and not is_answered(task, context):
+    elif not is_answered(task, context):
         outcome = encode_failure(task.backend, exc, setup.options.max_result_size)
     return write_answer(
         environment.store,
@@ -51,5 +51,5 @@ def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
     )
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Do nothing, where no callbacks are to be noted."""

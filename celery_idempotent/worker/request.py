@@ -28,7 +28,7 @@ from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
-from celery_idempotent.worker.answer import keep_answer
+from celery_idempotent.worker.answer import keep_answer, nothing
 from celery_idempotent.worker.standing import Standing, standing_of
 from celery_idempotent.worker.waiters import are_held, waiters_of
 
@@ -87,10 +87,6 @@ def _held_until_due(consumer: Any) -> list[IdempotentRequest]:
     return [it for it in first if isinstance(it, IdempotentRequest)]
 
 
-def _nothing() -> None:
-    pass
-
-
 class IdempotentRequest(Request):
     """A request of an :class:`.IdempotentTask`, in the parent."""
 
@@ -147,7 +143,7 @@ class IdempotentRequest(Request):
         exc = exc_info.exception
         if isinstance(exc, ExceptionWithTraceback):
             exc = exc.exc
-        are_sent = _nothing
+        are_sent = nothing
         # What a child has told may be what a parent has answered another copy.
         if return_ok and isinstance(exc, WorkerLostError):
             self._say_no_more()  # Celery would tell it once more
@@ -206,17 +202,17 @@ class IdempotentRequest(Request):
         else:
             is_told = isinstance(exc, WorkerLostError)
         if not is_told or self._already_cancelled or self._already_revoked:
-            return _nothing
-        return _nothing if self._comes_again_after(exc) else self._keep_answer(exc)
+            return nothing
+        return nothing if self._comes_again_after(exc) else self._keep_answer(exc)
 
     def _keep_answer(self, exc: BaseException | None) -> Callable[[], None]:
         if self._is_told:
-            return _nothing
+            return nothing
         try:
             return keep_answer(self, exc)
         except Exception as problem:
             log.warning("could not keep what task %s is answered: %s", self.id, problem)
-            return _nothing
+            return nothing
 
     def _announce_revoked(self, reason: Any, terminated: bool, *args: Any) -> Any:
         """As Celery's; a call whose run is ended for that stays revoked."""

@@ -26,6 +26,7 @@ from celery_idempotent import (
     observers,
 )
 from celery_idempotent.core.message import OWN
+from celery_idempotent.core.record import Owner
 from celery_idempotent.core.verdicts import Settle
 from celery_idempotent.delivery import guard, outcome, waiting
 from celery_idempotent.delivery.attempt import Attempt
@@ -1543,6 +1544,32 @@ def test_a_call_that_a_soft_time_limit_has_failed_stays_failed(
     # Then
     assert other.get() == "winner" if happened else isinstance(other.result, OutcomeUnknown)
     assert isinstance(message.deliver(redelivered=True).result, SoftTimeLimitExceeded)
+
+
+def test_a_soft_time_limit_after_a_copy_took_over_answers_nothing(
+    guarded: Callable[..., Any], store: MovableStore
+) -> None:
+    """The copy has answered the call: what is told later is no answer, and is kept nowhere."""
+
+    # Given
+    def meets_its_limit(self: Any) -> str:
+        raise SoftTimeLimitExceeded
+
+    seen: list[Delivered] = []
+    task = guarded(
+        overtaken(store, seen, meets_its_limit, task_id="limited"),
+        winner,
+        idempotency_on_interrupted="unknown",
+        idempotency_reconcile=lambda order: RERUN,
+    )
+    # When
+    first = deliver(task, (1,), task_id="limited")
+    # Then
+    assert seen[0].get() == "winner"
+    (key,) = store.scan("*")
+    slip = store.slip(Owner("limited").slip_key(key))
+    assert slip is None or b"SoftTimeLimit" not in slip.outcome
+    assert first.message.deliver(redelivered=True).get() == "winner"
 
 
 # --- what the store could not take at once -------------------------------------------------------

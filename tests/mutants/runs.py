@@ -93,14 +93,14 @@ _PARENTS = [
     Mutant(
         "parent: a failure that it tells is kept",
         "worker/request.py",
-        "return _nothing if self._comes_again_after(exc) else self._keep_answer(exc)",
-        "return _nothing",
+        "return nothing if self._comes_again_after(exc) else self._keep_answer(exc)",
+        "return nothing",
         _PARENT,
     ),
     Mutant(
         "soft limit: the failure of a call that counts as cut off is kept",
         "delivery/outcome.py",
-        "if ending.state is State.RUNNING and isinstance(exc, Exception):",
+        "if verdict is not None and ending.state is State.RUNNING and isinstance(exc, Exception):",
         "if False:",
         (("tests/delivery/test_guard.py", "-k", "soft_time_limit"),),
     ),
