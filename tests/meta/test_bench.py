@@ -18,7 +18,7 @@ from benchmarks.speed import report
 from benchmarks.speed.load import Cost, Pool, Worker, goals_of, measure_load, waiters
 from benchmarks.speed.measure import Goal, Section
 from benchmarks.speed.paper import Paper, memory_on_paper
-from benchmarks.speed.waiting import Found, lateness
+from benchmarks.speed.waiting import Found, lateness, polled
 from celery_idempotent.testing.servers import RedisServer
 
 HOLDS = Goal("1a", "a share", 0.97, ">=", 0.95, "97 of 100")
@@ -257,6 +257,17 @@ def test_lateness_is_of_all_rounds_with_as_many_duplicates() -> None:
     assert (goal.figure, goal.bounds) == (pytest.approx(0.5), pytest.approx((0.1, 0.7)))
     assert goal.holds is False
     assert "worst: 200 duplicates; 5 rounds; 1 s, 10: 0.30 s" in goal.detail
+
+
+def test_what_a_poll_adds_is_a_part_of_the_run() -> None:
+    """What the pool needs to work the duplicates off is no lateness of the poll's."""
+    # Given
+    found = {"1 s, 2000": Found(1.1, 2.05, 4.0, 2.0, 1.0), "10 s, 10": Found(2.0, 1.5, 1.6, 0.5, 1)}
+    # When
+    goal = polled(found)
+    # Then
+    assert (goal.figure, goal.holds) == (pytest.approx(0.1), True)
+    assert goal.detail == "worst: 10 s, 10; 1 s, 2000: 0.05 s; 10 s, 10: 1.00 s"
 
 
 def test_a_quick_run_leaves_the_load_out() -> None:
