@@ -143,7 +143,9 @@ class IdempotentTask(RetryingTask[P, R]):
     @__trace__.setter
     def __trace__(self, tracer: Any) -> None:
         watch_body(self, IdempotentTask)
-        self.__dict__["_idempotent_trace"] = None if tracer is None else callbacks.traced(tracer)
+        if tracer is not None:
+            tracer = callbacks.traced(callbacks.leaving_no_cycle(tracer))
+        self.__dict__["_idempotent_trace"] = tracer
 
     # --- publishing ------------------------------------------------------------------------------
 

@@ -906,6 +906,13 @@ _DELIVERIES = [
         "break  # it comes once",
     ),
     _answer(
+        "what a delivery raised is freed when it returns",
+        "delivery/callbacks.py",
+        "answer[1].retval.__traceback__ = None",
+        "pass",
+        (("tests/delivery/test_callbacks.py",),),
+    ),
+    _answer(
         "a link's id tells one publication of a task id from another",
         "delivery/callbacks.py",
         'f"{request.id}/{publication}" if publication else request.id',
