@@ -181,13 +181,7 @@ class Delivery:
         if waits.awaited is not None and (waits.displaced or not terms.in_turn):
             awaited = Owner(*waits.awaited)
             claimant.awaited, claimant.awaited_key = awaited.pack(), awaited.slip_key(key)
-        if options.on_running != "wait" or waits.since_ms or not options.wait_timeout:
-            first = not (redelivered or goes_on(retries, owner.nesting))
-            from_ms = _refused_from_ms(options, request, waits, first)
-            if owner.nesting and (waits.awaited is None or waits.awaited[0] == owner.task_id):
-                from_ms = NEVER_MS  # it waits for its own call, which is about to end
-            claimant.refused_from_ms = from_ms
-        return cls(
+        delivery = cls(
             task,
             options,
             environment,
@@ -206,13 +200,27 @@ class Delivery:
                 options.mode == "shadow",
             ),
         )
+        if options.on_running != "wait" or waits.since_ms or not options.wait_timeout:
+            claimant.refused_from_ms = delivery._refused_from_ms(owner)
+        return delivery
+
+    def _refused_from_ms(self, owner: Owner) -> int:
+        """Return from when on another call's run has it refused: see :attr:`.Claim`."""
+        waits, timeout = self.waits, self.options.wait_timeout
+        if owner.nesting and (waits.awaited is None or waits.awaited[0] == owner.task_id):
+            return NEVER_MS  # it waits for its own call, which is about to end
+        if self.policy != "wait" or not timeout:
+            return 0
+        return waits.since_ms + ceil(timeout * 1000) if waits.since_ms else NEVER_MS
 
     @property
     def policy(self) -> str:
         """What happens where another call's run has the key: see ``idempotency_on_running``."""
         nesting = self.request.replaced_task_nesting
-        first = not (self.redelivered or goes_on(self.claimant.retries, nesting))
-        return _policy(self.options, self.request, self.waits, first)
+        if self.waits.count or self.redelivered or goes_on(self.claimant.retries, nesting):
+            return "wait"  # it is not the first delivery of its call
+        policy = self.options.on_running
+        return "wait" if policy == "drop" and not self._may_be_dropped else policy
 
     def may_be_refused(self, outage: bool) -> bool:
         """Whether a copy of this message may be refused, or dropped, while this one has to wait.
@@ -222,8 +230,15 @@ class Delivery:
                 dropped just now.
         """
         if outage or self.options.on_running == "drop":
-            return _may_be_dropped(self.options, self.request)
+            return self._may_be_dropped
         return self.options.on_running == "raise"
+
+    @property
+    def _may_be_dropped(self) -> bool:
+        # What hangs on it needs an answer.
+        request = self.request
+        hanging = request.chord or request.chain or request.callbacks
+        return self.options.on_running == "drop" and not hanging
 
     @property
     def name(self) -> str:
@@ -247,27 +262,6 @@ class Delivery:
             why,
             replayed,
         )
-
-
-def _policy(options: Options, request: Any, waits: WaitState, first: bool) -> str:
-    if waits.count or not first:
-        return "wait"
-    if options.on_running == "drop" and not _may_be_dropped(options, request):
-        return "wait"
-    return options.on_running
-
-
-def _may_be_dropped(options: Options, request: Any) -> bool:
-    if options.on_running != "drop":
-        return False
-    # What hangs on it needs an answer.
-    return not (request.chord or request.chain or request.callbacks)
-
-
-def _refused_from_ms(options: Options, request: Any, waits: WaitState, first: bool) -> int:
-    if _policy(options, request, waits, first) != "wait" or not options.wait_timeout:
-        return 0
-    return waits.since_ms + ceil(options.wait_timeout * 1000) if waits.since_ms else NEVER_MS
 
 
 def _label(task: Any, setup: TaskSetup, request: Any, call_key: CallKey) -> str:

@@ -637,8 +637,8 @@ _DELIVERIES = [
     Mutant(
         'busy: "raise" and "drop" are for a first delivery',
         "delivery/delivery.py",
-        "    if waits.count or not first:\n",
-        "    if False:\n",
+        "if self.waits.count or self.redelivered or goes_on(self.claimant.retries, nesting):",
+        "if False:",
         _GUARDS,
     ),
     Mutant(
@@ -686,8 +686,8 @@ _DELIVERIES = [
     Mutant(
         "busy: it waits for its own call, however long that goes on",
         "delivery/delivery.py",
-        "                from_ms = NEVER_MS  # it waits for its own",
-        "                pass  # it waits for its own",
+        "            return NEVER_MS  # it waits for its own",
+        "            pass  # it waits for its own",
         _GUARDS,
     ),
     Mutant(
@@ -700,8 +700,8 @@ _DELIVERIES = [
     Mutant(
         'busy: "drop" is not for what somebody awaits',
         "delivery/delivery.py",
-        'if options.on_running == "drop" and',
-        "if False and",
+        'policy == "drop" and not self._may_be_dropped',
+        "False",
         _GUARDS,
     ),
     Mutant(
@@ -728,8 +728,8 @@ _DELIVERIES = [
     Mutant(
         "busy: the store hears that it is to be refused at once",
         "delivery/delivery.py",
-        '!= "wait" or not options.wait_timeout:\n        return 0',
-        '!= "wait" or not options.wait_timeout:\n        return NEVER_MS',
+        'self.policy != "wait" or not timeout:\n            return 0',
+        'self.policy != "wait" or not timeout:\n            return NEVER_MS',
         _GUARDS,
     ),
     Mutant(
