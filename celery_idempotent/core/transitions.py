@@ -59,17 +59,52 @@ _COUNTS: Final = re.compile("([0-9A-Fa-f]+):([0-9]+)")
 _MOST_CUT_OFF: Final = 16
 
 
-class _Found(NamedTuple):
-    """What the store has for a delivery that asks for its key."""
+class _Asked(NamedTuple):
+    """A delivery that asks for its key, and what the store has for it."""
 
+    ask: Claim
+    now_us: int
     record: Record | None
-    #: That of the message's owner.
+    #: The slip of the message's owner.
     slip: Slip | None
-    #: That of the run that this caller waited for last.
+    #: The slip of the run that this caller waited for last.
     awaited: Slip | None
     #: For how long the record and the slip are still kept.
     left_ms: int
     slip_left_ms: int
+
+    @property
+    def now_ms(self) -> int:
+        return self.now_us // 1000
+
+    @property
+    def mine(self) -> bool:
+        """Whether the record is of the message's own call."""
+        return self.record is not None and self.record.owner == self.ask.candidate.owner
+
+    @property
+    def noted(self) -> bool:
+        """Whether the message's callbacks have gone out."""
+        slip, ask = self.slip, self.ask
+        return slip is not None and ask.callbacks and slip.has_sent(ask.message.digests)
+
+    @property
+    def answer(self) -> Slip | None:
+        """The slip, if it holds an answer that counts: not where the key was forgotten since."""
+        slip, record = self.slip, self.record
+        counts = slip is not None and slip.answered and (record is None or bool(record.owner))
+        return slip if counts else None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether the message is a copy of the one that was answered."""
+        answer, ask = self.answer, self.ask
+        return answer is not None and not (ask.is_new or answer.is_older_than(ask.message))
+
+    @property
+    def lasting_slip(self) -> Slip | None:
+        """The slip, unless it is of a run that gave its key up: that run's lease is over."""
+        return None if self.slip is not None and self.slip.is_run else self.slip
 
 
 def claim(
@@ -91,26 +126,23 @@ def claim(
         queued: the key's reservation, if this delivery has to end it.
         left_ms: for how long the record is still kept; ``slip_left_ms``: the slip.
     """
-    found = _Found(record, slip, awaited, left_ms, slip_left_ms)
+    it = _Asked(ask, now_us, record, slip, awaited, left_ms, slip_left_ms)
     if ask.latest and not ask.compensates_only:
-        return _claim_latest(found, queued, ask, now_us)
-    verdict, write = _with_slip(found, ask, now_us)
+        return _claim_latest(it, queued)
+    verdict, write = _with_slip(it)
     if queued is not None and (isinstance(verdict, Claimed) or queued.owner == ask.candidate.owner):
         write = (Write(None) if write is None else write)._replace(drops_queued=True)
     return verdict, write
 
 
-def _claim_latest(
-    found: _Found, queued: Reservation | None, ask: Claim, now_us: int
-) -> tuple[ClaimVerdict, Write | None]:
+def _claim_latest(it: _Asked, queued: Reservation | None) -> tuple[ClaimVerdict, Write | None]:
     """Decide it for a task of which only the newest call runs next: the reservation is its place.
 
     When a call came decides, and so it is kept: in its message and in its slip, because a message
     that could not be put back comes again as it was; and in the record of its run.
     """
-    new, now_ms = ask.candidate, now_us // 1000
-    record, slip = found.record, found.slip
-    mine = record is not None and record.owner == new.owner
+    ask, record, slip, now_ms, mine = it.ask, it.record, it.slip, it.now_ms, it.mine
+    new = ask.candidate
     is_own = queued is not None and queued.owner == new.owner
     others_ms = 0 if queued is None or is_own else queued.since_ms
     runs_ms = 0 if record is None else record.came_ms
@@ -121,13 +153,13 @@ def _claim_latest(
         # After all that are known, also within a millisecond, and where the clock goes back.
         came_ms = max(now_ms, runs_ms + 1, others_ms + 1)
     ask = ask._replace(came_ms=came_ms)
-    verdict, write = _with_slip(found, ask, now_us)
+    verdict, write = _with_slip(it._replace(ask=ask))
     left = Write(None) if write is None else write
     came = Slip(token=came_ms)
     if isinstance(verdict, Claimed) and verdict.failed is None and left.record is not None:
         may_wait = not mine and now_ms < ask.refused_from_ms
         if may_wait and queued is not None and came_ms <= others_ms:
-            ahead, waits_on = _let_go_first(queued, ask, now_us)
+            ahead, waits_on = _let_go_first(queued, ask, it.now_us)
             if ahead is not None:
                 return Busy(ahead, False, came_ms if is_first else now_ms), waits_on
         if queued is not None and queued.due_ms:
@@ -181,24 +213,24 @@ def _let_go_first(
     return ahead, waits
 
 
-def _with_slip(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write | None]:
-    verdict, write = _decide(found, ask, now_us)
-    slip, left_ms = found.slip, found.slip_left_ms
-    if slip is not None and left_ms < ask.horizon_ms and _is_copy(found.record, slip, ask):
-        write = _with_slip_for(ask.horizon_ms, write, slip)
+def _with_slip(it: _Asked) -> tuple[ClaimVerdict, Write | None]:
+    verdict, write = _decide(it)
+    ttl_ms = it.ask.horizon_ms
+    if it.slip is not None and it.slip_left_ms < ttl_ms and it.is_copy:
+        # Where one copy has come, its own copies may follow.
+        if write is None:
+            write = Write(None, slip=it.slip, slip_ttl_ms=ttl_ms)
+        elif write.slip_ttl_ms == KEEP_TTL:  # else it is written for that long, or deleted
+            write = write._replace(slip=write.slip or it.slip, slip_ttl_ms=ttl_ms)
     return verdict, write
 
 
-def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write | None]:
-    record, slip, awaited, left_ms, _ = found
-    now_ms = now_us // 1000
+def _decide(it: _Asked) -> tuple[ClaimVerdict, Write | None]:
+    ask, _, record, slip, awaited, *_ = it
+    now_ms, mine, answer, is_copy, noted = it.now_ms, it.mine, it.answer, it.is_copy, it.noted
     new = ask.candidate
-    mine = record is not None and record.owner == new.owner
     if ask.compensates_only and (record is None or record.state is not State.COMPENSATING):
         return Superseded(), None
-    noted = slip is not None and ask.callbacks and slip.has_sent(ask.message.digests)
-    answer = slip if _is_answer(record, slip) else None
-    is_copy = _is_copy(record, slip, ask)
     told = answer if mine and is_copy else None
     if slip is not None and not noted and _is_being_sent(slip, ask, now_ms):
         # Another delivery answers this call, or sends its callbacks: wait, whatever this would do.
@@ -206,8 +238,8 @@ def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write
         return Busy(telling, True, now_ms), None
     if record is None:
         if answer is not None and is_copy:
-            return _answer_again(answer, slip, ask, now_ms, noted)
-        return _take(None, ask, now_us, 0, slip)
+            return _answer_again(it)
+        return _take(it, 0)
 
     if new.nonce and record.nonce == new.nonce:
         # This is our own claim: its answer was lost on the wire, or we gave it up.
@@ -221,108 +253,82 @@ def _decide(found: _Found, ask: Claim, now_us: int) -> tuple[ClaimVerdict, Write
             return Claimed(record.token, record.interruptions, record), None
         if record.is_done and record.until_ms:
             return Replay(record, mine, noted), None
-        return _busy(record, mine, slip, ask, now_ms, noted)
+        return _busy(it, record)
     if new.nonce and record.has_given_up(new.nonce):
-        return _busy(record, mine, slip, ask, now_ms, noted)
+        return _busy(it, record)
 
     # Runs that survived an outage may renew first. A lease that was ended has no nonce.
     live = now_ms < record.until_ms or (bool(record.nonce) and now_ms < ask.patient_until_ms)
     if record.state is State.RELEASED and not record.outcome:
         if mine and is_copy and answer is not None:
-            return _answer_again(answer, slip, ask, now_ms, noted)
+            return _answer_again(it)
         # The nonce stays after a claim was given up. Its body never ran, so the counts stand.
         if mine and record.nonce and new.retries < record.retries:
             return Superseded(), None
         if mine or not is_copy:
             cut_off = record.interruptions if record.nonce and (mine or not ask.in_turn) else 0
-            return _take(record, ask, now_us, cut_off, slip)
+            return _take(it, cut_off)
     if not mine:
-        if answer is not None and (is_copy or answer.outcome):
-            if answer.outcome or not (
-                answer.succeeded and record.state in (State.SUCCEEDED, State.FAILED)
-            ):
-                return _answer_again(answer, slip, ask, now_ms, noted)
-            return _replay_other(record, slip, ask, now_ms, noted, left_ms)
         is_kept = record.state in (State.SUCCEEDED, State.FAILED)
+        if answer is not None and (is_copy or answer.outcome):
+            if answer.outcome or not (answer.succeeded and is_kept):
+                return _answer_again(it)
+            return _replay_other(it, record)
         if awaited is not None and awaited.released:
             awaited = None  # its answer is its own call's alone
         if awaited is not None and awaited.answered and awaited.outcome and not is_kept:
             shared = Replay(awaited.as_record(ask.awaited), False, noted)
-            return _told(shared, record, slip, ask, now_ms, noted, awaited.outcome)
+            return _told(it, record, shared, awaited.outcome)
         if ask.checked and record.fingerprint != new.fingerprint and not _is_free_for(record, ask):
-            return _told(Mismatch(record), record, slip, ask, now_ms, noted)
+            return _told(it, record, Mismatch(record))
     if record.state is State.RUNNING:
         if mine and new.retries < record.retries:
             return Superseded(), None
         if live:
-            return _busy(record, mine, slip, ask, now_ms, noted)
+            return _busy(it, record)
         if told is not None:  # by who has ended its run: the worker's parent
-            return _answer_again(told, slip, ask, now_ms, noted)
+            return _answer_again(it)
         if mine and new.retries > record.retries:
-            return _take(record, ask, now_us, 0, slip)
-        return _interrupted(record, mine, ask, now_us, slip)
+            return _take(it, 0)
+        return _interrupted(it, record)
     if record.state is State.RETRYING:
         if mine and new.retries < record.retries:
             return Superseded(), None
         if told is not None:
-            return _answer_again(told, slip, ask, now_ms, noted)
+            return _answer_again(it)
         if mine or now_ms >= record.until_ms + ask.lease_ms:
-            return _take(record, ask, now_us, 0, slip)
-        return _busy(record, mine, slip, ask, now_ms, noted)
+            return _take(it, 0)
+        return _busy(it, record)
     if record.is_done:
         if mine:
             if now_ms < record.until_ms:
-                return _busy(record, mine, slip, ask, now_ms, noted)
+                return _busy(it, record)
             if answer is not None and is_copy and answer.outcome:
-                return _answer_again(answer, slip, ask, now_ms, noted)
-            return _replay_mine(record, slip, ask, now_ms, noted, left_ms)
+                return _answer_again(it)
+            return _replay_mine(it, record)
         if record.state is State.RELEASED:
             shares = ask.awaited == record.owner
             if ask.latest:
                 shares = ask.came_ms <= record.came_ms
             if not shares:
-                return _take(record, ask, now_us, 0, slip)
+                return _take(it, 0)
             shared = Replay(record, False, noted)
-            return _told(shared, record, slip, ask, now_ms, noted, record.outcome)
-        return _replay_other(record, slip, ask, now_ms, noted, left_ms)
+            return _told(it, record, shared, record.outcome)
+        return _replay_other(it, record)
     if record.state is State.COMPENSATING:
         if live:
-            return _busy(record, mine, slip, ask, now_ms, noted)
-        return _compensate(record, ask, now_us, slip)
+            return _busy(it, record)
+        return _compensate(it, record)
     if told is not None and told.released:
-        return _answer_again(told, slip, ask, now_ms, noted)
-    return _told(Unknown(record, noted), record, slip, ask, now_ms, noted)
+        return _answer_again(it)
+    return _told(it, record, Unknown(record, noted))
 
 
-def _is_answer(record: Record | None, slip: Slip | None) -> bool:
-    """Whether a slip holds an answer that counts: not where the key was forgotten since."""
-    return slip is not None and slip.answered and (record is None or bool(record.owner))
-
-
-def _is_copy(record: Record | None, slip: Slip | None, ask: Claim) -> bool:
-    """Whether a message is a copy of the one that was answered."""
-    return (
-        slip is not None
-        and _is_answer(record, slip)
-        and not (ask.is_new or slip.is_older_than(ask.message))
-    )
-
-
-def _with_slip_for(ttl_ms: int, write: Write | None, slip: Slip) -> Write | None:
-    """Keep the slip for so long from now: where one copy has come, its own copies may follow."""
-    if write is None:
-        return Write(None, slip=slip, slip_ttl_ms=ttl_ms)
-    if write.slip_ttl_ms != KEEP_TTL:
-        return write  # it is written for that long, or deleted
-    return write._replace(slip=write.slip or slip, slip_ttl_ms=ttl_ms)
-
-
-def _busy(
-    record: Record, mine: bool, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
-) -> tuple[ClaimVerdict, Write | None]:
+def _busy(it: _Asked, record: Record) -> tuple[ClaimVerdict, Write | None]:
     """Return that the key is busy, and mark the record, so that the end of its run is published."""
+    mine, now_ms, ask = it.mine, it.now_ms, it.ask
     if not mine and now_ms >= ask.refused_from_ms:
-        return _told(Busy(record, mine, now_ms), record, slip, ask, now_ms, noted)
+        return _told(it, record, Busy(record, mine, now_ms))
     if record.is_awaited or not _keeps_waiting(record, 0):
         return Busy(record, mine, now_ms), None
     marked = record._replace(is_awaited=True)
@@ -338,11 +344,10 @@ def _is_free_for(record: Record, ask: Claim) -> bool:
     )
 
 
-def _take(
-    record: Record | None, ask: Claim, now_us: int, interruptions: int, slip: Slip | None
-) -> tuple[ClaimVerdict, Write | None]:
+def _take(it: _Asked, interruptions: int) -> tuple[ClaimVerdict, Write | None]:
+    ask, now_us, record, slip, *_ = it
     token = now_us if record is None else max(record.token + 1, now_us)
-    now_ms = now_us // 1000
+    now_ms = it.now_ms
     others, cut_off = _cut_off(record, ask)
     if slip is not None and slip.is_run and ask.candidate.retries <= slip.retries:
         # That run had released its key before its end, and was cut off after that.
@@ -357,7 +362,7 @@ def _take(
                 is_awaited=record.is_awaited,
                 given_up=record.given_up,
             )
-        return _become_unknown(left, ask, now_ms, interruptions, None)
+        return _become_unknown(it._replace(slip=None), left, interruptions)
     origin, came = _origin(record, ask), str(ask.came_ms) if ask.latest else ""
     taken = ask.candidate._replace(
         state=State.RUNNING,
@@ -417,28 +422,25 @@ def _origin(record: Record | None, ask: Claim) -> str:
     return "" if origin == ask.candidate.owner.hex() else origin
 
 
-def _interrupted(
-    record: Record, mine: bool, ask: Claim, now_us: int, slip: Slip | None
-) -> tuple[ClaimVerdict, Write | None]:
+def _interrupted(it: _Asked, record: Record) -> tuple[ClaimVerdict, Write | None]:
     # In turn, the run that was cut off is another call's, and counts for that call alone.
-    anothers = ask.in_turn and not mine
+    anothers = it.ask.in_turn and not it.mine
     interruptions = 1 if anothers else record.interruptions + 1
-    if interruptions <= ask.max_interruptions:
-        return _take(record, ask, now_us, 0 if anothers else interruptions, slip)
-    return _become_unknown(record, ask, now_us // 1000, interruptions, slip)
+    if interruptions <= it.ask.max_interruptions:
+        return _take(it, 0 if anothers else interruptions)
+    return _become_unknown(it, record, interruptions)
 
 
-def _compensate(
-    record: Record, ask: Claim, now_us: int, slip: Slip | None
-) -> tuple[ClaimVerdict, Write | None]:
+def _compensate(it: _Asked, record: Record) -> tuple[ClaimVerdict, Write | None]:
+    ask = it.ask
     # Without a process no run has begun: an operator asked for it, or a claim was given up.
     interruptions = record.interruptions + bool(record.process)
     if interruptions > ask.max_compensations:
-        return _become_unknown(record, ask, now_us // 1000, interruptions, slip)
+        return _become_unknown(it, record, interruptions)
     # The owner stays: the failure belongs to its call, whichever delivery runs the compensation.
     taken = record._replace(
-        token=max(record.token + 1, now_us),
-        until_ms=now_us // 1000 + ask.lease_ms,
+        token=max(record.token + 1, it.now_us),
+        until_ms=it.now_ms + ask.lease_ms,
         interruptions=interruptions,
         process=ask.candidate.process,
         nonce=ask.candidate.nonce,
@@ -446,25 +448,21 @@ def _compensate(
     return Claimed(taken.token, interruptions, taken), Write(taken, ask.keep_ms)
 
 
-def _become_unknown(
-    record: Record, ask: Claim, now_ms: int, interruptions: int, slip: Slip | None
-) -> tuple[Unknown, Write | None]:
+def _become_unknown(it: _Asked, record: Record, interruptions: int) -> tuple[Unknown, Write | None]:
     # The token stays: the run may still be alive, and then its late completion settles the record.
     unknown = record._replace(
         state=State.UNKNOWN, until_ms=0, interruptions=interruptions, nonce=b""
     )
     write = Write(unknown, UNKNOWN_TTL_MS)
-    if ask.slip_key:
+    if it.ask.slip_key:
         # While a copy tells its caller this, the run can't tell the caller anything else.
-        write = _with_sending(write, slip, ask, now_ms)
+        write = _with_sending(it, write, it.lasting_slip)
     return Unknown(unknown), write
 
 
-def _replay_mine(
-    record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool, left_ms: int
-) -> tuple[Replay, Write | None]:
-    write = Write(None)
-    if ask.slip_key and record.outcome and left_ms < ask.horizon_ms:
+def _replay_mine(it: _Asked, record: Record) -> tuple[Replay, Write | None]:
+    ask, slip, noted, write = it.ask, it.slip, it.noted, Write(None)
+    if ask.slip_key and record.outcome and it.left_ms < ask.horizon_ms:
         # The record may be gone when the next copy of the message comes.
         kept = slip
         if kept is None or not kept.answered:
@@ -474,7 +472,7 @@ def _replay_mine(
     if ask.callbacks and not noted:
         # It sends what its first delivery did not send, under a delivery lease.
         record = record._replace(
-            until_ms=now_ms + ask.lease_ms,
+            until_ms=it.now_ms + ask.lease_ms,
             process=ask.candidate.process,
             nonce=ask.candidate.nonce,
         )
@@ -482,48 +480,35 @@ def _replay_mine(
     return Replay(record, True, noted), None if write == Write(None) else write
 
 
-def _replay_other(
-    record: Record, slip: Slip | None, ask: Claim, now_ms: int, noted: bool, left_ms: int
-) -> tuple[ClaimVerdict, Write | None]:
-    shared = Replay(record, False, noted)
-    if record.outcome and (left_ms < ask.horizon_ms or (slip is not None and slip.is_run)):
+def _replay_other(it: _Asked, record: Record) -> tuple[ClaimVerdict, Write | None]:
+    shared, slip, ttl_ms = Replay(record, False, it.noted), it.slip, it.ask.horizon_ms
+    if record.outcome and (it.left_ms < ttl_ms or (slip is not None and slip.is_run)):
         # The record may be gone when the next copy of the message comes. Or the call's own run,
         # which gave its key up and lost its lease, may end: it finds that the call is answered.
-        ttl_ms = ask.horizon_ms
-        return _told(shared, None, slip, ask, now_ms, noted, record.outcome, ttl_ms)
-    return _leased(shared, slip, ask, now_ms, noted)
+        return _told(it, None, shared, record.outcome, ttl_ms)
+    return _leased(it, shared)
 
 
-def _answer_again(
-    answer: Slip, slip: Slip | None, ask: Claim, now_ms: int, noted: bool
-) -> tuple[ClaimVerdict, Write | None]:
+def _answer_again(it: _Asked) -> tuple[ClaimVerdict, Write | None]:
     """Answer a call from its slip, whichever call has the key now."""
-    if not answer.outcome:
+    assert it.answer is not None
+    if not it.answer.outcome:
         return Superseded(), None
-    record = answer.as_record(ask.candidate.owner)
-    return _leased(Replay(record, True, noted, True), slip, ask, now_ms, noted)
+    record = it.answer.as_record(it.ask.candidate.owner)
+    return _leased(it, Replay(record, True, it.noted, True))
 
 
-def _leased(
-    verdict: ClaimVerdict,
-    slip: Slip | None,
-    ask: Claim,
-    now_ms: int,
-    noted: bool,
-) -> tuple[ClaimVerdict, Write | None]:
+def _leased(it: _Asked, verdict: ClaimVerdict) -> tuple[ClaimVerdict, Write | None]:
     """Return the verdict; if callbacks are unsent, take a lease on them in the message's slip."""
-    if noted or not ask.callbacks or not ask.slip_key:
+    if it.noted or not it.ask.callbacks or not it.ask.slip_key:
         return verdict, None
-    return verdict, _with_sending(Write(None), slip, ask, now_ms)
+    return verdict, _with_sending(it, Write(None), it.lasting_slip)
 
 
 def _told(
-    verdict: ClaimVerdict,
+    it: _Asked,
     record: Record | None,
-    slip: Slip | None,
-    ask: Claim,
-    now_ms: int,
-    noted: bool,
+    verdict: ClaimVerdict,
     outcome: bytes = b"",
     ttl_ms: int = 0,
 ) -> tuple[ClaimVerdict, Write | None]:
@@ -534,18 +519,17 @@ def _told(
     answers, and neither does a run of its call. The record is written as it is: what changes it
     at this moment comes before or after all of this.
     """
+    ask, slip = it.ask, it.lasting_slip
     if not ask.slip_key:
         return verdict, None
-    if slip is not None and slip.is_run:
-        slip = None  # its lease is over, and its call gets its answer here
     write = Write(record)
     is_told = slip is not None and slip.answered
     if outcome:
         told = ask.message._replace(answered=True, digests=b"", outcome=outcome)
         slip = told if slip is None else slip.merged(told)
         write = write._replace(slip=slip, slip_ttl_ms=ttl_ms or ask.keep_ms)
-    if not noted if ask.callbacks else not (outcome or is_told):
-        write = _with_sending(write, slip, ask, now_ms)
+    if not it.noted if ask.callbacks else not (outcome or is_told):
+        write = _with_sending(it, write, slip)
     return verdict, None if write.slip is None else write
 
 
@@ -555,12 +539,11 @@ def _is_being_sent(slip: Slip, ask: Claim, now_ms: int) -> bool:
     return not ask.candidate.nonce or slip.holder[:8] != ask.candidate.nonce.ljust(8, b"\0")
 
 
-def _with_sending(write: Write, slip: Slip | None, ask: Claim, now_ms: int) -> Write:
-    if slip is not None and slip.is_run:
-        slip = None
+def _with_sending(it: _Asked, write: Write, slip: Slip | None) -> Write:
+    ask = it.ask
     kept = ask.message._replace(digests=b"") if slip is None else slip
     holder = (ask.candidate.nonce.ljust(8, b"\0") + ask.candidate.process)[:255]
-    sending = kept._replace(sending_ms=now_ms + ask.lease_ms, holder=holder)
+    sending = kept._replace(sending_ms=it.now_ms + ask.lease_ms, holder=holder)
     # A slip without an answer has no meaning once the lease is over.
     ttl_ms = ask.lease_ms if slip is None else write.slip_ttl_ms
     return write._replace(slip=sending, slip_ttl_ms=ttl_ms)

@@ -21,13 +21,13 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: a duplicate whose record ends before its copies leaves a slip",
-        ("(left_ms < ask.horizon_ms or (", "(("),
+        ("(it.left_ms < ttl_ms or (", "(("),
         "claim",
         ("(ends_too_soon(KEYS[1]) or slip and", "(slip and"),
     )
     mutants += pair(
         "answered: and none where the record lives on",
-        ("(left_ms < ask.horizon_ms or (", "(True or ("),
+        ("(it.left_ms < ttl_ms or (", "(True or ("),
         "claim",
         ("(ends_too_soon(KEYS[1]) or slip and", "(true or slip and"),
     )
@@ -39,25 +39,28 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: and it tells nothing beside an error that a copy tells",
-        ("    if slip is not None and slip.is_run:\n        slip = None\n", ""),
+        (
+            "return None if self.slip is not None and self.slip.is_run else self.slip",
+            "return self.slip",
+        ),
         "claim",
         ("  local slip = without_run()\n  local sending", "  local sending"),
     )
     mutants += pair(
         "answered: an owner's copy leaves a slip where the record ends before its copies",
-        ("if ask.slip_key and record.outcome and left_ms", "if False and left_ms"),
+        ("if ask.slip_key and record.outcome and it.left_ms", "if False and it.left_ms"),
         "claim",
         ("if slip_key and #outcome > 0 and", "if false and"),
     )
     mutants += pair(
         "answered: a copy keeps the slip for its own copies",
-        ("if slip is not None and left_ms < ask.horizon_ms and", "if False and"),
+        ("if it.slip is not None and it.slip_left_ms < ttl_ms and", "if False and"),
         "claim",
         ("if is_copy and ends_too_soon(slip_key) then", "if false then"),
     )
     mutants += pair(
         "answered: a call that is published anew does not",
-        ("left_ms < ask.horizon_ms and _is_copy(found.record, slip, ask):", "slip.answered:"),
+        ("it.slip_left_ms < ttl_ms and it.is_copy:", "it.slip.answered:"),
         "claim",
         ("if is_copy and ends_too_soon(slip_key) then", "if told and ends_too_soon(slip_key) then"),
     )
@@ -126,7 +129,7 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: who was refused gets nobody's result",
-        ("answer.succeeded and record.state in", "record.state in"),
+        ("not (answer.succeeded and is_kept)", "not is_kept"),
         "claim",
         ("not (told.succeeded and kept)", "not kept"),
     )
@@ -194,8 +197,8 @@ def _attempts() -> list[Mutant]:
     return mutants + pair(
         "no copy: nothing says that it is one",
         (
-            "not (ask.is_new or slip.is_older_than(ask.message))",
-            "not slip.is_older_than(ask.message)",
+            "not (ask.is_new or answer.is_older_than(ask.message))",
+            "not answer.is_older_than(ask.message)",
         ),
         "claim",
         (" and not is_new", ""),
@@ -340,7 +343,7 @@ def _sending() -> list[Mutant]:
     mutants += pair(
         "told: a verdict that nothing keeps is told alone",
         (
-            "        write = _with_sending(write, slip, ask, now_ms)\n    return verdict, None if",
+            "        write = _with_sending(it, write, slip)\n    return verdict, None if",
             "        pass\n    return verdict, None if",
         ),
         "claim",
@@ -349,8 +352,8 @@ def _sending() -> list[Mutant]:
     mutants += pair(
         "told: without callbacks, too",
         (
-            "if not noted if ask.callbacks else not (outcome or is_told):",
-            "if not noted and ask.callbacks:",
+            "if not it.noted if ask.callbacks else not (outcome or is_told):",
+            "if not it.noted and ask.callbacks:",
         ),
         "claim",
         ("callbacks and not noted or not callbacks and not is_told", "callbacks and not noted"),
@@ -396,7 +399,10 @@ def _sending() -> list[Mutant]:
     )
     mutants += pair(
         "sending: under a lease",
-        ("return verdict, _with_sending(Write(None), slip, ask, now_ms)", "return verdict, None"),
+        (
+            "return verdict, _with_sending(it, Write(None), it.lasting_slip)",
+            "return verdict, None",
+        ),
         "claim",
         ("  if not noted and callbacks and slip_key then send_alone() end\n", ""),
     )
@@ -531,7 +537,7 @@ def _runs() -> list[Mutant]:
     )
     mutants += pair(
         "answered: who tells Unknown tells it alone",
-        ("if ask.slip_key:\n        # While", "if False:\n        # While"),
+        ("if it.ask.slip_key:\n        # While", "if False:\n        # While"),
         "claim",
         ("  if slip_key then send_alone() end\n", ""),
     )

@@ -12,7 +12,7 @@ _CHECKED = (
     "    if ask.checked and record.fingerprint != new.fingerprint "
     "and not _is_free_for(record, ask):\n"
 )
-_MISMATCH = "_told(Mismatch(record), record, slip, ask, now_ms, noted)\n"
+_MISMATCH = "_told(it, record, Mismatch(record))\n"
 _CHECKED_IN_LUA = (
     "if checked and record.fingerprint ~= new.fingerprint and not is_free() then\n"
     "    return tell(5, raw)\n"
@@ -202,7 +202,7 @@ def _claims() -> list[Mutant]:
     )
     mutants += pair(
         "interruptions are limited",
-        ("if interruptions <= ask.max_interruptions:", "if True:"),
+        ("if interruptions <= it.ask.max_interruptions:", "if True:"),
         "claim",
         ("if interruptions <= max_interruptions then", "if true then"),
     )

@@ -232,7 +232,7 @@ FREED: list[Mutant] = [
     ),
     *pair(
         "in turn: another call's interruption is not one's own",
-        ("anothers = ask.in_turn and not mine", "anothers = False"),
+        ("anothers = it.ask.in_turn and not it.mine", "anothers = False"),
         "claim",
         ("anothers = in_turn and not mine", "anothers = false"),
     ),
