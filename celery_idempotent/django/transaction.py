@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import logging
-import time
-from typing import Any, Final
+from typing import Any
 
 from django.db import Error, connections, transaction
 
-from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.verdicts import Lost, Recorded, Settle
 from celery_idempotent.django.rows import DjangoRows, is_cut, is_passing, unavailable
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.stores.base import NotCommitted, Renewal
-from celery_idempotent.stores.deciding import DecidingStore
+from celery_idempotent.stores.deciding import DecidingStore, Row, read_back
 
 __all__ = ["DjangoTransaction"]
 
 log = logging.getLogger("celery_idempotent")
-
-#: How long the token is asked for after an answer to COMMIT was lost, in seconds.
-_ASK_S: Final = 5.0
-_PAUSE_S: Final = 0.1
 
 
 class DjangoTransaction:
@@ -189,27 +183,17 @@ class DjangoTransaction:
         return found
 
     def _ask(self, key: str, event: Settle) -> Recorded | Lost | None:
-        """Read the token back; ``None``: it was rolled back for certain.
-
-        Raises:
-            NotCommitted: the database doesn't answer, or still has the row locked.
-        """
-        until = time.monotonic() + _ASK_S
-        why = "its row is locked"
-        while time.monotonic() < until:
+        def look() -> Row:
             try:
                 with transaction.atomic(using=self._alias):
-                    if not self._rows.is_being_written(self._connection, key):
-                        row = self._rows.read(self._connection, key)
-                        found, write = transitions.settle(row.record, event, row.now_us)
-                        return found if isinstance(found, Lost) or write is None else None
+                    if self._rows.is_being_written(self._connection, key):
+                        raise StoreUnavailable("its row is locked")
+                    return self._rows.read(self._connection, key)
             except Error as exc:
-                why = str(exc)
                 self._connection.close()
-            time.sleep(_PAUSE_S)
-        lost = NotCommitted(f"nobody knows whether {key} was committed: {why}")
-        lost.sure = False
-        raise lost
+                raise unavailable(self._alias, exc) from exc
+
+        return read_back(key, event, look)
 
 
 def _is_gone(connection: Any) -> bool:

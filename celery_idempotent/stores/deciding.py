@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, Generic, TypeVar
 
 from celery_idempotent.core import transitions
@@ -41,11 +41,18 @@ from celery_idempotent.core.verdicts import (
     Taken,
     Write,
 )
-from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import GIVEN_UP_MS, Renewal, ReservedPage, Sample, Store
+from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.stores.base import (
+    GIVEN_UP_MS,
+    NotCommitted,
+    Renewal,
+    ReservedPage,
+    Sample,
+    Store,
+)
 from celery_idempotent.stores.outage import Outage, not_done
 
-__all__ = ["LONGEST", "DecidingStore", "Row", "Rows", "fit"]
+__all__ = ["LONGEST", "DecidingStore", "Row", "Rows", "fit", "read_back"]
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -64,6 +71,9 @@ _BUSY_S: Final = 0.2
 #: whom others wait: the heartbeat, and the worker's parent process.
 _PATIENT_S: Final = 2.0
 _HASTY_S: Final = 0.25
+#: How long a lost answer to COMMIT is looked for, and how often, in seconds.
+_ASK_S: Final = 5.0
+_ASK_PAUSE_S: Final = 0.1
 #: How many keys one statement names or returns.
 _PAGE: Final = 500
 
@@ -178,9 +188,9 @@ def fit(key: str) -> str:
     """Return the name under which a key is stored: itself, or, where it can't be, with a digest.
 
     Only the keys of slips and steps can be too long, or not plain: a task id may be any text, and a
-    step may have any name.
+    step may have any name. An empty key names nothing, and stays empty.
     """
-    if _PLAIN.match(key):
+    if not key or _PLAIN.match(key):
         return key
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return f"{re.sub('[^!-~]', '?', key)[: LONGEST - 40]}~{digest}"
@@ -453,13 +463,12 @@ class DecidingStore(Store, Generic[C]):
         return self._apply(key, lambda row: transitions.resolve(row.record, event, row.now_us))
 
     def rewind(self, key: str, token: int, kept: Collection[str], ttl_ms: int) -> bool:
-        def decide(row: Row) -> tuple[bool, Write | None]:
-            write = transitions.rewind(row.record, token, bool(kept), ttl_ms, row.now_us)
-            return write is not None, write
+        def decide(row: Row) -> Write | None:
+            return transitions.rewind(row.record, token, bool(kept), ttl_ms, row.now_us)
 
         def work(at: C) -> bool:
             with self.rows.transaction(at):
-                is_free = self._change(at, key, decide)[0]
+                is_free = self._apply_in(at, key, decide)
                 if is_free:
                     steps = self.rows.read_steps(at, key)
                     self.rows.drop_steps(at, key)
@@ -490,16 +499,15 @@ class DecidingStore(Store, Generic[C]):
         self._apply(key, decide)
 
     def forget(self, key: str, ttl_ms: int) -> bool:
-        def decide(row: Row) -> tuple[bool, Write | None]:
+        def decide(row: Row) -> Write | None:
             try:
                 record = row.record
             except StoreError:
                 record = Record(State.RELEASED, row.token)  # unreadable: freed all the same
-            write = transitions.forget(record, ttl_ms, row.now_us, queued=row.queued)
-            return write is not None, write
+            return transitions.forget(record, ttl_ms, row.now_us, queued=row.queued)
 
         def work(at: C) -> bool:
-            found = self._change(at, key, decide, queued_key=queued_key(key))[0]
+            found = self._apply_in(at, key, decide, queued_key=queued_key(key))
             if found:
                 self.rows.drop_steps(at, key)
             return found
@@ -532,13 +540,12 @@ class DecidingStore(Store, Generic[C]):
     def put(
         self, key: str, record: Record, left_ms: int, ttl_ms: int, steps: Mapping[str, bytes]
     ) -> bool:
-        def decide(row: Row) -> tuple[bool, Write | None]:
-            write = transitions.put(row.record, record, left_ms, ttl_ms, row.now_us)
-            return write is not None, write
+        def decide(row: Row) -> Write | None:
+            return transitions.put(row.record, record, left_ms, ttl_ms, row.now_us)
 
         def work(at: C) -> bool:
             with self.rows.transaction(at):
-                is_written = self._change(at, key, decide)[0]
+                is_written = self._apply_in(at, key, decide)
                 if is_written:
                     self.rows.drop_steps(at, key)
                     for name, packed in steps.items():
@@ -643,24 +650,21 @@ class DecidingStore(Store, Generic[C]):
 
     # --- reading, deciding, writing --------------------------------------------------------------
 
-    def _apply(
-        self,
-        key: str,
-        decide: Callable[[Row], Write | None],
-        *,
-        slip_key: str = "",
-        hasty: bool = False,
-    ) -> bool:
+    def _apply(self, key: str, decide: Callable[[Row], Write | None], **options: Any) -> bool:
         """Write what is decided; return whether there was something to write."""
+        return self.rows.operate(lambda at: self._apply_in(at, key, decide, **options))
+
+    def _apply_in(
+        self, at: C, key: str, decide: Callable[[Row], Write | None], **options: Any
+    ) -> bool:
+        """Do the same as a part of an operation; ``options`` are those of :meth:`_change`."""
 
         def decided(row: Row) -> tuple[bool, Write | None]:
             write = decide(row)
             return write is not None, write
 
-        def work(at: C) -> bool:
-            return self._change(at, key, decided, slip_key=slip_key, hasty=hasty)[0]
-
-        return self.rows.operate(work)
+        is_written: bool = self._change(at, key, decided, **options)[0]
+        return is_written
 
     def _change(
         self,
@@ -711,49 +715,65 @@ class DecidingStore(Store, Generic[C]):
     def _write(
         self, at: C, key: str, row: Row, write: Write, slip_key: str, queued_key: str
     ) -> bool:
-        def write_record() -> bool:
-            assert write.record is not None
-            keeps_ttl = write.ttl_ms == KEEP_TTL
-            expires_ms = row.expires_ms if keeps_ttl else row.now_ms + write.ttl_ms
-            return self.rows.write_record(at, key, row, write.record, expires_ms)
+        def until_ms(before_ms: int, ttl_ms: int) -> int:
+            return before_ms if ttl_ms == KEEP_TTL else row.now_ms + ttl_ms
 
-        def write_slip() -> bool:
-            keeps_ttl = write.slip_ttl_ms == KEEP_TTL
-            expires_ms = row.slip_expires_ms if keeps_ttl else row.now_ms + write.slip_ttl_ms
-            return self.rows.write_slip(at, slip_key, row, write.slip, expires_ms)
-
-        def drop_queued() -> bool:
-            return self.rows.write_slip(at, queued_key, row, None, 0)
-
-        def write_queued() -> bool:
-            assert write.queued is not None
-            beside = replace(
+        rows, writes = self.rows, []
+        if write.record is not None:
+            expires_ms = until_ms(row.expires_ms, write.ttl_ms)
+            writes.append(partial(rows.write_record, at, key, row, write.record, expires_ms))
+        if write.slip is not None or write.slip_ttl_ms == 0:
+            expires_ms = until_ms(row.slip_expires_ms, write.slip_ttl_ms)
+            writes.append(partial(rows.write_slip, at, slip_key, row, write.slip, expires_ms))
+        if write.queued is not None:
+            # It is read and written as a slip is.
+            as_slip = replace(
                 row, slip_bytes=row.queued_bytes, slip_expires_ms=row.queued_expires_ms
             )
-            return self.rows.write_slip(at, queued_key, beside, write.queued, write.queued.until_ms)
-
-        def tell() -> bool:
-            self.rows.tell(at, key)
-            return True
-
-        writes = [write_record] if write.record is not None else []
-        if write.slip is not None or write.slip_ttl_ms == 0:
-            writes.append(write_slip)
-        if write.queued is not None:
-            writes.append(write_queued)
+            new = write.queued
+            writes.append(partial(rows.write_slip, at, queued_key, as_slip, new, new.until_ms))
         elif write.drops_queued:
-            writes.append(drop_queued)
-        if write.wakes and self.rows.tells:
-            writes.append(tell)
-        if len(writes) == 1:
+            writes.append(partial(rows.write_slip, at, queued_key, row, None, 0))
+        tells = write.wakes and rows.tells
+        if len(writes) == 1 and not tells:
             return writes[0]()
-        if write.slip_first and tell not in writes:
+        if write.slip_first and not tells:
             return all(do() for do in reversed(writes))
-        with suppress(_NotAsRead), self.rows.transaction(at):
+        with suppress(_NotAsRead), rows.transaction(at):
             if not all(do() for do in writes):
                 raise _NotAsRead
+            if tells:
+                rows.tell(at, key)
             return True
         return False
+
+
+def read_back(key: str, event: Settle, look: Callable[[], Row]) -> Recorded | Lost | None:
+    """Find out whether a run's end was committed, where the answer to COMMIT was lost.
+
+    Args:
+        look: reads the record's row. It raises StoreUnavailable while it can't, or while the row is
+            locked: the transaction may not be over then.
+
+    Returns:
+        What became of the run; ``None``: its end was rolled back for certain.
+
+    Raises:
+        NotCommitted: nobody knows, for too long.
+    """
+    until = time.monotonic() + _ASK_S
+    while True:
+        try:
+            row = look()
+            answer, write = transitions.settle(row.record, event, row.now_us)
+            return answer if isinstance(answer, Lost) or write is None else None
+        except StoreUnavailable as exc:
+            why = exc
+        if time.monotonic() >= until:
+            unsure = NotCommitted(f"nobody knows whether {key} was committed: {why}")
+            unsure.sure = False
+            raise unsure
+        time.sleep(_ASK_PAUSE_S)
 
 
 class _NotAsRead(Exception):

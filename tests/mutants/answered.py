@@ -1078,8 +1078,8 @@ _LATE = [
     Mutant(
         "record and slip are written together",
         "stores/deciding.py",
-        "                raise _NotAsRead\n            return True",
-        "                return False\n            return True",
+        "                raise _NotAsRead\n            if tells:",
+        "                return False\n            if tells:",
         _LATE_SQL,
     ),
 ]

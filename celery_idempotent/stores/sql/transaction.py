@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
 from typing import Final
 
 from sqlalchemy import Connection, RootTransaction
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.verdicts import Lost, Recorded, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.base import NotCommitted, Renewal
-from celery_idempotent.stores.deciding import DecidingStore
+from celery_idempotent.stores.deciding import DecidingStore, Row, read_back
 from celery_idempotent.stores.sql.flavours import Trouble, is_refusal, trouble_of
 from celery_idempotent.stores.sql.rows import SqlRows
 
@@ -23,9 +21,6 @@ __all__ = ["SqlTransaction"]
 
 log = logging.getLogger("celery_idempotent")
 
-#: How long the token is looked up after the answer to COMMIT was lost, in seconds.
-_ASK_S: Final = 5.0
-_PAUSE_S: Final = 0.1
 #: Errors that may not happen again if the transaction is repeated.
 _PASSING: Final = (Trouble.LOCKED, Trouble.UNDONE, Trouble.CUT)
 
@@ -165,28 +160,14 @@ class SqlTransaction:
         raise NotCommitted(f"{key} was not committed: {exc}") from exc
 
     def _ask(self, key: str, event: Settle) -> Recorded | Lost | None:
-        """Read the token back; ``None``: it was rolled back for certain.
+        def look() -> Row:
+            # Once the row can be locked, the transaction has ended, one way or the other.
+            row = self._rows.operate(lambda at: self._rows.read_locked(at, key))
+            if row.stamp is None:
+                raise StoreUnavailable("its record is not there")
+            return row
 
-        Raises:
-            NotCommitted: the database doesn't answer, or still has the row locked.
-        """
-        until = time.monotonic() + _ASK_S
-        while True:
-            try:
-                # Once the row can be locked, the transaction has ended, one way or the other.
-                row = self._rows.operate(lambda at: self._rows.read_locked(at, key))
-                if row.stamp is not None:
-                    break
-                why = "its record is not there"
-            except StoreUnavailable as exc:
-                why = str(exc)
-            if time.monotonic() >= until:
-                unsure = NotCommitted(f"nobody knows whether {key} was committed: {why}")
-                unsure.sure = False
-                raise unsure
-            time.sleep(_PAUSE_S)
-        answer, write = transitions.settle(row.record, event, row.now_us)
-        return answer if isinstance(answer, Lost) or write is None else None
+        return read_back(key, event, look)
 
 
 def _is_passing(exc: BaseException) -> bool:

@@ -403,7 +403,7 @@ def test_a_commit_of_which_nobody_knows(
     transaction = begin(store)
     book(transaction.session)
     transaction.flush()
-    monkeypatch.setattr("celery_idempotent.stores.sql.transaction._ASK_S", 0.3)
+    monkeypatch.setattr("celery_idempotent.stores.deciding._ASK_S", 0.3)
     kept = lose_the_answer(store, monkeypatch, "nobody knows")
     # What is given up here is kept open, as by a server that is far away.
     dialect = store.engines.sessions.dialect
