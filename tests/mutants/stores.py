@@ -186,6 +186,27 @@ _OUTAGE = (("tests/stores/test_outage.py", "-m", "unit"),)
 _OUTAGES = (("tests/stores/test_outage.py",),)
 _AWAY = [
     Mutant(
+        "cluster: where a slot has moved to is remembered",
+        "stores/redis/cluster.py",
+        "node = self._owners[slot] = (moved",
+        "node = (moved",
+        (("tests/stores/redis/test_cluster.py",),),
+    ),
+    Mutant(
+        "cluster: a slot that has moved is no slot that is being moved",
+        "stores/redis/cluster.py",
+        "if isinstance(moved, MovedError):",
+        "if False:",
+        (("tests/stores/redis/test_cluster.py",),),
+    ),
+    Mutant(
+        "cluster: a slot that is being moved has not moved",
+        "stores/redis/cluster.py",
+        "if isinstance(moved, MovedError):",
+        "if isinstance(moved, AskError):",
+        (("tests/stores/redis/test_cluster.py",),),
+    ),
+    Mutant(
         "one question at a time asks whether the store is back",
         "stores/outage.py",
         "self._turn.acquire(blocking=False))",

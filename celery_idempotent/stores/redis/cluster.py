@@ -62,26 +62,18 @@ class ClusterWire:
 
     def call(self, call: ScriptCall) -> Any:
         """Call one script where its keys are."""
-        return self._where_it_is(
-            call.keys[0],
-            lambda wire: wire.call(call),
-            lambda wire: wire.call_asking(call),
-        )
+        return self._where_it_is(call.keys[0], lambda wire, asking: wire.call(call, asking=asking))
 
     def call_timed(self, call: ScriptCall) -> Any:
         """Call a script that must not run later than it is waited for, where its keys are."""
         return self._where_it_is(
-            call.keys[0],
-            lambda wire: wire.call_timed(call),
-            lambda wire: wire.call_timed(call, asking=True),
+            call.keys[0], lambda wire, asking: wire.call_timed(call, asking=asking)
         )
 
     def call_one_at_a_time(self, call: ScriptCall) -> Any:
         """Call one script where its keys are; one at a time while that node is away."""
         return self._where_it_is(
-            call.keys[0],
-            lambda wire: wire.call_one_at_a_time(call),
-            lambda wire: wire.call_asking(call),
+            call.keys[0], lambda wire, asking: wire.call_one_at_a_time(call, asking=asking)
         )
 
     @property
@@ -93,8 +85,7 @@ class ClusterWire:
         """Call one script, and return its answer once so many replicas have what it wrote."""
         return self._where_it_is(
             call.keys[0],
-            lambda wire: wire.call_replicated(call, replicas, timeout_ms),
-            lambda wire: wire.call_replicated(call, replicas, timeout_ms, asking=True),
+            lambda wire, asking: wire.call_replicated(call, replicas, timeout_ms, asking=asking),
         )
 
     def call_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
@@ -108,9 +99,7 @@ class ClusterWire:
         if len(parts) == 1:
             return self._anywhere(lambda wire: wire.command(*parts))[1]
         return self._where_it_is(
-            str(parts[1]),
-            lambda wire: wire.command(*parts),
-            lambda wire: wire.command_asking(*parts),
+            str(parts[1]), lambda wire, asking: wire.command(*parts, asking=asking)
         )
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
@@ -183,15 +172,14 @@ class ClusterWire:
                 answers[index] = answer
         return answers
 
-    def _where_it_is(
-        self, key: str, ask: Callable[[Wire], Any], asking: Callable[[Wire], Any]
-    ) -> Any:
+    def _where_it_is(self, key: str, ask: Callable[[Wire, bool], Any]) -> Any:
+        """Return what ``ask`` returns: with the wire to a key's node, and whether it is ASKING."""
         slot = _slot(key)
-        node, do = self._owner(slot), ask
+        node, asking = self._owner(slot), False
         away: StoreUnavailable | None = None
         for turn in range(_MOST_TURNS):
             try:
-                return do(self._wire(node))
+                return ask(self._wire(node), asking)
             except StoreUnavailable as exc:
                 moved = exc.__cause__
                 if away is not None:
@@ -201,18 +189,18 @@ class ClusterWire:
                     away = exc
                 if turn == _MOST_TURNS - 1:
                     raise away from away.__cause__
-                if isinstance(moved, AskError):
-                    node, do = (moved.host or node[0], moved.port), asking
-                elif isinstance(moved, MovedError):
+                asking = False
+                if isinstance(moved, MovedError):  # first: to redis-py it is an AskError
                     node = self._owners[slot] = (moved.host or node[0], moved.port)
-                    do = ask
+                elif isinstance(moved, AskError):
+                    node, asking = (moved.host or node[0], moved.port), True
                 elif moved is None or isinstance(moved, TryAgainError):
                     raise  # its replicas are late, or the slot is neither here nor there
                 else:
                     # It may be gone, and a replica be the master: the others know.
                     before = node
                     self._try_to_look_up(node)
-                    node, do = self._owner(slot), ask
+                    node = self._owner(slot)
                     if node == before:
                         raise
         raise AssertionError  # pragma: no cover

@@ -34,7 +34,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.utils import HIREDIS_AVAILABLE
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
-from celery_idempotent.stores.outage import Outage
+from celery_idempotent.stores.outage import Outage, not_done
 
 # Where redis-py takes it, too; old versions of it pack nothing.
 _hiredis_pack: Any = (
@@ -170,12 +170,6 @@ def _does(error: Exception) -> str:
     return "refuses" if answered else "does not answer"
 
 
-def _unavailable(message: str, may_have_arrived: bool) -> StoreUnavailable:
-    error = StoreUnavailable(message)
-    error.may_have_arrived = may_have_arrived
-    return error
-
-
 class Wire:
     """Idle connections to one server, and calls over them; safe for threads, greenlets and forks.
 
@@ -217,8 +211,14 @@ class Wire:
         """When the server last did not answer, or a connection was found broken."""
         return self.outage.failed_at
 
-    def call(self, call: ScriptCall) -> Any:
-        """Call one script and return its answer."""
+    def call(self, call: ScriptCall, *, asking: bool = False) -> Any:
+        """Call one script and return its answer.
+
+        Args:
+            asking: on a node of a cluster that its slot is being moved to.
+        """
+        if asking:
+            return self._checked(self._amid([_ASKING], call, [])[1])
         answer = self._exchange([_pack_call(call)])[0]
         return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
 
@@ -228,20 +228,20 @@ class Wire:
         It gets one more argument, :data:`_TIMING`. Its answer tells the server's time: a number is
         that in microseconds, or more; in bytes it stands as in :data:`_TIME`.
 
-        Args:
-            asking: on a node of a cluster that its slot is being moved to.
-
         While the server is away, one such call at a time asks whether it is back.
+
+        Args:
+            asking: as of :meth:`call`.
         """
         if self.outage.is_away:
             return self.outage.one_at_a_time(lambda: self._call_timed(call, asking))
         return self._call_timed(call, asking)
 
-    def call_one_at_a_time(self, call: ScriptCall) -> Any:
+    def call_one_at_a_time(self, call: ScriptCall, *, asking: bool = False) -> Any:
         """Call one script as :meth:`call` does, but one at a time while the server is away."""
         if self.outage.is_away:
-            return self.outage.one_at_a_time(lambda: self.call(call))
-        return self.call(call)
+            return self.outage.one_at_a_time(lambda: self.call(call, asking=asking))
+        return self.call(call, asking=asking)
 
     def _call_timed(self, call: ScriptCall, asking: bool) -> Any:
         if self._ahead_ms is None:
@@ -288,17 +288,13 @@ class Wire:
             return 0
         return int(time.monotonic() * 1000 + ahead_ms + self._patience_ms)
 
-    def call_asking(self, call: ScriptCall) -> Any:
-        """Call one script on a node of a cluster that its slot is being moved to."""
-        return self._checked(self._amid([_ASKING], call, [])[1])
-
     def call_replicated(
-        self, call: ScriptCall, replicas: int, timeout_ms: int, asking: bool = False
+        self, call: ScriptCall, replicas: int, timeout_ms: int, *, asking: bool = False
     ) -> Any:
         """Call one script, and return its answer once so many replicas have what it wrote.
 
         Args:
-            asking: on a node of a cluster that its slot is being moved to.
+            asking: as of :meth:`call`.
 
         Raises:
             StoreUnavailable: fewer of them had it in time; this server has it all the same.
@@ -307,10 +303,9 @@ class Wire:
         *_, answer, had = self._amid(before, call, [pack_command((b"WAIT", replicas, timeout_ms))])
         answer = self._checked(answer)
         if self._checked(had) < replicas:
-            raise _unavailable(
+            raise StoreUnavailable(
                 f"the store at {self._where} has recorded it, but {had} of {replicas} replicas "
-                f"have it after {timeout_ms} ms (idempotency_wait_replicas)",
-                True,
+                f"have it after {timeout_ms} ms (idempotency_wait_replicas)"
             )
         return answer
 
@@ -325,13 +320,14 @@ class Wire:
                 answers.append(exc)
         return answers
 
-    def command(self, *parts: Argument) -> Any:
-        """Send one plain command and return its answer."""
-        return self._checked(self._exchange([pack_command(parts)])[0])
+    def command(self, *parts: Argument, asking: bool = False) -> Any:
+        """Send one plain command and return its answer.
 
-    def command_asking(self, *parts: Argument) -> Any:
-        """Send one plain command to a node of a cluster that its slot is being moved to."""
-        return self._checked(self._exchange([_ASKING, pack_command(parts)])[1])
+        Args:
+            asking: as of :meth:`call`.
+        """
+        before = [_ASKING] if asking else []
+        return self._checked(self._exchange([*before, pack_command(parts)])[-1])
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Send plain commands in one round trip; errors are returned in their places."""
@@ -355,7 +351,7 @@ class Wire:
         try:
             connection.connect()
         except (RedisError, OSError) as exc:
-            raise _unavailable(f"the store at {self._where} {_does(exc)}: {exc}", False) from exc
+            raise not_done(f"the store at {self._where} {_does(exc)}: {exc}") from exc
         return connection
 
     def close(self) -> None:
@@ -391,14 +387,11 @@ class Wire:
                 "idempotency_key_prefix shared with another program? forget the key to free it"
             ) from answer
         if isinstance(answer, AskError):  # MovedError is one
-            raise _unavailable(
+            raise not_done(
                 f"the store at {self._where} has this slot no more (MOVED or ASK): for a cluster, "
-                "idempotency_store_url begins with redis+cluster://",
-                False,
+                "idempotency_store_url begins with redis+cluster://"
             ) from answer
-        raise _unavailable(
-            f"the store at {self._where} refused to work: {answer}", False
-        ) from answer
+        raise not_done(f"the store at {self._where} refused to work: {answer}") from answer
 
     def _exchange(
         self, packed: list[bytes], again: Callable[[], list[bytes]] | None = None
@@ -438,11 +431,12 @@ class Wire:
             return answers
         except (_NotConnected, RedisError, OSError) as exc:
             self.outage.begins()
-            arrived = not isinstance(exc, _NotConnected)
             why = exc.why if isinstance(exc, _NotConnected) else exc
-            raise _unavailable(
-                f"the store at {self._where} {_does(why)}: {why or type(why).__name__}", arrived
-            ) from why
+            error = StoreUnavailable(
+                f"the store at {self._where} {_does(why)}: {why or type(why).__name__}"
+            )
+            error.may_have_arrived = not isinstance(exc, _NotConnected)
+            raise error from why
 
     def _once(self, packed: list[bytes]) -> tuple[list[Any], bool]:
         """Send commands and read their answers; and whether they came from a replica."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from redis.exceptions import AskError
+from redis.exceptions import AskError, MovedError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from celery_idempotent.errors import StoreUnavailable
@@ -23,10 +23,15 @@ def unavailable(text: str, cause: Exception, *, arrived: bool) -> StoreUnavailab
 
 
 class Pointing:
-    """The node that a slot leaves: it always points to the other."""
+    """The node that a slot leaves, or has left: it always points to the other."""
 
-    def call(self, call: ScriptCall) -> Any:
-        raise unavailable("moved", AskError("1 target:2"), arrived=False)
+    def __init__(self, kind: type[AskError] = AskError) -> None:
+        self.kind = kind
+        self.calls = 0
+
+    def call(self, call: ScriptCall, *, asking: bool) -> Any:
+        self.calls += 1
+        raise unavailable("moved", self.kind("1 target:2"), arrived=False)
 
 
 class Answering:
@@ -34,19 +39,21 @@ class Answering:
 
     def __init__(self, *answers: object) -> None:
         self.answers = list(answers)
+        self.asked: list[bool] = []
 
-    def call_asking(self, call: ScriptCall) -> object:
+    def call(self, call: ScriptCall, *, asking: bool) -> object:
+        self.asked.append(asking)
         answer = self.answers.pop(0) if self.answers else "late"
         if answer == "late":
             raise unavailable("too late", RedisTimeoutError(), arrived=True)
         return answer
 
 
-def cluster(monkeypatch: pytest.MonkeyPatch, target: Answering) -> ClusterWire:
+def cluster(monkeypatch: pytest.MonkeyPatch, target: object, source: object = None) -> ClusterWire:
     wire = ClusterWire([SOURCE], lambda host, port: pytest.fail("it connected"), "a cluster")
-    nodes: dict[Node, object] = {SOURCE: Pointing(), TARGET: target}
+    nodes: dict[Node, object] = {SOURCE: source or Pointing(), TARGET: target}
     monkeypatch.setattr(wire, "_wire", nodes.__getitem__)
-    monkeypatch.setattr(wire, "_owner", lambda slot: SOURCE)
+    monkeypatch.setattr(wire, "_owners", dict.fromkeys(range(16384), SOURCE))
     monkeypatch.setattr(wire, "_look_up", lambda doubted: None)
     return wire
 
@@ -72,11 +79,37 @@ def test_a_node_that_was_late_once_is_asked_again(monkeypatch: pytest.MonkeyPatc
 def test_what_nobody_took_has_not_arrived(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nodes that only point to each other have done nothing."""
     # Given
-    target = Answering()
-    monkeypatch.setattr(target, "call_asking", lambda call: Pointing().call(call))
-    wire = cluster(monkeypatch, target)
+    wire = cluster(monkeypatch, Pointing())
     # When
     with pytest.raises(StoreUnavailable, match="moved") as caught:
         wire.call(CALL)
     # Then
     assert caught.value.may_have_arrived is False
+
+
+def test_a_slot_that_has_moved_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From then on its calls go to its new node, with one round trip each."""
+    # Given
+    source, target = Pointing(MovedError), Answering(1, 2)
+    wire = cluster(monkeypatch, target, source)
+    # When
+    answers = [wire.call(CALL), wire.call(CALL)]
+    # Then
+    assert answers == [1, 2]
+    assert source.calls == 1
+    assert target.asked == [False, False]
+
+
+def test_a_slot_that_is_being_moved_is_asked_for_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its node still has it, and only what is not there any more is on the other (ASKING)."""
+    # Given
+    source, target = Pointing(), Answering(1, 2)
+    wire = cluster(monkeypatch, target, source)
+    # When
+    answers = [wire.call(CALL), wire.call(CALL)]
+    # Then
+    assert answers == [1, 2]
+    assert source.calls == 2
+    assert target.asked == [True, True]
