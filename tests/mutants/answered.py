@@ -131,7 +131,7 @@ def _copies() -> list[Mutant]:
         "answered: who was refused gets nobody's result",
         ("not (answer.succeeded and is_kept)", "not is_kept"),
         "claim",
-        ("not (told.succeeded and kept)", "not kept"),
+        ("not (told.succeeded and is_kept)", "not is_kept"),
     )
     mutants += pair(
         "answered: the call's own answer comes before its record",
@@ -419,7 +419,7 @@ def _sending() -> list[Mutant]:
             "return True or bytes.ljust",
         ),
         "claim",
-        ("string.sub(slip.holder, 1, 8) ~= nonce)", "true)"),
+        ("string.sub(slip.holder, 1, 8) ~= padded(new.nonce))", "true)"),
     )
     mutants += pair(
         "sending: what was not sent is sent by the next",

@@ -43,8 +43,8 @@ GIVEN_BACK: list[Mutant] = [
         ("slip.is_run and ask.candidate.retries <= slip.retries:", "slip.is_run:"),
         "claim",
         (
-            "not slip.answered and new.retries <= slip.retries then\n    -- That run",
-            "not slip.answered then\n    -- That run",
+            "not slip.answered and new.retries <= slip.retries then\n    -- An earlier run",
+            "not slip.answered then\n    -- An earlier run",
         ),
     ),
     *_both(

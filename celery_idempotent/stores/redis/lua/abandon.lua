@@ -1,5 +1,5 @@
--- Undo a claim that was given up, or remember it, so that it is refused if it comes late:
--- transitions.abandon.
+-- Undo a claim that was given up, or remember it, so that it is refused if it arrives late. The rules
+-- are those of transitions.abandon.
 -- KEYS: record, steps
 -- ARGV: the claim's candidate, ttl_ms, for how many milliseconds it could still be in time
 -- Returns: {1}
@@ -8,10 +8,9 @@ local now = now_us()
 local now_ms = math.floor(now / 1000)
 local record, raw = load_record()
 if record == false then return {1} end
-local nonce = given_up.nonce .. string.sub(NO_NONCE, #given_up.nonce + 1)
-local entry = nonce .. struct.pack('>I8', now_ms + tonumber(ARGV[3]))
+local entry = padded(given_up.nonce) .. struct.pack('>I8', now_ms + tonumber(ARGV[3]))
 
--- Return the record with one more claim that was given up.
+-- Return the packed record with one more given-up claim.
 local function remembering(it, process, holder)
   it.given_up = string.sub(still_given_up(it.given_up, now_ms) .. entry, -240)
   return with_holder(it, process, holder)

@@ -1,4 +1,4 @@
--- One message asks for its key: transitions.claim, restated.
+-- One message asks for its key. The rules are those of transitions.claim.
 -- KEYS: record, steps [, the owner's slip, the slip of the run that was waited for last]
 --   [, the reservation]
 -- ARGV: candidate, awaited owner, packed: lease_ms:8 unknown_ms:8 max_interruptions:4
@@ -29,7 +29,7 @@ local now = now_us()
 local now_ms = math.floor(now / 1000)
 local function answer(code, flags, it) return struct.pack('>BBI8', code, flags, now_ms) .. it end
 
--- The claim waited in a socket while the server stood still: its sender has given it up.
+-- The claim lay in a socket while the server stood still: its sender has given it up.
 if deadline_ms > 0 and now_ms >= deadline_ms then return answer(9, 0, '') end
 
 local new = parse(candidate)
@@ -62,11 +62,12 @@ local told = slip and slip.answered and not (record and #record.owner == 0) and 
 local is_copy = told and not is_new and told.publication == own.publication
   and (told.succeeded or #told.outcome > 0
     or own.retries <= told.retries and own.deaths <= told.deaths) or false
--- Where one copy has come, its own copies may follow.
+-- Whether a key expires before all copies of the message can have come.
 local function ends_too_soon(key)
   local left_ms = redis.call('PTTL', key)
   return left_ms >= 0 and left_ms < horizon_ms
 end
+-- More copies may come after this one.
 if is_copy and ends_too_soon(slip_key) then redis.call('PEXPIRE', slip_key, horizon_ms) end
 
 local function claimed(token, interruptions, failed, origin, came, cut_off)
@@ -82,18 +83,19 @@ local function claimed(token, interruptions, failed, origin, came, cut_off)
   }
 end
 
--- The owner that began the work which this claim continues. Empty: this call began it, or the key has
--- a window.
+-- Return the owner that began the work which this claim continues. Empty: this call began it, or the
+-- key has a window.
 local function find_origin()
   if not record or not frees or in_turn or #record.owner == 0 or record.done then return '' end
   local origin = label_of(record)[5]
-  -- A released key with a count: its claim was given up, and the run before that was cut off.
+  -- The record was released with a count: its claim was given up, and the run before it was cut off.
   local cut_off = record.state ~= RELEASED or (#record.nonce > 0 and record.interruptions > 0)
   if origin == '' and cut_off then origin = hex(record.owner) end
   return origin ~= hex(new.owner) and origin or ''
 end
 
--- The calls whose runs were cut off, and how often that was this one's: transitions._cut_off.
+-- Return the other calls whose runs were cut off, and how often runs of this call were:
+-- transitions._cut_off.
 local function find_cut_off()
   if not record then return '', 0 end
   local kept, own, others = {}, 0, label_of(record)[7]
@@ -114,7 +116,7 @@ end
 
 local become_unknown
 
--- The call's message may come again as it was, and must not count as a newer call then.
+-- Remember when the call came: its message may come again as it was, and must not count as newer then.
 local function save_came()
   if not slip_key then return end
   save_slip(slip_key, {
@@ -127,8 +129,8 @@ local function save_waiting(it)
   redis.call('SET', queued, pack_reservation(it), 'PX', it.until_ms - now_ms)
 end
 
--- Let the call that runs next have the free key before this one, and return what this one is told: the
--- other's run, which has not begun. nil: it is no longer waited for.
+-- Keep the free key for the call that is to run next. Return the answer to this one: it waits for that
+-- run, which has not begun. nil: that call did not come in time.
 local function let_go_first()
   local until_ms = reserved.due_ms > 0 and reserved.due_ms or now_ms + lease_ms
   if now_ms >= until_ms then return nil end
@@ -148,7 +150,7 @@ local function take(interruptions)
   local flags = record and record.flags or 0
   local others, cut_off = find_cut_off()
   if slip and slip.released and not slip.answered and new.retries <= slip.retries then
-    -- That run had released its key before its end, and was cut off after that.
+    -- An earlier run had released its key before its end, and was cut off after that.
     cut_off = math.max(cut_off, (string.byte(slip.outcome) or 0) + 1)
   end
   interruptions = math.max(interruptions, cut_off)
@@ -164,7 +166,7 @@ local function take(interruptions)
     local may_wait = not mine and now_ms < refused_from_ms
     local ahead = may_wait and reserved and came_ms <= others_ms and let_go_first()
     if ahead then return ahead end
-    -- They wait for a run that had not begun.
+    -- Other calls waited for this run before it began: its end has to be published.
     if reserved and reserved.due_ms > 0 and not is_awaited(flags) then flags = flags + AWAITED end
     if reserved and not mine then redis.call('DEL', queued) end
   end
@@ -186,12 +188,11 @@ end
 
 -- Whether another delivery is sending the callbacks of this message at this moment.
 local function is_being_sent()
-  local nonce = new.nonce .. string.sub(NO_NONCE, #new.nonce + 1)
   return slip and now_ms < slip.sending_ms
-    and (#new.nonce == 0 or string.sub(slip.holder, 1, 8) ~= nonce)
+    and (#new.nonce == 0 or string.sub(slip.holder, 1, 8) ~= padded(new.nonce))
 end
 
--- The slip, without that of a run that gave its key up and has lost its lease.
+-- Return the slip, unless it is of a run that released its key and has lost its lease.
 local function without_run()
   return slip and (slip.answered or not slip.released) and slip or nil
 end
@@ -203,18 +204,18 @@ local function send_alone(left, ttl_ms)
   local sending = left or slip or own
   if not left and not slip then sending.digests, ttl_ms = '', lease_ms end
   sending.sending_ms = now_ms + lease_ms
-  local nonce = new.nonce .. string.sub(NO_NONCE, #new.nonce + 1)
-  sending.holder = string.sub(nonce .. new.process, 1, 255)
+  sending.holder = string.sub(padded(new.nonce) .. new.process, 1, 255)
   save_slip(slip_key, sending, ttl_ms)
 end
 
--- Return a verdict. Callbacks that were not sent yet are sent under a lease in the message's slip.
+-- Return a verdict. If callbacks are unsent, take a lease on sending them in the message's slip.
 local function leased(code, flags, it)
   if not noted and callbacks and slip_key then send_alone() end
   return answer(code, flags + (noted and 2 or 0), it)
 end
 
--- Return a verdict that the slip keeps, because the record doesn't, or not for long: transitions._told.
+-- Return a verdict that the slip keeps, because the record does not keep it long enough:
+-- transitions._told.
 local function tell(code, it, outcome, ttl_ms)
   ttl_ms = ttl_ms or keep_ms
   local slip = without_run()
@@ -262,8 +263,8 @@ local function is_free()
     or record.state == RELEASED and ARGV[2] ~= record.owner)
 end
 
--- Have a call wait to run next, unless it came before the one that runs, or one that waits. Return what
--- it is told of the time.
+-- Let the call wait to run next, unless it came before the call that runs, or before one that waits.
+-- Return the time for its answer: now, or when it came first, if its message does not say that.
 local function wait_next()
   if came_ms > runs_ms and came_ms > others_ms then
     local it = {
@@ -294,7 +295,7 @@ local function busy()
   return struct.pack('>BBI8', 2, mine and 1 or 0, told_ms) .. raw
 end
 
--- Another delivery is telling the caller the answer at this moment, so this one waits in any case.
+-- Another delivery is answering the caller at this moment, so this one waits in any case.
 if not noted and is_being_sent() then return answer(8, 1, slip.raw) end
 
 if not record then
@@ -326,15 +327,14 @@ if record.state == RELEASED and not record.done then
   if mine or not is_copy then return take(counts and record.interruptions or 0) end
 end
 if not mine then
+  local is_kept = record.state == SUCCEEDED or record.state == FAILED
   if told and (is_copy or #told.outcome > 0) then
-    local kept = record.state == SUCCEEDED or record.state == FAILED
-    if #told.outcome > 0 or not (told.succeeded and kept) then return answer_again() end
+    if #told.outcome > 0 or not (told.succeeded and is_kept) then return answer_again() end
     return replay_other()
   end
   local awaited = load_slip(awaited_key)
-  -- Its answer is its own call's alone.
+  -- A run that released its key answers its own call only.
   if awaited and awaited.released then awaited = nil end
-  local is_kept = record.state == SUCCEEDED or record.state == FAILED
   if awaited and awaited.answered and #awaited.outcome > 0 and not is_kept then
     return tell(7, awaited.raw, awaited.outcome)
   end
@@ -345,10 +345,10 @@ end
 if record.state == RUNNING then
   if mine and new.retries < record.retries then return superseded() end
   if live then return busy() end
-  -- By who has ended its run: the worker's parent.
+  -- The worker's parent has answered the call, and ended its run.
   if mine and is_copy then return answer_again() end
   if mine and new.retries > record.retries then return take(0) end
-  -- In turn, the run that was cut off is another call's, and counts for that call alone.
+  -- Where calls run in turn, the interruption of another call's run counts for that call only.
   local anothers = in_turn and not mine
   local interruptions = anothers and 1 or record.interruptions + 1
   if interruptions <= max_interruptions then return take(anothers and 0 or interruptions) end

@@ -1,5 +1,5 @@
--- The usual cases of claim.lua, before anything else is set up: nothing is known of the key, or
--- another call has succeeded, and its outcome is the answer.
+-- The usual cases of claim.lua, before any function is made: nothing is known of the key, or another
+-- call has succeeded, and its outcome is the answer.
 local time = redis.call('TIME')
 local token = time[1] * 1000000 + time[2]
 local now_ms = math.floor(token / 1000)
@@ -18,10 +18,10 @@ then
   if raw and byte(raw, 2) == 4 and asked % 4 == 0 and asked < 64 then
     local owner_end = 25 + (byte(raw, 25) or 0)
     local nonce_at = owner_end + 2 + (byte(raw, owner_end + 1) or 0)
-    -- Its reader finds out whether it can be read.
+    -- Python finds out whether the record can be read.
     if sub(raw, 25, owner_end) ~= sub(ARGV[1], 25, 25 + byte(ARGV[1], 25))
       and byte(raw, nonce_at) == 0
-      -- It lives for as long as copies of this message may come.
+      -- The record lives at least as long as copies of this message may come.
       and not (KEYS[3] and redis.call('PTTL', KEYS[1]) < struct.unpack('>I8', ARGV[3], 42))
     then
       return struct.pack('>BBI8', 3, 0, now_ms) .. raw

@@ -1,4 +1,4 @@
--- Record that a reserved call was published: transitions.confirm, restated.
+-- Record that a reserved call was published. The rules are those of transitions.confirm.
 -- KEYS: record, steps, the reservation
 -- ARGV: owner, ttl_ms after it is due, if its message doesn't expire
 -- Returns: {1}

@@ -1,4 +1,4 @@
--- End what a dead process held: transitions.end_lease, restated.
+-- End what a dead process held. The rules are those of transitions.end_lease.
 -- KEYS: record, steps [, the owner's slip]
 -- ARGV: owner, process
 -- Returns: {1} ended | {0} there was nothing

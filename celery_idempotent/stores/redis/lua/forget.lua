@@ -1,5 +1,5 @@
--- Free a key: only a higher token is kept, so that no late run is accepted. Frees unreadable ones too,
--- and what another program put there.
+-- Free a key: only a higher token is kept, so that no late run is accepted. A record that can't be read
+-- is freed, too, and so is what another program put there.
 -- KEYS: record, steps, the reservation
 -- ARGV: ttl_ms
 -- Returns: {1} freed | {0} there was no record, and no reservation

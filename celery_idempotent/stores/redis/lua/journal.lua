@@ -8,7 +8,7 @@ local ttl_ms, changes = tonumber(ARGV[2]), tonumber(ARGV[3])
 if changes > 0 then
   local now_ms = math.floor(now_us() / 1000)
   for i = 4, 3 + changes do
-    -- What is over gets too old at once.
+    -- The entry of a run that is over counts as too old, and is deleted below.
     local since_ms = string.sub(ARGV[i], 1, 1) == '+' and now_ms or 0
     redis.call('ZADD', KEYS[2], since_ms, string.sub(ARGV[i], 2))
   end

@@ -1,4 +1,5 @@
--- Record that a message was answered, and end the delivery lease of its run: transitions.note, restated.
+-- Record that a message was answered, and end the delivery lease of its run. The rules are those of
+-- transitions.note.
 -- KEYS: record, steps, slip
 -- ARGV: token, ttl_ms, what is added to the slip [, for how many ms its callbacks are still being sent]
 -- Returns: {1}

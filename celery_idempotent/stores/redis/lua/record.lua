@@ -1,13 +1,14 @@
--- Put in front of every script: reads and writes the packed record (core/record.py has the layout).
--- KEYS: record, steps [, slip]: the same hash tag, so the same node.
+-- Stands in front of every script: reads and writes what is packed. The layouts are in core/record.py,
+-- core/slip.py and core/reservation.py.
+-- KEYS: record, steps [, slip]: they have one hash tag, so they are on one node.
 local RUNNING, RETRYING, RELEASED, SUCCEEDED, FAILED, UNKNOWN, COMPENSATING = 1, 2, 3, 4, 5, 6, 7
 local VERSION = 1
--- Lua's numbers are doubles: above this they differ from what Python reads.
+-- Lua's numbers are doubles: above this number they differ from what Python reads.
 local MAX_NUMBER = 2 ^ 53 - 1
 local NO_NONCE = string.rep('\0', 8)
--- A bit of the flags: somebody waits for the record's run.
+-- The bit of the flags that says: somebody waits for the record's run.
 local AWAITED = 2
--- On a cluster: SPUBLISH.
+-- Python puts SPUBLISH here for a cluster.
 local PUBLISH = 'PUBLISH'
 
 local function now_us()
@@ -20,7 +21,7 @@ local function known_flags(raw) return string.byte(raw, 3) % 4 end
 
 local function is_awaited(flags) return flags % 4 >= AWAITED end
 
--- Whom a record keeps waiting: 2 everybody, 1 copies of its own message, 0 nobody.
+-- Return whom a record keeps waiting: 2 everybody, 1 copies of its own message, 0 nobody.
 local function keeps_waiting(state, until_ms, now_ms)
   if state == RETRYING then return 2 end
   if until_ms <= now_ms then return 0 end
@@ -59,7 +60,7 @@ local function parse(raw)
   }
 end
 
--- Whom the loaded record keeps waiting, if it is marked: somebody waits for it.
+-- Whom the loaded record keeps waiting, if it is marked; 0: nobody waits.
 local waited_for = 0
 
 local function load_record()
@@ -80,7 +81,7 @@ local function with_mark(raw)
   flags = flags % 2
   local over = keeps_waiting(state, until_ms, math.floor(now_us() / 1000)) < waited_for
   if over or state == RETRYING then
-    -- Where this user may not publish, waiters look again by themselves.
+    -- Where this user may not publish, those who wait look again by themselves.
     redis.pcall(PUBLISH, KEYS[1] .. ':ended', '')
   end
   if not over then flags = flags + AWAITED end
@@ -104,10 +105,13 @@ end
 
 local function has_steps(flags) return flags % 2 == 1 end
 
+-- Return a nonce in its field of 8 bytes.
+local function padded(nonce) return nonce .. string.sub(NO_NONCE, #nonce + 1) end
+
 -- Return the record with another process and nonce, without the flags that this version doesn't know.
 local function with_holder(record, process, nonce)
   if #record.given_up > 0 then
-    nonce = nonce .. string.sub(NO_NONCE, #nonce + 1) .. record.given_up
+    nonce = padded(nonce) .. record.given_up
   end
   return string.sub(record.raw, 1, 2) .. string.char(known_flags(record.raw))
     .. string.sub(record.raw, 4, 24)
@@ -136,23 +140,22 @@ local function outcome_of(record)
   return string.sub(record.raw, at + 2 + struct.unpack('>I2', record.raw, at))
 end
 
--- Return the record with the owner that began the work which its run continues, when its call came, and
--- the other calls whose runs were cut off.
+-- Return the packed record with three lines of its label replaced: the owner that began the work which
+-- the run continues, when its call came, and the other calls whose runs were cut off.
 local function with_origin(record, origin, came, cut_off)
   local at, raw, lines = record.tail_at, record.raw, label_of(record)
   lines[5], lines[6], lines[7] = origin, came or lines[6], cut_off or lines[7]
   local label = string.gsub(table.concat(lines, '\n', 1, 7), '\n+$', '')
-  return string.sub(raw, 1, at - 1) .. struct.pack('>I2', #label) .. label
-    .. string.sub(raw, at + 2 + struct.unpack('>I2', raw, at))
+  return string.sub(raw, 1, at - 1) .. struct.pack('>I2', #label) .. label .. outcome_of(record)
 end
 
--- When the call came first that the record's run is of; 0: that is not known.
+-- Return when the call of the record's run came first; 0: that is not known.
 local function came_of(record)
   local came = label_of(record)[6]
   return string.find(came, '^%d+$') and tonumber(came) or 0
 end
 
--- The reservation's key, the last of KEYS, if the script has to end the reservation.
+-- Return the reservation's key, if the script has to end the reservation: it is the last of KEYS.
 local function queued_key()
   local last = KEYS[#KEYS]
   return last == KEYS[1] .. ':queued' and last or nil
@@ -195,7 +198,7 @@ local function save_keep_ttl(raw)
   redis.call('SET', KEYS[1], with_mark(raw), 'KEEPTTL')
 end
 
--- Of the claims that were given up, those that could still be in time. All others are refused anyway.
+-- Return those given-up claims that could still arrive in time. All others are refused anyway.
 local function still_given_up(given_up, now_ms)
   local kept = {}
   for at = 1, #given_up, 16 do
@@ -207,7 +210,7 @@ local function still_given_up(given_up, now_ms)
 end
 
 local function has_given_up(given_up, nonce)
-  nonce = nonce .. string.sub(NO_NONCE, #nonce + 1)
+  nonce = padded(nonce)
   for at = 1, #given_up, 16 do
     if string.sub(given_up, at, at + 7) == nonce then return true end
   end
@@ -268,7 +271,7 @@ local function has_sent(slip, digest)
   return false
 end
 
--- Return a slip to which another one is added: slip.merged.
+-- Return a slip with another one added: see Slip.merged.
 local function merged(slip, new)
   local digests, known = slip.digests, {}
   for at = 1, #digests, 8 do known[string.sub(digests, at, at + 7)] = true end
@@ -277,7 +280,8 @@ local function merged(slip, new)
     if not known[digest] then digests = digests .. digest end
   end
   local told = slip
-  -- Where one outcome was left while another one was being told, only the other one was told.
+  -- The delivery that had the lease on the callbacks told its own outcome, and not the one that was
+  -- left here meanwhile.
   if not slip.answered or (#new.outcome > 0 and (slip.sending_ms > 0 or #slip.outcome == 0)) then
     told = new
   end
@@ -286,7 +290,7 @@ local function merged(slip, new)
   return told
 end
 
--- Write a slip. Without ttl_ms it expires when it would have.
+-- Write a slip. Without ttl_ms its expiry stays as it is.
 local function save_slip(key, slip, ttl_ms)
   if ttl_ms then
     redis.call('SET', key, pack_slip(slip), 'PX', ttl_ms)

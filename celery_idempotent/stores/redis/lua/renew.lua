@@ -1,4 +1,4 @@
--- Prolong a lease, or the delivery lease of a done run: transitions.renew, restated.
+-- Prolong a lease, or the delivery lease of a done run. The rules are those of transitions.renew.
 -- KEYS: record, steps [, the owner's slip]
 -- ARGV: record as its holder knows it, lease_ms, keep_ms
 -- Returns: {1, token} renewed | {2, record} lost | {0, raw} unreadable
@@ -11,7 +11,7 @@ if record == false then return {is_lost(raw, held.token) and 2 or 0, raw} end
 if not record or record.token ~= held.token then
   local slip = load_slip(KEYS[3])
   if slip and slip.released and slip.token == held.token then
-    -- It has released its key: the slip has its lease.
+    -- The run has released its key: its lease is in the slip.
     if not slip.answered or slip.sending_ms > 0 then
       slip.sending_ms = until_ms
       save_slip(KEYS[3], slip, not slip.answered and tonumber(ARGV[3]) or nil)

@@ -1,4 +1,4 @@
--- Reserve a key for a call that is about to be published: transitions.reserve, restated.
+-- Reserve a key for a call that is about to be published. The rules are those of transitions.reserve.
 -- KEYS: record, steps, the reservation
 -- ARGV: the reservation (its times are from now), hold_ms, flags: 1 attaches, 2 checked [, the owner of
 --   a call that is over...]

@@ -1,4 +1,4 @@
--- Settle an unknown outcome by a person's word: transitions.resolve, restated.
+-- Settle an unknown outcome as a person decided. The rules are those of transitions.resolve.
 -- KEYS: record, steps
 -- ARGV: state, outcome, ttl_ms, compensate, clears_steps
 -- Returns: {1} resolved | {2} it is not unknown | {0, raw} unreadable
@@ -12,7 +12,7 @@ if state == FAILED then
   state = RELEASED
   if ARGV[4] == '1' then state, until_ms = COMPENSATING, math.floor(now / 1000) end
 end
--- For a rerun the owner goes, as if it were forgotten: no copy was answered.
+-- For a rerun the owner is deleted, as if the key were forgotten: no copy was answered.
 if state == RELEASED and ARGV[1] ~= tostring(FAILED) then record.owner = '' end
 local flags = record.flags
 if ARGV[5] == '1' and has_steps(flags) then
@@ -21,7 +21,5 @@ if ARGV[5] == '1' and has_steps(flags) then
 end
 record.raw = with_header(raw, state, 0, math.max(record.token + 1, now), until_ms, flags)
 local resolved = with_holder(record, '', '')
-local label_at = #resolved - (#raw - record.tail_at)
-local label_end = label_at + 1 + struct.unpack('>I2', string.sub(resolved, label_at, label_at + 1))
-save(string.sub(resolved, 1, label_end) .. ARGV[2], tonumber(ARGV[3]))
+save(string.sub(resolved, 1, #resolved - #outcome_of(record)) .. ARGV[2], tonumber(ARGV[3]))
 return {1}

@@ -1,4 +1,5 @@
--- Free a key whose next run goes on behind the steps that are kept: transitions.rewind, restated.
+-- Free a key whose next run goes on after the steps that are kept. The rules are those of
+-- transitions.rewind.
 -- KEYS: record, steps
 -- ARGV: token, ttl_ms [, name of a step that is kept]...
 -- Returns: {1} done | {2} it has another token, or is held | {0, raw} unreadable

@@ -1,4 +1,4 @@
--- Write what a run became, if it still holds its key: transitions.settle, restated.
+-- Write what a run became, if it still holds its key. The rules are those of transitions.settle.
 -- KEYS: record, steps [, the owner's slip] [, the reservation, which a release ends]
 -- ARGV: new record (its token is the run's), delay_ms, ttl_ms [, the slip to write or '', its ttl_ms
 --   [, 1: the next run begins without the steps
@@ -16,8 +16,8 @@ local slip_key = KEYS[3] ~= queued and KEYS[3] or nil
 local slip = load_slip(slip_key)
 local told = slip and slip.answered
 if record == false and not is_lost(raw, new.token) then return {0, raw} end
--- Write an end once more that is recorded already. WAIT counts the connection's last write: without this
--- it would count an older one, which a lagging replica has had for long.
+-- Write the recorded end once more. WAIT counts the connection's last write: without this one it would
+-- count an older write, which a lagging replica has had for long.
 local function recorded()
   redis.call('SET', KEYS[1], raw, 'KEEPTTL')
   return record.token
@@ -43,15 +43,15 @@ if slip and slip.released and slip.token == new.token then
   return new.token
 end
 
--- Whether a copy of the message answers its call, whose run is recorded and asks again.
+-- Whether a copy of the message answers the call of a run that tells its end again.
 local function is_told_by_a_copy()
   if not slip then return false end
   local is_telling = now_ms < slip.sending_ms and slip.holder ~= (left and left.holder or '')
   return is_telling or told and slip.token ~= new.token
 end
 
--- A copy of the run's message answers the call: transitions._kept. Until it has, the slip keeps what this
--- run would answer, for that copy or the next.
+-- Keep the slip of a run whose call a copy of its message answers: transitions._kept. Until the copy has
+-- answered, the slip keeps this run's outcome, for that copy or the next.
 local function keep_slip()
   local ttl = math.max(tonumber(ttl_ms), tonumber(ARGV[5] or 0))
   if left and not told then
@@ -62,7 +62,7 @@ local function keep_slip()
   save_slip(slip_key, slip, ttl)
 end
 
--- Another run has the key. This very end may have been recorded before, and its answer lost.
+-- Another run has the key. This end may have been recorded before, and the answer to that was lost.
 local function lost()
   if not told then return {2, raw} end
   if slip.token ~= new.token then
@@ -99,13 +99,13 @@ else
     return answer
   end
 end
--- A copy can have answered the run's call only while its outcome was unknown; or else who was about to
--- end the run.
+-- A copy can have answered the run's call only while its outcome was unknown. Else it was the worker's
+-- parent, before it ended the run.
 local answered = slip and record and ((record.state == UNKNOWN or record.state == COMPENSATING)
   and (slip.answered or now_ms < slip.sending_ms) or is_ended() and new.state ~= RUNNING)
 local until_ms = 0
--- A key that is released before the end has no lease: the slip has it. Neither has an outcome that is
--- told to nobody.
+-- A key that is released before the run's end has no lease: it is in the slip. Where a copy has answered
+-- the call, nobody is told this outcome, and no delivery lease is needed.
 local gives_up = left and left.released and not left.answered
 local timed = delay_ms > 0 and not gives_up and not answered
   or new.state == RUNNING or new.state == RETRYING or new.state == COMPENSATING

@@ -1,8 +1,8 @@
--- The usual case of settle.lua, before anything else is set up: the run that holds the key succeeded,
--- without steps, its call was not answered before, and no delivery lease follows. The record is stored
--- as it was sent.
+-- The usual case of settle.lua, before any function is made: the run that holds the key succeeded
+-- without steps, nobody waits for it, its call was not answered before, and no delivery lease follows.
+-- The record is stored as it was sent.
 local raw, byte, sub = redis.call('GET', KEYS[1]), string.byte, string.sub
--- First version, state and flags; then interruptions and token, which have to be the run's.
+-- Version, state and flags come first, then interruptions and token, which have to be the run's.
 if raw and sub(raw, 1, 3) == '\1\1\0' and sub(ARGV[1], 1, 3) == '\1\4\0'
   and sub(raw, 4, 12) == sub(ARGV[1], 4, 12)
   and sub(ARGV[1], 13, 20) == '\0\0\0\0\0\0\0\0' and ARGV[2] == '0'

@@ -1,4 +1,4 @@
--- Let a run write a step, if it holds its key: transitions.step, restated.
+-- Let a run write a step, if it holds its key. The rules are those of transitions.step.
 -- KEYS: record, steps [, the owner's slip]
 -- ARGV: record as its holder knows it, lease_ms, keep_ms, name, packed step
 -- Returns: {1, token} recorded | {2, record} lost | {0, raw} unreadable
@@ -16,7 +16,7 @@ elseif record.token ~= held.token then
   return {2, raw}
 end
 if record.state == UNKNOWN then
-  -- It still waits to be resolved, for as long as before.
+  -- It still has to be resolved, and expires when it would have.
   until_ms, keep_ms = record.until_ms, redis.call('PTTL', KEYS[1])
 elseif record.state ~= RUNNING and record.state ~= COMPENSATING then
   return {2, raw}

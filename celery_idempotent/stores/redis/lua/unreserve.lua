@@ -1,4 +1,4 @@
--- Undo the reservation of a call that could not be published: transitions.unreserve, restated.
+-- Undo the reservation of a call that could not be published. The rules are those of transitions.unreserve.
 -- KEYS: record, steps, the reservation
 -- ARGV: owner
 -- Returns: {1}
