@@ -121,16 +121,13 @@ def _anything(value: Any) -> Any:
     return value  # KeyScheme checks it against the task's signature
 
 
-def _names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (tuple, list)) or not all(isinstance(name, str) for name in value):
-        raise _Wrong("a tuple of argument names, such as ('amount',)")
-    return tuple(value)
+def _names(what: str) -> Check:
+    def check(value: Any) -> tuple[str, ...]:
+        if not isinstance(value, (tuple, list)) or not all(isinstance(it, str) for it in value):
+            raise _Wrong(f"a tuple of {what}")
+        return tuple(value)
 
-
-def _finding_names(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, (tuple, list)) or not all(isinstance(name, str) for name in value):
-        raise _Wrong("a tuple of names of findings, such as ('no-time-limit',)")
-    return tuple(value)
+    return check
 
 
 def _failures(value: Any) -> bool | tuple[type[BaseException], ...]:
@@ -227,7 +224,9 @@ class Options(_FromLookup):
     #: all arguments for a key that was sent with the call (``idempotency_key=...`` or the header),
     #: none for a key that was derived from the arguments. An empty tuple turns the check off. Set
     #: it where a retried call may differ in what doesn't matter, or to have a derived key checked.
-    fingerprint: tuple[str, ...] | None = field(default=None, metadata=_checked(_names))
+    fingerprint: tuple[str, ...] | None = field(
+        default=None, metadata=_checked(_names("argument names, such as ('amount',)"))
+    )
 
     #: Whether to keep what you chose as key out of the store, the logs and the tools for operators:
     #: they then show a digest of it. Default: False. Set it where keys are made of personal data.
@@ -406,7 +405,9 @@ class Settings(_FromLookup):
 
     #: What ``doctor`` and a starting worker are not to speak of, by the names of the findings, as a
     #: tuple: ``("no-time-limit",)``. Default: an empty tuple.
-    accept: tuple[str, ...] = field(default=(), metadata=_checked(_finding_names))
+    accept: tuple[str, ...] = field(
+        default=(), metadata=_checked(_names("names of findings, such as ('no-time-limit',)"))
+    )
 
 
 @cache

@@ -282,6 +282,11 @@ class Record(NamedTuple):
         """Whether there is an outcome that a delivery lease may protect."""
         return self.state in (SUCCEEDED, FAILED) or (self.state is RELEASED and bool(self.outcome))
 
+    @property
+    def holder(self) -> bytes:
+        """Its claim, as a slip names who sends the callbacks: see :attr:`.Slip.holder`."""
+        return (self.nonce.ljust(8, b"\0") + self.process)[:_MAX_FIELD]
+
     def has_given_up(self, nonce: bytes) -> bool:
         """Whether the claim with this nonce was given up."""
         given_up = self.given_up

@@ -182,7 +182,8 @@ class Slip(NamedTuple):
         digests = [*self.digest_list()]
         digests += [digest for digest in new.digest_list() if digest not in digests]
         told = self
-        # An outcome that was left while somebody told another one was not told.
+        # The delivery that had the lease on the callbacks told its own outcome, and not the one
+        # that was left here meanwhile.
         if not self.answered or (new.outcome and (self.sending_ms or not self.outcome)):
             told = new
         return told._replace(

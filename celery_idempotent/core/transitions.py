@@ -542,8 +542,8 @@ def _is_being_sent(slip: Slip, ask: Claim, now_ms: int) -> bool:
 def _with_sending(it: _Asked, write: Write, slip: Slip | None) -> Write:
     ask = it.ask
     kept = ask.message._replace(digests=b"") if slip is None else slip
-    holder = (ask.candidate.nonce.ljust(8, b"\0") + ask.candidate.process)[:255]
-    sending = kept._replace(sending_ms=it.now_ms + ask.lease_ms, holder=holder)
+    until_ms = it.now_ms + ask.lease_ms
+    sending = kept._replace(sending_ms=until_ms, holder=ask.candidate.holder)
     # A slip without an answer has no meaning once the lease is over.
     ttl_ms = ask.lease_ms if slip is None else write.slip_ttl_ms
     return write._replace(slip=sending, slip_ttl_ms=ttl_ms)

@@ -40,14 +40,15 @@ from celery_idempotent.delivery.results import replay
 from celery_idempotent.delivery.shadow import run_in_shadow
 from celery_idempotent.delivery.waiting import (
     is_answered,
+    is_said,
     say_revoked,
     say_started,
     say_waiting,
-    says_so_already,
     wait,
     wait_as_copy,
 )
 from celery_idempotent.errors import (
+    IdempotencyError,
     IdempotencyInProgress,
     IdempotencyKeyMismatch,
     OutcomeUnknown,
@@ -166,7 +167,7 @@ def _says_that_it_waits(delivery: Delivery, verdict: Busy, asked: float) -> bool
         return False
     if verdict.now_ms >= delivery.claimant.refused_from_ms or _is_stale(delivery, asked):
         return False
-    return not says_so_already(delivery) and say_waiting(delivery, verdict.record)
+    return not is_said(delivery) and say_waiting(delivery, verdict.record)
 
 
 def _replay(delivery: Delivery, verdict: Replay) -> Any:
@@ -229,7 +230,7 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
         until,
         now_ms=verdict.now_ms,
         displaced=displaced,
-        said=after_trace().stores_no_retry or says_so_already(delivery),
+        said=is_said(delivery),
     )
 
 
@@ -258,9 +259,7 @@ def _drop(delivery: Delivery, record: Record) -> None:
 
 
 def _refuse(delivery: Delivery, why: str) -> NoReturn:
-    refused = IdempotencyInProgress(f"{delivery.name} {why}: this call was not run")
-    leave_answer(delivery, refused)
-    raise refused
+    _fail(delivery, IdempotencyInProgress(f"{delivery.name} {why}: this call was not run"))
 
 
 def _mismatch(delivery: Delivery, verdict: Mismatch) -> NoReturn:
@@ -272,12 +271,11 @@ def _mismatch(delivery: Delivery, verdict: Mismatch) -> NoReturn:
             "; a key on a group or chord reaches every member: set it on the members, "
             "task.s(...).set(idempotency_key=...)"
         )
-    mismatch = IdempotencyKeyMismatch(
+    text = (
         f"the key {delivery.name} was used before, by task {record.owner_id}, for a "
         f"call of {delivery.task.name} with other arguments: this call was not run{hint}"
     )
-    leave_answer(delivery, mismatch)
-    raise mismatch
+    _fail(delivery, IdempotencyKeyMismatch(text))
 
 
 def _unknown(delivery: Delivery, verdict: Unknown) -> NoReturn:
@@ -285,14 +283,19 @@ def _unknown(delivery: Delivery, verdict: Unknown) -> NoReturn:
     delivery.telling.tell("unknown", record, interruptions=record.interruptions)
     if verdict.noted:
         silence(delivery.request)
-    unknown = OutcomeUnknown(
+    text = (
         f"a run of {delivery.name} (task {record.owner_id}) was cut off, or could not "
         f"be undone, and nobody knows what it did. Look there, then settle the key "
         f"{delivery.telling.readable} with `celery idempotency resolve`: "
         "docs/unknown-outcomes.rst says how"
     )
-    leave_answer(delivery, unknown)
-    raise unknown
+    _fail(delivery, OutcomeUnknown(text))
+
+
+def _fail(delivery: Delivery, error: IdempotencyError) -> NoReturn:
+    """Fail a call that is not run; its copies fail with the same error."""
+    leave_answer(delivery, error)
+    raise error
 
 
 # --- the store is away ---------------------------------------------------------------------------

@@ -36,6 +36,7 @@ __all__ = [
     "back_to_broker",
     "broker_is_away",
     "is_answered",
+    "is_said",
     "pause_of",
     "put_back",
     "publish_again",
@@ -44,7 +45,6 @@ __all__ = [
     "say_started",
     "say_waiting",
     "say_whether_held",
-    "says_so_already",
     "wait",
     "wait_as_copy",
 ]
@@ -226,14 +226,16 @@ def say_waiting(delivery: Delivery, record: Record | None) -> bool:
     return say_retry(delivery.task, delivery.request, _what_it_waits_for(delivery, record))
 
 
-def says_so_already(delivery: Delivery) -> bool:
-    """Whether an earlier delivery of the message has stored that it waits for another run.
+def is_said(delivery: Delivery) -> bool:
+    """Whether RETRY is stored for a message that waits for another run, or must not be.
 
-    Stored again, it could be stored over what a copy has answered since.
+    This delivery or an earlier one has done that. Stored again, RETRY could be stored over what a
+    copy has answered since.
     """
     waits = delivery.waits
     # Where it was delivered again it may have run since, and be STARTED.
-    return bool(waits.since_ms) and not (delivery.redelivered or waits.redelivery)
+    before = bool(waits.since_ms) and not (delivery.redelivered or waits.redelivery)
+    return before or after_trace().stores_no_retry
 
 
 def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> bool:

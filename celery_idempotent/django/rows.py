@@ -205,7 +205,7 @@ class DjangoRows(Rows[Any]):
             f"LEFT JOIN {self._notes} awaited ON awaited.note_key = %s "
             f"LEFT JOIN {self._notes} queued ON queued.note_key = %s"
         )
-        names = [fit(name) for name in (key, slip_key, awaited_key, queued_key)]
+        names = [fit(name) if name else "" for name in (key, slip_key, awaited_key, queued_key)]
         with at.cursor() as cursor:
             cursor.execute(sql, names)
             return Row.found(*cursor.fetchone())

@@ -163,10 +163,10 @@ class Run:
             StoreUnavailable: the store does not answer; the key may be free all the same.
         """
         claimant, terms, held = self.claimant, self.claimant.terms, self.lease.record
-        holder = (held.nonce.ljust(8, b"\0") + held.process)[:255]
         count = min(held.interruptions, 255)
+        cut_off = bytes((count,)) if count else b""
         slip = claimant.message._replace(
-            digests=b"", holder=holder, outcome=bytes((count,)) if count else b"", released=True
+            digests=b"", holder=held.holder, outcome=cut_off, released=True
         )
         event = Settle(
             held._replace(state=RELEASED, process=b"", nonce=b"", outcome=b""),
@@ -249,8 +249,7 @@ class Run:
         if slip_key and (answers or (state in _WITH_OUTCOME and ttl_ms < terms.horizon_ms)):
             slip = message._replace(answered=True, digests=b"", outcome=ending.outcome)
             if delivery:
-                holder = self.lease.record.nonce.ljust(8, b"\0") + self.lease.record.process
-                slip = slip._replace(holder=holder[:255])
+                slip = slip._replace(holder=held.holder)
         # Nobody else writes steps while this run has the key.
         others = is_over and any(not name.startswith(self.steps_of) for name in self.steps)
         return Settle(

@@ -188,9 +188,9 @@ def fit(key: str) -> str:
     """Return the name under which a key is stored: itself, or, where it can't be, with a digest.
 
     Only the keys of slips and steps can be too long, or not plain: a task id may be any text, and a
-    step may have any name. An empty key names nothing, and stays empty.
+    step may have any name.
     """
-    if not key or _PLAIN.match(key):
+    if _PLAIN.match(key):
         return key
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return f"{re.sub('[^!-~]', '?', key)[: LONGEST - 40]}~{digest}"

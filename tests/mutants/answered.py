@@ -710,8 +710,8 @@ _DELIVERIES = [
     _answer(
         "no RETRY of a message that waits again",
         "delivery/waiting.py",
-        "return bool(waits.since_ms) and not (delivery.redelivered or waits.redelivery)",
-        "return False",
+        "return before or after",
+        "return after",
     ),
     _answer(
         "in an outage no failure and no run of its copy",
@@ -752,8 +752,8 @@ _DELIVERIES = [
     _answer(
         "of a duplicate that was refused",
         "delivery/guard.py",
-        "leave_answer(delivery, refused)",
-        "pass",
+        '_fail(delivery, IdempotencyInProgress(f"{delivery.name} {why}: this call was not run"))',
+        'raise IdempotencyInProgress(f"{delivery.name} {why}: this call was not run")',
     ),
     _answer(
         "of a duplicate that was dropped", "delivery/guard.py", "leave_answer(delivery)\n", "pass\n"
@@ -779,8 +779,8 @@ _DELIVERIES = [
     _answer(
         "of a call with other arguments",
         "delivery/guard.py",
-        "leave_answer(delivery, mismatch)",
-        "pass",
+        "_fail(delivery, IdempotencyKeyMismatch(text))",
+        "raise IdempotencyKeyMismatch(text)",
     ),
     _answer(
         "of a run that lost its key to one without an outcome",
@@ -830,7 +830,12 @@ _DELIVERIES = [
         "if stale and isinstance(verdict, Mismatch | Unknown) and",
         "if False and",
     ),
-    _answer("that nobody knows", "delivery/guard.py", "leave_answer(delivery, unknown)", "pass"),
+    _answer(
+        "that nobody knows",
+        "delivery/guard.py",
+        "_fail(delivery, OutcomeUnknown(text))",
+        "raise OutcomeUnknown(text)",
+    ),
     _answer(
         "of a call whose body never began",
         "delivery/guard.py",

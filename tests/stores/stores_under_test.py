@@ -55,6 +55,7 @@ class MemoryClock:
 
 
 @functools.cache
+@functools.cache
 def _by_virtual_time(script: Script) -> Script:
     source = _VIRTUAL_TIME + script.source
     return Script(script.name, source, hashlib.sha1(source).hexdigest().encode())
@@ -65,9 +66,10 @@ class VirtualRedisStore(RedisStore):
 
     def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
         super().__init__(wire, wait)
-        for name, script in vars(self).items():
-            if isinstance(script, Script):
-                setattr(self, name, _by_virtual_time(script))
+        self._journal = _by_virtual_time(self._journal)
+
+    def _script(self, name: str) -> Script:
+        return _by_virtual_time(super()._script(name))
 
     def ttl(self, key: str) -> float | None:
         gone_ms = self._wire.command("ZSCORE", "virtual:gone", key)

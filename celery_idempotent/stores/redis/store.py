@@ -48,7 +48,7 @@ from celery_idempotent.stores.redis.journal import RedisJournals
 from celery_idempotent.stores.redis.lists import UnknownRecords
 from celery_idempotent.stores.redis.servers import RedisServers
 from celery_idempotent.stores.redis.subscription import RedisSubscription
-from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
+from celery_idempotent.stores.redis.wire import Script, ScriptCall, Wire, load_script
 from celery_idempotent.stores.urls import mask_url
 
 __all__ = ["RedisStore"]
@@ -76,21 +76,10 @@ class RedisStore(RedisJournals, RedisServers, Store):
         super().__init__(wire)
         #: How many replicas must have the end of a run, and for how many milliseconds to wait.
         self._wait = wait
-        self._claim = load_script("claim", self._publish)
-        self._settle = load_script("settle", self._publish)
-        self._renew = load_script("renew", self._publish)
-        self._note = load_script("note", self._publish)
-        self._end_lease = load_script("end_lease", self._publish)
-        self._abandon = load_script("abandon", self._publish)
-        self._forget = load_script("forget", self._publish)
-        self._reserve = load_script("reserve", self._publish)
-        self._confirm = load_script("confirm", self._publish)
-        self._unreserve = load_script("unreserve", self._publish)
-        self._step = load_script("step", self._publish)
-        self._resolve = load_script("resolve", self._publish)
-        self._rewind = load_script("rewind", self._publish)
-        self._put = load_script("put", self._publish)
-        self._peek = load_script("peek", self._publish)
+        self._claim = self._script("claim")
+        self._settle = self._script("settle")
+        self._renew = self._script("renew")
+        self._reserve = self._script("reserve")
         self._unknown = UnknownRecords(wire)
 
     @classmethod
@@ -196,46 +185,42 @@ class RedisStore(RedisJournals, RedisServers, Store):
         )
         return [_renewed(answer) for answer in answers]
 
+    def _script(self, name: str) -> Script:
+        return load_script(name, self._publish)
+
+    def _call(self, script: str, keys: tuple[str, ...], *args: bytes | str | int) -> Any:
+        """Call a script that is not called for every delivery."""
+        return self._wire.call(ScriptCall(self._script(script), keys, args))
+
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
-        args = (one.held.pack(), one.lease_ms, one.keep_ms, name, packed)
-        return _recorded(
-            self._wire.call(ScriptCall(self._step, _keys(one.key, one.slip_key), args))
-        )
+        keys, held = _keys(one.key, one.slip_key), one.held.pack()
+        return _recorded(self._call("step", keys, held, one.lease_ms, one.keep_ms, name, packed))
 
     def resolve(self, key: str, event: Resolve) -> bool:
         switches = int(event.compensate), int(event.clears_steps)
         args = (int(event.state), event.outcome, event.ttl_ms, *switches)
-        answer = self._wire.call(ScriptCall(self._resolve, _keys(key), args))
-        if answer[0] == 0:
-            raise _unreadable(answer)
-        return bool(answer[0] == 1)
+        return _is_done(self._call("resolve", _keys(key), *args))
 
     def rewind(self, key: str, token: int, kept: Collection[str], ttl_ms: int) -> bool:
-        answer = self._wire.call(ScriptCall(self._rewind, _keys(key), (token, ttl_ms, *kept)))
-        if answer[0] == 0:
-            raise _unreadable(answer)
-        return bool(answer[0] == 1)
+        return _is_done(self._call("rewind", _keys(key), token, ttl_ms, *kept))
 
     def note(self, key: str, event: Note) -> None:
         args: tuple[bytes | int, ...] = (event.token, event.ttl_ms, event.slip.pack())
         if event.sends_ms:
             args += (event.sends_ms,)
-        self._wire.call(ScriptCall(self._note, _keys(key, event.slip_key), args))
+        self._call("note", _keys(key, event.slip_key), *args)
 
     def slip(self, slip_key: str) -> Slip | None:
         return Slip.unpack(self._wire.command("GET", slip_key))
 
     def end_lease(self, key: str, owner: bytes, process: bytes, slip_key: str = "") -> bool:
-        call = ScriptCall(self._end_lease, _keys(key, slip_key), (owner, process))
-        return bool(self._wire.call(call)[0])
+        return bool(self._call("end_lease", _keys(key, slip_key), owner, process)[0])
 
     def abandon(self, key: str, given_up: Record, ttl_ms: int) -> None:
-        args = (given_up.pack(), ttl_ms, GIVEN_UP_MS)
-        self._wire.call(ScriptCall(self._abandon, _keys(key), args))
+        self._call("abandon", _keys(key), given_up.pack(), ttl_ms, GIVEN_UP_MS)
 
     def forget(self, key: str, ttl_ms: int) -> bool:
-        call = ScriptCall(self._forget, _keys(key, queued=queued_key(key)), (ttl_ms,))
-        return bool(self._wire.call(call)[0])
+        return bool(self._call("forget", _keys(key, queued=queued_key(key)), ttl_ms)[0])
 
     def reserve(self, key: str, ask: Reserve) -> Reserved | Taken:
         flags = ask.attaches + 2 * ask.checked
@@ -248,21 +233,16 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return Taken(answer[1:], State(answer[0]) if answer[0] else None)
 
     def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
-        keys = _keys(key, queued=queued_key(key))
-        self._wire.call(ScriptCall(self._confirm, keys, (owner, ttl_ms)))
+        self._call("confirm", _keys(key, queued=queued_key(key)), owner, ttl_ms)
 
     def unreserve(self, key: str, owner: bytes) -> None:
-        keys = _keys(key, queued=queued_key(key))
-        self._wire.call(ScriptCall(self._unreserve, keys, (owner,)))
+        self._call("unreserve", _keys(key, queued=queued_key(key)), owner)
 
     def reservation(self, key: str) -> Reservation | None:
         return Reservation.unpack(self._wire.command("GET", queued_key(key)))
 
     def reserved(self, prefix: str) -> Iterator[ReservedPage]:
-        pattern, cursor = queued_key(f"{quoted(prefix)}:{{*}}"), "0"
-        while True:
-            answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
-            names = [name.decode("utf-8", "surrogateescape") for name in answer[1]]
+        for names, _ in self._pages("MATCH", queued_key(f"{quoted(prefix)}:{{*}}")):
             keys = {name: key for name in names if (key := key_of_queued(name))}
             packed = self._wire.commands([("GET", name) for name in keys]) if keys else []
             found = []
@@ -273,16 +253,13 @@ class RedisStore(RedisJournals, RedisServers, Store):
                 if queued is not None:
                     found.append((key, queued))
             yield ReservedPage(found, _PAGE)
-            cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
-            if cursor == "0":
-                return
 
     def put(
         self, key: str, record: Record, left_ms: int, ttl_ms: int, steps: Mapping[str, bytes]
     ) -> bool:
         pairs = (part for pair in steps.items() for part in pair)
-        call = ScriptCall(self._put, _keys(key), (record.pack(), left_ms, ttl_ms, *pairs))
-        is_written = bool(self._wire.call(call)[0])
+        answer = self._call("put", _keys(key), record.pack(), left_ms, ttl_ms, *pairs)
+        is_written = bool(answer[0])
         if is_written and record.state is State.UNKNOWN:
             self._unknown.add(key, record.token)
         return is_written
@@ -313,7 +290,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return int(seconds) * 1000 + int(micros) // 1000
 
     def peek(self, key: str) -> tuple[Record | None, int]:
-        packed, now_ms = self._wire.call(ScriptCall(self._peek, _keys(key), ()))
+        packed, now_ms = self._call("peek", _keys(key))
         return (None if packed is None else Record.unpack(packed)), now_ms
 
     def steps(self, key: str) -> dict[str, bytes]:
@@ -324,29 +301,29 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return None if left < 0 else left / 1000
 
     def scan(self, pattern: str) -> Iterator[str]:
-        cursor = "0"
-        while True:
-            answer = self._wire.command("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
-            keys = (key.decode("utf-8", "surrogateescape") for key in answer[1])
+        for keys, _ in self._pages("MATCH", pattern):
             yield from (key for key in keys if not is_beside_a_record(key))
-            cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
-            if cursor == "0":
-                return
 
     def sample(self, prefix: str, most: int) -> list[Sample]:
-        seen, cursor, keys = 0, "0", []
-        while True:
-            answer = self._wire.command("SCAN", cursor, "COUNT", _PAGE)
-            seen += len(answer[1])
-            names = (key.decode("utf-8", "surrogateescape") for key in answer[1])
+        seen, keys = 0, []
+        for names, is_last in self._pages():
+            seen += len(names)
             keys += [key for key in names if key.startswith(f"{prefix}:{{") and key[-1] == "}"]
-            cursor = answer[0].decode() if isinstance(answer[0], bytes) else str(answer[0])
-            if cursor == "0":
-                return [Sample(keys, len(keys))]
-            if len(keys) >= most:
+            if len(keys) >= most and not is_last:
                 # The server gives its keys in the order of their hashes: that is by lot.
                 share = len(keys) / seen
                 return [Sample(keys, round(share * int(self._wire.command("DBSIZE"))))]
+        return [Sample(keys, len(keys))]
+
+    def _pages(self, *match: str) -> Iterator[tuple[list[str], bool]]:
+        """Go through all keys of the server; yield a page of them, and whether it is the last."""
+        cursor: Any = b"0"
+        while True:
+            cursor, names = self._wire.command("SCAN", cursor, *match, "COUNT", _PAGE)
+            is_last = cursor in (b"0", 0)
+            yield [name.decode("utf-8", "surrogateescape") for name in names], is_last
+            if is_last:
+                return
 
     def try_listing(self, key: str) -> None:
         self._unknown.try_to_add(key, 0)
@@ -397,6 +374,12 @@ def _verdict(ask: Claim, code: int, flags: int, now_ms: int, raw: bytes) -> Clai
 def _pairs(flat: Any) -> dict[str, bytes]:
     names = (name.decode("utf-8", "surrogateescape") for name in flat[::2])
     return dict(zip(names, flat[1::2], strict=True))
+
+
+def _is_done(answer: Any) -> bool:
+    if answer[0] == 0:
+        raise _unreadable(answer)
+    return bool(answer[0] == 1)
 
 
 def _recorded(answer: Any) -> Recorded | Lost:

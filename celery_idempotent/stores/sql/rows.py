@@ -165,9 +165,9 @@ class SqlRows(Rows[Connection]):
             return Row.found(*at.execute(self._statements.read, {"key": fit(key)}).one())
         wanted = {
             "key": fit(key),
-            "slip_key": fit(slip_key),
-            "awaited_key": fit(awaited_key),
-            "queued_key": fit(queued_key),
+            "slip_key": fit(slip_key) if slip_key else "",
+            "awaited_key": fit(awaited_key) if awaited_key else "",
+            "queued_key": fit(queued_key) if queued_key else "",
         }
         return Row.found(*at.execute(self._statements.read_with_slips, wanted).one())
 
