@@ -58,7 +58,7 @@ def compensate(attempt: Attempt, failure: bytes, exc: BaseException | None = Non
         leave_if_answered(attempt, verdict)
         log.exception("%s: a compensation failed, it is tried again", delivery.name)
         pause = _FIRST_PAUSE_S * 4.0 ** min(run.interruptions, 5)
-        return wait(delivery, run.lease.record, delivery.waits.since_ms, None, pause)
+        return wait(delivery, run.lease.record, delay=pause)
     if exc is None:
         try:
             replay(delivery.task.backend, failure, delivery.name)
@@ -72,7 +72,7 @@ def compensate(attempt: Attempt, failure: bytes, exc: BaseException | None = Non
         verdict = attempt.told.end(ending, exc)
         if isinstance(verdict, Lost):
             return lost(attempt, verdict, exc)
-        return wait(delivery, run.lease.record, delivery.waits.since_ms, None, 0.0)
+        return wait(delivery, run.lease.record, delay=0.0)
     return failed(attempt, ending, exc)
 
 

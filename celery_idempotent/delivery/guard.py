@@ -226,8 +226,8 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
     wait(
         delivery,
         record,
-        since_ms,
-        until,
+        since_ms=since_ms,
+        until=until,
         now_ms=verdict.now_ms,
         displaced=displaced,
         said=is_said(delivery),
@@ -331,7 +331,7 @@ def _store_away(
         log.warning("%s waits, its body was not run: %s%s", delivery.name, exc, end)
     if copy or answered:
         wait_as_copy(delivery, None, outage=True)
-    return wait(delivery, None, delivery.waits.since_ms, None)
+    return wait(delivery, None)
 
 
 def _run_open(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -202,7 +202,7 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
     if not delivery.eager and (verdict.answered or is_answered(delivery.task, delivery.request)):
         leave_to_answer(delivery)
     if attempt.run.is_for_another:
-        return wait(delivery, record, delivery.waits.since_ms, None)
+        return wait(delivery, record)
     in_turn = delivery.claimant.terms.in_turn
     if in_turn or (record.state is State.RELEASED and not record.outcome):
         if exc is None and attempt.run.transaction.undone and not delivery.eager:
@@ -227,7 +227,7 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
     # With callbacks the note has to be asked: a copy of the message may have sent them.
     if delivery.eager:
         raise IdempotencyInProgress(f"{delivery.name} was taken over by {record.owner_id}")
-    return wait(delivery, record, delivery.waits.since_ms, None)
+    return wait(delivery, record)
 
 
 def leave_answer(

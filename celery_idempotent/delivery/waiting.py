@@ -70,8 +70,9 @@ _registry: Any = serialization.registry
 def wait(
     delivery: Delivery,
     record: Record | None,
-    since_ms: int,
-    until: float | None,
+    *,
+    since_ms: int | None = None,
+    until: float | None = None,
     delay: float | None = None,
     now_ms: int = 0,
     displaced: bool = False,
@@ -81,7 +82,7 @@ def wait(
 
     Args:
         record: whose run it waits for; ``None``: the store is away.
-        since_ms: since when it waits, on the store's clock.
+        since_ms: since when it waits, on the store's clock; ``None``: as before.
         until: when what it waits for ends by itself, in seconds from now, if that is known.
         delay: how long it should wait, in seconds, whatever it has waited before.
         now_ms: the store's clock, if it is known.
@@ -97,6 +98,7 @@ def wait(
     else:
         say_waiting(delivery, record)
     displaced = displaced or (outage and delivery.waits.displaced)
+    since_ms = delivery.waits.since_ms if since_ms is None else since_ms
     waits = _again(delivery, outage, since_ms=since_ms, awaited=awaited, displaced=displaced)
     if record is not None and delay is None and now_ms:
         age_s = (now_ms - record.token / 1000) / 1000

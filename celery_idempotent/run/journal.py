@@ -181,10 +181,6 @@ class Journal:
             (self._begun if cut_off else self._ended).append(run.held)
         return is_short
 
-    def add(self, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
-        """Add an entry of what happens now."""
-        self.put(UnsentEntry(monotonic(), what, Subject(key, task, task_id), more))
-
     def put(self, entry: UnsentEntry) -> None:
         """Add an entry; another thread sends it later."""
         if not self.most:

@@ -93,11 +93,16 @@ def journal(store: CountingStore) -> Journal:
     return Journal(store, NAME, 1_000_000)
 
 
+def add(journal: Journal, what: str, key: str, task: str, task_id: str | None, **more: Any) -> None:
+    """Add an entry of what happens now."""
+    journal.put(UnsentEntry(module.monotonic(), what, Subject(key, task, task_id), more))
+
+
 def test_a_delivery_sends_nothing(journal: Journal, store: CountingStore, turns: Turns) -> None:
     """However many events there are: they wait in memory, and one turn is asked for."""
     # When
     for number in range(100):
-        journal.add("succeeded", f"k{number}", "shop.charge", f"id-{number}")
+        add(journal, "succeeded", f"k{number}", "shop.charge", f"id-{number}")
     # Then
     assert store.additions == []
     assert len(turns.jobs) == 1
@@ -109,7 +114,7 @@ def test_a_turn_sends_all_in_a_few_commands(
     """A thousand executions are five commands, in the order in which they happened."""
     # Given
     for number in range(1000):
-        journal.add("succeeded", f"k{number}", "shop.charge", f"id-{number}", token=number + 1)
+        add(journal, "succeeded", f"k{number}", "shop.charge", f"id-{number}", token=number + 1)
     # When
     turns.take_turn()
     # Then
@@ -122,11 +127,11 @@ def test_the_next_event_asks_for_the_next_turn(
 ) -> None:
     """After all was sent, one more event is sent too."""
     # Given
-    journal.add("succeeded", "k1", "shop.charge", "id-1")
+    add(journal, "succeeded", "k1", "shop.charge", "id-1")
     turns.take_turn()
     assert turns.jobs == []
     # When
-    journal.add("succeeded", "k2", "shop.charge", "id-2")
+    add(journal, "succeeded", "k2", "shop.charge", "id-2")
     turns.take_turn()
     # Then
     assert [event["id"] for event in store.told()] == ["id-1", "id-2"]
@@ -146,7 +151,7 @@ def test_each_value_is_json(
 ) -> None:
     """Numbers have three decimal places; what JSON has no form for is its text."""
     # When
-    journal.add("succeeded", f"k {value}", "shop.charge", None, it=value)
+    add(journal, "succeeded", f"k {value}", "shop.charge", None, it=value)
     turns.take_turn()
     # Then
     (event,) = store.told()
@@ -160,7 +165,7 @@ def test_an_event_of_another_process_names_it(
 ) -> None:
     """Once: a reader may refuse a name that comes twice."""
     # When
-    journal.add("process lost", "k", "shop.charge", "id-1", node="w1", pid=7)
+    add(journal, "process lost", "k", "shop.charge", "id-1", node="w1", pid=7)
     turns.take_turn()
     # Then
     (stored,) = store.read_events(NAME, None, 10)
@@ -171,7 +176,7 @@ def test_an_event_of_another_process_names_it(
 def test_an_event_says_what_is_known(journal: Journal, store: CountingStore, turns: Turns) -> None:
     """What, which key, task and call, by whom; what is not known takes no room."""
     # When
-    journal.add("waiting", "k", "shop.charge", "id-2", original="id-1", delay=1.23456, label="")
+    add(journal, "waiting", "k", "shop.charge", "id-2", original="id-1", delay=1.23456, label="")
     turns.take_turn()
     # Then
     (event,) = store.told()
@@ -210,7 +215,7 @@ def test_whatever_is_told_of_an_event_is_read_again(
 ) -> None:
     """What is written by hand is the JSON that a reader takes."""
     # When
-    journal.add("waiting", "k", "shop.charge", None, value=value)
+    add(journal, "waiting", "k", "shop.charge", None, value=value)
     turns.take_turn()
     # Then
     (event,) = store.told()
@@ -224,8 +229,8 @@ def test_an_event_of_another_process_says_which(
 ) -> None:
     """A worker's parent tells of a child that was lost; otherwise it is the one that tells."""
     # When
-    journal.add("process lost", "k", "shop.charge", "id-1", pid=4711)
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "process lost", "k", "shop.charge", "id-1", pid=4711)
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     turns.take_turn()
     # Then
     assert [event["pid"] for event in store.told()] == [4711, os.getpid()]
@@ -238,7 +243,7 @@ def test_an_event_says_how_old_it_is(
     # Given
     now = [1000.0]
     monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     # When
     now[0] += 2.5
     turns.take_turn()
@@ -290,7 +295,7 @@ def test_a_short_run_is_one_event(journal: Journal, store: CountingStore, turns:
     journal.begin(short)
     journal.begin(Run("other", "id-2"))
     journal.ended(short)
-    journal.add("succeeded", "k", "shop.charge", "id-1", took=0.2)
+    add(journal, "succeeded", "k", "shop.charge", "id-1", took=0.2)
     journal.begin(Run("k", "id-3"))
     # When
     turns.take_turn()
@@ -307,10 +312,10 @@ def test_a_long_run_is_seen_while_it_runs(
     run = Run("k", "id-1")
     journal.begin(run)
     turns.take_turn()
-    journal.add("succeeded", "other", "shop.charge", "id-2")
+    add(journal, "succeeded", "other", "shop.charge", "id-2")
     turns.take_turn()
     journal.ended(run)
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     turns.take_turn()
     # Then
     told = [(event["event"], event["id"]) for event in store.told()]
@@ -342,7 +347,7 @@ def test_a_run_that_begins_during_a_turn_is_told_at_the_next(
             journal.begin(Run("k", "id-2"))
 
     monkeypatch.setattr(store, "append_events", meanwhile)
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     turns.take_turn()
     # When
     turns.take_turn()
@@ -358,7 +363,7 @@ def test_a_run_that_ends_without_a_word_is_told_to_have_begun(
     # Given
     lost, told = Run("k", "id-1"), Run("k", "id-2")
     journal.begin(lost)
-    journal.add("lost", "k", "shop.charge", "id-1")
+    add(journal, "lost", "k", "shop.charge", "id-1")
     journal.begin(told)
     journal.ended(told)
     # When
@@ -392,9 +397,9 @@ def test_events_wait_for_a_store_that_is_away(
     """They are told when it is back, and nothing is asked for twice meanwhile."""
     # Given
     store.away = True
-    journal.add("store away", "k", "shop.charge", "id-1")
+    add(journal, "store away", "k", "shop.charge", "id-1")
     turns.take_turn()
-    journal.add("waiting", "k", "shop.charge", "id-1")
+    add(journal, "waiting", "k", "shop.charge", "id-1")
     assert len(turns.jobs) == 1
     # When
     store.away = False
@@ -412,7 +417,7 @@ def test_an_outage_fills_no_memory(
     store.away = True
     # When
     for number in range(25):
-        journal.add("waiting", "k", "shop.charge", f"id-{number}")
+        add(journal, "waiting", "k", "shop.charge", f"id-{number}")
     turns.take_turn()
     store.away = False
     turns.take_turn()
@@ -428,12 +433,12 @@ def test_a_lost_answer_makes_no_two_events_of_one(
     """What is sent again carries the same number, so that a reader can tell."""
     # Given
     journal.begin(Run("k", "id-1"))
-    journal.add("waiting", "k", "shop.charge", "id-2")
+    add(journal, "waiting", "k", "shop.charge", "id-2")
     store.answer_lost = True
     turns.take_turn()
     # When
     store.answer_lost = False
-    journal.add("succeeded", "k", "shop.charge", "id-1", token=1)
+    add(journal, "succeeded", "k", "shop.charge", "id-1", token=1)
     turns.take_turn()
     # Then
     numbers: dict[str, set[str]] = {}
@@ -453,11 +458,11 @@ def test_a_fault_of_the_store_reaches_no_task(
     """Whatever goes wrong while events are sent, they are counted as missing, and it goes on."""
     # Given
     store.broken = True
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     turns.take_turn()
     # When
     store.broken = False
-    journal.add("succeeded", "k", "shop.charge", "id-2")
+    add(journal, "succeeded", "k", "shop.charge", "id-2")
     turns.take_turn()
     # Then
     told = store.told()
@@ -470,12 +475,12 @@ def test_a_child_tells_nothing_of_its_parents(
 ) -> None:
     """After a fork, what waited in the parent is the parent's to tell."""
     # Given
-    journal.add("succeeded", "k", "shop.charge", "of the parent")
+    add(journal, "succeeded", "k", "shop.charge", "of the parent")
     child = os.getpid() + 1
     # When
     monkeypatch.setattr(os, "getpid", lambda: child)
     turns.jobs.clear()
-    journal.add("succeeded", "k", "shop.charge", "of the child")
+    add(journal, "succeeded", "k", "shop.charge", "of the child")
     turns.take_turn()
     # Then
     assert [(event["id"], event["pid"]) for event in store.told()] == [("of the child", child)]
@@ -508,7 +513,7 @@ def test_it_can_be_turned_off(store: CountingStore, turns: Turns, most: int) -> 
     # Given
     journal = Journal(store, NAME, most)
     # When
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     journal.write("forgotten", "k", "shop.charge", None)
     turns.take_turn()
     # Then
@@ -524,7 +529,7 @@ def test_a_store_without_journals_is_no_error(turns: Turns) -> None:
 
     journal = Journal(Unwritten(), NAME, 100)
     # When
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     journal.write("forgotten", "k", "shop.charge", None)
     # Then
     assert journal.most == 0
@@ -539,7 +544,7 @@ def test_no_process_waits_for_it_when_it_ends(
     beat = Heartbeat()
     monkeypatch.setattr(module, "heartbeat", beat)
     store.away = True
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     # When
     nothing_left = beat.flush(60)
     # Then
@@ -554,7 +559,7 @@ def test_the_last_events_are_sent_when_a_process_ends(
     # Given
     beat = Heartbeat()
     monkeypatch.setattr(module, "heartbeat", beat)
-    journal.add("succeeded", "k", "shop.charge", "id-1")
+    add(journal, "succeeded", "k", "shop.charge", "id-1")
     # When
     beat.flush(60)
     # Then
@@ -577,7 +582,7 @@ class TestRunsUnderWay:
         run = Run("k", "id-1")
         journal.begin(run)
         journal.ended(run)
-        journal.add("succeeded", "k", "shop.charge", "id-1")
+        add(journal, "succeeded", "k", "shop.charge", "id-1")
         # When
         turns.take_turn()
         # Then
@@ -596,7 +601,7 @@ class TestRunsUnderWay:
         assert store.under_way == ["k"]
         # When
         journal.ended(run)
-        journal.add("succeeded", "k", "shop.charge", "id-1")
+        add(journal, "succeeded", "k", "shop.charge", "id-1")
         turns.take_turn()
         # Then
         assert store.under_way == []
@@ -614,7 +619,7 @@ class TestRunsUnderWay:
             turns.take_turn()
         # When
         journal.ended(run, cut_off=True)
-        journal.add("interrupted", "k", "shop.charge", "id-1")
+        add(journal, "interrupted", "k", "shop.charge", "id-1")
         turns.take_turn()
         # Then
         assert store.under_way == ["k"]
@@ -630,7 +635,7 @@ class TestRunsUnderWay:
             journal.begin(run)
         turns.take_turn()
         journal.ended(runs[0])
-        journal.add("succeeded", "k0", "shop.charge", "id-0")
+        add(journal, "succeeded", "k0", "shop.charge", "id-0")
         turns.take_turn()
         # When
         store.away = False
@@ -732,7 +737,7 @@ class TestRunsUnderWay:
             told.end(Ending(state))
         if not told.is_over:
             told.let_go()
-        journal.add("waiting", "other", "shop.charge", "id-2")
+        add(journal, "waiting", "other", "shop.charge", "id-2")
         turns.take_turn()
         # Then
         assert store.under_way == ["k"] * is_listed
