@@ -244,16 +244,14 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
         raise ValueError("pub")
     if header.keys() <= _OF_A_NEW_CALL:
         return WaitState(publication=publication)  # nearly always
-    count, since, again = (
-        header.get("waits", 0),
-        header.get("since", 0),
-        header.get("again", False),
-    )
+
+    def number(name: str, most: int) -> int:
+        value = header.get(name, 0)
+        if type(value) is not int or not 0 <= value <= most:
+            raise ValueError(name)
+        return value
+
     awaited, to = header.get("awaited"), header.get("to")
-    if not (type(count) is int and 0 <= count <= _MAX_COUNT):
-        raise ValueError("waits")
-    if not (type(since) is int and 0 <= since <= NEVER_MS):
-        raise ValueError("since")
     if awaited is not None:
         awaited = awaited[0], int(awaited[1])
         if not isinstance(awaited[0], str) or len(awaited[0]) > _MAX_ID:
@@ -263,12 +261,6 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
         awaited[0].encode()  # half a surrogate pair is no text
     if to is not None and not isinstance(to, str):
         raise ValueError("to")
-    deaths = header.get("deaths", 0)
-    if not (type(deaths) is int and 0 <= deaths <= MAX_DEATHS):
-        raise ValueError("deaths")
-    away = header.get("away", 0)
-    if not (type(away) is int and 0 <= away <= NEVER_MS):
-        raise ValueError("away")
     resumes = header.get("resume")
     if resumes is not None:
         resumes = resumes[0], resumes[1]
@@ -282,16 +274,16 @@ def _read_waits(header: Mapping[str, Any]) -> WaitState:
     if callbacks and len(callbacks) != DIGEST:
         raise ValueError("cb")
     return WaitState(
-        count,
-        since,
+        number("waits", _MAX_COUNT),
+        number("since", NEVER_MS),
         awaited,
-        again is True,
+        header.get("again") is True,
         to,
         header.get("compensate") is True,
         publication,
-        deaths,
+        number("deaths", MAX_DEATHS),
         callbacks,
-        away,
+        number("away", NEVER_MS),
         resumes,
         header.get("displaced") is True and awaited is not None,
     )

@@ -136,10 +136,10 @@ def claim(
 
 
 def _claim_latest(it: _Asked, queued: Reservation | None) -> tuple[ClaimVerdict, Write | None]:
-    """Decide it for a task of which only the newest call runs next: the reservation is its place.
+    """Decide where only the newest of the calls that wait runs next: the reservation names it.
 
-    When a call came decides, and so it is kept: in its message and in its slip, because a message
-    that could not be put back comes again as it was; and in the record of its run.
+    The order in which calls came decides. When a call came is kept in its message, in its slip (a
+    message that could not be put back comes again as it was), and in the record of its run.
     """
     ask, record, slip, now_ms, mine = it.ask, it.record, it.slip, it.now_ms, it.mine
     new = ask.candidate
@@ -150,7 +150,7 @@ def _claim_latest(it: _Asked, queued: Reservation | None) -> tuple[ClaimVerdict,
     # A run that takes over from its own does not become newer than what has waited since.
     came_ms = (runs_ms if mine else 0) or ask.came_ms or (0 if slip is None else slip.came_ms)
     if not came_ms:
-        # After all that are known, also within a millisecond, and where the clock goes back.
+        # Later than every known call, also within one millisecond, and if the clock goes back.
         came_ms = max(now_ms, runs_ms + 1, others_ms + 1)
     ask = ask._replace(came_ms=came_ms)
     verdict, write = _with_slip(it._replace(ask=ask))
@@ -163,7 +163,7 @@ def _claim_latest(it: _Asked, queued: Reservation | None) -> tuple[ClaimVerdict,
             if ahead is not None:
                 return Busy(ahead, False, came_ms if is_first else now_ms), waits_on
         if queued is not None and queued.due_ms:
-            # Somebody waits for a run that had not begun: its end is published.
+            # Other calls waited for this run before it began: its end has to be published.
             left = left._replace(record=left.record._replace(is_awaited=True))
         if ask.slip_key:
             left = left._replace(slip=came, slip_ttl_ms=ask.keep_ms)
@@ -195,12 +195,12 @@ def _claim_latest(it: _Asked, queued: Reservation | None) -> tuple[ClaimVerdict,
 def _let_go_first(
     queued: Reservation, ask: Claim, now_us: int
 ) -> tuple[Record | None, Write | None]:
-    """Let the call that runs next have the free key before those that came before it.
+    """Keep the free key for the call that is to run next, before calls that came before it.
 
-    If it doesn't come within a lease its message was lost, and the next one to come gets the key.
+    If it doesn't come within a lease, its message was lost, and the next one to come gets the key.
 
     Returns:
-        Its run, which has not begun, for the others to wait for; ``None``: they no longer do.
+        Its run, which has not begun: the others wait for it. ``None``: it did not come in time.
     """
     now_ms = now_us // 1000
     until_ms = queued.due_ms or now_ms + ask.lease_ms
@@ -275,7 +275,7 @@ def _decide(it: _Asked) -> tuple[ClaimVerdict, Write | None]:
                 return _answer_again(it)
             return _replay_other(it, record)
         if awaited is not None and awaited.released:
-            awaited = None  # its answer is its own call's alone
+            awaited = None  # a run that released its key answers its own call only
         if awaited is not None and awaited.answered and awaited.outcome and not is_kept:
             shared = Replay(awaited.as_record(ask.awaited), False, noted)
             return _told(it, record, shared, awaited.outcome)
@@ -286,7 +286,7 @@ def _decide(it: _Asked) -> tuple[ClaimVerdict, Write | None]:
             return Superseded(), None
         if live:
             return _busy(it, record)
-        if told is not None:  # by who has ended its run: the worker's parent
+        if told is not None:  # the worker's parent has answered the call, and ended its run
             return _answer_again(it)
         if mine and new.retries > record.retries:
             return _take(it, 0)
@@ -350,7 +350,7 @@ def _take(it: _Asked, interruptions: int) -> tuple[ClaimVerdict, Write | None]:
     now_ms = it.now_ms
     others, cut_off = _cut_off(record, ask)
     if slip is not None and slip.is_run and ask.candidate.retries <= slip.retries:
-        # That run had released its key before its end, and was cut off after that.
+        # An earlier run had released its key before its end, and was cut off after that.
         cut_off = max(cut_off, slip.interruptions + 1)
     interruptions = max(interruptions, cut_off)
     if cut_off > ask.max_interruptions:
@@ -423,7 +423,7 @@ def _origin(record: Record | None, ask: Claim) -> str:
 
 
 def _interrupted(it: _Asked, record: Record) -> tuple[ClaimVerdict, Write | None]:
-    # In turn, the run that was cut off is another call's, and counts for that call alone.
+    # Where calls run in turn, the interruption of another call's run counts for that call only.
     anothers = it.ask.in_turn and not it.mine
     interruptions = 1 if anothers else record.interruptions + 1
     if interruptions <= it.ask.max_interruptions:
@@ -598,8 +598,8 @@ def settle(
         lost = _answered_since(new, slip)
         if lost is not None:
             return lost, slip and _kept(slip, event)
-    # A copy can have answered the run's call only while the outcome was unknown; or else who was
-    # about to end the run.
+    # A copy can have answered the run's call only while the outcome was unknown. Else it was the
+    # worker's parent, before it ended the run.
     answered = record is not None and (
         (answered and (record.state is State.UNKNOWN or record.state is State.COMPENSATING))
         or (_is_ended(record, slip) and new.state is not State.RUNNING)
@@ -608,8 +608,8 @@ def settle(
     begins = new.state is State.COMPENSATING and (
         record is not None and record.state is not State.COMPENSATING
     )
-    # A key that is released before the end has no lease: the slip has it. Neither has an outcome
-    # that is told to nobody.
+    # A key that is released before the run's end has no lease: it is in the slip. Where a copy has
+    # answered the call, nobody is told this outcome, and no delivery lease is needed.
     gives_up = event.slip is not None and event.slip.is_run
     timed = new.state in (State.RUNNING, State.RETRYING, State.COMPENSATING) or (
         event.delay_ms > 0 and not gives_up and not answered
@@ -717,7 +717,7 @@ def renew(
     until_ms = now_us // 1000 + lease_ms
     holds_no_key = record is None or record.token != held.token
     if slip is not None and slip.released and slip.token == held.token and holds_no_key:
-        # It has released its key: the slip has its lease.
+        # The run has released its key: its lease is in the slip.
         if slip.answered:
             left = slip._replace(sending_ms=until_ms) if slip.sending_ms else None
             return Recorded(held.token), None if left is None else Write(None, slip=left)
@@ -844,21 +844,19 @@ def abandon(
     if record.has_given_up(given_up.nonce):
         return None
     holds = record.nonce == given_up.nonce
+    compensates = record.state is State.COMPENSATING and bool(record.process)
+    delivers = record.is_done and bool(record.until_ms)
     if record.state is State.RUNNING and holds:
         free = record._replace(
             state=State.RELEASED, token=record.token + 1, until_ms=0, process=b""
         )
         return undone(free, ttl_ms)
-    if record.state is State.COMPENSATING and record.process and holds:
+    if compensates and holds:
         free = record._replace(token=record.token + 1, until_ms=now_ms, process=b"")
         return undone(free, KEEP_TTL)
-    if record.is_done and record.until_ms and holds:
+    if delivers and holds:
         return undone(record._replace(until_ms=0, process=b""), KEEP_TTL)
-    if (
-        record.state is State.RUNNING
-        or (record.state is State.COMPENSATING and record.process)
-        or (record.is_done and record.until_ms)
-    ):
+    if record.state is State.RUNNING or compensates or delivers:
         return undone(record, KEEP_TTL)  # another's claim, which stays as it is
     counted = record.interruptions if record.nonce or record.state is not State.RELEASED else 0
     return undone(record._replace(nonce=given_up.nonce, interruptions=counted), KEEP_TTL)
@@ -951,7 +949,7 @@ def put(record: Record | None, new: Record, left_ms: int, ttl_ms: int, now_us: i
         if not (is_older or (record.token == new.token and record.state is State.RUNNING)):
             return None
     until_ms = now_us // 1000 + left_ms if left_ms > 0 else 0
-    # Its waiters wait at the other store.
+    # Those who wait for its run wait at the other store.
     return Write(new._replace(until_ms=until_ms, is_awaited=False), ttl_ms)
 
 
@@ -980,12 +978,12 @@ def resolve(record: Record | None, event: Resolve, now_us: int) -> Write | None:
 def rewind(
     record: Record | None, token: int, keeps_steps: bool, ttl_ms: int, now_us: int
 ) -> Write | None:
-    """Free a key whose next run goes on behind the steps that are kept, with a higher token.
+    """Free a key whose next run goes on after the steps that are kept, with a higher token.
 
-    Who began what that run goes on with stays in the label: its arguments are asked for by it.
+    The label keeps the owner that began the work: the call's arguments are looked up by it.
 
     Args:
-        token: which the record must have: what was decided by a person holds for that one.
+        token: the token that the record must have: a person has decided about that record.
     """
     if record is None or record.token != token or record.state is State.COMPENSATING:
         return None
@@ -1012,8 +1010,8 @@ def rewind(
 def with_mark(before: Record | None, write: Write | None, now_us: int) -> Write | None:
     """Return the write, with or without the mark that somebody waits for the record's run.
 
-    It stays as long as they have to wait: over renewals and a takeover, of which they are told
-    nothing, and over a retry, of which its own message has to hear. Otherwise it goes with its end.
+    It stays for as long as they have to wait: over renewals and a takeover, and over a retry, whose
+    own message has to be woken. It is cleared when the run ends.
     """
     if write is None or before is None or not before.is_awaited or not _keeps_waiting(before, 0):
         return write

@@ -66,7 +66,7 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: a copy runs nothing where its run was ended, and its call answered",
-        ("if told is not None:  # by who", "if False:  # by who"),
+        ("if told is not None:  # the worker", "if False:  # the worker"),
         "claim",
         (
             "  if mine and is_copy then return answer_again() end\n  if mine and new",

@@ -238,16 +238,13 @@ def _undone() -> list[Mutant]:
     )
     mutants += pair(
         "abandon: only its own compensation",
-        ("and record.process and holds:", "and record.process:", "def abandon("),
+        ("if compensates and holds:", "if compensates:"),
         "abandon",
         ("elseif compensates and holds then", "elseif compensates then"),
     )
     mutants += pair(
         "abandon: only its own delivery",
-        (
-            "if record.is_done and record.until_ms and holds:",
-            "if record.is_done and record.until_ms:",
-        ),
+        ("if delivers and holds:", "if delivers:"),
         "abandon",
         ("elseif delivers and holds then", "elseif delivers then"),
     )

@@ -73,8 +73,8 @@ local function load_record()
   return record, raw
 end
 
--- Return the record to write, with the mark, as long as it keeps its waiters waiting. Where it no longer
--- does, the mark goes, and its end is published: transitions.with_mark.
+-- Return the record to write: with the mark, as long as somebody has to wait for its run. When that is
+-- over, the mark is cleared, and the end is published: transitions.with_mark.
 local function with_mark(raw)
   if waited_for == 0 then return raw end
   local _, state, flags, _, _, until_ms = struct.unpack('>BBBBI8I8', raw)
