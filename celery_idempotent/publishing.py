@@ -49,7 +49,7 @@ log = get_logger("celery_idempotent")
 
 #: For how long a reservation is held that is not confirmed, in milliseconds.
 _HOLD_MS: Final = 10_000
-#: How many calls that are over a key is reserved over, before it is reserved in any case: that of
+#: How many calls that are over may be in the way before the key is reserved in any case: that of
 #: the record, that of a reservation, and one that came in between.
 _MOST_OVER: Final = 3
 
@@ -332,7 +332,7 @@ _FOUND: Final = {
 
 
 def _told(task: Any, tell: Callable[[], None]) -> None:
-    """Tell the store what became of a reservation; where it is away, that ends by itself."""
+    """Tell the store what became of a reservation; if it is away, the reservation expires."""
     try:
         tell()
     except StoreError as exc:

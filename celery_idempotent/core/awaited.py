@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from celery_idempotent.core.record import Record, State
 
-__all__ = ["Outlook", "Stage", "outlook"]
+__all__ = ["SHORTEST_POLL_S", "Outlook", "Stage", "outlook", "poll_s"]
+
+#: Where the ends of runs are not told: by which part of its duration the end of a run is noticed
+#: late at the most, and the shortest time between two looks, in seconds.
+_LATE_BY: Final = 0.1
+SHORTEST_POLL_S: Final = 0.1
 
 
 class Stage(enum.Enum):
@@ -56,3 +61,12 @@ def outlook(record: Record | None, now_ms: int, lease_s: float, *, mine: bool = 
     if left_s <= 0:
         return Outlook(Stage.LAPSED)
     return Outlook(Stage.HELD, left_s, age_s, record.is_awaited)
+
+
+def poll_s(age_s: float) -> float:
+    """Return how many seconds to wait before the next look at a run whose end is not told.
+
+    Args:
+        age_s: for how many seconds the run has been under way.
+    """
+    return max(SHORTEST_POLL_S, age_s * _LATE_BY)

@@ -45,7 +45,7 @@ class Kind(enum.IntEnum):
 
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
-#: By itself, for what every delivery goes through: see the states in :mod:`.record`.
+#: A constant, for code that runs in every delivery: see the states in :mod:`.record`.
 _NOT_KEPT: Final = Kind.NOT_KEPT
 
 

@@ -105,7 +105,7 @@ class State(enum.IntEnum):
         return self._name_.lower()
 
 
-#: The states by themselves, for what every delivery goes through: until Python 3.12 a look at
+#: The states as constants, for code that runs in every delivery: before Python 3.12, reading
 #: ``State.RUNNING`` calls a function.
 RUNNING: Final = State.RUNNING
 RETRYING: Final = State.RETRYING

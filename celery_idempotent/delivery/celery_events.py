@@ -53,18 +53,11 @@ class Duplicate(NamedTuple):
     #: Whether it only would have been answered so: in shadow mode it ran.
     shadow: bool = False
 
-    def mark(self, answer: Any) -> Any:
-        """Give the tracer's answer with its repr marked, if the task succeeded."""
-        if answer.info is not None:
-            return answer  # a stored failure is shown as the failure that it is
-        retval, info, runtime, text = answer
-        return type(answer)(retval, info, runtime, MarkedRepr(text, self))
-
     def event(self, result: str) -> tuple[str, dict[str, Any]]:
-        """Give the event that is to follow "succeeded": its type and its fields."""
+        """Return the event that is to follow "succeeded": its type and its fields."""
         said = f"key={self.key} original={self.original}"
         fields = {
-            # Said in so many words: without it the state would stay SUCCESS.
+            # It has to be named: without it the state would stay SUCCESS.
             "state": SHADOW_STATE if self.shadow else STATE,
             "result": (
                 f"would be deduplicated {said} result={result}"
@@ -101,7 +94,7 @@ class Dropped(Ignore):  # type: ignore[misc, unused-ignore]
 
 
 class MarkedRepr(str):
-    """The repr of a result which another call made; to whom it says nothing more, it is a text."""
+    """The repr of a result that another call made; to code that knows no duplicates, plain text."""
 
     __slots__ = ("duplicate",)
 
@@ -122,9 +115,12 @@ def _marked_repr(text: str, *duplicate: Any) -> MarkedRepr:
 
 
 def mark(answer: Any, duplicate: Duplicate) -> Any:
-    """Mark a tracer's answer as that of a duplicate; never fail."""
+    """Mark the repr in a tracer's answer as a duplicate's, if the task succeeded; never fail."""
     try:
-        return duplicate.mark(answer)
+        if answer.info is not None:
+            return answer  # a stored failure is shown as the failure that it is
+        retval, info, runtime, text = answer
+        return type(answer)(retval, info, runtime, MarkedRepr(text, duplicate))
     except Exception:
         # The task succeeded, and an exception here would make a failure of it.
         log.debug("this version of Celery can't show duplicates as such", exc_info=True)
@@ -170,7 +166,7 @@ def name_key(request: Any, fields: dict[str, Any]) -> None:
 
 
 def follow_up(fields: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """Take the mark off a ``task-succeeded``, and give the event that is to follow it."""
+    """Take the mark off a ``task-succeeded``; return the event that is to follow it."""
     result = fields.get("result")
     if not isinstance(result, MarkedRepr):
         return None

@@ -1,4 +1,4 @@
-"""One delivery of a message whose call has a key, as a value: everything else here takes it."""
+"""One delivery of a message whose call has a key, as the value that all others here take."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _safe_repr: Any = encoding.safe_repr
 _SHORT: Final = 500
 
 _JSON: Final = "application/json"
-# What kombu's own JSON uses. It makes both anew each time, which takes longer than what they do.
+# What kombu's own JSON uses. kombu makes both for each call, which takes longer than their work.
 _to_json: Final = kombu_json.JSONEncoder().encode
 _decoder: Final = json.JSONDecoder(object_hook=kombu_json.object_hook)
 

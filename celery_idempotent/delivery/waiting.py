@@ -18,6 +18,7 @@ from celery.utils.log import get_logger
 from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
+from celery_idempotent.core.awaited import poll_s
 from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.message import OWN, WaitState, own_header, sent_with
 from celery_idempotent.core.record import Owner, Record
@@ -54,9 +55,6 @@ log = get_logger("celery_idempotent")
 #: The first pause of a message that waits for the store, and of one that the worker holds.
 _FIRST_S: Final = 0.25
 _HELD_S: Final = 1.0
-#: Where nothing holds it: by which part of its age so far a run's end may be noticed late.
-_LATE_BY: Final = 0.1
-_SOONEST_S: Final = 0.1
 #: In ``delivery_info``, which no message can bring along: each worker writes its own.
 HELD: Final = "task_held"
 _SHORTEST_S: Final = 0.05
@@ -145,7 +143,7 @@ def _pause_for_run(delivery: Delivery, count: int, age_s: float) -> float:
     held = (delivery.request.delivery_info or {}).get(HELD) is True
     if held and not delivery.environment.whole_seconds:
         return _HELD_S * 2.0 ** min(count, 10)
-    return max(_SOONEST_S, age_s * _LATE_BY)
+    return poll_s(age_s)
 
 
 def _requeue(
@@ -169,7 +167,7 @@ def pause_of(
     until: float | None = None,
     wanted: float | None = None,
 ) -> float:
-    """Give the seconds to wait: short at first, growing, with jitter.
+    """Return how many seconds to wait: few at first, more each time, with jitter.
 
     Args:
         ttl: the window; a wait of more than half of it could miss the outcome. With a window of 0

@@ -23,12 +23,12 @@ class Lease:
 
     __slots__ = (
         "__weakref__",
-        "_lost",
         "_ran_out",
         "answered",
         "keep_ms",
         "key",
         "lease_ms",
+        "lost",
         "number",
         "on_lost",
         "postponed",
@@ -68,7 +68,8 @@ class Lease:
         self.postponed = 0.0
         #: Whether a copy of the run's message has answered its call, so far as is known.
         self.answered = False
-        self._lost: Record | None = None
+        #: The record that replaced its own, once that is known.
+        self.lost: Record | None = None
         # Whether it was renewed too late once, so that somebody may have found it over.
         self._ran_out = False
 
@@ -80,7 +81,7 @@ class Lease:
     @property
     def is_doubtful(self) -> bool:
         """Whether another run may have its key: it was not renewed in time, or is lost."""
-        return self._lost is not None or time.monotonic() >= self.renewed + 3 * self.third
+        return self.lost is not None or time.monotonic() >= self.renewed + 3 * self.third
 
     @property
     def is_live(self) -> bool:
@@ -93,18 +94,13 @@ class Lease:
 
         As far as this process's clock tells, and the answers to its renewals.
         """
-        return not (self._lost or self.answered or self._ran_out) and self.is_live
-
-    @property
-    def lost(self) -> Record | None:
-        """The record that replaced its own, once that is known."""
-        return self._lost
+        return not (self.lost or self.answered or self._ran_out) and self.is_live
 
     def lose(self, record: Record, *, aside: bool = False) -> None:
         """Note that it is gone. ``aside``: call ``on_lost`` in a thread of its own."""
-        if self._lost is not None:
+        if self.lost is not None:
             return
-        self._lost = record
+        self.lost = record
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is None:
             return
@@ -121,7 +117,7 @@ class Lease:
         """Renew now, in the caller's thread; return whether it is still held."""
         asked = time.monotonic()
         self.take(self.store.renew([self.renewal()])[0], asked)
-        return self._lost is None
+        return self.lost is None
 
     def take(self, answer: object, asked: float, *, aside: bool = False) -> None:
         """Note what the store answered to a renewal that was ``asked`` for at that time.

@@ -18,7 +18,7 @@ CHANNEL: Final = "celery_idempotent"
 NOTIFY: Final = f"SELECT pg_notify('{CHANNEL}', %s)"
 #: How long it takes at most until something that was told is heard, in seconds.
 _HEARD_WITHIN_S: Final = 2.0
-#: What the keys of records don't begin with.
+#: How a key begins that is told only to try the connection: no record's key begins so.
 _TRIAL: Final = "?"
 
 

@@ -22,7 +22,7 @@ _resolve: Any = symbol_by_name
 _STOPPED_S: Final = 5.0
 #: The same for a pool process that is replaced after its number of tasks: nobody waits for it.
 _RECYCLED_S: Final = 30.0
-#: Named, not imported: it stands above this room.
+#: By name: the module is in a layer above this one, which must not import it.
 _CHECK_UP: Final = "celery_idempotent.ops.check_up:CheckUpStep"
 
 

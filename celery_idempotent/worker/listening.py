@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from celery_idempotent.core.awaited import Stage, outlook
+from celery_idempotent.core.awaited import SHORTEST_POLL_S, Stage, outlook, poll_s
 from celery_idempotent.core.record import Record
 from celery_idempotent.errors import StoreError
 from celery_idempotent.observers import OncePerSecond
@@ -23,10 +23,6 @@ __all__ = ["Listener", "Sight"]
 log = logging.getLogger("celery_idempotent")
 _lines: Final = OncePerSecond()
 
-#: Where an end isn't told: by which part of its age so far a run's end may be noticed late, and
-#: how often it is looked at in any case, in seconds.
-_LATE_BY: Final = 0.1
-_OFTENEST_S: Final = 0.1
 #: How often a key is looked at that nobody holds, until somebody gets it, in seconds.
 _FREE_S: Final = 0.5
 #: A run whose end is told is looked at after that part of a lease all the same: its mark may have
@@ -248,13 +244,13 @@ class Listener:
 
     def _schedule(self, post: _Post, record: Record | None, now_ms: int, at: float) -> None:
         looks = outlook(record, now_ms, post.lease_s)
-        late_s = max(_OFTENEST_S, looks.age_s * _LATE_BY)
+        over_s = looks.for_s + SHORTEST_POLL_S
         if looks.stage is not Stage.HELD:
             next_s = _FREE_S
         elif looks.is_told and post.is_followed:
-            next_s = min(looks.for_s + _OFTENEST_S, max(1.0, post.lease_s * _PART_OF_LEASE))
+            next_s = min(over_s, max(1.0, post.lease_s * _PART_OF_LEASE))
         else:
-            next_s = min(looks.for_s + _OFTENEST_S, late_s)
+            next_s = min(over_s, poll_s(looks.age_s))
         with self._lock:
             # Unless something was told of it, or it was asked for, in the meantime.
             if post.look_at > 0.0:

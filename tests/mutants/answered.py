@@ -667,8 +667,8 @@ _DELIVERIES = [
     _answer(
         "no RETRY of a run that has heard of it",
         "run/lease.py",
-        "not (self._lost or self.answered or self._ran_out)",
-        "not (self._lost or self._ran_out)",
+        "not (self.lost or self.answered or self._ran_out)",
+        "not (self.lost or self._ran_out)",
     ),
     _answer(
         "no REVOKED of a copy that is discarded",

@@ -152,8 +152,8 @@ WAITED: list[Mutant] = [
     Mutant(
         "a run whose end is not told is looked at again and again",
         "worker/listening.py",
-        "            next_s = min(looks.for_s + _OFTENEST_S, late_s)",
-        "            next_s = looks.for_s + _OFTENEST_S",
+        "            next_s = min(over_s, poll_s(looks.age_s))",
+        "            next_s = over_s",
         _LISTENING,
     ),
     Mutant(

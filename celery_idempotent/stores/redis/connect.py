@@ -89,7 +89,7 @@ def _split(url: str) -> tuple[SplitResult, int]:
 
 
 def _for_redis_py(url: str) -> str:
-    """Turn what Celery writes otherwise into redis-py's words."""
+    """Translate a URL as Celery writes it into one that redis-py reads."""
     parts, _ = _split(url)
     query = {name: text for name, text in parse_qsl(parts.query) if name not in _OURS}
     scheme = parts.scheme.lower()

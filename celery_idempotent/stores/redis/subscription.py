@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from redis.exceptions import RedisError
@@ -93,26 +94,25 @@ class RedisSubscription:
         return True
 
     def _can_read(self) -> bool:
-        try:
+        with _unbroken():
             return bool(self._connection.can_read(0))
-        except (RedisError, OSError) as exc:
-            raise self._broken(exc) from exc
 
     def _send(self, *parts: str) -> None:
-        try:
+        with _unbroken():
             self._connection.send_packed_command([pack_command(parts)], check_health=False)
-        except (RedisError, OSError) as exc:
-            raise self._broken(exc) from exc
 
     def _receive(self) -> Any:
-        try:
+        with _unbroken():
             return self._connection.read_response()
-        except (RedisError, OSError) as exc:
-            raise self._broken(exc) from exc
 
-    @staticmethod
-    def _broken(exc: Exception) -> StoreUnavailable:
-        return StoreUnavailable(f"the subscribed connection is broken: {exc}")
+
+@contextmanager
+def _unbroken() -> Iterator[None]:
+    """Use the connection; raise StoreUnavailable where it is broken."""
+    try:
+        yield
+    except (RedisError, OSError) as exc:
+        raise StoreUnavailable(f"the subscribed connection is broken: {exc}") from exc
 
 
 class ClusterSubscription:
