@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Table, delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from celery_idempotent.stores.base import Subscription, Transaction, TransactionalStore
@@ -15,12 +16,16 @@ from celery_idempotent.stores.notifications import NOTIFY, PostgresSubscription
 from celery_idempotent.stores.outage import not_done
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.journal import SqlJournals
-from celery_idempotent.stores.sql.purge import PURGED_AT_ONCE, purge, tend
 from celery_idempotent.stores.sql.rows import SqlRows
-from celery_idempotent.stores.sql.schema import create_schema
+from celery_idempotent.stores.sql.schema import create_schema, notes, records
 from celery_idempotent.stores.sql.transaction import SqlTransaction
 
 __all__ = ["SqlStore"]
+
+#: How many rows of a table one transaction deletes: a database deletes nothing by itself.
+_PURGED_AT_ONCE: Final = 200
+#: How long one turn may take, in seconds: the thread that does it also renews leases.
+_TURN_S: Final = 0.1
 
 
 class SqlStore(SqlJournals, DecidingStore[Connection]):
@@ -81,13 +86,35 @@ class SqlStore(SqlJournals, DecidingStore[Connection]):
         """Begin a transaction on this database, for a body's effects and its completion."""
         return SqlTransaction(self, self.rows)
 
-    def purge(self, limit: int = PURGED_AT_ONCE) -> int:
+    def purge(self, limit: int = _PURGED_AT_ONCE) -> int:
         """Delete up to ``limit`` expired records, and as many notes; return how many rows went."""
-        return purge(self.rows, limit)
+
+        def work(connection: Connection) -> int:
+            now_ms = self.rows.read(connection).now_ms
+            return sum(self._purge(connection, table, now_ms, limit) for table in (records, notes))
+
+        return self.rows.operate(work)
+
+    def _purge(self, connection: Connection, table: Table, now_ms: int, limit: int) -> int:
+        (key,) = table.primary_key.columns
+        expired = select(key).where(table.c.expires_ms <= now_ms)
+        expired = expired.order_by(table.c.expires_ms).limit(limit)
+        if connection.execute(expired).first() is None:
+            return 0
+        with self.rows.transaction(connection):
+            # What somebody is writing is left for the next time.
+            names = list(connection.scalars(expired.with_for_update(skip_locked=True)))
+            if not names:
+                return 0
+            gone: int = connection.execute(delete(table).where(key.in_(names))).rowcount
+            return gone
 
     def tend(self) -> bool:
-        """Delete what expired, for a moment; return whether there is more."""
-        return tend(self.rows)
+        until = time.monotonic() + _TURN_S
+        while self.purge() >= _PURGED_AT_ONCE:
+            if time.monotonic() >= until:
+                return True
+        return False
 
     def close(self) -> None:
         self.engines.close()
