@@ -23,7 +23,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from celery_idempotent.core.record import HELD, Record
 from celery_idempotent.core.reservation import Reservation
@@ -56,9 +56,11 @@ __all__ = [
     "Transaction",
     "TransactionalStore",
     "is_beside_a_record",
+    "or_error",
     "quoted",
 ]
 
+T = TypeVar("T")
 
 #: So many records are read at once where all are gone through.
 _BATCH: Final = 1000
@@ -514,6 +516,14 @@ STEPS: Final = ":steps"
 def is_beside_a_record(key: str) -> bool:
     """Whether a key is not a record's own: the key of a record ends with its hash tag."""
     return "}:" in key or not key.endswith("}")
+
+
+def or_error(do: Callable[..., T], *args: Any) -> T | StoreError:
+    """Return what ``do`` returns, or the error of the store that it raises, as one of a list."""
+    try:
+        return do(*args)
+    except StoreError as exc:
+        return exc
 
 
 def quoted(text: str) -> str:

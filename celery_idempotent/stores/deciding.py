@@ -49,6 +49,7 @@ from celery_idempotent.stores.base import (
     ReservedPage,
     Sample,
     Store,
+    or_error,
 )
 from celery_idempotent.stores.outage import Outage, not_done
 
@@ -147,9 +148,9 @@ class Row:
         Raises:
             RecordCorrupt, RecordTooNew: it can't be read.
         """
-        return self.held(None)
+        return self.held()
 
-    def held(self, token: int | None) -> Record | None:
+    def held(self, token: int | None = None) -> Record | None:
         """The record, for a run that holds ``token``: see :meth:`.Record.unpack`."""
         if self.stamp is None or self.now_ms >= self.expires_ms:
             return None
@@ -431,10 +432,10 @@ class DecidingStore(Store, Generic[C]):
                 record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
             )
 
-        try:
+        def work() -> Recorded | Lost:
             return self._change(at, one.key, decide, slip_key=one.slip_key, hasty=True)[0]
-        except StoreError as exc:
-            return exc
+
+        return or_error(work)
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         def work(at: C) -> Recorded | Lost:
@@ -562,7 +563,7 @@ class DecidingStore(Store, Generic[C]):
     def get_many(self, keys: Sequence[str]) -> list[Record | StoreError | None]:
         pages = [keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE)]
         found = self.rows.operate(lambda at: [self.rows.read_many(at, page) for page in pages])
-        return [_in_list(row) for row in itertools.chain(*found)]
+        return [or_error(row.held) for row in itertools.chain(*found)]
 
     def peek(self, key: str) -> tuple[Record | None, int]:
         row = self._read(key)
@@ -778,10 +779,3 @@ def read_back(key: str, event: Settle, look: Callable[[], Row]) -> Recorded | Lo
 
 class _NotAsRead(Exception):
     """What was to be written is not as it was read: the transaction is undone."""
-
-
-def _in_list(row: Row) -> Record | StoreError | None:
-    try:
-        return row.record
-    except StoreError as exc:
-        return exc

@@ -16,7 +16,7 @@ from celery_idempotent.core.awaited import SHORTEST_POLL_S, Stage, outlook, poll
 from celery_idempotent.core.record import Record
 from celery_idempotent.errors import StoreError
 from celery_idempotent.observers import OncePerSecond
-from celery_idempotent.stores.base import Store, Subscription
+from celery_idempotent.stores.base import Store, Subscription, or_error
 
 __all__ = ["Listener", "Sight"]
 
@@ -228,19 +228,13 @@ class Listener:
                 return seen  # nothing can be said of them now
             for post, record in zip(posts, records, strict=True):
                 if isinstance(record, StoreError):
-                    record = self._alone(post.key)
+                    # By itself: a list takes a right that workers did not need before.
+                    record = or_error(self._store.get, post.key)
                 if not isinstance(record, StoreError):
                     self._schedule(post, record, now_ms, at)
                     self.sights.append(Sight(post.key, record, now_ms, at, post.key in told))
                     seen = True
         return seen
-
-    def _alone(self, key: str) -> Record | StoreError | None:
-        """Read one record: a list takes a right that workers did not need before."""
-        try:
-            return self._store.get(key)
-        except StoreError as exc:
-            return exc
 
     def _schedule(self, post: _Post, record: Record | None, now_ms: int, at: float) -> None:
         looks = outlook(record, now_ms, post.lease_s)

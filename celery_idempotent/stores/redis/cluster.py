@@ -11,7 +11,7 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_idempotent.stores.base import ReservedPage, Sample, Server, Subscription
+from celery_idempotent.stores.base import ReservedPage, Sample, Server, Subscription, or_error
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.servers import SCRIPT, server_of
 from celery_idempotent.stores.redis.store import RedisStore
@@ -168,7 +168,7 @@ class ClusterWire:
                 if isinstance(answer, StoreUnavailable):
                     owner = self._owners.get(_slot(key_of(asked[index])), node)
                     if owner != node or isinstance(answer.__cause__, AskError):  # MovedError is one
-                        answer = _answer_or_error(alone, asked[index])
+                        answer = or_error(alone, asked[index])
                 answers[index] = answer
         return answers
 
@@ -320,13 +320,6 @@ class ClusterStore(RedisStore):
     def missing_slots(self) -> int:
         missing: int = self._wire.missing_slots()
         return missing
-
-
-def _answer_or_error(alone: Callable[[Any], Any], asked: Any) -> Any:
-    try:
-        return alone(asked)
-    except StoreError as exc:
-        return exc
 
 
 def _slot(key: str) -> int:

@@ -39,6 +39,7 @@ from celery_idempotent.stores.base import (
     Store,
     Subscription,
     is_beside_a_record,
+    or_error,
     quoted,
 )
 from celery_idempotent.stores.journal import JournalStore, RunLists
@@ -183,7 +184,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
                 for one in renewals
             ]
         )
-        return [_renewed(answer) for answer in answers]
+        return [it if isinstance(it, StoreError) else or_error(_recorded, it) for it in answers]
 
     def _script(self, name: str) -> Script:
         return load_script(name, self._publish)
@@ -280,10 +281,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         except StoreError as exc:
             if len(head) < _HEAD:
                 return exc
-        try:
-            return self.get(key)  # its label alone is longer than that
-        except StoreError as exc:
-            return exc
+        return or_error(self.get, key)  # its label alone is longer than that
 
     def now_ms(self) -> int:
         seconds, micros = self._wire.command("TIME")
@@ -397,15 +395,6 @@ def _recorded(answer: Any) -> Recorded | Lost:
 def _winner(raw: bytes) -> Record:
     """Read the record of the run that has a key; of one that a newer release wrote, its head."""
     return Record.unpack_head(raw) if raw[0] > VERSION else Record.unpack(raw)
-
-
-def _renewed(answer: Any) -> Recorded | Lost | StoreError:
-    if isinstance(answer, StoreError):
-        return answer
-    try:
-        return _recorded(answer)
-    except StoreError as exc:
-        return exc
 
 
 def _unreadable(answer: Any) -> StoreError:

@@ -34,6 +34,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.utils import HIREDIS_AVAILABLE
 
 from celery_idempotent.errors import RecordCorrupt, StoreUnavailable
+from celery_idempotent.stores.base import or_error
 from celery_idempotent.stores.outage import Outage, not_done
 
 # Where redis-py takes it, too; old versions of it pack nothing.
@@ -311,14 +312,8 @@ class Wire:
 
     def call_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """Call several scripts in one round trip; errors are returned in their places."""
-        packed = [_pack_call(call) for call in calls]
-        answers: list[Any] = []
-        for call, answer in zip(calls, self._exchange(packed), strict=True):
-            try:
-                answers.append(self._answer(call, answer))
-            except (StoreUnavailable, RecordCorrupt) as exc:
-                answers.append(exc)
-        return answers
+        answers = self._exchange([_pack_call(call) for call in calls])
+        return [or_error(self._answer, *pair) for pair in zip(calls, answers, strict=True)]
 
     def command(self, *parts: Argument, asking: bool = False) -> Any:
         """Send one plain command and return its answer.
@@ -333,13 +328,8 @@ class Wire:
         """Send plain commands in one round trip; errors are returned in their places."""
         if not commands:
             return []
-        answers: list[Any] = []
-        for answer in self._exchange([pack_command(parts) for parts in commands]):
-            try:
-                answers.append(self._checked(answer))
-            except (StoreUnavailable, RecordCorrupt) as exc:
-                answers.append(exc)
-        return answers
+        answers = self._exchange([pack_command(parts) for parts in commands])
+        return [or_error(self._checked, answer) for answer in answers]
 
     def connect(self) -> Connection:
         """Return a new connection, for the caller alone.
