@@ -118,18 +118,14 @@ class ClusterWire:
             places.setdefault(self._owner(_slot(key)), []).append(key)
         return [(self._wire(node), some) for node, some in places.items()]
 
-    def look_up(self) -> None:
-        """Ask again which node has which slot."""
-        self._look_up()
-
     def wires(self) -> list[Wire]:
         """Return the wire to each node that has slots."""
-        self._look_up()
+        self.look_up()
         return [self._wire(node) for node in sorted(set(self._owners.values()))]
 
     def nodes(self) -> set[Node]:
         """Return the nodes that have slots."""
-        self._look_up()
+        self.look_up()
         return set(self._owners.values())
 
     def node_of(self, key: str) -> Node | None:
@@ -138,7 +134,7 @@ class ClusterWire:
 
     def missing_slots(self) -> int:
         """Return how many slots no node has."""
-        self._look_up()
+        self.look_up()
         return _SLOTS - len(self._owners)
 
     def close(self) -> None:
@@ -207,7 +203,7 @@ class ClusterWire:
 
     def _owner(self, slot: int) -> Node:
         if slot not in self._owners:
-            self._look_up()
+            self.look_up()
         try:
             return self._owners[slot]
         except KeyError:
@@ -218,9 +214,10 @@ class ClusterWire:
     def _try_to_look_up(self, doubted: Node) -> None:
         # Where nobody answers, what is known stays, and the first error is the one to tell.
         with contextlib.suppress(StoreError):
-            self._look_up(doubted)
+            self.look_up(doubted)
 
-    def _look_up(self, doubted: Node | None = None) -> None:
+    def look_up(self, doubted: Node | None = None) -> None:
+        """Ask again which node has which slot; a doubted node is asked last."""
         asked, slots = self._anywhere(lambda wire: wire.command("CLUSTER", "SLOTS"), doubted)
         self._owners = {
             slot: ((master[0] or b"").decode() or asked[0], int(master[1]))

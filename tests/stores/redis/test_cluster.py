@@ -54,7 +54,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch, target: object, source: object = No
     nodes: dict[Node, object] = {SOURCE: source or Pointing(), TARGET: target}
     monkeypatch.setattr(wire, "_wire", nodes.__getitem__)
     monkeypatch.setattr(wire, "_owners", dict.fromkeys(range(16384), SOURCE))
-    monkeypatch.setattr(wire, "_look_up", lambda doubted: None)
+    monkeypatch.setattr(wire, "look_up", lambda doubted: None)
     return wire
 
 

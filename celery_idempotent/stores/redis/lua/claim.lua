@@ -141,7 +141,7 @@ local function let_go_first()
   local label = '\n\n\n\n\n' .. string.format('%.0f', others_ms)
   return struct.pack('>BBI8', 2, 0, is_first and came_ms or now_ms)
     .. struct.pack('>BBBBI8I8I4', VERSION, RUNNING, 0, 0, math.max(now, others_ms * 1000), until_ms, 0)
-    .. struct.pack('B', #reserved.owner) .. reserved.owner .. '\0\0\0'
+    .. field(reserved.owner) .. '\0\0\0'
     .. struct.pack('>I2', #label) .. label
 end
 

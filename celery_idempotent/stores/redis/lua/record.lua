@@ -28,20 +28,29 @@ local function keeps_waiting(state, until_ms, now_ms)
   return (state == RUNNING or state == COMPENSATING) and 2 or 1
 end
 
+-- A field is a byte with its length, and then its bytes.
+local function field(it) return struct.pack('B', #it) .. it end
+
+-- Return so many fields that begin at this place, and the place behind them; nil: they are cut short.
+local function read_fields(raw, at, count)
+  local fields = {}
+  for i = 1, count do
+    local length = string.byte(raw, at)
+    if not length or at + length > #raw then return nil end
+    fields[i] = string.sub(raw, at + 1, at + length)
+    at = at + 1 + length
+  end
+  return fields, at
+end
+
 -- Return a record as a table, or false if this version can't read it.
 local function parse(raw)
   if #raw < 30 or string.byte(raw, 1) ~= VERSION then return false end
   local _, state, _, interruptions, token, until_ms, retries = struct.unpack('>BBBBI8I8I4', raw)
   if state < RUNNING or state > COMPENSATING then return false end
   if token > MAX_NUMBER or until_ms > MAX_NUMBER then return false end
-  local fields, at = {}, 25
-  for i = 1, 4 do
-    local length = string.byte(raw, at)
-    if not length or at + length > #raw then return false end
-    fields[i] = string.sub(raw, at + 1, at + length)
-    at = at + 1 + length
-  end
-  if at + 1 > #raw then return false end
+  local fields, at = read_fields(raw, 25, 4)
+  if not fields or at + 1 > #raw then return false end
   local outcome_at = at + 2 + struct.unpack('>I2', string.sub(raw, at, at + 1))
   if outcome_at > #raw + 1 then return false end
   -- The claims that were given up follow the claim's own nonce, 16 bytes each.
@@ -114,12 +123,8 @@ local function with_holder(record, process, nonce)
     nonce = padded(nonce) .. record.given_up
   end
   return string.sub(record.raw, 1, 2) .. string.char(known_flags(record.raw))
-    .. string.sub(record.raw, 4, 24)
-    .. struct.pack('B', #record.owner) .. record.owner
-    .. struct.pack('B', #process) .. process
-    .. struct.pack('B', #nonce) .. nonce
-    .. struct.pack('B', #record.fingerprint) .. record.fingerprint
-    .. string.sub(record.raw, record.tail_at)
+    .. string.sub(record.raw, 4, 24) .. field(record.owner) .. field(process) .. field(nonce)
+    .. field(record.fingerprint) .. string.sub(record.raw, record.tail_at)
 end
 
 -- The lines of a record's label: task, readable key, trace, alone, origin, came, cut off.
@@ -166,11 +171,10 @@ local function parse_reservation(raw)
   local none = {owner = '', fingerprint = '', due_ms = 0, expires_ms = 0}
   if #raw < 36 or string.byte(raw, 1) ~= 1 then return none end
   local _, flags, due_ms, expires_ms, since_ms, until_ms = struct.unpack('>BBI8I8I8I8', raw)
-  local at = 36 + string.byte(raw, 35)
-  local length = string.byte(raw, at)
-  if not length or at + length > #raw then return none end
+  local fields = read_fields(raw, 35, 2)
+  if not fields then return none end
   return {
-    owner = string.sub(raw, 36, at - 1), fingerprint = string.sub(raw, at + 1, at + length),
+    owner = fields[1], fingerprint = fields[2],
     due_ms = due_ms, expires_ms = expires_ms, since_ms = since_ms, until_ms = until_ms,
     is_confirmed = flags % 2 == 1, keeps_result = flags % 4 >= 2, waits = flags % 8 >= 4,
   }
@@ -184,8 +188,7 @@ end
 local function pack_reservation(it)
   local flags = (it.is_confirmed and 1 or 0) + (it.keeps_result and 2 or 0) + (it.waits and 4 or 0)
   return struct.pack('>BBI8I8I8I8', 1, flags, it.due_ms, it.expires_ms, it.since_ms, it.until_ms)
-    .. struct.pack('B', #it.owner) .. it.owner
-    .. struct.pack('B', #it.fingerprint) .. it.fingerprint
+    .. field(it.owner) .. field(it.fingerprint)
 end
 
 -- Write the record. Its steps live as long as it does.
@@ -227,13 +230,8 @@ local function parse_slip(raw)
   }
   if #raw < 27 or string.byte(raw, 1) ~= 1 then return strange end
   local _, flags, deaths, retries, token, sending_ms = struct.unpack('>BBI2I4I8I8', raw)
-  local fields, at = {}, 25
-  for i = 1, 3 do
-    local length = string.byte(raw, at)
-    if not length or at + length > #raw then return strange end
-    fields[i] = string.sub(raw, at + 1, at + length)
-    at = at + 1 + length
-  end
+  local fields, at = read_fields(raw, 25, 3)
+  if not fields then return strange end
   return {
     raw = raw, answered = flags % 2 == 1, succeeded = flags % 4 >= 2, all_sent = flags % 8 >= 4,
     deaths = deaths, retries = retries, token = token, sending_ms = sending_ms,
@@ -246,9 +244,8 @@ local function pack_slip(slip)
   local flags = (slip.answered and 1 or 0) + (slip.succeeded and 2 or 0) + (slip.all_sent and 4 or 0)
     + (slip.released and 8 or 0)
   return struct.pack('>BBI2I4I8I8', 1, flags, slip.deaths, slip.retries, slip.token,
-    slip.sending_ms) .. struct.pack('B', #slip.publication) .. slip.publication
-    .. struct.pack('B', #slip.holder) .. slip.holder
-    .. struct.pack('B', #slip.digests) .. slip.digests .. slip.outcome
+    slip.sending_ms) .. field(slip.publication) .. field(slip.holder) .. field(slip.digests)
+    .. slip.outcome
 end
 
 local function load_slip(key)
