@@ -588,7 +588,12 @@ def settle(
         if record.state in (State.SUCCEEDED, State.FAILED):
             return Recorded(record.token), None
         if record.state is State.UNKNOWN and new.state is State.RUNNING:
-            return Recorded(record.token), None  # an interrupt changes nothing
+            # An interrupt changes nothing, unless the call fails by it.
+            if event.slip is None:
+                return Recorded(record.token), None
+            if answered and slip is not None:
+                return Recorded(record.token, True), _kept(slip, event)
+            return Recorded(record.token), _with_slip_of(event, Write(None), now_ms)
         if new.state is State.RETRYING and (
             (record.state is State.UNKNOWN and answered) or _is_ended(record, slip)
         ):
@@ -602,7 +607,7 @@ def settle(
     # worker's parent, before it ended the run.
     answered = record is not None and (
         (answered and (record.state is State.UNKNOWN or record.state is State.COMPENSATING))
-        or (_is_ended(record, slip) and new.state is not State.RUNNING)
+        or (_is_ended(record, slip) and (new.state is not State.RUNNING or event.slip is not None))
     )
     # Compensating is a run of its own, and only its own interruptions count.
     begins = new.state is State.COMPENSATING and (
@@ -614,9 +619,11 @@ def settle(
     timed = new.state in (State.RUNNING, State.RETRYING, State.COMPENSATING) or (
         event.delay_ms > 0 and not gives_up and not answered
     )
+    # Who was cut off holds nothing more: what it may still send has its lease in the slip.
+    delay_ms = 0 if new.state is State.RUNNING else event.delay_ms
     written = new._replace(
         token=token,
-        until_ms=now_ms + event.delay_ms if timed else 0,
+        until_ms=now_ms + delay_ms if timed else 0,
         interruptions=0 if record is None or begins else record.interruptions,
         has_steps=(new if record is None else record).has_steps and not event.clears_steps,
         given_up=b"" if record is None else record.given_up,
@@ -626,12 +633,16 @@ def settle(
     if answered and slip is not None:
         kept = _kept(slip, event)
         return Recorded(token, True), write._replace(slip=kept.slip, slip_ttl_ms=kept.slip_ttl_ms)
-    if event.slip is not None:
-        left = event.slip._replace(token=new.token)
-        if event.delay_ms:
-            left = left._replace(sending_ms=now_ms + event.delay_ms)
-        write = write._replace(slip=left, slip_ttl_ms=event.slip_ttl_ms)
-    return Recorded(token), write
+    return Recorded(token), _with_slip_of(event, write, now_ms)
+
+
+def _with_slip_of(event: Settle, write: Write, now_ms: int) -> Write:
+    """Write the slip that comes with the end of a run, and the lease on its callbacks."""
+    if event.slip is None:
+        return write
+    sending_ms = now_ms + event.delay_ms if event.delay_ms else event.slip.sending_ms
+    left = event.slip._replace(token=event.record.token, sending_ms=sending_ms)
+    return write._replace(slip=left, slip_ttl_ms=event.slip_ttl_ms)
 
 
 def _is_ended(record: Record, slip: Slip | None) -> bool:
@@ -649,11 +660,13 @@ def _settle_released(
         return Recorded(new.token + 1), None  # the answer to its release was lost
     if slip.answered:
         return Recorded(new.token), None  # ... or to its end
-    if new.state is State.RUNNING:
+    if new.state is State.RUNNING and event.slip is None:
         return Recorded(new.token), Write(None, slip=slip._replace(sending_ms=now_ms))
     if new.state is State.RELEASED and not new.outcome and event.slip is None:
         return Recorded(new.token), Write(None, slip_ttl_ms=0)  # its message comes again
     outcome = b"" if new.state is State.RETRYING else new.outcome
+    if event.slip is not None:
+        outcome = event.slip.outcome
     delivers = event.delay_ms > 0 and bool(outcome)
     left = slip._replace(
         answered=True,

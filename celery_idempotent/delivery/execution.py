@@ -97,7 +97,7 @@ def execute(
 def _failed(attempt: Attempt, exc: BaseException) -> Any:
     """Compensate the finished steps of a body that failed for good; else fail as it did."""
     ending = ending_of(attempt.delivery, exc)
-    final = ending.state is State.FAILED or bool(ending.outcome)
+    final = ending.state in (State.FAILED, State.RELEASED) and bool(ending.outcome)
     if not final or not any(attempt.steps.to_compensate()):
         return failed(attempt, ending, exc)
     lease_ms = attempt.delivery.claimant.terms.lease_ms

@@ -23,7 +23,7 @@ from celery_idempotent.errors import (
     StoreUnavailable,
 )
 from celery_idempotent.run.claimant import Ending
-from celery_idempotent.run.run import write_answer, write_slip
+from celery_idempotent.run.run import write_slip
 from celery_idempotent.stores.base import NotCommitted
 
 __all__ = [
@@ -55,10 +55,10 @@ def ending_of(delivery: Delivery, exc: BaseException) -> Ending:
         return Ending(State.RELEASED, answers=not getattr(exc, "requeue", False))
     options = delivery.options
     left_unknown = options.on_interrupted == "unknown" and isinstance(exc, SoftTimeLimitExceeded)
-    if left_unknown or not isinstance(exc, Exception):
-        return Ending(State.RUNNING)
+    if not isinstance(exc, Exception) or (left_unknown and delivery.state.retry is not None):
+        return Ending(State.RUNNING)  # a retry that is published is the call's next attempt
     outcome = encode_failure(delivery.task.backend, exc, options.max_result_size)
-    return Ending(final_state(delivery, exc), outcome)
+    return Ending(State.RUNNING if left_unknown else final_state(delivery, exc), outcome)
 
 
 def as_retried(delivery: Delivery, exc: BaseException) -> BaseException:
@@ -142,8 +142,6 @@ def failed(attempt: Attempt, ending: Ending, exc: BaseException) -> Any:
     verdict = attempt.told.end(ending, exc)
     if isinstance(verdict, Lost):
         return lost(attempt, verdict, exc)
-    if verdict is not None and ending.state is State.RUNNING and isinstance(exc, Exception):
-        keep_failure(attempt.delivery, exc)
     if isinstance(exc, Exception):
         leave_if_answered(attempt, verdict)
     doubtful = verdict is None and attempt.run.lease.is_doubtful
@@ -263,23 +261,6 @@ def leave_answer(
         write_slip(claimant, slip, at_once=at_once)
 
     after_trace().on_return.append(write)
-
-
-def keep_failure(delivery: Delivery, exc: BaseException) -> None:
-    """Write the slip of a call that fails, and whose run counts as cut off: a soft time limit.
-
-    The failure is this call's answer alone. Not where the body has published a retry: that is the
-    call's next attempt.
-    """
-    claimant, terms = delivery.claimant, delivery.claimant.terms
-    if not claimant.slip_key or delivery.state.retry is not None:
-        return
-    outcome = encode_failure(delivery.task.backend, exc, delivery.options.max_result_size)
-    answer = claimant.message._replace(outcome=outcome)
-    # The run's own note says when the callbacks have gone out.
-    write_answer(
-        terms.store, claimant.key, claimant.slip_key, answer, terms.horizon_ms, terms.lease_ms
-    )
 
 
 def leave_if_answered(attempt: Attempt, verdict: Recorded | None) -> None:

@@ -116,6 +116,7 @@ class Ending(NamedTuple):
     """How a run ended, as far as its record is concerned."""
 
     state: State
+    #: Running: the answer of its own call alone, which it fails by being cut off.
     outcome: bytes = b""
     #: Retrying: how long until the retry is due, and its number. Compensating: the next lease.
     delay_ms: int = 0

@@ -238,7 +238,7 @@ class Run:
             b"",  # a nonce is of a claim
             held.fingerprint,
             label,
-            ending.outcome,
+            b"" if state is RUNNING else ending.outcome,
             held.has_steps,
         )
         slip: Slip | None = None
@@ -250,6 +250,9 @@ class Run:
             slip = message._replace(answered=True, digests=b"", outcome=ending.outcome)
             if delivery:
                 slip = slip._replace(holder=held.holder)
+        elif slip_key and state is RUNNING and ending.outcome:
+            slip = told_alone(message, ending.outcome)
+            delay_ms = terms.lease_ms if claimant.callbacks else 0
         # Nobody else writes steps while this run has the key.
         others = is_over and any(not name.startswith(self.steps_of) for name in self.steps)
         return Settle(
@@ -355,13 +358,18 @@ def write_answer(
     Returns:
         What records that the call's callbacks have gone out, too.
     """
-    told = answer._replace(answered=True, released=True, digests=b"")
+    told = told_alone(answer, answer.outcome)
     note = Note(slip_key, told, 0, ttl_ms, lease_ms if answer.digests else 0)
     _write_note(store, key, note, at_once=at_once)
     if not answer.digests:
         return lambda: None
     sent = Note(slip_key, told._replace(digests=answer.digests, outcome=b""), 0, ttl_ms)
     return lambda: _write_note(store, key, sent, at_once=at_once)
+
+
+def told_alone(message: Slip, outcome: bytes) -> Slip:
+    """Return the slip of a call whose answer is its own alone: its run was cut off."""
+    return message._replace(answered=True, released=True, digests=b"", outcome=outcome)
 
 
 def _write_note(

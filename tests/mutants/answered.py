@@ -75,9 +75,46 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: nor does the run that comes to its end first answer",
-        ("or (_is_ended(record, slip) and new.state is not State.RUNNING)", "or False"),
+        (
+            "or (_is_ended(record, slip) and (new.state is not State.RUNNING "
+            "or event.slip is not None))",
+            "or False",
+        ),
         "settle",
-        ("or is_ended() and new.state ~= RUNNING)", "or false)"),
+        ("or is_ended() and (new.state ~= RUNNING or left))", "or false)"),
+    )
+    mutants += pair(
+        "answered: nor where it is cut off, and fails by that",
+        (
+            "new.state is not State.RUNNING or event.slip is not None",
+            "new.state is not State.RUNNING",
+        ),
+        "settle",
+        ("is_ended() and (new.state ~= RUNNING or left)", "is_ended() and new.state ~= RUNNING"),
+    )
+    mutants += pair(
+        "answered: who is cut off holds its key for no callbacks",
+        (
+            "delay_ms = 0 if new.state is State.RUNNING else event.delay_ms",
+            "delay_ms = event.delay_ms",
+        ),
+        "settle",
+        ("(new.state == RUNNING and 0 or delay_ms)", "delay_ms"),
+    )
+    mutants += pair(
+        "answered: who is cut off after its copy has answered fails nobody",
+        (
+            "if answered and slip is not None:\n                return Recorded(record.token",
+            "if False:\n                return Recorded(record.token",
+        ),
+        "settle",
+        ("if left and slip and (told or now_ms < slip.sending_ms) then", "if false then"),
+    )
+    mutants += pair(
+        "answered: who is cut off after it gave its key up answers its own call",
+        ("if new.state is State.RUNNING and event.slip is None:", "if new.state is State.RUNNING:"),
+        "settle",
+        ("if new.state == RUNNING and not left then", "if new.state == RUNNING then"),
     )
     mutants += pair(
         "answered: nor where its retry was recorded before",

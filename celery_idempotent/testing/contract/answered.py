@@ -19,6 +19,7 @@ from celery_idempotent.core.verdicts import (
     Recorded,
     Replay,
     Resolve,
+    Settle,
     Superseded,
     Unknown,
 )
@@ -44,6 +45,7 @@ from celery_idempotent.testing.contract.kit import (
     compensate,
     complete,
     fail,
+    fail_cut_off,
     hold,
     interrupt,
     note,
@@ -388,6 +390,103 @@ class AnsweredRows:
         verdict = claim(store, FIRST, noted=True)
         assert isinstance(verdict, Replay)
         assert (verdict.noted, verdict.record.outcome) == (True, FAILURE)
+
+    def test_a_call_that_fails_by_being_cut_off_stays_failed(self, store: Store) -> None:
+        """A soft time limit: its end and its failure are one write; for others it was cut off."""
+        # Given
+        held = hold(store, FIRST)
+        # When
+        assert fail_cut_off(store, held, FIRST) == Recorded(held.token)
+        # Then also where the first answer was lost
+        assert fail_cut_off(store, held, FIRST) == Recorded(held.token)
+        for _ in range(2):
+            verdict = claim(store, FIRST)
+            assert isinstance(verdict, Replay)
+            assert (verdict.record.outcome, verdict.mine) == (FAILURE, True)
+        # When another call takes over
+        verdict = claim(store, SECOND, awaited=FIRST)
+        # Then
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == 1
+        assert isinstance(claim(store, FIRST), Replay)
+
+    def test_its_errbacks_are_sent_once(self, store: Store) -> None:
+        """Its copies wait for those as long as they may be on their way; others do not."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        fail_cut_off(store, held, FIRST, sends_ms=LEASE_MS)
+        # Then
+        assert isinstance(claim(store, FIRST, noted=True), Busy)
+        assert isinstance(claim(store, SECOND), Claimed)
+        # When
+        note(store, FIRST, succeeded=False)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.noted, verdict.record.outcome) == (True, FAILURE)
+
+    @pytest.mark.parametrize("told", [False, True])
+    def test_who_is_cut_off_after_its_copy_has_answered_answers_nothing(
+        self, store: Store, told: bool
+    ) -> None:
+        """A stalled run meets its soft limit: its copy tells, or has told, that nobody knows."""
+        # Given
+        held = unknown(store)
+        assert isinstance(claim(store, FIRST, noted=True), Unknown)
+        if told:
+            note(store, FIRST, succeeded=False, outcome=OTHER_RESULT)
+        # When
+        answer = fail_cut_off(store, held, FIRST, sends_ms=LEASE_MS)
+        # Then
+        assert answer == Recorded(held.token, True)
+        if not told:
+            note(store, FIRST, succeeded=False, outcome=OTHER_RESULT)
+        assert claim(store, FIRST, noted=True) == Unknown(stored(store), True)
+
+    def test_who_is_cut_off_where_nobody_knows_answers_its_own_call(self, store: Store) -> None:
+        """Another call has been told so since: the run's own has no answer yet."""
+        # Given
+        held = unknown(store)
+        # When
+        assert fail_cut_off(store, held, FIRST) == Recorded(held.token)
+        # Then
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == FAILURE
+        assert isinstance(claim(store, SECOND), Unknown)
+
+    def test_who_is_cut_off_after_the_parent_has_answered_answers_nothing(
+        self, store: Store
+    ) -> None:
+        """Its hard limit was told first."""
+        # Given
+        held = hold(store, FIRST)
+        _answer_for(store, FIRST, OTHER_RESULT)
+        # Then
+        assert fail_cut_off(store, held, FIRST) == Recorded(held.token, True)
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert verdict.record.outcome == OTHER_RESULT
+
+    def test_who_is_cut_off_after_it_gave_its_key_up_answers_its_own_call(
+        self, store: Store
+    ) -> None:
+        """``self.idempotency.release()``, then a soft limit: another call has the key."""
+        # Given
+        held = hold(store, FIRST)
+        holder = held.nonce + held.process
+        given_up = replace(FIRST.slip, digests=b"", holder=holder, released=True)
+        free = replace(held, state=State.RELEASED, process=b"", nonce=b"")
+        event = Settle(free, LEASE_MS, HORIZON_MS, given_up, KEEP_MS, slip_key=FIRST.slip_key)
+        store.settle(KEY, event)
+        second = hold(store, SECOND)
+        # When
+        assert fail_cut_off(store, held, FIRST) == Recorded(held.token)
+        # Then
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert (verdict.record.outcome, verdict.mine) == (FAILURE, True)
+        assert isinstance(complete(store, second), Recorded)
 
     # --- callbacks ---
 
@@ -1155,6 +1254,20 @@ class AnsweredInTimeRows:
         interrupt(store, taken)
         assert isinstance(claim(store, FIRST, patient_until_ms=NEVER_MS), Claimed)
         assert held.token < taken.token
+
+    def test_errbacks_of_who_was_cut_off_are_sent_by_a_copy_where_its_process_dies(
+        self, store: Store, clock: StoreClock
+    ) -> None:
+        """The failure is known; who has not sent them in its time sends them no more."""
+        # Given
+        held = hold(store, FIRST, noted=True)
+        fail_cut_off(store, held, FIRST, sends_ms=LEASE_MS)
+        # When
+        clock.advance(LEASE_MS)
+        # Then
+        verdict = claim(store, FIRST, noted=True)
+        assert isinstance(verdict, Replay)
+        assert (verdict.noted, verdict.record.outcome) == (False, FAILURE)
 
     def test_a_run_that_stalled_is_replaced(self, store: Store, clock: StoreClock) -> None:
         """It did not send its callbacks in its time: its copy does, whoever has the key."""

@@ -248,6 +248,21 @@ def interrupt(store: Store, held: Record) -> Recorded | Lost:
     return settle(store, held, State.RUNNING, 0, KEEP_MS, process=held.process)
 
 
+def fail_cut_off(
+    store: Store, held: Record, answers: Message, *, sends_ms: int = 0
+) -> Recorded | Lost:
+    """End the run as one that was cut off, by which its own call fails: a soft time limit.
+
+    Args:
+        sends_ms: for how long its errbacks may still be sent.
+    """
+    record = replace(held, state=State.RUNNING, nonce=b"")
+    slip = replace(answers.slip, answered=True, released=True, digests=b"", outcome=FAILURE)
+    return store.settle(
+        KEY, Settle(record, sends_ms, KEEP_MS, slip, HORIZON_MS, slip_key=answers.slip_key)
+    )
+
+
 def renew(store: Store, held: Record, lease_ms: int = LEASE_MS) -> Recorded | Lost | StoreError:
     (answer,) = store.renew([_renewal(held, lease_ms)])
     return answer

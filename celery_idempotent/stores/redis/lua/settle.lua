@@ -29,14 +29,18 @@ if new.state == RELEASED then token = token + 1 end
 if slip and slip.released and slip.token == new.token then
   if left and left.released and not left.answered then return new.token + 1 end
   if told then return new.token end
-  if new.state == RUNNING then
+  if new.state == RUNNING and not left then
     slip.sending_ms = now_ms
     save_slip(slip_key, slip)
   elseif new.state == RELEASED and not new.done and not left then
     redis.call('DEL', slip_key)
   else
     slip.answered, slip.outcome, slip.sending_ms = true, '', 0
-    if new.state ~= RETRYING then slip.outcome = outcome_of(new) end
+    if left then
+      slip.outcome = left.outcome
+    elseif new.state ~= RETRYING then
+      slip.outcome = outcome_of(new)
+    end
     if delay_ms > 0 and #slip.outcome > 0 then slip.sending_ms = now_ms + delay_ms end
     save_slip(slip_key, slip, math.max(tonumber(ttl_ms), tonumber(ARGV[5] or 0)))
   end
@@ -62,6 +66,14 @@ local function keep_slip()
   save_slip(slip_key, slip, ttl)
 end
 
+-- The slip that comes with the end, and the lease on its callbacks: transitions._with_slip_of.
+local function leave_slip()
+  if not left then return end
+  left.token = new.token
+  if delay_ms > 0 then left.sending_ms = now_ms + delay_ms end
+  save_slip(slip_key, left, ARGV[5])
+end
+
 -- Another run has the key. This end may have been recorded before, and the answer to that was lost.
 local function lost()
   if not told then return {2, raw} end
@@ -85,7 +97,15 @@ if record then
   end
   if record.token ~= new.token then return lost() end
   if record.state == SUCCEEDED or record.state == FAILED then return recorded() end
-  if record.state == UNKNOWN and new.state == RUNNING then return recorded() end
+  if record.state == UNKNOWN and new.state == RUNNING then
+    -- An interrupt changes nothing, unless the call fails by it.
+    if left and slip and (told or now_ms < slip.sending_ms) then
+      keep_slip()
+      return {3, record.token}
+    end
+    leave_slip()
+    return recorded()
+  end
   if new.state == RETRYING and slip
     and (record.state == UNKNOWN and (told or now_ms < slip.sending_ms) or is_ended())
   then
@@ -102,14 +122,15 @@ end
 -- A copy can have answered the run's call only while its outcome was unknown. Else it was the worker's
 -- parent, before it ended the run.
 local answered = slip and record and ((record.state == UNKNOWN or record.state == COMPENSATING)
-  and (slip.answered or now_ms < slip.sending_ms) or is_ended() and new.state ~= RUNNING)
+  and (slip.answered or now_ms < slip.sending_ms) or is_ended() and (new.state ~= RUNNING or left))
 local until_ms = 0
 -- A key that is released before the run's end has no lease: it is in the slip. Where a copy has answered
 -- the call, nobody is told this outcome, and no delivery lease is needed.
 local gives_up = left and left.released and not left.answered
 local timed = delay_ms > 0 and not gives_up and not answered
   or new.state == RUNNING or new.state == RETRYING or new.state == COMPENSATING
-if timed then until_ms = now_ms + delay_ms end
+-- Who was cut off holds nothing more: what it may still send has its lease in the slip.
+if timed then until_ms = now_ms + (new.state == RUNNING and 0 or delay_ms) end
 local interruptions = record and record.interruptions or 0
 if new.state == COMPENSATING and record and record.state ~= COMPENSATING then interruptions = 0 end
 local flags = record and record.flags or new.flags
@@ -130,9 +151,5 @@ if answered then
   keep_slip()
   return {3, token}
 end
-if left then
-  left.token = new.token
-  if delay_ms > 0 then left.sending_ms = now_ms + delay_ms end
-  save_slip(slip_key, left, ARGV[5])
-end
+leave_slip()
 return token
