@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 import socket
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, Final
 
-from billiard.einfo import ExceptionWithTraceback
+from billiard.common import human_status
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.states import REVOKED
 from celery.utils.log import get_logger
@@ -29,7 +32,7 @@ from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.answer import keep_answer, nothing
-from celery_idempotent.worker.standing import Standing, standing_of
+from celery_idempotent.worker.standing import Standing, standing_of, standing_of_copy
 from celery_idempotent.worker.waiters import are_held, waiters_of
 
 __all__ = ["IdempotentRequest", "watch_revokes"]
@@ -38,6 +41,8 @@ log = get_logger("celery_idempotent")
 
 #: The commands that revoke calls.
 _REVOKING: Final = ("revoke", "revoke_by_stamped_headers", "terminate")
+#: What a body raises to leave its process; billiard hands that on since 4.3.
+_LEAVING: Final = (SystemExit, KeyboardInterrupt)
 #: How long it may take an attempt to end once its retry is published, in seconds.
 _ENDS_WITHIN_S = 60.0
 
@@ -55,6 +60,9 @@ def watch_revokes() -> None:
 def _freeing_keys(revoke: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(revoke)
     def revoke_and_free(state: Any, *args: Any, **kwargs: Any) -> Any:
+        # A copy of its message has taken the place of a run there, and left: "task unknown".
+        for running in sorted(worker_state.active_requests, key=_began, reverse=True):
+            worker_state.requests[running.id] = running
         answer = revoke(state, *args, **kwargs)
         for request in _held_until_due(state.consumer):
             if request.id in revoked_tasks or _has_revoked_stamp(request):
@@ -64,6 +72,11 @@ def _freeing_keys(revoke: Callable[..., Any]) -> Callable[..., Any]:
 
     revoke_and_free.frees_keys = True  # type: ignore[attr-defined]
     return revoke_and_free
+
+
+def _began(request: Any) -> float:
+    began: float | None = request.time_start
+    return began or math.inf
 
 
 def _has_revoked_stamp(request: IdempotentRequest) -> bool:
@@ -85,6 +98,23 @@ def _held_until_due(consumer: Any) -> list[IdempotentRequest]:
     entries = [waiting.entry for waiting in list(consumer.timer.schedule.queue)]
     first = [entry.args[0] for entry in entries if entry.args]
     return [it for it in first if isinstance(it, IdempotentRequest)]
+
+
+def _exception_of(exc_info: Any) -> BaseException:
+    exc: BaseException = exc_info.exception
+    return exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
+
+
+def _lost_by(exc: BaseException) -> ExceptionInfo:
+    """Say of a body that left its process what is said of each process that is lost."""
+    status = type(exc).__name__
+    if isinstance(exc, SystemExit):
+        code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        status = human_status(code)
+    try:
+        raise WorkerLostError(f"Worker exited prematurely: {status}.")
+    except WorkerLostError:
+        return ExceptionInfo()
 
 
 class IdempotentRequest(Request):
@@ -140,9 +170,11 @@ class IdempotentRequest(Request):
 
         Never for a hard time limit: the message is put back before the child is dead.
         """
-        exc = exc_info.exception
-        if isinstance(exc, ExceptionWithTraceback):
-            exc = exc.exc
+        exc = _exception_of(exc_info)
+        if isinstance(exc, _LEAVING) and not (self._already_cancelled or self._already_revoked):
+            # So does Celery since 5.7; before, it failed the call, whatever its options say.
+            exc_info = _lost_by(exc)
+            exc = _exception_of(exc_info)
         are_sent = nothing
         # What a child has told may be what a parent has answered another copy.
         if return_ok and isinstance(exc, WorkerLostError):
@@ -291,13 +323,32 @@ class IdempotentRequest(Request):
     def revoked(self) -> bool:
         """As Celery's; a call that is discarded in its back-off keeps no key.
 
-        Celery asks this before each execution: the call was revoked, or it has expired.
+        Celery asks this before each execution: the call was revoked, or it has expired. A copy
+        waits for the end of its run, which has begun in time: to acknowledge it would acknowledge
+        the run's message, too, and to say that it is revoked would be another answer.
         """
         was_known = self._already_revoked
+        if not was_known and self._is_to_be_discarded():
+            standing = self._stands_as_copy()
+            if standing is Standing.COPIED:
+                return False
+            if standing is Standing.ANSWERED:
+                self._say_no_more()
         revoked = bool(super().revoked())
         if revoked and not was_known:
             self.free_key()
         return revoked
+
+    def _is_to_be_discarded(self) -> bool:
+        has_expired = self.expires and datetime.now(self.expires.tzinfo) > self.expires
+        return bool(has_expired or self.id in revoked_tasks or _has_revoked_stamp(self))
+
+    def _stands_as_copy(self) -> Standing:
+        try:
+            return standing_of_copy(self)
+        except Exception as problem:
+            log.warning("could not ask whether task %s is being run: %s", self.id, problem)
+            return Standing.HOLDS
 
     @property
     def store_errors(self) -> bool:

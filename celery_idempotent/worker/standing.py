@@ -79,6 +79,37 @@ def standing_of(request: Any) -> Standing:
     return stands(record, slip, owner, b"" if is_here else process, message, in_turn=in_turn)
 
 
+def standing_of_copy(request: Any) -> Standing:
+    """Ask the store what a message is to its call that no process has begun, and nobody wants.
+
+    Args:
+        request: an :class:`.IdempotentRequest`.
+
+    Returns:
+        ``COPIED``: a run of its call is under way, or a delivery answers it; ``ANSWERED``: its call
+        has its answer; ``HOLDS``: neither.
+    """
+    setup, key = request.task._setup(), request.record_name()
+    if setup is None or setup.options.mode != "enforce" or key is None:
+        return Standing.HOLDS
+    store = environment_of(request.app).store
+    if time.monotonic() - store.failed_at < LEFT_ALONE_S:
+        return Standing.HOLDS
+    owner, message = message_of(request._context)
+    (record, now_ms), slip = store.peek(key), store.slip(owner.slip_key(key))
+    if slip is not None and now_ms < slip.sending_ms:
+        return Standing.COPIED
+    if record is not None and not record.owner:
+        return Standing.HOLDS  # it was forgotten
+    mine = record if record is not None and record.owner == owner.pack() else None
+    is_copy = mine is not None and message.retries <= mine.retries
+    if is_copy and mine is not None and mine.state in HELD and now_ms < mine.until_ms:
+        return Standing.COPIED
+    if slip is not None and slip.answered and not slip.is_older_than(message):
+        return Standing.ANSWERED
+    return Standing.HOLDS
+
+
 def message_of(context: Any) -> tuple[Owner, Slip]:
     """Return the owner of a message, and what distinguishes the message from others of its owner.
 
@@ -124,6 +155,8 @@ def stands(
     told = slip is not None and slip.answered and not slip.is_older_than(message)
     if told and (record is None or not is_forgotten):
         return Standing.ANSWERED
+    if slip is not None and slip.holder and not slip.released and slip.holder[8:] != process:
+        return Standing.COPIED  # it makes an error, or sends what hangs on the call
     if record is None or is_forgotten or (own is not None and own.state is State.UNKNOWN):
         return Standing.HOLDS
     if record.state is State.RELEASED and not record.outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import uuid
 from typing import Any
@@ -211,6 +212,8 @@ def _define_idempotent(app: Celery, ledger: Ledger, options: dict[str, dict[str,
             return charged(self, order, 100)
         if how == "ignore":
             raise Ignore
+        if how == "exit":
+            sys.exit(3)
         if how == "reject":
             raise Reject("not today", requeue=False)
         assert how == "replace"

@@ -12,7 +12,7 @@ import signal
 from typing import Any
 
 import pytest
-from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery import chain
 from celery.result import AsyncResult
 from celery.signals import before_task_publish
@@ -150,6 +150,36 @@ def test_a_copy_of_such_a_call_gets_its_failure(
     other = task.delay(1, gate="go").get(timeout=30, propagate=False)
     # Then
     assert isinstance(other, OutcomeUnknown) if policy == "unknown" else other["order"] == 1
+
+
+@pytest.mark.parametrize("rejects", [False, True], ids=["told", "put back"])
+def test_a_body_that_leaves_its_process_is_a_process_that_is_lost(
+    make_system: MakeSystem, rejects: bool
+) -> None:
+    """``sys.exit()``: the call runs again, or fails and stays failed, as after a kill."""
+    # Given
+    system = make_system(
+        idempotency_lease=LEASE,
+        task_options={"shop.leave": {"reject_on_worker_lost": rejects}},
+    )
+    system.start_worker()
+    task, errback = system.task("leave"), system.task("errback").s()
+    left, header = call(task, 1, kwargs={"how": "exit"}, link_error=errback)
+    answer = left.get(timeout=30, propagate=False)
+    # When its message is delivered once more: it is the same publication
+    seen = system.ledger.count("finished", id=left.id)
+    again = {"task_id": left.id, "headers": header, "link_error": errback}
+    task.apply_async((1,), {"how": "exit"}, **again)
+    system.ledger.wait_for("finished", seen + 1, id=left.id)
+    system.wait_until_quiet()
+    # Then
+    if rejects:
+        assert answer["order"] == 1
+        assert system.ledger.count("start") == 2
+        assert system.ledger.count("errback") == 0
+    else:
+        assert isinstance(answer, WorkerLostError)
+        stays_failed(system, left, answer)
 
 
 def test_a_failure_stays_though_the_key_is_anothers_since(make_system: MakeSystem) -> None:

@@ -10,13 +10,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
+import pytest
 import redis
 
 from celery_idempotent.testing.servers import RedisServer
 from tests.conftest import MakeSystem
 from tests.support.brokers import RABBITMQ_SENDS_COPIES
 from tests.support.system import System, outlive_lease
+from tests.support.waiting import eventually, wait_until_dead
 
 VISIBILITY_TIMEOUT = 2
 #: No lease ends by itself while a test runs.
@@ -212,3 +215,59 @@ def test_what_kombu_has_just_taken_from_redis_is_lost_with_the_process(
         kept = [name.decode() for name in client.keys()]  # noqa: SIM118
     assert kept
     assert all(name.startswith("_kombu.binding") for name in kept)
+
+
+@pytest.mark.parametrize("terminate", [False, True])
+@RABBITMQ_SENDS_COPIES
+def test_a_revoke_means_the_run_and_not_its_copy(make_system: MakeSystem, terminate: bool) -> None:
+    """Its copy, which waits in the same worker, hides no run, and tells nobody that it is over."""
+    # Given
+    system = make_system(
+        visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=LEASE, task_track_started=True
+    )
+    worker = system.start_worker()
+    result = system.task("charge").apply_async((1,), {"gate": "go"}, link=system.task("tail").s())
+    (begun,) = system.ledger.wait_for("start")
+    deliver_again(system, result.id)
+    # When
+    system.app.control.revoke(result.id, terminate=terminate, signal="SIGKILL")
+    # Then
+    if terminate:
+        wait_until_dead(begun["pid"])
+        eventually(lambda: result.state == "REVOKED", "the call revoked")
+    else:
+        eventually(lambda: "flagged as revoked" in worker.log, "the worker has heard it")
+        system.ledger.wait_for("finished", times=2, id=result.id)
+        assert result.state == "STARTED"
+    system.ledger.open("go")
+    system.wait_until_quiet()
+    assert system.ledger.count("start") == 1
+    assert system.ledger.count("effect") == system.ledger.count("tail") == (not terminate)
+    assert result.state == ("REVOKED" if terminate else "SUCCESS")
+
+
+def test_a_copy_that_comes_after_its_call_would_have_expired(
+    make_redis_system: MakeSystem,
+) -> None:
+    """The call has begun in time: its copy neither ends it nor is lost, should the run die.
+
+    RabbitMQ itself drops what is given back to it so late.
+    """
+    # Given
+    system = make_redis_system(
+        visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=LEASE, task_track_started=True
+    )
+    system.start_worker()
+    result = system.task("charge").apply_async((1,), {"gate": "go"}, expires=1)
+    (begun,) = system.ledger.wait_for("start")
+    # When
+    time.sleep(1.5)
+    deliver_again(system, result.id)
+    # Then
+    assert result.state == "STARTED"
+    # When
+    os.kill(begun["pid"], signal.SIGKILL)
+    system.ledger.wait_for("start", times=2)
+    system.ledger.open("go")
+    # Then
+    assert result.get(timeout=30)["order"] == 1

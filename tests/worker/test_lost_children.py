@@ -26,7 +26,7 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.worker.request import IdempotentRequest
-from celery_idempotent.worker.standing import Standing
+from celery_idempotent.worker.standing import Standing, message_of, standing_of_copy
 
 TASK_ID = "0b9f5c3e-5d0f-4f5e-9d53-0d5a36a3a001"
 OWN = Owner(TASK_ID)
@@ -180,6 +180,60 @@ def test_a_copy_that_is_discarded_hides_no_answer(
     assert app.backend.get_state(TASK_ID) == (answer if stays else "REVOKED")
 
 
+LATER_MS = 30_000
+
+
+@pytest.mark.parametrize(
+    ("held", "slip", "discarded", "stored"),
+    [
+        pytest.param((State.RUNNING, LATER_MS), None, False, False, id="its run is under way"),
+        pytest.param((State.COMPENSATING, LATER_MS), None, False, False, id="it is being undone"),
+        pytest.param((State.RUNNING, -1), None, True, True, id="its run is dead"),
+        pytest.param((State.RETRYING, LATER_MS), None, True, True, id="it waits for its retry"),
+        pytest.param(None, Slip(sending_ms=1 << 50), False, False, id="a copy answers it"),
+        pytest.param(None, Slip(answered=True), True, False, id="it is answered"),
+        pytest.param(None, None, True, True, id="it has not begun"),
+    ],
+)
+def test_a_copy_is_discarded_only_where_no_run_of_its_call_is_under_way(
+    app: Celery,
+    ended: Any,
+    held: tuple[State, int] | None,
+    slip: Slip | None,
+    discarded: bool,
+    stored: bool,
+) -> None:
+    """It would say that the call is revoked; on Redis it would take the run's message along."""
+    # Given
+    store = environment_of(app).store
+    owner, message = message_of(ended._context)
+    record = held and Record(
+        held[0], 7, until_ms=store.now_ms() + held[1], owner=owner.pack(), process=CHILD.pack()
+    )
+    left = slip and slip._replace(publication=message.publication)
+    store.peek = lambda _: (record or None, store.now_ms())
+    store.slip = lambda _: left or None
+    ended.worker_pid, ended.time_start = None, None
+    revoked_tasks.add(TASK_ID)
+    # When
+    try:
+        assert ended.revoked() is discarded
+    finally:
+        revoked_tasks.discard(TASK_ID)
+    # Then
+    assert (app.backend.get_state(TASK_ID) == "REVOKED") is stored
+    assert ended.fate == (["acknowledged"] if discarded else [])
+
+
+def test_a_later_attempt_of_a_running_call_is_no_copy(app: Celery, ended: Any) -> None:
+    """The run has published it already: it is revoked like any other."""
+    # Given
+    run(ended, OWN, CHILD)
+    ended._context.retries = 1
+    # When it is asked, then
+    assert standing_of_copy(ended) is Standing.HOLDS
+
+
 @pytest.mark.parametrize("by_command", [False, True])
 def test_what_a_command_has_revoked_is_told_with_name_and_arguments(
     app: Celery, request_of_a_message: Any, by_command: bool
@@ -246,8 +300,8 @@ def ends(request: Any, how: str) -> None:
         request.on_timeout(False, 3)
     else:
         try:
-            raise WorkerLostError("killed")
-        except WorkerLostError:
+            raise SystemExit(3) if how == "exit" else WorkerLostError("killed")
+        except (SystemExit, WorkerLostError):
             request.on_failure(ExceptionInfo())
 
 
@@ -415,7 +469,7 @@ def slip_of(request: Any) -> Slip | None:
     return store.slip(OWN.slip_key(request.record_name()))
 
 
-@pytest.mark.parametrize("how", [*LIMITS, "killed"])
+@pytest.mark.parametrize("how", [*LIMITS, "killed", "exit"])
 def test_a_failure_that_the_worker_tells_is_kept(app: Celery, ended: Any, how: str) -> None:
     """Before it is told, for the copies of the message; and that its errbacks have gone out."""
     # Given
@@ -428,9 +482,43 @@ def test_a_failure_that_the_worker_tells_is_kept(app: Celery, ended: Any, how: s
     slip = slip_of(ended)
     assert slip is not None
     assert (slip.answered, slip.released, slip.sending_ms) == (True, True, 0)
-    assert (b"WorkerLostError" if how == "killed" else b"TimeLimitExceeded") in slip.outcome
+    assert (b"TimeLimitExceeded" if how in LIMITS else b"WorkerLostError") in slip.outcome
     assert slip.digests
     assert app.backend.get_state(TASK_ID) == "FAILURE"
+
+
+@pytest.mark.parametrize(
+    ("left", "status"),
+    [
+        (SystemExit(3), "exitcode 3"),
+        (SystemExit(), "exitcode 0"),
+        (SystemExit("no"), "exitcode 1"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_a_body_that_leaves_its_process_comes_again(
+    app: Celery, ended: Any, left: BaseException, status: str
+) -> None:
+    """billiard hands that on since 4.3, and Celery before 5.7 fails the call by it."""
+    # Given
+    run(ended, OWN, CHILD)
+    # When
+    try:
+        raise left
+    except BaseException:
+        ended.on_failure(ExceptionInfo())
+    # Then
+    assert ended.fate == ["requeued True"]
+    assert app.backend.get_state(TASK_ID) == "PENDING"
+    # When it may not come again
+    ended.acknowledged = False
+    ended.task.reject_on_worker_lost = False
+    try:
+        raise left
+    except BaseException:
+        ended.on_failure(ExceptionInfo())
+    # Then
+    assert status in str(app.backend.get_result(TASK_ID))
 
 
 def test_a_revoke_that_ends_a_run_is_kept(app: Celery, ended: Any) -> None:

@@ -96,3 +96,26 @@ def test_a_command_is_watched_once(commands):
     watch_revokes()
     # Then
     assert commands == before
+
+
+def test_a_copy_does_not_hide_the_run_that_is_to_be_terminated(commands, monkeypatch):
+    """Celery knows one request of each id: that of the copy, or none once the copy has left."""
+    # Given
+    ended = []
+
+    class Running(Waiting):
+        time_start = 0.0
+
+        def terminate(self, pool, signal=None):
+            ended.append(self)
+
+    run, copy = Running(id="a"), Running(id="a")
+    run.time_start, copy.time_start = 1.0, 2.0
+    monkeypatch.setattr(worker_state, "active_requests", {copy, run})
+    worker_state.requests["a"] = copy
+    state, _ = worker_with(monkeypatch)
+    # When
+    commands["revoke"](state, ["a"], terminate=True)
+    # Then
+    assert ended == [run]
+    worker_state.requests.pop("a")

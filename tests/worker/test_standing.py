@@ -13,6 +13,7 @@ CHILD, ELSEWHERE = Process("host", 1, "boot").pack(), Process("host", 2, "boot")
 MESSAGE = Slip(publication=b"p")
 ANSWERED = Slip(answered=True, publication=b"p", outcome=b"\x02no")
 ANSWERED_BEFORE = ANSWERED._replace(publication=b"earlier")
+TELLING = Slip(publication=b"p", holder=b"n" * 8 + ELSEWHERE, sending_ms=9)
 GIVEN_UP = Slip(released=True, publication=b"p", holder=b"n" * 8 + CHILD, sending_ms=9)
 
 
@@ -62,6 +63,9 @@ def record(
         pytest.param(record(State.UNKNOWN, OWN, CHILD), None, "HOLDS", id="nobody knows"),
         pytest.param(
             record(State.UNKNOWN, OWN, CHILD), ANSWERED, "ANSWERED", id="a copy said nobody knows"
+        ),
+        pytest.param(
+            record(State.UNKNOWN, OWN, CHILD), TELLING, "COPIED", id="a copy says nobody knows"
         ),
         pytest.param(record(State.RELEASED, OTHER), None, "HOLDS", id="another call left it free"),
         pytest.param(record(State.RELEASED, None), ANSWERED, "HOLDS", id="it was forgotten"),
