@@ -18,6 +18,7 @@ from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
+from celery_idempotent.stores.base import Store
 
 __all__ = ["LEFT_ALONE_S", "Standing", "message_of", "standing_of", "stands"]
 
@@ -58,7 +59,7 @@ def standing_of(request: Any) -> Standing:
         if key is None:
             return Standing.HOLDS
         store = environment_of(request.app).store
-        if time.monotonic() - store.failed_at < LEFT_ALONE_S:
+        if _is_left_alone(store):
             raise StoreUnavailable("the store did not answer just now")
         owner, message = message_of(context)
         # In this order: a copy writes its slip when it has the record already.
@@ -79,6 +80,10 @@ def standing_of(request: Any) -> Standing:
     return stands(record, slip, owner, b"" if is_here else process, message, in_turn=in_turn)
 
 
+def _is_left_alone(store: Store) -> bool:
+    return time.monotonic() - store.failed_at < LEFT_ALONE_S
+
+
 def standing_of_copy(request: Any) -> Standing:
     """Ask the store what a message is to its call that no process has begun, and nobody wants.
 
@@ -93,7 +98,7 @@ def standing_of_copy(request: Any) -> Standing:
     if setup is None or setup.options.mode != "enforce" or key is None:
         return Standing.HOLDS
     store = environment_of(request.app).store
-    if time.monotonic() - store.failed_at < LEFT_ALONE_S:
+    if _is_left_alone(store):
         return Standing.HOLDS
     owner, message = message_of(request._context)
     (record, now_ms), slip = store.peek(key), store.slip(owner.slip_key(key))
@@ -105,9 +110,12 @@ def standing_of_copy(request: Any) -> Standing:
     is_copy = mine is not None and message.retries <= mine.retries
     if is_copy and mine is not None and mine.state in HELD and now_ms < mine.until_ms:
         return Standing.COPIED
-    if slip is not None and slip.answered and not slip.is_older_than(message):
-        return Standing.ANSWERED
-    return Standing.HOLDS
+    return Standing.ANSWERED if _is_told(slip, message) else Standing.HOLDS
+
+
+def _is_told(slip: Slip | None, message: Slip) -> bool:
+    """Whether the call of a message has its answer by that slip."""
+    return slip is not None and slip.answered and not slip.is_older_than(message)
 
 
 def message_of(context: Any) -> tuple[Owner, Slip]:
@@ -152,8 +160,7 @@ def stands(
     own = record if mine and process and record is not None and record.process == process else None
     if own is not None and own.state in HELD:
         return Standing.HOLDS
-    told = slip is not None and slip.answered and not slip.is_older_than(message)
-    if told and (record is None or not is_forgotten):
+    if _is_told(slip, message) and (record is None or not is_forgotten):
         return Standing.ANSWERED
     if slip is not None and slip.holder and not slip.released and slip.holder[8:] != process:
         return Standing.COPIED  # it makes an error, or sends what hangs on the call

@@ -76,9 +76,8 @@ def _copies() -> list[Mutant]:
     mutants += pair(
         "answered: nor does the run that comes to its end first answer",
         (
-            "or (_is_ended(record, slip) and (new.state is not State.RUNNING "
-            "or event.slip is not None))",
-            "or False",
+            "or (_is_ended(record, slip) and (",
+            "or (False and (",
         ),
         "settle",
         ("or is_ended() and (new.state ~= RUNNING or left))", "or false)"),
@@ -566,8 +565,8 @@ def _runs() -> list[Mutant]:
     mutants += pair(
         "answered: what is undone is undone under a lease all the same",
         (
-            "until_ms=now_ms + event.delay_ms if timed else 0",
-            "until_ms=now_ms + event.delay_ms if timed and not answered else 0",
+            "until_ms=now_ms + delay_ms if timed else 0",
+            "until_ms=now_ms + delay_ms if timed and not answered else 0",
         ),
         "settle",
         ("if timed then until_ms", "if timed and not answered then until_ms"),
@@ -598,7 +597,10 @@ def _runs() -> list[Mutant]:
     )
     mutants += pair(
         "answered: a run sends its callbacks alone, whoever has its key",
-        ("left = left._replace(sending_ms=now_ms + event.delay_ms)", "pass"),
+        (
+            "sending_ms = now_ms + event.delay_ms if event.delay_ms else event.slip",
+            "sending_ms = event.slip",
+        ),
         "settle",
         ("  if delay_ms > 0 then left.sending_ms = now_ms + delay_ms end\n", ""),
     )

@@ -211,15 +211,15 @@ _PARENTS = [
     Mutant(
         "parent: a store that is away is not asked again and again",
         "worker/standing.py",
-        "if time.monotonic() - store.failed_at < LEFT_ALONE_S:",
-        "if False:",
+        "return time.monotonic() - store.failed_at < LEFT_ALONE_S",
+        "return False",
         _PARENT,
     ),
     Mutant(
         "parent: an answer under an id that was used before is none",
         "worker/standing.py",
-        " and not slip.is_older_than(message)",
-        "",
+        "    return slip is not None and slip.answered and not slip.is_older_than(message)",
+        "    return slip is not None and slip.answered",
         _STANDING,
     ),
     Mutant(
