@@ -12,6 +12,7 @@ from typing import Any, Final
 from billiard.common import human_status
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.concurrency.base import BasePool
 from celery.states import REVOKED
 from celery.utils.log import get_logger
 from celery.worker import state as worker_state
@@ -246,17 +247,18 @@ class IdempotentRequest(Request):
             log.warning("could not keep what task %s is answered: %s", self.id, problem)
             return nothing
 
-    def _announce_revoked(self, reason: Any, terminated: bool, *args: Any) -> Any:
-        """As Celery's; a call whose run is ended for that stays revoked."""
-        if terminated:
-            self._keep_answer(None)
-        return super()._announce_revoked(reason, terminated, *args)
+    def terminate(self, pool: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's; REVOKED is not stored over an answer that another delivery has given.
 
-    def terminate(self, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's; REVOKED is not stored over an answer that another delivery has given."""
-        if self.time_start and self._stands() in (Standing.ANSWERED, Standing.TOLD):
-            self._say_no_more()
-        return super().terminate(*args, **kwargs)
+        What the call is answered is kept before its run is ended: that ends its lease, and a copy
+        would take over.
+        """
+        if self.time_start:
+            if self._stands() in (Standing.ANSWERED, Standing.TOLD):
+                self._say_no_more()
+            elif type(pool).terminate_job is not BasePool.terminate_job:
+                self._keep_answer(None)
+        return super().terminate(pool, *args, **kwargs)
 
     def cancel(self, *args: Any, **kwargs: Any) -> Any:
         """As Celery's, when its connection is lost; RETRY is not stored over such an answer."""

@@ -125,6 +125,20 @@ _PARENTS = [
         ),
     ),
     Mutant(
+        "parent: a revoke is kept before the run is ended",
+        "worker/request.py",
+        "elif type(pool).terminate_job is not BasePool.terminate_job:",
+        "elif False:",
+        (("tests/worker/test_lost_children.py", "-k", "a_revoke"),),
+    ),
+    Mutant(
+        "parent: a revoke is kept only where the run can be ended",
+        "worker/request.py",
+        "elif type(pool).terminate_job is not BasePool.terminate_job:",
+        "else:",
+        (("tests/worker/test_lost_children.py", "-k", "a_revoke"),),
+    ),
+    Mutant(
         "parent: a copy hides no run that is to be terminated",
         "worker/request.py",
         "            worker_state.requests[running.id] = running\n",
@@ -160,13 +174,6 @@ _PARENTS = [
         (("tests/worker/test_standing.py",),),
     ),
     Mutant(
-        "parent: a call whose run it ended stays revoked",
-        "worker/request.py",
-        "        if terminated:\n            self._keep_answer(None)\n",
-        "",
-        _PARENT,
-    ),
-    Mutant(
         "parent: what a child has told is not told again",
         "worker/request.py",
         "if return_ok and isinstance(exc, WorkerLostError):",
@@ -197,8 +204,8 @@ _PARENTS = [
     Mutant(
         "parent: no REVOKED over an answer",
         "worker/request.py",
-        "if self.time_start and self._stands() in (Standing.ANSWERED, Standing.TOLD):",
-        "if False:",
+        "            if self._stands() in (Standing.ANSWERED, Standing.TOLD):",
+        "            if False:",
         _PARENT,
     ),
     Mutant(

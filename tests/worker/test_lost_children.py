@@ -14,6 +14,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Celery
+from celery.concurrency.base import BasePool
 from celery.worker.request import Request
 from celery.worker.state import revoked as revoked_tasks
 
@@ -525,12 +526,31 @@ def test_a_revoke_that_ends_a_run_is_kept(app: Celery, ended: Any) -> None:
     """A worker that has not heard of the revoke runs no copy of the message."""
     # Given
     run(ended, OWN, CHILD)
+    kept: list[Slip | None] = []
+
+    class Ending(BasePool):
+        def terminate_job(self, *_: object) -> None:
+            kept.append(slip_of(ended))
+
     # When
-    ended.terminate(Pool())
+    ended.terminate(Ending())
+    # Then already when its process gets the signal: that frees the key
+    kept.append(slip_of(ended))
+    for slip in kept:
+        assert slip is not None
+        assert (slip.answered, slip.outcome) == (True, b"")
+    assert len(kept) == 2
+
+
+def test_a_revoke_that_a_pool_does_not_know_answers_nothing(ended: Any) -> None:
+    """Threads can't be ended: the run goes on, and its end is the call's answer."""
+    # Given
+    run(ended, OWN, CHILD)
+    # When
+    with pytest.raises(NotImplementedError):
+        ended.terminate(BasePool())
     # Then
-    slip = slip_of(ended)
-    assert slip is not None
-    assert (slip.answered, slip.outcome) == (True, b"")
+    assert slip_of(ended) is None
 
 
 @pytest.mark.parametrize("how", LIMITS)
