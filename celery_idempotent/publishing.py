@@ -286,7 +286,7 @@ def _will_answer(task: Any, first: str, state: State | None) -> bool:
     if state is None:
         return shown not in READY_STATES  # else it was not carried out under its key
     if state in (State.RUNNING, State.RETRYING):
-        # Its worker may have stored a failure after it had killed the run, at a time limit for one.
+        # Its worker may have killed the run, at a time limit for example, and stored a failure.
         return shown not in PROPAGATE_STATES
     return shown in READY_STATES and shown != REVOKED
 

@@ -108,7 +108,7 @@ class IdempotentTask(RetryingTask[P, R]):
     idempotency_mode: str | None = None
 
     _idempotency: ClassVar[TaskSetup | None] = None
-    # Whose setup it is: an instance of a class may be registered by another name.
+    # The name that the setup is for: an instance of a class may be registered by another name.
     _idempotency_of: ClassVar[str | None] = None
 
     # --- binding ---------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ class IdempotentTask(RetryingTask[P, R]):
             IdempotencyInProgress: the first call is not done; the error has its ``task_id`` and its
                 ``result``. Nothing is published.
         """
-        # What is given on is given by name: so other base classes take it.
+        # Passed on by name, so that other base classes accept it.
         named = {"producer": producer, "link": link, "link_error": link_error, "shadow": shadow}
         options.update({name: value for name, value in named.items() if value is not None})
         call_id, headers, call_key = self._addressed(

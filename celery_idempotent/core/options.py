@@ -517,7 +517,7 @@ def _close_matches(name: str, known: Iterable[str], cutoff: float) -> list[str]:
 
 
 def _hint(name: str, options: Collection[str], known: Collection[str], start: str = PREFIX) -> str:
-    # Without what they begin with, which makes any two of them look alike.
+    # Without their common beginning, which makes any two of them look alike.
     names = {it.removeprefix(start): it for it in sorted(known)}
     suffixes = names if name.startswith(start) else names.values()
     close = _close_matches(name.removeprefix(start), suffixes, 0.6)

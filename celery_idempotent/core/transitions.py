@@ -147,7 +147,7 @@ def _claim_latest(it: _Asked, queued: Reservation | None) -> tuple[ClaimVerdict,
     others_ms = 0 if queued is None or is_own else queued.since_ms
     runs_ms = 0 if record is None else record.came_ms
     is_first = not ask.came_ms
-    # A run that takes over from its own does not become newer than what has waited since.
+    # A call that takes over its own run keeps its place: calls that waited since are newer.
     came_ms = (runs_ms if mine else 0) or ask.came_ms or (0 if slip is None else slip.came_ms)
     if not came_ms:
         # Later than every known call, also within one millisecond, and if the clock goes back.
@@ -217,7 +217,7 @@ def _with_slip(it: _Asked) -> tuple[ClaimVerdict, Write | None]:
     verdict, write = _decide(it)
     ttl_ms = it.ask.horizon_ms
     if it.slip is not None and it.slip_left_ms < ttl_ms and it.is_copy:
-        # Where one copy has come, its own copies may follow.
+        # More copies may come after this one.
         if write is None:
             write = Write(None, slip=it.slip, slip_ttl_ms=ttl_ms)
         elif write.slip_ttl_ms == KEEP_TTL:  # else it is written for that long, or deleted
@@ -751,7 +751,7 @@ def renew(
         return Recorded(held.token), Write(record._replace(until_ms=until_ms), KEEP_TTL)
     unknown = record.state is State.UNKNOWN
     if unknown and slip is not None and (slip.answered or now_us // 1000 < slip.sending_ms):
-        # A copy has answered the call, or is about to: known for as long as its run lives.
+        # A copy has answered the call, or is about to: the slip is kept as long as the run lives.
         return Recorded(held.token, True), Write(None, slip=slip, slip_ttl_ms=keep_ms)
     return Recorded(held.token), None
 

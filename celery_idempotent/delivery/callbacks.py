@@ -198,7 +198,7 @@ def leaving_no_cycle(tracer: Any) -> Any:
     """Wrap a worker's tracer: what a delivery raised is freed when it returns.
 
     Otherwise its frame holds the exception, whose traceback holds the frame, and both hold what
-    Celery made of the traceback: hundreds of kB since Python 3.11, and hundreds of deliveries before
+    Celery made of the traceback: hundreds of kB since Python 3.11, for hundreds of deliveries until
     garbage is collected. All handlers have seen the traceback by then.
     """
 

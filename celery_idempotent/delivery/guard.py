@@ -74,7 +74,7 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
     Raises:
         Retry: the message is requeued, and waits for its key.
-        Ignore: nothing is to be told of this delivery.
+        Ignore: nothing is stored for this delivery.
         IdempotencyError: the call is refused.
     """
     if delivery.waits.to not in (None, delivery.request.hostname):
@@ -89,8 +89,8 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
                 prepare(delivery, *delivery.waits.resumes)
             verdict = claim.claim(_PATIENCE_S)
             if isinstance(verdict, Busy) and _says_that_it_waits(delivery, verdict, began):
-                # Meanwhile a copy of the message may have answered the call: then RETRY was stored
-                # over that answer, and this delivery stores it again.
+                # Meanwhile a copy of the message may have answered the call. Then RETRY was stored
+                # over that answer, and this delivery stores the answer again.
                 began = time.perf_counter()
                 verdict = claim.claim(_PATIENCE_S)
         except (StoreUnavailable, RecordTooNew) as exc:
@@ -181,8 +181,8 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
         show_duplicate(delivery, record)
     kept = record.state in (SUCCEEDED, FAILED)
     if not verdict.mine and kept:
-        # The record answers each copy, or the slip that the claim left; only what hangs on this one
-        # is to be written down.
+        # Copies are answered from the record, or from the slip that the claim left. What is left to
+        # write down is that this message's callbacks have gone out.
         if claimant.callbacks:
             leave_answer(delivery, in_record=True)
     elif not verdict.mine or (verdict.from_slip and claimant.callbacks):
@@ -194,7 +194,7 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
     """Wait for the run that has the key, or refuse, as ``idempotency_on_running`` says.
 
     Args:
-        stale: whether so long ago that it need not be so any more.
+        stale: whether the verdict is so old that it may not hold any more.
     """
     record, waits, options = verdict.record, delivery.waits, delivery.options
     if delivery.eager:
@@ -247,7 +247,7 @@ def _drop(delivery: Delivery, record: Record) -> None:
     """End a call as revoked, with its reason; where that can't be stored, it has to wait instead.
 
     Raises:
-        Ignore: it is done.
+        Ignore: the call has ended as revoked.
     """
     reason = f"dropped: {delivery.name} is being run by task {record.owner_id}"
     if not say_revoked(delivery.task, delivery.request, reason):
@@ -308,14 +308,14 @@ def _store_away(
     task, request = delivery.task, delivery.request
     policy = delivery.options.on_store_error
     if policy == "run" and isinstance(exc, RecordTooNew):
-        policy = "retry"  # there is a record: running could be the second time
+        policy = "retry"  # there is a record: the body may have run already
     if delivery.eager and policy == "retry":
         policy = "raise"
     copy = (delivery.redelivered or delivery.waits.redelivery) and not delivery.eager
-    # The store can't say it, but the result backend may: the call has its answer.
+    # The store can't say whether the call has its answer, but the result backend may.
     answered = not delivery.eager and is_answered(task, request)
     if answered or (policy == "raise" and copy):
-        policy = "retry"  # or its own run may be alive: a failure would be told over it
+        policy = "retry"  # its own run may be alive, and a failure be stored over its end
     action = "wait" if policy == "retry" else policy
     delivery.telling.tell("store away", reason=str(exc), action=action)
     if policy == "raise":
@@ -337,9 +337,9 @@ def _store_away(
 def _run_open(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the body without a claim.
 
-    Where a copy has answered the call by its end, that answer stays. Else its own end is the
-    answer, of which the store is told as soon as it is back: no leftover copy runs then. The store
-    does not get the outcome: no other call may have that of a run that was not accepted.
+    If a copy has answered the call by then, that answer stays. Otherwise the body's own end is the
+    answer: the store is told so as soon as it is back, and no leftover copy runs. The outcome is
+    not stored, since no other call may get the outcome of a run that was not accepted.
     """
     task, request = delivery.task, delivery.request
 

@@ -51,7 +51,7 @@ def origin_of(app: Any, delivery_info: Mapping[str, Any] | None, delays_natively
     for queue in app.amqp.queues.consume_from.values():
         kind = _kind_of(queue, exchange, key)
         if kind is not None:
-            # Several may have got a copy. Whichever is meant here, each copy is put back once.
+            # Several queues may have got a copy. Whichever this one is, each copy is put back once.
             break
     else:
         return _AS_CELERY
@@ -63,7 +63,7 @@ def origin_of(app: Any, delivery_info: Mapping[str, Any] | None, delays_natively
         return Origin({"declare": [queue.exchange]}, is_fanned_out=True, reaches_all=True)
     if delays_natively and kind == "topic":
         return Origin({"queue": queue})
-    # It is there, and only whoever consumes it knows how it was declared.
+    # The queue exists, and only its consumers know how it was declared.
     nowhere = _entity.Exchange("", type="direct")
     named = _entity.Queue(queue.name, nowhere, queue.name, no_declare=True)
     return Origin({"queue": named, "exchange": "", "routing_key": queue.name}, is_fanned_out)

@@ -170,7 +170,7 @@ def begin_anew(attempt: Attempt, exc: NotCommitted | StoppedAtCheckpoint) -> Any
     if getattr(exc, "sure", True):
         attempt.told.end(Ending(State.RELEASED, answers=False), exc)
     if delivery.eager:
-        # Not the same: the body that has made this call would take it for its own.
+        # Not the same error: the body that made this eager call would take it for its own.
         raise StoreUnavailable(str(exc)) from exc
     wait_as_copy(delivery, None)
 
@@ -219,10 +219,11 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
     if record.is_done and not delivery.claimant.callbacks:
         terms = delivery.claimant.terms
         if record.state is State.RELEASED or terms.ttl_ms < terms.horizon_ms:
-            # It answers its own call only, or not for long: without a slip, our copies would run.
+            # The record answers its own call only, or not for long: without a slip, copies of this
+            # message would run.
             leave_answer(delivery, outcome=record.outcome)
         return replay(delivery.task.backend, record.outcome, delivery.name)
-    # With callbacks the note has to be asked: a copy of the message may have sent them.
+    # With callbacks, the slip has to be read first: a copy of the message may have sent them.
     if delivery.eager:
         raise IdempotencyInProgress(f"{delivery.name} was taken over by {record.owner_id}")
     return wait(delivery, record)
@@ -256,7 +257,7 @@ def leave_answer(
     ignored = told and not outcome and not in_record
 
     def write(sent: bool) -> None:
-        # Not sent: what hangs on it is still to be sent, by the next copy.
+        # If they were not sent, the next copy sends what hangs on the call.
         slip = message._replace(answered=sent or ignored, succeeded=in_record, outcome=outcome)
         write_slip(claimant, slip, at_once=at_once)
 

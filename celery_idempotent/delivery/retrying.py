@@ -102,7 +102,7 @@ class RetryingTask(TypedTask[P, R]):
             if not any(map(options.get, _ROUTING)):
                 natively = environment_of(self.app).whole_seconds
                 origin = origin_of(self.app, request.delivery_info, natively)
-                # An attempt is for every worker that got the last one: whose queue this is may die.
+                # Each worker that got the last attempt gets the next one: one of them may be gone.
                 if origin.reaches_all or not origin.is_fanned_out:
                     options.update(origin.route)
         same = super().signature_from_request(request, args, kwargs, **options)

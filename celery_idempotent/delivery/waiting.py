@@ -152,7 +152,7 @@ def _requeue(
     task, request, environment = delivery.task, delivery.request, delivery.environment
     origin = origin_of(task.app, request.delivery_info, environment.whole_seconds)
     if waits.redelivery and origin.is_fanned_out:
-        delay = until  # nobody waits for it: it is there for the case that the run dies
+        delay = until  # nobody waits for this copy: it is needed only if the run dies
     delay = pause_of(environment, delivery.options.ttl, delivery.waits.count, until, delay)
     signature = put_back(task, request, delivery.call_key, waits, delay, origin)
     original = waits.awaited[0] if waits.awaited else None
@@ -191,7 +191,7 @@ def say_started(task: Any, request: Any) -> None:
 
     Celery's tracer would store it before that, over the answer that a call may have.
     """
-    # By the class: for the tracer the task itself says no.
+    # Read from the class: to the tracer, the task itself says no.
     if request.is_eager or not type(task).track_started or ignores_result(task, request):
         return
     meta = {"pid": os.getpid(), "hostname": request.hostname}
@@ -323,7 +323,7 @@ def put_back(
     headers[OWN] = own_header(request.id, call_key, waits)
     options: dict[str, Any] = {"expires": None} if waits.redelivery else {}
     options.update(origin.route)
-    # What its sender wants to be shown of its arguments, which may hide some.
+    # How its sender wants its arguments to be shown: it may hide some.
     shown = {name: request.__dict__.get(name) for name in ("argsrepr", "kwargsrepr")}
     options.update((name, text) for name, text in shown.items() if text is not None)
     try:
@@ -382,7 +382,7 @@ def _publish(task: Any, signature: Any, body: Body | None) -> None:
                 options = {**signature.options, "producer": SameBody(producer, body)}
                 publish_again(task, signature.args, signature.kwargs, **options)
     except EncodeError:
-        # It came by another serializer than the task's own, which only our parent process tells.
+        # It came by another serializer than the task's own; only the worker's parent knows which.
         content = task.app.conf.accept_content
         names = {_registry.type_to_name.get(name, name) for name in content}
         for serializer in sorted(names - {task.serializer}):

@@ -257,7 +257,7 @@ class DjangoRows(Rows[Any]):
             "state": str(record.state),
             "owner_id": _owner_id(record)[:255],
             "token": record.token,
-            # By chance: a row that was deleted and made anew must never look as it did before.
+            # Random, so that a row that was deleted and made anew never looks as it did before.
             "stamp": int.from_bytes(os.urandom(8), "big") >> 1,
             "record": record.pack(),
             "expires_ms": expires_ms,
@@ -306,7 +306,7 @@ class DjangoRows(Rows[Any]):
         rows = self._live(at, start)
         total = rows.count()
         if total > most:
-            # Stamps are numbers by chance, below that.
+            # Stamps are random numbers below 2**63.
             rows = rows.filter(stamp__lt=(most << 63) // total)
         keys = list(rows.values_list("record_key", flat=True))
         return Sample(keys, total if total > most else len(keys))
@@ -316,7 +316,7 @@ class DjangoRows(Rows[Any]):
         return list(rows.values_list("record_key", flat=True))
 
     def held_keys(self, at: Any, start: str) -> list[str]:
-        # Without an index: each run would have to write into it.
+        # There is no index for this: each run would have to write to it.
         rows = self._live(at, start).filter(state__in=_HELD)
         return list(rows.values_list("record_key", flat=True))
 

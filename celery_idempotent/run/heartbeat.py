@@ -60,7 +60,7 @@ class Heartbeat:
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        # Weak: a lease that nobody holds any more, however its run was cut off, is not renewed.
+        # Weak: a lease that nobody holds any more is not renewed, however its run was cut off.
         self._leases: dict[int, ref[Lease]] = {}
         self._jobs: dict[int, _Job] = {}
         self._wake = threading.Event()
@@ -68,7 +68,7 @@ class Heartbeat:
         self._next_turn = 0.0
         # The stores whose leases were added since the last look.
         self._used: set[Store] = set()
-        # When the next turn of each of them is, and when the first is that is to come soon.
+        # When each of them is tended next, and when the first one is due that has to come soon.
         self._turns: WeakKeyDictionary[Store, float] = WeakKeyDictionary()
         self._tends_at = _NEVER
         self._shortest = _NEVER
@@ -213,7 +213,7 @@ class Heartbeat:
                         self.remove(lease)  # before on_lost, which may look
                     lease.take(answer, now, aside=True)
                 except StoreError as exc:
-                    pause = lease.third  # what can't be read now can't be read at once after it
+                    pause = lease.third  # a record that can't be read now stays so for a while
                     if isinstance(exc, StoreUnavailable):
                         # Soon again: what is left of the lease is the time there is.
                         pause = min(_RETRY_S * 2, lease.lease_ms / 10_000)
@@ -254,7 +254,7 @@ class Heartbeat:
             except StoreUnavailable as exc:
                 if now < job.until:
                     job.at = time.monotonic() + job.pause
-                    # What is optional must not keep the leases waiting for a store that hangs.
+                    # An optional job must not delay the leases while the store hangs.
                     most = _RETRY_MAX_S if job.must else _RETRY_MAX_S * 12
                     job.pause = min(job.pause * 2, most)
                     if not job.must:

@@ -148,11 +148,11 @@ class Journal:
         self._sending = threading.Lock()
         # Runs that began since the last turn, and are under way.
         self._running: dict[int, Running] = {}
-        # What is to be listed as under way, and is to be listed no more.
+        # Runs to be listed as under way, and runs to be taken off that list.
         self._begun: deque[tuple[str, int]] = deque(maxlen=_BOUND)
         self._ended: deque[tuple[str, int]] = deque(maxlen=_BOUND)
         self._waiting: deque[UnsentEntry] = deque()
-        # What is being sent, or was not accepted the last time; each with its number.
+        # Entries that are being sent, or were not accepted the last time; each with its number.
         self._taken: list[tuple[int, UnsentEntry]] = []
         self._numbers = itertools.count()
         self._dropped = 0
@@ -250,7 +250,7 @@ class Journal:
                 log.debug("entries could not be added to the journal", exc_info=True)
             self._expected = 0.0
             if self._waiting or self._running:
-                # It came after the last look, and relied on this turn.
+                # Something came after the last look, and relied on this turn.
                 self._expect(monotonic())
 
     def _take(self) -> None:

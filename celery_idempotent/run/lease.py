@@ -70,7 +70,7 @@ class Lease:
         self.answered = False
         #: The record that replaced its own, once that is known.
         self.lost: Record | None = None
-        # Whether it was renewed too late once, so that somebody may have found it over.
+        # Whether it was once renewed too late, so that somebody may have taken over.
         self._ran_out = False
 
     @property

@@ -217,7 +217,7 @@ class Run:
         else:
             ttl_ms = terms.horizon_ms if state is RELEASED else terms.keep_ms
             if self.lease.record.has_steps and not terms.frees:
-                # The next call of the window goes on behind the steps that are finished.
+                # The next call within the window goes on after the finished steps.
                 ttl_ms = max(ttl_ms, terms.ttl_ms)
         if delivery:
             delay_ms = terms.lease_ms
@@ -235,7 +235,7 @@ class Run:
             held.interruptions,
             held.owner,
             held.process if kept else b"",
-            b"",  # a nonce is of a claim
+            b"",  # only a claim has a nonce
             held.fingerprint,
             label,
             b"" if state is RUNNING else ending.outcome,

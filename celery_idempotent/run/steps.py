@@ -58,10 +58,10 @@ class Steps:
         self._run = run
         self._stops = stops
         self._codec = codec
-        # Held where names, orders and the body's transaction are shared, and not while a step runs.
+        # Guards names, orders and the body's transaction; it is not held while a step runs.
         self._lock = threading.Lock()
         self._steps: dict[str, Step] = {}
-        # The order of the step that came last, which another thread may still be recording.
+        # The order that was given out last; another thread may still be recording that step.
         self._given = -1
         self._asked: set[str] = set()
         #: The names of steps that earlier runs have finished.

@@ -108,7 +108,7 @@ class ToldRun:
         self._began = monotonic()
         #: Whether its end was told.
         self.is_over = False
-        telling.journal.begin(self)  # which keeps that only of a run that is not a short one
+        telling.journal.begin(self)  # a short run gets no entry for its beginning
         if observers.observers or observers.outcomes.isEnabledFor(logging.DEBUG):
             telling.observe("claimed", trace=None, **self._claim())
 
@@ -128,7 +128,7 @@ class ToldRun:
             exc: what its body raised.
         """
         telling, journal, state = self._telling, self._telling.journal, ending.state
-        # A run that ends without an end was cut off.
+        # A run that is still RUNNING at its end was cut off.
         what = "interrupted" if state is RUNNING else _WORDS[state]
         heard, details, at = _is_heard(what), self._details(), monotonic()
         details["took"] = at - self._began

@@ -202,7 +202,7 @@ class Listener:
         self.is_told = False
         with self._lock:
             for post in self._posts.values():
-                # What it told and nobody read is lost: look.
+                # What it told and nobody has read is lost: look at each key.
                 if post.is_followed:
                     post.is_followed, post.look_at = False, 0.0
             self._left = []
@@ -216,7 +216,7 @@ class Listener:
             told = {post.key for post in due if post.is_told}
             for post in due:
                 post.is_told = False
-                post.look_at = now + _AGAIN_S  # unless it is seen
+                post.look_at = now + _AGAIN_S  # unless this look succeeds
         seen = False
         for start in range(0, len(due), _PAGE):
             posts = due[start : start + _PAGE]

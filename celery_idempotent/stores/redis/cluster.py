@@ -191,9 +191,9 @@ class ClusterWire:
                 elif isinstance(moved, AskError):
                     node, asking = (moved.host or node[0], moved.port), True
                 elif moved is None or isinstance(moved, TryAgainError):
-                    raise  # its replicas are late, or the slot is neither here nor there
+                    raise  # its replicas are late, or the slot's keys are on two nodes now
                 else:
-                    # It may be gone, and a replica be the master: the others know.
+                    # It may be gone, and a replica be the master now: the other nodes know.
                     before = node
                     self._try_to_look_up(node)
                     node = self._owner(slot)

@@ -63,7 +63,7 @@ def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
             pool = _sentinel_pool(url, kwargs, sentinel_options)
         else:
             pool = redis.ConnectionPool.from_url(_for_redis_py(url), **kwargs)
-        # Connects to nothing, but is where redis-py looks at what it was given.
+        # This connects to nothing: it makes redis-py check its arguments.
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError, redis.RedisError) as exc:
         raise ConfigurationError(
@@ -78,7 +78,7 @@ def _split(url: str) -> tuple[SplitResult, int]:
         parts = urlsplit(url)
         is_path = parts.scheme.lower() in ("redis+socket", "unix")
         database = 0 if is_path else int(parts.path.strip("/") or 0)
-        parts.port  # noqa: B018  it is looked at when it is asked for
+        parts.port  # noqa: B018  raises the error of a port that is no number
     except ValueError:
         # Not chained: what could not be read as a number may be a part of the password.
         raise ConfigurationError(
@@ -122,7 +122,7 @@ def _sentinel_pool(
         "db": database,
         **kwargs,
     }
-    # Without retries, too: a client left to itself waits for seconds in front of a dead Sentinel.
+    # No retries here either: by default, a client waits for a dead Sentinel for seconds.
     timeouts = {name: kwargs[name] for name in (*_TIMEOUTS, "retry")}
     sentinel = sentinels.Sentinel(
         [(part.hostname or "localhost", part.port or 26379) for part in parts],

@@ -61,6 +61,6 @@ def _runs_of(journal: str) -> str:
 
 
 def _just_before(place: str) -> str:
-    # Servers before version 6.2 have no word for it.
+    # Servers before version 6.2 know no exclusive bounds.
     at, _, number = place.partition("-")
     return f"{at}-{int(number) - 1}" if int(number) else f"{int(at) - 1}-{_LAST}"

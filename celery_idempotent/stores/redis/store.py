@@ -308,7 +308,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             seen += len(names)
             keys += [key for key in names if key.startswith(f"{prefix}:{{") and key[-1] == "}"]
             if len(keys) >= most and not is_last:
-                # The server gives its keys in the order of their hashes: that is by lot.
+                # The server returns its keys in the order of their hashes, which is at random.
                 share = len(keys) / seen
                 return [Sample(keys, round(share * int(self._wire.command("DBSIZE"))))]
         return [Sample(keys, len(keys))]

@@ -126,7 +126,7 @@ def pack_command(parts: Sequence[Argument]) -> bytes:
             packed: bytes = _hiredis_pack(tuple(parts))
             return packed
         except UnicodeEncodeError:
-            pass  # half a surrogate pair, which only the way below can write
+            pass  # half a surrogate pair, which only the code below can write
     pieces: list[int | bytes] = []
     for part in parts:
         if isinstance(part, str):
@@ -178,7 +178,7 @@ class Wire:
         connect: makes a new (not yet connected) connection.
         where: the server's URL, without passwords, for messages.
         patience_ms: for how long an answer is waited for.
-        most: how many connections there are at once; who needs one more waits for it.
+        most: how many connections there are at once; whoever needs one more waits for it.
     """
 
     def __init__(
@@ -196,14 +196,14 @@ class Wire:
         self._ahead_ms: float | None = None
         #: Whether the server is away.
         self.outage = Outage(f"the store at {where}")
-        # Those that nobody uses, with when they were given back: the last one is used first.
+        # Idle connections, and when each was given back; the last one is used first.
         self._idle: deque[tuple[Connection, float]] = deque()
-        # All that there are. One that its user lost to an exception leaves it by itself.
+        # All connections. One whose user was cut off by an exception leaves the set by itself.
         self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
-        # Those who wait for a connection; who is first gets the next one.
+        # Those who wait for a connection, in their order.
         self._waiting: deque[_Turn] = deque()
         self._lock = threading.Lock()
-        # Whether a timer is going to close what nobody needs: there is one while there are many.
+        # Whether a timer runs that closes connections which nobody needs.
         self._trims = False
         self._pid = os.getpid()
 
@@ -459,9 +459,9 @@ class Wire:
         return answers, is_replica
 
     def _trim_later(self) -> None:
-        """Have what nobody needs closed after a while, whether anything happens until then or not.
+        """Close connections that nobody needs after a while, even if nothing else happens.
 
-        A timer does it, for as long as there are more than are kept: no thread stands by.
+        A timer does it, for as long as there are more than are kept.
         """
         if self._trims or len(self._made) <= _KEPT:
             return
@@ -538,7 +538,7 @@ class Wire:
         turn = _Turn()
         self._waiting.append(turn)
         try:
-            self._hand_on()  # one may have been given back before anybody saw that somebody waits
+            self._hand_on()  # one may have been given back before this turn was in the queue
             came = turn.comes.wait(max(0.0, until - time.monotonic()))
             connection, turn.connection = turn.connection, None
         finally:

@@ -74,7 +74,7 @@ class Engines:
             )
         self._pid = os.getpid()
         self._engines: dict[str, Engine] = {}
-        # Connects to nothing, but is where SQLAlchemy looks at what it was given.
+        # This connects to nothing: it makes SQLAlchemy check its arguments.
         self._engine("own")
 
     @property
@@ -156,7 +156,7 @@ def _seconds(timeout: Any) -> float:
 
 
 def _pool(own: bool, timeout_s: float) -> dict[str, Any]:
-    # How many sessions are open is bounded by how many tasks a process runs.
+    # A process opens no more sessions than it runs tasks.
     overflow = 10 if own else -1
     return {
         "pool_size": 5,

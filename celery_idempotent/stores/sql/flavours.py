@@ -69,7 +69,7 @@ _MYSQL: Final = {
     1146: Trouble.NO_TABLES,
     1054: Trouble.NO_TABLES,
 }
-# By their words: Python 3.10 doesn't tell SQLite's codes.
+# By their texts: Python 3.10 does not give SQLite's error codes.
 _SQLITE: Final = {
     "database is locked": Trouble.LOCKED,
     "database table is locked": Trouble.LOCKED,

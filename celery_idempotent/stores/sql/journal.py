@@ -31,7 +31,7 @@ class SqlJournals:
         def work(connection: Connection) -> None:
             added = [{"journal_key": key, "at_ms": at_ms, "event": event} for event in events]
             connection.execute(insert(table).values(added))
-            # By chance: so the whole number of deletions does not grow with the processes.
+            # At random, so that there are no more deletions with more processes.
             if random.random() * most * _SLACK < len(events):
                 _cut(connection, key, most)
 

@@ -235,7 +235,9 @@ class SqlRows(Rows[Connection]):
         except DBAPIError as exc:
             if exc.connection_invalidated:
                 raise
-            at.exec_driver_sql("ROLLBACK TO SAVEPOINT told")  # this user may not: they look
+            at.exec_driver_sql(
+                "ROLLBACK TO SAVEPOINT told"
+            )  # this user may not: those who wait look by themselves
 
     def is_locked(self, at: Connection, exc: Exception) -> bool:
         return isinstance(exc, DBAPIError) and trouble_of(exc) is Trouble.LOCKED
@@ -268,7 +270,7 @@ class SqlRows(Rows[Connection]):
         live = self._live(at, start)
         total = at.scalar(select(func.count()).select_from(records).where(live)) or 0
         if total > most:
-            # Stamps are numbers by chance, below that.
+            # Stamps are random numbers below 2**63.
             live &= records.c.stamp < (most << 63) // total
         keys = list(at.scalars(select(records.c.record_key).where(live)))
         return Sample(keys, total if total > most else len(keys))
@@ -283,7 +285,7 @@ class SqlRows(Rows[Connection]):
         return list(at.scalars(select(records.c.record_key).where(wanted)))
 
     def held_keys(self, at: Connection, start: str) -> list[str]:
-        # Without an index: each run would have to write into it.
+        # There is no index for this: each run would have to write to it.
         wanted = records.c.state.in_(_HELD) & self._live(at, start)
         return list(at.scalars(select(records.c.record_key).where(wanted)))
 

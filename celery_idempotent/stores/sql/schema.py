@@ -70,7 +70,7 @@ records = Table(
 #: What needs a person. Not a parameter: with one, a database doesn't use the index below.
 is_unknown = records.c.state == literal_column("'unknown'")
 
-# Where a database can, it has an entry for these few alone, and ordinary runs write none.
+# Where the database has partial indexes, only unknown records have an entry: others write none.
 Index(
     "ix_idempotency_records_unknown",
     records.c.state,

@@ -84,7 +84,7 @@ class SqlTransaction:
             self._root = self._connection.begin()
             self.session.connection()
         except BaseException as exc:
-            # Whether the step was committed or not, so was what was written before it.
+            # What was written before the step was committed with it, or rolled back with it.
             self._undo(exc)
             raise
         return answer
