@@ -25,6 +25,7 @@ from celery_idempotent.core.verdicts import (
     Mismatch,
     Note,
     Recorded,
+    Renewal,
     Replay,
     Reserve,
     Reserved,
@@ -714,20 +715,15 @@ def _answered_since(held: Record, slip: Slip | None) -> Lost | None:
 
 
 def renew(
-    record: Record | None,
-    held: Record,
-    lease_ms: int,
-    keep_ms: int,
-    now_us: int,
-    *,
-    slip: Slip | None = None,
+    record: Record | None, one: Renewal, now_us: int, *, slip: Slip | None = None
 ) -> tuple[Recorded | Lost, Write | None]:
     """Prolong the lease of a run, or the delivery lease of a finished one, by ``held.token``.
 
     Args:
         slip: the slip of the run's owner.
     """
-    until_ms = now_us // 1000 + lease_ms
+    held, keep_ms = one.held, one.keep_ms
+    until_ms = now_us // 1000 + one.lease_ms
     holds_no_key = record is None or record.token != held.token
     if slip is not None and slip.released and slip.token == held.token and holds_no_key:
         # The run has released its key: its lease is in the slip.
@@ -757,20 +753,14 @@ def renew(
 
 
 def step(
-    record: Record | None,
-    held: Record,
-    lease_ms: int,
-    keep_ms: int,
-    now_us: int,
-    *,
-    slip: Slip | None = None,
+    record: Record | None, one: Renewal, now_us: int, *, slip: Slip | None = None
 ) -> tuple[Recorded | Lost, Write | None]:
     """Accept a step of a run that holds its key; this prolongs its lease, too.
 
     Args:
         slip: the slip of the run's owner.
     """
-    until_ms = now_us // 1000 + lease_ms
+    held = one.held
     if record is None:
         lost = _answered_since(held, slip)
         if lost is not None:
@@ -779,13 +769,13 @@ def step(
     elif record.token != held.token:
         return Lost(record), None
     if record.state in (State.RUNNING, State.COMPENSATING):
-        record = record._replace(until_ms=until_ms)
+        record = record._replace(until_ms=now_us // 1000 + one.lease_ms)
     elif record.state is State.UNKNOWN:
         # It still waits to be resolved, and expires no later than before.
         return Recorded(held.token), Write(record._replace(has_steps=True), KEEP_TTL)
     else:
         return Lost(record), None
-    return Recorded(held.token), Write(record._replace(has_steps=True), keep_ms)
+    return Recorded(held.token), Write(record._replace(has_steps=True), one.keep_ms)
 
 
 def note(

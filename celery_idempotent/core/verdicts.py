@@ -27,6 +27,7 @@ __all__ = [
     "Mismatch",
     "Note",
     "Recorded",
+    "Renewal",
     "Replay",
     "Reserve",
     "Reserved",
@@ -272,6 +273,17 @@ class Settle(NamedTuple):
     def keeps_lease(self) -> bool:
         """Whether the key is held on, for callbacks or for a compensation."""
         return self.delay_ms > 0 and self.record.state not in (State.RETRYING, State.RUNNING)
+
+
+class Renewal(NamedTuple):
+    """One lease to prolong: the record as its holder knows it, and for how long."""
+
+    key: str
+    held: Record
+    lease_ms: int
+    keep_ms: int
+    #: The key of the owner's slip, which is asked where there is no record; empty: none is kept.
+    slip_key: str = ""
 
 
 class Note(NamedTuple):

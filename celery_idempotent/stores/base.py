@@ -34,6 +34,7 @@ from celery_idempotent.core.verdicts import (
     Lost,
     Note,
     Recorded,
+    Renewal,
     Reserve,
     Reserved,
     Resolve,
@@ -64,17 +65,6 @@ T = TypeVar("T")
 
 #: So many records are read at once where all are gone through.
 _BATCH: Final = 1000
-
-
-class Renewal(NamedTuple):
-    """One lease to prolong: the record as its holder knows it, and for how long."""
-
-    key: str
-    held: Record
-    lease_ms: int
-    keep_ms: int
-    #: The key of the owner's slip, which is asked where there is no record; empty: none is kept.
-    slip_key: str = ""
 
 
 class NotCommitted(StoreUnavailable):

@@ -428,9 +428,7 @@ class DecidingStore(Store, Generic[C]):
     def _renew_one(self, at: C, one: Renewal) -> Recorded | Lost | StoreError:
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             record = row.held(one.held.token)
-            return transitions.renew(
-                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
-            )
+            return transitions.renew(record, one, row.now_us, slip=row.slip)
 
         def work() -> Recorded | Lost:
             return self._change(at, one.key, decide, slip_key=one.slip_key, hasty=True)[0]
@@ -449,9 +447,7 @@ class DecidingStore(Store, Generic[C]):
 
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             record = row.held(one.held.token)
-            return transitions.step(
-                record, one.held, one.lease_ms, one.keep_ms, row.now_us, slip=row.slip
-            )
+            return transitions.step(record, one, row.now_us, slip=row.slip)
 
         answer, row = self._change(at, one.key, decide, slip_key=one.slip_key)
         if isinstance(answer, Recorded):

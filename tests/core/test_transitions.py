@@ -19,6 +19,7 @@ from celery_idempotent.core.verdicts import (
     Mismatch,
     Note,
     Recorded,
+    Renewal,
     Replay,
     Resolve,
     Settle,
@@ -294,7 +295,7 @@ class TestTheRest:
     ) -> None:
         """By its token, a run prolongs its lease; nothing else of the record changes."""
         # When
-        verdict, write = transitions.renew(record, held, lease_ms, keep_ms, NOW_US)
+        verdict, write = transitions.renew(record, Renewal("k", held, lease_ms, keep_ms), NOW_US)
         # Then
         assert isinstance(verdict, Recorded) is (record.token == held.token)
         if write is not None:
