@@ -214,7 +214,9 @@ class IdempotentTask(RetryingTask[P, R]):
             named: whether its caller chose its id.
         """
         setup = self._setup()
-        if call_key is None or setup is None or not setup.reserves or _is_again(options):
+        # What goes on with a call that was delivered reserves no key.
+        again = goes_on(options.get("retries"), options.get("replaced_task_nesting"))
+        if call_key is None or setup is None or not setup.reserves or again:
             return publish()
         attaches = not named and not any(map(options.get, _COMPOSED))
         return publish_reserved(
@@ -519,11 +521,6 @@ _EXPECTED = (IdempotencyInProgress, IdempotencyKeyMismatch)
 
 #: With any of these a call is a part of something else, which needs its message.
 _COMPOSED = ("link", "link_error", "chain", "chord", "group_id")
-
-
-def _is_again(options: Mapping[str, Any]) -> bool:
-    """Whether a call goes on with one that was delivered: it reserves no key."""
-    return goes_on(options.get("retries"), options.get("replaced_task_nesting"))
 
 
 #: What begins with ``idempotency_`` on a task, and is no option.

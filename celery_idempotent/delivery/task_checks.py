@@ -28,17 +28,14 @@ def check_class(cls: type, ours: type, name: str) -> None:
     where = f"task {name!r}"
     _check_body(cls, where)
     _check_calls(cls, ours, where)
-    owner = next((it for it in cls.__mro__ if not isinstance(_strategy_of(it), str)), None)
+    strategies = ((it, vars(it).get("Strategy", "")) for it in cls.__mro__)
+    owner = next((it for it, strategy in strategies if not isinstance(strategy, str)), None)
     if owner is not None:
         raise ConfigurationError(
             f"{where}: {owner.__name__} takes the messages from the worker by itself (it has a "
             "Strategy), and they would not be deduplicated: take it out of the bases; a task that "
             "works on batches of messages can't be idempotent for each of them"
         )
-
-
-def _strategy_of(klass: type) -> Any:
-    return vars(klass).get("Strategy", "")
 
 
 def _check_body(cls: type, where: str) -> None:

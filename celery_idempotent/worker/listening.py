@@ -8,7 +8,7 @@ import selectors
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -262,14 +262,12 @@ class Listener:
         assert self._pipe is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._pipe[0], selectors.EVENT_READ)
-            for socket in self._sockets():
-                selector.register(socket, selectors.EVENT_READ)
+            if self._subscription is not None:
+                for socket in self._subscription.sockets():
+                    selector.register(socket, selectors.EVENT_READ)
             selector.select(pause)
         with suppress(OSError):
             os.read(self._pipe[0], 4096)
-
-    def _sockets(self) -> Sequence[int]:
-        return [] if self._subscription is None else self._subscription.sockets()
 
     def _heard(self) -> list[str]:
         if self._subscription is None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from celery.utils.log import get_logger
 
-from celery_idempotent.core.message import MAX_DEATHS, digest_of, read_request
+from celery_idempotent.core.message import MAX_DEATHS, WaitState, digest_of, read_request
 from celery_idempotent.core.record import HELD, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.delivery.waiting import is_answered
@@ -125,15 +125,12 @@ def message_of(context: Any) -> tuple[Owner, Slip]:
         context: Celery's request of it.
     """
     own, owner, retries, deaths, has_callbacks = read_request(context)
-    waits = None if own is None else own[1]
-    digests = b""
-    if has_callbacks:
-        digests = (waits and waits.callbacks) or digest_of(context)
+    waits = WaitState() if own is None else own[1]
     return owner, Slip(
-        deaths=min(deaths + (waits.deaths if waits else 0), MAX_DEATHS),
+        deaths=min(waits.deaths + deaths, MAX_DEATHS),
         retries=retries,
-        publication=waits.publication.encode() if waits else b"",
-        digests=digests,
+        publication=waits.publication.encode(),
+        digests=(waits.callbacks or digest_of(context)) if has_callbacks else b"",
     )
 
 

@@ -222,7 +222,7 @@ RESERVED: list[Mutant] = [
     _python(
         "what goes on with a delivered call reserves nothing",
         "task.py",
-        "or not setup.reserves or _is_again(options):",
+        "or not setup.reserves or again:",
         "or not setup.reserves:",
     ),
     _python(

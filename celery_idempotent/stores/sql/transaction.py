@@ -132,7 +132,8 @@ class SqlTransaction:
 
     def _undo(self, exc: BaseException) -> None:
         self.rollback()
-        if isinstance(exc, StoreUnavailable) or _is_passing(exc):
+        passes = isinstance(exc, SQLAlchemyError) and trouble_of(exc) in _PASSING
+        if passes or isinstance(exc, StoreUnavailable):
             raise NotCommitted(f"what the run wrote was rolled back: {exc}") from exc
 
     def _close(self) -> None:
@@ -168,7 +169,3 @@ class SqlTransaction:
             return row
 
         return read_back(key, event, look)
-
-
-def _is_passing(exc: BaseException) -> bool:
-    return isinstance(exc, SQLAlchemyError) and trouble_of(exc) in _PASSING
