@@ -303,11 +303,7 @@ class Rows(ABC, Generic[C]):
 
         By default all are returned.
         """
-        keys: list[str] = []
-        after = ""
-        while page := self.page(at, start, after, _PAGE):
-            keys += page
-            after = page[-1]
+        keys = list(itertools.chain.from_iterable(self._pages(at, start)))
         return Sample(keys, len(keys))
 
     def unknown_keys(self, at: C, start: str) -> list[str]:
@@ -326,14 +322,18 @@ class Rows(ABC, Generic[C]):
 
     def _in_states(self, at: C, start: str, states: Collection[State]) -> list[str]:
         found: list[str] = []
-        after = ""
-        while page := self.page(at, start, after, _PAGE):
+        for page in self._pages(at, start):
             for key, row in zip(page, self.read_many(at, page), strict=True):
                 record = row.readable
                 if record is not None and record.state in states:
                     found.append(key)
-            after = page[-1]
         return found
+
+    def _pages(self, at: C, start: str) -> Iterator[list[str]]:
+        after = ""
+        while page := self.page(at, start, after, _PAGE):
+            yield page
+            after = page[-1]
 
 
 class DecidingStore(Store, Generic[C]):
