@@ -289,7 +289,7 @@ def seconds_of(item: pytest.Item) -> float:
         return 5.0
     # The contract of the stores is written in classes, and its tests are short on each database.
     is_short = item.get_closest_marker("unit") or getattr(item, "cls", None)
-    return 0.1 if is_short else 1.0
+    return 0.01 if is_short else 1.0
 
 
 @pytest.hookimpl(trylast=True)

@@ -206,6 +206,7 @@ def test_two_commands_for_who_finds_the_key_free(app: Celery) -> None:
     assert asked == ["claim", "claim", "claim", "settle"]
 
 
+@pytest.mark.long(8)
 def test_schedules_lose_no_newest_call() -> None:
     """Whatever is killed, lost or refused: the last call runs after it was made, all are answered.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +58,7 @@ def told(reply: Reply) -> dict[str, Any]:
     return {"status": reply.status, "fields": fields, "body": reply.body, "whole": reply.is_whole}
 
 
+@pytest.mark.long(8)
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(REPLIES, st.data())
 def test_all_adapters_keep_the_same_of_an_answer(reply: Reply, data: st.DataObject) -> None:

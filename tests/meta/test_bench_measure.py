@@ -139,6 +139,7 @@ def test_who_came_closest_is_measured_again_until_it_is_the_same(
     assert min(row.ratios["first"] for row in rows.values()) == 1.1
 
 
+@pytest.mark.long(4)
 def test_each_mode_stops_a_duplicate_at_the_enqueue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours and each peer's, while the first call is queued and while it runs."""
     # Given peers that were measured before, on a server that is gone

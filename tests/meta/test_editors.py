@@ -54,6 +54,7 @@ def completed(source: str) -> set[str]:
     return {found.name for found in script.complete() if not found.name.startswith("_")}
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize(
     ("source", "wanted"),
     [

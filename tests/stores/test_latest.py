@@ -159,6 +159,7 @@ def _slip_key(owner: bytes) -> str:
     return "" if known is None else known.slip_key(KEY)
 
 
+@pytest.mark.long(3)
 def test_the_newest_call_is_never_lost() -> None:
     """Never two at once, all answered, and the call that came last runs after it was made."""
     runs = calls = 0

@@ -189,6 +189,7 @@ def worker(shop: Path) -> Iterator[Path]:
 
 
 @pytest.mark.system
+@pytest.mark.long(15)
 def test_a_worker_and_the_commands_use_it(shop: Path) -> None:
     """A duplicate gets the first call's result, commands find the record, and doctor looks."""
     # Given

@@ -126,6 +126,7 @@ def shop(rabbit_broker: RabbitBroker, redis_server: RedisServer, tmp_path: Path)
     rabbit_broker.close()
 
 
+@pytest.mark.long(10)
 def test_a_thousand_orders_are_made_and_charged_once_each(shop: Shop) -> None:
     """Through retries, cut connections, two killed workers and a killed web server."""
     # Given

@@ -57,6 +57,7 @@ def places(own_server: RedisServer, tmp_path: Path) -> list[str]:
     return [own_server.url(5), f"sqlite:///{tmp_path / 'records.db'}", own_server.url(6)]
 
 
+@pytest.mark.long(15)
 def test_a_store_is_moved_under_traffic(
     make_redis_system: MakeSystem,
     places: list[str],

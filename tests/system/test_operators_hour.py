@@ -96,6 +96,7 @@ class Watched:
         return done, asked
 
 
+@pytest.mark.long(30)
 def test_an_operators_hour(
     make_redis_system: MakeSystem,
     store: RedisServer,

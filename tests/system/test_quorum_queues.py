@@ -86,6 +86,7 @@ def sent_twice(system: System) -> Iterator[None]:
     signals.before_task_publish.disconnect(again)
 
 
+@pytest.mark.long(15)
 def test_ten_turns_of_waiting(quorum_system: Callable[..., System]) -> None:
     """A duplicate and the call's own copy wait ten times each; the copy takes over, both are run.
 
