@@ -75,6 +75,11 @@ def _freeing_keys(revoke: Callable[..., Any]) -> Callable[..., Any]:
     return revoke_and_free
 
 
+def _can_end(pool: Any) -> bool:
+    """Whether a pool ends single jobs; one of processes has the function in itself."""
+    return getattr(pool.terminate_job, "__func__", None) is not BasePool.terminate_job
+
+
 def _began(request: Any) -> float:
     began: float | None = request.time_start
     return began or math.inf
@@ -256,7 +261,7 @@ class IdempotentRequest(Request):
         if self.time_start:
             if self._stands() in (Standing.ANSWERED, Standing.TOLD):
                 self._say_no_more()
-            elif type(pool).terminate_job is not BasePool.terminate_job:
+            elif _can_end(pool):
                 self._keep_answer(None)
         return super().terminate(pool, *args, **kwargs)
 

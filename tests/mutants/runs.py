@@ -127,14 +127,14 @@ _PARENTS = [
     Mutant(
         "parent: a revoke is kept before the run is ended",
         "worker/request.py",
-        "elif type(pool).terminate_job is not BasePool.terminate_job:",
+        "elif _can_end(pool):",
         "elif False:",
         (("tests/worker/test_lost_children.py", "-k", "a_revoke"),),
     ),
     Mutant(
         "parent: a revoke is kept only where the run can be ended",
         "worker/request.py",
-        "elif type(pool).terminate_job is not BasePool.terminate_job:",
+        "elif _can_end(pool):",
         "else:",
         (("tests/worker/test_lost_children.py", "-k", "a_revoke"),),
     ),

@@ -522,18 +522,22 @@ def test_a_body_that_leaves_its_process_comes_again(
     assert status in str(app.backend.get_result(TASK_ID))
 
 
-def test_a_revoke_that_ends_a_run_is_kept(app: Celery, ended: Any) -> None:
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_a_revoke_that_ends_a_run_is_kept(app: Celery, ended: Any, by_itself: bool) -> None:
     """A worker that has not heard of the revoke runs no copy of the message."""
     # Given
     run(ended, OWN, CHILD)
     kept: list[Slip | None] = []
 
-    class Ending(BasePool):
-        def terminate_job(self, *_: object) -> None:
-            kept.append(slip_of(ended))
+    def end(*_: object) -> None:
+        kept.append(slip_of(ended))
 
+    pool = type("Ending", (BasePool,), {"terminate_job": end})()
+    if by_itself:  # as Celery's pool of processes
+        pool = BasePool()
+        pool.terminate_job = end
     # When
-    ended.terminate(Ending())
+    ended.terminate(pool)
     # Then already when its process gets the signal: that frees the key
     kept.append(slip_of(ended))
     for slip in kept:
