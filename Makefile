@@ -24,10 +24,10 @@ demo: $(STAMP)-demo ## Plain Celery and IdempotentTask side by side, under fault
 	@$(BIN)/python -m examples.demo $(ARGS)
 
 test: $(STAMP)-test ## Every test; ARGS="-k chord" goes to pytest, JOBS=0 runs one at a time
-	@$(BIN)/python -m pytest -n $(or $(JOBS),6) $(SPREAD) --durations=30 $(ARGS)
+	@$(BIN)/python -m pytest -n $(or $(JOBS),8) $(SPREAD) --durations=30 $(ARGS)
 
 test-unit: $(STAMP)-test ## The tests that need no worker, no broker and no server of databases
-	@$(BIN)/python -m pytest -m unit -n $(or $(JOBS),2) $(SPREAD) $(ARGS)
+	@$(BIN)/python -m pytest -m unit -n $(or $(JOBS),3) $(SPREAD) $(ARGS)
 
 ecosystem: $(STAMP)-venv ## Beside other packages, each group in an environment of its own; ALL=1 K=sentry
 	@$(BIN)/python -m tests.ecosystem $(if $(ALL),--all) $(if $(K),-k $(K)) $(ARGS)
