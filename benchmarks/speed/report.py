@@ -140,8 +140,21 @@ def joined(folder: Path, part: Section, said: str) -> tuple[Section, str]:
     rows = f"Rows {numbers[0]} to {numbers[-1]}: "
     goals = [_goal(one) for one in last["goals"] if one["number"] not in numbers]
     goals = sorted([*goals, *part.goals], key=lambda goal: goal.number)
-    before = [line for line in last["conditions"].split("\n\n") if not line.startswith(rows)]
-    return Section(goals, {**last["tables"], **part.tables}), "\n\n".join([*before, rows + said])
+    lines = [*last["conditions"].split("\n\n"), rows + said]
+    there = {goal.number for goal in goals}
+    return Section(goals, {**last["tables"], **part.tables}), "\n\n".join(_still_true(lines, there))
+
+
+def _still_true(lines: Sequence[str], numbers: set[str]) -> list[str]:
+    """Return which of these lines say with what some row was measured; later ones hold first."""
+    kept, unsaid = [], set(numbers)
+    for line in reversed(lines):
+        named = re.match(r"Rows (\w+) to (\w+): ", line)
+        rows = {it for it in unsaid if not named or named[1] <= it <= named[2]}
+        if rows:
+            kept.append(line)
+            unsaid -= rows
+    return kept[::-1]
 
 
 def _goal(kept: dict[str, Any]) -> Goal:

@@ -120,6 +120,10 @@ def test_a_part_that_is_kept_takes_the_place_of_its_rows(
         whole, rows = kept["conditions"].split("\n\n")
         assert whole.startswith("Measured on")
         assert rows.startswith("Rows 7d to 7d: Measured on")
+    # Once nothing is left of the whole run, it is not named.
+    result, results = _run(monkeypatch, tmp_path, Section([HOLDS]), "--only", "guard", "--write")
+    lines = json.loads(results.read_text())["conditions"].split("\n\n")
+    assert [line[:15] for line in lines] == ["Rows 7d to 7d: ", "Rows 1a to 1a: "]
 
 
 def test_a_goal_that_fails_is_said_on_the_page(tmp_path: Path) -> None:
