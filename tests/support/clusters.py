@@ -50,7 +50,9 @@ class Cluster:
     @staticmethod
     def _is_ok(server: RedisServer, nodes: int) -> bool:
         found: bytes = tell(server, "CLUSTER", "INFO")
-        return b"cluster_state:ok" in found and b"cluster_known_nodes:%d" % nodes in found
+        # A node that does not know yet who has some slots is "ok", as it need not know of all.
+        wanted = ("state:ok", f"known_nodes:{nodes}", f"slots_assigned:{_SLOTS}")
+        return all(f"cluster_{it}\r\n".encode() in found for it in wanted)
 
     def owner_of(self, key: str) -> tuple[RedisServer, int]:
         """The server that has a key's slot, and the slot."""
