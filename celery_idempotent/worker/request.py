@@ -352,7 +352,8 @@ class IdempotentRequest(Request):
 
     def _stands_as_copy(self) -> Standing:
         try:
-            return standing_of_copy(self)
+            is_revoked = self.id in revoked_tasks or _has_revoked_stamp(self)
+            return standing_of_copy(self, goes_on=not is_revoked)
         except Exception as problem:
             log.warning("could not ask whether task %s is being run: %s", self.id, problem)
             return Standing.HOLDS

@@ -84,11 +84,12 @@ def _is_left_alone(store: Store) -> bool:
     return time.monotonic() - store.failed_at < LEFT_ALONE_S
 
 
-def standing_of_copy(request: Any) -> Standing:
+def standing_of_copy(request: Any, *, goes_on: bool = False) -> Standing:
     """Ask the store what a message is to its call that no process has begun, and nobody wants.
 
     Args:
         request: an :class:`.IdempotentRequest`.
+        goes_on: whether a run that was cut off goes on: its message has only expired since then.
 
     Returns:
         ``COPIED``: a run of its call is under way, or a delivery answers it; ``ANSWERED``: its call
@@ -108,9 +109,12 @@ def standing_of_copy(request: Any) -> Standing:
         return Standing.HOLDS  # it was forgotten
     mine = record if record is not None and record.owner == owner.pack() else None
     is_copy = mine is not None and message.retries <= mine.retries
-    if is_copy and mine is not None and mine.state in HELD and now_ms < mine.until_ms:
+    told = _is_told(slip, message)
+    is_held = mine is not None and mine.state in HELD
+    is_live = mine is not None and now_ms < mine.until_ms
+    if is_copy and is_held and (is_live or (goes_on and not told)):
         return Standing.COPIED
-    return Standing.ANSWERED if _is_told(slip, message) else Standing.HOLDS
+    return Standing.ANSWERED if told else Standing.HOLDS
 
 
 def _is_told(slip: Slip | None, message: Slip) -> bool:

@@ -160,6 +160,13 @@ _PARENTS = [
         (("tests/worker/test_lost_children.py", "-k", "is_discarded_only"),),
     ),
     Mutant(
+        "parent: what has begun in time goes on after a crash",
+        "worker/standing.py",
+        "(is_live or (goes_on and not told))",
+        "is_live",
+        (("tests/worker/test_lost_children.py", "-k", "begun_in_time"),),
+    ),
+    Mutant(
         "parent: a retry that is revoked is no copy",
         "worker/standing.py",
         "is_copy = mine is not None and message.retries <= mine.retries",

@@ -226,6 +226,17 @@ def test_a_copy_is_discarded_only_where_no_run_of_its_call_is_under_way(
     assert ended.fate == (["acknowledged"] if discarded else [])
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_call_that_has_begun_in_time_goes_on_after_a_crash(ended: Any, goes_on: bool) -> None:
+    """Its message has only expired since then: what it began is not left as it is."""
+    # Given
+    run(ended, OWN, CHILD)
+    ends(ended, "killed")
+    # When it is asked, then
+    standing = standing_of_copy(ended, goes_on=goes_on)
+    assert standing is (Standing.COPIED if goes_on else Standing.HOLDS)
+
+
 def test_a_later_attempt_of_a_running_call_is_no_copy(app: Celery, ended: Any) -> None:
     """The run has published it already: it is revoked like any other."""
     # Given
