@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -185,10 +184,9 @@ def _listen(store: Store, names: list[str]) -> None:
         return
     try:
         subscription.follow(names)
-        subscription.read()
         subscription.unfollow(names)
-        select.select(subscription.sockets(), (), (), _ANSWERS_WITHIN_S)
-        subscription.read()
+        # It is confirmed behind the answer to what came before it, which nobody waits for.
+        subscription.follow(names)
     finally:
         subscription.close()
 
@@ -310,8 +308,6 @@ def _command_of(refusal: Refusal) -> str:
     return f" ({found[1]})" if found else ""
 
 
-#: How long a server takes at most to answer a subscribed connection, in seconds.
-_ANSWERS_WITHIN_S: Final = 1.0
 _WAITS: Final = "Tasks wait for as long as that is so: none of them runs."
 _BLIND: Final = (
     "Tasks run, but lists, `why` and Flower show nothing, or not all, or calls that wait are "
