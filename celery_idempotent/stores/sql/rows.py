@@ -235,9 +235,8 @@ class SqlRows(Rows[Connection]):
         except DBAPIError as exc:
             if exc.connection_invalidated:
                 raise
-            at.exec_driver_sql(
-                "ROLLBACK TO SAVEPOINT told"
-            )  # this user may not: those who wait look by themselves
+            # This user may not: those who wait look by themselves.
+            at.exec_driver_sql("ROLLBACK TO SAVEPOINT told")
 
     def is_locked(self, at: Connection, exc: Exception) -> bool:
         return isinstance(exc, DBAPIError) and trouble_of(exc) is Trouble.LOCKED
