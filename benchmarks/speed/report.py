@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -137,20 +138,22 @@ def joined(folder: Path, part: Section, said: str) -> tuple[Section, str]:
     """Return the last results with some rows measured anew, and with what all was measured."""
     last = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     numbers = [goal.number for goal in part.goals]
-    rows = f"Rows {numbers[0]} to {numbers[-1]}: "
     goals = [_goal(one) for one in last["goals"] if one["number"] not in numbers]
     goals = sorted([*goals, *part.goals], key=lambda goal: goal.number)
-    lines = [*last["conditions"].split("\n\n"), rows + said]
-    there = {goal.number for goal in goals}
+    there = [goal.number for goal in goals]
+    # Rows of another part may stand between those of this one.
+    runs = [[*run] for is_new, run in groupby(there, key=lambda it: it in numbers) if is_new]
+    rows = ", ".join(f"{run[0]} to {run[-1]}" for run in runs)
+    lines = [*last["conditions"].split("\n\n"), f"Rows {rows}: {said}"]
     return Section(goals, {**last["tables"], **part.tables}), "\n\n".join(_still_true(lines, there))
 
 
-def _still_true(lines: Sequence[str], numbers: set[str]) -> list[str]:
+def _still_true(lines: Sequence[str], numbers: Iterable[str]) -> list[str]:
     """Return which of these lines say with what some row was measured; later ones hold first."""
     kept, unsaid = [], set(numbers)
     for line in reversed(lines):
-        named = re.match(r"Rows (\w+) to (\w+): ", line)
-        rows = {it for it in unsaid if not named or named[1] <= it <= named[2]}
+        named = re.findall(r"(\w+) to (\w+)", line.partition(": ")[0])
+        rows = {it for it in unsaid if not named or any(a <= it <= b for a, b in named)}
         if rows:
             kept.append(line)
             unsaid -= rows

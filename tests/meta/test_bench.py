@@ -124,6 +124,14 @@ def test_a_part_that_is_kept_takes_the_place_of_its_rows(
     result, results = _run(monkeypatch, tmp_path, Section([HOLDS]), "--only", "guard", "--write")
     lines = json.loads(results.read_text())["conditions"].split("\n\n")
     assert [line[:15] for line in lines] == ["Rows 7d to 7d: ", "Rows 1a to 1a: "]
+    # A part that stands on both sides of another's rows does not speak for those.
+    part = Section([HOLDS, Goal("8a", "on paper", 1.0)])
+    result, results = _run(monkeypatch, tmp_path, part, "--only", "guard", "--write")
+    lines = json.loads(results.read_text())["conditions"].split("\n\n")
+    assert [line.partition(": ")[0] for line in lines] == [
+        "Rows 7d to 7d",
+        "Rows 1a to 1a, 8a to 8a",
+    ]
 
 
 def test_a_goal_that_fails_is_said_on_the_page(tmp_path: Path) -> None:
