@@ -9,8 +9,6 @@ from celery.utils.time import maybe_iso8601, maybe_make_aware
 
 from celery_idempotent.core.options import LONGEST
 
-__all__ = ["ms_until"]
-
 _LONGEST_MS: Final = int(LONGEST * 1000)
 
 

@@ -36,15 +36,6 @@ from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import TaskSetup, environment_of
 from celery_idempotent.stores.base import Store
 
-__all__ = [
-    "id_of_call",
-    "new_header",
-    "publication",
-    "publish_reserved",
-    "use_idempotency_key",
-    "with_key",
-]
-
 log = get_logger("celery_idempotent")
 
 #: For how long a reservation is held that is not confirmed, in milliseconds.

@@ -59,8 +59,6 @@ if TYPE_CHECKING:
             """Set options of the call."""
 
 
-__all__ = ["IdempotentTask"]
-
 log = get_logger("celery_idempotent")
 
 

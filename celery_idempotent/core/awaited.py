@@ -7,8 +7,6 @@ from typing import Final, NamedTuple
 
 from celery_idempotent.core.record import Record, State
 
-__all__ = ["SHORTEST_POLL_S", "Outlook", "Stage", "outlook", "poll_s"]
-
 #: Where the ends of runs are not told: by which part of its duration the end of a run is noticed
 #: late at the most, and the shortest time between two looks, in seconds.
 _LATE_BY: Final = 0.1

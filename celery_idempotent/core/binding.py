@@ -4,8 +4,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["Binder"]
-
 _ABSENT: Any = object()
 _BY_POSITION = (
     inspect.Parameter.POSITIONAL_ONLY,

@@ -22,8 +22,6 @@ from uuid import UUID
 
 from celery_idempotent.errors import KeyDerivationError
 
-__all__ = ["MAX_DEPTH", "NoForm", "canonical", "quoted", "text_of", "texts_of", "visible"]
-
 #: Values nested deeper are refused, and so is a value that contains itself.
 MAX_DEPTH = 100
 

@@ -16,8 +16,6 @@ from typing import Final, NamedTuple
 
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["COMPRESS_OVER", "NOT_KEPT", "Kind", "Outcome"]
-
 #: Payloads over this many bytes are compressed, where that makes them smaller.
 COMPRESS_OVER: Final = 512
 #: A compressed payload is never unpacked to more than this: 256 MiB.

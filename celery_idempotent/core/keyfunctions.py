@@ -9,8 +9,6 @@ from celery_idempotent.core.templates import NoKey, Wrong
 from celery_idempotent.core.unfinished import kind_of
 from celery_idempotent.errors import KeyDerivationError
 
-__all__ = ["KeyFunction"]
-
 
 class KeyFunction:
     """A callable of the task's arguments, defaults applied, that returns a text or None.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from celery_idempotent.core.binding import Binder
-from celery_idempotent.core.canonical import NoForm, canonical, text_of, texts_of, visible
+from celery_idempotent.core.canonical import NoForm, text_of, texts_of, visible
 from celery_idempotent.core.keyfunctions import KeyFunction
 from celery_idempotent.core.templates import (
     Field,
@@ -22,16 +22,6 @@ from celery_idempotent.core.templates import (
     parse_template,
 )
 from celery_idempotent.errors import ConfigurationError, KeyDerivationError
-
-__all__ = [
-    "MESSAGE_ID",
-    "CallKey",
-    "KeyScheme",
-    "MessageId",
-    "canonical",
-    "identity_of",
-    "record_key",
-]
 
 #: Keys up to this length stay readable in Redis.
 MAX_READABLE = 100

@@ -22,26 +22,6 @@ from celery_idempotent.core.slip import DIGEST
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.errors import KeyDerivationError
 
-__all__ = [
-    "EXPLICIT",
-    "OWN",
-    "Arrival",
-    "WaitState",
-    "deaths_of",
-    "digest_of",
-    "explicit_key",
-    "goes_on",
-    "ours_in",
-    "own_header",
-    "own_of",
-    "owner_of",
-    "read_own",
-    "read_request",
-    "sent_with",
-    "without_deaths",
-    "without_explicit",
-]
-
 #: The header with an explicit key.
 EXPLICIT: Final = "idempotency-key"
 #: Our own header.

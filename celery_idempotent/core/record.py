@@ -25,24 +25,6 @@ from typing import Final, NamedTuple
 
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 
-__all__ = [
-    "COMPENSATING",
-    "FAILED",
-    "HELD",
-    "RELEASED",
-    "RETRYING",
-    "RUNNING",
-    "SUCCEEDED",
-    "UNKNOWN",
-    "VERSION",
-    "Label",
-    "Owner",
-    "Process",
-    "Record",
-    "State",
-    "still_given_up",
-]
-
 #: The version of the packed form. A reader refuses a higher one (a newer worker wrote it).
 VERSION: Final = 1
 

@@ -14,8 +14,6 @@ from typing import Final, NamedTuple
 from celery_idempotent.core.record import Owner
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["Reservation", "key_of_queued", "queued_key"]
-
 _QUEUED: Final = ":queued"
 _VERSION: Final = 1
 _CONFIRMED: Final = 1

@@ -17,8 +17,6 @@ from typing import Final, NamedTuple
 
 from celery_idempotent.core.record import Record, State
 
-__all__ = ["DIGEST", "NO_SLIP", "OLD_NOTE", "Slip"]
-
 _VERSION: Final = 1
 _ANSWERED: Final = 1
 _SUCCEEDED: Final = 2

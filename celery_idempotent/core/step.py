@@ -15,17 +15,6 @@ from typing import Final, NamedTuple
 from celery_idempotent.core.codec import NOT_KEPT
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = [
-    "CHECKPOINT",
-    "Cut",
-    "MAX_NAME",
-    "Step",
-    "StepState",
-    "cut",
-    "name_of",
-    "steps_of",
-]
-
 #: What a checkpoint's name begins with among the names of steps; no step's own name does.
 CHECKPOINT: Final = "@"
 #: How long the name of a step or of a loop may be, in characters.

@@ -15,17 +15,6 @@ from celery_idempotent.core.binding import Binder
 from celery_idempotent.core.canonical import NoForm, text_of
 from celery_idempotent.errors import ConfigurationError
 
-__all__ = [
-    "Wrong",
-    "Field",
-    "NoKey",
-    "Template",
-    "names_template",
-    "no_form",
-    "parse_names",
-    "parse_template",
-]
-
 _NUMBER = r"[-+]?(?:0[xX][0-9a-fA-F]+|(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?)"
 _WORD = r"(?i:null|none|true|false|[-+]?(?:inf|infinity|nan))"
 _BARE = re.compile(rf"(?!(?:{_NUMBER}|{_WORD})\Z)[A-Za-z0-9_.@+/-]+\Z")

@@ -37,24 +37,6 @@ from celery_idempotent.core.verdicts import (
     Write,
 )
 
-__all__ = [
-    "abandon",
-    "claim",
-    "confirm",
-    "end_lease",
-    "forget",
-    "note",
-    "put",
-    "renew",
-    "reserve",
-    "resolve",
-    "rewind",
-    "settle",
-    "step",
-    "unreserve",
-    "with_mark",
-]
-
 _COUNTS: Final = re.compile("([0-9A-Fa-f]+):([0-9]+)")
 #: How many calls whose runs were cut off a record names.
 _MOST_CUT_OFF: Final = 16

@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Awaitable
 from typing import Any
 
-__all__ = ["FINISHED", "is_awaitable", "kind_of"]
-
 #: The types of nearly every result: none of them has to be run or awaited.
 FINISHED = frozenset((type(None), bool, int, float, str, bytes, dict, list, tuple))
 

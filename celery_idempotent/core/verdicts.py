@@ -15,30 +15,6 @@ from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import NO_SLIP, Slip
 
-__all__ = [
-    "KEEP_TTL",
-    "NEVER_MS",
-    "UNKNOWN_TTL_MS",
-    "Busy",
-    "Claim",
-    "ClaimVerdict",
-    "Claimed",
-    "Lost",
-    "Mismatch",
-    "Note",
-    "Recorded",
-    "Renewal",
-    "Replay",
-    "Reserve",
-    "Reserved",
-    "Resolve",
-    "Settle",
-    "Superseded",
-    "Taken",
-    "Unknown",
-    "Write",
-]
-
 #: Leave the record's time to live as it is.
 KEEP_TTL: Final = -1
 #: An instant that no clock reaches, in milliseconds.

@@ -10,8 +10,6 @@ from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.telling import ToldRun
 
-__all__ = ["Attempt"]
-
 
 class Attempt:
     """One run of a key, for one delivery; to make it tells that it begins.

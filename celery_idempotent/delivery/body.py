@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 from kombu import serialization
 
-__all__ = ["Body", "Properties", "SameBody", "body_of", "keep_body"]
-
 # kombu has no types for these.
 _serialization: Any = serialization
 _registry: Any = _serialization.registry

@@ -16,20 +16,6 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.delivery.celery_events import Duplicate, mark, were_sent
 from celery_idempotent.delivery.delivery import Delivery
 
-__all__ = [
-    "AFTER_TRACE",
-    "AfterTrace",
-    "after_trace",
-    "duplicate_of",
-    "hand_over",
-    "leaving_no_cycle",
-    "send_tail",
-    "show_duplicate",
-    "silence",
-    "traced",
-    "with_ids",
-]
-
 log = get_logger("celery_idempotent")
 
 _LINKS: Final = UUID("6a1d7a3e-3b0c-4b86-9f0e-5f1f4b1d2c67")

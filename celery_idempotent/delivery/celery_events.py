@@ -17,19 +17,6 @@ from celery_idempotent.core.keys import record_key
 from celery_idempotent.core.message import read_own
 from celery_idempotent.settings import environment_of
 
-__all__ = [
-    "SHADOW_STATE",
-    "STATE",
-    "Dropped",
-    "Duplicate",
-    "MarkedRepr",
-    "follow_up",
-    "mark",
-    "name_key",
-    "say_whether_sent",
-    "were_sent",
-]
-
 log = get_logger("celery_idempotent")
 
 #: The state of a duplicate in whatever reads the events; the stored state is SUCCESS.

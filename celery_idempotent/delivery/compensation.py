@@ -19,8 +19,6 @@ from celery_idempotent.delivery.waiting import say_waiting, wait
 from celery_idempotent.errors import ClaimLost, ConfigurationError
 from celery_idempotent.run.claimant import Ending
 
-__all__ = ["compensate"]
-
 log = get_logger("celery_idempotent")
 
 _FIRST_PAUSE_S: Final = 2.0

@@ -32,8 +32,6 @@ from celery_idempotent.run.steps import Steps
 from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["Delivery", "RequestState", "identify", "ignores_result", "run_context", "state_of"]
-
 
 class RequestState:
     """What is kept on Celery's request of a delivery, in this process, from the guard on.

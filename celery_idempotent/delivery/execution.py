@@ -28,8 +28,6 @@ from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.claimant import Ending
 from celery_idempotent.stores.base import NotCommitted
 
-__all__ = ["execute", "is_under_way"]
-
 #: The tasks whose bodies this process runs under a claim, in whichever thread.
 _under_way: dict[Attempt, Any] = {}
 

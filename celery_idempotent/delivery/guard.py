@@ -61,8 +61,6 @@ from celery_idempotent.run.claim import ClaimAttempt
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.transaction import run_without_claim
 
-__all__ = ["guard"]
-
 log = get_logger("celery_idempotent")
 
 #: How long the store is asked again for a key while it does not answer.

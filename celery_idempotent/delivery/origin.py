@@ -8,8 +8,6 @@ from typing import Any, Final, NamedTuple
 
 from kombu import entity
 
-__all__ = ["Origin", "origin_of"]
-
 # kombu has no types for it.
 _entity: Any = entity
 

@@ -26,21 +26,6 @@ from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import write_slip
 from celery_idempotent.stores.base import NotCommitted
 
-__all__ = [
-    "SessionRefused",
-    "as_retried",
-    "begin_anew",
-    "ending_of",
-    "failed",
-    "final_state",
-    "leave_answer",
-    "leave_if_answered",
-    "leave_to_answer",
-    "lost",
-    "returned",
-    "unknown",
-]
-
 log = get_logger("celery_idempotent")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from celery_idempotent.core.step import cut
 from celery_idempotent.delivery.delivery import Delivery
 
-__all__ = ["prepare", "rewound_ttl_ms"]
-
 
 def rewound_ttl_ms(ttl_s: float, horizon_s: float) -> int:
     """Return for how long a record is kept that waits for its repair, in milliseconds."""

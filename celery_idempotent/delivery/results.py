@@ -19,8 +19,6 @@ from celery_idempotent.core.codec import NOT_KEPT, Kind, Outcome
 from celery_idempotent.core.unfinished import kind_of
 from celery_idempotent.errors import RecordCorrupt, ResultNotKept
 
-__all__ = ["Codec", "encode_failure", "encode_result", "replay"]
-
 # kombu has no types for these.
 _registry: Any = serialization.registry
 _safe_repr: Any = encoding.safe_repr

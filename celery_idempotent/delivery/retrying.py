@@ -45,8 +45,6 @@ else:
         __class_getitem__ = classmethod(GenericAlias)
 
 
-__all__ = ["P", "R", "RetryingTask"]
-
 log = get_logger("celery_idempotent")
 
 #: What says where a message goes.

@@ -27,8 +27,6 @@ from celery_idempotent.run.claimant import Ending
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.transaction import run_without_claim
 
-__all__ = ["run_in_shadow"]
-
 log = get_logger("celery_idempotent")
 
 _WHY = "idempotency_mode is 'shadow'"

@@ -13,8 +13,6 @@ from celery_idempotent.core.unfinished import is_awaitable, kind_of
 from celery_idempotent.delivery.delivery import state_of
 from celery_idempotent.errors import ConfigurationError
 
-__all__ = ["check_class", "refuse_unfinished", "watch_body"]
-
 
 def check_class(cls: type, ours: type, name: str) -> None:
     """Check that a worker's call of the task goes through the guard, and ends with its body.

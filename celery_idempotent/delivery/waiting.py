@@ -30,26 +30,6 @@ from celery_idempotent.delivery.origin import Origin, origin_of
 from celery_idempotent.errors import IdempotencyError, IdempotencyInProgress, StoreUnavailable
 from celery_idempotent.settings import Environment
 
-__all__ = [
-    "HELD",
-    "StartedLater",
-    "WithoutRetry",
-    "back_to_broker",
-    "broker_is_away",
-    "is_answered",
-    "is_said",
-    "pause_of",
-    "put_back",
-    "publish_again",
-    "say_retry",
-    "say_revoked",
-    "say_started",
-    "say_waiting",
-    "say_whether_held",
-    "wait",
-    "wait_as_copy",
-]
-
 log = get_logger("celery_idempotent")
 
 #: The first pause of a message that waits for the store, and of one that the worker holds.

@@ -26,11 +26,9 @@ from celery_idempotent.ops import records, resume, settle
 from celery_idempotent.ops.history import History, JournalEntry
 from celery_idempotent.ops.sentences import duration, in_its_queue, sentence, times
 from celery_idempotent.ops.unsettled import RUNBOOK
-from celery_idempotent.ops.views import HELD, LEASE_OVER
+from celery_idempotent.ops.views import HELD, LEASE_OVER, RecordDetail
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.deciding import LONGEST
-
-__all__ = ["MessageAdmin", "RecordAdmin"]
 
 #: How many events of a record are shown.
 _STORY: Final = 100
@@ -240,7 +238,7 @@ class RecordAdmin(_OnlyToRead):
 
     def _asked(
         self, request: Any, object_id: str, permission: str
-    ) -> tuple[Environment, records.RecordDetail]:
+    ) -> tuple[Environment, RecordDetail]:
         if not request.user.has_perm(f"celery_idempotent.{permission}"):
             raise PermissionDenied
         environment = _environment()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 
-__all__ = ["IdempotencyConfig"]
-
 
 class IdempotencyConfig(AppConfig):
     """``celery_idempotent.django`` in ``INSTALLED_APPS``."""

@@ -10,8 +10,6 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.http.edge import Edge
 from celery_idempotent.http.messages import Response
 
-__all__ = ["read_body"]
-
 
 def read_body(request: Any, edge: Edge) -> bytes | Response:
     """Return a request's body, or what answers one that is too long, or shorter than announced.

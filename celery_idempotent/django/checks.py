@@ -15,8 +15,6 @@ from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.boot import check_names
 
-__all__ = ["register_all"]
-
 _TAG = "celery_idempotent"
 
 

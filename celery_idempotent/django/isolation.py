@@ -11,8 +11,6 @@ from typing import Any
 
 from celery_idempotent.errors import ConfigurationError
 
-__all__ = ["check_isolation", "configured_level"]
-
 _FINE = ("read committed", "read uncommitted")
 
 

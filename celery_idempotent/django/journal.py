@@ -9,8 +9,6 @@ from celery_idempotent.django import models
 from celery_idempotent.django.rows import DjangoRows
 from celery_idempotent.stores.journal import StoredEvent
 
-__all__ = ["DjangoJournals"]
-
 
 class DjangoJournals:
     """A :class:`~celery_idempotent.stores.journal.JournalStore` on the ORM."""

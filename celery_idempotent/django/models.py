@@ -6,8 +6,6 @@ from django.db import models
 
 from celery_idempotent.stores.deciding import LONGEST
 
-__all__ = ["Event", "Message", "Note", "Record", "Step"]
-
 
 class Record(models.Model):
     """The record of one key. Only the store writes it; pages and queries may read it."""

@@ -8,8 +8,6 @@ from celery import current_app
 
 from celery_idempotent.errors import ConfigurationError
 
-__all__ = ["celery_app"]
-
 
 def celery_app() -> Any:
     """Return the project's Celery app.

@@ -31,8 +31,6 @@ from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.deciding import Row, Rows, fit
 from celery_idempotent.stores.notifications import NOTIFY
 
-__all__ = ["DjangoRows", "is_cut", "is_passing", "migrate_command", "unavailable"]
-
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 3

@@ -18,8 +18,6 @@ from celery_idempotent.stores.deciding import DecidingStore
 from celery_idempotent.stores.journal import JournalStore
 from celery_idempotent.stores.notifications import PostgresSubscription
 
-__all__ = ["DjangoStore"]
-
 
 class DjangoStore(DjangoJournals, DecidingStore[Any]):
     """A :class:`~celery_idempotent.stores.base.Store` on one of the project's databases.

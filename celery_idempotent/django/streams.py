@@ -13,8 +13,6 @@ from celery_idempotent.http.answer import Answer, Passing
 from celery_idempotent.http.hangups import despite_hang_up
 from celery_idempotent.http.messages import Response
 
-__all__ = ["pass_on", "take", "take_async"]
-
 
 def take(answer: Answer, response: Any) -> Response | None:
     """Take a response and record it; take a stream up to the size that is kept.

@@ -8,13 +8,11 @@ from typing import Any
 from django.db import Error, connections, transaction
 
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.verdicts import Lost, Recorded, Settle
+from celery_idempotent.core.verdicts import Lost, Recorded, Renewal, Settle
 from celery_idempotent.django.rows import DjangoRows, is_cut, is_passing, unavailable
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
-from celery_idempotent.stores.base import NotCommitted, Renewal
+from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.stores.deciding import DecidingStore, Row, read_back
-
-__all__ = ["DjangoTransaction"]
 
 log = logging.getLogger("celery_idempotent")
 

@@ -14,8 +14,6 @@ from typing import Final
 from celery_idempotent.http.edge import HeldRequest
 from celery_idempotent.http.messages import Response, is_open_ended
 
-__all__ = ["DRAIN_S", "Answer", "Passing"]
-
 #: How long a response is still made after its client hung up, in seconds.
 DRAIN_S: Final = 30.0
 

@@ -15,8 +15,6 @@ from celery_idempotent.http.hangups import detached
 from celery_idempotent.http.messages import Request, Response
 from celery_idempotent.http.middleware import Middleware
 
-__all__ = ["IdempotencyASGIMiddleware"]
-
 log = logging.getLogger("celery_idempotent")
 
 T = TypeVar("T")

@@ -54,8 +54,6 @@ from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.stores.outage import Outage
 
-__all__ = ["Edge", "HeldRequest", "keeps_by_default"]
-
 log = logging.getLogger("celery_idempotent")
 
 #: No user's task has a name like this.

@@ -11,8 +11,6 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-__all__ = ["MAX_KEY", "BadField", "read_field"]
-
 #: A longer key is refused.
 MAX_KEY: Final = 255
 

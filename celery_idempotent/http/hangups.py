@@ -7,8 +7,6 @@ import logging
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-__all__ = ["despite_hang_up", "detached"]
-
 log = logging.getLogger("celery_idempotent")
 
 T = TypeVar("T")

@@ -12,8 +12,6 @@ from typing import Final
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["NO_BODY", "Request", "Response", "header", "is_open_ended", "pack", "unpack"]
-
 #: These fields belong to one connection or one moment. Set-Cookie belongs to one session, which may
 #: be over when the response is replayed; Idempotency-Replayed comes from another service here.
 _NOT_KEPT: Final = frozenset(

@@ -9,8 +9,6 @@ from celery_idempotent.http.edge import Edge, keeps_by_default
 from celery_idempotent.http.messages import Response
 from celery_idempotent.run.context import RunContext
 
-__all__ = ["Middleware"]
-
 App = TypeVar("App")
 #: The server's description of a request: the scope, or the environ.
 Known = TypeVar("Known", bound=MutableMapping[str, Any])

@@ -7,8 +7,6 @@ from typing import Any
 
 from celery_idempotent.http.messages import Response, header
 
-__all__ = ["Problems"]
-
 
 class Problems:
     """Makes the edge's own responses. Programs read ``code``; ``type`` is always the same.

@@ -12,8 +12,6 @@ from celery_idempotent.http.edge import Edge, HeldRequest
 from celery_idempotent.http.messages import Request, Response
 from celery_idempotent.http.middleware import Middleware
 
-__all__ = ["IdempotencyWSGIMiddleware"]
-
 Environ = dict[str, Any]
 StartResponse = Callable[..., Callable[[bytes], object]]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]

@@ -15,8 +15,6 @@ from celery_idempotent.ops import panel
 from celery_idempotent.ops.doctor import ERROR, HINT, WARNING, Finding, examine
 from celery_idempotent.settings import environment_of
 
-__all__ = ["CheckUpStep"]
-
 log = get_logger("celery_idempotent")
 
 #: How long a worker's start waits for the checks: a server that hangs must not hang it.

@@ -15,8 +15,6 @@ from celery_idempotent.ops.views import Filter, RecordView, parse_name
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import StoredEvent, journal_key
 
-__all__ = ["History", "JournalEntry", "newest_first", "when"]
-
 _PAGE: Final = 1000
 #: So many records are read at once while a list is made of the journal.
 _BATCH: Final = 200

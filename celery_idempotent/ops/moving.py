@@ -14,8 +14,6 @@ from celery_idempotent.errors import IdempotencyError, StoreError, StoreUnavaila
 from celery_idempotent.ops.views import parse_name
 from celery_idempotent.stores.base import Store, quoted
 
-__all__ = ["Imported", "export_records", "import_records"]
-
 _BATCH = 500
 
 

@@ -10,8 +10,6 @@ from kombu import serialization
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt
 
-__all__ = ["MAX_SHOWN", "kind_of", "text_of"]
-
 #: So many characters of a result are shown.
 MAX_SHOWN: Final = 2000
 

@@ -6,8 +6,6 @@ from typing import Any
 
 from celery.worker.control import Panel
 
-__all__ = ["register"]
-
 
 def register() -> None:
     """Have the commands known, in a worker or to whoever asks workers."""

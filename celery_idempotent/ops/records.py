@@ -18,7 +18,6 @@ from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.ops.outcomes import text_of
 from celery_idempotent.ops.views import (
     QUEUED,
-    STATES,
     UNREADABLE,
     Filter,
     QueuedCall,
@@ -31,28 +30,6 @@ from celery_idempotent.ops.views import (
     view_of_queued,
 )
 from celery_idempotent.stores.base import ReservedPage, Store, quoted
-
-__all__ = [
-    "QUEUED",
-    "SAMPLED",
-    "STATES",
-    "UNREADABLE",
-    "Filter",
-    "QueuedCall",
-    "RecordDetail",
-    "RecordView",
-    "Stats",
-    "StepView",
-    "batches",
-    "count",
-    "find",
-    "forget",
-    "parse_name",
-    "queued_call",
-    "read",
-    "read_named",
-    "show",
-]
 
 #: So many records are looked at to say how many there are of which kind.
 SAMPLED: Final = 10_000

@@ -18,8 +18,6 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.worker.waiters import Waiter, waiting_messages
 
-__all__ = ["claims", "forget", "holdings", "waiting"]
-
 log = get_logger("celery_idempotent")
 
 #: A claim as young as that may have been made since the command was sent.

@@ -8,8 +8,6 @@ from typing import Final
 from celery_idempotent.ops.history import JournalEntry, when
 from celery_idempotent.ops.views import QueuedCall
 
-__all__ = ["duration", "in_its_queue", "sentence", "times"]
-
 
 def sentence(told: JournalEntry) -> str:
     """Say what an event means for the call that it is about."""

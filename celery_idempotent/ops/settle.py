@@ -21,16 +21,6 @@ from celery_idempotent.ops.views import QUEUED, RecordView, parse_name
 from celery_idempotent.publishing import publication
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = [
-    "NotUnknown",
-    "forget",
-    "has_compensations",
-    "publish",
-    "read_result",
-    "refuse_what_is_known",
-    "resolve",
-]
-
 _HOW: Final = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.RELEASED: "to be rerun"}
 
 

@@ -16,8 +16,6 @@ from celery_idempotent.ops.records import read
 from celery_idempotent.ops.views import Filter, RecordView
 from celery_idempotent.settings import Environment
 
-__all__ = ["RUNBOOK", "Unsettled", "advice", "cut_off", "unsettled"]
-
 #: The page that says what to do.
 RUNBOOK: Final = "docs/unknown-outcomes.rst"
 

@@ -15,25 +15,6 @@ from celery_idempotent.core.record import Label, Owner, Process, Record, State
 from celery_idempotent.errors import StoreError
 from celery_idempotent.ops.outcomes import kind_of
 
-__all__ = [
-    "HELD",
-    "LEASE_OVER",
-    "LISTED",
-    "OVERDUE",
-    "QUEUED",
-    "STATES",
-    "UNREADABLE",
-    "Filter",
-    "QueuedCall",
-    "RecordDetail",
-    "RecordView",
-    "Stats",
-    "StepView",
-    "parse_name",
-    "view_of",
-    "view_of_queued",
-]
-
 #: The state that is shown for a record which cannot be read.
 UNREADABLE: Final = "unreadable"
 #: The state that is shown for a key that has no record: it is reserved for a call in its queue.

@@ -8,13 +8,11 @@ from typing import Any, Final
 
 from celery_idempotent.ops.history import History, JournalEntry, when
 from celery_idempotent.ops.lookup import look_up
-from celery_idempotent.ops.records import QUEUED, batches, queued_call
+from celery_idempotent.ops.records import batches, queued_call
 from celery_idempotent.ops.sentences import in_its_queue, sentence, times
 from celery_idempotent.ops.unsettled import advice, cut_off
-from celery_idempotent.ops.views import Filter, RecordView, parse_name, view_of
+from celery_idempotent.ops.views import QUEUED, Filter, RecordView, parse_name, view_of
 from celery_idempotent.settings import Environment
-
-__all__ = ["Account", "why", "why_queued"]
 
 #: What says how a call ended; the rest is what happened on the way.
 _DECIDES: Final = frozenset(

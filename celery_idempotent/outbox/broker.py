@@ -16,8 +16,6 @@ from kombu.exceptions import OperationalError
 
 from celery_idempotent.outbox.message import PendingCall
 
-__all__ = ["Broker", "BrokerAway", "NoAnswer"]
-
 #: Seconds. The relay holds a transaction open while it waits for the broker.
 _ANSWER_S: Final = 10
 _CONNECT_S: Final = 4

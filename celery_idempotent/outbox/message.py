@@ -19,8 +19,6 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.publishing import id_of_call, new_header, with_key
 from celery_idempotent.task import IdempotentTask
 
-__all__ = ["LONGEST_ID", "PendingCall"]
-
 #: The longest task id, in characters.
 LONGEST_ID: Final = 255
 

@@ -10,8 +10,6 @@ from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.rows import flavour_for
 from celery_idempotent.outbox.schema import outbox
 
-__all__ = ["publish"]
-
 try:
     from sqlalchemy import Insert, insert
     from sqlalchemy.dialects import mysql, postgresql, sqlite

@@ -14,8 +14,6 @@ from celery_idempotent.outbox.broker import Broker, BrokerAway, NoAnswer
 from celery_idempotent.outbox.message import PendingCall
 from celery_idempotent.outbox.waiting import Backlog, Batch, DatabaseAway, Failure, Outbox
 
-__all__ = ["OutboxRelay"]
-
 log = get_logger("celery_idempotent")
 
 _FIRST_PAUSE_S: Final = 0.5

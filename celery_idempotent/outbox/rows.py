@@ -19,8 +19,6 @@ from celery_idempotent.stores.sql.files import open_only_what_is_there
 from celery_idempotent.stores.sql.flavours import Flavour, Trouble, flavour_of, hint_of, trouble_of
 from celery_idempotent.stores.urls import mask_url
 
-__all__ = ["Relay", "SqlOutbox", "backlog", "engine_of", "flavour_for"]
-
 try:
     from sqlalchemy import (
         URL,

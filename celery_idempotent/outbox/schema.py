@@ -6,8 +6,6 @@ from celery_idempotent.errors import missing_extra
 from celery_idempotent.outbox.message import LONGEST_ID
 from celery_idempotent.stores.sql.schema import create_missing
 
-__all__ = ["create_schema", "metadata", "outbox"]
-
 try:
     from sqlalchemy import (
         BigInteger,

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 from celery_idempotent.errors import ConfigurationError
 
-__all__ = ["LONGEST_ERROR", "Alone", "Backlog", "Batch", "DatabaseAway", "Failure", "Outbox"]
-
 #: How much of an error's text is kept with a row, in characters.
 LONGEST_ERROR: Final = 2000
 

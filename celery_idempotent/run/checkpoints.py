@@ -10,8 +10,6 @@ from celery_idempotent.core.step import MAX_NAME
 from celery_idempotent.errors import StoppedAtCheckpoint
 from celery_idempotent.run.steps import Steps
 
-__all__ = ["checkpoint", "resume"]
-
 T = TypeVar("T")
 
 

@@ -17,8 +17,6 @@ from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
 
-__all__ = ["ClaimAttempt", "claim_key"]
-
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 0.4
 

@@ -11,8 +11,6 @@ from celery_idempotent.core.slip import NO_SLIP, Slip
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.stores.base import Store
 
-__all__ = ["Claimant", "Ending", "Terms"]
-
 
 @dataclass(slots=True)
 class Terms:

@@ -26,8 +26,6 @@ from celery_idempotent.observers import OncePerSecond
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.base import Store
 
-__all__ = ["Heartbeat", "heartbeat"]
-
 log = logging.getLogger("celery_idempotent")
 _renewal_lines: Final = OncePerSecond()
 

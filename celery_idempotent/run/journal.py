@@ -33,8 +33,6 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import ListedRuns
 
-__all__ = ["Journal", "Running", "Subject", "UnsentEntry"]
-
 log = logging.getLogger("celery_idempotent")
 
 #: For what is neither text nor a number: it makes an encoder for each call.

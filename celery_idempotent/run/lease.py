@@ -9,11 +9,9 @@ from collections.abc import Callable
 from typing import Final
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.verdicts import Lost, Recorded
+from celery_idempotent.core.verdicts import Lost, Recorded, Renewal
 from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import Renewal, Store
-
-__all__ = ["Lease"]
+from celery_idempotent.stores.base import Store
 
 _numbers: Final = itertools.count()
 

@@ -8,8 +8,6 @@ from typing import Final
 
 from celery_idempotent.core.record import Process
 
-__all__ = ["BOOT_ID", "packed"]
-
 #: The worker's boot id: made once in the parent, and inherited by the children of its pool.
 BOOT_ID: Final = os.urandom(4).hex()
 

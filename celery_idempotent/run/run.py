@@ -32,8 +32,6 @@ from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.transaction import BodyTransaction
 from celery_idempotent.stores.base import Store
 
-__all__ = ["Run", "write_answer", "write_slip"]
-
 log = logging.getLogger("celery_idempotent")
 
 #: States that are an outcome, and those whose record names a process.

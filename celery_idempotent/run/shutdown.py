@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import mmap
 
-__all__ = ["Shutdown", "shutdown"]
-
 
 class Shutdown:
     """One bit that a worker shares with the processes that it forks."""

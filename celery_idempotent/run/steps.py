@@ -20,8 +20,6 @@ from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.shutdown import shutdown
 
-__all__ = ["StepCodec", "Steps"]
-
 log = logging.getLogger("celery_idempotent")
 
 

@@ -23,8 +23,6 @@ from celery_idempotent.run.journal import Journal, Subject, UnsentEntry
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.run.run import Run
 
-__all__ = ["Telling", "ToldRun"]
-
 #: The journal's word for each state in which a run ends.
 _WORDS: Final = {state: str(state) for state in State}
 

@@ -9,13 +9,11 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from celery_idempotent.core.verdicts import Lost, Recorded, Settle
+from celery_idempotent.core.verdicts import Lost, Recorded, Renewal, Settle
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable, how_to_install
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
-from celery_idempotent.stores.base import NotCommitted, Renewal, Store, Transaction
-
-__all__ = ["BodyTransaction", "PlainWork", "plain_session", "run_without_claim"]
+from celery_idempotent.stores.base import NotCommitted, Store, Transaction
 
 T = TypeVar("T")
 

@@ -49,7 +49,6 @@ __all__ = [
     "STEPS",
     "AskableStore",
     "NotCommitted",
-    "Renewal",
     "Sample",
     "Server",
     "Store",

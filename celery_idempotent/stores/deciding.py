@@ -34,6 +34,7 @@ from celery_idempotent.core.verdicts import (
     Lost,
     Note,
     Recorded,
+    Renewal,
     Reserve,
     Reserved,
     Resolve,
@@ -45,7 +46,6 @@ from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.base import (
     GIVEN_UP_MS,
     NotCommitted,
-    Renewal,
     ReservedPage,
     Sample,
     Store,

@@ -8,16 +8,6 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
-__all__ = [
-    "JOURNAL_TTL_MS",
-    "JournalStore",
-    "ListedRuns",
-    "MemoryJournals",
-    "RunLists",
-    "StoredEvent",
-    "journal_key",
-]
-
 #: A journal is deleted once nothing was added to it for 30 days.
 JOURNAL_TTL_MS: Final = 30 * 86_400_000
 

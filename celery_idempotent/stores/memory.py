@@ -15,8 +15,6 @@ from celery_idempotent.core.slip import Slip
 from celery_idempotent.stores.deciding import DecidingStore, Row, Rows
 from celery_idempotent.stores.journal import JournalStore, MemoryJournals
 
-__all__ = ["MemoryStore"]
-
 T = TypeVar("T")
 
 

@@ -10,8 +10,6 @@ from typing import Any, Final
 
 from celery_idempotent.errors import StoreUnavailable
 
-__all__ = ["CHANNEL", "NOTIFY", "PostgresSubscription"]
-
 #: The channel on which the keys are told, one for each database.
 CHANNEL: Final = "celery_idempotent"
 #: The statement that tells one, with the key as its only parameter.

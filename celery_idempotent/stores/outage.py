@@ -15,8 +15,6 @@ from typing import Final, TypeVar
 
 from celery_idempotent.errors import StoreUnavailable
 
-__all__ = ["Outage", "not_done"]
-
 T = TypeVar("T")
 
 #: For how many seconds a server is left alone after it did not answer.

@@ -11,8 +11,6 @@ from typing import Any, Final
 from celery_idempotent.errors import ConfigurationError, how_to_install
 from celery_idempotent.stores.base import Store
 
-__all__ = ["GROUP", "mask_url", "store_class", "store_from_url"]
-
 #: The entry point group in which a package registers a store: the name is the URL's scheme, the
 #: value is ``module:Class``, a :class:`~celery_idempotent.stores.base.Store` with ``from_url``.
 GROUP: Final = "celery_idempotent.stores"

@@ -17,8 +17,6 @@ from celery_idempotent.testing.deliveries import Message, message_of, results_of
 from celery_idempotent.testing.memory import MovableStore
 from celery_idempotent.testing.mortal import Killed, Script, mortal
 
-__all__ = ["Crash", "crash_points"]
-
 UNDISTURBED: Final = "undisturbed"
 BEFORE_THE_ACK: Final = "with everything done, before the ack"
 _MOST_DELIVERIES: Final = 50

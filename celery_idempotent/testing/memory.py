@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from celery_idempotent.settings import everywhere
 from celery_idempotent.stores.memory import MemoryStore
 
-__all__ = ["MovableStore", "memory_store"]
-
 
 class MovableStore(MemoryStore):
     """Records in memory, by a clock that runs as usual and can be moved ahead."""

@@ -19,12 +19,11 @@ from celery_idempotent.core.verdicts import (
     Lost,
     Note,
     Recorded,
+    Renewal,
     Settle,
 )
 from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import Renewal, Store
-
-__all__ = ["Killed", "Script", "mortal"]
+from celery_idempotent.stores.base import Store
 
 _ENDINGS: Final = {
     State.SUCCEEDED: ("after the body, before its result is recorded", "with the result recorded"),

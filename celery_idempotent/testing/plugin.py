@@ -13,8 +13,6 @@ import pytest
 if TYPE_CHECKING:
     from celery_idempotent.testing import MovableStore
 
-__all__ = ["idempotent_store"]
-
 
 @pytest.fixture
 def idempotent_store() -> Iterator[MovableStore]:

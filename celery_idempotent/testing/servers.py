@@ -20,8 +20,6 @@ from types import TracebackType
 
 from celery_idempotent.errors import IdempotencyError, how_to_install
 
-__all__ = ["BINARY_VARIABLE", "RedisServer", "ServerError", "server_binary"]
-
 #: Environment variable with the path of a server binary; it outranks every other place.
 BINARY_VARIABLE = "CELERY_IDEMPOTENT_REDIS_SERVER"
 

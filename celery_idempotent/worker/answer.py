@@ -12,8 +12,6 @@ from celery_idempotent.run.run import write_answer
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker.standing import LEFT_ALONE_S, message_of
 
-__all__ = ["keep_answer", "nothing"]
-
 
 def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
     """Write down that a call has its answer, before its caller is told.

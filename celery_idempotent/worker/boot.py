@@ -13,8 +13,6 @@ from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.shutdown import shutdown
 from celery_idempotent.settings import check_conf, environment_of
 
-__all__ = ["IdempotencyStep", "NamesStep", "check_names", "install"]
-
 # kombu has no types for it.
 _resolve: Any = symbol_by_name
 

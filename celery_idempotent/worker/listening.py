@@ -18,8 +18,6 @@ from celery_idempotent.errors import StoreError
 from celery_idempotent.observers import OncePerSecond
 from celery_idempotent.stores.base import Store, Subscription, or_error
 
-__all__ = ["Listener", "Sight"]
-
 log = logging.getLogger("celery_idempotent")
 _lines: Final = OncePerSecond()
 

@@ -36,8 +36,6 @@ from celery_idempotent.worker.answer import keep_answer, nothing
 from celery_idempotent.worker.standing import Standing, standing_of, standing_of_copy
 from celery_idempotent.worker.waiters import are_held, waiters_of
 
-__all__ = ["IdempotentRequest", "watch_revokes"]
-
 log = get_logger("celery_idempotent")
 
 #: The commands that revoke calls.

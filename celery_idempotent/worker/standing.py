@@ -20,8 +20,6 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Store
 
-__all__ = ["LEFT_ALONE_S", "Standing", "message_of", "standing_of", "stands"]
-
 log = get_logger("celery_idempotent")
 
 #: For so long after it did not answer, the store is not asked by the parent: each time it would

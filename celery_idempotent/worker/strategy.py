@@ -11,8 +11,6 @@ from celery.worker.strategy import default
 from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.worker.waiters import Waiters, waiters_of
 
-__all__ = ["strategy"]
-
 log = get_logger("celery_idempotent")
 
 

@@ -21,8 +21,6 @@ from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.worker.listening import Listener, Sight
 
-__all__ = ["Waiter", "Waiters", "are_held", "waiters_of", "waiting_messages"]
-
 log = get_logger("celery_idempotent")
 
 #: After how long a broker without a visibility timeout may take a message back that is not

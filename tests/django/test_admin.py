@@ -11,8 +11,7 @@ import pytest
 from celery_idempotent.core.record import Owner, State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.verdicts import Reserve, Settle
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.core.verdicts import Renewal, Reserve, Settle
 from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import _free_port
 from tests.support.chromium import Chromium

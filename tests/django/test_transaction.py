@@ -12,10 +12,19 @@ import pytest
 from celery_idempotent import ConfigurationError
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Owner, Record, State
-from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Lost, Recorded, Replay, Settle
+from celery_idempotent.core.verdicts import (
+    Busy,
+    Claim,
+    Claimed,
+    Lost,
+    Recorded,
+    Renewal,
+    Replay,
+    Settle,
+)
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores import deciding
-from celery_idempotent.stores.base import NotCommitted, Renewal
+from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.testing.contract import kit
 from celery_idempotent.testing.contract.kit import replace
 from tests.support.databases import POSTGRESQL

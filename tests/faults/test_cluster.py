@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from celery_idempotent import ConfigurationError, StoreUnavailable
-from celery_idempotent.core.verdicts import Claim, Claimed, Recorded
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.core.verdicts import Claim, Claimed, Recorded, Renewal
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.contract.kit import (

@@ -19,7 +19,7 @@ from celery_idempotent import IdempotentTask
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.verdicts import Claim, Claimed, Settle
+from celery_idempotent.core.verdicts import Claim, Claimed, Renewal, Settle
 from celery_idempotent.ops import remote, settle
 from celery_idempotent.ops.cli import act, idempotency
 from celery_idempotent.ops.doctor import examination
@@ -33,7 +33,7 @@ from celery_idempotent.ops.doctor.store import check_server
 from celery_idempotent.run import journal as run_journal
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.base import Renewal, Server
+from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.memory import MemoryStore
 from tests.ops.test_doctor import GOOD, GOOD_CONFIG, GOOD_INFO, names_in
 from tests.support.commands import Commands

@@ -207,6 +207,57 @@ def test_no_module_comes_in_by_the_front_door(module: str) -> None:
         assert not [name for name in front if module_in(name) is None]
 
 
+@functools.cache
+def defined_in(module: str) -> frozenset[str]:
+    """The names that a module itself defines, also within ``if`` and ``try``."""
+    found: set[str] = set()
+    left: list[ast.AST] = [*parse(module).body]
+    while left:
+        node = left.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+            continue
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        left += ast.iter_child_nodes(node)
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_a_name_is_imported_from_where_it_is_defined(module: str) -> None:
+    """A module that only uses a name hands it to nobody; a package's ``__init__`` may."""
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    handed_on = {
+        name
+        for name in imports(module)
+        if (home := module_in(name)) is not None
+        and home not in packages
+        and name != f"{PACKAGE}.{home}"
+        and name.rpartition(".")[2] not in defined_in(home)
+    }
+    assert not handed_on
+
+
+@functools.cache
+def named_by_the_docs() -> set[str]:
+    """The modules that README, the pages and the examples name."""
+    docs = ROOT.parent / "docs"
+    pages = [*docs.glob("*.rst"), *docs.glob("cookbook/*.rst"), *docs.glob("examples/*.*")]
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in [ROOT.parent / "README.md", *pages]
+    )
+    named = set(re.findall(rf"\b{PACKAGE}(?:\.\w+)+", text))
+    for package, names in re.findall(rf"from ({PACKAGE}[.\w]*) import ([\w, ]+)", text):
+        named |= {f"{package}.{name.strip()}" for name in names.split(",")}
+    return {module for name in named if (module := module_in(name)) is not None}
+
+
+@pytest.mark.parametrize("module", [it for it in INNER if MODULES[it].name != "__init__.py"])
+def test_public_is_what_the_docs_name(module: str) -> None:
+    """Such a module lists its names in ``__all__``; the others are the library's own."""
+    assert ("__all__" in defined_in(module)) == (module in named_by_the_docs())
+
+
 def test_celery_begins_at_the_settings() -> None:
     """Nothing below knows Celery, kombu or billiard."""
     celery = {"celery", "kombu", "billiard", "vine", "amqp"}

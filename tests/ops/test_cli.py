@@ -19,14 +19,14 @@ from celery_idempotent.core.message import OWN
 from celery_idempotent.core.record import Owner
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.verdicts import Reserve
+from celery_idempotent.core.verdicts import Renewal, Reserve
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.cli import act, check, idempotency
-from celery_idempotent.ops.cli.console import duration
 from celery_idempotent.ops.doctor import Finding
 from celery_idempotent.ops.history import History
+from celery_idempotent.ops.sentences import duration
 from celery_idempotent.settings import environment_of
-from celery_idempotent.stores.base import Renewal, Sample
+from celery_idempotent.stores.base import Sample
 from celery_idempotent.stores.memory import MemoryStore
 from tests.support import warm
 from tests.support.commands import Commands

@@ -21,7 +21,7 @@ from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops import flower as page
 from celery_idempotent.ops.flower import flowers, listing, seams
 from celery_idempotent.ops.flower.listing import PAGE, Counts, Listing, Listings
-from celery_idempotent.ops.records import RecordView, Stats
+from celery_idempotent.ops.views import RecordView, Stats
 
 ROOT = Path(__file__).parents[2]
 

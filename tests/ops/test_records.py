@@ -13,14 +13,13 @@ from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.verdicts import Note
+from celery_idempotent.core.verdicts import Note, Renewal
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, StoreUnavailable
 from celery_idempotent.ops import records
 from celery_idempotent.ops.history import JournalEntry
 from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of
-from celery_idempotent.ops.records import Filter, RecordView
 from celery_idempotent.ops.sentences import sentence
-from celery_idempotent.stores.base import Renewal
+from celery_idempotent.ops.views import Filter, RecordView
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.servers import RedisServer

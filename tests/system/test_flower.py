@@ -17,10 +17,9 @@ from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.core.record import Owner, State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.verdicts import Reserve, Settle
+from celery_idempotent.core.verdicts import Renewal, Reserve, Settle
 from celery_idempotent.ops.history import when
 from celery_idempotent.run.journal import Journal
-from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.journal import ListedRuns, journal_key
 from celery_idempotent.stores.urls import store_from_url
 from celery_idempotent.testing.contract.kit import replace

@@ -30,8 +30,6 @@ from celery_idempotent.ops.records import queued_call
 from celery_idempotent.ops.views import QUEUED, STATES, Filter, RecordView
 from celery_idempotent.settings import Environment
 
-__all__ = ["forget_command", "init_db_command", "resolve_command", "resume_command"]
-
 #: So many of the records that are meant are shown.
 _SHOWN: Final = 20
 _NO_ARGUMENTS: Final = (

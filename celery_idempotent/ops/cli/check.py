@@ -12,8 +12,6 @@ from celery_idempotent.ops.cli.console import Console, command, format_option
 from celery_idempotent.ops.doctor import LEVELS, WARNING, Finding, examine
 from celery_idempotent.ops.lookup import setups
 
-__all__ = ["doctor_command"]
-
 _WIDTH: Final = 96
 #: The exit code where the configuration is so wrong that nothing can be examined.
 _NOT_EXAMINED: Final = 3

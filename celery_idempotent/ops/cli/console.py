@@ -15,23 +15,8 @@ import click
 
 from celery_idempotent.errors import ConfigurationError, IdempotencyError
 from celery_idempotent.ops.lookup import nearly, no_such_task
-from celery_idempotent.ops.sentences import duration
 from celery_idempotent.ops.views import Filter
 from celery_idempotent.settings import Environment, environment_of
-
-__all__ = [
-    "Column",
-    "Console",
-    "NotFound",
-    "as_seconds",
-    "command",
-    "duration",
-    "format_option",
-    "none_found",
-    "not_found",
-    "plain",
-    "scan_option",
-]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import click
 from celery.bin.base import CeleryCommand
 
-__all__ = ["flower_command"]
-
 
 @click.command("flower", cls=CeleryCommand, context_settings={"ignore_unknown_options": True})
 @click.argument("flower_options", nargs=-1, type=click.UNPROCESSED)

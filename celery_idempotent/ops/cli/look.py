@@ -14,7 +14,6 @@ from celery_idempotent.ops.cli.console import (
     NotFound,
     as_seconds,
     command,
-    duration,
     first,
     format_option,
     none_found,
@@ -24,19 +23,12 @@ from celery_idempotent.ops.cli.console import (
 )
 from celery_idempotent.ops.history import History, when
 from celery_idempotent.ops.lookup import look_up, search
-from celery_idempotent.ops.records import (
-    Filter,
-    RecordDetail,
-    count,
-    show,
-)
-from celery_idempotent.ops.sentences import in_its_queue
+from celery_idempotent.ops.records import count, show
+from celery_idempotent.ops.sentences import duration, in_its_queue
 from celery_idempotent.ops.unsettled import advice
-from celery_idempotent.ops.views import LEASE_OVER, LISTED, RecordView
+from celery_idempotent.ops.views import LEASE_OVER, LISTED, Filter, RecordDetail, RecordView
 from celery_idempotent.ops.why import why, why_queued
 from celery_idempotent.settings import Environment
-
-__all__ = ["list_command", "show_command", "stats_command", "why_command"]
 
 _LIMIT: Final = 100
 _DUPLICATES: Final = 20

@@ -10,8 +10,6 @@ import click
 from celery_idempotent.ops.cli.console import Console, command
 from celery_idempotent.ops.moving import export_records, import_records
 
-__all__ = ["export_command", "import_command"]
-
 #: So many lines make a word of progress.
 _WORD = 1000
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from celery_idempotent.outbox.relay import OutboxRelay
 
-__all__ = ["relay_command", "relay_options", "send", "show_status"]
-
 #: The time between two lines on progress, in seconds: on a terminal, and in a log.
 _MOVING_S: Final = 1.0
 _LOGGED_S: Final = 60.0

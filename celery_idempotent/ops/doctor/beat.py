@@ -16,8 +16,6 @@ from celery_idempotent.core.message import explicit_key
 from celery_idempotent.errors import KeyDerivationError
 from celery_idempotent.ops.doctor.findings import ERROR, Finding, Patient, Task, seconds
 
-__all__ = ["check_beat", "shortest_interval"]
-
 #: So many ticks of a crontab are looked at.
 _TICKS: Final = 10
 

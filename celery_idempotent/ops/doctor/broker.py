@@ -14,8 +14,6 @@ from celery_idempotent.ops.doctor.store import keeps_nothing
 from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.urls import mask_url, store_from_url
 
-__all__ = ["CelerysServers", "check_broker"]
-
 _REDIS: Final = ("redis", "rediss")
 
 

@@ -26,9 +26,6 @@ from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.urls import mask_url
 from celery_idempotent.worker.boot import check_names
 
-__all__ = ["check_results_server", "check_store", "examine"]
-
-
 #: What the servers tell of themselves, and what a trial run meets too.
 _ONCE: Final = frozenset(("replica", "cluster-incomplete", "cluster-node", "server-not-seen"))
 

@@ -9,8 +9,6 @@ from typing import Any, Final
 from celery_idempotent.core.options import Options
 from celery_idempotent.settings import Environment, TaskSetup
 
-__all__ = ["ERROR", "HINT", "LEVELS", "WARNING", "Finding", "Patient", "about", "seconds"]
-
 #: It breaks the promise: a call may run twice, or be lost.
 ERROR: Final = "error"
 #: It makes the promise weaker, late or dear.

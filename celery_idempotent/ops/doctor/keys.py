@@ -12,8 +12,6 @@ from typing import Any, Final
 
 from celery_idempotent.ops.doctor.findings import HINT, WARNING, Finding, Patient, Task, about
 
-__all__ = ["check_keys", "volatile_arguments"]
-
 #: Words in the name of an argument that differs from one sending of a call to the next.
 _VOLATILE: Final = frozenset(
     (

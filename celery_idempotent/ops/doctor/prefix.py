@@ -12,8 +12,6 @@ from celery.app.defaults import NAMESPACES, flatten
 from celery_idempotent.core.options import setting_names
 from celery_idempotent.ops.doctor.findings import Finding
 
-__all__ = ["prefix_of", "with_prefix"]
-
 #: What belongs on a task, though a setting may have that name.
 _ON_TASKS: Final = frozenset(("idempotency_key",))
 

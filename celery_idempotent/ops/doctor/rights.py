@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["CLUSTER_COMMANDS", "OPERATOR_COMMANDS", "WORKER_COMMANDS", "rule_of"]
-
 #: What workers, producers and the HTTP edge send, themselves or in scripts. ``select`` is for a
 #: database other than 0, ``wait`` for ``idempotency_wait_replicas``.
 WORKER_COMMANDS: Final = (

@@ -9,8 +9,6 @@ from celery_idempotent.ops.doctor.findings import ERROR, HINT, WARNING, Finding
 from celery_idempotent.ops.doctor.trial import cluster_node
 from celery_idempotent.stores.base import Server
 
-__all__ = ["check_clock", "check_server", "keeps_nothing"]
-
 _OLDEST: Final = (6, 0)
 _FULL: Final = 0.9
 _CLOCK_S: Final = 5.0

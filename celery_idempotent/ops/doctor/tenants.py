@@ -9,8 +9,6 @@ from typing import Any, Final
 from celery_idempotent.core.keys import MESSAGE_ID
 from celery_idempotent.ops.doctor.findings import ERROR, Finding, Patient, Task, about
 
-__all__ = ["check_tenants"]
-
 #: Django apps that give each tenant a schema.
 _PACKAGES: Final = ("django_tenants", "tenant_schemas")
 _OURS: Final = "celery_idempotent.django"

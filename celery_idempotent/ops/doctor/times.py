@@ -18,8 +18,6 @@ from celery_idempotent.ops.doctor.findings import (
     seconds,
 )
 
-__all__ = ["check_times", "retries_horizon"]
-
 #: What a store's client waits for an answer, unless ``idempotency_store_options`` says otherwise.
 _SOCKET_TIMEOUT_S: Final = 2.0
 _SHORTEST_LEASE_S: Final = 3.0

@@ -14,7 +14,7 @@ from redis.exceptions import AskError
 from celery_idempotent.core.keys import CallKey, record_key
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.verdicts import Claim, Note, Resolve, Settle
+from celery_idempotent.core.verdicts import Claim, Note, Renewal, Resolve, Settle
 from celery_idempotent.errors import RecordCorrupt, StoreError
 from celery_idempotent.ops.doctor.findings import ERROR, WARNING, Finding
 from celery_idempotent.ops.doctor.rights import (
@@ -25,10 +25,8 @@ from celery_idempotent.ops.doctor.rights import (
 )
 from celery_idempotent.run import process
 from celery_idempotent.settings import Environment
-from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.journal import ListedRuns
-
-__all__ = ["TRIAL_NAMESPACE", "Refusal", "cluster_node", "told_of_refusals", "try_run"]
 
 #: The namespace of the keys that are tried.
 TRIAL_NAMESPACE: Final = "celery_idempotent.doctor"

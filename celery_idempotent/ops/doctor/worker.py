@@ -19,8 +19,6 @@ from celery_idempotent.ops.doctor.findings import (
     seconds,
 )
 
-__all__ = ["check_worker"]
-
 # kombu has no types for it.
 _qos: Any = QoS
 

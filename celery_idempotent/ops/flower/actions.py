@@ -14,8 +14,6 @@ from celery_idempotent.ops.flower.handlers import AWAY, OurPage
 from celery_idempotent.ops.resume import Arguments, NotResumable
 from celery_idempotent.ops.settle import NotUnknown, read_result
 
-__all__ = ["WAYS", "ForgetView", "ResolveView", "ResumeView", "answer_of", "arguments_of"]
-
 #: How an unknown outcome can be settled.
 WAYS: Final = {
     "succeeded": State.SUCCEEDED,

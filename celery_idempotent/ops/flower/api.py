@@ -11,11 +11,9 @@ from celery_idempotent.errors import IdempotencyError, UnknownStep
 from celery_idempotent.ops.flower import flowers
 from celery_idempotent.ops.flower.actions import WAYS, answer_of, arguments_of
 from celery_idempotent.ops.flower.handlers import AWAY, NO_RECORD, Ours
-from celery_idempotent.ops.records import RecordView
 from celery_idempotent.ops.resume import NotResumable
 from celery_idempotent.ops.settle import NotUnknown
-
-__all__ = ["ForgetApi", "RecordApi", "RecordsApi", "ResolveApi", "ResumeApi", "StatsApi"]
+from celery_idempotent.ops.views import RecordView
 
 
 class _Api(Ours, BaseApiHandler):

@@ -11,10 +11,8 @@ from celery_idempotent.ops.flower.listing import Counts, Listing, Listings, Page
 from celery_idempotent.ops.flower.seams import PatchedLoader
 from celery_idempotent.ops.history import History, JournalEntry, newest_first
 from celery_idempotent.ops.lookup import exactly, listed, look_up
-from celery_idempotent.ops.records import Filter, RecordDetail, RecordView, Stats
+from celery_idempotent.ops.views import QUEUED, Filter, RecordDetail, RecordView, Stats
 from celery_idempotent.settings import Environment, environment_of
-
-__all__ = ["Desk", "Story"]
 
 #: So many events of a record are shown.
 _STORY = 100
@@ -73,7 +71,7 @@ class Desk:
         if known is not None:
             return Listing(iter([known]), iter(()))
         where = environment.store, environment.prefix, wanted
-        if wanted.state == records.QUEUED:
+        if wanted.state == QUEUED:
             return Listing(iter(()), records.batches(*where))
         exact = exactly(app, environment, wanted)
         return Listing(newest_first(*where), records.batches(*where), exact)

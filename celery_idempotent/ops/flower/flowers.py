@@ -7,8 +7,6 @@ from typing import Any, Final
 
 from celery_idempotent.delivery.celery_events import STATE
 
-__all__ = ["badge", "duplicates_of", "knows", "short", "span"]
-
 #: Which of Flower's colours a state has, in the words of its three styles.
 _COLOURS: Final = {
     "succeeded": ("success", "success"),

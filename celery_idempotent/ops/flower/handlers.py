@@ -16,12 +16,9 @@ from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.ops.flower import flowers
 from celery_idempotent.ops.flower.desk import Desk
 from celery_idempotent.ops.lookup import no_such_task
-from celery_idempotent.ops.records import Filter, RecordDetail
 from celery_idempotent.ops.resume import may_be_resumed
 from celery_idempotent.ops.sentences import in_its_queue, sentence
-from celery_idempotent.ops.views import LEASE_OVER, LISTED, STATES
-
-__all__ = ["AWAY", "NO_RECORD", "CountsView", "Ours", "OurPage", "RecordView", "RecordsView"]
+from celery_idempotent.ops.views import LEASE_OVER, LISTED, STATES, Filter, RecordDetail
 
 T = TypeVar("T")
 

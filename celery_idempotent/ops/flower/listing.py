@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from celery_idempotent.ops.records import RecordView, Stats
-
-__all__ = ["PAGE", "Counts", "Listing", "Listings", "Page"]
+from celery_idempotent.ops.views import RecordView, Stats
 
 #: So many records are on a page.
 PAGE: Final = 50

@@ -12,8 +12,6 @@ from typing import Any, Final
 from celery.events.state import Task
 from tornado.template import Loader, Template
 
-__all__ = ["TEMPLATES", "PatchedLoader", "add_pages", "add_rows", "add_tab", "patched"]
-
 log = logging.getLogger("celery_idempotent")
 
 #: Our own templates.

@@ -11,8 +11,6 @@ from celery_idempotent.ops.flower import handlers as pages
 from celery_idempotent.ops.flower.desk import Desk
 from celery_idempotent.ops.flower.seams import PatchedLoader
 
-__all__ = ["handlers"]
-
 
 def handlers(loader: PatchedLoader) -> list[Any]:
     """Give them, each with the desk that they share."""

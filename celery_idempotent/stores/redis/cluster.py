@@ -25,8 +25,6 @@ from celery_idempotent.stores.redis.wire import (
 )
 from celery_idempotent.stores.urls import mask_url
 
-__all__ = ["ClusterStore", "ClusterWire"]
-
 Node = tuple[str, int]
 Connect = Callable[[str, int], Connection]
 

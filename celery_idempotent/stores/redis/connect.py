@@ -15,8 +15,6 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.stores.redis.wire import MOST_CONNECTIONS
 from celery_idempotent.stores.urls import mask_url
 
-__all__ = ["connector", "patience_of"]
-
 #: Seconds, unless ``idempotency_store_options`` says so: a server that hangs must hang no worker.
 _TIMEOUTS: Final = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0}
 #: How the wire reads answers, whatever the options say: as bytes, and by RESP2, in which no push

@@ -18,8 +18,6 @@ from celery_idempotent.stores.journal import (
 from celery_idempotent.stores.redis.lists import GetMany, read_list
 from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
 
-__all__ = ["RedisJournals"]
-
 _LAST: Final = 2**64 - 1
 
 

@@ -21,8 +21,6 @@ from celery_idempotent.core.verdicts import UNKNOWN_TTL_MS
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
 
-__all__ = ["UnknownRecords", "read_list"]
-
 GetMany = Callable[[Sequence[str]], list[Record | StoreError | None]]
 
 #: So many records are asked for at once.

@@ -9,8 +9,6 @@ from celery_idempotent.errors import StoreError
 from celery_idempotent.stores.base import Server
 from celery_idempotent.stores.redis.wire import Wire
 
-__all__ = ["SCRIPT", "RedisServers", "server_of"]
-
 #: The settings that are asked for; a managed server may refuse.
 _ASKED: Final = ("save", "appendfsync", "min-replicas-to-write")
 

@@ -19,6 +19,7 @@ from celery_idempotent.core.verdicts import (
     Mismatch,
     Note,
     Recorded,
+    Renewal,
     Replay,
     Reserve,
     Reserved,
@@ -33,7 +34,6 @@ from celery_idempotent.stores.base import (
     GIVEN_UP_MS,
     STEPS,
     AskableStore,
-    Renewal,
     ReservedPage,
     Sample,
     Store,
@@ -51,8 +51,6 @@ from celery_idempotent.stores.redis.servers import RedisServers
 from celery_idempotent.stores.redis.subscription import RedisSubscription
 from celery_idempotent.stores.redis.wire import Script, ScriptCall, Wire, load_script
 from celery_idempotent.stores.urls import mask_url
-
-__all__ = ["RedisStore"]
 
 #: How much of a record is read for a list: all but the tail of a long outcome, in bytes.
 _HEAD: Final = 2048

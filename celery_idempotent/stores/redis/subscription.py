@@ -12,8 +12,6 @@ from redis.exceptions import RedisError
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.stores.redis.wire import Wire, pack_command
 
-__all__ = ["ENDED", "ClusterSubscription", "RedisSubscription"]
-
 #: The channel on which a key's end is published: its record's key, with this behind it. So its
 #: channel is on the node that has its record, and within an ACL's pattern for its keys.
 ENDED: Final = ":ended"

@@ -42,16 +42,6 @@ _hiredis_pack: Any = (
     getattr(import_module("hiredis"), "pack_command", None) if HIREDIS_AVAILABLE else None
 )
 
-__all__ = [
-    "MOST_CONNECTIONS",
-    "Connection",
-    "Script",
-    "ScriptCall",
-    "Wire",
-    "load_script",
-    "pack_command",
-]
-
 Argument = bytes | str | int
 
 

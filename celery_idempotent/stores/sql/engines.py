@@ -19,8 +19,6 @@ from celery_idempotent.stores.sql.files import open_only_what_is_there
 from celery_idempotent.stores.sql.flavours import Flavour, flavour_of
 from celery_idempotent.stores.urls import mask_url
 
-__all__ = ["Engines", "answer_in_time", "connect_args", "take_prepare_threshold"]
-
 #: Seconds, unless the option ``timeout`` says so: a database that hangs must hang no worker.
 _TIMEOUT_S: Final = 5.0
 #: How long SQLite itself waits for a lock, in seconds: the store looks again at what it wants to

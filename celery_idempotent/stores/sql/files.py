@@ -7,8 +7,6 @@ from typing import Any
 
 from sqlalchemy import URL, Engine, event
 
-__all__ = ["NO_FILE", "open_only_what_is_there", "sqlite_file"]
-
 #: What the error of a missing file begins with.
 NO_FILE = "there is no file"
 

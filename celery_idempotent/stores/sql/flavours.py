@@ -29,8 +29,6 @@ from celery_idempotent.errors import ConfigurationError
 from celery_idempotent.stores.sql.files import NO_FILE
 from celery_idempotent.stores.sql.schema import notes, records
 
-__all__ = ["Flavour", "Trouble", "flavour_of", "hint_of", "is_refusal", "is_silence", "trouble_of"]
-
 
 class Trouble(enum.Enum):
     """What an error of the database means for the operation that met it."""

@@ -13,8 +13,6 @@ from celery_idempotent.stores.journal import StoredEvent
 from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.schema import journal as table
 
-__all__ = ["SqlJournals"]
-
 #: A journal may grow by about this part before its oldest rows are deleted.
 _SLACK: Final = 1 / 8
 

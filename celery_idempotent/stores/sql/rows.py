@@ -35,8 +35,6 @@ from celery_idempotent.stores.sql.flavours import (
 )
 from celery_idempotent.stores.sql.schema import is_unknown, notes, records, steps
 
-__all__ = ["SqlRows"]
-
 T = TypeVar("T")
 
 _INIT_DB: Final = "celery -A <your app> idempotency init-db"

@@ -27,17 +27,6 @@ from sqlalchemy.exc import DBAPIError
 from celery_idempotent.stores.deciding import LONGEST
 from celery_idempotent.stores.sql.files import sqlite_file
 
-__all__ = [
-    "create_missing",
-    "create_schema",
-    "is_unknown",
-    "journal",
-    "metadata",
-    "notes",
-    "records",
-    "steps",
-]
-
 #: Keys are compared byte by byte: "Order:1" and "order:1" are two keys, whatever the database's
 #: own collation says. On MySQL, in one-byte characters, they fit well inside an index.
 _Key = (

@@ -20,8 +20,6 @@ from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.schema import create_schema, notes, records
 from celery_idempotent.stores.sql.transaction import SqlTransaction
 
-__all__ = ["SqlStore"]
-
 #: How many rows of a table one transaction deletes: a database deletes nothing by itself.
 _PURGED_AT_ONCE: Final = 200
 #: How long one turn may take, in seconds: the thread that does it also renews leases.

@@ -10,14 +10,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from celery_idempotent.core.record import Record
-from celery_idempotent.core.verdicts import Lost, Recorded, Settle
+from celery_idempotent.core.verdicts import Lost, Recorded, Renewal, Settle
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.stores.base import NotCommitted, Renewal
+from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.stores.deciding import DecidingStore, Row, read_back
 from celery_idempotent.stores.sql.flavours import Trouble, is_refusal, trouble_of
 from celery_idempotent.stores.sql.rows import SqlRows
-
-__all__ = ["SqlTransaction"]
 
 log = logging.getLogger("celery_idempotent")
 

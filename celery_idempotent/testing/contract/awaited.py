@@ -34,8 +34,6 @@ from celery_idempotent.testing.contract.kit import (
     stored,
 )
 
-__all__ = ["AwaitedInTimeRows", "AwaitedRows"]
-
 #: What keeps those who wait waiting.
 GOING_ON: dict[str, Ending] = {
     "renew": renew,

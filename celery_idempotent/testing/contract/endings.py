@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from celery_idempotent.core.record import State
-from celery_idempotent.core.verdicts import Lost, Recorded, Replay, Unknown
-from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.core.verdicts import Lost, Recorded, Renewal, Replay, Unknown
+from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     ENDINGS,
     FAILURE,

@@ -17,11 +17,12 @@ from celery_idempotent.core.verdicts import (
     Lost,
     Note,
     Recorded,
+    Renewal,
     Settle,
     Unknown,
 )
 from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.stores.base import Store
 
 T = TypeVar("T")
 

@@ -34,8 +34,6 @@ from celery_idempotent.testing.contract.kit import (
     stored,
 )
 
-__all__ = ["LatestInTimeRows", "LatestRows"]
-
 FOURTH = Message("0b9f5c3e-5d0f-4f5e-9d53-0d5a36a3a004")
 
 

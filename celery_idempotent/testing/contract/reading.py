@@ -20,8 +20,6 @@ from celery_idempotent.testing.contract.kit import (
 )
 from celery_idempotent.testing.contract.upkeep import UNREADABLE, Bytes
 
-__all__ = ["ReadingRows"]
-
 _OTHER = "idempotent:{shop.charge:order:7}"
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 
 from celery_idempotent.core.record import VERSION, Record, State
-from celery_idempotent.core.verdicts import UNKNOWN_TTL_MS, Busy, Claimed, Lost, Note, Unknown
+from celery_idempotent.core.verdicts import (
+    UNKNOWN_TTL_MS,
+    Busy,
+    Claimed,
+    Lost,
+    Note,
+    Renewal,
+    Unknown,
+)
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError
-from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.stores.base import Store
 from celery_idempotent.testing.contract.kit import (
     ENDINGS,
     FAILURE,

@@ -27,12 +27,13 @@ from celery_idempotent.core.verdicts import (
     Claimed,
     Note,
     Recorded,
+    Renewal,
     Reserve,
     Resolve,
     Settle,
 )
 from celery_idempotent.errors import StoreError
-from celery_idempotent.stores.base import Renewal, Store
+from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.testing.contract.kit import (
     FAILURE,

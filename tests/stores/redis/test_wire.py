@@ -21,9 +21,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
 from celery_idempotent.core.record import Record, State
-from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Recorded, Replay, Settle
+from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Recorded, Renewal, Replay, Settle
 from celery_idempotent.errors import RecordCorrupt, StoreError, StoreUnavailable
-from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.redis import wire as wire_module
 from celery_idempotent.stores.redis.cluster import ClusterStore, ClusterWire
 from celery_idempotent.stores.redis.store import RedisStore

@@ -21,12 +21,20 @@ from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.step import Step, StepState
-from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Note, Recorded, Replay, Superseded
+from celery_idempotent.core.verdicts import (
+    Busy,
+    Claim,
+    Claimed,
+    Note,
+    Recorded,
+    Renewal,
+    Replay,
+    Superseded,
+)
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.outbox.schema import create_schema as create_outbox
 from celery_idempotent.outbox.schema import metadata as outbox_metadata
 from celery_idempotent.stores import deciding
-from celery_idempotent.stores.base import Renewal
 from celery_idempotent.stores.sql import SqlStore, create_schema, metadata
 from celery_idempotent.stores.sql.flavours import Trouble, trouble_of
 from celery_idempotent.stores.sql.rows import SqlRows

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session, registry
 
 from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
-from celery_idempotent.core.verdicts import Busy, Lost, Recorded, Replay, Settle
+from celery_idempotent.core.verdicts import Busy, Lost, Recorded, Renewal, Replay, Settle
 from celery_idempotent.errors import StoreUnavailable
-from celery_idempotent.stores.base import NotCommitted, Renewal
+from celery_idempotent.stores.base import NotCommitted
 from celery_idempotent.stores.sql.engines import Engines
 from celery_idempotent.stores.sql.rows import SqlRows
 from celery_idempotent.stores.sql.store import SqlStore

@@ -16,8 +16,6 @@ from celery_idempotent.errors import IdempotencyError
 from celery_idempotent.ops.cli.relay import relay_options, send, show_status
 from celery_idempotent.settings import environment_of
 
-__all__ = ["Command"]
-
 _OF_CELERY = (
     *("list", "show", "why", "forget", "resolve", "resume", "stats", "doctor", "export", "import"),
 )
