@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from celery_idempotent.core.awaited import SHORTEST_POLL_S, Stage, outlook, poll_s
@@ -49,17 +50,15 @@ class Sight(NamedTuple):
     is_told: bool
 
 
+@dataclass(slots=True)
 class _Post:
     """One key that is looked at."""
 
-    __slots__ = ("is_followed", "is_told", "key", "lease_s", "look_at")
-
-    def __init__(self, key: str, lease_s: float) -> None:
-        self.key = key
-        self.lease_s = lease_s
-        self.look_at = 0.0
-        self.is_told = False
-        self.is_followed = False
+    key: str
+    lease_s: float
+    look_at: float = 0.0
+    is_told: bool = False
+    is_followed: bool = False
 
 
 class Listener:

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from itertools import islice, takewhile
@@ -40,73 +41,47 @@ _AT_ONCE: Final = 100
 _PRIORITY: Final = 6
 
 
+@dataclass(slots=True, eq=False)
 class Waiter:
     """One message that is held."""
 
-    __slots__ = (
-        "displaced",
-        "due",
-        "entry",
-        "key",
-        "limit",
-        "mine",
-        "request",
-        "since",
-        "since_ms",
-        "timeout",
-    )  # fmt: skip
+    request: Any
+    key: str
+    waits: WaitState
+    #: When it came, when it would go to the pool by itself, and when it has to, on this process's
+    #: monotonic clock.
+    since: float
+    due: float
+    limit: float
+    #: For how long it may wait, in seconds.
+    timeout: float
+    #: Of Celery's timer.
+    entry: Any = None
 
-    def __init__(
-        self, request: Any, key: str, waits: WaitState, due: float, limit: float, timeout: float
-    ) -> None:
-        self.request = request
-        self.key = key
-        #: Whether it is a copy of the message whose run it waits for.
-        self.mine = waits.redelivery
-        #: Whether the run that it waits for may not have begun: a free key need not be its turn.
-        self.displaced = waits.displaced
-        #: Since when it has waited, on the store's clock, and for how long it may, in seconds.
-        self.since_ms = waits.since_ms
-        self.timeout = timeout
-        #: When it came, when it would go to the pool by itself, and when it has to, on this
-        #: process's monotonic clock.
-        self.since = time.monotonic()
-        self.due = due
-        self.limit = limit
-        #: Of Celery's timer.
-        self.entry: Any = None
+    @property
+    def mine(self) -> bool:
+        """Whether it is a copy of the message whose run it waits for."""
+        return self.waits.redelivery
 
 
+@dataclass(slots=True)
 class _Key:
     """One key, and the messages that wait for it, in their order."""
 
-    __slots__ = (
-        "ahead_ms",
-        "held_until",
-        "in_turn",
-        "lapsed",
-        "leader",
-        "lease_s",
-        "led_at",
-        "mine_until",
-        "waiters",
-    )  # fmt: skip
-
-    def __init__(self, lease_s: float, in_turn: bool) -> None:
-        self.lease_s = lease_s
-        #: Whether each call runs in its turn (``idempotency_after_wait = "run"``).
-        self.in_turn = in_turn
-        self.waiters: dict[int, Waiter] = {}
-        #: Until when somebody holds it for sure, on the monotonic clock: for others, for copies.
-        self.held_until = 0.0
-        self.mine_until = 0.0
-        #: Whether nobody holds it, so that one has to go first.
-        self.lapsed = False
-        #: The message that was let in first, and when.
-        self.leader: Any = None
-        self.led_at = 0.0
-        #: How far the store's clock is ahead of the monotonic one.
-        self.ahead_ms: float | None = None
+    lease_s: float
+    #: Whether each call runs in its turn (``idempotency_after_wait = "run"``).
+    in_turn: bool
+    waiters: dict[int, Waiter] = field(default_factory=dict)
+    #: Until when somebody holds it for sure, on the monotonic clock: for others, for copies.
+    held_until: float = 0.0
+    mine_until: float = 0.0
+    #: Whether nobody holds it, so that one has to go first.
+    lapsed: bool = False
+    #: The message that was let in first, and when.
+    leader: Any = None
+    led_at: float = 0.0
+    #: How far the store's clock is ahead of the monotonic one.
+    ahead_ms: float | None = None
 
 
 class Waiters:
@@ -157,7 +132,7 @@ class Waiters:
         if own is None or own[0] is None or not own[1].count:
             return None
         waiter = self._read(request, own[1], due)
-        if waiter is None or self._is_answered(waiter, own[1]):
+        if waiter is None or self._is_answered(waiter):
             due = due if waiter is None else waiter.since
             timer, apply = self._consumer.timer, self._consumer.apply_eta_task
             return timer.call_at(due, apply, (request,), priority=_PRIORITY)
@@ -184,15 +159,16 @@ class Waiters:
         if request.expires:
             left = request.expires - datetime.now(request.expires.tzinfo)
             longest = min(longest, left.total_seconds())
-        return Waiter(request, name, waits, due, max(due, now + longest), options.wait_timeout)
+        limit = max(due, now + longest)
+        return Waiter(request, name, waits, now, due, limit, options.wait_timeout)
 
-    def _is_answered(self, waiter: Waiter, waits: WaitState) -> bool:
+    def _is_answered(self, waiter: Waiter) -> bool:
         """Whether the run for which a message waits is known to have an outcome.
 
         Never for one that was put back twice: it could go to the pool again and again.
         """
-        owner, until = self._answers.get(waiter.key, (b"", 0.0))
-        if waiter.since >= until or waits.count > 1 or waiter.mine or waiter.displaced:
+        waits, (owner, until) = waiter.waits, self._answers.get(waiter.key, (b"", 0.0))
+        if waiter.since >= until or waits.count > 1 or waiter.mine or waits.displaced:
             return False
         return waits.awaited is not None and Owner(*waits.awaited).pack() == owner
 
@@ -253,9 +229,9 @@ class Waiters:
 
     def _again_at(self, waiter: Waiter, key: _Key, now: float) -> float | None:
         """Return until when a message is held on; ``None``: it goes to the pool."""
-        limit = waiter.limit
-        if not waiter.mine and waiter.since_ms and key.ahead_ms is not None:
-            limit = min(limit, (waiter.since_ms - key.ahead_ms) / 1000 + waiter.timeout)
+        limit, since_ms = waiter.limit, waiter.waits.since_ms
+        if not waiter.mine and since_ms and key.ahead_ms is not None:
+            limit = min(limit, (since_ms - key.ahead_ms) / 1000 + waiter.timeout)
         if now >= limit:
             return None
         until = key.mine_until if waiter.mine else key.held_until
@@ -371,8 +347,10 @@ def _goes(waiter: Waiter, others: Outlook, copies: Outlook, is_told: bool, now: 
     early = is_told or now >= waiter.due
     if waiter.mine:
         return early and copies.stage is not Stage.HELD
-    if waiter.displaced and not early:
-        return False
+    if waiter.waits.displaced and not early:
+        return (
+            False  # the run that it waits for may not have begun: a free key need not be its turn
+        )
     return others.stage in (Stage.FREE, Stage.ANSWERED) or (early and others.stage is Stage.LAPSED)
 
 

@@ -190,8 +190,8 @@ LATEST: list[Mutant] = [
     Mutant(
         "last: a displaced call goes to the pool when it is told, or due",
         "worker/waiters.py",
-        "    if waiter.displaced and not early:\n        return False\n",
-        "",
+        "    if waiter.waits.displaced and not early:\n",
+        "    if False:\n",
         _WAITERS,
     ),
     Mutant(

@@ -73,8 +73,8 @@ WAITED: list[Mutant] = [
     ),
     _held(
         "a message is let in when its time to wait is over",
-        "limit = min(limit, (waiter.since_ms",
-        "limit = max(limit, (waiter.since_ms",
+        "limit = min(limit, (since_ms",
+        "limit = max(limit, (since_ms",
     ),
     _held(
         "a copy is let in early only when it is told to",
