@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_idempotent.core.record import Record
-from celery_idempotent.delivery.celery_events import Duplicate, mark, were_sent
+from celery_idempotent.delivery.celery_events import SENT, Duplicate, mark
 from celery_idempotent.delivery.delivery import Delivery
 
 log = get_logger("celery_idempotent")
@@ -53,18 +53,19 @@ def silence(request: Any) -> None:
     request.callbacks = request.chain = request.chord = request.errbacks = None
 
 
-def show_duplicate(delivery: Delivery, record: Record, *, shadow: bool = False) -> None:
+def show_duplicate(delivery: Delivery, record: Record) -> None:
     """Let the worker's events name the original of a duplicate, once the duplicate succeeded."""
-    after_trace().duplicate = duplicate_of(delivery, record, shadow=shadow)
+    after_trace().duplicate = duplicate_of(delivery, record)
 
 
-def duplicate_of(delivery: Delivery, record: Record, *, shadow: bool = False) -> Duplicate | None:
+def duplicate_of(delivery: Delivery, record: Record) -> Duplicate | None:
     """Return what the worker's events say of a duplicate; ``None``: nobody hears them."""
+    are_sent = (delivery.request.delivery_info or {}).get(SENT) is not False
     # An eager call is inside another's tracer.
-    if delivery.eager or not (delivery.environment.events and were_sent(delivery.request)):
+    if delivery.eager or not (delivery.environment.events and are_sent):
         return None
     original, key = record.owner_id or "", delivery.call_key.readable
-    return Duplicate(key, original, delivery.claimant.key, shadow)
+    return Duplicate(key, original, delivery.claimant.key, delivery.telling.shadow)
 
 
 def hand_over(delivery: Delivery, result: Any) -> Any:

@@ -24,8 +24,9 @@ STATE: Final = "DEDUPLICATED"
 #: The state of one that ran all the same, in shadow mode.
 SHADOW_STATE: Final = "SHADOW_DUPLICATE"
 
-#: In ``delivery_info``, which no message can bring along: each worker writes its own.
-_SENT: Final = "task_events"
+#: In ``delivery_info``, which no message can bring along: whether the worker's parent sends events,
+#: so that somebody looks at a mark. Unless that is said, it does.
+SENT: Final = "task_events"
 
 
 class Duplicate(NamedTuple):
@@ -114,22 +115,12 @@ def mark(answer: Any, duplicate: Duplicate) -> Any:
         return answer
 
 
-def _are_sent(eventer: Any) -> bool:
+def are_sent(eventer: Any) -> bool:
     """Whether this worker sends the events of its tasks: by ``-E``, or because it was told to."""
     if eventer is None or not eventer.enabled:
         return False
     groups = getattr(eventer, "groups", None)
     return not groups or "task" in groups
-
-
-def say_whether_sent(request: dict[str, Any], eventer: Any) -> None:
-    """Tell the process that is to run a message whether anybody will look at a mark."""
-    request["delivery_info"][_SENT] = _are_sent(eventer)
-
-
-def were_sent(request: Any) -> bool:
-    """Whether they were when the message was given to its process; unless it is said, they were."""
-    return (request.delivery_info or {}).get(_SENT) is not False
 
 
 def name_key(request: Any, fields: dict[str, Any]) -> None:
@@ -139,7 +130,7 @@ def name_key(request: Any, fields: dict[str, Any]) -> None:
         request: the worker's request. This never fails, whatever it lacks.
     """
     try:
-        if not _are_sent(request._eventer):
+        if not are_sent(request._eventer):
             return
         environment = environment_of(request._app)
         own = read_own(request._request_dict, request.id)

@@ -80,7 +80,7 @@ def _report(delivery: Delivery, verdict: ClaimVerdict) -> None:
         would = f"be answered with the outcome of {verdict.record.owner_id}"
         tell("answered again" if verdict.mine else "deduplicated", verdict.record)
         if not verdict.mine:
-            show_duplicate(delivery, verdict.record, shadow=True)
+            show_duplicate(delivery, verdict.record)
     elif isinstance(verdict, Busy):
         would = f"wait for {verdict.record.owner_id}"
         tell("waiting", verdict.record, delay=0.0, redelivery=verdict.mine)

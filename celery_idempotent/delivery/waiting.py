@@ -35,7 +35,8 @@ log = get_logger("celery_idempotent")
 #: The first pause of a message that waits for the store, and of one that the worker holds.
 _FIRST_S: Final = 0.25
 _HELD_S: Final = 1.0
-#: In ``delivery_info``, which no message can bring along: each worker writes its own.
+#: In ``delivery_info``, which no message can bring along: whether the worker's parent holds the
+#: messages that wait for a key.
 HELD: Final = "task_held"
 _SHORTEST_S: Final = 0.05
 #: How long a message that can't be put back is held before it goes to the broker as it is.
@@ -105,12 +106,6 @@ def _again(delivery: Delivery, outage: bool, **changes: Any) -> WaitState:
         deaths=message.deaths,
         **changes,
     )
-
-
-def say_whether_held(request: dict[str, Any], held: bool) -> None:
-    """Tell the process that is to run a message whether its worker holds those that wait."""
-    if held:
-        request["delivery_info"][HELD] = True
 
 
 def _pause_for_run(delivery: Delivery, count: int, age_s: float) -> float:

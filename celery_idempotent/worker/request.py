@@ -7,7 +7,7 @@ import math
 import socket
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from billiard.common import human_status
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
@@ -26,17 +26,24 @@ from celery_idempotent.core.record import Process, State
 from celery_idempotent.core.verdicts import Recorded, Settle
 from celery_idempotent.delivery.body import keep_body
 from celery_idempotent.delivery.callbacks import AFTER_TRACE, AfterTrace, silence
-from celery_idempotent.delivery.celery_events import Dropped, follow_up, name_key, say_whether_sent
-from celery_idempotent.delivery.waiting import is_answered, say_whether_held
+from celery_idempotent.delivery.celery_events import SENT, Dropped, are_sent, follow_up, name_key
+from celery_idempotent.delivery.waiting import HELD, is_answered
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
-from celery_idempotent.worker.answer import keep_answer, nothing
-from celery_idempotent.worker.standing import Standing, standing_of, standing_of_copy
+from celery_idempotent.worker.standing import (
+    Standing,
+    keep_answer,
+    nothing,
+    standing_of,
+    standing_of_copy,
+)
 from celery_idempotent.worker.waiters import are_held, waiters_of
 
 log = get_logger("celery_idempotent")
+
+T = TypeVar("T")
 
 #: The commands that revoke calls.
 _REVOKING: Final = ("revoke", "revoke_by_stamped_headers", "terminate")
@@ -64,7 +71,7 @@ def _freeing_keys(revoke: Callable[..., Any]) -> Callable[..., Any]:
             worker_state.requests[running.id] = running
         answer = revoke(state, *args, **kwargs)
         for request in _held_until_due(state.consumer):
-            if request.id in revoked_tasks or _has_revoked_stamp(request):
+            if _is_revoked(request):
                 request.free_key()
                 waiters_of(state.consumer).discard(request)
         return answer
@@ -83,8 +90,10 @@ def _began(request: Any) -> float:
     return began or math.inf
 
 
-def _has_revoked_stamp(request: IdempotentRequest) -> bool:
-    """Whether Celery is going to discard a message because of one of its stamps."""
+def _is_revoked(request: IdempotentRequest) -> bool:
+    """Whether Celery is going to discard a message because of its id, or of one of its stamps."""
+    if request.id in revoked_tasks:
+        return True
     for name in request.stamped_headers or ():
         stamps, revoked = request.stamps.get(name), revoked_stamps.get(name)
         if stamps is None or revoked is None:
@@ -134,8 +143,10 @@ class IdempotentRequest(Request):
     @property
     def request_dict(self) -> Any:
         """As Celery's, which reads this when it hands the message to the pool."""
-        say_whether_sent(self._request_dict, self._eventer)
-        say_whether_held(self._request_dict, are_held())
+        info = self._request_dict["delivery_info"]
+        info[SENT] = are_sent(self._eventer)
+        if are_held():
+            info[HELD] = True
         keep_body(self._request_dict, self._message)
         return self._request_dict
 
@@ -185,7 +196,7 @@ class IdempotentRequest(Request):
             self._say_no_more()  # Celery would tell it once more
         elif not return_ok:
             if isinstance(exc, (WorkerLostError, Terminated)):
-                self._free_what_it_held()
+                self._try(f"free the key of lost task {self.id}", self._end_lease, None)
             if self._leaves_it_to_others(exc):
                 return None
             are_sent = self._keep_failure(exc)
@@ -200,12 +211,13 @@ class IdempotentRequest(Request):
             self._say_no_more()
         return answer
 
-    def _free_what_it_held(self) -> None:
+    def _try(self, what: str, act: Callable[[], T], otherwise: T) -> T:
+        """Do what its call may need; if it fails, the parent has other tasks to care for."""
         try:
-            self._end_lease()
+            return act()
         except Exception as problem:
-            # Its lease ends by itself; the parent has other tasks to care for.
-            log.warning("could not free the key of lost task %s: %s", self.id, problem)
+            log.warning("could not %s: %s", what, problem)
+            return otherwise
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         """As Celery's; the failure is told once, and by no run that has lost its key.
@@ -244,11 +256,8 @@ class IdempotentRequest(Request):
     def _keep_answer(self, exc: BaseException | None) -> Callable[[], None]:
         if self._is_told:
             return nothing
-        try:
-            return keep_answer(self, exc)
-        except Exception as problem:
-            log.warning("could not keep what task %s is answered: %s", self.id, problem)
-            return nothing
+        what = f"keep what task {self.id} is answered"
+        return self._try(what, functools.partial(keep_answer, self, exc), nothing)
 
     def terminate(self, pool: Any, *args: Any, **kwargs: Any) -> Any:
         """As Celery's; REVOKED is not stored over an answer that another delivery has given.
@@ -315,11 +324,8 @@ class IdempotentRequest(Request):
         return True
 
     def _stands(self) -> Standing:
-        try:
-            return standing_of(self)
-        except Exception as problem:
-            log.warning("could not ask whether task %s has its key: %s", self.id, problem)
-            return Standing.HOLDS
+        what = f"ask whether task {self.id} has its key"
+        return self._try(what, functools.partial(standing_of, self), Standing.HOLDS)
 
     def _say_no_more(self) -> None:
         self._is_told = True
@@ -333,8 +339,12 @@ class IdempotentRequest(Request):
         the run's message, too, and to say that it is revoked would be another answer.
         """
         was_known = self._already_revoked
-        if not was_known and self._is_to_be_discarded():
-            standing = self._stands_as_copy()
+        is_revoked = _is_revoked(self)
+        has_expired = self.expires and datetime.now(self.expires.tzinfo) > self.expires
+        if not was_known and (is_revoked or has_expired):
+            what = f"ask whether task {self.id} is being run"
+            ask = functools.partial(standing_of_copy, self, goes_on=not is_revoked)
+            standing = self._try(what, ask, Standing.HOLDS)
             if standing is Standing.COPIED:
                 return False
             if standing is Standing.ANSWERED:
@@ -343,18 +353,6 @@ class IdempotentRequest(Request):
         if revoked and not was_known:
             self.free_key()
         return revoked
-
-    def _is_to_be_discarded(self) -> bool:
-        has_expired = self.expires and datetime.now(self.expires.tzinfo) > self.expires
-        return bool(has_expired or self.id in revoked_tasks or _has_revoked_stamp(self))
-
-    def _stands_as_copy(self) -> Standing:
-        try:
-            is_revoked = self.id in revoked_tasks or _has_revoked_stamp(self)
-            return standing_of_copy(self, goes_on=not is_revoked)
-        except Exception as problem:
-            log.warning("could not ask whether task %s is being run: %s", self.id, problem)
-            return Standing.HOLDS
 
     @property
     def store_errors(self) -> bool:
@@ -370,13 +368,13 @@ class IdempotentRequest(Request):
 
     def free_key(self) -> None:
         """Free the key that waits for this message, which nobody is going to run."""
-        try:
+
+        def free() -> None:
             if not self._free_key():
                 what = f"task {self.id} is discarded before its retry"
                 heartbeat.later(self._free_key_later, what, _ENDS_WITHIN_S, must=False)
-        except Exception as problem:
-            # It is free when the retry is overdue; the parent has other tasks to care for.
-            log.warning("could not free the key of discarded task %s: %s", self.id, problem)
+
+        self._try(f"free the key of discarded task {self.id}", free, None)
 
     def _free_key_later(self) -> None:
         if not self._free_key():

@@ -1,4 +1,7 @@
-"""Whether a run that its worker's parent ends may still fail its call: not once it lost its key."""
+"""What a run that its worker's parent ends is to its call, and the answer that the parent gives.
+
+It may fail its call no more once it has lost its key.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import enum
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from celery.utils.log import get_logger
@@ -13,10 +17,12 @@ from celery.utils.log import get_logger
 from celery_idempotent.core.message import MAX_DEATHS, WaitState, digest_of, read_request
 from celery_idempotent.core.record import HELD, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
+from celery_idempotent.delivery.results import encode_failure
 from celery_idempotent.delivery.waiting import is_answered
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
+from celery_idempotent.run.run import write_answer
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.base import Store
 
@@ -24,7 +30,7 @@ log = get_logger("celery_idempotent")
 
 #: For so long after it did not answer, the store is not asked by the parent: each time it would
 #: wait for the store, and so would all that the worker does.
-LEFT_ALONE_S: Final = 10.0
+_LEFT_ALONE_S: Final = 10.0
 
 
 class Standing(enum.Enum):
@@ -79,7 +85,7 @@ def standing_of(request: Any) -> Standing:
 
 
 def _is_left_alone(store: Store) -> bool:
-    return time.monotonic() - store.failed_at < LEFT_ALONE_S
+    return time.monotonic() - store.failed_at < _LEFT_ALONE_S
 
 
 def standing_of_copy(request: Any, *, goes_on: bool = False) -> Standing:
@@ -170,3 +176,43 @@ def stands(
     if mine:
         return Standing.ANSWERED if record.is_done else Standing.COPIED
     return Standing.HOLDS if in_turn else Standing.OVERTAKEN
+
+
+def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
+    """Write down that a call has its answer, before its caller is told.
+
+    The answer is this call's alone: for every other one the run was cut off.
+
+    Args:
+        request: an :class:`.IdempotentRequest` whose message a process has begun.
+        exc: what the call fails with; ``None``: it is revoked, and its copies are ignored.
+
+    Returns:
+        What writes down that the call's callbacks have gone out, too. Until then, for a lease at
+        most, copies wait: they would send them as well.
+    """
+    task, context = request.task, request._context
+    setup, key = task._setup(), request.record_name()
+    if setup is None or setup.options.mode != "enforce" or key is None:
+        return nothing
+    environment = environment_of(request.app)
+    owner, message = message_of(context)
+    outcome = b""
+    if exc is None:
+        message = message._replace(digests=b"")
+    # Where the run's own answer is stored already, the parent's is not stored over it.
+    elif not is_answered(task, context):
+        outcome = encode_failure(task.backend, exc, setup.options.max_result_size)
+    return write_answer(
+        environment.store,
+        key,
+        owner.slip_key(key),
+        message._replace(outcome=outcome),
+        int(environment.horizon * 1000),
+        int(setup.options.lease * 1000),
+        at_once=not _is_left_alone(environment.store),
+    )
+
+
+def nothing() -> None:
+    """Do nothing, where no callbacks are to be noted."""

@@ -225,7 +225,7 @@ _PARENTS = [
     Mutant(
         "parent: a store that is away is not asked again and again",
         "worker/standing.py",
-        "return time.monotonic() - store.failed_at < LEFT_ALONE_S",
+        "return time.monotonic() - store.failed_at < _LEFT_ALONE_S",
         "return False",
         _PARENT,
     ),
@@ -534,9 +534,9 @@ _RUNS = [
     ),
     Mutant(
         "events: where they are sent, a duplicate is marked",
-        "delivery/celery_events.py",
-        'request["delivery_info"][_SENT] = _are_sent(eventer)',
-        'request["delivery_info"][_SENT] = False',
+        "worker/request.py",
+        "info[SENT] = are_sent(self._eventer)",
+        "info[SENT] = False",
         (("tests/delivery/test_celery_events.py",),),
     ),
     Mutant(
@@ -835,8 +835,8 @@ _PUT_BACK = [
     Mutant(
         "a call that is revoked by its stamp in its back-off does so, too",
         "worker/request.py",
-        "request.id in revoked_tasks or _has_revoked_stamp(request)",
-        "request.id in revoked_tasks",
+        "            return True\n    return False\n",
+        "            return False\n    return False\n",
         _REVOKES,
     ),
     Mutant(
