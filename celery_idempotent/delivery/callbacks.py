@@ -69,28 +69,18 @@ def duplicate_of(delivery: Delivery, record: Record) -> Duplicate | None:
 
 
 def hand_over(delivery: Delivery, result: Any) -> Any:
-    """Return a result to the tracer, once its link and chain are sent."""
-    if delivery.claimant.callbacks:
-        send_tail(delivery.task, delivery.request, result, delivery.waits.publication)
-    return result
-
-
-def send_tail(task: Any, request: Any, result: Any, publication: str = "") -> None:
-    """Send link and chain as the tracer would, and let it send them no more.
+    """Return a result to the tracer, once its link and chain are sent as the tracer would.
 
     The tracer turns a broker that is away into a FAILURE of the task, and the tail is lost. Here
     the message goes back to the broker, and its next delivery sends them.
 
-    Args:
-        publication: see :attr:`.WaitState.publication`. The same task id may be published again,
-            and what hangs on that call is not what hung on the first one. Empty: not known.
-
     Raises:
         Reject: the broker is away.
     """
+    task, request, publication = delivery.task, delivery.request, delivery.waits.publication
     callbacks, chain = request.callbacks, request.chain
-    if not callbacks and not chain:
-        return
+    if not delivery.claimant.callbacks or not (callbacks or chain):
+        return result
     app = task.app
     options = {
         "parent_id": request.id,
@@ -101,10 +91,12 @@ def send_tail(task: Any, request: Any, result: Any, publication: str = "") -> No
             else None
         ),
     }
+    # The same task id may be published again, and what hangs on that call is not what hung on the
+    # first one.
     source = f"{request.id}/{publication}" if publication else request.id
     try:
         signatures = [
-            with_ids(maybe_signature(callback, app=app), f"{source}/{position}")
+            _with_ids(maybe_signature(callback, app=app), f"{source}/{position}")
             for position, callback in enumerate(callbacks or ())
         ]
         plain = [signature for signature in signatures if not isinstance(signature, group)]
@@ -131,9 +123,10 @@ def send_tail(task: Any, request: Any, result: Any, publication: str = "") -> No
             raise  # acknowledged already: as in plain Celery, the task fails
         raise Reject(exc, requeue=True) from exc
     request.callbacks = request.chain = None
+    return result
 
 
-def with_ids(hanging: Any, source: str) -> Any:
+def _with_ids(hanging: Any, source: str) -> Any:
     """Give a signature, or what is composed of some, with ids that are derived from ``source``.
 
     Celery makes them as it sends. Sent again, it is to be the same message, so that it can be told

@@ -40,7 +40,6 @@ from celery_idempotent.delivery.results import replay
 from celery_idempotent.delivery.shadow import run_in_shadow
 from celery_idempotent.delivery.waiting import (
     is_answered,
-    is_said,
     say_revoked,
     say_started,
     say_waiting,
@@ -161,11 +160,18 @@ def _is_stale(delivery: Delivery, asked: float) -> bool:
 
 def _says_that_it_waits(delivery: Delivery, verdict: Busy, asked: float) -> bool:
     """Store RETRY for a call that has to wait, unless an earlier delivery has; whether it did."""
-    if delivery.eager or verdict.mine or delivery.policy != "wait":
+    waits = delivery.waits
+    if delivery.eager:
         return False
-    if verdict.now_ms >= delivery.claimant.refused_from_ms or _is_stale(delivery, asked):
+    # Where it was delivered again it may have run since, and be STARTED.
+    if waits.since_ms and not (delivery.redelivered or waits.redelivery):
+        # Stored again, RETRY could be stored over what a copy has answered since.
+        after_trace().stores_no_retry = True
         return False
-    return not is_said(delivery) and say_waiting(delivery, verdict.record)
+    if verdict.mine or delivery.policy != "wait" or _is_stale(delivery, asked):
+        return False
+    refused = verdict.now_ms >= delivery.claimant.refused_from_ms
+    return not refused and say_waiting(delivery, verdict.record)
 
 
 def _replay(delivery: Delivery, verdict: Replay) -> Any:
@@ -194,7 +200,7 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
     Args:
         stale: whether the verdict is so old that it may not hold any more.
     """
-    record, waits, options = verdict.record, delivery.waits, delivery.options
+    record, options = verdict.record, delivery.options
     if delivery.eager:
         raise IdempotencyInProgress(
             f"{delivery.name} is being run by task {record.owner_id}, and an eager call can't wait"
@@ -211,25 +217,16 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
         _refuse(delivery, f"is being run by task {record.owner_id}")
     if policy == "drop":
         _drop(delivery, record)
-    since_ms = waits.since_ms or verdict.now_ms
     if refused and policy == "wait":
-        delivery.telling.tell("refused", record, waited=(verdict.now_ms - since_ms) / 1000)
+        waited = (verdict.now_ms - (delivery.waits.since_ms or verdict.now_ms)) / 1000
+        delivery.telling.tell("refused", record, waited=waited)
         _refuse(
             delivery,
             f"is still being run by task {record.owner_id} after "
             f"{options.wait_timeout:g} s (idempotency_wait_timeout)",
         )
     until = left + (options.lease if record.state is State.RETRYING else 0)
-    displaced = delivery.claimant.terms.latest and since_ms <= record.came_ms
-    wait(
-        delivery,
-        record,
-        since_ms=since_ms,
-        until=until,
-        now_ms=verdict.now_ms,
-        displaced=displaced,
-        said=is_said(delivery),
-    )
+    wait(delivery, record, now_ms=verdict.now_ms, until=until)
 
 
 def _be_patient(delivery: Delivery, now_ms: int) -> float:

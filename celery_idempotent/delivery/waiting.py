@@ -19,7 +19,6 @@ from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_idempotent.core.awaited import poll_s
-from celery_idempotent.core.keys import CallKey
 from celery_idempotent.core.message import OWN, WaitState, own_header, sent_with
 from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.core.verdicts import NEVER_MS
@@ -28,7 +27,6 @@ from celery_idempotent.delivery.callbacks import after_trace
 from celery_idempotent.delivery.delivery import Delivery, ignores_result
 from celery_idempotent.delivery.origin import Origin, origin_of
 from celery_idempotent.errors import IdempotencyError, IdempotencyInProgress, StoreUnavailable
-from celery_idempotent.settings import Environment
 
 log = get_logger("celery_idempotent")
 
@@ -50,40 +48,31 @@ def wait(
     delivery: Delivery,
     record: Record | None,
     *,
-    since_ms: int | None = None,
+    now_ms: int = 0,
     until: float | None = None,
     delay: float | None = None,
-    now_ms: int = 0,
-    displaced: bool = False,
-    said: bool = False,
 ) -> NoReturn:
     """Requeue a message whose key is busy, or whose store is away: see :func:`say_waiting`.
 
     Args:
         record: whose run it waits for; ``None``: the store is away.
-        since_ms: since when it waits, on the store's clock; ``None``: as before.
+        now_ms: the store's clock, where a claim has found that run.
         until: when what it waits for ends by itself, in seconds from now, if that is known.
         delay: how long it should wait, in seconds, whatever it has waited before.
-        now_ms: the store's clock, if it is known.
-        displaced: whether that run is of a call that came later, and answers this one.
-        said: whether RETRY is stored.
     """
-    outage = record is None
-    busy = _what_it_waits_for(delivery, record)
-    owner = None if record is None else Owner.unpack(record.owner)
-    awaited = delivery.waits.awaited if owner is None else (owner.task_id, owner.nesting)
-    if said:
-        after_trace().stores_no_retry = True
-    else:
-        say_waiting(delivery, record)
-    displaced = displaced or (outage and delivery.waits.displaced)
-    since_ms = delivery.waits.since_ms if since_ms is None else since_ms
-    waits = _again(delivery, outage, since_ms=since_ms, awaited=awaited, displaced=displaced)
-    if record is not None and delay is None and now_ms:
-        age_s = (now_ms - record.token / 1000) / 1000
-        delay = _pause_for_run(delivery, waits.count - 1, age_s)
-    delay, signature = _requeue(delivery, waits, until, delay)
-    raise Retry(exc=busy, when=delay, sig=signature)
+    waits = delivery.waits
+    since_ms, awaited, displaced = waits.since_ms or now_ms, waits.awaited, waits.displaced
+    say_waiting(delivery, record)
+    if record is not None:
+        owner = Owner.unpack(record.owner)
+        awaited = awaited if owner is None else (owner.task_id, owner.nesting)
+        # Whether that run is of a call that came later, and answers this one.
+        displaced = delivery.claimant.terms.latest and now_ms > 0 and since_ms <= record.came_ms
+        if now_ms:
+            delay = _pause_for_run(delivery, (now_ms - record.token / 1000) / 1000)
+    changes = {"since_ms": since_ms, "awaited": awaited, "displaced": displaced}
+    delay, signature = _requeue(delivery, _again(delivery, record is None, **changes), until, delay)
+    raise Retry(exc=_what_it_waits_for(delivery, record), when=delay, sig=signature)
 
 
 def wait_as_copy(delivery: Delivery, until: float | None, *, outage: bool = False) -> NoReturn:
@@ -108,7 +97,7 @@ def _again(delivery: Delivery, outage: bool, **changes: Any) -> WaitState:
     )
 
 
-def _pause_for_run(delivery: Delivery, count: int, age_s: float) -> float:
+def _pause_for_run(delivery: Delivery, age_s: float) -> float:
     """Return how many seconds to wait for a run that has been under way for ``age_s``.
 
     Where the worker holds the message, it lets it go when the run is over, and holds it longer than
@@ -117,42 +106,36 @@ def _pause_for_run(delivery: Delivery, count: int, age_s: float) -> float:
     """
     held = (delivery.request.delivery_info or {}).get(HELD) is True
     if held and not delivery.environment.whole_seconds:
-        return _HELD_S * 2.0 ** min(count, 10)
+        return _HELD_S * 2.0 ** min(delivery.waits.count, 10)
     return poll_s(age_s)
 
 
 def _requeue(
     delivery: Delivery, waits: WaitState, until: float | None, delay: float | None = None
 ) -> tuple[float, Any]:
-    task, request, environment = delivery.task, delivery.request, delivery.environment
-    origin = origin_of(task.app, request.delivery_info, environment.whole_seconds)
+    natively = delivery.environment.whole_seconds
+    origin = origin_of(delivery.task.app, delivery.request.delivery_info, natively)
     if waits.redelivery and origin.is_fanned_out:
         delay = until  # nobody waits for this copy: it is needed only if the run dies
-    delay = pause_of(environment, delivery.options.ttl, delivery.waits.count, until, delay)
-    signature = put_back(task, request, delivery.call_key, waits, delay, origin)
+    delay = _pause(delivery, until, delay)
+    signature = put_back(delivery, waits, delay, origin)
     original = waits.awaited[0] if waits.awaited else None
     delivery.telling.tell("waiting", original=original, delay=delay, redelivery=waits.redelivery)
     return delay, signature
 
 
-def pause_of(
-    environment: Environment,
-    ttl: float,
-    count: int,
-    until: float | None = None,
-    wanted: float | None = None,
-) -> float:
+def _pause(delivery: Delivery, until: float | None, wanted: float | None) -> float:
     """Return how many seconds to wait: few at first, more each time, with jitter.
 
     Args:
-        ttl: the window; a wait of more than half of it could miss the outcome. With a window of 0
-            the outcome is kept for who waits, however long that is.
-        count: how often the message has waited before.
         until: when what it waits for ends by itself, in seconds from now, if that is known.
-        wanted: how long it should be, where that doesn't depend on ``count``.
+        wanted: how long it should be, whatever it has waited before.
     """
+    environment, ttl = delivery.environment, delivery.options.ttl
+    # A wait of more than half of the window could miss the outcome. With a window of 0 that is kept
+    # for who waits, however long that is.
     most = min(environment.longest_wait, ttl / 2) if ttl else environment.longest_wait
-    grown = _FIRST_S * 2.0 ** min(count, 10) if wanted is None else wanted
+    grown = _FIRST_S * 2.0 ** min(delivery.waits.count, 10) if wanted is None else wanted
     grown = min(most, grown) * random.uniform(0.75, 1.0)
     if until is not None:
         # Not past the end of a lease: a key that nobody holds any more is free then.
@@ -190,27 +173,18 @@ class StartedLater:
 
 
 def say_waiting(delivery: Delivery, record: Record | None) -> bool:
-    """Store RETRY for a call whose message has to wait; whether it was to be stored.
+    """Store RETRY, once, for a call whose message has to wait; whether it was to be stored.
 
     Where a copy of the message may be refused or dropped meanwhile, the state stays as it is: RETRY
     would be stored over that answer. No slip keeps REVOKED for the next delivery to store it again.
     """
+    after = after_trace()
+    if after.stores_no_retry:
+        return False
     if delivery.may_be_refused(record is None):
-        after_trace().stores_no_retry = True
+        after.stores_no_retry = True
         return False
     return say_retry(delivery.task, delivery.request, _what_it_waits_for(delivery, record))
-
-
-def is_said(delivery: Delivery) -> bool:
-    """Whether RETRY is stored for a message that waits for another run, or must not be.
-
-    This delivery or an earlier one has done that. Stored again, RETRY could be stored over what a
-    copy has answered since.
-    """
-    waits = delivery.waits
-    # Where it was delivered again it may have run since, and be STARTED.
-    before = bool(waits.since_ms) and not (delivery.redelivered or waits.redelivery)
-    return before or after_trace().stores_no_retry
 
 
 def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> bool:
@@ -275,14 +249,7 @@ class WithoutRetry:
         """Store nothing."""
 
 
-def put_back(
-    task: Any,
-    request: Any,
-    call_key: CallKey | None,
-    waits: WaitState,
-    delay: float,
-    origin: Origin,
-) -> Any:
+def put_back(delivery: Delivery, waits: WaitState, delay: float, origin: Origin) -> Any:
     """Publish the message again, to come in ``delay`` seconds, and give its signature.
 
     It is the same message: its id, retries, callbacks, headers, key and arguments stay, whatever
@@ -293,9 +260,10 @@ def put_back(
         Reject: it could not be published; the message goes back to the broker as it is. Where it
             was acknowledged early (``acks_late = False``), the error itself: the call fails.
     """
+    task, request = delivery.task, delivery.request
     headers = sent_with(request)
     waits = replace(waits, to=request.hostname if origin.reaches_all else None)
-    headers[OWN] = own_header(request.id, call_key, waits)
+    headers[OWN] = own_header(request.id, delivery.call_key, waits)
     options: dict[str, Any] = {"expires": None} if waits.redelivery else {}
     options.update(origin.route)
     # How its sender wants its arguments to be shown: it may hide some.

@@ -1,6 +1,7 @@
 """With acks_late off, a message that can't be published again is not lost without a word."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from celery import Celery
@@ -35,10 +36,17 @@ def task(request, monkeypatch):
     waits.pop_request()
 
 
+def delivery_of(task):
+    """The delivery that is under way."""
+    claimant = SimpleNamespace(callbacks=True)
+    made = {"claimant": claimant, "call_key": None, "waits": WaitState()}
+    return SimpleNamespace(task=task, request=task.request, **made)
+
+
 def test_a_message_that_cannot_wait_goes_back_or_fails(task):
     """Acknowledged late it goes back to the broker; acknowledged early its call fails."""
     with pytest.raises(Reject if task.acks_late else OperationalError):
-        put_back(task, task.request, None, WaitState(), 0.1, Origin({}))
+        put_back(delivery_of(task), WaitState(), 0.1, Origin({}))
 
 
 def test_a_tail_that_cannot_be_sent_goes_back_or_fails(task):
@@ -47,4 +55,4 @@ def test_a_tail_that_cannot_be_sent_goes_back_or_fails(task):
     task.request.callbacks = [task.si(2)]
     # Then
     with pytest.raises(Reject if task.acks_late else OperationalError):
-        callbacks.send_tail(task, task.request, "result")
+        callbacks.hand_over(delivery_of(task), "result")

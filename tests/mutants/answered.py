@@ -748,9 +748,9 @@ _DELIVERIES = [
     ),
     _answer(
         "no RETRY of a message that waits again",
-        "delivery/waiting.py",
-        "return before or after",
-        "return after",
+        "delivery/guard.py",
+        "    if waits.since_ms and not (",
+        "    if False and not (",
     ),
     _answer(
         "in an outage no failure and no run of its copy",

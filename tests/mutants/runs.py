@@ -664,8 +664,8 @@ _DELIVERIES = [
     Mutant(
         "busy: a duplicate is put back",
         "delivery/guard.py",
-        "    wait(\n        delivery,\n        record,\n",
-        '    raise Ignore("busy")\n    wait(\n        delivery,\n        record,\n',
+        "    wait(delivery, record, now_ms=verdict.now_ms, until=until)\n",
+        '    raise Ignore("busy")\n',
         _GUARDS,
     ),
     Mutant(
@@ -692,8 +692,8 @@ _DELIVERIES = [
     Mutant(
         "busy: what is awaited is the run that was found last",
         "delivery/waiting.py",
-        "awaited = delivery.waits.awaited if owner is None else (owner.task_id, owner.nesting)",
-        "awaited = delivery.waits.awaited or (owner and (owner.task_id, owner.nesting))",
+        "awaited = awaited if owner is None else (owner.task_id, owner.nesting)",
+        "awaited = awaited or (owner and (owner.task_id, owner.nesting))",
         (("tests/delivery/test_guard.py", "-k", "found_last"),),
     ),
     Mutant(
@@ -776,8 +776,8 @@ _DELIVERIES = [
     Mutant(
         "busy: the tracer stores no RETRY either where a copy may be dropped",
         "delivery/waiting.py",
-        "may_be_refused(record is None):\n        after_trace().stores_no_retry = True",
-        "may_be_refused(record is None):\n        after_trace().stores_no_retry = False",
+        "may_be_refused(record is None):\n        after.stores_no_retry = True",
+        "may_be_refused(record is None):\n        after.stores_no_retry = False",
         (("tests/delivery/test_guard.py", "-k", "stays_revoked"),),
     ),
     Mutant(
@@ -898,8 +898,8 @@ _PUT_BACK = [
     Mutant(
         "a copy is put back into the queue that it came from",
         "delivery/waiting.py",
-        "origin = origin_of(task.app, request.delivery_info, environment.whole_seconds)",
-        "origin = origin_of(task.app, None, environment.whole_seconds)",
+        "origin = origin_of(delivery.task.app, delivery.request.delivery_info, natively)",
+        "origin = origin_of(delivery.task.app, None, natively)",
         (("tests/faults/test_broadcast.py", "-k", "put_back and rabbitmq"),),
     ),
     Mutant(
