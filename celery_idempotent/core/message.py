@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
 from celery_idempotent.core.record import Owner
-from celery_idempotent.core.slip import DIGEST
+from celery_idempotent.core.slip import DIGEST, Slip
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.errors import KeyDerivationError
 
@@ -365,10 +365,9 @@ class Arrival(NamedTuple):
     own: tuple[CallKey | None, WaitState] | None
     #: Who would own the claim.
     owner: Owner
-    retries: int
-    #: How often the broker has dead-lettered it.
-    deaths: int
-    #: Whether anything hangs on its outcome: link, chain, chord part or errbacks.
+    #: What distinguishes the message from others of its owner, and the digest of its callbacks.
+    message: Slip
+    #: Whether a worker sends what hangs on its outcome: link, chain, chord part or errbacks.
     has_callbacks: bool
 
 
@@ -380,13 +379,26 @@ def read_request(request: Any) -> Arrival:
     """
     # Not request.headers: where a tracer has nested headers, it has only those.
     headers = vars(request)
-    return Arrival(
-        read_own(headers, request.id),
-        owner_of(request),
-        _count_in(request, "retries"),
-        deaths_of(headers),
-        bool(request.callbacks or request.chain or request.chord or request.errbacks),
+    own, owner = read_own(headers, request.id), owner_of(request)
+    waits = WaitState() if own is None else own[1]
+    hanging = request.callbacks or request.chain or request.chord or request.errbacks
+    has_callbacks = bool(hanging) and not request.is_eager
+    retries, deaths = _count_in(request, "retries"), waits.deaths + deaths_of(headers)
+    digests = (waits.callbacks or digest_of(request)) if has_callbacks else b""
+    # By position: names would double what it takes to make.
+    message = Slip(
+        False,
+        False,
+        False,
+        min(deaths, MAX_DEATHS),
+        retries,
+        0,
+        0,
+        waits.publication.encode(),
+        b"",
+        digests,
     )
+    return Arrival(own, owner, message, has_callbacks)
 
 
 def owner_of(request: Any) -> Owner:

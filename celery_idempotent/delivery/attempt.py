@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from celery_idempotent.delivery.delivery import Delivery, run_context
+from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.results import Codec
 from celery_idempotent.run.run import Run
 from celery_idempotent.run.steps import Steps
@@ -31,14 +31,6 @@ class Attempt:
         if run.steps:
             self.steps.take(run.steps)
         if not (run.failed or delivery.telling.shadow):
-            # The body may ask for it; made of values that do not lead back to the request.
-            delivery.state.context = partial(
-                run_context,
-                delivery.call_key,
-                delivery.claimant,
-                delivery.request.id,
-                run,
-                self.steps,
-            )
+            delivery.state.context = partial(delivery.context_of, run, self.steps)
         #: The same run, whose beginning and end are told.
         self.told = ToldRun(delivery.telling, run)

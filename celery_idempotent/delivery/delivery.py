@@ -12,17 +12,9 @@ from celery.exceptions import Retry
 
 from celery_idempotent import observers
 from celery_idempotent.core.keys import CallKey, identity_of, record_key
-from celery_idempotent.core.message import (
-    MAX_DEATHS,
-    WaitState,
-    digest_of,
-    explicit_key,
-    goes_on,
-    read_request,
-)
+from celery_idempotent.core.message import WaitState, explicit_key, goes_on, read_request
 from celery_idempotent.core.options import Options
 from celery_idempotent.core.record import Label, Owner
-from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.run.claimant import Claimant, Terms
 from celery_idempotent.run.context import RunContext
@@ -104,6 +96,8 @@ class Delivery:
     redelivered: bool
     #: What it asks of the store.
     claimant: Claimant
+    #: Makes what its body, or a handler, gets as ``self.idempotency``: see :func:`_run_context`.
+    context_of: Callable[..., RunContext]
     #: Tells the journal and the observers what becomes of it.
     telling: Telling
 
@@ -123,7 +117,7 @@ class Delivery:
             KeyDerivationError: no key can be derived, or the message's headers are malformed.
             TypeError: the arguments do not fit the task.
         """
-        own, owner, retries, deaths, has_callbacks = read_request(request)
+        own, owner, message, called_back = read_request(request)
         if own is None:
             own = identify(task, setup, request, args, kwargs)
         call_key, waits = state.call = own
@@ -144,29 +138,16 @@ class Delivery:
         ):
             label = _label(task, setup, request, call_key)
         key = record_key(environment.prefix, call_key)
-        called_back = has_callbacks and not eager
         claimant = Claimant(
             terms,
             key,
             owner.pack(),
-            retries,
+            message.retries,
             call_key.fingerprint,
             call_key.checked,
             label,
             "" if eager else owner.slip_key(key),
-            # By position: names would double what it takes to make.
-            Slip(
-                False,
-                False,
-                False,
-                min(waits.deaths + deaths, MAX_DEATHS),
-                retries,
-                0,
-                0,
-                waits.publication.encode(),
-                b"",
-                (waits.callbacks or digest_of(request)) if called_back else b"",
-            ),
+            message,
             called_back,
             not (waits.publication or waits.count or redelivered),
             waits.patient_until_ms,
@@ -190,6 +171,7 @@ class Delivery:
             state,
             redelivered,
             claimant,
+            partial(_run_context, call_key, claimant, request.id),
             Telling(
                 environment.journal,
                 Subject(key, task.name, request.id, call_key.label, request.hostname, waits.count),
@@ -217,8 +199,7 @@ class Delivery:
         nesting = self.request.replaced_task_nesting
         if self.waits.count or self.redelivered or goes_on(self.claimant.retries, nesting):
             return "wait"  # it is not the first delivery of its call
-        policy = self.options.on_running
-        return "wait" if policy == "drop" and not self._may_be_dropped else policy
+        return self._policy_of_first
 
     def may_be_refused(self, outage: bool) -> bool:
         """Whether a copy of this message may be refused, or dropped, while this one has to wait.
@@ -227,39 +208,19 @@ class Delivery:
             outage: whether it waits for the store. Then no copy can be refused, but one that was
                 dropped just now.
         """
-        if outage or self.options.on_running == "drop":
-            return self._may_be_dropped
-        return self.options.on_running == "raise"
+        return self._policy_of_first in (("drop",) if outage else ("drop", "raise"))
 
     @property
-    def _may_be_dropped(self) -> bool:
+    def _policy_of_first(self) -> str:
+        request, policy = self.request, self.options.on_running
         # What hangs on it needs an answer.
-        request = self.request
         hanging = request.chord or request.chain or request.callbacks
-        return self.options.on_running == "drop" and not hanging
+        return "wait" if policy == "drop" and hanging else policy
 
     @property
     def name(self) -> str:
         """The key, for messages."""
         return f"{self.call_key.namespace}:{self.call_key.readable}"
-
-    def show_unguarded(self, why: str, *, replayed: bool = False) -> None:
-        """Let a body, or a handler, that holds no claim ask for ``self.idempotency``.
-
-        Args:
-            why: why there is no run.
-            replayed: whether the delivery is answered with the outcome of a run that has ended.
-        """
-        self.state.context = partial(
-            run_context,
-            self.call_key,
-            self.claimant,
-            self.request.id,
-            None,
-            None,
-            why,
-            replayed,
-        )
 
 
 def _label(task: Any, setup: TaskSetup, request: Any, call_key: CallKey) -> str:
@@ -287,19 +248,24 @@ def _terms(setup: TaskSetup, environment: Environment) -> Terms:
     )
 
 
-def run_context(
+def _run_context(
     call_key: CallKey,
     claimant: Claimant,
     task_id: str,
-    run: Run | None,
-    steps: Steps | None,
+    run: Run | None = None,
+    steps: Steps | None = None,
+    *,
     why: str = "",
     replayed: bool = False,
 ) -> RunContext:
-    """Make a body's ``self.idempotency``; ``why`` there is no run.
+    """Make a body's, or a handler's, ``self.idempotency``.
 
-    It is made when the body asks for it. Nothing in it leads back to the request: each delivery
-    would be a cycle, and wait for the garbage collector.
+    It is made when it is asked for. Nothing in it leads back to the request: each delivery would be
+    a cycle, and wait for the garbage collector.
+
+    Args:
+        why: why there is no run.
+        replayed: whether the delivery is answered with the outcome of a run that has ended.
     """
     began = ""
     if claimant.terms.frees:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NoReturn
 
 from celery.exceptions import Ignore
@@ -180,7 +181,8 @@ def _replay(delivery: Delivery, verdict: Replay) -> Any:
     if verdict.noted:
         silence(delivery.request)
     delivery.telling.tell("answered again" if verdict.mine else "deduplicated", record)
-    delivery.show_unguarded("its body did not run: the call has an outcome already", replayed=True)
+    why = "its body did not run: the call has an outcome already"
+    delivery.state.context = partial(delivery.context_of, why=why, replayed=True)
     if not verdict.mine:
         show_duplicate(delivery, record)
     kept = record.state in (SUCCEEDED, FAILED)
@@ -319,7 +321,7 @@ def _store_away(
     if policy == "run":
         log.error("%s runs unprotected, as idempotency_on_store_error says: %s", delivery.name, exc)
         say_started(task, request)
-        delivery.show_unguarded("the store is away")
+        delivery.state.context = partial(delivery.context_of, why="the store is away")
         return _run_open(delivery, args, kwargs)
     end = outage_lines.turn()
     if end is not None:

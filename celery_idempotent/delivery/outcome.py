@@ -72,10 +72,6 @@ def final_state(delivery: Delivery, exc: BaseException) -> State:
     return State.RELEASED
 
 
-def _packed(delivery: Delivery, result: Any) -> bytes:
-    return encode_result(delivery.task.backend, result, delivery.options.max_result_size)
-
-
 # --- ... and for its caller ----------------------------------------------------------------------
 
 
@@ -98,7 +94,8 @@ def returned(attempt: Attempt, result: Any) -> Any:
         attempt.steps.tell_unasked()
 
     def record() -> Recorded | Lost | None:
-        return attempt.told.end(Ending(State.SUCCEEDED, _packed(delivery, result)))
+        packed = encode_result(delivery.task.backend, result, delivery.options.max_result_size)
+        return attempt.told.end(Ending(State.SUCCEEDED, packed))
 
     try:
         verdict = record()
@@ -191,9 +188,12 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
         if exc is None and attempt.run.transaction.undone and not delivery.eager:
             wait_as_copy(delivery, None)  # forgotten, and nothing of it happened: it runs again
         # No record keeps what its caller gets: without a slip, a copy of its message would run.
-        ending = (
-            ending_of(delivery, exc) if exc else Ending(State.SUCCEEDED, _packed(delivery, result))
-        )
+        if exc is None:
+            most = delivery.options.max_result_size
+            packed = encode_result(delivery.task.backend, result, most)
+            ending = Ending(State.SUCCEEDED, packed)
+        else:
+            ending = ending_of(delivery, exc)
         if ending.state is not State.RETRYING and ending.answers:
             leave_answer(delivery, outcome=ending.outcome)
         if exc is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -29,8 +30,6 @@ from celery_idempotent.run.transaction import run_without_claim
 
 log = get_logger("celery_idempotent")
 
-_WHY = "idempotency_mode is 'shadow'"
-
 
 def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run the body whatever the store says, and report what would have been done instead.
@@ -39,7 +38,7 @@ def run_in_shadow(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, A
     reaches the task.
     """
     task = delivery.task
-    delivery.show_unguarded(_WHY)
+    delivery.state.context = partial(delivery.context_of, why="idempotency_mode is 'shadow'")
     say_started(task, delivery.request)
     claimant = replace(delivery.claimant, callbacks=False, slip_key="", awaited=b"", awaited_key="")
     try:

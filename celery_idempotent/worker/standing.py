@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from celery.utils.log import get_logger
 
-from celery_idempotent.core.message import MAX_DEATHS, WaitState, digest_of, read_request
+from celery_idempotent.core.message import read_request
 from celery_idempotent.core.record import HELD, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.delivery.results import encode_failure
@@ -65,7 +65,7 @@ def standing_of(request: Any) -> Standing:
         store = environment_of(request.app).store
         if _is_left_alone(store):
             raise StoreUnavailable("the store did not answer just now")
-        owner, message = message_of(context)
+        _, owner, message, _ = read_request(context)
         # In this order: a copy writes its slip when it has the record already.
         record, slip = store.get(key), store.slip(owner.slip_key(key))
     except StoreError as exc:
@@ -105,7 +105,7 @@ def standing_of_copy(request: Any, *, goes_on: bool = False) -> Standing:
     store = environment_of(request.app).store
     if _is_left_alone(store):
         return Standing.HOLDS
-    owner, message = message_of(request._context)
+    _, owner, message, _ = read_request(request._context)
     (record, now_ms), slip = store.peek(key), store.slip(owner.slip_key(key))
     if slip is not None and now_ms < slip.sending_ms:
         return Standing.COPIED
@@ -124,22 +124,6 @@ def standing_of_copy(request: Any, *, goes_on: bool = False) -> Standing:
 def _is_told(slip: Slip | None, message: Slip) -> bool:
     """Whether the call of a message has its answer by that slip."""
     return slip is not None and slip.answered and not slip.is_older_than(message)
-
-
-def message_of(context: Any) -> tuple[Owner, Slip]:
-    """Return the owner of a message, and what distinguishes the message from others of its owner.
-
-    Args:
-        context: Celery's request of it.
-    """
-    own, owner, retries, deaths, has_callbacks = read_request(context)
-    waits = WaitState() if own is None else own[1]
-    return owner, Slip(
-        deaths=min(waits.deaths + deaths, MAX_DEATHS),
-        retries=retries,
-        publication=waits.publication.encode(),
-        digests=(waits.callbacks or digest_of(context)) if has_callbacks else b"",
-    )
 
 
 def stands(
@@ -196,7 +180,7 @@ def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
     if setup is None or setup.options.mode != "enforce" or key is None:
         return nothing
     environment = environment_of(request.app)
-    owner, message = message_of(context)
+    _, owner, message, _ = read_request(context)
     outcome = b""
     if exc is None:
         message = message._replace(digests=b"")

@@ -920,8 +920,8 @@ _DELIVERIES = [
     ),
     _answer(
         "what is dead-lettered is counted",
-        "delivery/delivery.py",
-        "min(waits.deaths + deaths, MAX_DEATHS)",
+        "core/message.py",
+        "min(deaths, MAX_DEATHS)",
         "waits.deaths",
         (("tests/core/test_message.py",), *_GUARDS),
     ),

@@ -762,8 +762,8 @@ _DELIVERIES = [
     Mutant(
         'busy: "drop" is not for what somebody awaits',
         "delivery/delivery.py",
-        'policy == "drop" and not self._may_be_dropped',
-        "False",
+        'return "wait" if policy == "drop" and hanging else policy',
+        "return policy",
         _GUARDS,
     ),
     Mutant(
@@ -783,8 +783,8 @@ _DELIVERIES = [
     Mutant(
         "busy: no RETRY is stored where a copy may be refused",
         "delivery/delivery.py",
-        'return self.options.on_running == "raise"',
-        "return False",
+        '("drop",) if outage else ("drop", "raise")',
+        '("drop",)',
         (("tests/delivery/test_guard.py", "-k", "stays_revoked or stays_failed"),),
     ),
     Mutant(

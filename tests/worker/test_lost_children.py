@@ -19,6 +19,7 @@ from celery.worker.request import Request
 from celery.worker.state import revoked as revoked_tasks
 
 from celery_idempotent import IdempotentTask
+from celery_idempotent.core.message import read_request
 from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
@@ -27,7 +28,7 @@ from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.worker.request import IdempotentRequest
-from celery_idempotent.worker.standing import Standing, message_of, standing_of_copy
+from celery_idempotent.worker.standing import Standing, standing_of_copy
 
 TASK_ID = "0b9f5c3e-5d0f-4f5e-9d53-0d5a36a3a001"
 OWN = Owner(TASK_ID)
@@ -207,7 +208,7 @@ def test_a_copy_is_discarded_only_where_no_run_of_its_call_is_under_way(
     """It would say that the call is revoked; on Redis it would take the run's message along."""
     # Given
     store = environment_of(app).store
-    owner, message = message_of(ended._context)
+    _, owner, message, _ = read_request(ended._context)
     record = held and Record(
         held[0], 7, until_ms=store.now_ms() + held[1], owner=owner.pack(), process=CHILD.pack()
     )
