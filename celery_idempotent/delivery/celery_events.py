@@ -62,13 +62,9 @@ class Duplicate(NamedTuple):
 class Dropped(Ignore):  # type: ignore[misc, unused-ignore]
     """Leaves a duplicate that was dropped: its call has ended as REVOKED.
 
-    Args:
-        reason: what its caller is told.
-        duplicate: the fields of the :class:`Duplicate`, for the events; none: nobody hears them.
+    It takes what its caller is told, and then the fields of the :class:`Duplicate`, for the events;
+    none: nobody hears them.
     """
-
-    def __init__(self, reason: str, *duplicate: Any) -> None:
-        super().__init__(reason, *duplicate)
 
     def events(self) -> list[tuple[str, dict[str, Any]]]:
         """Return the events of its end: their types and fields."""

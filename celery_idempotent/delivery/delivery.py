@@ -129,14 +129,12 @@ class Delivery:
         terms = environment.terms.get(setup)
         if terms is None:
             terms = environment.terms[setup] = _terms(setup, environment)
-        label, options = call_key.label, setup.options
-        if (
-            label
-            or observers.span_name is not None
-            or setup.reserves
-            or call_key.namespace != task.name
-        ):
-            label = _label(task, setup, request, call_key)
+        options, label = setup.options, ""
+        traced = "" if observers.span_name is None else observers.span_name()
+        # Whether the call may end without a result that others could have, too.
+        alone = setup.reserves and bool(request.expires or ignores_result(task, request))
+        if call_key.label or traced or alone or call_key.namespace != task.name:
+            label = Label(task.name, call_key.label, traced, alone).text()
         key = record_key(environment.prefix, call_key)
         claimant = Claimant(
             terms,
@@ -221,14 +219,6 @@ class Delivery:
     def name(self) -> str:
         """The key, for messages."""
         return f"{self.call_key.namespace}:{self.call_key.readable}"
-
-
-def _label(task: Any, setup: TaskSetup, request: Any, call_key: CallKey) -> str:
-    traced = "" if observers.span_name is None else observers.span_name()
-    # Whether the call may end without a result that others could have, too.
-    alone = setup.reserves and bool(request.expires or ignores_result(task, request))
-    named = call_key.label or traced or alone or call_key.namespace != task.name
-    return Label(task.name, call_key.label, traced, alone).text() if named else ""
 
 
 def _terms(setup: TaskSetup, environment: Environment) -> Terms:

@@ -98,7 +98,8 @@ def watch_body(task: Any, ours: type) -> None:
 
     @functools.wraps(run)
     def watched(*args: Any, **kwargs: Any) -> Any:
-        if _is_unguarded(task):
+        # A delivery that came through the guard has a state on its request.
+        if not task.request.called_directly and state_of(task.request) is None:
             raise ConfigurationError(
                 f"task {task.name!r}: {others[0].__name__}.__call__ passes by "
                 "IdempotentTask.__call__, so that nothing would be deduplicated; the body was not "
@@ -107,12 +108,6 @@ def watch_body(task: Any, ours: type) -> None:
         return run(*args, **kwargs)
 
     task.run = watched
-
-
-def _is_unguarded(task: Any) -> bool:
-    """Whether the delivery that runs here did not come through the guard."""
-    request = task.request
-    return not request.called_directly and state_of(request) is None
 
 
 def refuse_unfinished(task: Any, result: Any) -> None:

@@ -8,7 +8,6 @@ import random
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 from celery import Task
@@ -71,13 +70,13 @@ def wait(
         if now_ms:
             delay = _pause_for_run(delivery, (now_ms - record.token / 1000) / 1000)
     changes = {"since_ms": since_ms, "awaited": awaited, "displaced": displaced}
-    delay, signature = _requeue(delivery, _again(delivery, record is None, **changes), until, delay)
+    delay, signature = _requeue(delivery, until, delay, outage=record is None, **changes)
     raise Retry(exc=_what_it_waits_for(delivery, record), when=delay, sig=signature)
 
 
 def wait_as_copy(delivery: Delivery, until: float | None, *, outage: bool = False) -> NoReturn:
     """Requeue a copy of a message whose own run may be alive; nobody's state is touched."""
-    _requeue(delivery, _again(delivery, outage, redelivery=True), until)
+    _requeue(delivery, until, outage=outage, redelivery=True)
     raise Ignore("a copy of this message is being run")
 
 
@@ -85,16 +84,6 @@ def _what_it_waits_for(delivery: Delivery, record: Record | None) -> Idempotency
     if record is None:
         return StoreUnavailable(f"the store can't answer for {delivery.name} now, waiting")
     return IdempotencyInProgress(f"{delivery.name} is busy, waiting")
-
-
-def _again(delivery: Delivery, outage: bool, **changes: Any) -> WaitState:
-    waits, message = delivery.waits, delivery.claimant.message
-    return waits.again(
-        patient_until_ms=NEVER_MS if outage else waits.patient_until_ms,
-        callbacks=message.digests,
-        deaths=message.deaths,
-        **changes,
-    )
 
 
 def _pause_for_run(delivery: Delivery, age_s: float) -> float:
@@ -111,10 +100,22 @@ def _pause_for_run(delivery: Delivery, age_s: float) -> float:
 
 
 def _requeue(
-    delivery: Delivery, waits: WaitState, until: float | None, delay: float | None = None
+    delivery: Delivery,
+    until: float | None,
+    delay: float | None = None,
+    *,
+    outage: bool,
+    **changes: Any,
 ) -> tuple[float, Any]:
-    natively = delivery.environment.whole_seconds
+    message, natively = delivery.claimant.message, delivery.environment.whole_seconds
     origin = origin_of(delivery.task.app, delivery.request.delivery_info, natively)
+    waits = delivery.waits.again(
+        to=delivery.request.hostname if origin.reaches_all else None,
+        patient_until_ms=NEVER_MS if outage else delivery.waits.patient_until_ms,
+        callbacks=message.digests,
+        deaths=message.deaths,
+        **changes,
+    )
     if waits.redelivery and origin.is_fanned_out:
         delay = until  # nobody waits for this copy: it is needed only if the run dies
     delay = _pause(delivery, until, delay)
@@ -190,16 +191,13 @@ def say_waiting(delivery: Delivery, record: Record | None) -> bool:
 def say_retry(task: Any, request: Any, why: Exception, retry: Retry | None = None) -> bool:
     """Store RETRY as the state of a call whose message is put back, or whose key is given up.
 
-    Returns:
-        Whether it was to be stored: not where nobody will get the call's result.
+    Celery's tracer stores it afterwards, when the message may have been answered by another worker:
+    RETRY over an answer would have its caller wait for ever. So the tracer then finds a
+    :class:`WithoutRetry`. Returns whether it was to be stored: somebody may get the call's result.
 
     Args:
         why: what it waits for, or what its attempt failed with.
         retry: what a body raised to be retried.
-
-    Celery's tracer stores it afterwards, when the message may have been answered by another worker:
-    RETRY over an answer would have its caller wait for ever. So the tracer then finds a
-    :class:`WithoutRetry`.
     """
     if request.is_eager or (
         ignores_result(task, request) and not task.store_errors_even_if_ignored
@@ -262,7 +260,6 @@ def put_back(delivery: Delivery, waits: WaitState, delay: float, origin: Origin)
     """
     task, request = delivery.task, delivery.request
     headers = sent_with(request)
-    waits = replace(waits, to=request.hostname if origin.reaches_all else None)
     headers[OWN] = own_header(request.id, delivery.call_key, waits)
     options: dict[str, Any] = {"expires": None} if waits.redelivery else {}
     options.update(origin.route)

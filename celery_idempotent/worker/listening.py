@@ -83,8 +83,6 @@ class Listener:
         self._pipe: tuple[int, int] | None = None
         #: What was seen and not taken yet.
         self.sights: deque[Sight] = deque()
-        #: Whether the ends of runs are told at this moment.
-        self.is_told = False
         self._subscription: Subscription | None = None
         self._subscribe_at = 0.0
         self._again_s = _AGAIN_S
@@ -184,7 +182,7 @@ class Listener:
             return
         for post in new:
             post.is_followed, post.look_at = True, 0.0
-        self.is_told, self._again_s = True, _AGAIN_S
+        self._again_s = _AGAIN_S
 
     def _broke(self, now: float, exc: StoreError) -> None:
         self._unsubscribe()
@@ -196,7 +194,6 @@ class Listener:
 
     def _unsubscribe(self) -> None:
         subscription, self._subscription = self._subscription, None
-        self.is_told = False
         with self._lock:
             for post in self._posts.values():
                 # What it told and nobody has read is lost: look at each key.

@@ -163,17 +163,11 @@ def stands(
 
 
 def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
-    """Write down that a call has its answer, before its caller is told.
-
-    The answer is this call's alone: for every other one the run was cut off.
+    """Write down that a call has its answer, before its caller is told: see :func:`.write_answer`.
 
     Args:
         request: an :class:`.IdempotentRequest` whose message a process has begun.
         exc: what the call fails with; ``None``: it is revoked, and its copies are ignored.
-
-    Returns:
-        What writes down that the call's callbacks have gone out, too. Until then, for a lease at
-        most, copies wait: they would send them as well.
     """
     task, context = request.task, request._context
     setup, key = task._setup(), request.record_name()

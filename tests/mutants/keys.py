@@ -103,7 +103,7 @@ KEYS: list[Mutant] = [
     Mutant(
         "guard: a call that passes by it is noticed",
         "delivery/task_checks.py",
-        "if _is_unguarded(task):",
+        "if not task.request.called_directly and state_of(task.request) is None:",
         "if False:",
         _CHECKS,
     ),
