@@ -9,7 +9,7 @@ from typing import Any
 
 from celery_idempotent.stores.memory import MemoryStore
 from celery_idempotent.stores.redis.store import RedisStore
-from celery_idempotent.stores.redis.wire import Script, Wire
+from celery_idempotent.stores.redis.wire import Script
 
 #: Some instant, not at a whole millisecond.
 START_US = 1_750_000_000_123_456
@@ -63,10 +63,6 @@ def _by_virtual_time(script: Script) -> Script:
 
 class VirtualRedisStore(RedisStore):
     """A Redis store whose scripts read the time from a key, everything else being as it is."""
-
-    def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
-        super().__init__(wire, wait)
-        self._journal = _by_virtual_time(self._journal)
 
     def _script(self, name: str) -> Script:
         return _by_virtual_time(super()._script(name))

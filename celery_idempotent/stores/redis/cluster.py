@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError, TryAgainError
 
 from celery_idempotent.errors import ConfigurationError, StoreError, StoreUnavailable
-from celery_idempotent.stores.base import ReservedPage, Sample, Server, Subscription, or_error
+from celery_idempotent.stores.base import Subscription, or_error
 from celery_idempotent.stores.redis.connect import connector, patience_of
-from celery_idempotent.stores.redis.servers import SCRIPT, server_of
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.stores.redis.subscription import ClusterSubscription
 from celery_idempotent.stores.redis.wire import (
@@ -60,19 +59,15 @@ class ClusterWire:
 
     def call(self, call: ScriptCall) -> Any:
         """Call one script where its keys are."""
-        return self._where_it_is(call.keys[0], lambda wire, asking: wire.call(call, asking=asking))
+        return self._where_it_is(call.keys[0], "call", call)
 
     def call_timed(self, call: ScriptCall) -> Any:
         """Call a script that must not run later than it is waited for, where its keys are."""
-        return self._where_it_is(
-            call.keys[0], lambda wire, asking: wire.call_timed(call, asking=asking)
-        )
+        return self._where_it_is(call.keys[0], "call_timed", call)
 
     def call_one_at_a_time(self, call: ScriptCall) -> Any:
         """Call one script where its keys are; one at a time while that node is away."""
-        return self._where_it_is(
-            call.keys[0], lambda wire, asking: wire.call_one_at_a_time(call, asking=asking)
-        )
+        return self._where_it_is(call.keys[0], "call_one_at_a_time", call)
 
     @property
     def failed_at(self) -> float:
@@ -81,33 +76,22 @@ class ClusterWire:
 
     def call_replicated(self, call: ScriptCall, replicas: int, timeout_ms: int) -> Any:
         """Call one script, and return its answer once so many replicas have what it wrote."""
-        return self._where_it_is(
-            call.keys[0],
-            lambda wire, asking: wire.call_replicated(call, replicas, timeout_ms, asking=asking),
-        )
+        return self._where_it_is(call.keys[0], "call_replicated", call, replicas, timeout_ms)
 
     def call_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
         """Call several scripts, in one round trip a node; an answer that is an error is one."""
-        return self._together(
-            calls, lambda call: call.keys[0], lambda wire, some: wire.call_all(some), self.call
-        )
+        return self._together(calls, [call.keys[0] for call in calls], Wire.call_all, self.call)
 
     def command(self, *parts: Argument) -> Any:
         """Send one plain command to where its first argument is, or anywhere if it has none."""
         if len(parts) == 1:
             return self._anywhere(lambda wire: wire.command(*parts))[1]
-        return self._where_it_is(
-            str(parts[1]), lambda wire, asking: wire.command(*parts, asking=asking)
-        )
+        return self._where_it_is(str(parts[1]), "command", *parts)
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Send plain commands, in one round trip a node; an answer that is an error is one."""
-        return self._together(
-            commands,
-            lambda parts: str(parts[1]),
-            lambda wire, some: wire.commands(some),
-            lambda parts: self.command(*parts),
-        )
+        keys = [str(parts[1]) for parts in commands]
+        return self._together(commands, keys, Wire.commands, lambda parts: self.command(*parts))
 
     def by_node(self, keys: Sequence[str]) -> list[tuple[Wire, list[str]]]:
         """Return the wire to each node that has some of these keys, and which."""
@@ -118,8 +102,7 @@ class ClusterWire:
 
     def wires(self) -> list[Wire]:
         """Return the wire to each node that has slots."""
-        self.look_up()
-        return [self._wire(node) for node in sorted(set(self._owners.values()))]
+        return [self._wire(node) for node in sorted(self.nodes())]
 
     def nodes(self) -> set[Node]:
         """Return the nodes that have slots."""
@@ -143,13 +126,13 @@ class ClusterWire:
     def _together(
         self,
         asked: Sequence[Any],
-        key_of: Callable[[Any], str],
+        keys: Sequence[str],
         several: Callable[[Wire, list[Any]], list[Any]],
         alone: Callable[[Any], Any],
     ) -> list[Any]:
         places: dict[Node, list[int]] = {}
-        for place, one in enumerate(asked):
-            places.setdefault(self._owner(_slot(key_of(one))), []).append(place)
+        for place, key in enumerate(keys):
+            places.setdefault(self._owner(_slot(key)), []).append(place)
         answers: list[Any] = [None] * len(asked)
         for node, indices in places.items():
             try:
@@ -160,20 +143,20 @@ class ClusterWire:
                 self._try_to_look_up(node)
             for index, answer in zip(indices, given, strict=True):
                 if isinstance(answer, StoreUnavailable):
-                    owner = self._owners.get(_slot(key_of(asked[index])), node)
+                    owner = self.node_of(keys[index]) or node
                     if owner != node or isinstance(answer.__cause__, AskError):  # MovedError is one
                         answer = or_error(alone, asked[index])
                 answers[index] = answer
         return answers
 
-    def _where_it_is(self, key: str, ask: Callable[[Wire, bool], Any]) -> Any:
-        """Return what ``ask`` returns: with the wire to a key's node, and whether it is ASKING."""
+    def _where_it_is(self, key: str, method: str, *args: Any) -> Any:
+        """Call a method of the wire to a key's node, which may be another one since."""
         slot = _slot(key)
         node, asking = self._owner(slot), False
         away: StoreUnavailable | None = None
         for turn in range(_MOST_TURNS):
             try:
-                return ask(self._wire(node), asking)
+                return getattr(self._wire(node), method)(*args, asking=asking)
             except StoreUnavailable as exc:
                 moved = exc.__cause__
                 if away is not None:
@@ -282,22 +265,6 @@ class ClusterStore(RedisStore):
         self._wire.look_up()
         return ClusterSubscription(self._wire)
 
-    def scan(self, pattern: str) -> Iterator[str]:
-        for wire in self._wire.wires():
-            yield from RedisStore(wire).scan(pattern)
-
-    def reserved(self, prefix: str) -> Iterator[ReservedPage]:
-        for wire in self._wire.wires():
-            yield from RedisStore(wire).reserved(prefix)
-
-    def sample(self, prefix: str, most: int) -> list[Sample]:
-        wires = self._wire.wires()
-        share = -(-most // len(wires))
-        return [one for wire in wires for one in RedisStore(wire).sample(prefix, share)]
-
-    def servers(self) -> list[Server]:
-        return [server_of(wire) for wire in self._wire.wires()]
-
     def one_key_each(self, make: Callable[[], str]) -> list[str]:
         found: dict[Node, str] = {}
         nodes = self._wire.nodes()
@@ -307,10 +274,6 @@ class ClusterStore(RedisStore):
             if node is not None:
                 found.setdefault(node, key)
         return list(found.values())
-
-    def try_script(self) -> None:
-        for wire in self._wire.wires():
-            wire.command(*SCRIPT)
 
     def missing_slots(self) -> int:
         missing: int = self._wire.missing_slots()

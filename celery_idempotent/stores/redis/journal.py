@@ -9,27 +9,17 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from celery_idempotent.core.record import HELD
-from celery_idempotent.stores.journal import (
-    JOURNAL_TTL_MS,
-    ListedRuns,
-    StoredEvent,
-    journal_key,
-)
-from celery_idempotent.stores.redis.lists import GetMany, read_list
-from celery_idempotent.stores.redis.wire import ScriptCall, Wire, load_script
+from celery_idempotent.stores.journal import JOURNAL_TTL_MS, ListedRuns, StoredEvent, journal_key
+from celery_idempotent.stores.redis.lists import RedisLists
 
 _LAST: Final = 2**64 - 1
 
 
-class RedisJournals:
+class RedisJournals(RedisLists):
     """A :class:`~celery_idempotent.stores.journal.JournalStore` over a wire."""
 
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
-        self._journal = load_script("journal")
-
     def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
-        self._wire.call(ScriptCall(self._journal, (journal,), (most, JOURNAL_TTL_MS, 0, *events)))
+        self._call("journal", (journal,), most, JOURNAL_TTL_MS, 0, *events)
 
     def append_with_runs(
         self, journal: str, events: Sequence[bytes], most: int, runs: ListedRuns
@@ -37,15 +27,11 @@ class RedisJournals:
         # With the token: where another run has the key since, it has another entry.
         changes = [f"+{token} {key}" for key, token in runs.begun]
         changes += [f"-{token} {key}" for key, token in runs.ended]
-        keys = journal, _runs_of(journal)
-        call = ScriptCall(
-            self._journal, keys, (most, JOURNAL_TTL_MS, len(changes), *changes, *events)
-        )
-        self._wire.call(call)
+        keys, sizes = (journal, _runs_of(journal)), (most, JOURNAL_TTL_MS, len(changes))
+        self._call("journal", keys, *sizes, *changes, *events)
 
-    def read_runs(self, prefix: str, get_many: GetMany) -> list[str]:
-        """Return the keys of the listed runs that hold their keys."""
-        return read_list(self._wire, _runs_of(journal_key(prefix)), HELD, get_many)
+    def held(self, prefix: str) -> list[str]:
+        return self._still_in(_runs_of(journal_key(prefix)), HELD)
 
     def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
         end = "+" if before is None else _just_before(before)

@@ -12,12 +12,27 @@ from celery_idempotent.stores.redis.wire import Wire
 #: The settings that are asked for; a managed server may refuse.
 _ASKED: Final = ("save", "appendfsync", "min-replicas-to-write")
 
-#: A command that loads a script which does nothing.
-SCRIPT: Final = ("EVAL", "return 1", "0")
+
+class RedisServers:
+    """An :class:`.AskableStore` over a wire."""
+
+    _wire: Wire
+
+    def servers(self) -> list[Server]:
+        return [_ask(wire) for wire in self._wire.wires()]
+
+    def one_key_each(self, make: Callable[[], str]) -> list[str]:
+        return [make()]
+
+    def try_script(self) -> None:
+        for wire in self._wire.wires():
+            wire.command("EVAL", "return 1", "0")
+
+    def missing_slots(self) -> int:
+        return 0
 
 
-def server_of(wire: Wire) -> Server:
-    """Ask one server."""
+def _ask(wire: Wire) -> Server:
     said, *answers = wire.commands([("INFO",), *(("CONFIG", "GET", name) for name in _ASKED)])
     info = {} if isinstance(said, StoreError) else _parsed(said)
     config = {
@@ -26,24 +41,6 @@ def server_of(wire: Wire) -> Server:
         if not isinstance(answer, StoreError) and len(answer) == 2
     }
     return Server(info, config)
-
-
-class RedisServers:
-    """An :class:`.AskableStore` over the wire to one server."""
-
-    _wire: Wire
-
-    def servers(self) -> list[Server]:
-        return [server_of(self._wire)]
-
-    def one_key_each(self, make: Callable[[], str]) -> list[str]:
-        return [make()]
-
-    def try_script(self) -> None:
-        self._wire.command(*SCRIPT)
-
-    def missing_slots(self) -> int:
-        return 0
 
 
 def _parsed(text: bytes) -> dict[str, str]:

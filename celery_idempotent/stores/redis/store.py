@@ -36,7 +36,6 @@ from celery_idempotent.stores.base import (
     AskableStore,
     ReservedPage,
     Sample,
-    Store,
     Subscription,
     is_beside_a_record,
     or_error,
@@ -46,10 +45,9 @@ from celery_idempotent.stores.journal import JournalStore, RunLists
 from celery_idempotent.stores.outage import not_done
 from celery_idempotent.stores.redis.connect import connector, patience_of
 from celery_idempotent.stores.redis.journal import RedisJournals
-from celery_idempotent.stores.redis.lists import UnknownRecords
 from celery_idempotent.stores.redis.servers import RedisServers
 from celery_idempotent.stores.redis.subscription import RedisSubscription
-from celery_idempotent.stores.redis.wire import Script, ScriptCall, Wire, load_script
+from celery_idempotent.stores.redis.wire import ScriptCall, Wire
 from celery_idempotent.stores.urls import mask_url
 
 #: How much of a record is read for a list: all but the tail of a long outcome, in bytes.
@@ -64,22 +62,17 @@ _ASK: Final = struct.Struct(">QQIIBQQQQ")
 _ANSWER: Final = struct.Struct(">BBQ")
 
 
-class RedisStore(RedisJournals, RedisServers, Store):
+class RedisStore(RedisJournals, RedisServers):
     """A store on one Redis or Valkey server."""
 
     waits_for_replicas = True
-    #: The command that tells those who wait that a run is over.
-    _publish = "PUBLISH"
 
     def __init__(self, wire: Wire, wait: tuple[int, int] = (0, 0)) -> None:
-        super().__init__(wire)
+        self._wire = wire
         #: How many replicas must have the end of a run, and for how many milliseconds to wait.
         self._wait = wait
         self._claim = self._script("claim")
         self._settle = self._script("settle")
-        self._renew = self._script("renew")
-        self._reserve = self._script("reserve")
-        self._unknown = UnknownRecords(wire)
 
     @classmethod
     def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> RedisStore:
@@ -137,7 +130,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
             if code != 9:
                 verdict = _verdict(ask, code, flags, now_ms, answer[_ANSWER.size :])
                 if isinstance(verdict, Unknown):
-                    self._unknown.add(key, verdict.record.token)
+                    self._list_unknown(key, verdict.record.token)
                 return verdict
         raise not_done(
             f"the store has found each of {_LATE_TURNS} claims of {key} too late: its clock is "
@@ -166,30 +159,18 @@ class RedisStore(RedisJournals, RedisServers, Store):
             answer = self._wire.call(call)
         told = Recorded(answer) if type(answer) is int else _recorded(answer)
         if event.record.state is State.UNKNOWN and isinstance(told, Recorded):
-            self._unknown.add(key, told.token)
+            self._list_unknown(key, told.token)
         return told
 
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
             return []
-        answers = self._wire.call_all(
-            [
-                ScriptCall(
-                    self._renew,
-                    _keys(one.key, one.slip_key),
-                    (one.held.pack(), one.lease_ms, one.keep_ms),
-                )
-                for one in renewals
-            ]
-        )
+        script, calls = self._script("renew"), []
+        for one in renewals:
+            args = one.held.pack(), one.lease_ms, one.keep_ms
+            calls.append(ScriptCall(script, _keys(one.key, one.slip_key), args))
+        answers = self._wire.call_all(calls)
         return [it if isinstance(it, StoreError) else or_error(_recorded, it) for it in answers]
-
-    def _script(self, name: str) -> Script:
-        return load_script(name, self._publish)
-
-    def _call(self, script: str, keys: tuple[str, ...], *args: bytes | str | int) -> Any:
-        """Call a script that is not called for every delivery."""
-        return self._wire.call(ScriptCall(self._script(script), keys, args))
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         keys, held = _keys(one.key, one.slip_key), one.held.pack()
@@ -224,9 +205,8 @@ class RedisStore(RedisJournals, RedisServers, Store):
     def reserve(self, key: str, ask: Reserve) -> Reserved | Taken:
         flags = ask.attaches + 2 * ask.checked
         args: tuple[bytes | int, ...] = (ask.reservation.pack(), ask.hold_ms, flags, *ask.over)
-        answer = self._wire.call_one_at_a_time(
-            ScriptCall(self._reserve, _keys(key, queued=queued_key(key)), args)
-        )
+        call = ScriptCall(self._script("reserve"), _keys(key, queued=queued_key(key)), args)
+        answer = self._wire.call_one_at_a_time(call)
         if type(answer) is int:
             return Reserved()
         return Taken(answer[1:], State(answer[0]) if answer[0] else None)
@@ -241,7 +221,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return Reservation.unpack(self._wire.command("GET", queued_key(key)))
 
     def reserved(self, prefix: str) -> Iterator[ReservedPage]:
-        for names, _ in self._pages("MATCH", queued_key(f"{quoted(prefix)}:{{*}}")):
+        for names in self._matching(queued_key(f"{quoted(prefix)}:{{*}}")):
             keys = {name: key for name in names if (key := key_of_queued(name))}
             packed = self._wire.commands([("GET", name) for name in keys]) if keys else []
             found = []
@@ -260,7 +240,7 @@ class RedisStore(RedisJournals, RedisServers, Store):
         answer = self._call("put", _keys(key), record.pack(), left_ms, ttl_ms, *pairs)
         is_written = bool(answer[0])
         if is_written and record.state is State.UNKNOWN:
-            self._unknown.add(key, record.token)
+            self._list_unknown(key, record.token)
         return is_written
 
     def get(self, key: str) -> Record | None:
@@ -297,44 +277,44 @@ class RedisStore(RedisJournals, RedisServers, Store):
         return None if left < 0 else left / 1000
 
     def scan(self, pattern: str) -> Iterator[str]:
-        for keys, _ in self._pages("MATCH", pattern):
+        for keys in self._matching(pattern):
             yield from (key for key in keys if not is_beside_a_record(key))
 
+    def _matching(self, pattern: str) -> Iterator[list[str]]:
+        for wire in self._wire.wires():
+            for names, _ in _pages(wire, "MATCH", pattern):
+                yield names
+
     def sample(self, prefix: str, most: int) -> list[Sample]:
-        seen, keys = 0, []
-        for names, is_last in self._pages():
-            seen += len(names)
-            keys += [key for key in names if key.startswith(f"{prefix}:{{") and key[-1] == "}"]
-            if len(keys) >= most and not is_last:
-                # The server returns its keys in the order of their hashes, which is at random.
-                share = len(keys) / seen
-                return [Sample(keys, round(share * int(self._wire.command("DBSIZE"))))]
-        return [Sample(keys, len(keys))]
-
-    def _pages(self, *match: str) -> Iterator[tuple[list[str], bool]]:
-        """Go through all keys of the server; yield a page of them, and whether it is the last."""
-        cursor: Any = b"0"
-        while True:
-            cursor, names = self._wire.command("SCAN", cursor, *match, "COUNT", _PAGE)
-            is_last = cursor in (b"0", 0)
-            yield [name.decode("utf-8", "surrogateescape") for name in names], is_last
-            if is_last:
-                return
-
-    def try_listing(self, key: str) -> None:
-        self._unknown.try_to_add(key, 0)
-
-    def unknown(self, prefix: str) -> list[str]:
-        return self._unknown.read(prefix, self.get_many)
-
-    def held(self, prefix: str) -> list[str]:
-        return self.read_runs(prefix, self.get_many)
+        wires = self._wire.wires()
+        return [_sample(wire, prefix, -(-most // len(wires))) for wire in wires]
 
     def ping(self) -> None:
         self._wire.command("PING")
 
     def close(self) -> None:
         self._wire.close()
+
+
+def _sample(wire: Wire, prefix: str, most: int) -> Sample:
+    seen, keys = 0, []
+    for names, is_last in _pages(wire):
+        seen += len(names)
+        keys += [key for key in names if key.startswith(f"{prefix}:{{") and key[-1] == "}"]
+        if len(keys) >= most and not is_last:
+            # The server returns its keys in the order of their hashes, which is at random.
+            return Sample(keys, round(len(keys) / seen * int(wire.command("DBSIZE"))))
+    return Sample(keys, len(keys))
+
+
+def _pages(wire: Wire, *match: str) -> Iterator[tuple[list[str], bool]]:
+    """Go through all keys of one server; yield a page of them, and whether it is the last."""
+    cursor: Any = b"0"
+    is_last = False
+    while not is_last:
+        cursor, names = wire.command("SCAN", cursor, *match, "COUNT", _PAGE)
+        is_last = cursor in (b"0", 0)
+        yield [name.decode("utf-8", "surrogateescape") for name in names], is_last
 
 
 def _keys(key: str, slip_key: str = "", awaited_key: str = "", queued: str = "") -> tuple[str, ...]:

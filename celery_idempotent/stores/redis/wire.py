@@ -208,10 +208,10 @@ class Wire:
         Args:
             asking: on a node of a cluster that its slot is being moved to.
         """
-        if asking:
-            return self._checked(self._amid([_ASKING], call, [])[1])
-        answer = self._exchange([_pack_call(call)])[0]
-        return self._answer(call, answer) if isinstance(answer, ResponseError) else answer
+        answer = self._exchange([_pack_call(call)], asking=asking)[0]
+        if isinstance(answer, ResponseError):
+            answer = self._answer(call, answer, asking)
+        return answer
 
     def call_timed(self, call: ScriptCall, *, asking: bool = False) -> Any:
         """Call a script that must not run later than it is waited for, and return its answer.
@@ -243,16 +243,12 @@ class Wire:
         def packed(broke: bool) -> list[bytes]:
             nonlocal timing
             timing = _TIMING.pack(self._deadline_ms(), broke)
-            made = _pack_call(call, timing)
-            return [_ASKING, made] if asking else [made]
+            return [_pack_call(call, timing)]
 
-        answer = self._exchange(packed(False), again=lambda: packed(True))[-1]
+        answer = self._exchange(packed(False), lambda: packed(True), asking=asking)[0]
         if isinstance(answer, ResponseError):
-            made = ScriptCall(call.script, call.keys, (*call.args, timing))
-            if isinstance(answer, NoScriptError) and asking:
-                answer = self._exchange([_ASKING, _pack_source(made)])[-1]
-            if isinstance(answer, ResponseError):
-                answer = self._answer(made, answer)
+            timed = ScriptCall(call.script, call.keys, (*call.args, timing))
+            answer = self._answer(timed, answer, asking)
         if type(answer) is int:
             self._learn(answer // 1000, at_most=True)
         elif type(answer) is bytes:
@@ -290,8 +286,10 @@ class Wire:
         Raises:
             StoreUnavailable: fewer of them had it in time; this server has it all the same.
         """
-        before = [_ASKING] if asking else []
-        *_, answer, had = self._amid(before, call, [pack_command((b"WAIT", replicas, timeout_ms))])
+        wait = pack_command((b"WAIT", replicas, timeout_ms))
+        answer, had = self._exchange([_pack_call(call), wait], asking=asking)
+        if isinstance(answer, NoScriptError):
+            answer, had = self._exchange([_pack_source(call), wait], asking=asking)
         answer = self._checked(answer)
         if self._checked(had) < replicas:
             raise StoreUnavailable(
@@ -311,8 +309,7 @@ class Wire:
         Args:
             asking: as of :meth:`call`.
         """
-        before = [_ASKING] if asking else []
-        return self._checked(self._exchange([*before, pack_command(parts)])[-1])
+        return self._checked(self._exchange([pack_command(parts)], asking=asking)[0])
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
         """Send plain commands in one round trip; errors are returned in their places."""
@@ -334,6 +331,10 @@ class Wire:
             raise not_done(f"the store at {self._where} {_does(exc)}: {exc}") from exc
         return connection
 
+    def wires(self) -> list[Wire]:
+        """Return the wire to each server: a cluster has more than one."""
+        return [self]
+
     def close(self) -> None:
         """Close the idle connections."""
         while True:
@@ -343,19 +344,10 @@ class Wire:
                 return
             self._drop(connection)
 
-    def _amid(self, before: list[bytes], call: ScriptCall, after: list[bytes]) -> list[Any]:
-        """Call one script amid commands that are for its connection alone."""
-        packed = _pack_call(call)
-        answers = self._exchange([*before, packed, *after])
-        if isinstance(answers[len(before)], NoScriptError):
-            packed = _pack_source(call)
-            answers = self._exchange([*before, packed, *after])
-        return answers
-
-    def _answer(self, call: ScriptCall, answer: Any) -> Any:
+    def _answer(self, call: ScriptCall, answer: Any, asking: bool = False) -> Any:
         if isinstance(answer, NoScriptError):
             # Scripts were flushed, or a replica took over: EVAL runs it and loads it again.
-            answer = self._exchange([_pack_source(call)])[0]
+            answer = self._exchange([_pack_source(call)], asking=asking)[0]
         return self._checked(answer)
 
     def _checked(self, answer: Any) -> Any:
@@ -374,12 +366,17 @@ class Wire:
         raise not_done(f"the store at {self._where} refused to work: {answer}") from answer
 
     def _exchange(
-        self, packed: list[bytes], again: Callable[[], list[bytes]] | None = None
+        self,
+        packed: list[bytes],
+        again: Callable[[], list[bytes]] | None = None,
+        *,
+        asking: bool = False,
     ) -> list[Any]:
         """Send commands and read as many answers; once more where the connection was stale.
 
         Args:
             again: returns what is to be sent the second time.
+            asking: as of :meth:`call`.
 
         All that this library sends is idempotent (a claim by its nonce), so that sending it again
         after a broken connection is safe.
@@ -391,7 +388,7 @@ class Wire:
             self._pid = os.getpid()
         try:
             try:
-                answers, is_replica = self._once(packed)
+                answers, is_replica = self._once(packed, asking)
             except (RedisTimeoutError, _NotConnected):
                 raise
             except (RedisConnectionError, OSError):
@@ -399,7 +396,7 @@ class Wire:
                 self.close()  # the others were made before the same restart
                 packed = again() if again is not None else packed
                 try:
-                    return self._once(packed)[0]
+                    return self._once(packed, asking)[0]
                 except _NotConnected as exc:
                     raise exc.why from None  # the first time, it may have arrived
             if is_replica:
@@ -407,7 +404,7 @@ class Wire:
                 self.outage.stumbled()
                 self.close()
                 packed = again() if again is not None else packed
-                return self._once(packed)[0]
+                return self._once(packed, asking)[0]
             return answers
         except (_NotConnected, RedisError, OSError) as exc:
             self.outage.begins()
@@ -418,8 +415,10 @@ class Wire:
             error.may_have_arrived = not isinstance(exc, _NotConnected)
             raise error from why
 
-    def _once(self, packed: list[bytes]) -> tuple[list[Any], bool]:
+    def _once(self, packed: list[bytes], asking: bool) -> tuple[list[Any], bool]:
         """Send commands and read their answers; and whether they came from a replica."""
+        if asking:
+            packed = [part for command in packed for part in (_ASKING, command)]
         try:
             connection, _ = self._idle.pop()
         except IndexError:
@@ -446,7 +445,7 @@ class Wire:
             self._idle.append((connection, time.monotonic()))
             if self._waiting:
                 self._hand_on()
-        return answers, is_replica
+        return answers[1::2] if asking else answers, is_replica
 
     def _trim_later(self) -> None:
         """Close connections that nobody needs after a while, even if nothing else happens.
