@@ -225,7 +225,7 @@ def _terms(setup: TaskSetup, environment: Environment) -> Terms:
     options = setup.options
     # With reconcile, what cut a run off is looked into before anybody calls it unknown.
     unknown = options.on_interrupted == "unknown" and options.reconcile is None
-    return Terms.of(
+    return Terms(
         environment.store,
         lease_s=options.lease,
         ttl_s=options.ttl,

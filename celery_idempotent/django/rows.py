@@ -50,9 +50,13 @@ _NO_TABLES: Final = frozenset(("42P01", "42703", "3F000"))
 
 def is_passing(exc: BaseException) -> bool:
     """Whether an error of the database came of what others did, and may not come again."""
+    is_locked = isinstance(exc, OperationalError) and "is locked" in str(exc)
+    return is_locked or _code_of(exc) in _PASSING
+
+
+def _code_of(exc: BaseException) -> str | None:
     cause: Any = exc.__cause__
-    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    return code in _PASSING or (isinstance(exc, OperationalError) and "is locked" in str(exc))
+    return getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
 
 
 def migrate_command(alias: str) -> str:
@@ -62,9 +66,7 @@ def migrate_command(alias: str) -> str:
 
 def unavailable(alias: str, exc: Exception) -> StoreUnavailable:
     """Return an error that says why the database can't work, and what to do about it."""
-    cause: Any = exc.__cause__
-    code = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)
-    if code in _NO_TABLES or "no such table" in str(exc) or "no such column" in str(exc):
+    if _code_of(exc) in _NO_TABLES or "no such table" in str(exc) or "no such column" in str(exc):
         to_run = migrate_command(alias)
         error = StoreUnavailable(f"the store django://{alias} lacks tables ({exc}): run {to_run}")
         error.to_run = to_run
@@ -185,14 +187,7 @@ class DjangoRows(Rows[Any]):
 
     # --- statements ------------------------------------------------------------------------------
 
-    def read(
-        self,
-        at: Any,
-        key: str = "",
-        slip_key: str = "",
-        awaited_key: str = "",
-        queued_key: str = "",
-    ) -> Row:
+    def read(self, at: Any, *keys: str) -> Row:
         sql = (
             f"SELECT one.now_us, r.record, r.stamp, r.token, r.expires_ms, "
             "own.slip, own.expires_ms, awaited.slip, awaited.expires_ms, "
@@ -203,7 +198,7 @@ class DjangoRows(Rows[Any]):
             f"LEFT JOIN {self._notes} awaited ON awaited.note_key = %s "
             f"LEFT JOIN {self._notes} queued ON queued.note_key = %s"
         )
-        names = [fit(name) if name else "" for name in (key, slip_key, awaited_key, queued_key)]
+        names = [fit(key) if key else "" for key in (*keys, "", "", "", "")[:4]]
         with at.cursor() as cursor:
             cursor.execute(sql, names)
             return Row.found(*cursor.fetchone())

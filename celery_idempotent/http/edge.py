@@ -278,7 +278,7 @@ class Edge:
         call_key = CallKey(_NAMESPACE, f"~{digest}", label[:200], request.fingerprint(), True)
         # Each request is a call of its own: a repeated one is a duplicate of the first.
         unknown = options.on_interrupted == "unknown"
-        terms = Terms.of(
+        terms = Terms(
             environment.store,
             lease_s=options.lease,
             ttl_s=options.ttl,

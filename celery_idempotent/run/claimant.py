@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import NamedTuple
 
 from celery_idempotent.core.record import State
@@ -14,20 +14,16 @@ from celery_idempotent.stores.base import Store
 
 @dataclass(slots=True)
 class Terms:
-    """What all deliveries of a task have in common. Times are in milliseconds.
+    """What all deliveries of a task have in common, made of options whose times are in seconds.
 
     It is never changed. Its fields, and a claimant's, are read some forty times a delivery: that
     takes a third of what it does from a named tuple.
     """
 
     store: Store
-    lease_ms: int
-    #: How long a finished record lives.
-    ttl_ms: int
-    #: How long a copy of a message may still come.
-    horizon_ms: int
-    #: How long an unfinished record lives after its last sign of life.
-    keep_ms: int
+    lease_s: InitVar[float]
+    ttl_s: InitVar[float]
+    horizon_s: InitVar[float]
     max_interruptions: int
     max_compensations: int
     #: Whether each call runs in its turn, whatever the run became that it waited for.
@@ -36,41 +32,23 @@ class Terms:
     reserves: bool = False
     #: Whether of those that wait only the one that came last is to run.
     latest: bool = False
+    lease_ms: int = field(init=False)
+    #: How long a finished record lives, in milliseconds.
+    ttl_ms: int = field(init=False)
+    #: How long a copy of a message may still come.
+    horizon_ms: int = field(init=False)
+    #: How long an unfinished record lives after its last sign of life.
+    keep_ms: int = field(init=False)
+
+    def __post_init__(self, lease_s: float, ttl_s: float, horizon_s: float) -> None:
+        times = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
+        self.lease_ms, self.ttl_ms, self.horizon_ms = times
+        self.keep_ms = max(self.lease_ms, self.ttl_ms, self.horizon_ms)
 
     @property
     def frees(self) -> bool:
         """Whether a key is free when its run ends: there is no window."""
         return not self.ttl_ms
-
-    @classmethod
-    def of(
-        cls,
-        store: Store,
-        *,
-        lease_s: float,
-        ttl_s: float,
-        horizon_s: float,
-        max_interruptions: int,
-        max_compensations: int,
-        in_turn: bool = False,
-        reserves: bool = False,
-        latest: bool = False,
-    ) -> Terms:
-        """Make them from options and settings, whose times are in seconds."""
-        lease_ms, ttl_ms, horizon_ms = (int(1000 * it) for it in (lease_s, ttl_s, horizon_s))
-        keep_ms = max(lease_ms, ttl_ms, horizon_ms)
-        return cls(
-            store,
-            lease_ms,
-            ttl_ms,
-            horizon_ms,
-            keep_ms,
-            max_interruptions,
-            max_compensations,
-            in_turn,
-            reserves,
-            latest,
-        )
 
 
 @dataclass(slots=True)

@@ -96,8 +96,7 @@ class Row:
     slip_expires_ms: int = 0
     #: The slip of the run that was waited for.
     awaited: Slip | None = None
-    #: The key's reservation, and its bytes and expiry as they stand there.
-    queued: Reservation | None = None
+    #: The bytes and expiry of the key's reservation, as a slip's.
     queued_bytes: bytes | None = None
     queued_expires_ms: int = 0
 
@@ -125,8 +124,7 @@ class Row:
             expires_ms or 0,
             None if slip_ms is None else bytes(slip or b""),
             slip_ms or 0,
-            _slip(None if awaited_ms is None else awaited, awaited_ms or 0, now_us // 1000),
-            _reservation(queued, queued_ms or 0, now_us // 1000),
+            _slip(awaited, awaited_ms or 0, now_us // 1000),
             None if queued_ms is None else bytes(queued or b""),
             queued_ms or 0,
         )
@@ -168,6 +166,11 @@ class Row:
     def slip(self) -> Slip | None:
         """The owner's slip."""
         return _slip(self.slip_bytes, self.slip_expires_ms, self.now_ms)
+
+    @property
+    def queued(self) -> Reservation | None:
+        """The key's reservation."""
+        return _reservation(self.queued_bytes, self.queued_expires_ms, self.now_ms)
 
     @property
     def reservation(self) -> Reservation | None:
@@ -233,6 +236,7 @@ class Rows(ABC, Generic[C]):
         slip_key: str = "",
         awaited_key: str = "",
         queued_key: str = "",
+        /,
     ) -> Row:
         """Read a record, its owner's slip, the slip that was waited for, the key's reservation and
         the clock, at once.
@@ -572,24 +576,17 @@ class DecidingStore(Store, Generic[C]):
         return self._read("", queued_key(key)).reservation
 
     def reserved(self, prefix: str) -> Iterator[ReservedPage]:
-        after = ""
-        while True:
+        def load(after: str, at: C) -> tuple[list[str], ReservedPage]:
+            page = self.rows.page_beside(at, f"{prefix}:{{", after, _PAGE)
+            found = []
+            for name in page:
+                key = key_of_queued(name)
+                queued = key and self.rows.read(at, "", name).reservation
+                if key and queued:
+                    found.append((key, queued))
+            return page, ReservedPage(found, len(page))
 
-            def work(at: C, after: str = after) -> tuple[list[str], ReservedPage]:
-                page = self.rows.page_beside(at, f"{prefix}:{{", after, _PAGE)
-                found = []
-                for name in page:
-                    key = key_of_queued(name)
-                    queued = key and self.rows.read(at, "", name).reservation
-                    if key and queued:
-                        found.append((key, queued))
-                return page, ReservedPage(found, len(page))
-
-            page, reserved = self.rows.operate(work)
-            yield reserved
-            if len(page) < _PAGE:
-                return
-            after = page[-1]
+        return self._each_page(load)
 
     def steps(self, key: str) -> dict[str, bytes]:
         def work(at: C) -> dict[str, bytes]:
@@ -610,13 +607,12 @@ class DecidingStore(Store, Generic[C]):
         # Redis writes a plain star as \*, fnmatch as [*].
         glob = re.sub(r"\\(.)", lambda m: f"[{m[1]}]" if m[1] in "*?[" else m[1], pattern)
         start = re.split(r"[*?\[\\]", pattern, maxsplit=1)[0]
-        after = ""
-        while True:
-            page = self._page(start, after)
-            yield from (key for key in page if fnmatch.fnmatchcase(key, glob))
-            if len(page) < _PAGE:
-                return
-            after = page[-1]
+
+        def load(after: str, at: C) -> tuple[list[str], list[str]]:
+            page = self.rows.page(at, start, after, _PAGE)
+            return page, [key for key in page if fnmatch.fnmatchcase(key, glob)]
+
+        return itertools.chain.from_iterable(self._each_page(load))
 
     def sample(self, prefix: str, most: int) -> list[Sample]:
         return [self.rows.operate(lambda at: self.rows.draw(at, f"{prefix}:{{", most))]
@@ -627,8 +623,15 @@ class DecidingStore(Store, Generic[C]):
     def held(self, prefix: str) -> list[str]:
         return self.rows.operate(lambda at: self.rows.held_keys(at, f"{prefix}:{{"))
 
-    def _page(self, start: str, after: str) -> list[str]:
-        return self.rows.operate(lambda at: self.rows.page(at, start, after, _PAGE))
+    def _each_page(self, load: Callable[[str, C], tuple[list[str], T]]) -> Iterator[T]:
+        """Yield what ``load`` makes of each page of keys, which come after the given one."""
+        after = ""
+        while True:
+            page, made = self.rows.operate(partial(load, after))
+            yield made
+            if len(page) < _PAGE:
+                return
+            after = page[-1]
 
     def ping(self) -> None:
         self._read("")

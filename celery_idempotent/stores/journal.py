@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Sequence
-from itertools import islice
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 #: A journal is deleted once nothing was added to it for 30 days.
@@ -63,36 +60,3 @@ class RunLists(Protocol):
 def journal_key(prefix: str) -> str:
     """Return the key of the journal of all records with this prefix; no record can have it."""
     return f"{prefix}:journal"
-
-
-class MemoryJournals:
-    """Journals in this process's memory, for a store that has ``now_ms``."""
-
-    def __init__(self) -> None:
-        self._journals: dict[str, deque[StoredEvent]] = {}
-        self._places = 0
-        self._appending = threading.Lock()
-
-    def now_ms(self) -> int:
-        """Return the store's clock, in milliseconds since 1970."""
-        raise NotImplementedError
-
-    def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
-        with self._appending:
-            now_ms = self.now_ms()
-            kept = self._journals.get(journal)
-            if kept is None or kept.maxlen != most:
-                kept = self._journals[journal] = deque(kept or (), maxlen=most)
-            for packed in events:
-                self._places += 1
-                kept.append(StoredEvent(f"{now_ms}-{self._places}", packed))
-
-    def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
-        with self._appending:
-            newest_first = list(reversed(self._journals.get(journal, ())))
-        end = _number(before) if before is not None else self._places + 1
-        return list(islice((event for event in newest_first if _number(event.place) < end), count))
-
-
-def _number(place: str) -> int:
-    return int(place.partition("-")[2])

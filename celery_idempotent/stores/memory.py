@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.stores.deciding import DecidingStore, Row, Rows
-from celery_idempotent.stores.journal import JournalStore, MemoryJournals
+from celery_idempotent.stores.journal import JournalStore, StoredEvent
 
 T = TypeVar("T")
 
@@ -22,7 +24,7 @@ def _clock_us() -> int:
     return time.time_ns() // 1000
 
 
-class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
+class MemoryStore(DecidingStore[int], Rows[int]):
     """A :class:`~celery_idempotent.stores.base.Store` in a dictionary.
 
     It is its own rows. An operation works under a lock, at an instant of the clock.
@@ -37,14 +39,15 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
     failed_at = -math.inf
 
     def __init__(self, clock: Callable[[], int] = _clock_us) -> None:
-        MemoryJournals.__init__(self)
-        DecidingStore.__init__(self, self)
+        super().__init__(self)
         self._clock = clock
         self._lock = threading.RLock()
         # Packed as in every store, so that a test sees what the stored form keeps.
         self._records: dict[str, tuple[bytes, int]] = {}
         self._slips: dict[str, tuple[bytes, int]] = {}
         self._steps: dict[str, dict[str, bytes]] = {}
+        self._journals: dict[str, deque[StoredEvent]] = {}
+        self._places = 0
 
     @classmethod
     def shared(cls, url: str) -> MemoryStore:
@@ -67,14 +70,7 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
     def transaction(self, at: int) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def read(
-        self,
-        at: int,
-        key: str = "",
-        slip_key: str = "",
-        awaited_key: str = "",
-        queued_key: str = "",
-    ) -> Row:
+    def read(self, at: int, key: str = "", *beside: str) -> Row:
         record = self._records.get(key)
         if record is not None and at // 1000 >= record[1]:
             del self._records[key]
@@ -82,10 +78,10 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
             record = None
         packed, expires_ms = record or (None, None)
         stamp = None if record is None else 0
-        beside: list[Any] = []
-        for name in (slip_key, awaited_key, queued_key):
-            beside += self._slips.get(name, (None, None))
-        return Row.found(at, packed, stamp, None, expires_ms, *beside)
+        found: list[Any] = []
+        for name in beside:
+            found += self._slips.get(name, (None, None))
+        return Row.found(at, packed, stamp, None, expires_ms, *found)
 
     def write_record(self, at: int, key: str, row: Row, record: Record, expires_ms: int) -> bool:
         self._records[key] = (record.pack(), expires_ms)
@@ -116,3 +112,24 @@ class MemoryStore(DecidingStore[int], MemoryJournals, Rows[int]):
 
     def page_beside(self, at: int, start: str, after: str, count: int) -> list[str]:
         return sorted(key for key in self._slips if key.startswith(start) and key > after)[:count]
+
+    def append_events(self, journal: str, events: Sequence[bytes], most: int) -> None:
+        def append(at: int) -> None:
+            kept = self._journals.get(journal)
+            if kept is None or kept.maxlen != most:
+                kept = self._journals[journal] = deque(kept or (), maxlen=most)
+            for packed in events:
+                self._places += 1
+                kept.append(StoredEvent(f"{at // 1000}-{self._places}", packed))
+
+        self.operate(append)
+
+    def read_events(self, journal: str, before: str | None, count: int) -> list[StoredEvent]:
+        with self._lock:
+            newest_first = list(reversed(self._journals.get(journal, ())))
+        end = _number(before) if before is not None else self._places + 1
+        return list(islice((event for event in newest_first if _number(event.place) < end), count))
+
+
+def _number(place: str) -> int:
+    return int(place.partition("-")[2])

@@ -148,7 +148,7 @@ def test_a_step_keeps_the_order_that_it_got_while_another_thread_is_recorded(app
 
 
 def held_run(store):
-    terms = Terms.of(
+    terms = Terms(
         store,
         lease_s=60,
         ttl_s=60,

@@ -11,6 +11,7 @@ import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Insert, bindparam, delete, func, select
@@ -40,6 +41,8 @@ T = TypeVar("T")
 _INIT_DB: Final = "celery -A <your app> idempotency init-db"
 _ATTEMPTS: Final = 3
 _HELD: Final = tuple(map(str, HELD))
+#: The parameters for the keys of what is read beside a record.
+_BESIDE: Final = ("slip_key", "awaited_key", "queued_key")
 
 
 class _Statements:
@@ -58,7 +61,7 @@ class _Statements:
         self.read = select(now.c.now_us, *columns).select_from(found)
         slips = [
             select(column).where(notes.c.note_key == bindparam(name)).scalar_subquery()
-            for name in ("slip_key", "awaited_key", "queued_key")
+            for name in _BESIDE
             for column in (notes.c.slip, notes.c.expires_ms)
         ]
         self.read_with_slips = select(now.c.now_us, *columns, *slips).select_from(found)
@@ -151,22 +154,12 @@ class SqlRows(Rows[Connection]):
         error.may_have_arrived = isinstance(exc, DBAPIError) and exc.connection_invalidated
         return error
 
-    def read(
-        self,
-        at: Connection,
-        key: str = "",
-        slip_key: str = "",
-        awaited_key: str = "",
-        queued_key: str = "",
-    ) -> Row:
-        if not (slip_key or awaited_key or queued_key):
-            return Row.found(*at.execute(self._statements.read, {"key": fit(key)}).one())
-        wanted = {
-            "key": fit(key),
-            "slip_key": fit(slip_key) if slip_key else "",
-            "awaited_key": fit(awaited_key) if awaited_key else "",
-            "queued_key": fit(queued_key) if queued_key else "",
-        }
+    def read(self, at: Connection, key: str = "", *beside: str) -> Row:
+        wanted = {"key": fit(key)}
+        if not any(beside):
+            return Row.found(*at.execute(self._statements.read, wanted).one())
+        for parameter, name in zip_longest(_BESIDE, beside, fillvalue=""):
+            wanted[parameter] = fit(name) if name else ""
         return Row.found(*at.execute(self._statements.read_with_slips, wanted).one())
 
     def read_many(self, at: Connection, keys: Sequence[str]) -> list[Row]:
@@ -269,7 +262,7 @@ class SqlRows(Rows[Connection]):
         if total > most:
             # Stamps are random numbers below 2**63.
             live &= records.c.stamp < (most << 63) // total
-        keys = list(at.scalars(select(records.c.record_key).where(live)))
+        keys = _keys(at, live)
         return Sample(keys, total if total > most else len(keys))
 
     def _live(self, at: Connection, start: str) -> ColumnElement[bool]:
@@ -278,13 +271,15 @@ class SqlRows(Rows[Connection]):
         return live & _begins(records.c.record_key, start)
 
     def unknown_keys(self, at: Connection, start: str) -> list[str]:
-        wanted = is_unknown & self._live(at, start)
-        return list(at.scalars(select(records.c.record_key).where(wanted)))
+        return _keys(at, is_unknown & self._live(at, start))
 
     def held_keys(self, at: Connection, start: str) -> list[str]:
         # There is no index for this: each run would have to write to it.
-        wanted = records.c.state.in_(_HELD) & self._live(at, start)
-        return list(at.scalars(select(records.c.record_key).where(wanted)))
+        return _keys(at, records.c.state.in_(_HELD) & self._live(at, start))
+
+
+def _keys(at: Connection, wanted: ColumnElement[bool]) -> list[str]:
+    return list(at.scalars(select(records.c.record_key).where(wanted)))
 
 
 def _begins(key: ColumnElement[str], start: str) -> ColumnElement[bool]:
