@@ -79,7 +79,7 @@ class Lease:
     @property
     def is_doubtful(self) -> bool:
         """Whether another run may have its key: it was not renewed in time, or is lost."""
-        return self.lost is not None or time.monotonic() >= self.renewed + 3 * self.third
+        return self.lost is not None or not self.is_live
 
     @property
     def is_live(self) -> bool:

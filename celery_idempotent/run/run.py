@@ -25,7 +25,7 @@ from celery_idempotent.core.record import (
 from celery_idempotent.core.slip import NO_SLIP, Slip
 from celery_idempotent.core.step import steps_of
 from celery_idempotent.core.verdicts import UNKNOWN_TTL_MS, Lost, Note, Recorded, Replay, Settle
-from celery_idempotent.errors import StoreError, StoreUnavailable
+from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.run.claimant import Claimant, Ending
 from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.lease import Lease
@@ -138,15 +138,13 @@ class Run:
         try:
             settle = self.claimant.terms.store.settle
             answer = self._write_end(event) if self.owed else settle(self.claimant.key, event)
-        except StoreError as exc:
-            self._record_later(event, exc)
-            return self._lost_before()
         except BaseException as exc:
             # A soft time limit, for instance: the body is done, and its outcome must not be lost.
             self._record_later(event, exc)
-            if isinstance(exc, Exception):
-                return self._lost_before()
-            raise
+            if not isinstance(exc, Exception):
+                raise
+            lost = self.lease.lost  # what a renewal has told already
+            return None if lost is None else Lost(lost)
         if isinstance(answer, Lost) or event.keeps_lease:
             self._ended(event, answer)
         else:
@@ -273,11 +271,6 @@ class Run:
             self.lease.record = event.record._replace(token=answer.token)
         else:
             heartbeat.drop(self.lease)
-
-    def _lost_before(self) -> Lost | None:
-        """Return what a renewal has told already, where the store can't tell it at the end."""
-        record = self.lease.lost
-        return None if record is None else Lost(record)
 
     def _record_later(self, event: Settle, exc: BaseException) -> None:
         log.error(

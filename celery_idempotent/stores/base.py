@@ -74,7 +74,11 @@ class NotCommitted(StoreUnavailable):
 
 
 class Transaction(Protocol):
-    """A transaction that is under way."""
+    """A transaction that is under way.
+
+    Where it can't be committed, :meth:`flush`, :meth:`commit_step` and :meth:`commit` roll back all
+    of it, and raise NotCommitted, or what the database said to what the body wrote.
+    """
 
     @property
     def session(self) -> Any:
@@ -85,11 +89,7 @@ class Transaction(Protocol):
         """Whether it keeps everybody else from writing the record, so that no lease has to."""
 
     def flush(self) -> None:
-        """Send all that the body wrote to the database, before :meth:`commit`.
-
-        Raises:
-            NotCommitted, Exception: as :meth:`commit`.
-        """
+        """Send all that the body wrote to the database, before :meth:`commit`."""
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         """Write a step of the run as a part of it."""
@@ -98,9 +98,6 @@ class Transaction(Protocol):
         """Write a step and commit it with what the body wrote so far; go on in a new transaction.
 
         Where the run has lost its key, roll back. What the body works with stays the same object.
-
-        Raises:
-            NotCommitted, Exception: as :meth:`commit`; this transaction is over then.
         """
 
     def lost(self, key: str, token: int) -> Record | None:
@@ -109,9 +106,7 @@ class Transaction(Protocol):
     def commit(self, key: str, event: Settle) -> Recorded | Lost:
         """Settle the record and commit; where the run has lost its key, roll back.
 
-        Raises:
-            NotCommitted: it could not be, or nobody knows whether it was.
-            Exception: the database refused what the body wrote; all of it was rolled back.
+        NotCommitted is also raised where nobody knows whether it was committed.
         """
 
     def commit_alone(self) -> None:
@@ -153,31 +148,22 @@ class Server(NamedTuple):
 
 
 class AskableStore(Protocol):
-    """A store whose servers can be asked how they are set up."""
+    """A store whose servers can be asked how they are set up.
+
+    StoreUnavailable is raised where one does not answer, or refuses what it is asked.
+    """
 
     def servers(self) -> list[Server]:
-        """Ask each server that holds records.
-
-        Raises:
-            StoreUnavailable: one does not answer.
-        """
+        """Ask each server that holds records."""
 
     def one_key_each(self, make: Callable[[], str]) -> list[str]:
         """Return keys that ``make`` makes: one on each server that holds records."""
 
     def try_script(self) -> None:
-        """Send a script's source to each server, as after a restart, which forgets scripts.
-
-        Raises:
-            StoreUnavailable: one refused it.
-        """
+        """Send a script's source to each server, as after a restart, which forgets scripts."""
 
     def try_listing(self, key: str) -> None:
-        """List a record as one whose outcome is unknown, as workers do.
-
-        Raises:
-            StoreUnavailable: the server that keeps the list refused it.
-        """
+        """List a record as one whose outcome is unknown, as workers do."""
 
     def missing_slots(self) -> int:
         """Return how many slots of a cluster no server has; 0 also where there is no cluster."""
@@ -208,7 +194,8 @@ class ReservedPage(NamedTuple):
 class Subscription(Protocol):
     """A connection of its own, on which a store tells that the runs of some keys are over.
 
-    What it tells is a hint: it may be lost, late, or about a key whose run goes on.
+    What it tells is a hint: it may be lost, late, or about a key whose run goes on. All methods but
+    :meth:`close` raise StoreUnavailable where the connection is broken.
     """
 
     def sockets(self) -> Sequence[int]:
@@ -218,29 +205,17 @@ class Subscription(Protocol):
         """Hear of these keys, too, from when this returns.
 
         Raises:
-            StoreUnavailable: nobody will be told, or the store doesn't answer.
+            StoreUnavailable: also where nobody will be told.
         """
 
     def unfollow(self, keys: Sequence[str]) -> None:
-        """Stop hearing of these keys.
-
-        Raises:
-            StoreUnavailable: the connection is broken.
-        """
+        """Stop hearing of these keys."""
 
     def read(self) -> list[str]:
-        """Return the keys whose runs are over, as far as that has arrived; never wait.
-
-        Raises:
-            StoreUnavailable: the connection is broken.
-        """
+        """Return the keys whose runs are over, as far as that has arrived; never wait."""
 
     def check(self) -> None:
-        """Find out whether the connection is alive, by what :meth:`read` has read since last time.
-
-        Raises:
-            StoreUnavailable: it was not.
-        """
+        """Find out whether the connection is alive, by what :meth:`read` has read meanwhile."""
 
     def close(self) -> None:
         """Close the connection."""

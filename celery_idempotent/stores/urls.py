@@ -73,8 +73,10 @@ def store_class(url: str) -> type[Store]:
 
 
 def _built_in(url: str, named: str) -> type[Store]:
+    module, _, name = named.partition(":")
     try:
-        return _loaded(named)
+        made: type[Store] = getattr(importlib.import_module(module), name)
+        return made
     except ImportError as exc:
         raise ConfigurationError(
             f"the store {mask_url(url)!r} needs {exc.name}: "
@@ -87,12 +89,6 @@ def _built_in(url: str, named: str) -> type[Store]:
             f"the store {url!r} needs Django set up, and 'celery_idempotent.django' among "
             f"INSTALLED_APPS: {exc}"
         ) from exc
-
-
-def _loaded(named: str) -> type[Store]:
-    module, _, name = named.partition(":")
-    made: type[Store] = getattr(importlib.import_module(module), name)
-    return made
 
 
 def _added(url: str, point: EntryPoint) -> type[Store]:

@@ -848,7 +848,7 @@ _DELIVERIES = [
     _answer(
         "none of a run that knows that it lost its key, and can't record its end",
         "run/run.py",
-        "return None if record is None else Lost(record)",
+        "return None if lost is None else Lost(lost)",
         "return None",
     ),
     _answer(

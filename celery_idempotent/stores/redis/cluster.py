@@ -36,6 +36,8 @@ _SLOTS: Final = 16384
 class ClusterWire:
     """A wire to each node, and which of them has which slot.
 
+    It has the methods of :class:`.Wire`; each goes to the node that has the (first) key.
+
     Every key of a record has one hash tag, so that each script finds all of its keys on one node.
     While a slot is moved key by key, a script may find only some of them on either side, and the
     node says TRYAGAIN: the store is away for these keys until the slot has moved.
@@ -58,38 +60,30 @@ class ClusterWire:
         self._owners: dict[int, Node] = {}
 
     def call(self, call: ScriptCall) -> Any:
-        """Call one script where its keys are."""
         return self._where_it_is(call.keys[0], "call", call)
 
     def call_timed(self, call: ScriptCall) -> Any:
-        """Call a script that must not run later than it is waited for, where its keys are."""
         return self._where_it_is(call.keys[0], "call_timed", call)
 
     def call_one_at_a_time(self, call: ScriptCall) -> Any:
-        """Call one script where its keys are; one at a time while that node is away."""
         return self._where_it_is(call.keys[0], "call_one_at_a_time", call)
 
     @property
     def failed_at(self) -> float:
-        """When a node last did not answer, on the monotonic clock."""
         return max((wire.failed_at for wire in self._wires.values()), default=-math.inf)
 
     def call_replicated(self, call: ScriptCall, replicas: int, timeout_ms: int) -> Any:
-        """Call one script, and return its answer once so many replicas have what it wrote."""
         return self._where_it_is(call.keys[0], "call_replicated", call, replicas, timeout_ms)
 
     def call_all(self, calls: Sequence[ScriptCall]) -> list[Any]:
-        """Call several scripts, in one round trip a node; an answer that is an error is one."""
         return self._together(calls, [call.keys[0] for call in calls], Wire.call_all, self.call)
 
     def command(self, *parts: Argument) -> Any:
-        """Send one plain command to where its first argument is, or anywhere if it has none."""
-        if len(parts) == 1:
+        if len(parts) == 1:  # it names no key
             return self._anywhere(lambda wire: wire.command(*parts))[1]
         return self._where_it_is(str(parts[1]), "command", *parts)
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
-        """Send plain commands, in one round trip a node; an answer that is an error is one."""
         keys = [str(parts[1]) for parts in commands]
         return self._together(commands, keys, Wire.commands, lambda parts: self.command(*parts))
 
@@ -119,7 +113,6 @@ class ClusterWire:
         return _SLOTS - len(self._owners)
 
     def close(self) -> None:
-        """Close the idle connections."""
         for wire in self._wires.values():
             wire.close()
 

@@ -37,16 +37,6 @@ def connector(url: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any], i
     Raises:
         ConfigurationError: the URL or an option is wrong.
     """
-    pool = _pool(url, options)
-    return pool.connection_class, pool.connection_kwargs, pool.max_connections
-
-
-def patience_of(kwargs: Mapping[str, Any]) -> int:
-    """For how many milliseconds replicas are waited for: half of what the socket waits."""
-    return int((kwargs.get("socket_timeout") or _TIMEOUTS["socket_timeout"]) * 500)
-
-
-def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
     sentinel_options = {name: options.pop(name, None) for name in _SENTINEL_OPTIONS}
     kwargs: dict[str, Any] = {
         **_TIMEOUTS,
@@ -67,7 +57,12 @@ def _pool(url: str, options: dict[str, Any]) -> redis.ConnectionPool:
         raise ConfigurationError(
             f"the store's URL {mask_url(url)!r} or its idempotency_store_options are wrong: {exc}"
         ) from exc
-    return pool
+    return pool.connection_class, pool.connection_kwargs, pool.max_connections
+
+
+def patience_of(kwargs: Mapping[str, Any]) -> int:
+    """For how many milliseconds replicas are waited for: half of what the socket waits."""
+    return int((kwargs.get("socket_timeout") or _TIMEOUTS["socket_timeout"]) * 500)
 
 
 def _split(url: str) -> tuple[SplitResult, int]:

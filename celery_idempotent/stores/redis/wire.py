@@ -164,6 +164,8 @@ def _does(error: Exception) -> str:
 class Wire:
     """Idle connections to one server, and calls over them; safe for threads, greenlets and forks.
 
+    Calls are ``asking`` where this is a node of a cluster that the key's slot is being moved to.
+
     Args:
         connect: makes a new (not yet connected) connection.
         where: the server's URL, without passwords, for messages.
@@ -203,11 +205,7 @@ class Wire:
         return self.outage.failed_at
 
     def call(self, call: ScriptCall, *, asking: bool = False) -> Any:
-        """Call one script and return its answer.
-
-        Args:
-            asking: on a node of a cluster that its slot is being moved to.
-        """
+        """Call one script and return its answer."""
         answer = self._exchange([_pack_call(call)], asking=asking)[0]
         if isinstance(answer, ResponseError):
             answer = self._answer(call, answer, asking)
@@ -220,9 +218,6 @@ class Wire:
         that in microseconds, or more; in bytes it stands as in :data:`_TIME`.
 
         While the server is away, one such call at a time asks whether it is back.
-
-        Args:
-            asking: as of :meth:`call`.
         """
         if self.outage.is_away:
             return self.outage.one_at_a_time(lambda: self._call_timed(call, asking))
@@ -280,9 +275,6 @@ class Wire:
     ) -> Any:
         """Call one script, and return its answer once so many replicas have what it wrote.
 
-        Args:
-            asking: as of :meth:`call`.
-
         Raises:
             StoreUnavailable: fewer of them had it in time; this server has it all the same.
         """
@@ -304,11 +296,7 @@ class Wire:
         return [or_error(self._answer, *pair) for pair in zip(calls, answers, strict=True)]
 
     def command(self, *parts: Argument, asking: bool = False) -> Any:
-        """Send one plain command and return its answer.
-
-        Args:
-            asking: as of :meth:`call`.
-        """
+        """Send one plain command and return its answer."""
         return self._checked(self._exchange([pack_command(parts)], asking=asking)[0])
 
     def commands(self, commands: Sequence[Sequence[Argument]]) -> list[Any]:
@@ -376,7 +364,6 @@ class Wire:
 
         Args:
             again: returns what is to be sent the second time.
-            asking: as of :meth:`call`.
 
         All that this library sends is idempotent (a claim by its nonce), so that sending it again
         after a broken connection is safe.
