@@ -48,7 +48,7 @@ class Bare:
 
     def _made(self, source: str) -> Script:
         sha = str(self._client.script_load(source))
-        return Script("", source.encode(), sha.encode())
+        return Script(source.encode(), sha.encode())
 
     def _call(self, script: Script, keys: tuple[str, ...], *args: Any) -> Any:
         if self._wire is not None:

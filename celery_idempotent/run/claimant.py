@@ -53,7 +53,10 @@ class Terms:
 
 @dataclass(slots=True)
 class Claimant:
-    """One delivery, as it asks the store for its key; it is not changed after that."""
+    """One delivery, as it asks the store for its key; it is not changed after that.
+
+    What a claim has, too, is explained there: :class:`.Claim`.
+    """
 
     terms: Terms
     #: The record's key.
@@ -63,23 +66,15 @@ class Claimant:
     fingerprint: bytes
     checked: bool
     label: str
-    #: The key of the owner's slip; empty: no second copy of the message can come.
     slip_key: str = ""
-    #: What distinguishes the message from others of its owner, and the digest of its callbacks.
     message: Slip = NO_SLIP
-    #: Whether anything hangs on the message's outcome.
     callbacks: bool = False
-    #: Whether there is no sign that the message could be a copy.
     is_new: bool = False
-    #: See :attr:`.Claim.patient_until_ms`.
     patient_until_ms: int = 0
     compensates_only: bool = False
-    #: The (packed) owner of the run that it waited for last, and the key of its slip.
     awaited: bytes = b""
     awaited_key: str = ""
-    #: See :attr:`.Claim.refused_from_ms`.
     refused_from_ms: int = NEVER_MS
-    #: See :attr:`.Claim.came_ms`.
     came_ms: int = 0
 
     @property

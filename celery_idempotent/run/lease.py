@@ -19,24 +19,6 @@ _numbers: Final = itertools.count()
 class Lease:
     """The lease of a run, or the delivery lease of its outcome."""
 
-    __slots__ = (
-        "__weakref__",
-        "_ran_out",
-        "answered",
-        "keep_ms",
-        "key",
-        "lease_ms",
-        "lost",
-        "number",
-        "on_lost",
-        "postponed",
-        "record",
-        "renewed",
-        "slip_key",
-        "store",
-        "third",
-    )
-
     def __init__(
         self,
         store: Store,

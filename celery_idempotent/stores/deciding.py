@@ -399,7 +399,7 @@ class DecidingStore(Store, Generic[C]):
                 return verdict._replace(steps=self.rows.read_steps(at, key))
             return verdict
 
-        return self._one_at_a_time(work)
+        return self.rows.outage.one_at_a_time(lambda: self.rows.operate(work))
 
     def settle(self, key: str, event: Settle) -> Recorded | Lost:
         return self.rows.operate(lambda at: self.settle_in(at, key, event))
@@ -522,7 +522,7 @@ class DecidingStore(Store, Generic[C]):
         def work(at: C) -> Reserved | Taken:
             return self._change(at, key, decide, slip_key=queued_key(key))[0]
 
-        return self._one_at_a_time(work)
+        return self.rows.outage.one_at_a_time(lambda: self.rows.operate(work))
 
     def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
         self._apply(
@@ -638,12 +638,6 @@ class DecidingStore(Store, Generic[C]):
 
     def close(self) -> None:
         """Close all connections; by default there are none."""
-
-    def _one_at_a_time(self, work: Callable[[C], T]) -> T:
-        """Do an operation; while the store is away, one at a time."""
-        if self.rows.outage.is_away:
-            return self.rows.outage.one_at_a_time(lambda: self.rows.operate(work))
-        return self.rows.operate(work)
 
     def _read(self, key: str, slip_key: str = "") -> Row:
         return self.rows.operate(lambda at: self.rows.read(at, key, slip_key))

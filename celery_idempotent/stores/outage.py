@@ -57,15 +57,16 @@ class Outage:
         self.is_away = True
 
     def one_at_a_time(self, ask: Callable[[], T]) -> T:
-        """Return what ``ask`` returns, which asks a server that :attr:`is_away`.
+        """Return what ``ask`` returns; while the server is away, one caller at a time may ask.
 
-        One caller at a time may ask. To all others it is away without being asked: hundreds of
-        threads or greenlets that ask would keep a core busy, and each would wait for as long as a
-        server that hangs lets it.
+        To all others it is away without being asked: hundreds of threads or greenlets that ask
+        would keep a core busy, and each would wait for as long as a server that hangs lets it.
 
         Raises:
             StoreUnavailable: it is somebody else's turn, or it was asked just now.
         """
+        if not self.is_away:
+            return ask()
         if self._pid != os.getpid():
             # After a fork: whose turn it was is in the parent.
             self._turn, self._pid = threading.Lock(), os.getpid()

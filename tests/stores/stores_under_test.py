@@ -58,7 +58,7 @@ class MemoryClock:
 @functools.cache
 def _by_virtual_time(script: Script) -> Script:
     source = _VIRTUAL_TIME + script.source
-    return Script(script.name, source, hashlib.sha1(source).hexdigest().encode())
+    return Script(source, hashlib.sha1(source).hexdigest().encode())
 
 
 class VirtualRedisStore(RedisStore):

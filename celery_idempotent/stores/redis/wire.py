@@ -60,7 +60,6 @@ class Connection(Protocol):
 class Script(NamedTuple):
     """One Lua script: its source, and the packed beginning of a command that calls it."""
 
-    name: str
     source: bytes
     sha: bytes
 
@@ -106,7 +105,7 @@ def load_script(name: str, publish: str = "PUBLISH") -> Script:
         shared.replace(b"'PUBLISH'", f"'{publish}'".encode())
         + (folder / f"{name}.lua").read_bytes()
     )
-    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+    return Script(source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
 def pack_command(parts: Sequence[Argument]) -> bytes:
@@ -225,9 +224,7 @@ class Wire:
 
     def call_one_at_a_time(self, call: ScriptCall, *, asking: bool = False) -> Any:
         """Call one script as :meth:`call` does, but one at a time while the server is away."""
-        if self.outage.is_away:
-            return self.outage.one_at_a_time(lambda: self.call(call, asking=asking))
-        return self.call(call, asking=asking)
+        return self.outage.one_at_a_time(lambda: self.call(call, asking=asking))
 
     def _call_timed(self, call: ScriptCall, asking: bool) -> Any:
         if self._ahead_ms is None:

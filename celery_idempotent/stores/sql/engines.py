@@ -104,9 +104,11 @@ class Engines:
 
     def _make(self, name: str) -> Engine:
         own = name == "own"
-        arguments: dict[str, Any] = {**_pool(own, self.timeout_s), **self._options}
-        if "poolclass" in self._options:
-            arguments = dict(self._options)
+        arguments = dict(self._options)
+        if "poolclass" not in arguments:
+            # A process opens no more sessions than it runs tasks.
+            pool = {"pool_size": 5, "max_overflow": 10 if own else -1, "pool_use_lifo": True}
+            arguments = {**pool, "pool_timeout": self.timeout_s, **arguments}
         arguments["connect_args"] = {
             **connect_args(self.flavour, name, self.timeout_s),
             **self._prepared,
@@ -151,17 +153,6 @@ def _seconds(timeout: Any) -> float:
             f"idempotency_store_options: timeout is {timeout!r}, and must be seconds over 0"
         )
     return float(timeout)
-
-
-def _pool(own: bool, timeout_s: float) -> dict[str, Any]:
-    # A process opens no more sessions than it runs tasks.
-    overflow = 10 if own else -1
-    return {
-        "pool_size": 5,
-        "max_overflow": overflow,
-        "pool_use_lifo": True,
-        "pool_timeout": timeout_s,
-    }
 
 
 def take_prepare_threshold(url: URL) -> tuple[URL, dict[str, Any]]:

@@ -13,7 +13,7 @@ from celery_idempotent.stores.redis.cluster import ClusterWire, Node
 from celery_idempotent.stores.redis.wire import Script, ScriptCall
 
 SOURCE, TARGET = ("source", 1), ("target", 2)
-CALL = ScriptCall(Script("claim", b"", b""), ("{k}",), ())
+CALL = ScriptCall(Script(b"", b""), ("{k}",), ())
 
 
 def unavailable(text: str, cause: Exception, *, arrived: bool) -> StoreUnavailable:
