@@ -889,7 +889,7 @@ def reserve(
         since_ms=now_ms,
         until_ms=now_ms + ask.hold_ms,
     )
-    return Reserved(), Write(None, slip=reserved, slip_ttl_ms=ask.hold_ms)
+    return Reserved(), Write(None, queued=reserved)
 
 
 def _is_ahead(record: Record, ask: Reserve, now_ms: int) -> bool:
@@ -917,14 +917,14 @@ def confirm(queued: Reservation | None, owner: bytes, ttl_ms: int, now_us: int) 
         return None  # its message was delivered already, or another call is reserved
     left_ms = (queued.expires_ms or queued.due_ms + ttl_ms) - now_us // 1000
     if left_ms <= 0:
-        return Write(None, slip_ttl_ms=0)
+        return Write(None, drops_queued=True)
     confirmed = queued._replace(is_confirmed=True, until_ms=now_us // 1000 + left_ms)
-    return Write(None, slip=confirmed, slip_ttl_ms=left_ms)
+    return Write(None, queued=confirmed)
 
 
 def unreserve(queued: Reservation | None, owner: bytes) -> Write | None:
     """Undo the reservation of a call that could not be published."""
-    return Write(None, slip_ttl_ms=0) if queued is not None and queued.owner == owner else None
+    return Write(None, drops_queued=True) if queued and queued.owner == owner else None
 
 
 def put(record: Record | None, new: Record, left_ms: int, ttl_ms: int, now_us: int) -> Write | None:

@@ -24,7 +24,7 @@ UNKNOWN_TTL_MS: Final = 30 * 86_400_000
 
 
 class Write(NamedTuple):
-    """What to store: a record, a slip, or both as one step; a reservation takes a slip's place.
+    """What to store: a record, a slip, a reservation, or several of them as one step.
 
     Times to live are from now; ``KEEP_TTL``: as before.
     """
@@ -32,7 +32,7 @@ class Write(NamedTuple):
     #: ``None``: the record is left as it is.
     record: Record | None
     ttl_ms: int = KEEP_TTL
-    slip: Slip | Reservation | None = None
+    slip: Slip | None = None
     #: With a slip: how long it is to live. Without one: 0 deletes the slip that is there.
     slip_ttl_ms: int = KEEP_TTL
     #: Whether the slip may be written first: a reader that sees it alone waits for the record.

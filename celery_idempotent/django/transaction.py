@@ -174,24 +174,17 @@ class DjangoTransaction:
             raise exc
         # No answer: the database may have committed it, or may be about to.
         self._connection.close()
-        found = self._ask(key, event)
-        if found is None:
-            raise NotCommitted(f"{key} was not committed: {exc}") from exc
-        log.warning("the answer to a COMMIT for %s was lost; it is %s", key, found)
-        return found
+        return read_back(key, event, self._look, exc)
 
-    def _ask(self, key: str, event: Settle) -> Recorded | Lost | None:
-        def look() -> Row:
-            try:
-                with transaction.atomic(using=self._alias):
-                    if self._rows.is_being_written(self._connection, key):
-                        raise StoreUnavailable("its row is locked")
-                    return self._rows.read(self._connection, key)
-            except Error as exc:
-                self._connection.close()
-                raise unavailable(self._alias, exc) from exc
-
-        return read_back(key, event, look)
+    def _look(self, key: str) -> Row:
+        try:
+            with transaction.atomic(using=self._alias):
+                if self._rows.is_being_written(self._connection, key):
+                    raise StoreUnavailable("its row is locked")
+                return self._rows.read(self._connection, key)
+        except Error as exc:
+            self._connection.close()
+            raise unavailable(self._alias, exc) from exc
 
 
 def _is_gone(connection: Any) -> bool:

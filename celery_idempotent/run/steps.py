@@ -206,7 +206,7 @@ class Steps:
 
         Raises:
             ClaimLost: another run has the key: the cursor is not recorded.
-            NotCommitted, Exception: as :meth:`.Transaction.commit`.
+            NotCommitted, Exception: as :meth:`.Transaction.commit_step`.
             ValueError: the cursor is ``None``, or can't be kept.
         """
         if cursor is None:

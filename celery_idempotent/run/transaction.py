@@ -80,9 +80,7 @@ class BodyTransaction:
     def checkpoint(self, one: Renewal, name: str, packed: bytes) -> None:
         """Write a step and commit it with what the body wrote so far; a new transaction begins.
 
-        Raises:
-            NotCommitted, Exception: as :meth:`.Transaction.commit`; all that came after the last
-                checkpoint was rolled back.
+        Where that fails, all that came after the last checkpoint is rolled back.
         """
         assert self._transaction is not None
         transaction, self._transaction = self._transaction, None
@@ -107,11 +105,7 @@ class BodyTransaction:
             self._lease.lose(record)
 
     def commit(self, event: Settle) -> Recorded | Lost:
-        """Commit both what the body wrote and how it ended, or neither.
-
-        Raises:
-            NotCommitted, Exception: as :meth:`.Transaction.commit`.
-        """
+        """Commit both what the body wrote and how it ended, or neither: :class:`.Transaction`."""
         assert self._transaction is not None
         transaction, self._transaction = self._transaction, None
         self._over = self.undone = True

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import itertools
+import logging
 import re
 import time
 from abc import ABC, abstractmethod
@@ -54,6 +55,8 @@ from celery_idempotent.stores.base import (
 from celery_idempotent.stores.outage import Outage, not_done
 
 __all__ = ["LONGEST", "DecidingStore", "Row", "Rows", "fit", "read_back"]
+
+log = logging.getLogger("celery_idempotent")
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -170,22 +173,15 @@ class Row:
     @property
     def queued(self) -> Reservation | None:
         """The key's reservation."""
-        return _reservation(self.queued_bytes, self.queued_expires_ms, self.now_ms)
-
-    @property
-    def reservation(self) -> Reservation | None:
-        """The reservation, where the row was read with its key in the place of a slip's."""
-        return _reservation(self.slip_bytes, self.slip_expires_ms, self.now_ms)
+        if self.now_ms >= self.queued_expires_ms:
+            return None
+        return Reservation.unpack(self.queued_bytes or b"\0")
 
 
 def _slip(packed: Any, expires_ms: int, now_ms: int) -> Slip | None:
     if now_ms >= expires_ms:
         return None
     return Slip.unpack(bytes(packed or OLD_NOTE))
-
-
-def _reservation(packed: Any, expires_ms: int, now_ms: int) -> Reservation | None:
-    return None if now_ms >= expires_ms else Reservation.unpack(bytes(packed or b"\0"))
 
 
 def fit(key: str) -> str:
@@ -517,25 +513,25 @@ class DecidingStore(Store, Generic[C]):
 
     def reserve(self, key: str, ask: Reserve) -> Reserved | Taken:
         def decide(row: Row) -> tuple[Reserved | Taken, Write | None]:
-            return transitions.reserve(row.readable, row.reservation, ask, row.now_us)
+            return transitions.reserve(row.readable, row.queued, ask, row.now_us)
 
         def work(at: C) -> Reserved | Taken:
-            return self._change(at, key, decide, slip_key=queued_key(key))[0]
+            return self._change(at, key, decide, queued_key=queued_key(key))[0]
 
         return self.rows.outage.one_at_a_time(lambda: self.rows.operate(work))
 
     def confirm(self, key: str, owner: bytes, ttl_ms: int) -> None:
         self._apply(
             "",
-            lambda row: transitions.confirm(row.reservation, owner, ttl_ms, row.now_us),
-            slip_key=queued_key(key),
+            lambda row: transitions.confirm(row.queued, owner, ttl_ms, row.now_us),
+            queued_key=queued_key(key),
         )
 
     def unreserve(self, key: str, owner: bytes) -> None:
         self._apply(
             "",
-            lambda row: transitions.unreserve(row.reservation, owner),
-            slip_key=queued_key(key),
+            lambda row: transitions.unreserve(row.queued, owner),
+            queued_key=queued_key(key),
         )
 
     def put(
@@ -573,7 +569,7 @@ class DecidingStore(Store, Generic[C]):
         return self._read("", slip_key).slip
 
     def reservation(self, key: str) -> Reservation | None:
-        return self._read("", queued_key(key)).reservation
+        return self._read("", "", "", queued_key(key)).queued
 
     def reserved(self, prefix: str) -> Iterator[ReservedPage]:
         def load(after: str, at: C) -> tuple[list[str], ReservedPage]:
@@ -581,7 +577,7 @@ class DecidingStore(Store, Generic[C]):
             found = []
             for name in page:
                 key = key_of_queued(name)
-                queued = key and self.rows.read(at, "", name).reservation
+                queued = key and self.rows.read(at, "", "", "", name).queued
                 if key and queued:
                     found.append((key, queued))
             return page, ReservedPage(found, len(page))
@@ -639,8 +635,8 @@ class DecidingStore(Store, Generic[C]):
     def close(self) -> None:
         """Close all connections; by default there are none."""
 
-    def _read(self, key: str, slip_key: str = "") -> Row:
-        return self.rows.operate(lambda at: self.rows.read(at, key, slip_key))
+    def _read(self, *keys: str) -> Row:
+        return self.rows.operate(lambda at: self.rows.read(at, *keys))
 
     # --- reading, deciding, writing --------------------------------------------------------------
 
@@ -720,7 +716,7 @@ class DecidingStore(Store, Generic[C]):
             expires_ms = until_ms(row.slip_expires_ms, write.slip_ttl_ms)
             writes.append(partial(rows.write_slip, at, slip_key, row, write.slip, expires_ms))
         if write.queued is not None:
-            # It is read and written as a slip is.
+            # It is written as a slip is.
             as_slip = replace(
                 row, slip_bytes=row.queued_bytes, slip_expires_ms=row.queued_expires_ms
             )
@@ -742,25 +738,25 @@ class DecidingStore(Store, Generic[C]):
         return False
 
 
-def read_back(key: str, event: Settle, look: Callable[[], Row]) -> Recorded | Lost | None:
+def read_back(
+    key: str, event: Settle, look: Callable[[str], Row], lost: BaseException
+) -> Recorded | Lost:
     """Find out whether a run's end was committed, where the answer to COMMIT was lost.
 
     Args:
         look: reads the record's row. It raises StoreUnavailable while it can't, or while the row is
             locked: the transaction may not be over then.
-
-    Returns:
-        What became of the run; ``None``: its end was rolled back for certain.
+        lost: what was raised instead of the answer.
 
     Raises:
-        NotCommitted: nobody knows, for too long.
+        NotCommitted: it was rolled back, or nobody knows, for too long.
     """
     until = time.monotonic() + _ASK_S
     while True:
         try:
-            row = look()
+            row = look(key)
             answer, write = transitions.settle(row.record, event, row.now_us)
-            return answer if isinstance(answer, Lost) or write is None else None
+            break
         except StoreUnavailable as exc:
             why = exc
         if time.monotonic() >= until:
@@ -768,6 +764,10 @@ def read_back(key: str, event: Settle, look: Callable[[], Row]) -> Recorded | Lo
             unsure.sure = False
             raise unsure
         time.sleep(_ASK_PAUSE_S)
+    if isinstance(answer, Recorded) and write is not None:
+        raise NotCommitted(f"{key} was not committed: {lost}") from lost
+    log.warning("the answer to a COMMIT for %s was lost; it is %s", key, answer)
+    return answer
 
 
 class _NotAsRead(Exception):

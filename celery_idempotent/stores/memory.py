@@ -50,14 +50,9 @@ class MemoryStore(DecidingStore[int], Rows[int]):
         self._places = 0
 
     @classmethod
-    def shared(cls, url: str) -> MemoryStore:
-        """Return the store of that URL in this process: every app that names it gets the same."""
-        return cls._shared.setdefault(url, cls())
-
-    @classmethod
     def from_url(cls, url: str, options: Mapping[str, Any] | None = None) -> MemoryStore:
-        """Return the store of that URL in this process; it takes no options."""
-        return cls.shared(url)
+        """Return the store that each app of this process gets for that URL; it takes no options."""
+        return cls._shared.setdefault(url, cls())
 
     @property
     def journals(self) -> JournalStore:

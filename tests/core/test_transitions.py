@@ -382,7 +382,7 @@ class TestTheRest:
         # Then
         for ttl_ms in (0, -1):
             write = transitions.confirm(queued, b"A", ttl_ms, NOW_US)
-            assert write == Write(None, slip_ttl_ms=0)
+            assert write == Write(None, drops_queued=True)
 
     def test_nothing_comes_of_nothing(self) -> None:
         """An absent record has nothing to note, to end or to resolve."""

@@ -98,7 +98,7 @@ RESERVED: list[Mutant] = [
     ),
     *_both(
         "only one's own is undone",
-        ("if queued is not None and queued.owner == owner else None", "if queued else None"),
+        ("if queued and queued.owner == owner else None", "if queued else None"),
         "unreserve",
         ("if queued and queued.owner == ARGV[1] then", "if queued then"),
     ),

@@ -160,8 +160,8 @@ _TRANSACTIONS = [
     Mutant(
         "session: the token is read back after a lost COMMIT",
         "stores/sql/transaction.py",
-        "        answer = self._ask(key, event)\n        if answer is not None:",
-        "        answer = None\n        if answer is not None:",
+        "        return read_back(key, event, self._look, exc)",
+        '        raise NotCommitted("it is not read back") from exc',
         _SESSIONS,
     ),
     Mutant(

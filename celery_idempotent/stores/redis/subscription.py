@@ -114,11 +114,7 @@ def _unbroken() -> Iterator[None]:
 
 
 class ClusterSubscription:
-    """A :class:`.Subscription` on a cluster: a connection to each node that has such a key.
-
-    Args:
-        wire: the cluster's.
-    """
+    """A :class:`.Subscription` on a cluster: a connection to each node that has such a key."""
 
     def __init__(self, wire: Any) -> None:
         self._wire = wire

@@ -76,9 +76,7 @@ class _Statements:
         self.put_step = flavour.put(steps)
 
 
-@functools.lru_cache(maxsize=8)
-def _statements_of(flavour: Flavour) -> _Statements:
-    return _Statements(flavour)
+_statements_of: Final = functools.lru_cache(maxsize=8)(_Statements)
 
 
 class SqlRows(Rows[Connection]):

@@ -152,18 +152,11 @@ class SqlTransaction:
         self._close()
         if not isinstance(exc, Exception):
             raise exc
-        answer = self._ask(key, event)
-        if answer is not None:
-            log.warning("the answer to a COMMIT for %s was lost; it is %s", key, answer)
-            return answer
-        raise NotCommitted(f"{key} was not committed: {exc}") from exc
+        return read_back(key, event, self._look, exc)
 
-    def _ask(self, key: str, event: Settle) -> Recorded | Lost | None:
-        def look() -> Row:
-            # Once the row can be locked, the transaction has ended, one way or the other.
-            row = self._rows.operate(lambda at: self._rows.read_locked(at, key))
-            if row.stamp is None:
-                raise StoreUnavailable("its record is not there")
-            return row
-
-        return read_back(key, event, look)
+    def _look(self, key: str) -> Row:
+        # Once the row can be locked, the transaction has ended, one way or the other.
+        row = self._rows.operate(lambda at: self._rows.read_locked(at, key))
+        if row.stamp is None:
+            raise StoreUnavailable("its record is not there")
+        return row
