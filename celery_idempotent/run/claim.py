@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 from celery_idempotent.core.record import RUNNING, Label, Record
@@ -144,9 +145,7 @@ class ClaimAttempt:
         claimant, candidate = self._claimant, self._candidate
         terms = claimant.terms
 
-        def abandon() -> None:
-            terms.store.abandon(claimant.key, candidate, terms.horizon_ms)
-
+        abandon = partial(terms.store.abandon, claimant.key, candidate, terms.horizon_ms)
         if isinstance(why, StoreError) and not getattr(why, "may_have_arrived", False):
             return True  # the store did not execute it
         if not isinstance(why, StoreUnavailable) or why.__cause__.__class__ is RuntimeError:

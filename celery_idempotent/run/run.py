@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from types import MappingProxyType
 from typing import Final
 
 from celery_idempotent.core.record import (
@@ -38,8 +37,6 @@ log = logging.getLogger("celery_idempotent")
 _WITH_OUTCOME: Final = (SUCCEEDED, FAILED)
 _WITH_PROCESS: Final = (RUNNING, COMPENSATING, UNKNOWN)
 
-_NO_STEPS: Final[Mapping[str, bytes]] = MappingProxyType({})
-
 
 class Run:
     """A key that is held: by a run, or, for a ``replay`` of its own outcome, for the delivery.
@@ -63,7 +60,7 @@ class Run:
         #: Who began what it goes on with: see :attr:`.Label.origin`.
         self.origin = Label.of(held).origin if claimant.terms.frees else ""
         #: What earlier runs of the key have finished.
-        self.steps: Mapping[str, bytes] = _NO_STEPS
+        self.steps: Mapping[str, bytes] = {}
         #: Whether its body has given the key up.
         self.is_released = False
         #: Set where there is an outcome already, and only its callbacks have to be sent.

@@ -423,17 +423,16 @@ class DecidingStore(Store, Generic[C]):
     def renew(self, renewals: Sequence[Renewal]) -> list[Recorded | Lost | StoreError]:
         if not renewals:
             return []
-        return self.rows.operate(lambda at: [self._renew_one(at, one) for one in renewals])
+        return self.rows.operate(
+            lambda at: [or_error(self._renew_one, at, one) for one in renewals]
+        )
 
-    def _renew_one(self, at: C, one: Renewal) -> Recorded | Lost | StoreError:
+    def _renew_one(self, at: C, one: Renewal) -> Recorded | Lost:
         def decide(row: Row) -> tuple[Recorded | Lost, Write | None]:
             record = row.held(one.held.token)
             return transitions.renew(record, one, row.now_us, slip=row.slip)
 
-        def work() -> Recorded | Lost:
-            return self._change(at, one.key, decide, slip_key=one.slip_key, hasty=True)[0]
-
-        return or_error(work)
+        return self._change(at, one.key, decide, slip_key=one.slip_key, hasty=True)[0]
 
     def step(self, one: Renewal, name: str, packed: bytes) -> Recorded | Lost:
         def work(at: C) -> Recorded | Lost:

@@ -50,10 +50,9 @@ class RunLists(Protocol):
     def append_with_runs(
         self, journal: str, events: Sequence[bytes], most: int, runs: ListedRuns
     ) -> None:
-        """Add events and change the list, in one round trip; what begins and ends is not listed.
+        """Add events and change the list, in one round trip: :meth:`.JournalStore.append_events`.
 
-        Raises:
-            StoreUnavailable: it did not answer; they may be there all the same.
+        What begins and ends is not listed.
         """
 
 

@@ -228,7 +228,7 @@ def _undone() -> list[Mutant]:
             "    return None\n    if record is None:\n        left =",
         ),
         "abandon",
-        ("if record == false then return {1} end", "do return {1} end"),
+        ("if record == false then return end", "do return end"),
     )
     mutants += pair(
         "abandon: only its own claim",
@@ -258,7 +258,7 @@ def _undone() -> list[Mutant]:
         "abandon: once",
         ("if record.has_given_up(given_up.nonce):", "if False:"),
         "abandon",
-        ("if has_given_up(record.given_up, given_up.nonce) then return {1} end", ""),
+        ("if has_given_up(record.given_up, given_up.nonce) then return end", ""),
     )
     mutants += pair(
         "abandon: what a release has ended counts no more",

@@ -62,8 +62,9 @@ class RedisSubscription:
             self._send(f"{self._letter}UNSUBSCRIBE", *channels)
 
     def read(self) -> list[str]:
-        while self._can_read():
-            self._take(self._receive())
+        with _unbroken():
+            while self._connection.can_read(0):
+                self._take(self._connection.read_response())
         ended, self._ended = self._ended, []
         return ended
 
@@ -90,10 +91,6 @@ class RedisSubscription:
             return False
         self._channels.add(channel)
         return True
-
-    def _can_read(self) -> bool:
-        with _unbroken():
-            return bool(self._connection.can_read(0))
 
     def _send(self, *parts: str) -> None:
         with _unbroken():

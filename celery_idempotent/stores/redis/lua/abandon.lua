@@ -2,12 +2,12 @@
 -- are those of transitions.abandon.
 -- KEYS: record, steps
 -- ARGV: the claim's candidate, ttl_ms, for how many milliseconds it could still be in time
--- Returns: {1}
+-- Returns: nothing
 local given_up, ttl_ms = parse(ARGV[1]), tonumber(ARGV[2])
 local now = now_us()
 local now_ms = math.floor(now / 1000)
 local record, raw = load_record()
-if record == false then return {1} end
+if record == false then return end
 local entry = padded(given_up.nonce) .. struct.pack('>I8', now_ms + tonumber(ARGV[3]))
 
 -- Return the packed record with one more given-up claim.
@@ -19,9 +19,9 @@ end
 if not record then
   given_up.raw = with_header(ARGV[1], RELEASED, 0, now, 0)
   save(remembering(given_up, '', given_up.nonce), ttl_ms)
-  return {1}
+  return
 end
-if has_given_up(record.given_up, given_up.nonce) then return {1} end
+if has_given_up(record.given_up, given_up.nonce) then return end
 local holds = record.nonce == given_up.nonce
 local compensates = record.state == COMPENSATING and #record.process > 0
 local delivers = record.done and record.until_ms > 0
@@ -42,4 +42,3 @@ else
   record.raw = with_header(raw, record.state, counted, record.token, record.until_ms)
   save_keep_ttl(remembering(record, record.process, given_up.nonce))
 end
-return {1}

@@ -3,7 +3,7 @@
 -- KEYS: journal [, the list of runs, a sorted set]
 -- ARGV: how many events to keep, ttl_ms, the number of changes to the list, change...: '+' or '-' and
 --   an entry, event...
--- Returns: {1}
+-- Returns: nothing
 local ttl_ms, changes = tonumber(ARGV[2]), tonumber(ARGV[3])
 if changes > 0 then
   local now_ms = math.floor(now_us() / 1000)
@@ -20,4 +20,3 @@ for i = 4 + changes, #ARGV do
 end
 redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[1])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return {1}

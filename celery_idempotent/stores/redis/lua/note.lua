@@ -2,7 +2,7 @@
 -- transitions.note.
 -- KEYS: record, steps, slip
 -- ARGV: token, ttl_ms, what is added to the slip [, for how many ms its callbacks are still being sent]
--- Returns: {1}
+-- Returns: nothing
 local new, slip = parse_slip(ARGV[3]), load_slip(KEYS[3])
 local record, raw = load_record()
 if record and record.token == tonumber(ARGV[1]) and record.done and record.until_ms > 0 then
@@ -21,4 +21,3 @@ elseif slip and slip.sending_ms > 0 then
     redis.call('DEL', KEYS[3])
   end
 end
-return {1}
