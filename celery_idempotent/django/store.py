@@ -82,11 +82,7 @@ class DjangoStore(DjangoJournals, DecidingStore[Any]):
             raise unavailable(self.alias, exc) from exc
 
     def begin(self) -> DjangoTransaction:
-        """Begin the transaction of a body.
-
-        Raises:
-            StoreUnavailable: the database does not answer.
-        """
+        """Begin the transaction of a body."""
         return DjangoTransaction(self, self.rows)
 
     def purge(self) -> int:

@@ -132,11 +132,7 @@ class ClaimAttempt:
         return run
 
     def undo(self, why: BaseException) -> bool:
-        """Undo a claim that was, or may have been, granted for a body that did not begin.
-
-        Returns:
-            Whether there was one to undo.
-        """
+        """Undo what may have been granted for a body that did not begin; was there anything?"""
         if not self.may_hold:
             return False
         self.may_hold = False

@@ -100,11 +100,7 @@ class Lease:
         return self.lost is None
 
     def take(self, answer: object, asked: float, *, aside: bool = False) -> None:
-        """Note what the store answered to a renewal that was ``asked`` for at that time.
-
-        Raises:
-            StoreError: that was the answer.
-        """
+        """Note what the store answered to a renewal ``asked`` for at that time; raise an error."""
         if isinstance(answer, Lost):
             if not self.is_own_end(answer.record):
                 self.lose(answer.record, aside=aside)

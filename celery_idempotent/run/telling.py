@@ -120,11 +120,7 @@ class ToldRun:
         return UnsentEntry(self._began, "claimed", self._telling.subject, self._claim())
 
     def end(self, ending: Ending, exc: BaseException | None = None) -> Recorded | Lost | None:
-        """Record how it ended as :meth:`.Run.end` does, and tell that unless its key was lost.
-
-        Args:
-            exc: what its body raised.
-        """
+        """Record how it ended (``exc``: from its body), and tell that unless its key was lost."""
         telling, journal, state = self._telling, self._telling.journal, ending.state
         # A run that is still RUNNING at its end was cut off.
         what = "interrupted" if state is RUNNING else _WORDS[state]

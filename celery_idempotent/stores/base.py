@@ -124,11 +124,7 @@ class TransactionalStore(Protocol):
     """
 
     def begin(self) -> Transaction:
-        """Begin a transaction.
-
-        Raises:
-            StoreUnavailable: the database does not answer.
-        """
+        """Begin a transaction, or raise StoreUnavailable where the database does not answer."""
 
 
 class Server(NamedTuple):

@@ -371,25 +371,22 @@ class Wire:
             self._lock, self._trims = threading.Lock(), False
             self._pid = os.getpid()
         try:
+            may_have_arrived = False
             try:
                 answers, is_replica = self._once(packed, asking)
+                if not is_replica:
+                    return answers
+                # The master became a replica: ask again who is the master.
             except (RedisTimeoutError, _NotConnected):
                 raise
             except (RedisConnectionError, OSError):
-                self.outage.stumbled()
-                self.close()  # the others were made before the same restart
-                packed = again() if again is not None else packed
-                try:
-                    return self._once(packed, asking)[0]
-                except _NotConnected as exc:
-                    raise exc.why from None  # the first time, it may have arrived
-            if is_replica:
-                # The master became a replica: ask again who is the master.
-                self.outage.stumbled()
-                self.close()
-                packed = again() if again is not None else packed
-                return self._once(packed, asking)[0]
-            return answers
+                may_have_arrived = True
+            self.outage.stumbled()
+            self.close()  # the others were made before the same restart
+            try:
+                return self._once(packed if again is None else again(), asking)[0]
+            except _NotConnected as exc:
+                raise exc.why if may_have_arrived else exc from None
         except (_NotConnected, RedisError, OSError) as exc:
             self.outage.begins()
             why = exc.why if isinstance(exc, _NotConnected) else exc
@@ -503,11 +500,7 @@ class Wire:
         return connection
 
     def _wait_for_one(self, until: float) -> Connection | None:
-        """Wait for a connection that is given back; ``None``: there may be room for a new one.
-
-        Raises:
-            _NotConnected: as :meth:`_one_more`.
-        """
+        """Wait for a connection that is given back; ``None``: there may be room for a new one."""
         turn = _Turn()
         self._waiting.append(turn)
         try:

@@ -202,10 +202,7 @@ class Flavour:
         )
 
     def put(self, table: Table) -> Insert:
-        """Return a statement that writes a whole row, whether there is one or not.
-
-        Its parameters are the columns.
-        """
+        """Return a statement that writes a whole row, there or not; its parameters: the columns."""
         keys = [column.name for column in table.primary_key.columns]
         values: dict[str, Any] = {column.name: bindparam(column.name) for column in table.columns}
         changed = {name: value for name, value in values.items() if name not in keys}

@@ -106,24 +106,17 @@ journal = Table(
 
 
 def create_schema(engine: Engine) -> list[str]:
-    """Make the tables and columns that are missing; change nothing else.
-
-    Returns:
-        The names of what was made.
-    """
+    """Make the tables and columns that are missing, and nothing else; return their names."""
     made = create_missing(engine, metadata)
     _twice(lambda: made.extend(_add_slip(engine)))  # to tables that an earlier release made
     return made
 
 
 def create_missing(engine: Engine, tables: MetaData) -> list[str]:
-    """Make the tables and indexes that are missing, even if others do so at the same moment.
+    """Make the tables and indexes that are missing; return the tables' names.
 
     Each is made by itself: a database may commit each of them (MySQL, MariaDB), and whoever makes
-    them too may be anywhere between the first and the last.
-
-    Returns:
-        The names of the tables that were missing.
+    them too, at the same moment, may be anywhere between the first and the last.
     """
     file = sqlite_file(engine.url)
     if file is not None:

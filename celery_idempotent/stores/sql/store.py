@@ -43,11 +43,7 @@ class SqlStore(SqlJournals, DecidingStore[Connection]):
         return cls(Engines(url, options))
 
     def create_schema(self) -> Sequence[str]:
-        """Make the tables where they are not there yet (``celery -A app idempotency init-db``).
-
-        Raises:
-            StoreUnavailable: the database can't be reached, or doesn't allow it.
-        """
+        """Make the tables where they are not there yet (``celery -A app idempotency init-db``)."""
         try:
             return create_schema(self.engines.sessions)
         except SQLAlchemyError as exc:
