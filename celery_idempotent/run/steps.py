@@ -24,23 +24,19 @@ log = logging.getLogger("celery_idempotent")
 
 
 class StepCodec(Protocol):
-    """Turns results and signatures into bytes, and bytes into results."""
+    """Turns results into bytes and back, and signatures of compensations into their fields' bytes.
 
-    def pack(self, result: Any) -> bytes:
-        """Pack a result."""
+    Raises:
+        TypeError: what is to be packed as a signature is none, or can't be kept.
+    """
 
-    def unpack(self, packed: bytes) -> Any:
-        """Unpack a result."""
+    def pack(self, result: Any) -> bytes: ...
 
-    def pack_signature(self, undo: Any) -> bytes:
-        """Pack the signature of a compensation.
+    def unpack(self, packed: bytes) -> Any: ...
 
-        Raises:
-            TypeError: it is not a signature, or can't be kept.
-        """
+    def pack_signature(self, undo: Any) -> bytes: ...
 
-    def unpack_signature(self, packed: bytes) -> Any:
-        """Return the fields of a signature."""
+    def unpack_signature(self, packed: bytes) -> Any: ...
 
 
 class Steps:
