@@ -245,11 +245,9 @@ class IdempotentRequest(Request):
         Returns:
             To be called when it is told: what hangs on the call has gone out.
         """
-        if isinstance(exc, TimeLimitExceeded):
-            is_told = not worker_state.should_terminate  # else Celery says nothing
-        else:
-            is_told = isinstance(exc, WorkerLostError)
-        if not is_told or self._already_cancelled or self._already_revoked:
+        if not isinstance(exc, (TimeLimitExceeded, WorkerLostError)):
+            return nothing
+        if self._already_cancelled or self._already_revoked:
             return nothing
         return nothing if self._comes_again_after(exc) else self._keep_answer(exc)
 
@@ -293,7 +291,7 @@ class IdempotentRequest(Request):
         return bool(task.acks_late and task.reject_on_worker_lost)
 
     def _leaves_it_to_others(self, exc: BaseException) -> bool:
-        """Leave a call whose run was ended from outside, where somebody else answers it.
+        """Leave a call whose run was ended from outside, where another delivery answers it.
 
         The message is put back, and its next delivery gets what holds. On Redis to acknowledge it
         would acknowledge a copy, too.
@@ -304,6 +302,10 @@ class IdempotentRequest(Request):
             return False
         if isinstance(exc, WorkerLostError) and self._comes_again_after(exc):
             return False  # nothing is told: the next delivery asks the store itself
+        if isinstance(exc, TimeLimitExceeded) and worker_state.should_terminate:
+            # In a cold shutdown Celery acknowledges the message, and tells its caller nothing.
+            self._leave()
+            return True
         if self._already_cancelled or self._already_revoked:
             return False
         standing = self._stands()
@@ -314,14 +316,17 @@ class IdempotentRequest(Request):
         log.warning(
             "task %s, which had lost its key, was ended by %r: that is told nobody", self.id, exc
         )
+        self._leave(told=standing is Standing.TOLD)
+        return True
+
+    def _leave(self, *, told: bool = False) -> None:
         self._is_left = True
         self._say_no_more()
         task_ready(self)
-        if standing is Standing.TOLD:
+        if told:
             self.acknowledge()
         else:
             self.reject(requeue=True)
-        return True
 
     def _stands(self) -> Standing:
         what = f"ask whether task {self.id} has its key"

@@ -91,6 +91,13 @@ _PARENTS = [
         _PARENT,
     ),
     Mutant(
+        "parent: a hard time limit in a cold shutdown loses no call",
+        "worker/request.py",
+        "if isinstance(exc, TimeLimitExceeded) and worker_state.should_terminate:",
+        "if False:",
+        _PARENT,
+    ),
+    Mutant(
         "parent: a failure that it tells is kept",
         "worker/request.py",
         "return nothing if self._comes_again_after(exc) else self._keep_answer(exc)",
@@ -204,8 +211,8 @@ _PARENTS = [
     Mutant(
         "parent: an answer that the store has forgotten is not run for again",
         "worker/request.py",
-        "        if standing is Standing.TOLD:\n            self.acknowledge()\n",
-        "        if False:\n            self.acknowledge()\n",
+        "self._leave(told=standing is Standing.TOLD)",
+        "self._leave()",
         _PARENT,
     ),
     Mutant(

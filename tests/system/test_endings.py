@@ -143,3 +143,24 @@ def test_a_shutdown_in_the_middle_hands_the_run_over(make_system: MakeSystem, gr
     assert again["id"] == begun["id"]
     assert again["interrupted"]
     assert system.ledger.count("effect") == 1
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0])
+def test_a_hard_time_limit_that_strikes_in_a_cold_shutdown(
+    make_system: MakeSystem, limit: float
+) -> None:
+    """Celery tells nobody of it then, and acknowledges the message: here it goes back."""
+    # Given
+    system = make_system(idempotency_lease=LEASE)
+    worker = system.start_worker()
+    result = system.task("busy").apply_async((1,), {"gate": "go"}, time_limit=limit)
+    (begun,) = system.ledger.wait_for("start")
+    # When
+    worker.signal(signal.SIGQUIT)
+    worker.wait_until_gone()
+    system.ledger.open("go")
+    system.start_worker()
+    # Then
+    assert result.get(timeout=SOON)["order"] == 1
+    assert system.ledger.entries("start")[-1]["id"] == begun["id"]
+    assert system.ledger.count("effect") == 1

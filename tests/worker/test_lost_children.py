@@ -586,6 +586,26 @@ def test_where_the_message_is_put_back_nobody_is_told(app: Celery, ended: Any, h
     assert slip_of(ended) is None
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+@pytest.mark.parametrize("how", LIMITS)
+def test_a_time_limit_in_a_cold_shutdown_loses_no_call(
+    app: Celery, ended: Any, monkeypatch: pytest.MonkeyPatch, how: str, cancelled: bool
+) -> None:
+    """Celery would acknowledge the message, and tell nobody: it comes again instead."""
+    # Given
+    monkeypatch.setattr("celery.worker.state.should_terminate", 1)
+    ended._already_cancelled = cancelled
+    ended._context.errbacks = [app.signature("errback")]
+    run(ended, OWN, CHILD)
+    # When
+    ends(ended, how)
+    # Then
+    assert app.backend.get_state(TASK_ID) == "PENDING"
+    assert ended.fate == ["requeued True"]
+    assert sent(app) == []
+    assert slip_of(ended) is None
+
+
 @pytest.mark.parametrize("kind", [TimeLimitExceeded, WorkerLostError])
 def test_what_a_copy_was_answered_is_told_by_its_child(app: Celery, ended: Any, kind: Any) -> None:
     """Such a failure is no end of that child: it is told once, and nothing is put back."""
