@@ -270,15 +270,21 @@ class IdempotentRequest(Request):
                 self._keep_answer(None)
         return super().terminate(pool, *args, **kwargs)
 
-    def cancel(self, *args: Any, **kwargs: Any) -> Any:
-        """As Celery's, when its connection is lost; RETRY is not stored over such an answer."""
+    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's, when its connection is lost, or its worker shuts down cold.
+
+        RETRY is not stored over an answer that another delivery has given. A run that the pool
+        can't end goes on, and its end is the call's answer.
+        """
+        if self.time_start and not _can_end(pool):
+            return None  # Celery raises here, and in a solo pool that is raised in the body
         if not self.time_start or self._stands() in (Standing.HOLDS, Standing.OVERTAKEN):
-            return super().cancel(*args, **kwargs)
+            return super().cancel(pool, *args, **kwargs)
         after = AfterTrace()
         after.stores_no_retry = True
         token = AFTER_TRACE.set(after)
         try:
-            return super().cancel(*args, **kwargs)
+            return super().cancel(pool, *args, **kwargs)
         finally:
             AFTER_TRACE.reset(token)
 

@@ -223,6 +223,13 @@ _PARENTS = [
         _PARENT,
     ),
     Mutant(
+        "parent: a run that its pool can't end is not cancelled",
+        "worker/request.py",
+        "if self.time_start and not _can_end(pool):",
+        "if False:",
+        (("tests/worker/test_lost_children.py", "-k", "not_cancelled"),),
+    ),
+    Mutant(
         "parent: no RETRY over an answer",
         "worker/request.py",
         "if not self.time_start or self._stands() in (Standing.HOLDS, Standing.OVERTAKEN):",

@@ -12,7 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded
 
 from tests.conftest import MakeSystem
 from tests.support.system import System
-from tests.support.waiting import wait_until_dead
+from tests.support.waiting import eventually, wait_until_dead
 
 LEASE = 300
 #: The next call must not wait for a lease; this is far less than one.
@@ -164,3 +164,20 @@ def test_a_hard_time_limit_that_strikes_in_a_cold_shutdown(
     assert result.get(timeout=SOON)["order"] == 1
     assert system.ledger.entries("start")[-1]["id"] == begun["id"]
     assert system.ledger.count("effect") == 1
+
+
+def test_a_cold_shutdown_of_a_pool_that_ends_no_body(make_system: MakeSystem) -> None:
+    """Celery's error about it would be raised in the body, and fail the call: the body goes on."""
+    # Given
+    system = make_system(idempotency_lease=LEASE)
+    worker = system.start_worker("solo")
+    result = system.task("busy").delay(1, gate="go")
+    system.ledger.wait_for("start")
+    # When
+    worker.signal(signal.SIGQUIT)
+    eventually(lambda: "Cold shutdown" in worker.log, "it shuts down")
+    system.ledger.open("go")
+    worker.wait_until_gone()
+    # Then
+    assert result.get(timeout=SOON)["order"] == 1
+    assert system.ledger.count("start") == 1

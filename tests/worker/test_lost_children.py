@@ -569,6 +569,17 @@ def test_a_revoke_that_a_pool_does_not_know_answers_nothing(ended: Any) -> None:
     assert slip_of(ended) is None
 
 
+def test_a_run_that_a_pool_can_not_end_is_not_cancelled(app: Celery, ended: Any) -> None:
+    """It goes on, and its end is the call's answer: Celery's error would end a solo pool's body."""
+    # Given
+    run(ended, OWN, CHILD)
+    # When
+    ended.cancel(BasePool())
+    # Then
+    assert app.backend.get_state(TASK_ID) == "PENDING"
+    assert not ended._already_cancelled
+
+
 @pytest.mark.parametrize("how", LIMITS)
 def test_where_the_message_is_put_back_nobody_is_told(app: Celery, ended: Any, how: str) -> None:
     """``acks_on_timeout = False``: its next delivery answers; Celery tells a failure, too."""
