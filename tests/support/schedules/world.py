@@ -1,7 +1,7 @@
 """A simulated machine: a clock, processes that freeze and die, threads of which one runs at a time.
 
-Each thread of a simulated process is a real thread, but it runs only while the world lets it, and
-gives way only in :meth:`World.pause` and :meth:`Event.wait`. So nothing depends on how fast the
+Each thread of a simulated process is a greenlet: it runs only while the world lets it, and gives
+way only in :meth:`World.pause` and :meth:`Event.wait`. So nothing depends on how fast the
 real machine is, and a seed plays the same schedule each time.
 """
 
