@@ -93,12 +93,18 @@ def parse(module: str) -> ast.Module:
     return ast.parse((ROOT / MODULES[module]).read_text(encoding="utf-8"))
 
 
+@functools.cache
+def nodes(module: str) -> tuple[ast.AST, ...]:
+    """All of a module's syntax tree, for each test that looks through it."""
+    return tuple(ast.walk(parse(module)))
+
+
 def imports(module: str) -> Iterator[str]:
     """The full name of each module or name that this one imports, wherever the import stands."""
     package = [PACKAGE, *filter(None, module.split("."))]
     if MODULES[module].name != "__init__.py":
         package = package[:-1]
-    for node in ast.walk(parse(module)):
+    for node in nodes(module):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -118,14 +124,13 @@ def module_in(name: str) -> str | None:
 
 def named_by_text(module: str) -> Iterator[str]:
     """The modules of ours that a string of this one names, docstrings left out."""
-    tree = parse(module)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = {
         id(node.body[0].value)
-        for node in ast.walk(tree)
+        for node in nodes(module)
         if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
     }
-    for node in ast.walk(tree):
+    for node in nodes(module):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = node.value.replace(":", ".")
             whole = re.fullmatch(rf"{PACKAGE}(\.\w+)+", text)
@@ -273,8 +278,6 @@ def test_celery_begins_at_the_settings() -> None:
 @pytest.mark.parametrize("module", [one for one in INNER if one.split(".")[0] == "core"])
 def test_the_core_is_pure(module: str) -> None:
     """The core has no clock, no input or output, no chance: it is told all that it decides on."""
-    # Given
-    tree = parse(module)
     # When
     imported = {
         ".".join(parts[:depth])
@@ -284,7 +287,7 @@ def test_the_core_is_pure(module: str) -> None:
     }
     called = {
         node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        for node in ast.walk(tree)
+        for node in nodes(module)
         if isinstance(node, ast.Call)
     }
     # Then
