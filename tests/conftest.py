@@ -292,18 +292,19 @@ def seconds_of(item: pytest.Item) -> float:
     return 0.01 if is_short else 1.0
 
 
-@pytest.hookimpl(trylast=True)
 def _parameters(item: pytest.Item) -> dict[str, Any]:
     """What a test is tried with in turn, by name, and which of that it is."""
     call = getattr(item, "callspec", None)
     return {} if call is None else call.params
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what this Celery does not have; see that each process names the tests alike.
 
     The files that take longest come first: with `make test` they go to several processes, and none
-    is left alone with a long one in the end.
+    is left alone with a long one in the end. What ``-m`` leaves out is left out by then, and pytest
+    has put together what shares a database, which spreads the tests of a file.
     """
     seconds: Counter[Path] = Counter()
     for item in items:
