@@ -257,6 +257,13 @@ def is_of_a_whole_system(path: Path) -> bool:
     return path.relative_to(Path(__file__).parent).parts[0] in WHOLE_SYSTEMS
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m unit`` look into none of these folders: nothing in them is a unit test."""
+    if config.option.markexpr == "unit" and collection_path.name in WHOLE_SYSTEMS:
+        return True
+    return None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """Look for no garbage among what lives until the end: thousands of tests, and their modules."""
