@@ -139,6 +139,8 @@ class IdempotentRequest(Request):
     _is_told = False
     #: Set where its message was put back for others to answer its call.
     _is_left = False
+    #: Set where its greenlet was killed: Celery takes it for one that has returned.
+    _is_cut_off = False
 
     @property
     def request_dict(self) -> Any:
@@ -162,8 +164,11 @@ class IdempotentRequest(Request):
             super().send_event(followed_by[0], **followed_by[1])
 
     def acknowledge(self) -> Any:
-        """As Celery's; those that wait for the same key hear that it is over."""
-        answer = super().acknowledge()
+        """As Celery's; those that wait for the same key hear that it is over.
+
+        Not where its worker has cancelled a greenlet: its message comes again, as a process's does.
+        """
+        answer = None if self._is_cut_off else super().acknowledge()
         self._is_over()
         return answer
 
@@ -278,6 +283,7 @@ class IdempotentRequest(Request):
         """
         if self.time_start and not _can_end(pool):
             return None  # Celery raises here, and in a solo pool that is raised in the body
+        self._is_cut_off = bool(self.time_start and pool.is_green)
         if not self.time_start or self._stands() in (Standing.HOLDS, Standing.OVERTAKEN):
             return super().cancel(pool, *args, **kwargs)
         after = AfterTrace()

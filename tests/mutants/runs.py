@@ -223,6 +223,13 @@ _PARENTS = [
         _PARENT,
     ),
     Mutant(
+        "parent: a greenlet that is cancelled has not returned",
+        "worker/request.py",
+        "answer = None if self._is_cut_off else super().acknowledge()",
+        "answer = super().acknowledge()",
+        (("tests/worker/test_lost_children.py", "-k", "has_not_returned"),),
+    ),
+    Mutant(
         "parent: a run that its pool can't end is not cancelled",
         "worker/request.py",
         "if self.time_start and not _can_end(pool):",

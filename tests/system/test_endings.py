@@ -124,12 +124,21 @@ def test_a_warm_shutdown_lets_the_run_finish(make_system: MakeSystem) -> None:
     assert system.ledger.count("start") == 1
 
 
-@pytest.mark.parametrize("grace", [0.0, 1.0], ids=["cold", "soft"])
-def test_a_shutdown_in_the_middle_hands_the_run_over(make_system: MakeSystem, grace: float) -> None:
+@pytest.mark.parametrize(
+    ("pool", "grace"),
+    [
+        pytest.param("prefork", 0.0, id="cold"),
+        pytest.param("prefork", 1.0, id="soft"),
+        pytest.param("gevent", 0.0, id="greenlets"),
+    ],
+)
+def test_a_shutdown_in_the_middle_hands_the_run_over(
+    make_system: MakeSystem, pool: str, grace: float
+) -> None:
     """QUIT: the body is cut off, its message goes back, and the next worker runs it at once."""
     # Given
     system = make_system(idempotency_lease=LEASE, worker_soft_shutdown_timeout=grace)
-    worker = system.start_worker()
+    worker = system.start_worker(pool)
     result = system.task("busy").delay(1, gate="go")
     (begun,) = system.ledger.wait_for("start")
     # When

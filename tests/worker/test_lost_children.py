@@ -271,6 +271,9 @@ def test_what_a_command_has_revoked_is_told_with_name_and_arguments(
 class Pool:
     """Ends no process."""
 
+    def __init__(self, *, is_green: bool = False) -> None:
+        self.is_green = is_green
+
     def terminate_job(self, *_: object) -> None:
         """Nothing."""
 
@@ -567,6 +570,18 @@ def test_a_revoke_that_a_pool_does_not_know_answers_nothing(ended: Any) -> None:
         ended.terminate(BasePool())
     # Then
     assert slip_of(ended) is None
+
+
+@pytest.mark.parametrize("is_green", [False, True])
+def test_a_greenlet_that_is_cancelled_has_not_returned(ended: Any, is_green: bool) -> None:
+    """Celery takes it for a success, and its message would be lost; a process was done in time."""
+    # Given
+    run(ended, OWN, CHILD)
+    # When
+    ended.cancel(Pool(is_green=is_green))
+    ended.on_success((False, None, None))
+    # Then
+    assert ended.fate == ([] if is_green else ["acknowledged"])
 
 
 def test_a_run_that_a_pool_can_not_end_is_not_cancelled(app: Celery, ended: Any) -> None:
