@@ -129,7 +129,8 @@ class IdempotentTask(RetryingTask[P, R]):
                 check_class(cls, IdempotentTask, name)
                 cls._idempotency = task_setup(cls, app, _METHODS, name)
                 cls._idempotency_of = name
-                cls.track_started = StartedLater(bool(cls.track_started))
+                if cls.track_started:
+                    cls.track_started = StartedLater()
                 cls.throws = _with_expected(cls.throws)
                 install(app)
         return bound

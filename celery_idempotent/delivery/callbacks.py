@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid5
 
@@ -24,19 +25,17 @@ _LINKS: Final = UUID("6a1d7a3e-3b0c-4b86-9f0e-5f1f4b1d2c67")
 _FINAL = (None, "FAILURE")
 
 
+@dataclass(slots=True)
 class AfterTrace:
     """What is to be done once the tracer of a delivery has returned."""
 
-    __slots__ = ("duplicate", "on_return", "stores_no_retry")
-
-    def __init__(self) -> None:
-        #: Whether the tracer must not store RETRY: it is stored already, or must not be stored.
-        self.stores_no_retry = False
-        #: Whose duplicate the delivery was, for Celery's events.
-        self.duplicate: Duplicate | None = None
-        #: Each is called with whether the tracer returned a final answer, so that what hangs on it
-        #: was sent.
-        self.on_return: list[Callable[[bool], object]] = []
+    #: Whether the tracer must not store RETRY: it is stored already, or must not be stored.
+    stores_no_retry: bool = False
+    #: Whose duplicate the delivery was, for Celery's events.
+    duplicate: Duplicate | None = None
+    #: Each is called with whether the tracer returned a final answer, so that what hangs on it was
+    #: sent.
+    on_return: list[Callable[[bool], object]] = field(default_factory=list)
 
 
 #: What is done after the tracer that runs here; ``None``: no tracer of ours runs.

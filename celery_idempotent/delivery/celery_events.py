@@ -43,20 +43,20 @@ class Duplicate(NamedTuple):
 
     def event(self, result: str) -> tuple[str, dict[str, Any]]:
         """Return the event that is to follow "succeeded": its type and its fields."""
-        said = f"key={self.key} original={self.original}"
+        kind, state = "task-deduplicated", STATE
+        text = f"deduplicated key={self.key} original={self.original}"
+        if self.shadow:
+            kind, state = "task-shadow-duplicate", SHADOW_STATE
+            text = f"would be {text} result={result}"
         fields = {
             # It has to be named: without it the state would stay SUCCESS.
-            "state": SHADOW_STATE if self.shadow else STATE,
-            "result": (
-                f"would be deduplicated {said} result={result}"
-                if self.shadow
-                else f"deduplicated {said}"
-            ),
+            "state": state,
+            "result": text,
             "idempotency_key": self.key,
             "idempotency_original": self.original,
             "idempotency_record": self.record,
         }
-        return "task-shadow-duplicate" if self.shadow else "task-deduplicated", fields
+        return kind, fields
 
 
 class Dropped(Ignore):  # type: ignore[misc, unused-ignore]

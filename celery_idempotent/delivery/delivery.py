@@ -25,21 +25,19 @@ from celery_idempotent.run.telling import Telling
 from celery_idempotent.settings import Environment, TaskSetup
 
 
+@dataclass(slots=True)
 class RequestState:
     """What is kept on Celery's request of a delivery, in this process, from the guard on.
 
     Celery copies it into the requests of direct calls that are made within the body.
     """
 
-    __slots__ = ("call", "context", "retry")
-
-    def __init__(self) -> None:
-        #: The call's key, and how its message has waited: what is published again takes both along.
-        self.call: tuple[CallKey | None, WaitState] | None = None
-        #: What the body gets as ``self.idempotency``, or what makes it at first use.
-        self.context: RunContext | Callable[[], RunContext] | None = None
-        #: The retry that the body has published: its next attempt answers the call.
-        self.retry: Retry | None = None
+    #: The call's key, and how its message has waited: what is published again takes both along.
+    call: tuple[CallKey | None, WaitState] | None = None
+    #: What the body gets as ``self.idempotency``, or what makes it at first use.
+    context: RunContext | Callable[[], RunContext] | None = None
+    #: The retry that the body has published: its next attempt answers the call.
+    retry: Retry | None = None
 
 
 def state_of(request: Any) -> RequestState | None:

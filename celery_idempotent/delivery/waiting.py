@@ -158,19 +158,12 @@ def say_started(task: Any, request: Any) -> None:
 
 
 class StartedLater:
-    """A task's ``track_started``, of which its tracer hears nothing: :func:`say_started` stores it.
-
-    Args:
-        tracks: what the task or its app say.
-    """
-
-    def __init__(self, tracks: bool) -> None:
-        self._tracks = tracks
+    """A ``track_started`` that the tracer doesn't see: :func:`say_started` stores STARTED."""
 
     def __get__(self, task: Any, owner: type | None = None) -> bool:
         # Celery 5.5 asks when it makes the tracer, later releases at each delivery: both ask the
         # task. What was set is found on its class.
-        return self._tracks and task is None
+        return task is None
 
 
 def say_waiting(delivery: Delivery, record: Record | None) -> bool:

@@ -286,9 +286,7 @@ class IdempotentRequest(Request):
         self._is_cut_off = bool(self.time_start and pool.is_green)
         if not self.time_start or self._stands() in (Standing.HOLDS, Standing.OVERTAKEN):
             return super().cancel(pool, *args, **kwargs)
-        after = AfterTrace()
-        after.stores_no_retry = True
-        token = AFTER_TRACE.set(after)
+        token = AFTER_TRACE.set(AfterTrace(stores_no_retry=True))
         try:
             return super().cancel(pool, *args, **kwargs)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from celery.utils.log import get_logger
@@ -33,28 +33,14 @@ class _Consumer:
 
     def __init__(self, consumer: Any, waiters: Waiters) -> None:
         self._consumer = consumer
-        self.timer = _Timer(consumer.timer, waiters)
+        self._waiters = waiters
+        # All that a strategy asks of a timer.
+        self.timer = SimpleNamespace(call_at=self._call_at)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._consumer, name)
 
-
-class _Timer:
-    def __init__(self, timer: Any, waiters: Waiters) -> None:
-        self._timer = timer
-        self._waiters = waiters
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._timer, name)
-
-    def call_at(
-        self,
-        eta: float,
-        fun: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        priority: int = 0,
-    ) -> Any:
+    def _call_at(self, eta: float, fun: Any, args: tuple[Any, ...], **options: Any) -> Any:
         """As Celery's timer's; ``args`` begin with the request."""
         try:
             entry = self._waiters.hold(args[0], eta)
@@ -64,4 +50,4 @@ class _Timer:
             entry = None
         if entry is not None:
             return entry
-        return self._timer.call_at(eta, fun, args, kwargs, priority=priority)
+        return self._consumer.timer.call_at(eta, fun, args, **options)

@@ -123,11 +123,7 @@ class Waiters:
             hub.add_reader(self._pipe[0], self._on_readable)
 
     def hold(self, request: Any, due: float) -> Any:
-        """Hold a message that waits for a key; return its entry in the timer.
-
-        Returns:
-            ``None``: it does not wait.
-        """
+        """Hold a message; return its entry in the timer. ``None``: it waits for no key."""
         own = read_own(request._request_dict, request.id)
         if own is None or own[0] is None or not own[1].count:
             return None
