@@ -53,30 +53,23 @@ def encode_failure(backend: Any, exc: BaseException, most: int) -> bytes:
     its text; with pickle, Celery's own stand-in for exceptions that don't travel, which says what
     it was: a failed call is never "done, not kept".
     """
-    packed = NOT_KEPT
-    with suppress(Exception):
-        packed = _pack_failure(backend, exc, most)
-    if packed == NOT_KEPT:
+    for most_of_it, short in ((most, False), (_SHORT * 100, True)):
         with suppress(Exception):
-            packed = _pack_short(backend, exc)
-    if packed == NOT_KEPT:
-        kind, text = type(exc), _safe_repr(exc)[:_SHORT]
-        short = UnpickleableExceptionWrapper(kind.__module__, kind.__qualname__, (text,), text)
-        packed = _pack_failure(backend, short, _SHORT * 100)
-    return packed
+            packed = _pack_failure(backend, exc, most_of_it, short=short)
+            if packed != NOT_KEPT:
+                return packed
+    kind, text = type(exc), _safe_repr(exc)[:_SHORT]
+    stand_in = UnpickleableExceptionWrapper(kind.__module__, kind.__qualname__, (text,), text)
+    return _pack_failure(backend, stand_in, _SHORT * 100)
 
 
-def _pack_failure(backend: Any, exc: BaseException, most: int) -> bytes:
+def _pack_failure(backend: Any, exc: BaseException, most: int, *, short: bool = False) -> bytes:
     prepared = backend.prepare_exception(exc, serializer=backend.serializer)
+    if short:
+        if not isinstance(prepared, dict):
+            return NOT_KEPT  # pickle has the exception itself
+        prepared["exc_message"] = (str(exc)[:_SHORT],)
     return _pack(backend, Kind.FAILURE, prepared, most)
-
-
-def _pack_short(backend: Any, exc: BaseException) -> bytes:
-    prepared = backend.prepare_exception(exc, serializer=backend.serializer)
-    if not isinstance(prepared, dict):
-        return NOT_KEPT  # pickle has the exception itself
-    prepared["exc_message"] = (str(exc)[:_SHORT],)
-    return _pack(backend, Kind.FAILURE, prepared, _SHORT * 100)
 
 
 def _pack(backend: Any, kind: Kind, value: Any, most: int) -> bytes:

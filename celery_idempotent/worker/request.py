@@ -195,7 +195,7 @@ class IdempotentRequest(Request):
             # So does Celery since 5.7; before, it failed the call, whatever its options say.
             exc_info = _lost_by(exc)
             exc = _exception_of(exc_info)
-        are_sent = nothing
+        note_sent = nothing
         # What a child has told may be what a parent has answered another copy.
         if return_ok and isinstance(exc, WorkerLostError):
             self._say_no_more()  # Celery would tell it once more
@@ -204,9 +204,9 @@ class IdempotentRequest(Request):
                 self._try(f"free the key of lost task {self.id}", self._end_lease, None)
             if self._leaves_it_to_others(exc):
                 return None
-            are_sent = self._keep_failure(exc)
+            note_sent = self._keep_failure(exc)
         answer = super().on_failure(exc_info, send_failed_event, return_ok)
-        are_sent()
+        note_sent()
         if isinstance(exc, Dropped):
             for kind, fields in exc.events():
                 self.send_event(kind, **fields)
@@ -237,9 +237,9 @@ class IdempotentRequest(Request):
         comes_again = self._comes_again_after(exc)
         if comes_again:
             self._say_no_more()
-        are_sent = self._keep_failure(exc)
+        note_sent = self._keep_failure(exc)
         answer = super().on_timeout(soft, timeout)
-        are_sent()
+        note_sent()
         if comes_again:
             self.reject(requeue=True)  # for greenlets Celery does it since 5.7
         return answer

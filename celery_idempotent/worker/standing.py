@@ -1,7 +1,4 @@
-"""What a run that its worker's parent ends is to its call, and the answer that the parent gives.
-
-It may fail its call no more once it has lost its key.
-"""
+"""What a run that its worker's parent ends is to its call, and the answer that the parent gives."""
 
 from __future__ import annotations
 

@@ -159,8 +159,8 @@ KEYS: list[Mutant] = [
     Mutant(
         "results: a failure that is too large keeps its type",
         "delivery/results.py",
-        "packed = _pack_short(backend, exc)",
-        "pass",
+        "((most, False), (_SHORT * 100, True))",
+        "((most, False),)",
         (("tests/delivery/test_results.py", "-k", "too_large"),),
     ),
     Mutant(
