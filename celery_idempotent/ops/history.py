@@ -28,7 +28,7 @@ class JournalEntry:
     #: What: ``claimed``, ``succeeded``, ``failed``, ``released``, ``retrying``, ``interrupted``,
     #: ``unknown``, ``compensating``, ``deduplicated``, ``answered again``, ``waiting``,
     #: ``dropped``, ``refused``, ``mismatch``, ``superseded``, ``lost``, ``store away``,
-    #: ``process lost``, ``forgotten``, ``resolved``, ``resumed``, ``missing``.
+    #: ``process lost``, ``ended``, ``forgotten``, ``resolved``, ``resumed``, ``missing``.
     what: str
     #: When, in milliseconds since 1970 on the store's clock.
     at_ms: int

@@ -124,6 +124,15 @@ def _interrupted(told: JournalEntry) -> str:
     )
 
 
+def _ended(told: JournalEntry) -> str:
+    error = told.more.get("error", "an error")
+    answer = "it is revoked" if error == "revoked" else f"it failed with {error}"
+    return (
+        f"Its worker ended its run, and told its caller that {answer}. For other calls with the "
+        "key the run was cut off."
+    )
+
+
 def _unknown(told: JournalEntry) -> str:
     return (
         f"It failed with OutcomeUnknown: a run of {_other(told, 'the key')} was cut off, or "
@@ -231,6 +240,7 @@ _SENTENCES: Final[dict[str, Callable[[JournalEntry], str]]] = {
     "process lost": lambda told: (
         f"Its process was lost{_where(told)}: the worker ended its lease at once."
     ),
+    "ended": _ended,
     "forgotten": _forgotten,
     "resolved": _resolved,
     "resumed": _resumed,

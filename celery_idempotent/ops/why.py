@@ -20,6 +20,7 @@ _DECIDES: Final = frozenset(
         "succeeded",
         "failed",
         "released",
+        "ended",
         "unknown",
         "deduplicated",
         "answered again",

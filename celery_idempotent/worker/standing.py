@@ -178,15 +178,22 @@ def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
     # Where the run's own answer is stored already, the parent's is not stored over it.
     elif not is_answered(task, context):
         outcome = encode_failure(task.backend, exc, setup.options.max_result_size)
-    return write_answer(
+    at_once = not _is_left_alone(environment.store)
+    then = write_answer(
         environment.store,
         key,
         owner.slip_key(key),
         message._replace(outcome=outcome),
         int(environment.horizon * 1000),
         int(setup.options.lease * 1000),
-        at_once=not _is_left_alone(environment.store),
+        at_once=at_once,
     )
+    if at_once and (exc is None or outcome):
+        why = "revoked" if exc is None else type(exc).__name__
+        environment.journal.write(
+            "ended", key, task.name, request.id, node=request.hostname, error=why
+        )
+    return then
 
 
 def nothing() -> None:

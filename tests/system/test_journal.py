@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+import pytest
+
 from celery_idempotent.ops.history import History
 from celery_idempotent.ops.lookup import listed
 from celery_idempotent.ops.views import OVERDUE, Filter
@@ -179,6 +181,25 @@ def test_a_call_that_killed_its_process(make_system: MakeSystem) -> None:
     assert events_of(system, result.id).count("process lost") == 2
     assert told.record is not None
     assert told.record.state == "unknown"
+
+
+@pytest.mark.parametrize("how", ["a limit", "a revoke"])
+def test_a_call_whose_run_its_worker_ended(make_redis_system: MakeSystem, how: str) -> None:
+    """It says what the caller was told; the process itself knew only that it was cut off."""
+    # Given
+    system = make_redis_system()
+    worker = system.start_worker(concurrency=1)
+    limits = {"time_limit": 1} if how == "a limit" else {}
+    # When
+    ended = system.task("busy").apply_async((1,), {"gate": "go"}, **limits)
+    system.ledger.wait_for("start")
+    if how == "a revoke":
+        system.app.control.revoke(ended.id, terminate=True, destination=[worker.node])
+    # Then
+    told = account(system, ended.id, "ended its run")
+    answer = "it is revoked" if how == "a revoke" else "it failed with TimeLimitExceeded"
+    assert f"told its caller that {answer}" in told.summary
+    system.ledger.open("go")
 
 
 def test_a_key_that_was_forgotten(make_redis_system: MakeSystem) -> None:

@@ -24,6 +24,7 @@ from celery_idempotent.core.record import Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.errors import StoreUnavailable
+from celery_idempotent.ops.why import why
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
@@ -477,6 +478,52 @@ def test_a_run_that_its_worker_ends_hides_no_answer(
     getattr(ended, way)(Pool())
     # Then
     assert app.backend.get_state(TASK_ID) == ("FAILURE" if answered else state)
+
+
+def told_of(request: Any) -> list[str]:
+    """What ``idempotency why`` says of the call."""
+    environment = environment_of(request.app)
+    account = why(environment, request.id)
+    return [] if account is None else [account.summary, *(text for _, text in account.story)]
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("hard limit", "it failed with TimeLimitExceeded"),
+        ("killed", "it failed with WorkerLostError"),
+        ("revoke", "it is revoked"),
+    ],
+)
+def test_the_journal_says_what_a_worker_told_of_a_run_that_it_ended(
+    ended: Any, how: str, told: str
+) -> None:
+    """Its process could tell no more than that it was cut off."""
+    # Given
+    ended.task.reject_on_worker_lost = False
+    run(ended, OWN, CHILD)
+    # When
+    if how == "revoke":
+        ended.terminate(Pool())
+    else:
+        ends(ended, how)
+    # Then
+    assert f"told its caller that {told}" in told_of(ended)[0]
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_journal_names_no_answer_that_the_worker_did_not_give(
+    app: Celery, ended: Any, answered: bool
+) -> None:
+    """The run's own is stored already; or the message comes again."""
+    # Given
+    run(ended, OWN, CHILD)
+    if answered:
+        app.backend.store_result(TASK_ID, ValueError("declined"), "FAILURE")
+    # When
+    ends(ended, "hard limit" if answered else "killed")
+    # Then
+    assert not [text for text in told_of(ended) if "told its caller" in text]
 
 
 def slip_of(request: Any) -> Slip | None:
