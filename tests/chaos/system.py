@@ -136,11 +136,7 @@ class System:
             **broker.settings(VISIBILITY_TIMEOUT_S),
             "broker_connection_max_retries": None,
         }
-        if part.broker == "redis":
-            # A worker locks the search for messages to deliver again. If the server dies meanwhile,
-            # the lock stays, by default for five minutes.
-            settings["broker_transport_options"]["unacked_mutex_expire"] = VISIBILITY_TIMEOUT_S // 2
-        else:
+        if part.broker != "redis":
             settings["broker_transport_options"] = {"confirm_publish": True}
         if part.store != "redis":
             settings["idempotency_store_url"] = self.database.url

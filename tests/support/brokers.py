@@ -55,6 +55,9 @@ class RedisBroker:
 
     #: How often kombu looks for messages that are due again, in seconds.
     LOOKS_S = 1
+    #: How long the lock lives under which it looks, in seconds. It stays where a worker is killed,
+    #: or a server ends, at that moment; by default nobody looks then for five minutes.
+    LOCK_S = 4
 
     def __init__(self, server: RedisServer, db: int = 0) -> None:
         self.url = self.producer_url = server.url(db)
@@ -67,6 +70,7 @@ class RedisBroker:
             # Look for messages that are due again every second, not every hundred.
             "unacked_restore_interval": self.LOOKS_S,
             "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": self.LOCK_S,
         }
         if visibility_timeout is not None:
             options["visibility_timeout"] = visibility_timeout
