@@ -154,7 +154,7 @@ def test_a_shutdown_in_the_middle_hands_the_run_over(
     assert system.ledger.count("effect") == 1
 
 
-@pytest.mark.parametrize("limit", [0.5, 1.0])
+@pytest.mark.parametrize("limit", [0.5, 1.0, 2.0])
 def test_a_hard_time_limit_that_strikes_in_a_cold_shutdown(
     make_system: MakeSystem, limit: float
 ) -> None:
@@ -170,6 +170,10 @@ def test_a_hard_time_limit_that_strikes_in_a_cold_shutdown(
     system.ledger.open("go")
     system.start_worker()
     # Then
+    if "Hard time limit" in worker.log.partition("Cold shutdown")[0]:
+        with pytest.raises(TimeLimitExceeded):  # on a slow machine it struck before that
+            result.get(timeout=SOON)
+        return
     assert result.get(timeout=SOON)["order"] == 1
     assert system.ledger.entries("start")[-1]["id"] == begun["id"]
     assert system.ledger.count("effect") == 1
