@@ -400,6 +400,22 @@ EXCUSED = {
         31 sent call=a state=link by=q/3
         31 stored call=a state=SUCCESS value=3 by=q/3
         90 left call=a state=SUCCESS value=3""",
+    "a run stood still before its body, and its retry comes after a copy that left no result": """
+        0 published call=a key=k by=caller
+        1 stalled by=p until=30
+        15 began call=a key=k run=1 value=0 by=q/2
+        16 ended call=a key=k run=1 state=rejected value=Reject by=q/2
+        16 settled call=a key=k run=1 state=released by=q/2
+        16 stored call=a state=FAILURE value=Reject by=q/2
+        30 stored call=a state=STARTED by=p/1
+        30 began call=a key=k run=2 value=0 by=p/1
+        31 ended call=a key=k run=2 state=retried value=Retry by=p/1
+        40 began call=a key=k run=3 value=1 by=q/3
+        41 ended call=a key=k run=3 state=returned value=3 by=q/3
+        41 accepted call=a key=k run=3 by=q/3
+        41 settled call=a key=k run=3 state=succeeded by=q/3
+        41 stored call=a state=SUCCESS value=3 by=q/3
+        90 left call=a state=SUCCESS value=3""",
     "a retry of a run that stood still gets another call's outcome": f"""{TAKEN_OVER}
         31 ended call=a key=k run=1 state=retried value=Retry by=p/1
         40 stored call=a state=RETRY value=busy by=r/4

@@ -415,6 +415,7 @@ def _answer_changed(known: _History) -> _Found:
                 continue  # before it could record that the call has its answer
             last = left.get(call)
             stays = last is None or last.state == first.state
+            stays = stays or known.comes_of_a_retry(call, first, last)
             died = known.died(one.process, one.at, one.at + known.lease_s)
             if (stays or died) and known.stood_still_at(one.process, first.at):
                 continue  # decided before the answer, written after it, and answered again
