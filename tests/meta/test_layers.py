@@ -228,12 +228,12 @@ def defined_in(module: str) -> frozenset[str]:
     return frozenset(found)
 
 
-@pytest.mark.parametrize("module", INNER)
-def test_a_name_is_imported_from_where_it_is_defined(module: str) -> None:
+def test_a_name_is_imported_from_where_it_is_defined() -> None:
     """A module that only uses a name hands it to nobody; a package's ``__init__`` may."""
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     handed_on = {
-        name
+        f"{name} to {module}"
+        for module in INNER
         for name in imports(module)
         if (home := module_in(name)) is not None
         and home not in packages
@@ -243,7 +243,6 @@ def test_a_name_is_imported_from_where_it_is_defined(module: str) -> None:
     assert not handed_on
 
 
-@functools.cache
 def named_by_the_docs() -> set[str]:
     """The modules that README, the pages and the examples name."""
     docs = ROOT.parent / "docs"
@@ -257,10 +256,11 @@ def named_by_the_docs() -> set[str]:
     return {module for name in named if (module := module_in(name)) is not None}
 
 
-@pytest.mark.parametrize("module", [it for it in INNER if MODULES[it].name != "__init__.py"])
-def test_public_is_what_the_docs_name(module: str) -> None:
+def test_public_is_what_the_docs_name() -> None:
     """Such a module lists its names in ``__all__``; the others are the library's own."""
-    assert ("__all__" in defined_in(module)) == (module in named_by_the_docs())
+    modules = {name for name in INNER if MODULES[name].name != "__init__.py"}
+    listing = {name for name in modules if "__all__" in defined_in(name)}
+    assert listing == modules & named_by_the_docs()
 
 
 def test_celery_begins_at_the_settings() -> None:
