@@ -344,9 +344,7 @@ def _goes(waiter: Waiter, others: Outlook, copies: Outlook, is_told: bool, now: 
     if waiter.mine:
         return early and copies.stage is not Stage.HELD
     if waiter.waits.displaced and not early:
-        return (
-            False  # the run that it waits for may not have begun: a free key need not be its turn
-        )
+        return False  # that run may not have begun: a free key need not be this one's turn
     return others.stage in (Stage.FREE, Stage.ANSWERED) or (early and others.stage is Stage.LAPSED)
 
 
