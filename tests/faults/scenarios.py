@@ -620,6 +620,7 @@ _FOUND_BY_USE = (
         "No telling of an end counts for it: the end is told until the replica has it.",
         (
             "faults/test_failover.py::test_an_end_told_again_is_counted_by_itself",
+            "faults/test_failover.py::test_the_end_of_a_run_that_gave_its_key_up_is_counted_by_itself",
             "faults/test_failover.py::test_an_end_on_no_replica_is_told_on",
         ),
     ),

@@ -12,7 +12,18 @@ from celery_idempotent import ConfigurationError, StoreUnavailable
 from celery_idempotent.core.verdicts import Claim, Recorded
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.urls import store_from_url
-from celery_idempotent.testing.contract.kit import FIRST, KEEP_MS, LEASE_MS, WRITES, hold, stored
+from celery_idempotent.testing.contract.given_back import give_back
+from celery_idempotent.testing.contract.kit import (
+    FIRST,
+    KEEP_MS,
+    LEASE_MS,
+    WRITES,
+    Ending,
+    complete,
+    hold,
+    retry,
+    stored,
+)
 from tests.conftest import MakeSystem
 from tests.support.replicas import Pair, Sentinel, info
 from tests.support.system import STORE_DB, System, answers
@@ -128,6 +139,33 @@ def test_an_end_told_again_is_counted_by_itself(pair: Pair, ending: str) -> None
     # Then
     assert isinstance(WRITES[ending](second, held), Recorded)
     assert stored(second) == ended
+
+
+@pytest.mark.parametrize("ending", [give_back, complete, retry])
+def test_the_end_of_a_run_that_gave_its_key_up_is_counted_by_itself(
+    pair: Pair, ending: Ending
+) -> None:
+    """Scenario 61: so is that, and that it gives its key up. Both stand in its slip."""
+    # Given a run that has given its key up, as the replica knows
+    pair.follow()
+    options = {"wait_replicas": 1, "socket_timeout": 1.0}
+    first, second = (store_from_url(pair.url(STORE_DB), options) for _ in range(2))
+    held = hold(first)
+    if ending is not give_back:
+        give_back(first, held)
+    second.claim("another {key}", Claim(FIRST.candidate(), LEASE_MS, KEEP_MS))
+    pair.wait_until_same()
+    pair.line.hold_answers()
+    # Then
+    for store in (first, second, second):
+        with pytest.raises(StoreUnavailable, match="0 of 1 replicas"):
+            ending(store, held)
+    # When the replica is there again
+    before = first.slip(FIRST.slip_key)
+    pair.line.accept()
+    # Then
+    assert isinstance(ending(second, held), Recorded)
+    assert second.slip(FIRST.slip_key) == before
 
 
 def test_an_end_on_no_replica_is_told_on(make_faulty: MakeSystem, pair: Pair) -> None:

@@ -88,6 +88,13 @@ _REPLICAS = [
         "  return record.token",
         (("tests/faults/test_failover.py", "-k", "told_again and complete"),),
     ),
+    Mutant(
+        "an end that is told again is written again, also of a run that gave its key up",
+        "stores/redis/lua/settle.lua",
+        "    save_slip(slip_key, slip)\n    return gave_up_before",
+        "    return gave_up_before",
+        (("tests/faults/test_failover.py", "-k", "gave_its_key_up and complete"),),
+    ),
 ]
 
 _ROWS = [

@@ -17,7 +17,8 @@ local slip = load_slip(slip_key)
 local told = slip and slip.answered
 if record == false and not is_lost(raw, new.token) then return {0, raw} end
 -- Write the recorded end once more. WAIT counts the connection's last write: without this one it would
--- count an older write, which a lagging replica has had for long.
+-- count an older write, which a lagging replica has had for long. What a slip holds is written once more for
+-- the same reason.
 local function recorded()
   redis.call('SET', KEYS[1], raw, 'KEEPTTL')
   return record.token
@@ -27,8 +28,11 @@ if new.state == RELEASED then token = token + 1 end
 
 -- The end of a run that had released its key: transitions._settle_released.
 if slip and slip.released and slip.token == new.token then
-  if left and left.released and not left.answered then return new.token + 1 end
-  if told then return new.token end
+  local gave_up_before = left and left.released and not left.answered
+  if gave_up_before or told then
+    save_slip(slip_key, slip)
+    return gave_up_before and new.token + 1 or new.token
+  end
   if new.state == RUNNING and not left then
     slip.sending_ms = now_ms
     save_slip(slip_key, slip)
