@@ -39,7 +39,7 @@ from celery_idempotent.errors import (
     StoreUnavailable,
 )
 from celery_idempotent.http.field import BadField, read_field
-from celery_idempotent.http.messages import NO_BODY, Request, Response, pack, unpack
+from celery_idempotent.http.messages import NAMESPACE, NO_BODY, Request, Response, pack, unpack
 from celery_idempotent.http.problems import Problems
 from celery_idempotent.publishing import use_idempotency_key
 from celery_idempotent.run.claim import claim_key
@@ -56,8 +56,6 @@ from celery_idempotent.stores.outage import Outage
 
 log = logging.getLogger("celery_idempotent")
 
-#: No user's task has a name like this.
-_NAMESPACE: Final = "celery.http"
 _TASK: Final = "http"
 _PATIENCE_S: Final = 1.0
 _REPLAYED: Final = ("Idempotency-Replayed", "true")
@@ -217,11 +215,18 @@ class Edge:
             return HeldRequest(self, self._app, context)
         environment = environment_of(self._app)
         claimant, call_key = self._call(environment, request, digest, key)
+        telling = Telling(
+            environment.journal,
+            Subject(claimant.key, _TASK, _id_of(claimant.owner), call_key.label),
+            call_key.readable,
+        )
         began = time.perf_counter()
         try:
-            verdict = self._claim(claimant)
+            verdict = self._claim(claimant, telling)
         except (StoreUnavailable, RecordTooNew) as exc:
-            if options.on_store_error == "run" and isinstance(exc, StoreUnavailable):
+            runs = options.on_store_error == "run" and isinstance(exc, StoreUnavailable)
+            telling.tell("store away", reason=str(exc), action="run" if runs else "raise")
+            if runs:
                 log.error("%s runs unprotected: %s", claimant.key, exc)
                 return HeldRequest(self, self._app, context)
             log.warning("%s is refused: %s", claimant.key, exc)
@@ -229,11 +234,6 @@ class Edge:
         except StoreError:
             log.exception("%s is refused", claimant.key)
             return self.problems.unreadable()
-        telling = Telling(
-            environment.journal,
-            Subject(claimant.key, _TASK, _id_of(claimant.owner), call_key.label),
-            call_key.readable,
-        )
         telling.measure("claim", began)
         if not isinstance(verdict, Run):
             return self._answer(telling, verdict)
@@ -248,7 +248,7 @@ class Edge:
             return self.problems.unreadable()
         return held
 
-    def _claim(self, claimant: Claimant) -> ClaimVerdict | Run:
+    def _claim(self, claimant: Claimant, telling: Telling) -> ClaimVerdict | Run:
         """Claim the key; while the store is away, one request at a time asks for it.
 
         Raises:
@@ -258,7 +258,7 @@ class Edge:
 
         def ask() -> ClaimVerdict | Run:
             try:
-                verdict = claim_key(claimant, _PATIENCE_S, lambda _: None)
+                verdict = claim_key(claimant, _PATIENCE_S, telling.lost)
             except StoreUnavailable:
                 outage.begins()
                 raise
@@ -275,7 +275,7 @@ class Edge:
     ) -> tuple[Claimant, CallKey]:
         options = self._options
         label = "" if options.redact_key else visible(f"{request.method} {request.path} {key}")
-        call_key = CallKey(_NAMESPACE, f"~{digest}", label[:200], request.fingerprint(), True)
+        call_key = CallKey(NAMESPACE, f"~{digest}", label[:200], request.fingerprint(), True)
         # Each request is a call of its own: a repeated one is a duplicate of the first.
         unknown = options.on_interrupted == "unknown"
         terms = Terms(
@@ -305,6 +305,8 @@ class Edge:
             telling.tell("mismatch", verdict.record)
             return self.problems.mismatch()
         if isinstance(verdict, Unknown):
+            interruptions = verdict.record.interruptions
+            telling.tell("unknown", verdict.record, interruptions=interruptions)
             return self.problems.unknown()
         assert isinstance(verdict, Busy), verdict
         return self.problems.running()

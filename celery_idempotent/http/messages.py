@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from celery_idempotent.core.codec import Kind, Outcome
 from celery_idempotent.errors import RecordCorrupt
 
+#: The namespace of requests' keys. No user's task has a name like this.
+NAMESPACE: Final = "celery.http"
 #: These fields belong to one connection or one moment. Set-Cookie belongs to one session, which may
 #: be over when the response is replayed; Idempotency-Replayed comes from another service here.
 _NOT_KEPT: Final = frozenset(
@@ -127,6 +130,12 @@ def pack(response: Response, most: int) -> bytes:
     if len(head) > _MOST_WITHOUT_BODY:
         head = _as_text(Response(response.status), frozenset())
     return Outcome(Kind.RESULT, _DROPPED, "8bit", head).pack()
+
+
+def pack_result(result: Any, most: int) -> bytes:
+    """Pack the response to a request of which a person says that it was carried out."""
+    body = json.dumps(result).encode()
+    return pack(Response(200, [("Content-Type", "application/json")], body), most)
 
 
 def unpack(packed: bytes) -> Response:

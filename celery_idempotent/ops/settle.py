@@ -16,6 +16,7 @@ from celery_idempotent.core.step import Step
 from celery_idempotent.core.verdicts import Resolve
 from celery_idempotent.delivery.results import encode_failure, encode_result
 from celery_idempotent.errors import IdempotencyError, StoreError
+from celery_idempotent.http.messages import NAMESPACE, pack_result
 from celery_idempotent.ops import records
 from celery_idempotent.ops.views import QUEUED, RecordView, parse_name
 from celery_idempotent.publishing import publication
@@ -116,7 +117,10 @@ def resolve(
     backend = app.backend if task is None else task.backend
     outcome, ttl_s = b"", environment.horizon
     if how is State.SUCCEEDED:
-        outcome = encode_result(backend, answer, options.max_result_size)
+        if view.namespace == NAMESPACE:
+            outcome = pack_result(answer, options.max_result_size)
+        else:
+            outcome = encode_result(backend, answer, options.max_result_size)
         ttl_s = options.ttl
     elif how is State.FAILED:
         failure = IdempotencyError(f"resolved as failed: {answer}")

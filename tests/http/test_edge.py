@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_idempotent import IdempotentTask, State
+from celery_idempotent import IdempotentTask, State, observers
 from celery_idempotent.core.record import Record
 from celery_idempotent.core.verdicts import Resolve
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.http import Edge
+from celery_idempotent.ops.lookup import look_up
+from celery_idempotent.ops.settle import resolve
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.settings import environment_of
 from tests.support.http_app import (
@@ -954,6 +956,48 @@ def test_one_request_at_a_time_finds_out_whether_the_store_is_back(
     assert http_app.post("b").status == 201
 
 
+def test_what_becomes_of_a_request_is_told_as_of_a_task(
+    make_http_app: MakeHttpApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operators learn of an unknown outcome, of a key that was lost, of a store that is away."""
+    # Given
+    told: list[observers.Observation] = []
+    monkeypatch.setattr(observers, "observers", [told.append])
+
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        if body == b"cut off":
+            raise KeyboardInterrupt
+        if body == b"forgotten":
+            ((name, _),) = records(http_app).items()
+            store.forget(name, 60_000)
+        return Reply(201)
+
+    http_app = make_http_app(handler, make_celery(idempotency_on_interrupted="unknown"))
+    store = environment_of(http_app.celery).store
+
+    def becomes_of(key: str) -> list[str]:
+        """Send a request, and say what is told of its key."""
+        with suppress(KeyboardInterrupt):
+            http_app.post(key, key.encode())
+        mine = (it.what for it in told if it.key == f"POST /orders {key}")
+        return [what for what in mine if what not in ("claim", "claimed", "complete")]
+
+    # Then
+    assert becomes_of("forgotten") == ["lost"]
+    eventually(lambda: "unknown" in becomes_of("cut off"))
+    assert told[-1].details["interruptions"] == 1
+    # When
+    monkeypatch.setattr("celery_idempotent.http.edge._PATIENCE_S", 0.0)
+
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("the store does not answer")
+
+    monkeypatch.setattr(store, "claim", away)
+    # Then
+    assert becomes_of("away") == ["store away"]
+    assert told[-1].details["action"] == "raise"
+
+
 def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
     make_http_app: MakeHttpApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -975,8 +1019,30 @@ def test_an_answer_that_cannot_be_recorded_is_given_all_the_same(
     assert len(http_app.calls) == 1
 
 
+def test_a_result_that_a_person_gave_is_the_answer(make_http_app: MakeHttpApp) -> None:
+    """``resolve --succeeded`` settles a request as it settles a task."""
+
+    # Given
+    def handler(body: bytes, run: RunContext | None) -> Reply:
+        raise KeyboardInterrupt
+
+    http_app = make_http_app(handler, make_celery(idempotency_on_interrupted="unknown"))
+    with pytest.raises(KeyboardInterrupt):
+        http_app.post("a")
+    eventually(lambda: http_app.post("a").code == "outcome-unknown")
+    environment = environment_of(http_app.celery)
+    (view,) = look_up(http_app.celery, environment, next(iter(records(http_app))))
+    # When
+    resolve(http_app.celery, environment, view, State.SUCCEEDED, {"order": 1}, "test")
+    # Then
+    reply = http_app.post("a")
+    assert (reply.status, reply.json, len(http_app.calls)) == (200, {"order": 1}, 1)
+    assert reply.header("Content-Type") == "application/json"
+    assert reply.header("Idempotency-Replayed") == "true"
+
+
 def test_a_record_that_is_no_response_is_not_given(make_http_app: MakeHttpApp) -> None:
-    """Somebody resolved it with a result: that is told, and nothing is run."""
+    """It is damaged, or another program's: that is told, and nothing is run."""
     # Given
     http_app = make_http_app(created)
     http_app.post("a")

@@ -41,6 +41,27 @@ EDGES = [
         _by("method_and_a_path"),
     ),
     Mutant(
+        "an unknown outcome is told",
+        "http/edge.py",
+        'telling.tell("unknown", verdict.record, interruptions=interruptions)',
+        "pass",
+        _by("told_as_of_a_task"),
+    ),
+    Mutant(
+        "a request that lost its key is told",
+        "http/edge.py",
+        "_PATIENCE_S, telling.lost)",
+        "_PATIENCE_S, lambda _: None)",
+        _by("told_as_of_a_task"),
+    ),
+    Mutant(
+        "a person's result is a response",
+        "ops/settle.py",
+        "if view.namespace == NAMESPACE:",
+        "if False:",
+        _by("person_gave"),
+    ),
+    Mutant(
         "a redirect is not kept",
         "http/edge.py",
         "frozenset((307, 308, 401,",
