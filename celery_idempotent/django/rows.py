@@ -223,23 +223,21 @@ class DjangoRows(Rows[Any]):
         slip: Slip | Reservation | None,
         expires_ms: int,
     ) -> bool:
+        as_read = (
+            f"note_key = %s AND COALESCE(slip, %s) = %s AND expires_ms = %s AND {self.now_us} <= %s"
+        )
+        seen = [fit(slip_key), b"", row.slip_bytes, row.slip_expires_ms, row.deadline_us]
         if slip is None:
-            sql = f"DELETE FROM {self._notes} WHERE note_key = %s"
-            self._execute(at, sql, [fit(slip_key)])
-            return True
-        new = [slip.pack(), expires_ms, fit(slip_key)]
+            return self._execute(at, f"DELETE FROM {self._notes} WHERE {as_read}", seen) > 0
+        new = [slip.pack(), expires_ms]
         if row.slip_bytes is None:
             sql = (
                 f"INSERT INTO {self._notes} (slip, expires_ms, note_key) "
                 f"SELECT %s, %s, %s FROM (SELECT {self.now_us} AS now_us) one "
                 "WHERE one.now_us <= %s ON CONFLICT DO NOTHING"
             )
-            return self._execute(at, sql, [*new, row.deadline_us]) > 0
-        sql = (
-            f"UPDATE {self._notes} SET slip = %s, expires_ms = %s WHERE note_key = %s "
-            f"AND COALESCE(slip, %s) = %s AND expires_ms = %s AND {self.now_us} <= %s"
-        )
-        seen = [b"", row.slip_bytes, row.slip_expires_ms, row.deadline_us]
+            return self._execute(at, sql, [*new, fit(slip_key), row.deadline_us]) > 0
+        sql = f"UPDATE {self._notes} SET slip = %s, expires_ms = %s WHERE {as_read}"
         return self._execute(at, sql, [*new, *seen]) > 0
 
     def write_record(self, at: Any, key: str, row: Row, record: Record, expires_ms: int) -> bool:

@@ -714,15 +714,13 @@ class DecidingStore(Store, Generic[C]):
         if write.slip is not None or write.slip_ttl_ms == 0:
             expires_ms = until_ms(row.slip_expires_ms, write.slip_ttl_ms)
             writes.append(partial(rows.write_slip, at, slip_key, row, write.slip, expires_ms))
-        if write.queued is not None:
+        if write.queued is not None or write.drops_queued:
             # It is written as a slip is.
             as_slip = replace(
                 row, slip_bytes=row.queued_bytes, slip_expires_ms=row.queued_expires_ms
             )
-            new = write.queued
-            writes.append(partial(rows.write_slip, at, queued_key, as_slip, new, new.until_ms))
-        elif write.drops_queued:
-            writes.append(partial(rows.write_slip, at, queued_key, row, None, 0))
+            new, until = write.queued, 0 if write.queued is None else write.queued.until_ms
+            writes.append(partial(rows.write_slip, at, queued_key, as_slip, new, until))
         tells = write.wakes and rows.tells
         if len(writes) == 1 and not tells:
             return writes[0]()

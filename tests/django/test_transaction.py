@@ -12,6 +12,7 @@ import pytest
 from celery_idempotent import ConfigurationError
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.verdicts import (
     Busy,
     Claim,
@@ -20,6 +21,7 @@ from celery_idempotent.core.verdicts import (
     Recorded,
     Renewal,
     Replay,
+    Reserve,
     Settle,
 )
 from celery_idempotent.errors import StoreUnavailable
@@ -191,6 +193,54 @@ def test_a_row_that_was_made_anew_is_not_the_one_that_was_read(
     verdict = store.claim(KEY, asked("slower"))
     # Then
     assert isinstance(verdict, Busy)
+
+
+def _of(message: kit.Message) -> Reserve:
+    return Reserve(Reservation(message.owner, keeps_result=True), 10_000)
+
+
+def test_only_what_was_read_is_deleted(store: DjangoStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call undoes its own reservation, and not the one that took its place meanwhile."""
+    # Given
+    store.reserve(kit.KEY, _of(kit.FIRST))
+    real = transitions.unreserve
+
+    def decide(*args: Any) -> Any:
+        monkeypatch.undo()
+        store.unreserve(kit.KEY, kit.FIRST.owner)
+        store.reserve(kit.KEY, _of(kit.SECOND))
+        return real(*args)
+
+    monkeypatch.setattr(transitions, "unreserve", decide)
+    # When
+    store.unreserve(kit.KEY, kit.FIRST.owner)
+    # Then
+    queued = store.reservation(kit.KEY)
+    assert queued is not None
+    assert queued.owner == kit.SECOND.owner
+
+
+def test_a_slip_that_was_answered_after_it_was_read_is_not_deleted(
+    store: DjangoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delivery that could not send what hangs on a call ends its lease; another has answered."""
+    # Given
+    kit.complete(store, kit.hold(store, kit.FIRST))
+    kit.claim(store, kit.SECOND, noted=True)
+    real = transitions.note
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        kit.note(store, kit.SECOND)
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "note", decide)
+    # When
+    kit.note(store, kit.SECOND, sent=False)
+    # Then
+    slip = store.slip(kit.SECOND.slip_key)
+    assert slip is not None
+    assert slip.answered
 
 
 def test_a_slip_that_changed_after_it_was_read_is_read_again(

@@ -167,8 +167,8 @@ RESERVED: list[Mutant] = [
     Mutant(
         "reserved: where there is none, a claim writes nothing for it",
         "stores/deciding.py",
-        "        elif write.drops_queued:\n",
-        "        if False:\n",
+        "if write.queued is not None or write.drops_queued:",
+        "if write.queued is not None:",
         PYTHON,
     ),
     _python(

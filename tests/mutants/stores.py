@@ -113,6 +113,20 @@ _ROWS = [
         _DJANGO,
     ),
     Mutant(
+        "only what was read is deleted, in SQL",
+        "stores/sql/flavours.py",
+        "delete(notes).where(self._is_slip_as_read())",
+        'delete(notes).where(notes.c.note_key == bindparam("at"))',
+        (("tests/stores/sql/test_store.py", "-k", "only_what_was_read and sqlite"),),
+    ),
+    Mutant(
+        "only what was read is deleted, in Django",
+        "django/rows.py",
+        'f"DELETE FROM {self._notes} WHERE {as_read}", seen)',
+        'f"DELETE FROM {self._notes} WHERE note_key = %s", seen[:1])',
+        (("tests/django/test_transaction.py", "-k", "only_what_was_read and sqlite"),),
+    ),
+    Mutant(
         "a row that was made anew is another one",
         "stores/sql/rows.py",
         'int.from_bytes(os.urandom(8), "big") >> 1',

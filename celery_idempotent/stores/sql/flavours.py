@@ -10,10 +10,12 @@ from sqlalchemy import (
     URL,
     BigInteger,
     ColumnElement,
+    Delete,
     Insert,
     Table,
     Update,
     bindparam,
+    delete,
     func,
     insert,
     literal,
@@ -188,17 +190,24 @@ class Flavour:
         Its parameters: ``at``, ``seen`` and ``seen_ms`` (its key, bytes and expiry as read), and
         ``deadline_us``; ``slip`` and ``expires_ms`` are the new ones.
         """
+        values: dict[str, Any] = {name: bindparam(name) for name in ("slip", "expires_ms")}
+        return update(notes).values(values).where(self._is_slip_as_read())
+
+    def delete_slip(self) -> Delete:
+        """Return a statement that deletes a slip if it is as it was read, and in time.
+
+        Its parameters: ``at``, ``seen``, ``seen_ms`` and ``deadline_us``, as above.
+        """
+        return delete(notes).where(self._is_slip_as_read())
+
+    def _is_slip_as_read(self) -> ColumnElement[bool]:
         packed = notes.c.slip.type
         slip = func.coalesce(notes.c.slip, literal(b"", packed))
         return (
-            update(notes)
-            .values(slip=bindparam("slip"), expires_ms=bindparam("expires_ms"))
-            .where(
-                (notes.c.note_key == bindparam("at"))
-                & (slip == bindparam("seen", type_=packed))
-                & (notes.c.expires_ms == bindparam("seen_ms", type_=BigInteger))
-                & (self.now_us <= bindparam("deadline_us", type_=BigInteger))
-            )
+            (notes.c.note_key == bindparam("at"))
+            & (slip == bindparam("seen", type_=packed))
+            & (notes.c.expires_ms == bindparam("seen_ms", type_=BigInteger))
+            & (self.now_us <= bindparam("deadline_us", type_=BigInteger))
         )
 
     def put(self, table: Table) -> Insert:

@@ -72,6 +72,7 @@ class _Statements:
         self.insert = flavour.insert(records).execution_options(preserve_rowcount=True)
         self.insert_slip = flavour.insert(notes).execution_options(preserve_rowcount=True)
         self.update_slip = flavour.update_slip()
+        self.delete_slip = flavour.delete_slip()
         self.update = flavour.update_record()
         self.put_step = flavour.put(steps)
 
@@ -198,17 +199,13 @@ class SqlRows(Rows[Connection]):
         slip: Slip | Reservation | None,
         expires_ms: int,
     ) -> bool:
+        deadline = {"deadline_us": row.deadline_us}
+        seen = {"at": fit(slip_key), "seen": row.slip_bytes, "seen_ms": row.slip_expires_ms}
         if slip is None:
-            at.execute(delete(notes).where(notes.c.note_key == fit(slip_key)))
-            return True
-        values: dict[str, Any] = {
-            "slip": slip.pack(),
-            "expires_ms": expires_ms,
-            "deadline_us": row.deadline_us,
-        }
+            return at.execute(self._statements.delete_slip, {**seen, **deadline}).rowcount > 0
+        values = {"slip": slip.pack(), "expires_ms": expires_ms, **deadline}
         if row.slip_bytes is None:
             return _insert(at, self._statements.insert_slip, {"note_key": fit(slip_key), **values})
-        seen = {"at": fit(slip_key), "seen": row.slip_bytes, "seen_ms": row.slip_expires_ms}
         return at.execute(self._statements.update_slip, {**values, **seen}).rowcount > 0
 
     @property

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 
 from celery_idempotent.core import transitions
 from celery_idempotent.core.record import State
+from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import (
@@ -29,6 +30,7 @@ from celery_idempotent.core.verdicts import (
     Recorded,
     Renewal,
     Replay,
+    Reserve,
     Superseded,
 )
 from celery_idempotent.errors import StoreUnavailable
@@ -48,6 +50,7 @@ from celery_idempotent.testing.contract.kit import (
     LEASE_MS,
     SECOND,
     THIRD,
+    Message,
     claim,
     complete,
     hold,
@@ -237,6 +240,54 @@ def test_a_row_that_was_made_anew_is_not_the_one_that_was_read(
     verdict = claim(store, THIRD)
     # Then
     assert isinstance(verdict, Busy)
+
+
+def _of(message: Message) -> Reserve:
+    return Reserve(Reservation(message.owner, keeps_result=True), 10_000)
+
+
+def test_only_what_was_read_is_deleted(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call undoes its own reservation, and not the one that took its place meanwhile."""
+    # Given
+    store.reserve(KEY, _of(FIRST))
+    real = transitions.unreserve
+
+    def decide(*args: Any) -> Any:
+        monkeypatch.undo()
+        store.unreserve(KEY, FIRST.owner)
+        store.reserve(KEY, _of(SECOND))
+        return real(*args)
+
+    monkeypatch.setattr(transitions, "unreserve", decide)
+    # When
+    store.unreserve(KEY, FIRST.owner)
+    # Then
+    queued = store.reservation(KEY)
+    assert queued is not None
+    assert queued.owner == SECOND.owner
+
+
+def test_a_slip_that_was_answered_after_it_was_read_is_not_deleted(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A delivery that could not send what hangs on a call ends its lease; another has answered."""
+    # Given
+    complete(store, hold(store, FIRST))
+    claim(store, SECOND, noted=True)
+    real = transitions.note
+
+    def decide(*args: Any, **more: Any) -> Any:
+        monkeypatch.undo()
+        note(store, SECOND)
+        return real(*args, **more)
+
+    monkeypatch.setattr(transitions, "note", decide)
+    # When
+    note(store, SECOND, sent=False)
+    # Then
+    slip = store.slip(SECOND.slip_key)
+    assert slip is not None
+    assert slip.answered
 
 
 def test_racers_for_a_key_that_expired(store: SqlStore) -> None:
