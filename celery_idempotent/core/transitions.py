@@ -850,10 +850,14 @@ def abandon(
 def forget(
     record: Record | None, ttl_ms: int, now_us: int, *, queued: Reservation | None = None
 ) -> Write | None:
-    """Free a key for the next call. Only a higher token stays, so that a late run is refused."""
+    """Free a key for the next call. A higher token stays, so that a late run is refused.
+
+    So do the claims that were given up: nobody would run their bodies.
+    """
     if record is None:
         return None if queued is None else Write(None, drops_queued=True)
-    freed = Record(State.RELEASED, max(record.token + 1, now_us))
+    given_up = still_given_up(record.given_up, now_us // 1000)
+    freed = Record(State.RELEASED, max(record.token + 1, now_us), given_up=given_up)
     return Write(freed, ttl_ms, drops_queued=queued is not None)
 
 

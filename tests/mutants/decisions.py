@@ -282,6 +282,12 @@ def _undone() -> list[Mutant]:
         ("record and record.given_up or ''", "''"),
     )
     mutants += pair(
+        "given-up claims are known after the key is forgotten",
+        ("still_given_up(record.given_up, now_us // 1000)", 'b""'),
+        "forget",
+        ("if #given_up > 0 then given_up = NO_NONCE .. given_up end", "given_up = ''"),
+    )
+    mutants += pair(
         "end of a lease: the owner",
         ("        and record.owner == owner\n", "", "def end_lease("),
         "end_lease",

@@ -66,8 +66,8 @@ _NOTHING_DELETES = [
     Mutant(
         "nothing deletes: forget",
         "stores/redis/lua/forget.lua",
-        "  tonumber(ARGV[1]))\nreturn {1}",
-        "  tonumber(ARGV[1]))\nredis.call('DEL', KEYS[1])\nreturn {1}",
+        ", tonumber(ARGV[1]))\nreturn {1}",
+        ", tonumber(ARGV[1]))\nredis.call('DEL', KEYS[1])\nreturn {1}",
         LUA,
     ),
     *_deletes("a claim that was given up", "record.nonce"),

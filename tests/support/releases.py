@@ -87,10 +87,7 @@ _CHANGES: dict[str, list[tuple[str, str]]] = {
         )
     ],
     "stores/redis/lua/forget.lua": [
-        (
-            r"BBBBI2', VERSION, RELEASED, 0, 0, token,",
-            "BBBBI2B', VERSION, RELEASED, 0, 0, token, 0,",
-        ),
+        (r"pack\('>BI2', 0, 0\)", "pack('>BI2B', 0, 0, 0)"),
     ],
     "stores/redis/lua/resolve.lua": [(r"\.\. ARGV\[2\]", r".. '\0' .. ARGV[2]")],
     "stores/redis/lua/claim.usual.lua": [

@@ -187,6 +187,22 @@ class GivenUpRows:
             assert isinstance(claim(store, FIRST, nonce=nonce), Busy)
         assert isinstance(claim(store, FIRST, nonce=b"the next"), Claimed)
 
+    @pytest.mark.parametrize("holds", [True, False], ids=["while it is held", "while it is free"])
+    def test_forgetting_lets_no_claim_in_that_was_given_up(self, store: Store, holds: bool) -> None:
+        """Given up, then the key is forgotten, then the claim comes: nobody would run its body."""
+        # Given
+        if holds:
+            hold(store, SECOND)
+        store.abandon(KEY, FIRST.candidate(b"given up"), HORIZON_MS)
+        # When
+        store.forget(KEY, HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, FIRST, nonce=b"given up"), Busy)
+        assert stored(store).state is State.RELEASED
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Claimed)
+        assert verdict.interruptions == 0
+
     def test_an_ended_run_is_not_undone(self, store: Store) -> None:
         """The claim was granted, its run has ended, and only then it is given up: it has ended."""
         # Given
