@@ -103,6 +103,13 @@ def _is_revoked(request: IdempotentRequest) -> bool:
     return False
 
 
+def _has_sqs_delivered(message: Any) -> bool:
+    """Whether SQS has delivered a message before: it counts, where other brokers set a flag."""
+    received = (message.delivery_info or {}).get("sqs_message") or {}
+    count = (received.get("Attributes") or {}).get("ApproximateReceiveCount", "")
+    return str(count).isdecimal() and int(count) > 1
+
+
 def _several(stamps: Any) -> Any:
     return stamps if isinstance(stamps, (list, tuple, set)) else (stamps,)
 
@@ -147,6 +154,7 @@ class IdempotentRequest(Request):
         """As Celery's, which reads this when it hands the message to the pool."""
         info = self._request_dict["delivery_info"]
         info[SENT] = are_sent(self._eventer)
+        info["redelivered"] = bool(info.get("redelivered")) or _has_sqs_delivered(self._message)
         if are_held():
             info[HELD] = True
         keep_body(self._request_dict, self._message)

@@ -1136,4 +1136,11 @@ ANSWERED: list[Mutant] = [
     *_runs(),
     *_DELIVERIES,
     *_LATE,
+    Mutant(
+        "SQS: a message that is delivered again is known as such",
+        "worker/request.py",
+        " or _has_sqs_delivered(self._message)",
+        "",
+        (("tests/worker/test_request.py", "-k", "sqs_delivers_again"),),
+    ),
 ]

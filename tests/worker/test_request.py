@@ -4,8 +4,11 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from celery import Celery
 from celery.worker.request import Request
+from kombu import Message
 
+from celery_idempotent import IdempotentTask
 from celery_idempotent.core.record import Owner, Record, State
 from celery_idempotent.core.verdicts import Recorded
 from celery_idempotent.worker import request as request_module
@@ -81,3 +84,38 @@ def test_a_discarded_message_frees_its_own_key(
     # Then
     assert answer is over
     assert [event.record.state for event in store.settled] == [State.RELEASED] * freed
+
+
+@pytest.mark.parametrize(
+    ("broker", "redelivered"),
+    [
+        ({"redelivered": True}, True),
+        ({}, False),
+        ({"sqs_message": {"Attributes": {"ApproximateReceiveCount": "1"}}}, False),
+        ({"sqs_message": {"Attributes": {"ApproximateReceiveCount": "2"}}}, True),
+        ({"sqs_message": {}}, False),
+    ],
+)
+def test_a_message_that_sqs_delivers_again_is_known_as_such(broker, redelivered):
+    """SQS counts, and sets no flag. A message without our header has nothing else to tell it by."""
+    # Given
+    app = Celery("sqs", broker="memory://", set_as_current=False)
+    app.conf.idempotency_store_url = "memory://sqs"
+
+    @app.task(base=IdempotentTask, name="pay")
+    def pay(order):
+        """Do nothing."""
+
+    sent = app.amqp.as_task_v2("id-1", "pay", (1,))
+    message = Message(
+        "[[1], {}, {}]",
+        headers=sent.headers,
+        delivery_info=broker,
+        content_type="application/json",
+        content_encoding="utf-8",
+    )
+    request = IdempotentRequest(message, app=app, task=app.tasks["pay"], decoded=False)
+    # When
+    info = request.request_dict["delivery_info"]
+    # Then
+    assert info["redelivered"] is redelivered
