@@ -211,13 +211,20 @@ class RunContext:
 
         Raises:
             ClaimLost: the key is another run's already.
-            ConfigurationError: the body has used ``session`` or a step, which go with the key; or
-                it is an HTTP request's, whose client is to get its answer by the key.
+            ConfigurationError: the body has used ``session`` or a step, which go with the key, or
+                runs in a transaction that does (``django://``); or it is an HTTP request's, whose
+                client is to get its answer by the key.
             StoreUnavailable: the store does not answer; the key may be free all the same.
         """
         run = self._run
         if run is None or run.is_released:
             return
+        if run.claimant.terms.store.opens_with_body:
+            raise ConfigurationError(
+                f"self.idempotency.release() of {self.key}: the body runs in a transaction that is "
+                "committed together with its key, which can't be free before that. Set "
+                'idempotency_store_options = {"atomic": False}'
+            )
         if run.transaction.is_open or (self._steps is not None and self._steps.are_kept):
             raise ConfigurationError(
                 f"self.idempotency.release() of {self.key}: the body has used self.idempotency."

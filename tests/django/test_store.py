@@ -182,6 +182,30 @@ def test_a_body_has_no_durable_block_unless_it_runs_without_atomic(alias: str) -
     assert balance(alias) == 100
 
 
+@pytest.mark.parametrize("atomic", [True, False])
+def test_a_body_frees_its_key_early_only_without_atomic(alias: str, atomic: bool) -> None:
+    """The key goes with the transaction around the body; the error says what to set."""
+
+    # Given
+    def body(self: Any, n: int) -> str:
+        self.idempotency.release()
+        if self.request.id == "first":
+            self.apply((n,)).get()
+        pay(alias)
+        return "ran"
+
+    task = make_task(alias, body, idempotency_ttl=0, idempotency_store_options={"atomic": atomic})
+    # When
+    answer = task.apply((1,), task_id="first")
+    # Then
+    if atomic:
+        with pytest.raises(ConfigurationError, match=r'idempotency_store_options = {"atomic"'):
+            answer.get()
+    else:
+        assert answer.get() == "ran"
+    assert balance(alias) == (0 if atomic else 200)
+
+
 def test_steps_are_a_part_of_it(alias: str) -> None:
     """A step that a failed run finished is undone with all else, and done again."""
     # Given
