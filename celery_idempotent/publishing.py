@@ -160,7 +160,7 @@ def with_key(
     if given is None and own_of(headers, task_id) is not None:
         return headers, None
     context = _context.get() if given is None else None
-    if headers and given is None and context is None:
+    if headers and given is None:
         given = explicit_key(headers)
     try:
         call_key = setup.scheme.derive(args, kwargs, task_id=task_id, explicit=given, task=task)

@@ -16,6 +16,13 @@ _ENQUEUE: Stages = (("tests/publishing/test_publishing.py",),)
 
 KEYS: list[Mutant] = [
     Mutant(
+        "context: it is joined with the key of a header",
+        "publishing.py",
+        "    if headers and given is None:\n",
+        "    if headers and given is None and context is None:\n",
+        _ENQUEUE,
+    ),
+    Mutant(
         "headers: nested ones are read",
         "core/message.py",
         "if nested and isinstance(nested, (dict, Mapping)):",

@@ -269,6 +269,18 @@ def test_the_contexts_key_wins_over_a_header(charge, published):
     assert "req" in keys(published)[0]
 
 
+def test_calls_with_keys_in_headers_stay_apart_in_a_context(charge, published):
+    """The context's key is joined with the key that the call would have had."""
+    # When
+    for key in ("a", "b", "a"):
+        with use_idempotency_key("req"):
+            charge.apply_async((42,), headers={"Idempotency_Key": key, "x": 1})
+    # Then
+    one, other, again = keys(published)
+    assert one == again != other
+    assert all(headers[OWN]["checked"] and headers["x"] == 1 for _, _, headers in published)
+
+
 def test_a_context_cannot_forge_the_key_of_another(charge, published):
     """The parts are escaped before they are joined."""
     with use_idempotency_key("a|charge"):
