@@ -154,7 +154,8 @@ class IdempotentRequest(Request):
         """As Celery's, which reads this when it hands the message to the pool."""
         info = self._request_dict["delivery_info"]
         info[SENT] = are_sent(self._eventer)
-        info["redelivered"] = bool(info.get("redelivered")) or _has_sqs_delivered(self._message)
+        if _has_sqs_delivered(self._message):
+            info["redelivered"] = True
         if are_held():
             info[HELD] = True
         keep_body(self._request_dict, self._message)

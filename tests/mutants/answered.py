@@ -1139,8 +1139,8 @@ ANSWERED: list[Mutant] = [
     Mutant(
         "SQS: a message that is delivered again is known as such",
         "worker/request.py",
-        " or _has_sqs_delivered(self._message)",
-        "",
+        "if _has_sqs_delivered(self._message):",
+        "if False:",
         (("tests/worker/test_request.py", "-k", "sqs_delivers_again"),),
     ),
 ]
