@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +26,7 @@ from celery_idempotent.core.record import Owner, Record
 from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.delivery import Delivery, RequestState, identify, state_of
 from celery_idempotent.delivery.execution import is_under_way
-from celery_idempotent.delivery.guard import guard
+from celery_idempotent.delivery.guard import guard, ignore_what_is_not_to_run
 from celery_idempotent.delivery.retrying import P, R, RetryingTask
 from celery_idempotent.delivery.task_checks import check_class, watch_body
 from celery_idempotent.delivery.waiting import StartedLater, say_started
@@ -337,6 +338,10 @@ class IdempotentTask(RetryingTask[P, R]):
         setup = self._setup()
         state = request._idempotency = RequestState()
         if setup is None or setup.options.mode == "off":
+            with suppress(KeyDerivationError):
+                own = read_own(vars(request), request.id)
+                if own is not None:
+                    ignore_what_is_not_to_run(request, own[1])
             say_started(self, request)
             return run_without_claim(super().__call__, *args, **kwargs)
         # Celery sets this in super().__call__, for calls from inside the body.
@@ -369,8 +374,13 @@ class IdempotentTask(RetryingTask[P, R]):
     def _record_key(
         self, request: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> str | None:
-        """Return the name of a delivery's record, for the worker's parent process."""
-        call_key = self._key_of(request, args, kwargs, request.id)
+        """Return the name of a delivery's record, for the worker's parent process.
+
+        ``None``: it has none, or ``idempotency_mode`` is ``"off"``, and the store is left alone.
+        """
+        setup = self._setup()
+        is_off = setup is None or setup.options.mode == "off"
+        call_key = None if is_off else self._key_of(request, args, kwargs, request.id)
         if call_key is None:
             return None
         return record_key(environment_of(self.app).prefix, call_key)

@@ -15,6 +15,7 @@ from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
 from celery_idempotent import observers
+from celery_idempotent.core.message import WaitState
 from celery_idempotent.core.record import FAILED, SUCCEEDED, Record, State
 from celery_idempotent.core.verdicts import (
     NEVER_MS,
@@ -75,9 +76,9 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         Ignore: nothing is stored for this delivery.
         IdempotencyError: the call is refused.
     """
-    if delivery.waits.to not in (None, delivery.request.hostname):
-        raise Ignore("this copy is for another worker")
-    if delivery.options.mode == "shadow":
+    is_shadow = delivery.options.mode == "shadow"
+    ignore_what_is_not_to_run(delivery.request, delivery.waits, undoes=not is_shadow)
+    if is_shadow:
         return run_in_shadow(delivery, args, kwargs)
     began = time.perf_counter()
     claim = ClaimAttempt(delivery.claimant, delivery.telling.lost)
@@ -112,6 +113,28 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if claim.undo(exc) and isinstance(exc, Exception):
             leave_answer(delivery, exc)  # its body did not run, and its call fails all the same
         raise
+
+
+def ignore_what_is_not_to_run(request: Any, waits: WaitState, *, undoes: bool = False) -> None:
+    """Ignore a message whose body is not to run here, whatever the store says, or is not asked.
+
+    Args:
+        undoes: whether steps are undone here. If not, the next call with the key undoes them, once
+            ``idempotency_mode`` is ``"enforce"`` again.
+
+    Raises:
+        Ignore: it is another worker's copy, or was made only to undo the steps of a call.
+    """
+    if waits.to not in (None, request.hostname):
+        raise Ignore("this copy is for another worker")
+    if waits.compensates_only and not undoes:
+        log.warning(
+            "%s[%s] was to undo the steps of a call, and is ignored: idempotency_mode is not "
+            "'enforce', in which the next call with the key undoes them",
+            request.task,
+            request.id,
+        )
+        raise Ignore("it was made to undo steps")
 
 
 # --- verdicts ------------------------------------------------------------------------------------

@@ -148,6 +148,8 @@ class Waiters:
         if waits.patient_until_ms == NEVER_MS or waits.to not in (None, request.hostname):
             return None  # it waits for the store, or another worker gets it
         name, options = request.record_name(), request.task._setup().options
+        if name is None:
+            return None  # idempotency_mode is "off": it will ask for no key
         now, environment = time.monotonic(), self._environment
         longest = (environment.visibility or _TAKEN_BACK_S) / 4
         if options.ttl:

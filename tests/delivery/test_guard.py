@@ -25,7 +25,7 @@ from celery_idempotent import (
     State,
     observers,
 )
-from celery_idempotent.core.message import OWN
+from celery_idempotent.core.message import OWN, WaitState, own_header
 from celery_idempotent.core.record import Owner
 from celery_idempotent.core.verdicts import Settle
 from celery_idempotent.delivery import guard, outcome, waiting
@@ -1290,6 +1290,23 @@ def test_what_only_compensates_does_not_wait_for_an_attempt(
     again = replace(message, options={**message.options, "headers": {OWN: header}})
     # Then
     assert again.deliver().published == ()
+
+
+@pytest.mark.parametrize("mode", ["enforce", "shadow", "off"])
+@pytest.mark.parametrize(
+    "waits", [WaitState(compensates_only=True), WaitState(count=1, to="another worker")]
+)
+def test_what_is_not_meant_for_this_worker_to_run_is_not_run(
+    guarded: Callable[..., Any], mode: str, waits: WaitState
+) -> None:
+    """Whatever the mode: it was made to undo steps, or it is another worker's copy (Broadcast)."""
+    # Given
+    task = guarded(winner, idempotency_mode=mode)
+    header = own_header("t", task._setup().scheme.derive((1,), {}), waits)
+    # When
+    message = message_of(task, (1,), task_id="t", headers={OWN: header})
+    # Then
+    assert message.deliver().state == "IGNORED"
 
 
 @pytest.mark.parametrize("ours", [True, False])

@@ -1137,6 +1137,20 @@ ANSWERED: list[Mutant] = [
     *_DELIVERIES,
     *_LATE,
     Mutant(
+        "what only undoes steps is not run in another mode",
+        "delivery/guard.py",
+        "    if waits.compensates_only and not undoes:\n",
+        "    if False:\n",
+        (("tests/delivery/test_guard.py", "-k", "not_meant_for"),),
+    ),
+    Mutant(
+        "switched off, the worker's parent asks no store",
+        "task.py",
+        'is_off = setup is None or setup.options.mode == "off"',
+        "is_off = setup is None",
+        (("tests/worker/test_lost_children.py", "-k", "switched_off"),),
+    ),
+    Mutant(
         "SQS: a message that is delivered again is known as such",
         "worker/request.py",
         "if _has_sqs_delivered(self._message):",

@@ -926,7 +926,7 @@ _PUT_BACK = [
     Mutant(
         "a copy for another worker is left to it",
         "delivery/guard.py",
-        "if delivery.waits.to not in (None, delivery.request.hostname):",
+        "if waits.to not in (None, request.hostname):",
         "if False:",
         (("tests/faults/test_broadcast.py", "-k", "put_back and redis"),),
     ),

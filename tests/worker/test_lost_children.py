@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import socket
@@ -716,6 +717,27 @@ def test_a_task_that_is_not_guarded_is_left_to_celery(
     monkeypatch.setattr(ended.task, "_setup", lambda: SimpleNamespace(options=options, of=setup))
     # When it is asked, then
     assert ended._stands() is Standing.HOLDS
+
+
+def test_switched_off_the_store_is_not_asked(ended: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The switch is for an emergency of the store: the parent would wait for it."""
+    # Given
+    run(ended, OWN, CHILD)
+    setup = ended.task._setup()
+    off = dataclasses.replace(setup, options=dataclasses.replace(setup.options, mode="off"))
+    monkeypatch.setattr(ended.task, "_setup", lambda: off)
+    asked: list[str] = []
+    for name in ("get", "peek", "slip", "end_lease", "note", "settle"):
+        monkeypatch.setattr(MemoryStore, name, lambda *_, name=name: asked.append(name))
+    # When
+    ends(ended, "lost")
+    ends(ended, "hard limit")
+    ended.free_key()
+    revoked_tasks.add(TASK_ID)
+    ended.revoked()
+    revoked_tasks.discard(TASK_ID)
+    # Then
+    assert not asked
 
 
 def test_a_run_in_this_process_is_no_other_runs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -141,3 +142,18 @@ def test_a_retry_takes_a_token_as_it_does_without_us(shop: Shop) -> None:
     shop.due()
     # Then
     assert shop.gone == ["first"]
+
+
+def test_switched_off_no_key_is_waited_for(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message goes to the pool when it is due, as Celery's do, and the store is left alone."""
+    # Given
+    setup = shop.task._setup()
+    off = replace(setup, options=replace(setup.options, mode="off"))
+    monkeypatch.setattr(shop.task, "_setup", lambda: off)
+    # When
+    shop.comes("duplicate", WAITS_FOR_A_KEY, countdown=600)
+    # Then
+    assert not shop.waiters.everyone()
+    assert "duplicate" not in shop.gone
+    shop.due()
+    assert "duplicate" in shop.gone
