@@ -227,6 +227,7 @@ def _busy(delivery: Delivery, verdict: Busy, stale: bool) -> NoReturn:
     """
     record, options = verdict.record, delivery.options
     if delivery.eager:
+        delivery.telling.tell("refused", record)
         raise IdempotencyInProgress(
             f"{delivery.name} is being run by task {record.owner_id}, and an eager call can't wait"
         )

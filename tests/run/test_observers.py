@@ -94,6 +94,21 @@ def test_a_request_is_observed_as_a_delivery_is(app, seen):
     assert seen[-1].original_id == seen[0].task_id
 
 
+def test_an_eager_call_that_is_refused_is_observed(app, seen):
+    """It can't wait: it fails with the same error as a call that may not, and is counted so."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_key="{n}", bind=True, name="observed.nested")
+    def nested(self, n):
+        return self.apply((n,)).state
+
+    # Then
+    assert nested.apply((1,)).get() == "FAILURE"
+    assert whats(seen) == ["claimed", "refused", "succeeded"]
+    (refused,) = (one for one in seen if one.what == "refused")
+    assert refused.original_id == seen[0].task_id
+
+
 def test_an_observer_that_goes_wrong_changes_nothing(charge, caplog):
     """It is logged, and the task goes on."""
 
