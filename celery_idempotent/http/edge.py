@@ -404,7 +404,8 @@ class HeldRequest:
             packed = pack(response, self.most)
             verdict = self._end(self._told, Ending(State.SUCCEEDED, packed))
         except NotCommitted as exc:
-            log.warning("%s was not committed and has to be sent again: %s", self._context, exc)
+            name = "a request" if self._told is None else self._told.held[0]
+            log.warning("%s was not committed and has to be sent again: %s", name, exc)
             if exc.sure:
                 self._ended = False
                 self.release()

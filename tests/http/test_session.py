@@ -113,9 +113,9 @@ def test_what_the_database_refuses_frees_the_key(shop: Shop) -> None:
 
 @pytest.mark.parametrize("sure", [True, False])
 def test_what_was_not_committed_is_to_be_sent_again(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch, sure: bool
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, sure: bool
 ) -> None:
-    """Where it is certain, at once; else once the lease is over."""
+    """Where it is certain, at once; else once the lease is over. The log names the record only."""
     # Given
     http_app = shop.open(ordering("one", "one"))
 
@@ -131,6 +131,8 @@ def test_what_was_not_committed_is_to_be_sent_again(
         first = http_app.post("a")
     # Then
     assert (first.status, first.code, first.header("Retry-After")) == (503, "not-committed", "2")
+    assert "idempotent:{celery.http:~" in caplog.text
+    assert "a@" not in caplog.text
     assert not heartbeat.leases()
     assert http_app.post("a").status == (201 if sure else 409)
     assert shop.orders() == (["one"] if sure else [])
