@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid5
 
+from billiard.einfo import ExceptionInfo
 from celery.canvas import group, maybe_signature
-from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
+from celery.states import IGNORED, REJECTED
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError, OperationalError
 
@@ -31,11 +33,37 @@ class AfterTrace:
 
     #: Whether the tracer must not store RETRY: it is stored already, or must not be stored.
     stores_no_retry: bool = False
+    #: The delivery, once it has an answer which its message's next delivery finds in the store.
+    answered: Delivery | None = None
     #: Whose duplicate the delivery was, for Celery's events.
     duplicate: Duplicate | None = None
     #: Each is called with whether the tracer returned a final answer, so that what hangs on it was
     #: sent.
     on_return: list[Callable[[bool], object]] = field(default_factory=list)
+
+
+class Untold(BaseException):
+    """Leaves Celery's tracer, which takes each ``Exception`` for the answer of the call.
+
+    Args:
+        left: how the message is left.
+        sent: whether what hangs on the call has gone out.
+    """
+
+    def __init__(self, left: Ignore | Reject, *, sent: bool) -> None:
+        super().__init__(left)
+        self.left = left
+        self.sent = sent
+
+    def answer(self) -> Any:
+        """Return what the tracer returns of a body that leaves so."""
+        from celery.app.trace import TraceInfo, trace_ok_t  # a producer does not need it
+
+        state = REJECTED if isinstance(self.left, Reject) else IGNORED
+        try:
+            raise self.left
+        except (Ignore, Reject) as exc:
+            return trace_ok_t(ExceptionInfo(internal=True), TraceInfo(state, exc), None, None)
 
 
 #: What is done after the tracer that runs here; ``None``: no tracer of ours runs.
@@ -165,6 +193,9 @@ def traced(tracer: Any) -> Any:
             info = answer[1]
             sent = (None if info is None else info.state) in _FINAL
             return answer if after.duplicate is None else mark(answer, after.duplicate)
+        except Untold as untold:
+            sent = untold.sent
+            return untold.answer()
         finally:
             AFTER_TRACE.reset(token)
             for on_return in after.on_return:

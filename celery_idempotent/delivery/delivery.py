@@ -38,6 +38,8 @@ class RequestState:
     context: RunContext | Callable[[], RunContext] | None = None
     #: The retry that the body has published: its next attempt answers the call.
     retry: Retry | None = None
+    #: Whether the body ran without a claim: no other delivery finds its outcome.
+    is_open: bool = False
 
 
 def state_of(request: Any) -> RequestState | None:

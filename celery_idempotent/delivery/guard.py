@@ -113,6 +113,9 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         if claim.undo(exc) and isinstance(exc, Exception):
             leave_answer(delivery, exc)  # its body did not run, and its call fails all the same
         raise
+    finally:
+        if delivery.task.acks_late and not (delivery.eager or delivery.state.is_open):
+            after_trace().answered = delivery
 
 
 def ignore_what_is_not_to_run(request: Any, waits: WaitState, *, undoes: bool = False) -> None:
@@ -363,6 +366,7 @@ def _run_open(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any])
     not stored, since no other call may get the outcome of a run that was not accepted.
     """
     task, request = delivery.task, delivery.request
+    delivery.state.is_open = True
 
     def give_way() -> None:
         if not delivery.eager and is_answered(task, request):

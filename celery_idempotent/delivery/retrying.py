@@ -15,6 +15,7 @@ from celery_idempotent.core.options import check_call
 from celery_idempotent.delivery.callbacks import AFTER_TRACE
 from celery_idempotent.delivery.delivery import state_of
 from celery_idempotent.delivery.origin import origin_of
+from celery_idempotent.delivery.untold import AnsweringBackend
 from celery_idempotent.delivery.waiting import (
     WithoutRetry,
     back_to_broker,
@@ -69,10 +70,14 @@ class RetryingTask(TypedTask[P, R]):
 
     @property
     def backend(self) -> Any:
-        """As Celery's; while the tracer must not store RETRY, one that stores none."""
+        """As Celery's; for the tracer, one that stores no RETRY, or loses no answer."""
         backend = self.app.backend if self._backend is None else self._backend
         after = AFTER_TRACE.get()
-        return backend if after is None or not after.stores_no_retry else WithoutRetry(backend)
+        if after is None:
+            return backend
+        if after.stores_no_retry:
+            backend = WithoutRetry(backend)
+        return backend if after.answered is None else AnsweringBackend(backend, after.answered)
 
     @backend.setter
     def backend(self, value: Any) -> None:

@@ -154,7 +154,10 @@ def say_started(task: Any, request: Any) -> None:
     if request.is_eager or not type(task).track_started or ignores_result(task, request):
         return
     meta = {"pid": os.getpid(), "hostname": request.hostname}
-    task.backend.store_result(request.id, meta, STARTED, request=request)
+    try:
+        task.backend.store_result(request.id, meta, STARTED, request=request)
+    except Exception as exc:
+        log.warning("%s[%s]: could not store that it has begun: %s", task.name, request.id, exc)
 
 
 class StartedLater:

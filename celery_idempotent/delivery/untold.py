@@ -1,0 +1,94 @@
+"""Answers that the result backend does not take now: the message comes again, and tells its answer.
+
+Celery acknowledges the message then, and the caller waits for ever; or it stores a failure, as soon
+as the backend is back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celery.exceptions import Ignore, Reject
+from celery.states import READY_STATES
+from celery.utils.log import get_logger
+from kombu.exceptions import EncodeError, OperationalError
+
+from celery_idempotent.delivery.callbacks import Untold
+from celery_idempotent.delivery.delivery import Delivery, ignores_result
+from celery_idempotent.delivery.waiting import wait_as_copy
+
+log = get_logger("celery_idempotent")
+
+#: After so many waits, a result that the backend refuses though it answers is refused for good.
+_TRIES: Final = 5
+
+
+class AnsweringBackend:
+    """The result backend of a delivery whose answer the store keeps for the message's next one.
+
+    Args:
+        backend: the task's.
+    """
+
+    def __init__(self, backend: Any, delivery: Delivery) -> None:
+        self._backend = backend
+        self._delivery = delivery
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def mark_as_done(self, *args: Any, **kwargs: Any) -> Any:
+        """As the backend's.
+
+        Raises:
+            Untold: the message comes again.
+        """
+        try:
+            return self._backend.mark_as_done(*args, **kwargs)
+        except Exception as exc:
+            # Link and chain were sent before. A part of a chord is counted with its answer.
+            self._come_again(exc, sent=not self._delivery.request.chord)
+            raise
+
+    def mark_as_failure(self, *args: Any, **kwargs: Any) -> Any:
+        """As the backend's.
+
+        Raises:
+            Untold: the message comes again.
+        """
+        try:
+            return self._backend.mark_as_failure(*args, **kwargs)
+        except Exception as exc:
+            self._come_again(exc, failed=True)
+            raise
+
+    def _come_again(self, exc: Exception, *, sent: bool = False, failed: bool = False) -> None:
+        delivery = self._delivery
+        if not self._may_pass(exc, failed=failed):
+            return
+        log.warning(
+            "%s[%s] has its answer, and could not tell it; its message comes again: %r",
+            delivery.name,
+            delivery.request.id,
+            exc,
+        )
+        try:
+            wait_as_copy(delivery, None)
+        except (Ignore, Reject) as left:
+            raise Untold(left, sent=sent) from exc
+
+    def _may_pass(self, exc: Exception, *, failed: bool) -> bool:
+        """Whether another delivery may be able to tell the answer."""
+        delivery, request, waits = self._delivery, self._delivery.request, self._delivery.waits
+        if isinstance(exc, EncodeError):
+            return False  # as in plain Celery, the call fails
+        if isinstance(exc, OperationalError):
+            return True  # the broker is away, to which errbacks or results go
+        try:
+            is_stored = self._backend.get_state(request.id) in READY_STATES
+        except Exception:
+            return True
+        is_early = not waits.redelivery or waits.count < _TRIES
+        if is_stored or ignores_result(delivery.task, request):
+            return is_early and bool(request.chord)
+        return is_early or failed  # where a failure is refused, too, there is no other answer
