@@ -331,7 +331,7 @@ def write_answer(
     lease_ms: int,
     *,
     at_once: bool = True,
-) -> Callable[[], None]:
+) -> Callable[[bool], None]:
     """Record, before its caller is told, that a call fails whose run was cut off.
 
     The answer is this call's alone: for every other one the run was cut off.
@@ -344,15 +344,19 @@ def write_answer(
         at_once: whether not to leave it to the background.
 
     Returns:
-        What records that the call's callbacks have gone out, too.
+        To be called with whether it was told, so that the call's callbacks have gone out, too.
     """
     told = told_alone(answer, answer.outcome)
     note = Note(slip_key, told, 0, ttl_ms, lease_ms if answer.digests else 0)
     _write_note(store, key, note, at_once=at_once)
     if not answer.digests:
-        return lambda: None
-    sent = Note(slip_key, told._replace(digests=answer.digests, outcome=b""), 0, ttl_ms)
-    return lambda: _write_note(store, key, sent, at_once=at_once)
+        return lambda sent: None
+
+    def over(sent: bool) -> None:
+        slip = told._replace(answered=sent, digests=answer.digests, outcome=b"")
+        _write_note(store, key, Note(slip_key, slip, 0, ttl_ms), at_once=at_once)
+
+    return over
 
 
 def told_alone(message: Slip, outcome: bytes) -> Slip:

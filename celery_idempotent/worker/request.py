@@ -49,8 +49,12 @@ T = TypeVar("T")
 _REVOKING: Final = ("revoke", "revoke_by_stamped_headers", "terminate")
 #: What a body raises to leave its process; billiard hands that on since 4.3.
 _LEAVING: Final = (SystemExit, KeyboardInterrupt)
+#: Ends of which Celery tells in this process.
+_TOLD_HERE: Final = (TimeLimitExceeded, WorkerLostError, Terminated)
 #: How long it may take an attempt to end once its retry is published, in seconds.
 _ENDS_WITHIN_S = 60.0
+#: For how long the result backend is told that a call is discarded, in seconds.
+_TELLS_WITHIN_S: Final = 3600.0
 
 
 def watch_revokes() -> None:
@@ -148,6 +152,9 @@ class IdempotentRequest(Request):
     _is_left = False
     #: Set where its greenlet was killed: Celery takes it for one that has returned.
     _is_cut_off = False
+    #: Set while its call's end is told; its message is acknowledged after that.
+    _is_telling = False
+    _is_to_be_acknowledged = False
 
     @property
     def request_dict(self) -> Any:
@@ -177,6 +184,9 @@ class IdempotentRequest(Request):
 
         Not where its worker has cancelled a greenlet: its message comes again, as a process's does.
         """
+        if self._is_telling:
+            self._is_to_be_acknowledged = True
+            return None
         answer = None if self._is_cut_off else super().acknowledge()
         self._is_over()
         return answer
@@ -204,7 +214,7 @@ class IdempotentRequest(Request):
             # So does Celery since 5.7; before, it failed the call, whatever its options say.
             exc_info = _lost_by(exc)
             exc = _exception_of(exc_info)
-        note_sent = nothing
+        is_over = nothing
         # What a child has told may be what a parent has answered another copy.
         if return_ok and isinstance(exc, WorkerLostError):
             self._say_no_more()  # Celery would tell it once more
@@ -213,9 +223,12 @@ class IdempotentRequest(Request):
                 self._try(f"free the key of lost task {self.id}", self._end_lease, None)
             if self._leaves_it_to_others(exc):
                 return None
-            note_sent = self._keep_failure(exc)
-        answer = super().on_failure(exc_info, send_failed_event, return_ok)
-        note_sent()
+            is_over = self._keep_failure(exc)
+        tell = functools.partial(super().on_failure, exc_info, send_failed_event, return_ok)
+        if isinstance(exc, _TOLD_HERE) and not return_ok:
+            answer = self._tell(tell, is_over)
+        else:
+            answer = tell()
         if isinstance(exc, Dropped):
             for kind, fields in exc.events():
                 self.send_event(kind, **fields)
@@ -223,6 +236,34 @@ class IdempotentRequest(Request):
             # Celery calls on_timeout next, which would tell all of it again; or it would tell the
             # failure of a call whose message was put back.
             self._say_no_more()
+        return answer
+
+    def _tell(self, tell: Callable[[], T], is_over: Callable[[bool], None]) -> T | None:
+        """Have Celery tell the call's end, and acknowledge the message after that.
+
+        Celery acknowledges it first, and where the result backend is away nobody is ever told. Here
+        the message is put back then: its next delivery finds the end in the store, and tells it.
+
+        Args:
+            is_over: called with whether it was told.
+        """
+        self._is_telling = True
+        try:
+            answer = tell()
+        except Exception as problem:
+            self._is_telling = False
+            if self.acknowledged or not self.task.acks_late or isinstance(problem, MemoryError):
+                raise
+            log.warning(
+                "could not tell the end of task %s; its message goes back: %r", self.id, problem
+            )
+            is_over(False)
+            self._leave()
+            return None
+        self._is_telling = False
+        is_over(True)
+        if self._is_to_be_acknowledged:
+            self.acknowledge()
         return answer
 
     def _try(self, what: str, act: Callable[[], T], otherwise: T) -> T:
@@ -246,18 +287,17 @@ class IdempotentRequest(Request):
         comes_again = self._comes_again_after(exc)
         if comes_again:
             self._say_no_more()
-        note_sent = self._keep_failure(exc)
-        answer = super().on_timeout(soft, timeout)
-        note_sent()
+        is_over = self._keep_failure(exc)
+        answer = self._tell(functools.partial(super().on_timeout, soft, timeout), is_over)
         if comes_again:
             self.reject(requeue=True)  # for greenlets Celery does it since 5.7
         return answer
 
-    def _keep_failure(self, exc: BaseException) -> Callable[[], None]:
+    def _keep_failure(self, exc: BaseException) -> Callable[[bool], None]:
         """Keep a failure that Celery tells in this process, of a run that it has ended.
 
         Returns:
-            To be called when it is told: what hangs on the call has gone out.
+            To be called with whether it was told, and what hangs on the call has gone out.
         """
         if not isinstance(exc, (TimeLimitExceeded, WorkerLostError)):
             return nothing
@@ -265,7 +305,7 @@ class IdempotentRequest(Request):
             return nothing
         return nothing if self._comes_again_after(exc) else self._keep_answer(exc)
 
-    def _keep_answer(self, exc: BaseException | None) -> Callable[[], None]:
+    def _keep_answer(self, exc: BaseException | None) -> Callable[[bool], None]:
         if self._is_told:
             return nothing
         what = f"keep what task {self.id} is answered"
@@ -282,7 +322,8 @@ class IdempotentRequest(Request):
                 self._say_no_more()
             elif _can_end(pool):
                 self._keep_answer(None)
-        return super().terminate(pool, *args, **kwargs)
+        terminate = functools.partial(super().terminate, pool, *args, **kwargs)
+        return self._tell(terminate, nothing) if _can_end(pool) else terminate()
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> Any:
         """As Celery's, when its connection is lost, or its worker shuts down cold.
@@ -373,10 +414,24 @@ class IdempotentRequest(Request):
                 return False
             if standing is Standing.ANSWERED:
                 self._say_no_more()
-        revoked = bool(super().revoked())
+        try:
+            revoked = bool(super().revoked())
+        except Exception as problem:
+            # Raised here, it would end the worker's connection to its broker, or the worker.
+            log.warning("could not tell that task %s is discarded: %r", self.id, problem)
+            what = f"task {self.id} is discarded"
+            heartbeat.later(self._tell_discarded, what, _TELLS_WITHIN_S, must=False)
+            return True
         if revoked and not was_known:
             self.free_key()
         return revoked
+
+    def _tell_discarded(self) -> None:
+        try:
+            super().revoked()
+        except Exception as problem:
+            raise StoreUnavailable(f"the result backend does not take it: {problem}") from problem
+        self.free_key()
 
     @property
     def store_errors(self) -> bool:

@@ -14,6 +14,7 @@ from celery.utils.log import get_logger
 from celery_idempotent.core.message import read_request
 from celery_idempotent.core.record import HELD, Owner, Process, Record, State
 from celery_idempotent.core.slip import Slip
+from celery_idempotent.delivery.delivery import ignores_result
 from celery_idempotent.delivery.results import encode_failure
 from celery_idempotent.delivery.waiting import is_answered
 from celery_idempotent.errors import StoreError, StoreUnavailable
@@ -111,6 +112,11 @@ def standing_of_copy(request: Any, *, goes_on: bool = False) -> Standing:
     mine = record if record is not None and record.owner == owner.pack() else None
     is_copy = mine is not None and message.retries <= mine.retries
     told = _is_told(slip, message)
+    if told and slip is not None and slip.released and not slip.outcome:
+        # It was revoked as it ran. If Celery could not tell that, the result backend was away.
+        task, context = request.task, request._context
+        knows = ignores_result(task, context) or is_answered(task, context)
+        return Standing.ANSWERED if knows else Standing.HOLDS
     is_held = mine is not None and mine.state in HELD
     is_live = mine is not None and now_ms < mine.until_ms
     if is_copy and is_held and (is_live or (goes_on and not told)):
@@ -159,7 +165,7 @@ def stands(
     return Standing.HOLDS if in_turn else Standing.OVERTAKEN
 
 
-def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
+def keep_answer(request: Any, exc: BaseException | None) -> Callable[[bool], None]:
     """Write down that a call has its answer, before its caller is told: see :func:`.write_answer`.
 
     Args:
@@ -196,5 +202,5 @@ def keep_answer(request: Any, exc: BaseException | None) -> Callable[[], None]:
     return then
 
 
-def nothing() -> None:
+def nothing(_: bool, /) -> None:
     """Do nothing, where no callbacks are to be noted."""

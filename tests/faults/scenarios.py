@@ -684,6 +684,17 @@ _FOUND_BY_USE = (
         "What came over the old connection goes nowhere; it comes again.",
         ("faults/test_woken.py::test_the_broker_is_away_as_the_run_ends",),
     ),
+    Scenario(
+        82,
+        "The result backend is away as an end is told: of a run, a limit, a revoke, a discard",
+        "The message comes again, and its caller is told when the backend is back; nothing reruns.",
+        (
+            "faults/test_results_away.py::test_a_run_that_ends",
+            "faults/test_results_away.py::test_a_run_that_meets_its_hard_limit",
+            "faults/test_results_away.py::test_a_run_that_is_revoked",
+            "faults/test_results_away.py::test_a_call_that_is_discarded",
+        ),
+    ),
 )
 
 SCENARIOS = (*_THOUGHT_OF, *sorted(_FOUND_BY_USE, key=lambda scenario: scenario.number))

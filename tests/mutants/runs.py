@@ -223,6 +223,34 @@ _PARENTS = [
         _PARENT,
     ),
     Mutant(
+        "parent: the message is acknowledged once the end is told",
+        "worker/request.py",
+        "        self._is_telling = True\n",
+        "        self._is_telling = False\n",
+        (("tests/worker/test_lost_children.py", "-k", "told"),),
+    ),
+    Mutant(
+        "parent: a failure that could not be told is told by the next delivery",
+        "worker/request.py",
+        "if isinstance(exc, _TOLD_HERE) and not return_ok:",
+        "if False:",
+        (("tests/worker/test_lost_children.py", "-k", "can_not_be_told"),),
+    ),
+    Mutant(
+        "parent: nobody waits for errbacks that could not be sent",
+        "worker/request.py",
+        "            is_over(False)\n",
+        "",
+        (("tests/worker/test_lost_children.py", "-k", "can_not_be_told"),),
+    ),
+    Mutant(
+        "parent: a revoke that could not be told is told by the next delivery",
+        "worker/standing.py",
+        "return Standing.ANSWERED if knows else Standing.HOLDS",
+        "return Standing.ANSWERED",
+        (("tests/worker/test_lost_children.py", "-k", "a_revoke"),),
+    ),
+    Mutant(
         "parent: a greenlet that is cancelled has not returned",
         "worker/request.py",
         "answer = None if self._is_cut_off else super().acknowledge()",
@@ -946,4 +974,78 @@ _PUT_BACK = [
     ),
 ]
 
-RUNS: list[Mutant] = [*_LISTS, *_PARENTS, *_CHECKPOINTS, *_RUNS, *_DELIVERIES, *_PUT_BACK]
+_UNTOLD: Stages = (("tests/delivery/test_untold.py",),)
+_ANSWERS = [
+    Mutant(
+        "backend: an answer that is not taken comes again",
+        "delivery/guard.py",
+        "            after_trace().answered = delivery\n",
+        "            pass\n",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: a body without a claim is not run for its answer",
+        "delivery/guard.py",
+        "not (delivery.eager or delivery.state.is_open)",
+        "not delivery.eager",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: what was acknowledged early is left to Celery",
+        "delivery/guard.py",
+        "if delivery.task.acks_late and not (delivery.eager",
+        "if not (delivery.eager",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: links were sent before the result is stored",
+        "delivery/untold.py",
+        "sent=not self._delivery.request.chord",
+        "sent=False",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: a part of a chord is counted with its answer",
+        "delivery/untold.py",
+        "sent=not self._delivery.request.chord",
+        "sent=True",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: a result that is refused for good fails the call",
+        "delivery/untold.py",
+        "return is_early or failed",
+        "return True",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: waits for a run are no refusals",
+        "delivery/untold.py",
+        "not waits.redelivery or waits.count < _TRIES",
+        "waits.count < _TRIES",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: an errback that can't be sent is sent later",
+        "delivery/untold.py",
+        "isinstance(exc, OperationalError)",
+        "False",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: STARTED is no reason to fail a call",
+        "delivery/waiting.py",
+        'store that it has begun: %s", task.name, request.id, exc)\n',
+        'store that it has begun: %s", task.name, request.id, exc)\n        raise\n',
+        _UNTOLD,
+    ),
+]
+RUNS: list[Mutant] = [
+    *_LISTS,
+    *_ANSWERS,
+    *_PARENTS,
+    *_CHECKPOINTS,
+    *_RUNS,
+    *_DELIVERIES,
+    *_PUT_BACK,
+]

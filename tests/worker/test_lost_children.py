@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +28,7 @@ from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops.why import why
+from celery_idempotent.run.heartbeat import heartbeat
 from celery_idempotent.run.process import BOOT_ID
 from celery_idempotent.settings import environment_of
 from celery_idempotent.stores.memory import MemoryStore
@@ -549,6 +552,114 @@ def test_a_failure_that_the_worker_tells_is_kept(app: Celery, ended: Any, how: s
     assert (b"TimeLimitExceeded" if how in LIMITS else b"WorkerLostError") in slip.outcome
     assert slip.digests
     assert app.backend.get_state(TASK_ID) == "FAILURE"
+
+
+@pytest.mark.parametrize("how", [*LIMITS, "killed"])
+def test_a_failure_that_can_not_be_told_now_is_told_by_the_next_delivery(
+    app: Celery, ended: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The result backend is away: Celery acknowledges the message, and nobody is ever told."""
+    # Given
+    ended.task.reject_on_worker_lost = False
+    ended._context.errbacks = [app.signature("errback")]
+    run(ended, OWN, CHILD)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(app.backend, "mark_as_failure", away)
+    # When
+    ends(ended, how)
+    # Then its slip has the failure, and nobody waits for its errbacks
+    assert ended.fate == ["requeued True"]
+    slip = slip_of(ended)
+    assert slip is not None
+    assert (slip.answered, slip.sending_ms, slip.digests) == (True, 0, b"")
+    assert (b"TimeLimitExceeded" if how in LIMITS else b"WorkerLostError") in slip.outcome
+
+
+@pytest.mark.parametrize("acks_late", [False, True])
+def test_the_message_is_acknowledged_once_the_end_is_told(
+    app: Celery, ended: Any, monkeypatch: pytest.MonkeyPatch, acks_late: bool
+) -> None:
+    """Whoever dies in between loses no answer. What was acknowledged early is not put back."""
+    # Given
+    ended.task.acks_late = acks_late
+    run(ended, OWN, CHILD)
+    tell = app.backend.mark_as_failure
+
+    def told(*args: Any, **kwargs: Any) -> None:
+        ended.fate.append("told")
+        if not acks_late:
+            raise ConnectionError("away")
+        tell(*args, **kwargs)
+
+    monkeypatch.setattr(app.backend, "mark_as_failure", told)
+    # When
+    with suppress(ConnectionError):
+        ends(ended, "greenlet's limit")
+    # Then
+    assert ended.fate == (["told", "acknowledged"] if acks_late else ["told"])
+
+
+def test_a_process_without_memory_is_left_to_celery(
+    ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Put back, its message would end one worker after another."""
+    # Given
+    monkeypatch.setattr(ended.task.backend, "mark_as_failure", _no_memory)
+    # When, then
+    with pytest.raises(MemoryError):
+        ends(ended, "hard limit")
+    assert ended.fate == []
+
+
+def _no_memory(*_: Any, **__: Any) -> None:
+    raise MemoryError
+
+
+def test_a_revoke_that_can_not_be_told_now_is_told_later(
+    app: Celery, ended: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message goes back, and its next delivery is discarded, once the backend takes that."""
+    # Given
+    run(ended, OWN, CHILD)
+    tell, later = app.backend.mark_as_revoked, []
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("away")
+
+    monkeypatch.setattr(app.backend, "mark_as_revoked", away)
+    monkeypatch.setattr(heartbeat, "later", lambda do, *_, **__: later.append(do))
+    revoked_tasks.add(TASK_ID)
+    # When
+    try:
+        ended.terminate(Pool())
+        # Then
+        assert ended.fate == ["requeued True"]
+        # When it comes again, to a worker whose backend is still away
+        again = _as_delivered_again(ended)
+        assert again.revoked()
+        assert again.fate == []
+        (tell_discarded,) = later
+        with pytest.raises(StoreUnavailable):
+            tell_discarded()
+        monkeypatch.setattr(app.backend, "mark_as_revoked", tell)
+        tell_discarded()
+    finally:
+        revoked_tasks.discard(TASK_ID)
+    # Then
+    assert again.fate == ["acknowledged"]
+    assert app.backend.get_state(TASK_ID) == "REVOKED"
+
+
+def _as_delivered_again(request: Any) -> Any:
+    """The request of the same message's next delivery."""
+    again = copy.copy(request)
+    again.fate, again.acknowledged, again.time_start, again.worker_pid = [], False, None, None
+    again._is_told = again._is_left = False
+    again._on_ack = lambda *_: again.fate.append("acknowledged")
+    return again
 
 
 @pytest.mark.parametrize(
