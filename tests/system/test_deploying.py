@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
+from celery import exceptions
 
 from celery_idempotent.testing.servers import RedisServer, _free_port
-from tests.conftest import MakeSystem
+from tests.conftest import SYSTEMS, MakeSystem
 from tests.support import warm
 from tests.support.brokers import RedisBroker
 from tests.support.clusters import Cluster
@@ -42,15 +44,33 @@ class Deployed:
         self.settings = {**settings, "test_ledger": str(ledger)}
         self.ledger = Ledger(ledger)
         self.app = make_app(self.settings)
-        self.worker = Worker(self.settings, concurrency=2)
-        self.worker.wait_until_ready()
+        self.workers: list[Worker] = []
+        self._supervise()
+
+    def _supervise(self) -> None:
+        """Start a worker where none runs, as a supervisor would.
+
+        One that loses its Sentinel's master may end: kombu fails as it closes the connection.
+        """
+        if not any(worker.running for worker in self.workers):
+            self.workers.append(Worker(self.settings, concurrency=2))
+            self.workers[-1].wait_until_ready()
 
     def charge(self, order: int, patience: float = 60) -> str:
         """Charge an order; return its receipt."""
-        return str(self.app.tasks["shop.charge"].delay(order).get(timeout=patience)["receipt"])
+        result = self.app.tasks["shop.charge"].delay(order)
+        until = time.monotonic() + patience
+        while True:
+            self._supervise()
+            try:
+                return str(result.get(timeout=2)["receipt"])
+            except exceptions.TimeoutError:
+                if time.monotonic() > until:
+                    raise
 
     def close(self) -> None:
-        self.worker.kill()
+        for worker in self.workers:
+            worker.kill()
         self.app.close()
 
 
@@ -58,8 +78,8 @@ Deploy = Callable[[dict[str, Any]], Deployed]
 
 
 @pytest.fixture
-def deploy(tmp_path: Path) -> Iterator[Deploy]:
-    made: list[Deployed] = []
+def deploy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Deploy]:
+    made: list[Deployed] = request.node.stash.setdefault(SYSTEMS, [])
 
     def start(settings: dict[str, Any]) -> Deployed:
         made.append(Deployed(settings, tmp_path))
