@@ -293,7 +293,7 @@ def _unusual(value: Any, depth: int) -> str:
         return text_of(_called(value.__json__, "__json__"), depth + 1)
     if isinstance(value, Enum):
         return text_of(value.value, depth + 1)
-    if callable(getattr(kind, "model_dump", None)):
+    if is_model(value):
         return _model(value, depth)
     if is_dataclass(value):
         return _dict({field.name: getattr(value, field.name) for field in fields(value)}, depth)
@@ -311,6 +311,21 @@ def _model(value: Any, depth: int) -> str:
     dumped = _called(value.model_dump, "model_dump", mode="json")
     plain = _called(value.model_dump, "model_dump")
     return text_of(_settled(plain, dumped, depth), depth + 1)
+
+
+def is_model(value: Any) -> bool:
+    """Whether a value is a pydantic model, or like one."""
+    return callable(getattr(type(value), "model_dump", None))
+
+
+def field_of_model(value: Any, name: str) -> Any:
+    """Return a field of a pydantic model in the model's json form; ``None`` if it has no such one.
+
+    Raises :class:`NoForm` as :func:`text_of` does, for this field only.
+    """
+    dumped = _called(value.model_dump, "model_dump", mode="json", include={name})
+    plain = _called(value.model_dump, "model_dump", include={name})
+    return _settled(plain.get(name), dumped.get(name), 0)
 
 
 def _settled(plain: Any, dumped: Any, depth: int) -> Any:

@@ -12,7 +12,7 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 from celery_idempotent.core.binding import Binder
-from celery_idempotent.core.canonical import NoForm, text_of
+from celery_idempotent.core.canonical import NoForm, field_of_model, is_model, text_of
 from celery_idempotent.errors import ConfigurationError
 
 _NUMBER = r"[-+]?(?:0[xX][0-9a-fA-F]+|(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)(?:[eE][-+]?[0-9]+)?)"
@@ -39,7 +39,10 @@ class Field(NamedTuple):
     path: tuple[str, ...]
 
     def read(self, values: Sequence[Any]) -> Any:
-        """Return the value; raise NoKey if the path leads nowhere."""
+        """Return the value, of a pydantic model in its json form.
+
+        Raises NoKey if the path leads nowhere, and :class:`NoForm` for a secret.
+        """
         value = values[self.position]
         for step in self.path:
             try:
@@ -57,6 +60,9 @@ class Field(NamedTuple):
             if found is _ABSENT:
                 kind = type(value).__qualname__
                 raise NoKey(f"argument {self.name!r} is missing: {kind} has no {step!r}")
+            if is_model(value):
+                form = field_of_model(value, step)
+                found = found if form is None else form
             value = found
         return value
 

@@ -9,10 +9,13 @@ import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import combinations, product
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
+import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -275,6 +278,43 @@ def test_dotted_paths_reach_into_objects_and_mappings_alike() -> None:
     # Then
     assert key(by_template, order, 1) == key(by_template, plain, 1) == "order:7"
     assert key(by_name, order, 1) == key(by_name, plain, 1) == "order_id.address.city=Riga"
+
+
+class CustomerModel(pydantic.BaseModel):
+    id: UUID = UUID(int=8)
+
+
+class OrderModel(pydantic.BaseModel):
+    id: UUID = UUID(int=7)
+    day: dt.date = dt.date(2030, 1, 31)
+    price: Decimal = Decimal("1.50")
+    tags: set[str] = {"b", "a", "c"}
+    count: int = 1
+    secret: pydantic.SecretStr = pydantic.SecretStr("hidden")
+    customer: CustomerModel = CustomerModel()
+
+    @property
+    def name(self) -> str:
+        return f"order {self.count}"
+
+
+@pytest.mark.parametrize(
+    "path", ["id", "day", "price", "tags", "count", "name", "customer", "customer.id"]
+)
+def test_a_path_reaches_into_a_model_as_into_its_json_form(path: str) -> None:
+    """A caller may pass either, and the two are one call."""
+    # Given
+    of = scheme((f"order_id.{path}",))
+    model = OrderModel()
+    form = {**model.model_dump(mode="json"), "name": "order 1", "tags": ["a", "b", "c"]}
+    # Then
+    assert key(of, model, 1) == key(of, form, 1)
+
+
+def test_a_path_to_a_secret_of_a_model_is_refused() -> None:
+    """In the json form all secrets are alike."""
+    with pytest.raises(KeyDerivationError, match="secret"):
+        key(scheme("{order_id.secret}"), OrderModel(), 1)
 
 
 def test_a_path_reaches_into_the_keyword_arguments() -> None:

@@ -16,6 +16,13 @@ _ENQUEUE: Stages = (("tests/publishing/test_publishing.py",),)
 
 KEYS: list[Mutant] = [
     Mutant(
+        "a path into a model reads its json form",
+        "core/templates.py",
+        "            if is_model(value):\n",
+        "            if False:\n",
+        (("tests/core/test_keys.py", "-k", "into_a_model"),),
+    ),
+    Mutant(
         "context: it is joined with the key of a header",
         "publishing.py",
         "    if headers and given is None:\n",
