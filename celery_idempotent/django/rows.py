@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cached_property
 from typing import Any, Final, Protocol, TypeVar
 
@@ -170,7 +170,10 @@ class DjangoRows(Rows[Any]):
         raise AssertionError("unreachable")
 
     def transaction(self, at: Any) -> AbstractContextManager[Any]:
-        return transaction.atomic(using=at.alias)
+        # Django's atomic() is for the thread's own connection, whichever is in the hand.
+        if at is connections[at.alias]:
+            return transaction.atomic(using=at.alias)
+        return _savepoint(at) if not at.get_autocommit() else _transaction(at)
 
     @property
     def tells(self) -> bool:  # type: ignore[override]
@@ -178,7 +181,7 @@ class DjangoRows(Rows[Any]):
         return self.vendor == "postgresql"
 
     def tell(self, at: Any, key: str) -> None:
-        with suppress(ProgrammingError), transaction.atomic(using=at.alias):
+        with suppress(ProgrammingError), self.transaction(at):
             self._execute(at, NOTIFY, [key])
 
     def is_locked(self, at: Any, exc: Exception) -> bool:
@@ -341,6 +344,30 @@ class DjangoRows(Rows[Any]):
         with connection.cursor() as cursor:
             cursor.execute(sql, values)
             return int(cursor.rowcount)
+
+
+@contextmanager
+def _transaction(connection: Any) -> Iterator[None]:
+    connection.set_autocommit(False)
+    try:
+        yield
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+    finally:
+        connection.set_autocommit(True)
+
+
+@contextmanager
+def _savepoint(connection: Any) -> Iterator[None]:
+    name = connection.savepoint()
+    try:
+        yield
+    except BaseException:
+        connection.savepoint_rollback(name)
+        raise
+    connection.savepoint_commit(name)
 
 
 def is_cut(exc: Error) -> bool:

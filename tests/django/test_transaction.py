@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from django.db import OperationalError, close_old_connections, connections  # no
 from django.db.models import F  # noqa: E402
 from django.db.transaction import atomic  # noqa: E402
 
+from celery_idempotent.django import rows  # noqa: E402
 from celery_idempotent.django.models import Record as RecordRow  # noqa: E402
 from celery_idempotent.django.store import DjangoStore  # noqa: E402
 from tests.django_project.shop.models import Account  # noqa: E402
@@ -318,6 +320,33 @@ def test_no_claim_waits_for_a_row_that_a_body_has_locked(store: DjangoStore) -> 
     assert isinstance(answers[0], Busy)
     assert isinstance(transaction.commit(KEY, completed(record)), Recorded)
     assert store.steps(KEY) == {"pay": b"done"}
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_is_written_beside_a_bodys_transaction_is_written_whole(
+    store: DjangoStore, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Or not at all, as a record and its slip have to be. A right that lacks undoes nothing."""
+    # Given
+    monkeypatch.setattr(rows, "NOTIFY", "SELECT nobody_may(%s)")
+    body = store.begin()
+
+    def write(at: Any) -> None:
+        row = store.rows.read(at, kit.KEY)
+        with suppress(ZeroDivisionError), store.rows.transaction(at):
+            assert store.rows.write_record(
+                at, kit.KEY, row, kit.FIRST.candidate(), row.now_ms + kit.KEEP_MS
+            )
+            if store.rows.tells:
+                store.rows.tell(at, kit.KEY)
+            if fails:
+                raise ZeroDivisionError
+
+    # When
+    store.rows.operate(write)
+    body.commit_alone()
+    # Then
+    assert (store.get(kit.KEY) is None) is fails
 
 
 def test_a_bodys_own_lease_is_renewed_beside_its_transaction(store: DjangoStore) -> None:

@@ -113,6 +113,13 @@ _ROWS = [
         _DJANGO,
     ),
     Mutant(
+        "what is written beside a body's transaction is written whole, in Django",
+        "django/rows.py",
+        "if at is connections[at.alias]:",
+        "if True:",
+        (("tests/django/test_transaction.py", "-k", "written_whole and postgresql"),),
+    ),
+    Mutant(
         "only what was read is deleted, in SQL",
         "stores/sql/flavours.py",
         "delete(notes).where(self._is_slip_as_read())",
