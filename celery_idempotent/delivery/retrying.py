@@ -13,7 +13,7 @@ from celery.utils.log import get_logger
 from celery_idempotent.core.message import OWN, ours_in, own_header, without_deaths
 from celery_idempotent.core.options import check_call
 from celery_idempotent.delivery.callbacks import AFTER_TRACE
-from celery_idempotent.delivery.delivery import state_of
+from celery_idempotent.delivery.delivery import ignores_result, state_of
 from celery_idempotent.delivery.origin import origin_of
 from celery_idempotent.delivery.untold import AnsweringBackend
 from celery_idempotent.delivery.waiting import (
@@ -91,6 +91,8 @@ class RetryingTask(TypedTask[P, R]):
         And its queue, where Celery would send it to the task's.
         """
         request = self.request if request is None else request
+        # The caller's choice; Celery before 5.7 takes the task's.
+        options.setdefault("ignore_result", ignores_result(self, request))
         given = options.get("headers")
         known = state_of(request)
         ours = ours_in(vars(request))

@@ -80,7 +80,9 @@ class Message:
     ) -> dict[str, Any]:
         options = dict(self.options)
         link, link_error = _many(options.get("link")), _many(options.get("link_error"))
+        chosen = options.get("ignore_result")
         return {
+            **({} if chosen is None else {"ignore_result": chosen}),
             "id": self.task_id,
             "root_id": options.get("root_id") or self.task_id,
             "parent_id": options.get("parent_id"),

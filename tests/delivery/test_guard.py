@@ -798,6 +798,27 @@ def test_a_message_that_has_waited_goes_on_waiting(guarded: Callable[..., Any]) 
     assert [one.state for one in seen] == ["RETRY"]
 
 
+@pytest.mark.parametrize("how", ["waits", "retries"])
+def test_a_caller_that_wants_a_result_is_given_it_by_the_next_message(
+    guarded: Callable[..., Any], how: str
+) -> None:
+    """Of a task that ignores results: Celery before 5.7 made that the next message's choice."""
+    # Given
+    seen: list[Delivered] = []
+
+    def body(self: Any, order: int) -> None:
+        if how == "waits":
+            seen.append(deliver(self, (order,), ignore_result=False))
+        else:
+            raise self.retry(countdown=1)
+
+    # When
+    first = deliver(guarded(body, ignore_result=True), (1,), ignore_result=False)
+    # Then
+    (again,) = (seen[-1] if seen else first).published
+    assert again.options["ignore_result"] is False
+
+
 @pytest.mark.parametrize("answered", [False, True])
 def test_what_waits_says_so_before_it_may_be_answered(
     app: Celery, guarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, answered: bool

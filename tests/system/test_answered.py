@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import uuid
 from typing import Any
 
 import pytest
@@ -35,11 +36,13 @@ def call(task: Any, *args: Any, **options: Any) -> tuple[AsyncResult, dict[str, 
     def look(headers: dict[str, Any], **_: Any) -> None:
         seen.append(own_of(headers, headers["id"]))
 
-    before_task_publish.connect(look)
+    # By a name: older releases of Celery take a function for a former one that has gone.
+    by_name = {"dispatch_uid": uuid.uuid4().hex}
+    before_task_publish.connect(look, **by_name)
     try:
         result = task.apply_async(args, **options)
     finally:
-        before_task_publish.disconnect(look)
+        before_task_publish.disconnect(look, **by_name)
     return result, {OWN: seen[0]}
 
 
