@@ -150,7 +150,9 @@ class IdempotentRequest(Request):
     _is_told = False
     #: Set where its message was put back for others to answer its call.
     _is_left = False
-    #: Set where its greenlet was killed: Celery takes it for one that has returned.
+    #: Set where its greenlet is killed: Celery takes it for one that has returned.
+    _is_ended = False
+    #: Set where its message has to come again after that.
     _is_cut_off = False
     #: Set while its call's end is told; its message is acknowledged after that.
     _is_telling = False
@@ -174,6 +176,9 @@ class IdempotentRequest(Request):
         if kind == "task-started":
             name_key(self, fields)
         elif kind == "task-succeeded":
+            killed = fields.get("result") is fields.get("runtime") is None
+            if killed and self._is_ended:
+                return
             followed_by = follow_up(fields)
         super().send_event(kind, **fields)
         if followed_by is not None:
@@ -318,6 +323,7 @@ class IdempotentRequest(Request):
         would take over.
         """
         if self.time_start:
+            self._is_ended = bool(pool.is_green)
             if self._stands() in (Standing.ANSWERED, Standing.TOLD):
                 self._say_no_more()
             elif _can_end(pool):
@@ -333,7 +339,7 @@ class IdempotentRequest(Request):
         """
         if self.time_start and not _can_end(pool):
             return None  # Celery raises here, and in a solo pool that is raised in the body
-        self._is_cut_off = bool(self.time_start and pool.is_green)
+        self._is_ended = self._is_cut_off = bool(self.time_start and pool.is_green)
         if not self.time_start or self._stands() in (Standing.HOLDS, Standing.OVERTAKEN):
             return super().cancel(pool, *args, **kwargs)
         token = AFTER_TRACE.set(AfterTrace(stores_no_retry=True))

@@ -223,6 +223,20 @@ _PARENTS = [
         _PARENT,
     ),
     Mutant(
+        "parent: a greenlet that is ended has not succeeded",
+        "worker/request.py",
+        "if killed and self._is_ended:",
+        "if False:",
+        (("tests/worker/test_lost_children.py", "-k", "has_not_succeeded"),),
+    ),
+    Mutant(
+        "parent: ... and one that returned all the same has",
+        "worker/request.py",
+        "if killed and self._is_ended:",
+        "if self._is_ended:",
+        (("tests/worker/test_lost_children.py", "-k", "has_not_succeeded"),),
+    ),
+    Mutant(
         "parent: the message is acknowledged once the end is told",
         "worker/request.py",
         "        self._is_telling = True\n",

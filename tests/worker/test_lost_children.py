@@ -743,6 +743,38 @@ def test_a_greenlet_that_is_cancelled_has_not_returned(ended: Any, is_green: boo
     assert ended.fate == ([] if is_green else ["acknowledged"])
 
 
+@pytest.mark.parametrize(
+    ("end", "returned", "told"),
+    [
+        ("cancel", (None, None), ["task-cancelled"]),
+        ("terminate", (None, None), ["task-revoked"]),
+        ("terminate", ("'late'", 0.1), ["task-succeeded", "task-revoked"]),
+        ("", (None, None), ["task-succeeded"]),
+    ],
+    ids=["it is cut off", "it is revoked", "it ends all the same", "Celery knows its answer"],
+)
+def test_a_greenlet_that_its_worker_ends_has_not_succeeded(
+    ended: Any, end: str, returned: tuple[Any, Any], told: list[str]
+) -> None:
+    """Celery's events say so, and Flower would show it as done."""
+    # Given
+    run(ended, OWN, CHILD)
+    kinds: list[str] = []
+    ended._eventer = SimpleNamespace(
+        enabled=True, groups=None, send=lambda kind, **_: kinds.append(kind)
+    )
+    # When
+    pool = Pool(is_green=True)
+    # The greenlet ends at once, before Celery tells that it was revoked.
+    pool.terminate_job = lambda *_: ended.on_success((False, *returned))
+    if end:
+        getattr(ended, end)(pool)
+    else:
+        ended.on_success((False, *returned))
+    # Then
+    assert kinds == told
+
+
 def test_a_run_that_a_pool_can_not_end_is_not_cancelled(app: Celery, ended: Any) -> None:
     """It goes on, and its end is the call's answer: Celery's error would end a solo pool's body."""
     # Given
