@@ -119,7 +119,7 @@ def id_of_call(
     context = _context.get()
     if context is None or setup is None or explicit is not ...:
         return None
-    if setup.options.key is not MESSAGE_ID:
+    if setup.options.key is not MESSAGE_ID or setup.options.mode == "off":
         return None
     try:
         told_by = setup.scheme.tell_apart(args, kwargs, task=task)

@@ -219,6 +219,12 @@ def test_a_context_gives_no_id_where_it_could_not_tell_calls_apart(app, charge, 
     assert ids_in("req", partial(mail.apply_async, ("ann",), task_id="mine")) == ["mine"]
 
 
+def test_switched_off_a_call_gets_its_id_from_celery(app, published):
+    """Two calls are two, as in plain Celery: with one id, only one of the results would be kept."""
+    mail = mail_of(app, idempotency_mode="off")
+    assert ids_in("req", partial(mail.delay, "ann")) != ids_in("req", partial(mail.delay, "ann"))
+
+
 class Odd:
     """It has no canonical form."""
 
