@@ -53,7 +53,8 @@ class Slip(NamedTuple):
     #: How often the message had been dead-lettered.
     deaths: int = 0
     retries: int = 0
-    #: The token of the run that gave the answer; 0: it was not a run of this owner.
+    #: The token of the run that gave the answer; of a run whose key had been forgotten, that of the
+    #: record then; 0: it was not a run of this owner.
     token: int = 0
     #: The end of the lease on the callbacks, on the store's clock; 0: nobody sends them.
     sending_ms: int = 0

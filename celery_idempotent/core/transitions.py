@@ -75,8 +75,10 @@ class _Asked(NamedTuple):
     def answer(self) -> Slip | None:
         """The slip, if it holds an answer that counts: not where the key was forgotten since."""
         slip, record = self.slip, self.record
-        counts = slip is not None and slip.answered and (record is None or bool(record.owner))
-        return slip if counts else None
+        if slip is None or not slip.answered:
+            return None
+        is_forgotten = record is not None and not record.owner and slip.token < record.token
+        return None if is_forgotten else slip
 
     @property
     def is_copy(self) -> bool:

@@ -195,7 +195,7 @@ def lost(attempt: Attempt, verdict: Lost, exc: BaseException | None, result: Any
         else:
             ending = ending_of(delivery, exc)
         if ending.state is not State.RETRYING and ending.answers:
-            leave_answer(delivery, outcome=ending.outcome)
+            leave_answer(delivery, outcome=ending.outcome, token=record.token)
         if exc is not None:
             raise exc
         return hand_over(delivery, result)
@@ -223,6 +223,7 @@ def leave_answer(
     told: bool = True,
     at_once: bool = True,
     notes: bool = True,
+    token: int = 0,
 ) -> None:
     """Write a slip once the tracer has returned: this call is answered, without a run of its own.
 
@@ -232,6 +233,7 @@ def leave_answer(
         told: whether it gets that answer; if not, only the claim's lease on telling it ends.
         at_once: not in the background.
         notes: whether its callbacks have gone out, too.
+        token: of the record that it is newer than: the key may have been forgotten before.
     """
     claimant = delivery.claimant
     message = claimant.message if notes else claimant.message._replace(digests=b"")
@@ -244,6 +246,7 @@ def leave_answer(
     def write(sent: bool) -> None:
         # If they were not sent, the next copy sends what hangs on the call.
         slip = message._replace(answered=sent or ignored, succeeded=in_record, outcome=outcome)
+        slip = slip._replace(token=token)
         write_slip(claimant, slip, at_once=at_once)
 
     after_trace().on_return.append(write)

@@ -501,6 +501,34 @@ def test_a_run_that_lost_to_one_without_an_outcome_stays_answered(
     assert state == "IGNORED" or str(done.result) == str(again.result) == "late"
 
 
+@pytest.mark.parametrize(
+    ("then", "state"), [(late, "SUCCESS"), (fails, "FAILURE"), (ignores, "IGNORED")]
+)
+def test_a_run_whose_key_was_forgotten_stays_answered(
+    app: Celery, guarded: Callable[..., Any], then: Callable[[Any], Any], state: str
+) -> None:
+    """It was answered after that: no leftover copy runs, until the key is forgotten again."""
+    # Given
+    app.task(name="tail")(print)
+
+    def forgotten(self: Any, order: int) -> Any:
+        assert self.forget(order)
+        return then(self)
+
+    task = guarded(forgotten, winner)
+    message = message_of(task, (1,), task_id="t", link=app.signature("tail"))
+    # When
+    done, again = message.deliver(), message.deliver(redelivered=True)
+    # Then
+    assert done.state == again.state == state
+    assert len(done.published) == (then is late)
+    assert not again.published
+    # When
+    assert task.forget(1)
+    # Then
+    assert message.deliver(redelivered=True).state == "SUCCESS"
+
+
 @pytest.mark.parametrize("then", [late, fails])
 def test_a_run_leaves_a_message_to_the_copy_that_took_over(
     guarded: Callable[..., Any], store: MovableStore, then: Callable[[Any], Any]

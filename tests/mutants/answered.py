@@ -177,15 +177,21 @@ def _copies() -> list[Mutant]:
     )
     mutants += pair(
         "answered: a lease on callbacks is no answer",
-        ("slip is not None and slip.answered and (record", "slip is not None and (record"),
+        ("if slip is None or not slip.answered:", "if slip is None:", "def answer("),
         "claim",
-        ("slip and slip.answered and not (record", "slip and not (record"),
+        ("local told = slip and slip.answered\n", "local told = slip\n"),
+    )
+    mutants += pair(
+        "answered: what was answered after forget counts",
+        (" and slip.token < record.token", ""),
+        "claim",
+        (" and slip.token < record.token", ""),
     )
     mutants += pair(
         "answered: what was forgotten counts no more",
-        (" and (record is None or bool(record.owner))", ""),
+        (" and not record.owner and slip.token < record.token", " and False"),
         "claim",
-        (" and not (record and #record.owner == 0)", ""),
+        ("#record.owner == 0 and slip.token < record.token", "false"),
     )
     mutants += pair(
         "answered: a resolution for a rerun lets its owner run",
@@ -824,7 +830,7 @@ _DELIVERIES = [
     _answer(
         "of a run that lost its key to one without an outcome",
         "delivery/outcome.py",
-        "leave_answer(delivery, outcome=ending.outcome)",
+        "leave_answer(delivery, outcome=ending.outcome, token=record.token)",
         "pass",
     ),
     _answer(

@@ -168,6 +168,23 @@ class AnsweredRows:
         # Then
         assert isinstance(claim(store, FIRST), Claimed)
 
+    def test_what_is_answered_after_forget_stays_answered(self, store: Store) -> None:
+        """A run whose key was forgotten has told its caller: no copy runs until it is again."""
+        # Given
+        hold(store, FIRST)
+        store.forget(KEY, HORIZON_MS)
+        told = replace(FIRST.slip, answered=True, outcome=RESULT, token=stored(store).token)
+        # When
+        store.note(KEY, Note(FIRST.slip_key, told, 0, HORIZON_MS))
+        # Then
+        verdict = claim(store, FIRST)
+        assert isinstance(verdict, Replay)
+        assert (verdict.mine, verdict.record.outcome) == (True, RESULT)
+        # When
+        store.forget(KEY, HORIZON_MS)
+        # Then
+        assert isinstance(claim(store, FIRST), Claimed)
+
     def test_a_waiter_shares_the_failure_whoever_has_the_key_since(self, store: Store) -> None:
         """It waited for that run; another one's claim in between takes nothing from it."""
         # Given

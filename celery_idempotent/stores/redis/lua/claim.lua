@@ -58,7 +58,8 @@ if latest then
 end
 local noted = slip and callbacks and has_sent(slip, own.digests) or false
 -- The slip, if the call was answered and the key was not forgotten since.
-local told = slip and slip.answered and not (record and #record.owner == 0) and slip or nil
+local told = slip and slip.answered
+  and not (record and #record.owner == 0 and slip.token < record.token) and slip or nil
 local is_copy = told and not is_new and told.publication == own.publication
   and (told.succeeded or #told.outcome > 0
     or own.retries <= told.retries and own.deaths <= told.deaths) or false
