@@ -19,6 +19,8 @@ from celery_idempotent.delivery.waiting import wait_as_copy
 
 log = get_logger("celery_idempotent")
 
+#: What is raised for a result that no serializer takes, and for a chord or callbacks that are none.
+_MALFORMED: Final = (EncodeError, TypeError, ValueError, LookupError, AttributeError)
 #: After so many waits, a result that the backend refuses though it answers is refused for good.
 _TRIES: Final = 5
 
@@ -80,8 +82,8 @@ class AnsweringBackend:
     def _may_pass(self, exc: Exception, *, failed: bool) -> bool:
         """Whether another delivery may be able to tell the answer."""
         delivery, request, waits = self._delivery, self._delivery.request, self._delivery.waits
-        if isinstance(exc, EncodeError):
-            return False  # as in plain Celery, the call fails
+        if isinstance(exc, _MALFORMED):
+            return False  # as in plain Celery, whenever it is told
         if isinstance(exc, OperationalError):
             return True  # the broker is away, to which errbacks or results go
         try:

@@ -14,7 +14,14 @@ from kombu.exceptions import OperationalError
 from celery_idempotent import StoreUnavailable
 from celery_idempotent.delivery.callbacks import AFTER_TRACE
 from celery_idempotent.delivery.untold import _TRIES
-from celery_idempotent.testing.deliveries import Delivered, Message, Results, deliver, results_of
+from celery_idempotent.testing.deliveries import (
+    Delivered,
+    Message,
+    Results,
+    deliver,
+    message_of,
+    results_of,
+)
 from celery_idempotent.testing.memory import MovableStore
 
 MakeTask = Callable[..., Any]
@@ -251,3 +258,22 @@ def test_a_body_begins_though_that_is_not_stored(guarded: MakeTask, backend: Ref
     delivered = deliver(task, (1,))
     # Then
     assert delivered.get() == "receipt 1"
+
+
+def test_a_chord_that_is_none_is_told_once(
+    app: Celery, guarded: MakeTask, backend: Refusing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever counts its part fails each time: the message would come again for nothing."""
+
+    # Given
+    def count(*_: Any) -> None:
+        raise AttributeError("'str' object has no attribute 'tasks'")
+
+    monkeypatch.setattr(results_of(app), "on_chord_part_return", count)
+    published: list[Message] = []
+    call = message_of(guarded(pays), (1,), chord=app.signature("shop.body"), group_id="group")
+    # When
+    with pytest.raises(AttributeError):
+        call.deliver_into(published, redelivered=False)
+    # Then
+    assert not published
