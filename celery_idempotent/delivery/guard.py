@@ -27,6 +27,7 @@ from celery_idempotent.core.verdicts import (
 )
 from celery_idempotent.delivery.attempt import Attempt
 from celery_idempotent.delivery.callbacks import (
+    AFTER_TRACE,
     after_trace,
     duplicate_of,
     hand_over,
@@ -114,8 +115,10 @@ def guard(delivery: Delivery, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             leave_answer(delivery, exc)  # its body did not run, and its call fails all the same
         raise
     finally:
-        if delivery.task.acks_late and not (delivery.eager or delivery.state.is_open):
-            after_trace().answered = delivery
+        after = AFTER_TRACE.get()
+        comes_again = delivery.task.acks_late and not (delivery.eager or delivery.state.is_open)
+        if after is not None and comes_again:
+            after.answered = delivery
 
 
 def ignore_what_is_not_to_run(request: Any, waits: WaitState, *, undoes: bool = False) -> None:

@@ -993,7 +993,7 @@ _ANSWERS = [
     Mutant(
         "backend: an answer that is not taken comes again",
         "delivery/guard.py",
-        "            after_trace().answered = delivery\n",
+        "            after.answered = delivery\n",
         "            pass\n",
         _UNTOLD,
     ),
@@ -1007,8 +1007,8 @@ _ANSWERS = [
     Mutant(
         "backend: what was acknowledged early is left to Celery",
         "delivery/guard.py",
-        "if delivery.task.acks_late and not (delivery.eager",
-        "if not (delivery.eager",
+        "delivery.task.acks_late and not (delivery.eager",
+        "not (delivery.eager",
         _UNTOLD,
     ),
     Mutant(
