@@ -159,7 +159,7 @@ def with_key(
         return (headers if given is None else _named(headers, given)), None
     if given is None and own_of(headers, task_id) is not None:
         return headers, None
-    context = _context.get() if given is None else None
+    in_context = given is None
     if headers and given is None:
         given = explicit_key(headers)
     try:
@@ -173,14 +173,26 @@ def with_key(
             raise
         log.warning("shadow: this call would not be published: %s", exc)
         return {**(headers or {}), OWN: new_header(task_id, None)}, None
-    if context is not None and call_key is not None:
-        joined = f"{quote(context.key, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
-        key, label = setup.scheme.identity(joined)
-        call_key = call_key._replace(key=key, label=label)
+    if in_context:
+        call_key = joined_with_context(task, setup, call_key)
     made: dict[str, Any] = {OWN: new_header(task_id, call_key)}
     if given is not None:
         headers = _named(headers, given)
     return ({**headers, **made} if headers else made), call_key
+
+
+def joined_with_context(task: Any, setup: TaskSetup, call_key: CallKey | None) -> CallKey | None:
+    """Return the key that a call without an explicit one has where it is made here and now.
+
+    Args:
+        call_key: the key that it would have outside of any context.
+    """
+    context = _context.get()
+    if context is None or call_key is None:
+        return call_key
+    joined = f"{quote(context.key, safe='')}|{quote(task.name, safe='')}|{call_key.key}"
+    key, label = setup.scheme.identity(joined)
+    return call_key._replace(key=key, label=label)
 
 
 def _named(headers: Mapping[str, Any] | None, key: str) -> dict[str, Any]:

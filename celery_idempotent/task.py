@@ -36,7 +36,12 @@ from celery_idempotent.errors import (
     IdempotencyKeyMismatch,
     KeyDerivationError,
 )
-from celery_idempotent.publishing import id_of_call, publish_reserved, with_key
+from celery_idempotent.publishing import (
+    id_of_call,
+    joined_with_context,
+    publish_reserved,
+    with_key,
+)
 from celery_idempotent.run.context import RunContext
 from celery_idempotent.run.transaction import run_without_claim
 from celery_idempotent.settings import TaskSetup, environment_of, task_setup
@@ -449,6 +454,9 @@ class IdempotentTask(RetryingTask[P, R]):
     ) -> str | None:
         """Return the key of a call with these arguments; ``None``: it isn't deduplicated.
 
+        It is the key of a call that is made here: within :func:`.use_idempotency_key`, or a request
+        with a key, it is joined with that key. The same goes for the next two methods.
+
         Raises:
             KeyDerivationError: no key can be derived.
         """
@@ -502,7 +510,8 @@ class IdempotentTask(RetryingTask[P, R]):
         if setup is None or explicit is None:
             return None
         if explicit is ...:
-            return setup.scheme.derive(args, kwargs, task=self)
+            call_key = setup.scheme.derive(args, kwargs, task=self)
+            return joined_with_context(self, setup, call_key)
         if not args and not kwargs:
             return setup.scheme.named(explicit)
         return setup.scheme.derive(args, kwargs, explicit=explicit, task=self)

@@ -63,9 +63,10 @@ def look_up(
 
 
 def nearly(app: Any, environment: Environment, text: str) -> list[RecordView]:
-    """Find records whose keys differ from a text by quotes alone: ``order:1`` and ``order:'1'``.
+    """Find records whose keys differ from a text by quotes, or by a context's key before it.
 
-    A number as a text has quotes in its key, and a shell takes them away.
+    A number as a text has quotes in its key, and a shell takes them away: ``order:'1'``. A call
+    that a request made has the request's key before its own.
 
     Raises:
         StoreUnavailable: the store does not answer.
@@ -75,7 +76,10 @@ def nearly(app: Any, environment: Environment, text: str) -> list[RecordView]:
     others = [one for one in (bare, quoted) if one != text]  # the text itself was looked up
     names = [name for one in others for name in _named(app, environment.prefix, one)]
     told = History(environment.store, environment.prefix).events()
-    names += [one.name for one in told if one.name and one.key.replace("'", "") == bare]
+    for one in told:
+        key = one.key.replace("'", "")
+        if one.name and (key == bare or key.endswith(f"|{bare}")):
+            names.append(one.name)
     return _read(environment, list(dict.fromkeys(names)))
 
 

@@ -26,7 +26,14 @@ KEYS: list[Mutant] = [
         "context: it is joined with the key of a header",
         "publishing.py",
         "    if headers and given is None:\n",
-        "    if headers and given is None and context is None:\n",
+        "    if headers and given is None and _context.get() is None:\n",
+        _ENQUEUE,
+    ),
+    Mutant(
+        "context: what clients ask of a call is asked of the one made here",
+        "task.py",
+        "return joined_with_context(self, setup, call_key)",
+        "return call_key",
         _ENQUEUE,
     ),
     Mutant(

@@ -385,6 +385,19 @@ def test_show_finds_no_key_but_one_with_quotes(
     assert "this is empty" in run("show", "", *scan).err
 
 
+def test_show_finds_no_key_but_one_of_a_request(
+    app: Celery, run: Commands, stored: StoredRecords
+) -> None:
+    """A call that a request made has the request's key before its own: it is asked for."""
+    # Given
+    tell(app, "claimed", stored.done("ann%2F7f3a|shop.charge|order:42"), FIRST)
+    # When
+    done = run("show", "order:42")
+    # Then
+    assert done.code == 1
+    assert done.err.endswith('order:42. Did you mean "ann%2F7f3a|shop.charge|order:42"?\n')
+
+
 def test_show_gives_every_record_that_may_be_meant(run: Commands, stored: StoredRecords) -> None:
     """The same key of two tasks is two records."""
     # Given

@@ -296,6 +296,24 @@ def test_a_context_cannot_forge_the_key_of_another(charge, published):
     assert len(set(keys(published))) == 2
 
 
+def test_what_clients_ask_of_a_call_is_asked_of_the_one_made_here(charge, published, store):
+    """A call within a context has another key than the same call outside of it."""
+    # When
+    with use_idempotency_key("req"):
+        claimed = first(charge, store, 42)
+        charge.delay(42)
+        own = charge.idempotency_key_for(42)
+        explicit = charge.idempotency_key_for(42, idempotency_key="own")
+        inside = charge.idempotency_record(42)
+        forgotten = charge.forget(42)
+    # Then
+    assert [own] == keys(published)
+    assert explicit == "own"
+    assert inside.owner_id == claimed
+    assert forgotten
+    assert charge.idempotency_key_for(42) == "order:42"
+
+
 def test_a_context_ends(charge, published):
     """Also where its block raises."""
     with pytest.raises(ZeroDivisionError), use_idempotency_key("req"):
