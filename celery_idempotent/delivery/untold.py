@@ -6,8 +6,13 @@ as the backend is back.
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
+from billiard.process import current_process
 from celery.exceptions import Ignore, Reject
 from celery.states import READY_STATES
 from celery.utils.log import get_logger
@@ -23,6 +28,12 @@ log = get_logger("celery_idempotent")
 _MALFORMED: Final = (EncodeError, TypeError, ValueError, LookupError, AttributeError)
 #: After so many waits, a result that the backend refuses though it answers is refused for good.
 _TRIES: Final = 5
+#: The signal of a soft time limit, where there is one.
+_SOFT_LIMIT: Final = getattr(signal, "SIGUSR1", None)
+#: Signals by which a pool has something raised in a process, wherever that is.
+_CUTTING: Final = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGQUIT", "SIGUSR1") if hasattr(signal, name)
+]
 
 
 class AnsweringBackend:
@@ -46,7 +57,8 @@ class AnsweringBackend:
             Untold: the message comes again.
         """
         try:
-            return self._backend.mark_as_done(*args, **kwargs)
+            with self._uncut():
+                return self._backend.mark_as_done(*args, **kwargs)
         except Exception as exc:
             # Link and chain were sent before. A part of a chord is counted with its answer.
             self._come_again(exc, sent=not self._delivery.request.chord)
@@ -59,10 +71,18 @@ class AnsweringBackend:
             Untold: the message comes again.
         """
         try:
-            return self._backend.mark_as_failure(*args, **kwargs)
+            with self._uncut():
+                return self._backend.mark_as_failure(*args, **kwargs)
         except Exception as exc:
             self._come_again(exc, failed=True)
             raise
+
+    def _uncut(self) -> Any:
+        """Let a part of a chord be counted to the end, whatever signal comes meanwhile.
+
+        Whoever counts the last part publishes the chord's body. If that is cut off, nobody does.
+        """
+        return _signals_later() if self._delivery.request.chord else nullcontext()
 
     def _come_again(self, exc: Exception, *, sent: bool = False, failed: bool = False) -> None:
         delivery = self._delivery
@@ -94,3 +114,26 @@ class AnsweringBackend:
         if is_stored or ignores_result(delivery.task, request):
             return is_early and bool(request.chord)
         return is_early or failed  # where a failure is refused, too, there is no other answer
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Have what cuts off a process of a pool wait; a soft time limit is too late by then.
+
+    Greenlets and threads are not ended by signals.
+    """
+    if not current_process().daemon or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in _CUTTING}
+    for number in handlers:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in came:
+            if number != _SOFT_LIMIT and callable(handlers[number]):
+                handlers[number](number, None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from celery import Celery, states
 from kombu.exceptions import OperationalError
 
 from celery_idempotent import StoreUnavailable
+from celery_idempotent.delivery import untold
 from celery_idempotent.delivery.callbacks import AFTER_TRACE
 from celery_idempotent.delivery.untold import _TRIES
 from celery_idempotent.testing.deliveries import (
@@ -145,6 +148,50 @@ def test_a_part_of_a_chord_is_counted_with_its_answer(
     told = put_back(first).deliver()
     # Then
     assert (told.state, counted) == ("SUCCESS", ["SUCCESS"])
+
+
+@pytest.mark.parametrize("body", [pays, declines])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("is_part", [True, False])
+def test_a_part_of_a_chord_is_counted_to_its_end(
+    app: Celery,
+    guarded: MakeTask,
+    backend: Refusing,
+    monkeypatch: pytest.MonkeyPatch,
+    body: Any,
+    number: signal.Signals,
+    is_part: bool,
+) -> None:
+    """A pool cuts its processes off by signals: the chord's body would never be published."""
+    # Given
+    told: list[str] = []
+    store = results_of(app)._store_result
+
+    def cut_off(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(number)
+        told.append("told")
+        return store(*args, **kwargs)
+
+    def ends(*_: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(untold, "current_process", lambda: SimpleNamespace(daemon=True))
+    monkeypatch.setattr(results_of(app), "_store_result", cut_off)
+    monkeypatch.setattr(results_of(app), "on_chord_part_return", lambda *_: told.append("counted"))
+    before = signal.signal(number, ends)
+    part = {"chord": app.signature("body"), "group_id": "g"} if is_part else {}
+    # When
+    try:
+        deliver(guarded(body), (1,), **part)
+        is_cut_off = False
+    except SystemExit:
+        is_cut_off = True
+    finally:
+        # Then
+        assert signal.signal(number, before) is ends
+    assert told == (["told", "counted"] if is_part else [])
+    # A soft time limit comes too late
+    assert is_cut_off is not (is_part and number == signal.SIGUSR1)
 
 
 def test_a_result_that_is_refused_for_good_fails_the_call(

@@ -695,6 +695,14 @@ _FOUND_BY_USE = (
             "faults/test_results_away.py::test_a_call_that_is_discarded",
         ),
     ),
+    Scenario(
+        83,
+        "A process is told to end as it counts the last part of a chord",
+        "It publishes the chord's body first.",
+        (
+            "faults/test_kills.py::test_a_process_that_is_told_to_end_as_it_counts_a_part_of_a_chord",
+        ),
+    ),
 )
 
 SCENARIOS = (*_THOUGHT_OF, *sorted(_FOUND_BY_USE, key=lambda scenario: scenario.number))

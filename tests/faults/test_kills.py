@@ -7,10 +7,11 @@ import signal
 from typing import Any
 
 import pytest
+from celery import chord
 
 from celery_idempotent.core.record import Process
 from tests.conftest import MakeSystem
-from tests.support.faults import CONTAINER_VARIABLE, POINTS, kill_at
+from tests.support.faults import CONTAINER_VARIABLE, ENDED_VARIABLE, POINTS, kill_at
 from tests.support.system import System
 
 #: Outlasts each test: where the worker's parent lives, nobody waits for a lease to run out.
@@ -149,3 +150,21 @@ def test_two_containers_with_one_host_name_and_pid(make_faulty: MakeSystem) -> N
     assert answer["order"] == 1
     assert [entry["interrupted"] for entry in system.ledger.entries("start")] == [False, True]
     assert system.ledger.count("effect") == 1
+
+
+def test_a_process_that_is_told_to_end_as_it_counts_a_part_of_a_chord(
+    make_faulty: MakeSystem,
+) -> None:
+    """Scenario 83: it publishes the chord's body first, which nobody else would do."""
+    # Given
+    system = make_faulty(idempotency_lease=LONG_LEASE)
+    system.start_worker(concurrency=2, environment={ENDED_VARIABLE: "1"})
+    pay, body = system.task("pay"), system.task("body")
+    # When
+    result = chord([pay.s(1), pay.s(2)])(body.s())
+    system.ledger.wait_for("told to end")
+    # Then
+    assert [it["order"] for it in result.get(timeout=60)] == [1, 2]
+    system.wait_until_quiet()
+    assert system.ledger.count("body") == 1
+    assert system.ledger.count("start") == system.ledger.count("effect") == 2

@@ -1047,6 +1047,20 @@ _ANSWERS = [
         _UNTOLD,
     ),
     Mutant(
+        "backend: a part of a chord is counted to its end",
+        "delivery/untold.py",
+        "_signals_later() if self._delivery.request.chord else nullcontext()",
+        "nullcontext()",
+        _UNTOLD,
+    ),
+    Mutant(
+        "backend: a signal that came meanwhile counts",
+        "delivery/untold.py",
+        "                handlers[number](number, None)\n",
+        "                pass\n",
+        _UNTOLD,
+    ),
+    Mutant(
         "backend: STARTED is no reason to fail a call",
         "delivery/waiting.py",
         'store that it has begun: %s", task.name, request.id, exc)\n',

@@ -15,6 +15,7 @@ import uuid
 from typing import Any
 
 from celery import Celery
+from celery import signals as celery_signals
 
 from celery_idempotent import ClaimLost, IdempotentTask, signals
 from celery_idempotent.core.record import Process, State
@@ -27,6 +28,8 @@ from tests.support.ledger import Ledger
 
 #: Where and what to kill, the first time that a process comes there: ``"recorded@machine"``.
 KILL_VARIABLE = "CELERY_IDEMPOTENT_TEST_KILL"
+#: Has a process told to end, as a cold shutdown does, when it publishes the body of a chord.
+ENDED_VARIABLE = "CELERY_IDEMPOTENT_TEST_ENDED"
 #: The host name and the pid that the processes of a worker have, as in a container: ``"web:8"``.
 CONTAINER_VARIABLE = "CELERY_IDEMPOTENT_TEST_CONTAINER"
 
@@ -45,6 +48,14 @@ def install(app: Celery, ledger: Ledger) -> None:
     @signals.claim_lost.connect(weak=False)
     def _lost(event: Any = None, **_: Any) -> None:
         ledger.write("lost")
+
+    if os.environ.get(ENDED_VARIABLE):
+
+        @celery_signals.before_task_publish.connect(sender="shop.body", weak=False)
+        def _end(**_: Any) -> None:
+            if not ledger.count("told to end"):
+                ledger.write("told to end")
+                signal.raise_signal(signal.SIGTERM)
 
     host, _, pid = os.environ.get(CONTAINER_VARIABLE, "").partition(":")
     if host:
