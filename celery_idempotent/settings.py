@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from celery.utils.quorum_queues import detect_quorum_queues
 
+from celery_idempotent.core.binding import Binder
+from celery_idempotent.core.keyfunctions import TaskFunction
 from celery_idempotent.core.keys import KeyScheme
 from celery_idempotent.core.options import (
     Options,
@@ -45,6 +47,8 @@ class TaskSetup:
     app: Any
     options: Options
     scheme: KeyScheme
+    #: ``idempotency_reconcile``.
+    reconcile: TaskFunction | None
 
     @property
     def reserves(self) -> bool:
@@ -116,15 +120,22 @@ def task_setup(cls: type, app: Any, methods: frozenset[str], name: str) -> TaskS
                     f'{where}: idempotency_after_wait = "last" has the newest call wait and run, '
                     f'so idempotency_{name} has to be "{needed}"'
                 )
+    signature, reconcile = _signature(cls), None
+    if options.reconcile is not None:
+
+        def wrong(reason: str) -> ConfigurationError:
+            return ConfigurationError(f"{where}: idempotency_reconcile: {reason}")
+
+        reconcile = TaskFunction(options.reconcile, Binder(signature), wrong)
     scheme = KeyScheme(
         task_name=name,
-        signature=_signature(cls),
+        signature=signature,
         key=options.key,
         namespace=options.namespace,
         fingerprint=options.fingerprint,
         redact=options.redact_key,
     )
-    return TaskSetup(app, options, scheme)
+    return TaskSetup(app, options, scheme, reconcile)
 
 
 def _refuse_endless(cls: type, app: Any, where: str) -> None:

@@ -1,7 +1,7 @@
-"""Calls a user's function for a key or a namespace, and checks what it returns."""
+"""Calls a user's function with a task's arguments: for a key, a namespace, or to reconcile."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery_idempotent.core.binding import Binder
@@ -10,18 +10,15 @@ from celery_idempotent.core.unfinished import kind_of
 from celery_idempotent.errors import KeyDerivationError
 
 
-class KeyFunction:
-    """A callable of the task's arguments, defaults applied, that returns a text or None.
+class TaskFunction:
+    """A callable of the task's arguments, defaults applied; refused if it does not take them.
 
     It is called by name if its parameters are named like the task's, else by position. It gets the
     task first if its first parameter is called ``self``.
     """
 
-    def __init__(
-        self, function: Callable[..., Any], option: str, binder: Binder, wrong: Wrong
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], binder: Binder, wrong: Wrong) -> None:
         self._function = function
-        self._option = option
         self._binder = binder
         self._wants_task = False
         self._by_name = False
@@ -48,8 +45,11 @@ class KeyFunction:
                 f"({', '.join(binder.names)}), or (*args, **kwargs)"
             )
 
-    def text(self, values: Sequence[Any], task: object = None) -> str | None:
-        """Return the function's text for a call; raise NoKey if that can't be a key."""
+    def answer(self, args: Sequence[Any], kwargs: Mapping[str, Any], task: object) -> Any:
+        """Return what the function returns for a call."""
+        return self._called(self._binder.bind(args, kwargs), task)
+
+    def _called(self, values: Sequence[Any], task: object) -> Any:
         args: list[Any] = []
         if self._by_name:
             kwargs = self._binder.as_keywords(values)
@@ -57,8 +57,22 @@ class KeyFunction:
             args, kwargs = self._binder.as_call(values)
         if self._wants_task:
             args = [task, *args]
+        return self._function(*args, **kwargs)
+
+
+class KeyFunction(TaskFunction):
+    """One that returns a text, or None."""
+
+    def __init__(
+        self, function: Callable[..., Any], option: str, binder: Binder, wrong: Wrong
+    ) -> None:
+        super().__init__(function, binder, wrong)
+        self._option = option
+
+    def text(self, values: Sequence[Any], task: object = None) -> str | None:
+        """Return the function's text for a call; raise NoKey if that can't be a key."""
         try:
-            text = self._function(*args, **kwargs)
+            text = self._called(values, task)
         except KeyDerivationError:
             raise
         except Exception as exc:

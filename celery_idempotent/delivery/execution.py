@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inspect import signature
 from typing import Any
 
 from celery_idempotent.core.options import RERUN, UNKNOWN
@@ -107,11 +106,9 @@ def _failed(attempt: Attempt, exc: BaseException) -> Any:
 
 def _reconcile(attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Ask whether the effect happened, and run the body only if it didn't."""
-    task, reconcile = attempt.delivery.task, attempt.delivery.options.reconcile
-    assert reconcile is not None
-    first = (task,) if next(iter(signature(reconcile).parameters), "") == "self" else ()
+    task = attempt.delivery.task
     try:
-        answer = reconcile(*first, *args, **kwargs)
+        answer = task._setup().reconcile.answer(args, kwargs, task)
     except Exception as exc:
         raise _NobodyKnows(f"idempotency_reconcile failed ({exc!r})") from exc
     if is_awaitable(answer):

@@ -1583,7 +1583,7 @@ def test_who_is_cut_off_after_a_retry_is_cut_off(
     assert first.published[-1].deliver().get() == "winner"
 
 
-@pytest.mark.parametrize("happened", [None, lambda order: RERUN], ids=["none", "reconcile"])
+@pytest.mark.parametrize("happened", [None, lambda order, amount: RERUN], ids=["none", "reconcile"])
 def test_a_call_that_a_soft_time_limit_has_failed_stays_failed(
     guarded: Callable[..., Any], store: MovableStore, happened: Any
 ) -> None:
@@ -1626,7 +1626,7 @@ def test_a_soft_time_limit_after_a_copy_took_over_answers_nothing(
         overtaken(store, seen, meets_its_limit, task_id="limited"),
         winner,
         idempotency_on_interrupted="unknown",
-        idempotency_reconcile=lambda order: RERUN,
+        idempotency_reconcile=lambda order, amount: RERUN,
     )
     # When
     first = deliver(task, (1,), task_id="limited")

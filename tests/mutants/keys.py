@@ -262,6 +262,13 @@ KEYS: list[Mutant] = [
         _STEPS,
     ),
     Mutant(
+        "reconcile: it has to take the task's arguments",
+        "core/keyfunctions.py",
+        "if not self._by_name and not _takes(signature, args, kwargs):",
+        "if False:",
+        (("tests/run/test_steps.py", "-k", "does_not_take"),),
+    ),
+    Mutant(
         "body: an async reconcile knows nothing",
         "delivery/execution.py",
         "if is_awaitable(answer):",

@@ -584,6 +584,49 @@ def test_reconcile_is_asked_first_after_an_interruption(app, ledger, policy, ans
     assert ledger.count("ran") == runs
 
 
+@pytest.mark.parametrize("wrong", [lambda: 1, lambda number: 1, lambda self, number: 1])
+def test_a_reconcile_that_does_not_take_the_arguments_is_refused(app, wrong):
+    """When the task is bound: after a crash is the wrong time to learn of it."""
+
+    # Given
+    @app.task(base=IdempotentTask, name="task", idempotency_reconcile=wrong)
+    def task(number, amount=0):
+        """Do nothing."""
+
+    # When
+    with pytest.raises(ConfigurationError) as caught:
+        task.delay(1)
+    # Then
+    assert str(caught.value) == (
+        "task 'task': idempotency_reconcile: the callable must take the task's arguments, "
+        "(number, amount), or (*args, **kwargs)"
+    )
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        lambda amount, number: (number, amount),
+        lambda self, number, amount: (number, amount),
+        lambda one, other: (one, other),
+        lambda *args: args,
+        lambda number, **rest: (number, rest["amount"]),
+    ],
+)
+@pytest.mark.parametrize(("args", "kwargs"), [((1,), {}), ((), {"number": 1, "amount": 0})])
+def test_a_reconcile_is_called_as_a_key_function_is(app, right, args, kwargs):
+    """With the defaults filled in, by name where the names are the task's."""
+
+    # Given
+    @app.task(base=IdempotentTask, idempotency_reconcile=right)
+    def task(number, amount=0):
+        return "ran"
+
+    cut_off(task, 1)
+    # Then
+    assert task.apply(args, kwargs).get() == (1, 0)
+
+
 @pytest.mark.parametrize("number", [1, "an order, " * 18])
 def test_a_record_that_says_where_it_was_traced_is_resolved_as_failed(
     app, ledger, monkeypatch, number
