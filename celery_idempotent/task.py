@@ -149,7 +149,7 @@ class IdempotentTask(RetryingTask[P, R]):
     def __trace__(self, tracer: Any) -> None:
         watch_body(self, IdempotentTask)
         if tracer is not None:
-            tracer = callbacks.traced(callbacks.leaving_no_cycle(tracer))
+            tracer = callbacks.traced(callbacks.without_frames(tracer))
         self.__dict__["_idempotent_trace"] = tracer
 
     # --- publishing ------------------------------------------------------------------------------

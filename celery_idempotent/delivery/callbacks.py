@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID, uuid5
@@ -204,18 +205,25 @@ def traced(tracer: Any) -> Any:
     return trace
 
 
-def leaving_no_cycle(tracer: Any) -> Any:
-    """Wrap a worker's tracer: what a delivery raised is freed when it returns.
+def without_frames(tracer: Any) -> Any:
+    """Wrap a worker's tracer: of what a delivery raised, only the traceback's text is left.
 
-    Otherwise its frame holds the exception, whose traceback holds the frame, and both hold what
-    Celery made of the traceback: hundreds of kB since Python 3.11, for hundreds of deliveries until
-    garbage is collected. All handlers have seen the traceback by then.
+    All handlers have seen its frames by then. They hold the exception, which holds them, until
+    garbage is collected: hundreds of kB since Python 3.11. And what a process tells its parent of a
+    message that waits would be more than fits into a pipe. If the connection to the broker breaks
+    while the parent reads that, Celery forgets the half that it has read, and uses that process no
+    more.
     """
 
     def trace(uuid: Any, args: Any, kwargs: Any, request: Any = None) -> Any:
         answer = tracer(uuid, args, kwargs, request)
-        if answer[1] is not None and isinstance(answer[1].retval, BaseException):
-            answer[1].retval.__traceback__ = None
+        raised, info = answer[:2]
+        if info is not None and isinstance(info.retval, BaseException):
+            info.retval.__traceback__ = None
+        if isinstance(raised, ExceptionInfo):
+            raised = copy(raised)  # a handler may have kept it
+            raised.tb = None
+            return answer._replace(retval=raised)
         return answer
 
     return trace

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import pickle
 from uuid import uuid4
 
 import pytest
@@ -9,6 +10,9 @@ from billiard.einfo import Traceback
 from celery import Celery
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject
+
+#: How much a pipe holds on Linux, in bytes.
+PIPE = 65536
 
 
 @pytest.fixture
@@ -63,6 +67,24 @@ def test_what_a_delivery_raised_is_freed_when_it_returns(guarded, body):
     finally:
         gc.enable()
         logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("body", [fails, retries, is_ignored, is_rejected, None])
+def test_what_the_parent_is_told_fits_into_a_pipe(guarded, body):
+    """It is read at once then: Celery forgets a half that it has read when its broker is lost."""
+    # Given
+    answers = []
+
+    def is_overtaken(task, order):
+        answers.append(deliver(task, order))  # a duplicate, which has to wait
+
+    task = guarded(body or is_overtaken)
+    # When
+    answers.append(deliver(task, 1))
+    told = answers[0]
+    # Then
+    assert len(pickle.dumps((1, told.retval, told.runtime))) < PIPE / 4
+    assert type(told.info.retval).__name__ in told.retval.traceback
 
 
 def tracebacks():

@@ -964,7 +964,14 @@ _DELIVERIES = [
     _answer(
         "what a delivery raised is freed when it returns",
         "delivery/callbacks.py",
-        "answer[1].retval.__traceback__ = None",
+        "info.retval.__traceback__ = None",
+        "pass",
+        (("tests/delivery/test_callbacks.py",),),
+    ),
+    _answer(
+        "what a delivery raised is told the parent without its frames",
+        "delivery/callbacks.py",
+        "raised.tb = None",
         "pass",
         (("tests/delivery/test_callbacks.py",),),
     ),

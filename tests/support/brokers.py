@@ -128,6 +128,8 @@ class RabbitBroker:
             "broker_url": self.url,
             "task_default_queue": self.queue,
             "broker_connection_max_retries": None,
+            # What is still in the proxy as a test cuts it would be lost, as in any broken line.
+            "broker_transport_options": {"confirm_publish": True},
         }
 
     def redeliver(self) -> None:
