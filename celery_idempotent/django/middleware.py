@@ -15,7 +15,7 @@ from celery_idempotent.django.bodies import read_body
 from celery_idempotent.django.project import celery_app
 from celery_idempotent.django.tenants import identity_of_tenant
 from celery_idempotent.http.answer import Answer
-from celery_idempotent.http.edge import Edge, HeldRequest, keeps_by_default
+from celery_idempotent.http.edge import Edge, HeldRequest, check_function, keeps_by_default
 from celery_idempotent.http.hangups import despite_hang_up
 from celery_idempotent.http.messages import Request, Response
 from celery_idempotent.run.context import RunContext
@@ -53,6 +53,12 @@ class IdempotencyMiddleware:
     docs_url: ClassVar[str | None] = None
 
     def __init__(self, get_response: Callable[[Any], Any]) -> None:
+        for name, of in (
+            ("identity", "the request that returns the caller as a text"),
+            ("required", "the request that returns True or False"),
+            ("keeps", "a status, such as 201, that returns True or False"),
+        ):
+            check_function(getattr(self, name), f"{type(self).__name__}.{name}", of)
         self.get_response = get_response
         self._is_async = iscoroutinefunction(get_response)
         if self._is_async:

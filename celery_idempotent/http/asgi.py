@@ -54,6 +54,8 @@ class IdempotencyASGIMiddleware(Middleware[App, Scope, "str | Awaitable[str | No
         docs_url: the page of your API's documentation about the key.
     """
 
+    _known = "the scope"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self._covers(scope, scope["method"]):
             return await self._app(scope, receive, send)

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from hashlib import blake2b
+from inspect import signature
 from typing import Any, Final
 
+from celery import Celery
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.canonical import visible
@@ -77,6 +79,24 @@ def keeps_by_default(status: int) -> bool:
     return status < 500 and status not in _TRY_AGAIN
 
 
+def check_function(value: object, name: str, of: str) -> None:
+    """Check that an argument is a function of one thing.
+
+    Raises:
+        ConfigurationError: it can't be called, or not with one argument.
+    """
+    if callable(value):
+        try:
+            signature(value).bind(None)
+        except TypeError:
+            pass
+        except ValueError:
+            return  # a builtin without a signature
+        else:
+            return
+    raise ConfigurationError(f"{name} is {value!r}, and must be a function of {of}")
+
+
 class Edge:
     """The keys of an application's requests.
 
@@ -107,12 +127,22 @@ class Edge:
         max_request_size: int = 16 * 1024 * 1024,
         docs_url: str | None = None,
     ) -> None:
+        if not isinstance(app, Celery):
+            raise ConfigurationError(f"celery is {app!r}, and must be the Celery app")
         if isinstance(methods, str):
             raise ConfigurationError(
                 f"methods is {methods!r}, and must be a list such as [{methods!r}]"
             )
         if ttl is not None and not (type(ttl) in (int, float) and 0 < ttl < float("inf")):
             raise ConfigurationError(f"ttl is {ttl!r}, and must be a number of seconds above 0")
+        check_function(keeps, "keeps", "a status, such as 201, that returns True or False")
+        if type(max_request_size) is not int or max_request_size < 0:
+            raise ConfigurationError(
+                f"max_request_size is {max_request_size!r}, and must be a number of bytes"
+            )
+        for name, value in (("service", service), ("docs_url", docs_url)):
+            if not isinstance(value, str | None):
+                raise ConfigurationError(f"{name} is {value!r}, and must be a text")
         service = service or app.main
         if not service:
             raise ConfigurationError(
@@ -204,8 +234,9 @@ class Edge:
             TypeError: the identity is not a text, or is empty.
         """
         if not isinstance(identity, str) or not identity:
+            what = type(identity).__name__ if identity != "" else "an empty text"
             raise TypeError(
-                f"identity returned {type(identity).__name__}, and must return a text that is "
+                f"identity returned {what}, and must return a text that is "
                 "different for each caller, or None for a request that the application will refuse"
             )
         options = self._options

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, MutableMapping
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from celery_idempotent.http.edge import Edge, keeps_by_default
+from celery_idempotent.http.edge import Edge, check_function, keeps_by_default
 from celery_idempotent.http.messages import Response
 from celery_idempotent.run.context import RunContext
 
@@ -17,6 +17,9 @@ Identity = TypeVar("Identity")
 
 class Middleware(Generic[App, Known, Identity]):
     """Middleware around an application; the arguments are described by each of its two kinds."""
+
+    #: What the server's description of a request is called.
+    _known: ClassVar[str]
 
     def __init__(
         self,
@@ -32,6 +35,10 @@ class Middleware(Generic[App, Known, Identity]):
         max_request_size: int = 16 * 1024 * 1024,
         docs_url: str | None = None,
     ) -> None:
+        check_function(identity, "identity", f"{self._known} that returns the caller as a text")
+        if not isinstance(required, bool):
+            what = f"{self._known} that returns True or False, or one of these"
+            check_function(required, "required", what)
         self._app = app
         self._identity = identity
         self._required = required

@@ -45,6 +45,8 @@ class IdempotencyWSGIMiddleware(Middleware[App, Environ, "str | None"]):
         docs_url: the page of your API's documentation about the key.
     """
 
+    _known = "the environ"
+
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if not self._covers(environ, environ["REQUEST_METHOD"]):
             return self._app(environ, start_response)

@@ -221,6 +221,23 @@ def test_whose_keys_they_are_has_to_be_said() -> None:
         middleware(RequestFactory().post("/", headers={"Idempotency-Key": "a"}))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("identity", "x"),
+        ("identity", lambda self: "ann"),
+        ("required", True),
+        ("keeps", 3),
+        ("keeps", lambda self: True),
+    ],
+)
+def test_a_wrong_method_is_refused_when_the_middleware_is_made(name: str, value: Any) -> None:
+    """A request would have failed with an error from within."""
+    kind = type("Keys", (Middleware,), {name: value})
+    with pytest.raises(ConfigurationError, match=f"Keys.{name} is .*, and must be a function of"):
+        kind(lambda request: HttpResponse())
+
+
 def test_cookies_are_the_first_ones(make_http_app: MakeHttpApp) -> None:
     """A cookie is for one session."""
 

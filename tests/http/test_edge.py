@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +17,9 @@ from celery_idempotent.core.record import Record
 from celery_idempotent.core.verdicts import Resolve
 from celery_idempotent.errors import ConfigurationError, StoreUnavailable
 from celery_idempotent.http import Edge
+from celery_idempotent.http.asgi import IdempotencyASGIMiddleware
+from celery_idempotent.http.messages import Request
+from celery_idempotent.http.wsgi import IdempotencyWSGIMiddleware
 from celery_idempotent.ops.lookup import look_up
 from celery_idempotent.ops.settle import resolve
 from celery_idempotent.run.context import RunContext
@@ -167,6 +171,8 @@ def test_an_empty_identity_is_a_mistake(make_http_app: MakeHttpApp) -> None:
     http_app = make_http_app(created)
     assert http_app.post("a", user="").status == 500
     assert http_app.calls == []
+    with pytest.raises(TypeError, match="identity returned an empty text, and must"):
+        Edge(make_celery()).begin(Request("POST", "/", "", b"", ""), "", "a")
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -823,6 +829,36 @@ def test_for_how_long_answers_are_kept_is_yours_to_say(make_http_app: MakeHttpAp
     # Then
     assert left is not None
     assert 4900 < left <= 5000
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "takes"),
+    [
+        ("celery", "x", "must be the Celery app"),
+        ("identity", "x", "must be a function of the {known} that returns the caller as a text"),
+        ("identity", lambda: "ann", "must be a function of the {known}"),
+        ("required", "/pay", "must be a function of the {known} that returns True or False, or"),
+        ("required", lambda: True, "must be a function of the {known}"),
+        ("keeps", 3, "must be a function of a status"),
+        ("keeps", lambda: True, "must be a function of a status"),
+        ("service", 5, "must be a text"),
+        ("docs_url", 5, "must be a text"),
+        ("max_request_size", "1", "must be a number of bytes"),
+        ("methods", "POST", "must be a list such as"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "known"),
+    [(IdempotencyASGIMiddleware, "scope"), (IdempotencyWSGIMiddleware, "environ")],
+)
+def test_a_wrong_argument_is_refused_when_the_middleware_is_made(
+    kind: Any, known: str, argument: str, value: Any, takes: str
+) -> None:
+    """It is named, with what it takes; a request would have failed with an error from within."""
+    arguments = {"celery": make_celery(), "identity": lambda known: "ann", argument: value}
+    words = f"^{argument} is {re.escape(repr(value))}, and {takes.format(known=known)}"
+    with pytest.raises(ConfigurationError, match=words):
+        kind(None, **arguments)
 
 
 @pytest.mark.parametrize("ttl", [0, -1, True, "1", float("inf")])
