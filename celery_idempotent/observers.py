@@ -28,7 +28,8 @@ __all__ = [
 outcomes: Final = logging.getLogger("celery_idempotent.outcomes")
 
 #: What happens all the time is logged at level DEBUG only, what needs a person as a WARNING, all
-#: else at INFO.
+#: else at INFO. A run that begins after one that was cut off (``details["cut_off"]``: the id of
+#: that run's call) is logged as ``interrupted``, as a WARNING.
 LEVELS: Final = {
     **dict.fromkeys(("claimed", "succeeded", "claim", "complete"), logging.DEBUG),
     "unknown": logging.WARNING,
@@ -128,12 +129,14 @@ def notify(
     **details: Any,
 ) -> None:
     """Call all observers, and write the log line; no error of theirs reaches the task."""
-    level = LEVELS.get(what, logging.INFO)
+    outcome, level, original = what, LEVELS.get(what, logging.INFO), original_id
+    if "cut_off" in details:
+        outcome, level, original = "interrupted", logging.WARNING, details["cut_off"]
     end = _store_away.turn() if what == "store away" else _HINTS.get(what, "")
     if end is not None and outcomes.isEnabledFor(level):
-        fields = {"outcome": what, "task": task, "key": key, "task_id": task_id}
-        if original_id is not None:
-            fields["original_id"] = original_id
+        fields = {"outcome": outcome, "task": task, "key": key, "task_id": task_id}
+        if original is not None:
+            fields["original_id"] = original
         text = " ".join(f"{name}={str(value)!r}" for name, value in fields.items())
         text += end
         outcomes.log(level, "idempotency %s", text, extra={"idempotency": {**fields, **details}})

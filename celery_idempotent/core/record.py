@@ -20,6 +20,7 @@ import enum
 import hashlib
 import re
 import struct
+from contextlib import suppress
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -252,6 +253,19 @@ class Record(NamedTuple):
         """The task id of the owner; ``None`` for a key that was forgotten."""
         owner = Owner.unpack(self.owner)
         return None if owner is None else owner.task_id
+
+    @property
+    def cut_off_id(self) -> str | None:
+        """The task id of the last call whose run was cut off before this one, by its label.
+
+        Its own, where no other is known.
+        """
+        last = Label.of(self).cut_off.rpartition(",")[2].partition(":")[0]
+        with suppress(ValueError, RecordCorrupt):  # what stands there belongs to no run of ours
+            owner = Owner.unpack(bytes.fromhex(last))
+            if owner is not None:
+                return owner.task_id
+        return self.owner_id
 
     @property
     def came_ms(self) -> int:

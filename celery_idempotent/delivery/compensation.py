@@ -79,7 +79,8 @@ def _what_is_left(attempt: Attempt, stuck: list[str], exc: BaseException) -> str
     text = (
         f"{attempt.delivery.name} failed ({type(exc).__name__}), and what can be undone is "
         f"undone; not undone: {names}, whose compensation takes a result that was not kept. "
-        "Undo that by hand, then resolve the key as failed"
+        f"Undo that by hand, then settle the key {attempt.delivery.telling.readable} with `celery "
+        "idempotency resolve --failed`: docs/unknown-outcomes.rst"
     )
     log.error("%s", text)
     return text

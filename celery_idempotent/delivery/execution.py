@@ -19,6 +19,7 @@ from celery_idempotent.delivery.outcome import (
     lost,
     returned,
     unknown,
+    what_to_do,
 )
 from celery_idempotent.delivery.task_checks import refuse_unfinished
 from celery_idempotent.delivery.waiting import say_started
@@ -70,8 +71,7 @@ def execute(
         return unknown(
             attempt,
             exc,
-            f"a run of {delivery.name} was cut off, and {exc}: look there, then resolve the "
-            "key, or forget it to run it again",
+            f"a run of {delivery.name} was cut off, and {exc}: {what_to_do(delivery)}",
         )
     except BaseException as exc:
         if run.is_elsewhere:

@@ -37,7 +37,7 @@ from celery_idempotent.delivery.callbacks import (
 from celery_idempotent.delivery.celery_events import Dropped
 from celery_idempotent.delivery.delivery import Delivery
 from celery_idempotent.delivery.execution import execute
-from celery_idempotent.delivery.outcome import ending_of, leave_answer, leave_to_answer
+from celery_idempotent.delivery.outcome import ending_of, leave_answer, leave_to_answer, what_to_do
 from celery_idempotent.delivery.repair import prepare
 from celery_idempotent.delivery.results import replay
 from celery_idempotent.delivery.shadow import run_in_shadow
@@ -310,11 +310,10 @@ def _unknown(delivery: Delivery, verdict: Unknown) -> NoReturn:
     delivery.telling.tell("unknown", record, interruptions=record.interruptions)
     if verdict.noted:
         silence(delivery.request)
+    or_stuck = ", or its finished steps could not be undone" if record.has_steps else ""
     text = (
-        f"a run of {delivery.name} (task {record.owner_id}) was cut off, or could not "
-        f"be undone, and nobody knows what it did. Look there, then settle the key "
-        f"{delivery.telling.readable} with `celery idempotency resolve`: "
-        "docs/unknown-outcomes.rst says how"
+        f"a run of {delivery.name} (task {record.owner_id}) was cut off{or_stuck}, and nobody "
+        f"knows what it did: {what_to_do(delivery)}"
     )
     _fail(delivery, OutcomeUnknown(text))
 

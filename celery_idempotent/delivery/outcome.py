@@ -145,6 +145,15 @@ def unknown(attempt: Attempt, why: BaseException, text: str) -> Any:
     raise unknown from why
 
 
+def what_to_do(delivery: Delivery) -> str:
+    """Say what a person has to do about a key whose outcome is unknown."""
+    return (
+        "look in the log of its worker and at the service that it called, find out whether the "
+        f"effect happened, then settle the key {delivery.telling.readable} with `celery "
+        "idempotency resolve` (--rerun runs it again): docs/unknown-outcomes.rst"
+    )
+
+
 def begin_anew(attempt: Attempt, exc: NotCommitted | StoppedAtCheckpoint) -> Any:
     """Put the message back: its body wrote nothing, or stopped at a checkpoint."""
     delivery = attempt.delivery

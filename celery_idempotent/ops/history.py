@@ -45,6 +45,14 @@ class JournalEntry:
     #: What else is told of such an event: ``took``, ``delay``, ``error``, ``attempt``, ...
     more: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def began_ms(self) -> int | None:
+        """When the run began that this tells of; ``None``: it tells of none, or does not say."""
+        if self.what == "claimed":
+            return self.at_ms
+        took = self.more.get("took")
+        return None if took is None else self.at_ms - int(1000 * float(took))
+
     def as_dict(self) -> dict[str, Any]:
         """Give what goes into JSON."""
         return {
@@ -114,24 +122,23 @@ class History:
                 seen.add(told.name)
                 yield told.name
 
-    def claimed_ms(self, name: str) -> int | None:
+    def _claimed_at(self, name: str) -> float | None:
         """Return when a record's last run began; ``None``: the journal doesn't say."""
         for told in self.events():
-            if told.name == name and told.what == "claimed":
-                return told.at_ms
-            if told.name == name and "took" in told.more:
-                return told.at_ms - int(1000 * float(told.more["took"]))
+            if told.name == name and told.began_ms is not None:
+                token = told.more.get("token")  # made of the store's clock when it claimed the key
+                return token / 1e6 if isinstance(token, int) else told.began_ms / 1000
         return None
 
     def claimed_at(self, view: RecordView) -> float | None:
         """Return when a key was claimed, in seconds since 1970; ``None``: nobody has it.
 
-        A token that a person gave it since, by ``resolve``, tells another time.
+        A token that a person gave it since, by ``resolve``, tells a later time.
         """
         if view.claimed_at is None:
             return None
-        by_journal = self.claimed_ms(view.name)
-        return view.claimed_at if by_journal is None else by_journal / 1000
+        by_journal = self._claimed_at(view.name)
+        return view.claimed_at if by_journal is None else by_journal
 
     def reaches_back_to(self) -> int | None:
         """Give the time of the oldest event; ``None``: there is none."""

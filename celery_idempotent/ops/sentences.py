@@ -141,6 +141,8 @@ def _unknown(told: JournalEntry) -> str:
 
 
 def _deduplicated(told: JournalEntry) -> str:
+    if told.more.get("ran"):
+        return f"It was answered with the outcome of {_other(told)}."
     return (
         f"It is a duplicate of {_other(told)}, which had the key {told.key}: it was answered with "
         "that outcome, its body was not run."
@@ -161,10 +163,11 @@ def _waiting(told: JournalEntry) -> str:
 
 def _refused(told: JournalEntry) -> str:
     waited = float(told.more.get("waited", 0))
+    again = " again" if told.more.get("ran") else ""
     after = f" after it had waited for {waited:.3g} s (idempotency_wait_timeout)" if waited else ""
     return (
         f"It failed with IdempotencyInProgress{after}: {_other(told)} held the key {told.key}; its "
-        "body was not run."
+        f"body was not run{again}."
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from celery_idempotent.ops.history import History, JournalEntry, when
@@ -29,6 +29,9 @@ _DECIDES: Final = frozenset(
         "mismatch",
     )
 )
+#: What tells of a run that has not come to its end, and what tells that it has.
+_RUNS: Final = frozenset(("claimed", "retrying", "interrupted", "process lost", "lost"))
+_ENDS: Final = _DECIDES - {"deduplicated", "dropped", "refused", "mismatch"} | {"compensating"}
 #: What a person did to a record, which belongs to every call that used it.
 _BY_HAND: Final = frozenset(("forgotten", "resolved", "resumed"))
 
@@ -86,10 +89,14 @@ def why(
     own: list[JournalEntry] = []
     duplicates: list[str] = []
     by_hand: list[JournalEntry] = []
+    others: list[JournalEntry] = []
     for told in History(environment.store, environment.prefix).events():
         if told.task_id == task_id:
             own.append(told)
-        elif told.original_id == task_id and told.what == "deduplicated":
+            continue
+        if told.began_ms is not None and not told.more.get("shadow"):
+            others.append(told)
+        if told.original_id == task_id and told.what == "deduplicated":
             duplicates.append(told.task_id or "")
         elif told.what in _BY_HAND:
             by_hand.append(told)
@@ -101,15 +108,17 @@ def why(
     since = own[0].at_ms
     own += [told for told in by_hand if told.name in names and told.at_ms >= since]
     own.sort(key=lambda told: told.at_ms)
-    record, summary = _record(environment, last.name), _summary(own)
+    own, run = _with_its_run(own)
+    followed = _followed(run, others[::-1])
+    record, summary = _record(environment, last.name), _summary(own, run, followed)
     queued = queued_call(environment.store, last.name) if last.what == "waiting" else None
     if queued is not None and queued.waits:
         summary += f" Next: {in_its_queue(queued)}."
     unknown = next((told for told in own[::-1] if told.what == "unknown"), None)
     if unknown is not None:
         events = History(environment.store, environment.prefix).events()
-        run = cut_off(events, unknown.name, unknown.at_ms)
-        summary += f" {run}" if run else ""
+        ended = cut_off(events, unknown.name, unknown.at_ms)
+        summary += f" {ended}" if ended else ""
     return Account(
         task_id=task_id,
         task=last.task,
@@ -192,10 +201,44 @@ def _is_lease_over(environment: Environment, record: RecordView | None) -> bool:
     return record is not None and record.is_lease_over(environment.store.now_ms())
 
 
-def _summary(told: list[JournalEntry]) -> str:
-    decided = [one for one in told if one.what in _DECIDES]
+def _with_its_run(told: list[JournalEntry]) -> tuple[list[JournalEntry], list[JournalEntry]]:
+    """Mark what answered a call after it had begun to run; and return its run, if it has no end."""
+    marked: list[JournalEntry] = []
+    run: list[JournalEntry] = []
+    for one in told:
+        if one.what == "claimed" or one.what in _ENDS:
+            run = []
+        if one.what in _RUNS:
+            run.append(one)
+        marked.append(replace(one, more={**one.more, "ran": True}) if run else one)
+    return marked, run
+
+
+def _followed(run: list[JournalEntry], others: list[JournalEntry]) -> list[str]:
+    """Say which call got the key after a run that has no end, and when.
+
+    Args:
+        others: the runs of other calls, oldest first.
+    """
+    if not run or run[-1].what == "lost":  # that names the call itself
+        return []
+    for told in others:
+        began_ms = told.began_ms
+        if told.name == run[0].name and began_ms is not None and began_ms >= run[0].at_ms:
+            gone = ["That run was not heard of again."] if run[-1].what == "claimed" else []
+            return [*gone, f"Task {told.task_id} got the key at {when(began_ms)}."]
+    return []
+
+
+def _summary(told: list[JournalEntry], run: list[JournalEntry], followed: list[str]) -> str:
+    since = run[0].at_ms if run else 0
+    decided = [one for one in told if one.what in _DECIDES and one.at_ms >= since]
     last = decided[-1] if decided else next(one for one in told[::-1] if one.what not in _BY_HAND)
-    text = sentence(last)
+    if run and decided:
+        parts = [*map(sentence, run), *followed, sentence(last)]
+    else:
+        parts = [sentence(last), *followed]
+    text = " ".join(parts)
     waited = max((int(one.more.get("waits", 0)) for one in told), default=0)
     if waited and last.what not in ("waiting", "store away"):
         text += f" Before that it had been put back {times(waited)}."

@@ -107,8 +107,12 @@ class ToldRun:
         #: Whether its end was told.
         self.is_over = False
         telling.journal.begin(self)  # a short run gets no entry for its beginning
-        if observers.observers or observers.outcomes.isEnabledFor(logging.DEBUG):
-            telling.observe("claimed", trace=None, **self._claim())
+        follows = run.interruptions and not (run.failed or telling.shadow)
+        if observers.observers or follows or observers.outcomes.isEnabledFor(logging.DEBUG):
+            details = self._claim()
+            if follows:
+                details["cut_off"] = run.lease.record.cut_off_id
+            telling.observe("claimed", trace=None, **details)
 
     @property
     def held(self) -> tuple[str, int]:

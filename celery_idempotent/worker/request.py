@@ -511,7 +511,12 @@ class IdempotentRequest(Request):
         process = Process(socket.gethostname(), self.worker_pid, BOOT_ID).pack()
         owner = owner_of(self._context)
         if environment.store.end_lease(key, owner.pack(), process, owner.slip_key(key)):
-            log.info("task %s lost its process %s: its key is free", self.id, self.worker_pid)
+            log.info(
+                "task %s lost its process %s: its lease is ended, and the next delivery with its "
+                "key decides what follows (idempotency_on_interrupted)",
+                self.id,
+                self.worker_pid,
+            )
             environment.journal.write(
                 "process lost",
                 key,

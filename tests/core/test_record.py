@@ -361,3 +361,19 @@ def test_a_label_is_read_as_it_was_made(label: Label, text: str) -> None:
     assert Label.of(Record(State.RUNNING, 1, label=text)) == label
     newer = text + "\n" * (7 - text.count("\n")) + "a line of a newer release"
     assert Label.of(Record(State.RUNNING, 1, label=newer)) == label
+
+
+@pytest.mark.parametrize(
+    ("cut_off", "task_id"),
+    [
+        pytest.param("", "own", id="none is known"),
+        pytest.param("54056669727374:1,54067365636f6e64:2", "second", id="the last one"),
+        pytest.param("5306736:1", "own", id="half of one"),
+        pytest.param("ff:1", "own", id="no owner"),
+    ],
+)
+def test_the_call_that_was_cut_off_is_in_the_label(cut_off: str, task_id: str) -> None:
+    """Where it is another; what can't be read stops no run."""
+    label = Label(cut_off=cut_off).text()
+    record = Record(State.RUNNING, 1, owner=Owner("own").pack(), label=label)
+    assert record.cut_off_id == task_id

@@ -31,6 +31,11 @@ NAMES = (
     "key_mismatch",
     "store_unavailable",
 )
+WHAT_TO_DO = (
+    "look in the log of its worker and at the service that it called, find out whether the effect "
+    "happened, then settle the key order:42 with `celery idempotency resolve` (--rerun runs it "
+    "again): docs/unknown-outcomes.rst"
+)
 
 
 @pytest.fixture
@@ -116,6 +121,8 @@ def test_an_outcome_that_is_unknown(app: Celery, heard: list[Any]) -> None:
     second = charge.apply((42,))
     # Then
     assert isinstance(second.result, OutcomeUnknown)
+    assert "(task first) was cut off, and nobody knows what it did: " in str(second.result)
+    assert WHAT_TO_DO in str(second.result)
     event = InterruptedEvent("signals.charge", "order:42", second.id, "first", 1, True)
     assert heard == [("task_interrupted", charge, event)]
 
@@ -130,6 +137,7 @@ def test_an_outcome_that_reconcile_leaves_unknown(app: Celery, heard: list[Any])
     second = charge.apply((42,))
     # Then
     assert isinstance(second.result, OutcomeUnknown)
+    assert WHAT_TO_DO in str(second.result)
     events = [
         InterruptedEvent("signals.charge", "order:42", second.id, second.id, 1, is_unknown)
         for is_unknown in (False, True)

@@ -938,6 +938,13 @@ _PUT_BACK = [
         (("tests/run/test_observers.py", "-k", "cut_off"),),
     ),
     Mutant(
+        "telling: a run that follows one that was cut off is logged as a warning",
+        "run/telling.py",
+        "            if follows:\n",
+        "            if False:\n",
+        (("tests/run/test_observers.py", "-k", "cut_off"),),
+    ),
+    Mutant(
         "telling: a run that lost its key tells no end",
         "run/telling.py",
         "        if isinstance(verdict, Lost):\n            return verdict\n",

@@ -149,6 +149,14 @@ def test_claimed_is_when_a_run_claimed_it(
     assert run("show", "order:1").lines[0]["claimed_at"] == shown["claimed_at"]
     assert listed[names["order:2"]] is listed[names["order:3"]] is None
     assert "claimed" in run("show", "order:1", "--text").out
+    # When the journal was told of the run a moment after it had its key
+    name = stored.done("order:4")
+    record = stored.store.get(name)
+    assert record is not None
+    tell(app, "claimed", name, FIRST, token=record.token)
+    # Then
+    listed = {line["name"]: line["claimed_at"] for line in run("list").lines}
+    assert run("show", "order:4").lines[0]["claimed_at"] == listed[name]
     assert "claimed" not in run("show", names["order:3"], "--text").out
 
 
@@ -492,6 +500,40 @@ def test_why_says_how_a_run_was_cut_off(
     run("resolve", "order:1", "--rerun", "--yes")
     # Then
     assert "The key is free now: its next call runs." in run("why", FIRST, "--text").out
+
+
+@pytest.mark.parametrize("is_lost", [True, False], ids=["the process", "the whole worker"])
+def test_why_says_who_took_over_a_run_that_was_killed(
+    run: Commands, app: Celery, stored: StoredRecords, is_lost: bool
+) -> None:
+    """Which call got the key and when; the killed one began to run, whatever answered it then."""
+    # Given
+    name = stored.done("order:42", owner=SECOND)
+    tell(app, "succeeded", name, SECOND, took=0.0)  # an earlier run, which took nothing over
+    tell(app, "claimed", name, FIRST, node="celery@w", pid=7)
+    if is_lost:
+        tell(app, "process lost", name, FIRST, node="celery@w", pid=7)
+    tell(app, "claimed", name, SECOND)
+    # When
+    (account,) = run("why", FIRST).lines
+    # Then
+    *_, (at, _) = [(it["at"], it["text"]) for it in run("why", SECOND).lines[0]["story"]]
+    assert f" Task {SECOND} got the key at {at}." in account["summary"]
+    assert ("not heard of again" in account["summary"]) is not is_lost
+    # When its message comes again
+    tell(app, "deduplicated", name, FIRST, original=SECOND)
+    (account,) = run("why", FIRST).lines
+    # Then
+    answered = f"It was answered with the outcome of task {SECOND}."
+    assert account["story"][-1]["text"] == answered
+    began, *_, end = account["summary"].partition(f" Task {SECOND} got the key at {at}. ")
+    assert began.startswith("It got the key order:42 and began to run on celery@w, process 7.")
+    assert ("Its process was lost on celery@w, process 7" in began) is is_lost
+    assert end == answered
+    # When it waited for the other call too long instead
+    tell(app, "refused", name, FIRST, original=SECOND)
+    # Then
+    assert run("why", FIRST).lines[0]["summary"].endswith("its body was not run again.")
 
 
 def test_why_falls_back_on_the_record(run: Commands, stored: StoredRecords) -> None:

@@ -143,6 +143,27 @@ def test_each_outcome_is_one_line_for_machines(charge, caplog):
     assert "outcome='deduplicated'" in caplog.text
 
 
+def test_a_run_after_one_that_was_cut_off_is_a_warning(charge, caplog, monkeypatch):
+    """It names the call that was cut off."""
+    # Given
+    with monkeypatch.context() as patch:
+        patch.setattr(charge, "run", _exits)
+        with pytest.raises(SystemExit):
+            charge.apply((42,), task_id="first")
+    # When
+    second = charge.apply((42,))
+    charge.apply((7,))
+    # Then
+    lines = [r for r in caplog.records if r.name == "celery_idempotent.outcomes"]
+    assert [(line.levelname, line.idempotency["outcome"]) for line in lines] == [
+        ("WARNING", "interrupted")
+    ]
+    assert lines[0].getMessage() == (
+        "idempotency outcome='interrupted' task='observed.charge' key='order:42' "
+        f"task_id='{second.id}' original_id='first'"
+    )
+
+
 # --- Prometheus ----------------------------------------------------------------------------------
 
 

@@ -254,9 +254,10 @@ def test_a_compensation_that_never_succeeds_is_left_to_a_person(app, ledger):
     order = saga(app, ledger, failures=9, idempotency_max_interruptions=1)
     app.tasks[f"{app.main}.release"].run = ledger.does("release!", error=OSError("down"))
     # When
-    states = [type(order.apply((1,)).result) for _ in range(3)]
+    results = [order.apply((1,)).result for _ in range(3)]
     # Then
-    assert states == [OSError, OSError, OutcomeUnknown]
+    assert [type(result) for result in results] == [OSError, OSError, OutcomeUnknown]
+    assert "was cut off, or its finished steps could not be undone, and" in str(results[-1])
     assert ledger.count(("charge", 1)) == 1
     assert ledger.count(("refund", "ch-1", "why")) == 1
 
@@ -504,6 +505,7 @@ def test_what_cannot_be_undone_for_want_of_its_result_is_said(app, ledger, resul
     assert isinstance(answer.result, OutcomeUnknown)
     assert "not undone: 'book'" in str(answer.result)
     assert "not undone: 'book'" in caplog.text
+    assert "idempotency resolve --failed`: docs/unknown-outcomes.rst" in caplog.text
     assert ledger == [("free", 7), ("refund", "ch-1")]
     assert order.idempotency_record(1, False).state is State.UNKNOWN
     # When a person has undone it, and says so

@@ -109,6 +109,18 @@ def test_what_a_lost_child_held_is_free(request_of_a_message, owner, process, ex
     assert (record.until_ms <= now_ms) is freed
 
 
+def test_the_log_says_of_a_lost_child_only_what_is_known(request_of_a_message, caplog):
+    """Whether the key is free is decided by the next delivery: the task's options say so."""
+    # Given
+    caplog.set_level("INFO", "celery_idempotent")
+    run(request_of_a_message, OWN, CHILD)
+    # When
+    request_of_a_message.on_failure(SimpleNamespace(exception=WorkerLostError("killed")))
+    # Then
+    assert "lost its process 4711: its lease is ended" in caplog.text
+    assert "idempotency_on_interrupted" in caplog.text
+
+
 def test_what_a_lost_child_has_run_is_listed(request_of_a_message, monkeypatch):
     """Where the store lists what is under way: the child may not have come to that."""
     # Given
