@@ -17,7 +17,7 @@ from uuid import UUID
 from celery.states import PROPAGATE_STATES, READY_STATES, REVOKED
 from celery.utils.log import get_logger
 
-from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, record_key
+from celery_idempotent.core.keys import MAX_EXPLICIT, MESSAGE_ID, CallKey, Owner, record_key
 from celery_idempotent.core.message import (
     EXPLICIT,
     OWN,
@@ -26,7 +26,7 @@ from celery_idempotent.core.message import (
     own_of,
     without_explicit,
 )
-from celery_idempotent.core.record import Owner, State
+from celery_idempotent.core.record import State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.verdicts import Reserve, Reserved
 from celery_idempotent.due import ms_until

@@ -13,7 +13,7 @@ from celery import Task
 from celery.utils.log import get_logger
 from kombu.utils.uuid import uuid
 
-from celery_idempotent.core.keys import CallKey, MessageId, identity_of, record_key
+from celery_idempotent.core.keys import CallKey, MessageId, Owner, identity_of, record_key
 from celery_idempotent.core.message import WaitState, goes_on, read_own
 from celery_idempotent.core.options import (
     Exceptions,
@@ -22,7 +22,7 @@ from celery_idempotent.core.options import (
     check_call,
     option_names,
 )
-from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.core.record import Record
 from celery_idempotent.delivery import callbacks
 from celery_idempotent.delivery.delivery import Delivery, RequestState, identify, state_of
 from celery_idempotent.delivery.execution import is_under_way

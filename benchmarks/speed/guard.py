@@ -107,7 +107,7 @@ def main(url: str, quick: bool) -> dict[str, list[float]]:
 
     from benchmarks.speed.bare import Bare
     from celery_idempotent import IdempotentTask
-    from celery_idempotent.core.record import Owner
+    from celery_idempotent.core.keys import Owner
     from celery_idempotent.settings import environment_of
 
     app = Celery("guard", broker="memory://", backend="cache+memory://")

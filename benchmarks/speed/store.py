@@ -22,7 +22,8 @@ from benchmarks.speed.bare import Bare
 from benchmarks.speed.measure import Effort, Goal, Ratio, Say, Section
 from benchmarks.speed.paper import memory_on_paper
 from celery_idempotent import IdempotentTask
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.run.heartbeat import Heartbeat
 from celery_idempotent.run.lease import Lease
 from celery_idempotent.stores.redis.store import RedisStore

@@ -10,7 +10,7 @@ from celery import Celery
 
 from benchmarks.speed.bare import Bare
 from celery_idempotent import IdempotentTask
-from celery_idempotent.core.record import Owner
+from celery_idempotent.core.keys import Owner
 
 __all__ = ["app"]
 

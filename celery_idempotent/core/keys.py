@@ -1,4 +1,6 @@
-"""Derives the identity of a call: its namespace, key and fingerprint."""
+"""Derives the identity of a call: its namespace, key and fingerprint, and the names of its keys."""
+
+from __future__ import annotations
 
 import inspect
 import re
@@ -21,12 +23,17 @@ from celery_idempotent.core.templates import (
     parse_names,
     parse_template,
 )
-from celery_idempotent.errors import ConfigurationError, KeyDerivationError
+from celery_idempotent.errors import ConfigurationError, KeyDerivationError, RecordCorrupt
 
 #: Keys up to this length stay readable in Redis.
 MAX_READABLE = 100
 MAX_LABEL = 200
 MAX_EXPLICIT = 1024
+
+_UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
+_UUID_TEXT = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
+_TEXT_OWNER = 0x54  # "T"
+_MAX_TASK_ID = 249
 
 _MARK = "~"  # begins a digest; a user's text that begins with it is digested, too
 _DIGEST = re.compile(r"~[0-9a-f]{32}\Z")
@@ -79,6 +86,50 @@ def identity_of(call_key: CallKey, began: str = "") -> str:
     """
     identity = record_key("effect", call_key)
     return f"{identity}|{began}" if began else identity
+
+
+class Owner(NamedTuple):
+    """The call that a claim belongs to: its task id, and how often its task was replaced."""
+
+    task_id: str
+    nesting: int = 0
+
+    def pack(self) -> bytes:
+        """Return the bytes that stores compare: equal owners have equal bytes."""
+        nesting = b"" if not self.nesting else self.nesting.to_bytes(4, "big")
+        if _UUID_TEXT(self.task_id):
+            return b"U" + bytes.fromhex(self.task_id.replace("-", "")) + nesting
+        text = self.task_id.encode("utf-8", "surrogatepass")
+        if len(text) > _MAX_TASK_ID:
+            # No task id has that length. It is cut to a limit; the digest keeps it unique.
+            text = text[:200] + blake2b(text, digest_size=16).digest()
+        return bytes((_TEXT_OWNER, len(text))) + text + nesting
+
+    def slip_key(self, key: str) -> str:
+        """Return the key of its slip; by the hash tag it is on the same server as the record."""
+        nesting = f":{self.nesting}" if self.nesting else ""
+        return f"{key}:sent:{self.task_id}{nesting}"
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Owner | None:
+        """Read what :meth:`pack` wrote; ``None`` for the empty string (a key without an owner)."""
+        return _owner(packed)
+
+
+@lru_cache(maxsize=64)  # one delivery reads the owner of its record several times
+def _owner(packed: bytes) -> Owner | None:
+    if not packed:
+        return None
+    if packed[0] == _UUID_OWNER and len(packed) in (17, 21):
+        text = packed[1:17].hex()
+        text = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        return Owner(text, int.from_bytes(packed[17:], "big"))
+    if packed[0] == _TEXT_OWNER and len(packed) >= 2:
+        end = 2 + packed[1]
+        if len(packed) in (end, end + 4):
+            text = packed[2:end].decode("utf-8", "replace")
+            return Owner(text, int.from_bytes(packed[end:], "big"))
+    raise RecordCorrupt("a record's owner cannot be read: forget the key to free it")
 
 
 def record_key(prefix: str, call_key: CallKey) -> str:

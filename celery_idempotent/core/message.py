@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
-from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey
-from celery_idempotent.core.record import Owner
+from celery_idempotent.core.keys import MAX_EXPLICIT, MAX_LABEL, CallKey, Owner
 from celery_idempotent.core.slip import DIGEST, Slip
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.errors import KeyDerivationError

@@ -17,22 +17,18 @@ over by a newer release can see that it lost, although it can't read the record.
 from __future__ import annotations
 
 import enum
-import hashlib
-import re
 import struct
 from contextlib import suppress
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 
 #: The version of the packed form. A reader refuses a higher one (a newer worker wrote it).
 VERSION: Final = 1
 
 _HEADER = struct.Struct(">BBBBQQI")
-_UUID_OWNER = 0x55  # "U": a task id that is a UUID takes 16 bytes, not 36
-_UUID_TEXT = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}").fullmatch
-_TEXT_OWNER = 0x54  # "T"
 _HAS_STEPS = 1  # bits of the flags
 _IS_AWAITED = 2
 _MAX_FIELD = 255
@@ -101,50 +97,6 @@ COMPENSATING: Final = State.COMPENSATING
 HELD: Final = (RUNNING, COMPENSATING)
 
 _STATES: Final = {int(state): state for state in State}
-
-
-class Owner(NamedTuple):
-    """The call that a claim belongs to: its task id, and how often its task was replaced."""
-
-    task_id: str
-    nesting: int = 0
-
-    def pack(self) -> bytes:
-        """Return the bytes that stores compare: equal owners have equal bytes."""
-        nesting = b"" if not self.nesting else self.nesting.to_bytes(4, "big")
-        if _UUID_TEXT(self.task_id):
-            return b"U" + bytes.fromhex(self.task_id.replace("-", "")) + nesting
-        text = self.task_id.encode("utf-8", "surrogatepass")
-        if len(text) > _MAX_FIELD - 6:
-            # No task id has that length. It is cut to a limit; the digest keeps it unique.
-            text = text[:200] + hashlib.blake2b(text, digest_size=16).digest()
-        return bytes((_TEXT_OWNER, len(text))) + text + nesting
-
-    def slip_key(self, key: str) -> str:
-        """Return the key of its slip; by the hash tag it is on the same server as the record."""
-        nesting = f":{self.nesting}" if self.nesting else ""
-        return f"{key}:sent:{self.task_id}{nesting}"
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Owner | None:
-        """Read what :meth:`pack` wrote; ``None`` for the empty string (a key without an owner)."""
-        return _owner(packed)
-
-
-@lru_cache(maxsize=64)  # one delivery reads the owner of its record several times
-def _owner(packed: bytes) -> Owner | None:
-    if not packed:
-        return None
-    if packed[0] == _UUID_OWNER and len(packed) in (17, 21):
-        text = packed[1:17].hex()
-        text = f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-        return Owner(text, int.from_bytes(packed[17:], "big"))
-    if packed[0] == _TEXT_OWNER and len(packed) >= 2:
-        end = 2 + packed[1]
-        if len(packed) in (end, end + 4):
-            text = packed[2:end].decode("utf-8", "replace")
-            return Owner(text, int.from_bytes(packed[end:], "big"))
-    raise RecordCorrupt("a record's owner cannot be read: forget the key to free it")
 
 
 class Label(NamedTuple):

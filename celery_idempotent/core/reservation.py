@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from typing import Final, NamedTuple
 
-from celery_idempotent.core.record import Owner
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.errors import RecordCorrupt
 
 _QUEUED: Final = ":queued"

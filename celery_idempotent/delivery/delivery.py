@@ -11,10 +11,10 @@ from typing import Any
 from celery.exceptions import Retry
 
 from celery_idempotent import observers
-from celery_idempotent.core.keys import CallKey, identity_of, record_key
+from celery_idempotent.core.keys import CallKey, Owner, identity_of, record_key
 from celery_idempotent.core.message import WaitState, explicit_key, goes_on, read_request
 from celery_idempotent.core.options import Options
-from celery_idempotent.core.record import Label, Owner
+from celery_idempotent.core.record import Label
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.run.claimant import Claimant, Terms
 from celery_idempotent.run.context import RunContext

@@ -18,8 +18,9 @@ from kombu import serialization
 from kombu.exceptions import EncodeError, OperationalError
 
 from celery_idempotent.core.awaited import poll_s
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.message import OWN, WaitState, own_header, sent_with
-from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.core.record import Record
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.delivery.body import Body, SameBody, body_of
 from celery_idempotent.delivery.callbacks import after_trace

@@ -21,9 +21,9 @@ from celery import Celery
 from kombu.utils.uuid import uuid
 
 from celery_idempotent.core.canonical import visible
-from celery_idempotent.core.keys import CallKey, record_key
+from celery_idempotent.core.keys import CallKey, Owner, record_key
 from celery_idempotent.core.options import Options
-from celery_idempotent.core.record import Label, Owner, State
+from celery_idempotent.core.record import Label, State
 from celery_idempotent.core.verdicts import (
     Busy,
     ClaimVerdict,

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from celery_idempotent.core.record import Label, Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Label, Record, State
 from celery_idempotent.core.step import cut, name_of
 from celery_idempotent.delivery.repair import rewound_ttl_ms
 from celery_idempotent.errors import IdempotencyError, StoreError, StoreUnavailable, UnknownStep

@@ -11,7 +11,8 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from celery_idempotent.core import record as records
-from celery_idempotent.core.record import Label, Owner, Process, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Label, Process, Record, State
 from celery_idempotent.errors import StoreError
 from celery_idempotent.ops.outcomes import kind_of
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Final
 
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.record import (
     COMPENSATING,
     FAILED,
@@ -18,7 +19,6 @@ from celery_idempotent.core.record import (
     SUCCEEDED,
     UNKNOWN,
     Label,
-    Owner,
     Record,
 )
 from celery_idempotent.core.slip import NO_SLIP, Slip

@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from celery.utils.log import get_logger
 
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.message import read_request
-from celery_idempotent.core.record import HELD, Owner, Process, Record, State
+from celery_idempotent.core.record import HELD, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.delivery.delivery import ignores_result
 from celery_idempotent.delivery.results import encode_failure

@@ -16,8 +16,8 @@ from weakref import WeakSet
 from celery.utils.log import get_logger
 
 from celery_idempotent.core.awaited import Outlook, Stage, outlook
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.message import WaitState, read_own
-from celery_idempotent.core.record import Owner
 from celery_idempotent.core.verdicts import NEVER_MS
 from celery_idempotent.settings import Environment, environment_of
 from celery_idempotent.worker.listening import Listener, Sight

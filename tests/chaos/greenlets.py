@@ -32,8 +32,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from celery_idempotent import IdempotentTask
-from celery_idempotent.core.keys import record_key
-from celery_idempotent.core.record import Owner
+from celery_idempotent.core.keys import Owner, record_key
 from celery_idempotent.ops.history import History
 from celery_idempotent.settings import environment_of
 from celery_idempotent.testing.servers import RedisServer

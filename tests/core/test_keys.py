@@ -13,16 +13,16 @@ from decimal import Decimal
 from itertools import combinations, product
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pydantic
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from celery_idempotent.core.binding import Binder
-from celery_idempotent.core.keys import MESSAGE_ID, CallKey, KeyScheme, record_key
-from celery_idempotent.errors import ConfigurationError, KeyDerivationError
+from celery_idempotent.core.keys import MESSAGE_ID, CallKey, KeyScheme, Owner, record_key
+from celery_idempotent.errors import ConfigurationError, KeyDerivationError, RecordCorrupt
 
 DIGEST = re.compile(r"~[0-9a-f]{32}")
 NOTHING_DERIVED = b""
@@ -851,3 +851,61 @@ def test_other_wrong_options_are_refused_as_well(option: str, value: Any, words:
     """The message names the option that is wrong."""
     with pytest.raises(ConfigurationError, match=f"'shop.charge': idempotency_{option}: .*{words}"):
         scheme("{order_id}", **{option: value})
+
+
+def task_ids() -> st.SearchStrategy[str]:
+    """UUIDs in several spellings, and anything else that a producer may call a task."""
+    spelt = st.builds(
+        lambda value, spell: spell(str(value)),
+        st.uuids(),
+        st.sampled_from([str, str.upper, lambda text: text.replace("-", ""), "{{{}}}".format]),
+    )
+    return st.one_of(st.uuids().map(str), spelt, st.text(max_size=400))
+
+
+class TestOwner:
+    @given(st.lists(st.builds(Owner, task_ids(), st.integers(0, 3)), min_size=2, max_size=4))
+    def test_equal_owners_equal_bytes(self, owners: list[Owner]) -> None:
+        """Two owners pack to the same bytes if they are the same, and only then."""
+        for one in owners:
+            for other in owners:
+                assert (one.pack() == other.pack()) is (one == other)
+            # Two spellings of one UUID are two task ids.
+            upper = one._replace(task_id=one.task_id.upper())
+            assert (one.pack() == upper.pack()) is (one == upper)
+
+    @given(
+        st.builds(Owner, st.one_of(st.uuids().map(str), st.text(max_size=60)), st.integers(0, 9))
+    )
+    def test_an_owner_is_read_again(self, owner: Owner) -> None:
+        """Task id and nesting come back from the packed form."""
+        if owner.task_id.encode("utf-8", "replace").decode() == owner.task_id:
+            assert Owner.unpack(owner.pack()) == owner
+
+    def test_long_task_ids_stay_apart(self) -> None:
+        """Task ids that differ only at their end are different owners."""
+        # Then
+        assert Owner("x" * 500 + "1").pack() != Owner("x" * 500 + "2").pack()
+        assert len(Owner("\ud800" * 500, 1).pack()) <= 255
+
+    def test_a_uuid_is_small(self) -> None:
+        """Celery's own ids take 17 bytes, and 21 where the task was replaced."""
+        # Given
+        task_id = str(uuid4())
+        # Then
+        assert len(Owner(task_id).pack()) == 17
+        assert len(Owner(task_id, 1).pack()) == 21
+
+    @given(st.binary(max_size=60))
+    @example(b"U" + b"x" * 15)
+    @example(b"T")
+    @example(b"T\x05abc")
+    def test_damage_gives_no_other_error(self, packed: bytes) -> None:
+        """Bytes are read as an owner, as none, or are corrupt."""
+        try:
+            # When
+            owner = Owner.unpack(packed)
+        except RecordCorrupt:
+            return
+        # Then
+        assert (owner is None) is (packed == b"")

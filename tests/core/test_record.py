@@ -10,11 +10,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from celery_idempotent.core.record import VERSION, Label, Owner, Process, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import VERSION, Label, Process, Record, State
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew
 from celery_idempotent.stores.redis.store import RedisStore
 from celery_idempotent.testing.contract.kit import replace
 from celery_idempotent.testing.servers import RedisServer
+from tests.core.test_keys import task_ids
 
 fields = st.binary(max_size=255)
 numbers = st.integers(0, 2**53 - 1)
@@ -183,35 +185,7 @@ class TestRecord:
         ]
 
 
-def task_ids() -> st.SearchStrategy[str]:
-    """UUIDs in several spellings, and anything else that a producer may call a task."""
-    spelt = st.builds(
-        lambda value, spell: spell(str(value)),
-        st.uuids(),
-        st.sampled_from([str, str.upper, lambda text: text.replace("-", ""), "{{{}}}".format]),
-    )
-    return st.one_of(st.uuids().map(str), spelt, st.text(max_size=400))
-
-
 class TestOwner:
-    @given(st.lists(st.builds(Owner, task_ids(), st.integers(0, 3)), min_size=2, max_size=4))
-    def test_equal_owners_equal_bytes(self, owners: list[Owner]) -> None:
-        """Two owners pack to the same bytes if they are the same, and only then."""
-        for one in owners:
-            for other in owners:
-                assert (one.pack() == other.pack()) is (one == other)
-            # Two spellings of one UUID are two task ids.
-            upper = one._replace(task_id=one.task_id.upper())
-            assert (one.pack() == upper.pack()) is (one == upper)
-
-    @given(
-        st.builds(Owner, st.one_of(st.uuids().map(str), st.text(max_size=60)), st.integers(0, 9))
-    )
-    def test_an_owner_is_read_again(self, owner: Owner) -> None:
-        """Task id and nesting come back from the packed form."""
-        if owner.task_id.encode("utf-8", "replace").decode() == owner.task_id:
-            assert Owner.unpack(owner.pack()) == owner
-
     @given(task_ids())
     def test_every_task_id_fits(self, task_id: str) -> None:
         """However long it is, an owner fits its field, and the record can be read."""
@@ -219,34 +193,6 @@ class TestOwner:
         packed = replace(TYPICAL, owner=Owner(task_id, 7).pack()).pack()
         # Then
         assert isinstance(Record.unpack(packed).owner_id, str)
-
-    def test_long_task_ids_stay_apart(self) -> None:
-        """Task ids that differ only at their end are different owners."""
-        # Then
-        assert Owner("x" * 500 + "1").pack() != Owner("x" * 500 + "2").pack()
-        assert len(Owner("\ud800" * 500, 1).pack()) <= 255
-
-    def test_a_uuid_is_small(self) -> None:
-        """Celery's own ids take 17 bytes, and 21 where the task was replaced."""
-        # Given
-        task_id = str(uuid.uuid4())
-        # Then
-        assert len(Owner(task_id).pack()) == 17
-        assert len(Owner(task_id, 1).pack()) == 21
-
-    @given(st.binary(max_size=60))
-    @example(b"U" + b"x" * 15)
-    @example(b"T")
-    @example(b"T\x05abc")
-    def test_damage_gives_no_other_error(self, packed: bytes) -> None:
-        """Bytes are read as an owner, as none, or are corrupt."""
-        try:
-            # When
-            owner = Owner.unpack(packed)
-        except RecordCorrupt:
-            return
-        # Then
-        assert (owner is None) is (packed == b"")
 
     def test_a_forgotten_key_has_no_owner(self) -> None:
         """The empty owner is nobody."""

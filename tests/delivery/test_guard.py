@@ -25,8 +25,8 @@ from celery_idempotent import (
     State,
     observers,
 )
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.message import OWN, WaitState, own_header
-from celery_idempotent.core.record import Owner
 from celery_idempotent.core.verdicts import Settle
 from celery_idempotent.delivery import guard, outcome, waiting
 from celery_idempotent.delivery.attempt import Attempt

@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import pytest
 
-from celery_idempotent.core.record import Owner, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Renewal, Reserve, Settle

@@ -12,7 +12,8 @@ import pytest
 
 from celery_idempotent import ConfigurationError
 from celery_idempotent.core import transitions
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.verdicts import (
     Busy,

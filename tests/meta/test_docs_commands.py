@@ -17,7 +17,8 @@ from celery import Celery
 
 from celery_idempotent import IdempotentTask
 from celery_idempotent.core.codec import Kind, Outcome
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Claim, Claimed, Renewal, Settle
 from celery_idempotent.ops import remote, settle

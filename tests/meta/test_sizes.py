@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.options import Options
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.testing.servers import RedisServer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "performance.rst").read_text()

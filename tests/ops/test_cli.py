@@ -15,8 +15,8 @@ from celery.bin.base import CLIContext
 
 from celery_idempotent import IdempotentTask, State
 from celery_idempotent.core.codec import Kind, Outcome
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.message import OWN
-from celery_idempotent.core.record import Owner
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Renewal, Reserve

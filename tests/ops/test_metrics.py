@@ -17,7 +17,8 @@ from celery import Celery
 from prometheus_client import CollectorRegistry
 
 from celery_idempotent import IdempotentTask
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import Claim, Settle
 from celery_idempotent.observers import Observation, stop_observing
 from celery_idempotent.ops import metrics

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 
 from celery_idempotent import IdempotencyInProgress, IdempotentTask
-from celery_idempotent.core.record import Owner
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.verdicts import Reserve
 from celery_idempotent.ops.history import when

@@ -15,7 +15,8 @@ from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from celery_idempotent import IdempotentTask, State
-from celery_idempotent.core.record import Owner, Process, Record
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Process, Record
 from celery_idempotent.core.verdicts import Claim, Claimed
 from celery_idempotent.errors import StoreUnavailable
 from celery_idempotent.ops import panel, remote

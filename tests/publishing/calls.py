@@ -3,9 +3,9 @@
 from kombu.utils.uuid import uuid
 
 from celery_idempotent import IdempotentTask, State
-from celery_idempotent.core.keys import record_key
+from celery_idempotent.core.keys import Owner, record_key
 from celery_idempotent.core.message import OWN
-from celery_idempotent.core.record import Owner, Record
+from celery_idempotent.core.record import Record
 from celery_idempotent.core.reservation import queued_key
 from celery_idempotent.core.verdicts import Claim, Settle
 from celery_idempotent.settings import environment_of

@@ -8,7 +8,8 @@ import weakref
 
 import pytest
 
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import Claim, Settle
 from celery_idempotent.errors import RecordTooNew, StoreUnavailable
 from celery_idempotent.run import heartbeat as module

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from celery_idempotent.core.record import Owner, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import State
 from celery_idempotent.core.reservation import queued_key
 from celery_idempotent.core.verdicts import Busy, Claim, Claimed, Replay, Settle
 from celery_idempotent.stores.memory import MemoryStore

@@ -7,8 +7,8 @@ import uuid
 import redis
 
 from celery_idempotent.core.codec import Kind, Outcome
-from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.keys import CallKey, Owner, record_key
+from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.stores.base import Store
 from celery_idempotent.stores.memory import MemoryStore

@@ -20,7 +20,8 @@ import redis
 from celery import Celery
 
 from celery_idempotent.core.codec import Kind, Outcome
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.ops.cli.console import Console
 from celery_idempotent.run.journal import Journal
 from celery_idempotent.stores.journal import journal_key

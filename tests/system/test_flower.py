@@ -14,7 +14,8 @@ import pytest
 import redis
 
 from celery_idempotent.core.codec import Kind, Outcome
-from celery_idempotent.core.record import Owner, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import State
 from celery_idempotent.core.reservation import Reservation
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Renewal, Reserve, Settle

@@ -22,8 +22,9 @@ from celery.worker.request import Request
 from celery.worker.state import revoked as revoked_tasks
 
 from celery_idempotent import IdempotentTask
+from celery_idempotent.core.keys import Owner
 from celery_idempotent.core.message import read_request
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import Claim, Claimed, Settle
 from celery_idempotent.errors import StoreUnavailable

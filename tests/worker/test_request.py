@@ -9,7 +9,8 @@ from celery.worker.request import Request
 from kombu import Message
 
 from celery_idempotent import IdempotentTask
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import Recorded
 from celery_idempotent.worker import request as request_module
 from celery_idempotent.worker.request import IdempotentRequest

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_idempotent.core.record import Owner, Process, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.worker.standing import Standing, stands
 

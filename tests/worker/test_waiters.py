@@ -13,9 +13,9 @@ from celery import Celery
 from kombu.asynchronous.timer import Timer
 
 from celery_idempotent import IdempotentTask
-from celery_idempotent.core.keys import record_key
+from celery_idempotent.core.keys import Owner, record_key
 from celery_idempotent.core.message import OWN, WaitState, own_header
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.settings import environment_of
 from celery_idempotent.worker import waiters
 from celery_idempotent.worker.listening import Sight

@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 import redis.exceptions as errors
 from redis.exceptions import AskError
 
-from celery_idempotent.core.keys import CallKey, record_key
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import CallKey, Owner, record_key
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import Claim, Note, Renewal, Resolve, Settle
 from celery_idempotent.errors import RecordCorrupt, StoreError

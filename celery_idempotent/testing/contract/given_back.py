@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_idempotent.core.record import Owner, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Record, State
 from celery_idempotent.core.verdicts import (
     Busy,
     Claimed,

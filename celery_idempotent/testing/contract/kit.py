@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
-from celery_idempotent.core.record import Label, Owner, Process, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Label, Process, Record, State
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
     Claim,

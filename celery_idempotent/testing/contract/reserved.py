@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from celery_idempotent.core.record import Label, Owner, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Label, State
 from celery_idempotent.core.reservation import Reservation, queued_key
 from celery_idempotent.core.verdicts import (
     Busy,

@@ -18,7 +18,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from celery_idempotent.core.record import Label, Owner, Process, Record, State
+from celery_idempotent.core.keys import Owner
+from celery_idempotent.core.record import Label, Process, Record, State
 from celery_idempotent.core.reservation import Reservation, queued_key
 from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.verdicts import (
