@@ -76,7 +76,10 @@ class KeyFunction(TaskFunction):
         except KeyDerivationError:
             raise
         except Exception as exc:
-            raise NoKey(f"{self._option} raised {type(exc).__name__}") from exc
+            raise NoKey(
+                f"{self._option} raised {type(exc).__name__}; its text, which may hold arguments, "
+                "is in this error's __cause__"
+            ) from exc
         if text is None:
             return None
         if not isinstance(text, str):

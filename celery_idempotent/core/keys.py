@@ -217,7 +217,10 @@ class KeyScheme:
         parameter is ``self``. Raises TypeError if the arguments don't fit the task, and
         :class:`KeyDerivationError`, which names the argument, if they have no key.
         """
-        values = self._binder.bind(args, kwargs)
+        try:
+            values = self._binder.bind(args, kwargs)
+        except TypeError as exc:
+            raise TypeError(f"{self._where}: {_what_does_not_fit(args, str(exc))}") from exc
         try:
             return self._derive(values, task_id, explicit, task)
         except NoKey as exc:
@@ -295,8 +298,10 @@ class KeyScheme:
             checked = explicit is not None
             if texts is not None:
                 fingerprint = _hash(self._joined(texts), _OF_ARGUMENTS).digest()
-            elif checked or chosen is None:
-                raise self._no_form(values)
+            elif checked:
+                raise self._no_form(values, "name those that are compared", "fingerprint")
+            elif chosen is None:
+                raise self._no_form(values, "name others", "key")
             else:
                 fingerprint = b""
 
@@ -304,7 +309,7 @@ class KeyScheme:
             if texts is None:
                 texts = self._texts(values)
             if texts is None:
-                raise self._no_form(values)
+                raise self._no_form(values, "name others", "key")
             key, label = _MARK + _hash(self._joined(texts), _OF_KEY).hexdigest(), ""
         else:
             key, label = self.identity(chosen)
@@ -321,13 +326,13 @@ class KeyScheme:
         except NoForm:
             return None
 
-    def _no_form(self, values: Sequence[Any]) -> NoKey:
+    def _no_form(self, values: Sequence[Any], remedy: str, option: str) -> NoKey:
         """Return the error for the first argument without a canonical text."""
         for name, value in zip(self._binder.names, values, strict=True):
             try:
                 text_of(value)
             except NoForm as exc:
-                error = no_form(name, exc)
+                error = NoKey(f"{no_form(name, exc)}: {remedy} in idempotency_{option}")
                 error.__cause__ = exc
                 return error
         raise AssertionError("one of them has none")
@@ -364,7 +369,7 @@ class KeyScheme:
                     "the task has no parameters, so all of its calls would be one, and a periodic "
                     "task would silently run once a day: say what makes two calls the same: "
                     "MESSAGE_ID (only redeliveries of one message), or a callable that returns, "
-                    "for instance, today's date"
+                    f"for instance, today's date; {_ONE_AT_A_TIME}"
                 )
             return None
         if key is MESSAGE_ID:
@@ -373,11 +378,15 @@ class KeyScheme:
             literals, fields = parse_template(key, self._binder, wrong)
             if not fields:
                 hint = f": did you mean '{{{key}}}'?" if key in self._binder.index else ""
-                raise wrong(f"{key!r} names no argument, so all calls would be one{hint}")
+                raise wrong(
+                    f"{key!r} names no argument, so all calls would be one{hint}; {_ONE_AT_A_TIME}"
+                )
             return Template(literals, fields)
         if isinstance(key, (tuple, list)):
             if not key:
-                raise wrong("an empty tuple names no argument, so all calls would be one")
+                raise wrong(
+                    f"an empty tuple names no argument, so all calls would be one; {_ONE_AT_A_TIME}"
+                )
             return names_template(parse_names(key, self._binder, wrong))
         if callable(key):
             return KeyFunction(key, option, self._binder, wrong)
@@ -410,6 +419,29 @@ class KeyScheme:
         if not isinstance(names, (tuple, list)):
             raise wrong(f"{names!r} is not a tuple of argument names, such as ('amount',)")
         return parse_names(names, self._binder, wrong)
+
+
+#: What to write where all calls of a task are to be one.
+_ONE_AT_A_TIME = (
+    "where no two calls may run at once, give a function that returns a constant, "
+    "lambda *args, **kwargs: 'all', and idempotency_ttl = 0"
+)
+
+
+def _what_does_not_fit(args: object, why: str) -> str:
+    """Return why a call does not fit its task, and what to write instead.
+
+    Args:
+        why: in the words of inspect.
+    """
+    if not isinstance(args, (list, tuple)):
+        return f"its args are of type {type(args).__name__}, and must be a list or tuple: (x,)"
+    if why.endswith("unexpected keyword argument 'idempotency_key'"):
+        why += (
+            ": that is an option of the call, and not an argument of the task: "
+            "apply_async(args, idempotency_key=...)"
+        )
+    return why
 
 
 def _checked_explicit(explicit: object) -> str:

@@ -105,7 +105,8 @@ class Template:
             if text in _EMPTY:
                 raise NoKey(
                     f"argument {field.name!r} is {'None' if text == 'null' else 'empty'}, "
-                    "and would make one call of many"
+                    "and would make one call of many: where that call is not to be deduplicated, "
+                    "let idempotency_key be a function that returns None for it"
                 )
             parts.append(literal)
             parts.append(_placed(text, end))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -165,7 +166,16 @@ def message_of(
     """Give the message that a call would send."""
     published: list[Message] = []
     with published_by(task.app, published):
-        task.apply_async(args, kwargs, **options)
+        try:
+            task.apply_async(args, kwargs, **options)
+        except TypeError as exc:
+            stray = [name for name in signature(task.run).parameters if name in options]
+            if not stray:
+                raise
+            raise TypeError(
+                f"{exc}: {stray[0]} was taken as an option of the call; its arguments go into args "
+                f"and kwargs: kwargs={{{stray[0]!r}: ...}}"
+            ) from exc
     return published[-1]
 
 

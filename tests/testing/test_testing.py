@@ -242,6 +242,19 @@ def test_only_idempotent_tasks_are_taken(app: Celery) -> None:
         next(crash_points(plain))
 
 
+def test_arguments_that_are_none_are_refused_with_what_to_write(
+    make_task: Callable[..., Any],
+) -> None:
+    """What one tries first: ``deliver(task, order=1)``, ``crash_points(task, 7)``."""
+    task = make_task(tail)
+    words = r"order was taken as an option .* args and kwargs: kwargs=\{'order': ...\}$"
+    for call in (deliver, lambda *args, **options: next(crash_points(*args, **options))):
+        with pytest.raises(TypeError, match=words):
+            call(task, order=1)
+        with pytest.raises(TypeError, match=r"args are of type int, and must be .*: \(x,\)$"):
+            call(task, 7)
+
+
 def test_a_store_of_ones_own_is_played_on_too(
     make_task: Callable[..., Any], bank: Bank, tmp_path: Path
 ) -> None:
