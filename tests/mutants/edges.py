@@ -13,6 +13,13 @@ def _by(words: str, file: str = "http/test_edge") -> Stages:
 
 EDGES = [
     Mutant(
+        "a middleware's function has to take what it is called with",
+        "http/edge.py",
+        "            signature(value).bind(None)\n",
+        "            signature(value)\n",
+        _by("wrong_argument"),
+    ),
+    Mutant(
         "half a body is no request",
         "http/edge.py",
         "if length is not None and length.isdecimal() and got < int(length):",

@@ -139,6 +139,13 @@ OPERATORS: list[Mutant] = [
         _METRICS,
     ),
     Mutant(
+        "doctor: an option that a base reads is not left over",
+        "ops/doctor/keys.py",
+        "    return option in vars(cls) and not any(",
+        "    return option in vars(cls) or any(",
+        (("tests/ops/test_doctor.py", "-k", "base_reads"),),
+    ),
+    Mutant(
         "doctor: what the trial run was refused is told",
         "ops/doctor/trial.py",
         "            yield Refusal(name, exc, is_vital)",

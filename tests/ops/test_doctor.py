@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 from celery import Celery
 from celery.beat import BeatLazyFunc
 from celery.schedules import BaseSchedule, crontab
+from celery_heimdall import HeimdallTask  # type: ignore[import-untyped]
+from celery_singleton import Singleton  # type: ignore[import-untyped]
 from kombu.common import QoS
 from kombu.transport import redis as kombu_redis
 
@@ -95,9 +97,13 @@ def patient(
     app = Celery("shop", set_as_current=False)
     made.append(app)
     app.conf.update({**GOOD, **(conf or {})})
-    chosen: dict[str, Any] = {"idempotency_key": "order:{order}", **options}
+    chosen: dict[str, Any] = {
+        "base": IdempotentTask,
+        "idempotency_key": "order:{order}",
+        **options,
+    }
 
-    @app.task(base=IdempotentTask, name="shop.charge", shared=False, **chosen)
+    @app.task(name="shop.charge", shared=False, **chosen)
     def charge(order: int = 1) -> int:
         return order
 
@@ -334,6 +340,15 @@ def test_a_good_configuration_is_not_spoken_of(
         ("time-limit-not-enforced", {"worker_pool": "threads"}, {}),
         ("time-limit-not-enforced", {"worker_pool": "solo", "task_time_limit": None}, {}),
         ("key-not-chosen", {}, {"idempotency_key": None}),
+        *[
+            ("left-over-option", {}, option)
+            for option in (
+                {"once": {"keys": ["order"]}},
+                {"unique_on": ["order"]},
+                {"lock_expiry": 60},
+                {"heimdall": {"unique": True}},
+            )
+        ],
         ("lost-with-its-process", {}, {"reject_on_worker_lost": False}),
         ("no-result-backend", {"result_backend": None}, {}),
         ("no-result-backend", {"result_backend": "disabled://"}, {}),
@@ -474,6 +489,53 @@ def test_an_argument_that_differs_each_time_is_named(
     if names:
         assert names[0] in finding.what
         assert finding.value == "idempotency_key = ('order',)"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ({"once": {"keys": ["order"], "graceful": True}}, "idempotency_key = ('order',)"),
+        ({"once": {"keys": []}}, "idempotency_key = lambda *args, **kwargs: 'all'"),
+        ({"once": {}}, "idempotency_ttl = 0"),
+        ({"unique_on": ["order"]}, "idempotency_key = ('order',)"),
+        ({"lock_expiry": 60}, "idempotency_ttl = 0"),
+        ({"heimdall": {"unique": True}}, "idempotency_ttl = 0"),
+    ],
+)
+def test_an_option_of_a_lock_that_is_gone_is_named(
+    made: list[Celery], option: dict[str, Any], value: str
+) -> None:
+    """With what stands for it here."""
+    (finding,) = check_keys(patient(made, **option))
+    assert next(iter(option)) in finding.what
+    assert finding.value == value
+
+
+def test_an_option_that_a_base_reads_is_not_left_over(made: list[Celery]) -> None:
+    """Of the library itself, beside this one, or of the user's own."""
+
+    # Given
+    class Own(IdempotentTask):
+        abstract = True
+        once: ClassVar[dict[str, Any]] = {}
+
+    class Singular(Singleton, IdempotentTask):
+        abstract = True
+
+    class Guarded(HeimdallTask, IdempotentTask):
+        abstract = True
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return IdempotentTask.__call__(self, *args, **kwargs)
+
+    given: list[dict[str, Any]] = [
+        {"base": Own, "once": {"keys": ["order"]}},
+        {"base": Singular, "unique_on": ["order"], "lock_expiry": 60},
+        {"base": Guarded, "heimdall": {"unique": True}},
+    ]
+    # Then
+    for options in given:
+        assert list(check_keys(patient(made, **options))) == []
 
 
 @pytest.mark.parametrize("conf", [{}, {"broker_url": "amqp://localhost:1//"}], ids=str)

@@ -1,4 +1,4 @@
-"""Whether a key over all arguments can be the same for two calls that are the same."""
+"""Whether the key is the one that was meant: no part changes by chance, nothing is left unread."""
 
 from __future__ import annotations
 
@@ -20,11 +20,19 @@ _VOLATILE: Final = frozenset(
         *("traceparent", "tracestate", "attempt", "retry", "retries"),
     )
 )
+#: What tasks of other libraries are given, and whose it is.
+_FOREIGN: Final = {
+    "once": "celery_once",
+    "unique_on": "celery_singleton",
+    "lock_expiry": "celery_singleton",
+    "heimdall": "celery_heimdall",
+}
 _MOMENTS: Final = ("datetime", "datetime.datetime")
 
 
 def check_keys(patient: Patient) -> Iterator[Finding]:
-    """Check the tasks whose key is made of all arguments."""
+    """Check the tasks whose key is made of all arguments, and those that came from a lock."""
+    yield from _left_over(patient)
     whole = [task for task in patient.tasks if _is_by_all(task)]
     volatile = {task.name: volatile_arguments(task.task) for task in whole}
     changing = [task for task in whole if volatile[task.name]]
@@ -51,6 +59,37 @@ def check_keys(patient: Patient) -> Iterator[Finding]:
             "Name the arguments that matter, on the task",
             f"idempotency_key = {_others(rest[0].task, [])!r}",
         )
+
+
+def _left_over(patient: Patient) -> Iterator[Finding]:
+    for option, library in _FOREIGN.items():
+        left = [task for task in patient.tasks if _is_left_over(task.task, option, library)]
+        if left:
+            first = min(left, key=lambda task: task.name)
+            yield Finding(
+                "left-over-option",
+                WARNING,
+                f"{option}= is an option of {library.replace('_', '-')}, and nothing reads it here "
+                f"({about(left)})",
+                "What it asked for does not happen.",
+                "Take it out, and write on the task what stands for it (docs/migrating.rst)",
+                _instead_of(getattr(first.task, option)),
+            )
+
+
+def _is_left_over(task: Any, option: str, library: str) -> bool:
+    cls, *bases = type(task).__mro__
+    return option in vars(cls) and not any(
+        option in vars(base) or base.__module__.partition(".")[0] == library for base in bases
+    )
+
+
+def _instead_of(value: Any) -> str:
+    names = value.get("keys") if isinstance(value, dict) else value
+    if isinstance(names, (list, tuple)):
+        key = repr(tuple(names)) if names else "lambda *args, **kwargs: 'all'"
+        return f"idempotency_key = {key}"
+    return "idempotency_ttl = 0"  # their locks end with the run
 
 
 def _is_by_all(task: Task) -> bool:
