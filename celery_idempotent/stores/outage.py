@@ -72,7 +72,7 @@ class Outage:
             self._turn, self._pid = threading.Lock(), os.getpid()
         is_rested = time.monotonic() - self.failed_at >= self._pause_s
         if not (is_rested and self._turn.acquire(blocking=False)):
-            raise not_done(f"{self._what} does not answer: it was asked just now")
+            raise not_done(f"{self._what} did not answer a moment ago")
         try:
             return ask()
         finally:

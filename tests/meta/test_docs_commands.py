@@ -24,6 +24,7 @@ from celery_idempotent.core.verdicts import Claim, Claimed, Renewal, Settle
 from celery_idempotent.ops import remote, settle
 from celery_idempotent.ops.cli import act, idempotency
 from celery_idempotent.ops.doctor import examination
+from celery_idempotent.ops.doctor.findings import NAMES
 from celery_idempotent.ops.doctor.rights import (
     CLUSTER_COMMANDS,
     OPERATOR_COMMANDS,
@@ -246,3 +247,4 @@ def test_the_page_of_the_doctor_names_each_finding_once() -> None:
     # Then
     assert len(named) == len(set(named))
     assert set(named) == {name for source in DOCTOR.glob("*.py") for name in names_in(source)}
+    assert set(named) == NAMES

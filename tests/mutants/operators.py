@@ -132,6 +132,13 @@ OPERATORS: list[Mutant] = [
         _CLI,
     ),
     Mutant(
+        "doctor: what a misspelt name accepts is not passed over",
+        "ops/doctor/examination.py",
+        "if name not in NAMES",
+        "if False",
+        _DOCTOR,
+    ),
+    Mutant(
         "metrics: only a worker opens the port",
         "ops/metrics.py",
         "        if _is_worker:\n",

@@ -1069,7 +1069,7 @@ def test_an_app_without_a_store_is_told_so(
     done = Commands(app, capsys)(command)
     app.close()
     # Then
-    assert done.code == (3 if command == "doctor" else 1)
+    assert done.code == 3
     assert "idempotency_store_url" in done.err
     assert "hunter2" not in done.err
 
@@ -1086,6 +1086,7 @@ def test_the_help_says_what_exit_codes_mean(run: Commands) -> None:
     """And what is written where."""
     text = " ".join(run("--help").out.split())
     assert "Exit codes: 0, done, or filters found nothing; 1, what was named was not found" in text
+    assert "3, the app's configuration is so wrong" in text
     assert "JSON" in text
 
 

@@ -285,6 +285,7 @@ def test_a_trial_run_tells_what_the_store_refused(
         ("trial-refused", level) for level in levels
     ]
     assert all("it is a Tuesday" in finding.what for finding in found)
+    assert all(finding.what.startswith("a check could not ") for finding in found)
 
 
 # --- settings and tasks --------------------------------------------------------------------------
@@ -760,6 +761,28 @@ def test_what_is_accepted_is_not_spoken_of(
     assert [finding.name for finding in examine(app)] == ["prefetch-unlimited"]
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("late-redelivry", "Did you mean: late-redelivery"),
+        ("x", "Take it out, or name one of those on the page: docs/doctor.rst"),
+    ],
+)
+def test_a_misspelt_finding_is_accepted_by_nobody(
+    made: list[Celery], monkeypatch: pytest.MonkeyPatch, name: str, advice: str
+) -> None:
+    """It is a finding itself."""
+    # Given
+    monkeypatch.setattr(examination, "check_store", lambda *_, **__: iter(()))
+    app = patient(made, {"idempotency_accept": [name]}).app
+    # When
+    (finding,) = examine(app)
+    # Then
+    assert (finding.name, finding.level) == ("no-such-finding", "warning")
+    assert repr(name) in finding.what
+    assert finding.sentence.endswith(advice)
+
+
 def test_where_kombu_knows_no_limit_nothing_is_said_of_it(
     made: list[Celery], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -796,6 +819,9 @@ def test_a_finding_says_why_it_matters_and_what_to_write() -> None:
     assert all(finding.as_dict().values())
     assert finding.value == "maxmemory-policy noeviction"
     assert finding.why in str(finding)
+    # Where an error of a server's is the problem, which may end with a full stop
+    told = dataclasses.replace(finding, what="Connection refused.")
+    assert told.sentence.startswith(f"Connection refused. {finding.why} ")
     assert finding.value in str(finding)
 
 

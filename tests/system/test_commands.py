@@ -339,3 +339,33 @@ def test_a_terminal_is_asked_before_a_key_is_freed(
     store.close()
     assert record is not None
     assert (record.owner_id is None) == (code == 0)
+
+
+@pytest.mark.parametrize("command", [["list", "--limit", "3"], ["stats", "--text"]], ids=" ".join)
+def test_output_that_nobody_reads_ends_a_command_quietly(
+    large: RedisServer, tmp_path: Path, command: list[str]
+) -> None:
+    """As a shell says it of any program whose reader has gone, ``... | head``; and a full disk."""
+    # Given
+    ours, theirs = os.pipe()
+    os.close(ours)
+    with open("/dev/full", "wb") as full:
+        ends = []
+        # When
+        for output in (theirs, full.fileno()):
+            done = subprocess.run(
+                celery("idempotency", *command),
+                cwd=ROOT,
+                env=environment(large, tmp_path / str(output)),
+                stdout=output,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+            ends.append((done.returncode, done.stderr))
+    os.close(theirs)
+    # Then
+    assert ends == [
+        (141, ""),
+        (1, "Error: could not write the output: No space left on device\n"),
+    ]

@@ -61,7 +61,8 @@ def idempotency(**_: Any) -> None:
 
     What is asked for goes to stdout, as text on a terminal and as JSON, one document a line, into
     a pipe (--json and --text choose). Exit codes: 0, done, or filters found nothing; 1, what was
-    named was not found, something to be told of, or it could not be done; 2, wrongly asked.
+    named was not found, the doctor found something, or it could not be done; 2, wrongly asked; 3,
+    the app's configuration is so wrong that nothing could be asked (also without -A).
     """
 
 

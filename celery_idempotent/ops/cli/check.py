@@ -8,13 +8,11 @@ from typing import Final
 import click
 
 from celery_idempotent.errors import IdempotencyError
-from celery_idempotent.ops.cli.console import Console, command, format_option
+from celery_idempotent.ops.cli.console import MISCONFIGURED, Console, command, format_option
 from celery_idempotent.ops.doctor import LEVELS, WARNING, Finding, examine
 from celery_idempotent.ops.lookup import setups
 
 _WIDTH: Final = 96
-#: The exit code where the configuration is so wrong that nothing can be examined.
-_NOT_EXAMINED: Final = 3
 
 
 @click.command("doctor")
@@ -36,8 +34,8 @@ def doctor_command(ctx: click.Context, fail_on: str, as_json: bool | None) -> No
     same when they start, without the trial run. What you accept goes into idempotency_accept, by
     the name of the finding.
 
-    Exit codes: 0, nothing of that level was found; 1, something was; 2, wrongly asked; 3, the app
-    could not be examined.
+    Exit codes: 0, nothing of that level was found; 1, something was; 2, wrongly asked; 3, the
+    configuration is so wrong that nothing can be examined.
     """
     console = Console(ctx.obj, as_json)
     try:
@@ -45,7 +43,7 @@ def doctor_command(ctx: click.Context, fail_on: str, as_json: bool | None) -> No
         found = examine(console.app)
     except IdempotencyError as exc:
         console.remark(f"Error: {exc}")
-        ctx.exit(_NOT_EXAMINED)
+        ctx.exit(MISCONFIGURED)
     if console.as_json:
         console.write_lines(finding.as_dict() for finding in found)
     elif not found:
@@ -61,7 +59,7 @@ def doctor_command(ctx: click.Context, fail_on: str, as_json: bool | None) -> No
 
 
 def _say(console: Console, finding: Finding) -> None:
-    what = finding.what[:1].upper() + finding.what[1:]
+    what = finding.what[:1].upper() + finding.what[1:].rstrip(".")
     console.say(f"{console.coloured(finding.level)} {console.bold(finding.name)}")
     for line in textwrap.wrap(f"{what}. {finding.why}", _WIDTH - 2, break_long_words=False):
         console.say(f"  {line}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import sys
 import time
@@ -20,6 +21,11 @@ from celery_idempotent.settings import Environment, environment_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: The exit code where an app's configuration is so wrong that nothing can be done.
+MISCONFIGURED: Final = 3
+#: The exit code where nobody reads the output any more (`... | head`), as a shell has it for a
+#: program that SIGPIPE has ended.
+_NO_READER: Final = 128 + 13
 #: So many rows are looked at to see how wide a table's columns are.
 _MEASURED: Final = 100
 #: So many keys are given where one may have been meant.
@@ -66,6 +72,12 @@ class NotFound(click.ClickException):
     exit_code = 1
 
 
+class Misconfigured(click.ClickException):
+    """The app's configuration is so wrong that nothing can be asked."""
+
+    exit_code = MISCONFIGURED
+
+
 class Console:
     """Where a command writes to, for a person or for a program.
 
@@ -105,7 +117,14 @@ class Console:
 
     def say(self, text: str = "") -> None:
         """Write a line of what was asked for."""
-        self._context.echo(text)
+        try:
+            self._context.echo(text)
+        except OSError as exc:
+            # What is still to be written would fail once more as the process ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(exc, BrokenPipeError):
+                sys.exit(_NO_READER)
+            raise click.ClickException(f"could not write the output: {exc.strerror}") from exc
 
     def tell(self, text: str) -> None:
         """Write a line with something in it that came from tasks or their callers."""
@@ -224,7 +243,8 @@ def command(function: F) -> F:
 
 
 def _tell(exc: IdempotencyError) -> NoReturn:
-    raise click.ClickException(str(exc)) from exc
+    kind = Misconfigured if isinstance(exc, ConfigurationError) else click.ClickException
+    raise kind(str(exc)) from exc
 
 
 def format_option(function: F) -> F:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Iterator
 from typing import Any, Final
@@ -12,7 +13,15 @@ from celery_idempotent.core.options import Settings
 from celery_idempotent.errors import StoreError, StoreUnavailable
 from celery_idempotent.ops.doctor.beat import check_beat
 from celery_idempotent.ops.doctor.broker import CelerysServers, check_broker
-from celery_idempotent.ops.doctor.findings import ERROR, LEVELS, WARNING, Finding, Patient, Task
+from celery_idempotent.ops.doctor.findings import (
+    ERROR,
+    LEVELS,
+    NAMES,
+    WARNING,
+    Finding,
+    Patient,
+    Task,
+)
 from celery_idempotent.ops.doctor.keys import check_keys
 from celery_idempotent.ops.doctor.prefix import prefix_of, with_prefix
 from celery_idempotent.ops.doctor.store import check_clock, check_server, keeps_nothing
@@ -59,9 +68,22 @@ def examine(app: Any, *, pool: str | None = None) -> list[Finding]:
         *check_tenants(patient),
     ]
     kept = [finding for finding in found if finding.name not in settings.accept]
+    kept += [_no_such(name) for name in settings.accept if name not in NAMES]
     kept.sort(key=lambda finding: LEVELS.index(finding.level))
     prefix = prefix_of(app)
     return [with_prefix(finding, prefix) for finding in _without_doubles(kept)]
+
+
+def _no_such(name: str) -> Finding:
+    near = difflib.get_close_matches(name, sorted(NAMES), n=1)
+    return Finding(
+        "no-such-finding",
+        WARNING,
+        f"idempotency_accept has {name!r}, and there is no finding of that name",
+        "It accepts nothing.",
+        "Did you mean" if near else "Take it out, or name one of those on the page",
+        near[0] if near else "docs/doctor.rst",
+    )
 
 
 def _without_doubles(findings: list[Finding]) -> list[Finding]:

@@ -18,6 +18,28 @@ HINT: Final = "hint"
 #: From the worst.
 LEVELS: Final = (ERROR, WARNING, HINT)
 
+#: What each finding may be called, for :func:`.examine` to know what ``idempotency_accept`` names.
+NAMES: Final = frozenset(
+    (
+        *("acks-early", "always-eager", "clock", "cluster-incomplete", "cluster-node"),
+        *("consumer-timeout", "delivers-once", "enqueue-without-results", "eta-limited"),
+        *("eviction", "few-broker-connections", "forgetful-broker", "forgetful-result-backend"),
+        *("frozen-key", "full", "journal-name-taken", "key-not-chosen", "late-persistence"),
+        *("late-redelivery", "login-refused", "lost-with-its-process", "memory"),
+        *("memory-with-processes", "missing-command", "nearly-full", "no-permission"),
+        *("no-permission-to-look", "no-persistence", "no-result-backend", "no-such-finding"),
+        *("no-tables", "no-time-limit", "old-server", "pickle", "prefetch"),
+        *("prefetch-unlimited", "replica", "result-backend-away", "result-serializer"),
+        *("server-not-seen", "shadow", "short-lease", "short-wait", "snapshots-only"),
+        *("store-away", "switched-off", "tables-per-tenant", "task-serializer"),
+        *("tenants-share-keys", "time-limit-not-enforced", "tiny-window", "too-few-replicas"),
+        *("trial-refused", "unconfirmed-publish", "unsafe-failover"),
+        *("visibility-below-countdown", "visibility-below-lease", "visibility-below-run"),
+        *("volatile-argument", "window-below-retries", "window-below-run"),
+        *("window-below-visibility",),
+    )
+)
+
 _NAMED: Final = 3
 
 
@@ -45,7 +67,7 @@ class Finding:
     @property
     def sentence(self) -> str:
         """The problem, why it matters, and what to write, in a line."""
-        return f"{self.what}. {self.why} {self.fix}: {self.value}"
+        return f"{self.what.rstrip('.')}. {self.why} {self.fix}: {self.value}"
 
     def __str__(self) -> str:
         return f"{self.name}: {self.sentence}"

@@ -124,8 +124,8 @@ def _visibility(patient: Patient) -> Iterator[Finding]:
             ERROR,
             f"the visibility timeout is {seconds(visibility)}, not longer than the lease "
             f"({about(leases)})",
-            "Every message comes again before its process can be known dead: its copies circle, "
-            "and crashed runs are counted that never were.",
+            "Every message comes again before its process can be known dead: its copies wait "
+            "and come again, and crashed runs are counted that never were.",
             "Lengthen it, at the broker",
             _visibility_of(patient, max(3600.0, least)),
         )

@@ -295,7 +295,7 @@ def _told(refused: list[Refusal]) -> str:
     """Tell which operations were refused, and how the store answered the first of them."""
     first = refused[0]
     why = first.error.__cause__ or first.error
-    told = f"a trial run could not {first.operation} ({getattr(why, 'orig', None) or why})"
+    told = f"a check could not {first.operation} ({getattr(why, 'orig', None) or why})"
     more = [f"{it.operation}{_command_of(it)}" for it in refused[1:]]
     return f"{told}; nor could it {', '.join(more)}" if more else told
 

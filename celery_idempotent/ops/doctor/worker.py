@@ -274,7 +274,7 @@ def _held_messages(patient: Patient) -> Iterator[Finding]:
             f"a message may wait in a worker for {prefetched} runs before its own, up to "
             f"{seconds(max(held(task) for task in late))} ({about(late)})",
             f"After {seconds(visibility)}, the visibility timeout, it is given to another worker "
-            "too: copies circle.",
+            "too: that copy waits, and comes again until the first has run.",
             "Take fewer in advance",
             "worker_prefetch_multiplier = 1",
         )
