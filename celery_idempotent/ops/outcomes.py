@@ -17,6 +17,7 @@ MAX_SHOWN: Final = 2000
 _loads: Any = serialization.loads
 
 _KINDS: Final = {Kind.RESULT: "result", Kind.FAILURE: "failure", Kind.NOT_KEPT: "not kept"}
+_HTTP: Final = "message/http"
 _MSGPACK: Final = "application/x-msgpack"
 _PICKLE: Final = "application/x-python-serialize"
 
@@ -57,7 +58,16 @@ def _plain(outcome: Outcome) -> str:
     if outcome.content_encoding in ("binary", ""):
         kind = "a pickle" if outcome.content_type == _PICKLE else outcome.content_type
         return f"({kind}, {len(outcome.payload)} bytes, not opened)"
-    return outcome.payload.decode("utf-8", "replace")
+    text = outcome.payload.decode("utf-8", "replace")
+    return _response(text) if outcome.content_type.startswith(_HTTP) else text
+
+
+def _response(text: str) -> str:
+    """An answer of the HTTP edge: its status and its body first, then its header fields."""
+    head, _, body = text.partition("\r\n\r\n")
+    first, *fields = head.split("\r\n")
+    parts = (first.partition(" ")[2], body, f"({'; '.join(fields)})" if fields else "")
+    return " ".join(filter(None, parts)) or text
 
 
 def _failure(outcome: Outcome) -> str:

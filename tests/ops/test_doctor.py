@@ -693,10 +693,27 @@ def test_a_periodic_task_that_would_run_once_a_day_is_named(
 
 
 @pytest.mark.parametrize(
+    ("conf", "names"),
+    [
+        (tick(60), {"key-by-function"}),
+        (tick(timedelta(hours=25)), set()),
+        (tick(60, args=(BeatLazyFunc(int),)), set()),
+        (tick(60, options={"idempotency_key": "k"}), {"frozen-key"}),
+        (tick(60, options={"headers": {"idempotency-key": "k"}}), {"frozen-key"}),
+    ],
+)
+def test_a_periodic_task_whose_key_a_function_makes_is_hinted_at(
+    made: list[Celery], conf: dict[str, Any], names: set[str]
+) -> None:
+    """It may return the same at each tick, within a window."""
+    key = lambda order: "it may tell the time"  # noqa: E731
+    assert found(patient(made, conf, idempotency_key=key)) == names
+
+
+@pytest.mark.parametrize(
     ("conf", "options"),
     [
         (tick(60), {"idempotency_key": MESSAGE_ID}),
-        (tick(60), {"idempotency_key": lambda order: "it tells the time"}),
         (tick(60), {"idempotency_namespace": lambda order: "it tells the time"}),
         (tick(60, args=(BeatLazyFunc(int),)), {}),
         (tick(60, args=(), kwargs={"order": BeatLazyFunc(int)}), {}),

@@ -15,6 +15,7 @@ from celery_idempotent.core.slip import Slip
 from celery_idempotent.core.step import Step, StepState
 from celery_idempotent.core.verdicts import Note, Renewal
 from celery_idempotent.errors import RecordCorrupt, RecordTooNew, StoreError, StoreUnavailable
+from celery_idempotent.http.messages import Response, pack
 from celery_idempotent.ops import records
 from celery_idempotent.ops.history import JournalEntry
 from celery_idempotent.ops.outcomes import MAX_SHOWN, kind_of, text_of
@@ -385,8 +386,17 @@ def test_a_pickle_is_not_opened() -> None:
         ),
         (Outcome(Kind.FAILURE, *JSON, b"[]"), "[]"),
         (Outcome(Kind.NOT_KEPT), ""),
+        (
+            Outcome.unpack(pack(Response(201, [("Location", "/7"), ("ETag", "a")], b"made"), 999)),
+            "201 Created made (Location: /7; ETag: a)",
+        ),
+        (Outcome.unpack(pack(Response(204, [], b""), 999)), "204 No Content"),
+        (Outcome(Kind.RESULT, "message/http", "8bit", b"odd"), "odd"),
     ],
-    ids=["json", "msgpack", "bad msgpack", "failure", "odd failure", "not kept"],
+    ids=[
+        *("json", "msgpack", "bad msgpack", "failure", "odd failure", "not kept"),
+        *("response", "empty response", "odd response"),
+    ],
 )
 def test_an_outcome_has_a_text(outcome: Outcome, text: str) -> None:
     """As the result backend wrote it, a failure as type and message."""

@@ -14,7 +14,7 @@ from celery.schedules import crontab, maybe_schedule
 from celery_idempotent.core.keys import MESSAGE_ID
 from celery_idempotent.core.message import explicit_key
 from celery_idempotent.errors import KeyDerivationError
-from celery_idempotent.ops.doctor.findings import ERROR, Finding, Patient, Task, seconds
+from celery_idempotent.ops.doctor.findings import ERROR, HINT, Finding, Patient, Task, seconds
 
 #: So many ticks of a crontab are looked at.
 _TICKS: Final = 10
@@ -31,6 +31,18 @@ def check_beat(patient: Patient) -> Iterator[Finding]:
         interval = shortest_interval(fields.get("schedule"), patient.app)
         # The window runs from the completion, which is after the tick.
         if interval is None or interval > task.options.ttl:
+            continue
+        if _is_by_function(task, fields):
+            yield Finding(
+                "key-by-function",
+                HINT,
+                f"the key of the periodic task {name!r} ({task.name}) is made by a function",
+                f"It ticks every {seconds(interval)}, and its outcome answers for "
+                f"{seconds(task.options.ttl)}: if the key does not change from tick to tick, the "
+                "ticks in that time are duplicates, and don't run.",
+                "If so, let each tick be a call of its own (idempotency_key = MESSAGE_ID), or set",
+                "idempotency_ttl = 0",
+            )
             continue
         yield Finding(
             "frozen-key",
@@ -58,10 +70,17 @@ def _key_changes(task: Task, entry: Mapping[str, Any]) -> bool:
         return True
     if explicit is not None:
         return isinstance(explicit, BeatLazyFunc)
-    if task.options.key is MESSAGE_ID or callable(task.options.key):
+    if task.options.key is MESSAGE_ID:
         return True
     given = [*(entry.get("args") or ()), *(entry.get("kwargs") or {}).values()]
     return any(isinstance(value, BeatLazyFunc) for value in given)
+
+
+def _is_by_function(task: Task, entry: Mapping[str, Any]) -> bool:
+    """Whether a function makes the key of a tick: nobody knows what it returns."""
+    options = entry.get("options") or {}
+    is_explicit = "idempotency_key" in options or explicit_key(options.get("headers")) is not None
+    return callable(task.options.key) and not is_explicit
 
 
 def shortest_interval(schedule: Any, app: Any) -> float | None:
