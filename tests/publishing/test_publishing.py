@@ -306,12 +306,13 @@ def test_what_clients_ask_of_a_call_is_asked_of_the_one_made_here(charge, publis
         explicit = charge.idempotency_key_for(42, idempotency_key="own")
         inside = charge.idempotency_record(42)
         forgotten = charge.forget(42)
+        elsewhere = charge.idempotency_key_for(42, idempotency_key="order:42")
     # Then
     assert [own] == keys(published)
     assert explicit == "own"
     assert inside.owner_id == claimed
     assert forgotten
-    assert charge.idempotency_key_for(42) == "order:42"
+    assert charge.idempotency_key_for(42) == elsewhere == "order:42"
 
 
 def test_a_context_ends(charge, published):
