@@ -116,10 +116,14 @@ def test_a_run_whose_worker_died(make_redis_system: MakeSystem) -> None:
     # Then
     eventually(lambda: found() == ["order:42"], "its lease is over")
     # When another call takes over
-    system.start_worker(concurrency=1)
-    charge.delay(42).get(timeout=30)
+    next_worker = system.start_worker(concurrency=1)
+    other = charge.delay(42)
+    other.get(timeout=30)
     # Then
     eventually(lambda: not environment.store.held(environment.prefix), "nothing runs")
+    account(system, result.id, "That run was not heard of again", f"Task {other.id} got the key at")
+    cut_off = f"task_id='{other.id}' original_id='{result.id}'"
+    assert f"outcome='interrupted' task='shop.charge' key='order:42' {cut_off}" in next_worker.log
 
 
 def test_calls_that_failed(make_redis_system: MakeSystem) -> None:
