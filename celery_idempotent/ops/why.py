@@ -205,10 +205,12 @@ def _with_its_run(told: list[JournalEntry]) -> tuple[list[JournalEntry], list[Jo
     """Mark what answered a call after it had begun to run; and return its run, if it has no end."""
     marked: list[JournalEntry] = []
     run: list[JournalEntry] = []
+    is_over = False
     for one in told:
         if one.what == "claimed" or one.what in _ENDS:
-            run = []
-        if one.what in _RUNS:
+            run, is_over = [], one.what in _ENDS
+        # Its process may tell later than its worker that it was cut off.
+        if one.what in _RUNS and not is_over:
             run.append(one)
         marked.append(replace(one, more={**one.more, "ran": True}) if run else one)
     return marked, run

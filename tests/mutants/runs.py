@@ -1068,6 +1068,13 @@ _ANSWERS = [
         _UNTOLD,
     ),
     Mutant(
+        "journal: a process that tells late that it was cut off changes no end",
+        "ops/why.py",
+        "in _RUNS and not is_over:",
+        "in _RUNS:",
+        (("tests/ops/test_cli.py", "-k", "why"),),
+    ),
+    Mutant(
         "backend: STARTED is no reason to fail a call",
         "delivery/waiting.py",
         'store that it has begun: %s", task.name, request.id, exc)\n',

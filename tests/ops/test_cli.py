@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -534,6 +535,24 @@ def test_why_says_who_took_over_a_run_that_was_killed(
     tell(app, "refused", name, FIRST, original=SECOND)
     # Then
     assert run("why", FIRST).lines[0]["summary"].endswith("its body was not run again.")
+
+
+@pytest.mark.parametrize("last", ["ended", "interrupted"])
+def test_why_says_what_a_worker_told_of_a_run_that_it_ended(
+    run: Commands, app: Celery, stored: StoredRecords, last: str
+) -> None:
+    """The worker writes that down, and so does the process, whichever of them is first."""
+    # Given
+    name = stored.done("order:42", owner=SECOND)
+    tell(app, "claimed", name, FIRST, node="celery@w", pid=7)
+    first = {"ended": "interrupted", "interrupted": "ended"}[last]
+    for what in (first, last):
+        time.sleep(0.002)  # the journal has milliseconds
+        tell(app, what, name, FIRST, took=1.0, error="TimeLimitExceeded")
+    # When
+    (account,) = run("why", FIRST).lines
+    # Then
+    assert "told its caller that it failed with TimeLimitExceeded" in account["summary"]
 
 
 def test_why_falls_back_on_the_record(run: Commands, stored: StoredRecords) -> None:
