@@ -53,14 +53,14 @@ def test_a_run_that_dies_after_it_is_run_again_and_harms_no_other(make_system: M
     system = make_system(
         visibility_timeout=VISIBILITY_TIMEOUT, idempotency_lease=2, idempotency_ttl=0
     )
-    dying = system.start_worker(concurrency=1)
+    # It takes no other message, which could be lost with it on its way.
+    dying = system.start_worker(concurrency=1, options=["--prefetch-multiplier", "1"])
     task = system.task("hand_back")
     first = task.delay(1, "now", "first")
     system.ledger.open("now")
     system.ledger.wait_for("released", id=first.id)
     # When another call has the key, on another worker, and does not give it up
     system.start_worker(concurrency=2)
-    second = system.task("charge").apply_async((1,), {"gate": "second"})
     other = task.delay(1, "second", "second")
     system.ledger.wait_for("start", id=other.id)
     dying.kill()
@@ -73,7 +73,6 @@ def test_a_run_that_dies_after_it_is_run_again_and_harms_no_other(make_system: M
     # Then
     assert other.get(timeout=30)["order"] == 1
     assert first.get(timeout=30)["order"] == 1
-    assert second.get(timeout=30)["order"] == 1
     runs = system.ledger.entries("start", id=first.id)
     assert [run["interrupted"] for run in runs] == [False, True]
     assert system.ledger.count("effect", id=first.id) == 1
