@@ -254,8 +254,9 @@ def leave_answer(
 
     def write(sent: bool) -> None:
         # If they were not sent, the next copy sends what hangs on the call.
-        slip = message._replace(answered=sent or ignored, succeeded=in_record, outcome=outcome)
-        slip = slip._replace(token=token)
+        slip = message._replace(
+            answered=sent or ignored, succeeded=in_record, outcome=outcome, token=token
+        )
         write_slip(claimant, slip, at_once=at_once)
 
     after_trace().on_return.append(write)
